@@ -1,0 +1,130 @@
+"""All that knows ranks: the accelerator, wrapping, reductions, and whole state dicts of sharded networks."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from dpdmd.config import Config
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
+    """The only place where accelerate is configured; accumulation and autocast are ours, topology is accelerate's.
+
+    Raises:
+        ValueError: accelerate's file sets a knob of ours to something else, or the processes do not see each other.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16" if config.optim.bf16 else "no"):
+        raise ValueError(
+            f"accelerate's mixed_precision is {asked}, --bf16 is {config.optim.bf16}: set it to 'no' there"
+        )
+    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulation not in ("1", str(config.optim.grad_accum)):
+        raise ValueError(
+            f"accelerate's gradient_accumulation_steps is {accumulation}, --grad_accum is {config.optim.grad_accum}"
+        )
+    tracker = None if config.run.report_to == "none" else config.run.report_to
+    accelerator = Accelerator(
+        mixed_precision="no", gradient_accumulation_steps=1, log_with=tracker, project_dir=tracker_folder
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: on a CPU set "
+            "ACCELERATE_USE_CPU=true and launch with torchrun or accelerate launch --multi_gpu"
+        )
+    if accelerator.distributed_type not in (
+        DistributedType.NO,
+        DistributedType.MULTI_GPU,
+        DistributedType.MULTI_CPU,
+        DistributedType.FSDP,
+    ):
+        raise ValueError(
+            f"accelerate's distributed_type {accelerator.distributed_type.value} is not supported: "
+            "use NO, MULTI_GPU or FSDP (version 2)"
+        )
+    if accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2 in accelerate's file")
+    set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
+    return accelerator
+
+
+def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    """Place and wrap one trained network with its optimizer; FSDP2 takes one pair a call. Collective."""
+    return accelerator.prepare(network, optimizer)
+
+
+@contextmanager
+def synchronise_when(accelerator: Accelerator, network: nn.Module, condition: bool) -> Iterator[None]:
+    """Gradients are averaged over processes in this backward pass only if `condition`."""
+    with ExitStack() as stack:
+        if not condition:
+            stack.enter_context(accelerator.no_sync(network))
+        yield
+
+
+def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, float]:
+    """Mean of scalars over processes, in one reduction and one copy to the host. Collective."""
+    if not values:
+        return {}
+    stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+    reduced = accelerator.reduce(stacked, reduction="mean").tolist()
+    return dict(zip(values, reduced, strict=True))
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Global 2-norm of all gradients, over all shards, a plain scalar tensor. Collective under sharding."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    """Scale all gradients by max_norm / norm where the global `norm` exceeds `max_norm`."""
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+
+
+def whole_network_state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's weights on the CPU, unsharded; under sharding empty on all ranks but 0. Collective."""
+    return get_model_state_dict(network, options=_WHOLE)
+
+
+def whole_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """The optimizer's state as "parameter|entry" -> tensor, unsharded, on the CPU. Collective.
+
+    Empty for an optimizer that has not stepped yet: asking torch for its state would make it step.
+    """
+    raw = getattr(optimizer, "optimizer", optimizer)
+    if not raw.state:
+        return {}
+    state = get_optimizer_state_dict(network, raw, options=_WHOLE)["state"]
+    return {f"{name}|{key}": value for name, entries in state.items() for key, value in entries.items()}
+
+
+def restore_optimizer_state(network: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:
+    """Inverse of `whole_optimizer_state`, into an optimizer of any topology. Collective."""
+    if not saved:
+        return
+    raw = getattr(optimizer, "optimizer", optimizer)
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, value in saved.items():
+        parameter, key = name.rsplit("|", 1)
+        state.setdefault(parameter, {})[key] = value
+    options = [{key: value for key, value in group.items() if key != "params"} for group in raw.param_groups]
+    groups = [{**group, "params": list(state)} for group in options]
+    set_optimizer_state_dict(network, raw, {"state": state, "param_groups": groups}, options=_WHOLE)

@@ -1,0 +1,16 @@
+"""Model families: a new one is a file here, its layout in `layouts.py`, and a line in each of the two dicts."""
+
+from dpdmd.families.base import Family
+
+
+def family_class(name: str) -> type[Family]:
+    """The class of a family; imported on demand, since diffusers takes seconds to import.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == "sd35":
+        from dpdmd.families.sd35 import SD35
+
+        return SD35
+    raise ValueError(f"unknown family {name!r} (known: sd35)")

@@ -1,0 +1,111 @@
+"""What a model family offers: the rest of the package asks for these and never names a family."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dpdmd.families.layouts import Note
+from dpdmd.rollout import Predictor, guide
+from dpdmd.schedules import FlowSchedule
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Encoded prompts: `context` [B, L, D] for the attention, `pooled` [B, P] for the modulation."""
+
+    context: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def expand(self, batch_size: int) -> "TextEmbedding":
+        """One embedding shown to `batch_size` samples, without a copy."""
+        return TextEmbedding(self.context.expand(batch_size, -1, -1), self.pooled.expand(batch_size, -1))
+
+    def repeat_each(self, times: int) -> "TextEmbedding":
+        """Every row `times` times in a row: [B * times, ...]."""
+        return TextEmbedding(self.context.repeat_interleave(times, 0), self.pooled.repeat_interleave(times, 0))
+
+
+class TextEncoder(ABC):
+    """The text encoders of one model, frozen."""
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        """Embeddings of `prompts`, no gradient."""
+
+
+class ImageDecoder(ABC):
+    """The decoder of one model, frozen."""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a `height` x `width` picture."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W], fp32 in [0, 1], of latents [B, C, h, w]; no gradient."""
+
+
+class Family(ABC):
+    """One kind of generator: loading, prediction and export.
+
+    Networks are called in fp32 tensors and answer in fp32; `compute_dtype` is what they use inside.
+    """
+
+    block_classes: tuple[str, ...]
+
+    def __init__(self, device: torch.device, compute_dtype: torch.dtype):
+        self.device = device
+        self.compute_dtype = compute_dtype
+
+    @abstractmethod
+    def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
+        """The generator network of a pipeline folder, strict, in evaluation mode, weights in `dtype`."""
+
+    @abstractmethod
+    def load_text_encoder(self, folder: Path, max_sequence_length: int) -> TextEncoder: ...
+
+    @abstractmethod
+    def load_image_decoder(self, folder: Path) -> ImageDecoder: ...
+
+    @abstractmethod
+    def load_schedule(self, folder: Path) -> FlowSchedule: ...
+
+    @abstractmethod
+    def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
+        """One network call: z [B, C, H, W] and sigma [B] fp32 in, the prediction [B, C, H, W] fp32 out."""
+
+    @abstractmethod
+    def export(self, folder: Path, network_state: dict[str, Tensor], source: Path, note: Note, *, copy: bool) -> None:
+        """Write a complete pipeline folder: the network from `network_state`, all else from `source`, and `note`.
+
+        With `copy` false the unchanged parts are symbolic links to `source`.
+        """
+
+    def bind(self, network: nn.Module, text: TextEmbedding) -> Predictor:
+        """The network with its prompts bound, conditional only."""
+        return lambda z, sigma: self.predict(network, z, sigma, text)
+
+    def bind_guided(self, network: nn.Module, text: TextEmbedding, null: TextEmbedding, scale: float) -> Predictor:
+        """The network under classifier-free guidance: both branches in one call, the unconditional rows first.
+
+        `null` is the embedding of the empty prompt, one row. At scale 1 guidance is the conditional prediction
+        and costs one branch.
+        """
+        if scale == 1:
+            return self.bind(network, text)
+        empty = null.expand(len(text))
+        both = TextEmbedding(torch.cat([empty.context, text.context]), torch.cat([empty.pooled, text.pooled]))
+
+        def predict(z: Tensor, sigma: Tensor) -> Tensor:
+            unconditional, conditional = self.predict(
+                network, torch.cat([z, z]), torch.cat([sigma, sigma]), both
+            ).chunk(2)
+            return guide(unconditional, conditional, scale)
+
+        return predict

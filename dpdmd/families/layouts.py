@@ -1,0 +1,226 @@
+"""What a family's folder must hold, read from its small files alone: everything that can be told before a model loads.
+
+Imports neither torch nor diffusers, so a wrong path is told within a second.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+NOTE = "dpdmd.json"  # beside model_index.json: how this folder wants to be sampled
+_WEIGHTS = ("diffusion_pytorch_model", "model")
+_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: missing, unreadable, or no JSON object; the message names the file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value
+
+
+def check_safetensors(path: Path) -> None:
+    """Check that a .safetensors file is whole: its header parses and the data it promises is there.
+
+    Catches truncated downloads, git-lfs pointers and text in place of weights without reading the weights.
+
+    Raises:
+        ValueError: the file is not whole; the message names it.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if not 2 <= header_size <= min(size - 8, 100_000_000):
+                raise ValueError(f"{path} is no safetensors file (a git-lfs pointer or a broken download?)")
+            header = json.loads(file.read(header_size))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError(f"{path} is no safetensors file (its header does not parse)") from None
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + header_size + max(ends, default=0)
+    if size != expected:
+        raise ValueError(f"{path} is truncated or altered: {size} bytes where its header promises {expected}")
+
+
+def check_weights(folder: Path) -> None:
+    """Check the weights of one component: one .safetensors file, or an index and all its shards.
+
+    Raises:
+        ValueError: missing or not whole.
+    """
+    for stem in _WEIGHTS:
+        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if single.exists():
+            return check_safetensors(single)
+        if index.exists():
+            for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
+                if not (folder / shard).exists():
+                    raise ValueError(f"{folder / shard} is missing (a shard of {index.name})")
+                check_safetensors(folder / shard)
+            return None
+    raise ValueError(f"{folder / _WEIGHTS[0]}.safetensors is missing")
+
+
+@dataclass(frozen=True)
+class Note:
+    """How a folder wants to be sampled: the defaults of SD3.5, unless its `dpdmd.json` says otherwise.
+
+    Attributes:
+        sigmas: the exact grid [steps + 1], final 0 included, where it is not the scheduler's own.
+    """
+
+    steps: int = 30
+    guidance_scale: float = 3.5
+    max_sequence_length: int = 256
+    sigmas: tuple[float, ...] | None = None
+
+    def write(self, folder: Path) -> None:
+        """Save beside the pipeline; diffusers passes over files it does not know."""
+        (folder / NOTE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def read_note(folder: Path) -> Note:
+    """The folder's note, or SD3.5's defaults.
+
+    Raises:
+        ValueError: the note is unreadable or holds unknown entries.
+    """
+    if not (folder / NOTE).exists():
+        return Note()
+    try:
+        note = Note(**read_json(folder / NOTE))
+    except TypeError as error:
+        raise ValueError(f"{folder / NOTE}: not of this version ({error})") from None
+    return replace(note, sigmas=tuple(note.sigmas) if note.sigmas else None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folder layout of one family.
+
+    Attributes:
+        pipeline: class name that model_index.json must give.
+        network: component that is distilled.
+        repository: where the official weights come from, for the messages.
+    """
+
+    pipeline: str
+    network: str
+    repository: str
+
+    def parts(self, folder: Path) -> list[str]:
+        """Components that model_index.json lists and that are not null."""
+        index = read_json(folder / "model_index.json")
+        return [name for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[0]]
+
+    def _check_part(self, folder: Path, part: str) -> None:
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder / part} is missing")
+        if part == "scheduler":
+            self.shift(folder)
+        elif part.startswith("tokenizer"):
+            if not any(all((folder / part / name).exists() for name in names) for names in _TOKENIZER_FILES):
+                raise ValueError(
+                    f"{folder / part} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or spiece.model)"
+                )
+        elif not part.startswith("feature_extractor"):
+            read_json(folder / part / "config.json")
+            check_weights(folder / part)
+
+    def check(self, folder: Path, flag: str, *, network_only: bool = False) -> None:
+        """Check a pipeline folder, or only the part that is distilled.
+
+        Raises:
+            ValueError: one line that names the flag, the file, and where to get it.
+        """
+        hint = f"get it from https://huggingface.co/{self.repository} (scripts/download_weights.sh)"
+        if not folder.is_dir():
+            raise ValueError(f"{flag} {folder}: no such folder; {hint}")
+        try:
+            parts = [self.network] if network_only else self.parts(folder)
+            if not network_only:
+                found = read_json(folder / "model_index.json").get("_class_name")
+                if found != self.pipeline:
+                    raise ValueError(f"model_index.json is of a {found}, but a {self.pipeline} is needed")
+            for part in parts:
+                self._check_part(folder, part)
+        except ValueError as error:
+            raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
+
+    def shift(self, folder: Path) -> float:
+        """The scheduler's shift; refuses schedules on which our own sigma arithmetic would be wrong.
+
+        Raises:
+            ValueError: another scheduler class, or a schedule bent by an option we do not reproduce.
+        """
+        path = folder / "scheduler" / "scheduler_config.json"
+        config = read_json(path)
+        if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
+            raise ValueError(
+                f"{path} is of a {config.get('_class_name')}, but a FlowMatchEulerDiscreteScheduler is needed"
+            )
+        bent = [
+            name
+            for name in (
+                "use_dynamic_shifting",
+                "use_karras_sigmas",
+                "use_exponential_sigmas",
+                "use_beta_sigmas",
+                "invert_sigmas",
+                "stochastic_sampling",
+                "shift_terminal",
+            )
+            if config.get(name)
+        ]
+        if bent or config.get("num_train_timesteps", 1000) != 1000:
+            raise ValueError(f"{path} sets {', '.join(bent) or 'num_train_timesteps'}, which this family does not use")
+        return float(config.get("shift", 1.0))
+
+    def network_config(self, folder: Path) -> dict[str, Any]:
+        """Configuration of the network that is distilled, without the entries that only tell where it came from."""
+        config = read_json(folder / self.network / "config.json")
+        return {name: value for name, value in config.items() if not name.startswith("_")}
+
+    def _factor(self, folder: Path) -> int:
+        """Pixels of one latent."""
+        return 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", ())) - 1)
+
+    def default_size(self, folder: Path) -> int:
+        """Height and width, in pixels, that the network was made for."""
+        return int(self.network_config(folder).get("sample_size", 128)) * self._factor(folder)
+
+    def check_size(self, folder: Path, height: int, width: int) -> None:
+        """Check that the network can make pictures of this size.
+
+        Raises:
+            ValueError: not a multiple of the autoencoder's factor times the patch, or beyond the position table.
+        """
+        config = self.network_config(folder)
+        multiple = self._factor(folder) * int(config.get("patch_size", 2))
+        largest = multiple * int(config.get("pos_embed_max_size", 96))
+        for flag, value in (("--height", height), ("--width", width)):
+            if value <= 0 or value % multiple:
+                raise ValueError(f"{flag} {value}: must be a multiple of {multiple} for this model")
+            if value > largest:
+                raise ValueError(f"{flag} {value}: this model has positions for {largest} pixels at most")
+
+
+SD35 = Layout(
+    pipeline="StableDiffusion3Pipeline",
+    network="transformer",
+    repository="stabilityai/stable-diffusion-3.5-medium",
+)
+LAYOUTS = {"sd35": SD35}

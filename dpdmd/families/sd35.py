@@ -1,0 +1,128 @@
+"""Stable Diffusion 3.5 (Medium first; any StableDiffusion3Pipeline folder in the official layout)."""
+
+import shutil
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from torch import Tensor, nn
+
+from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
+from dpdmd.families.layouts import SD35 as LAYOUT
+from dpdmd.families.layouts import Note
+from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule, default_sigmas
+
+
+class SD35TextEncoder(TextEncoder):
+    """Two CLIPs and a T5, run by diffusers' own `encode_prompt`."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int):
+        self.device = device
+        self.max_sequence_length = max_sequence_length
+        self.pipe = StableDiffusion3Pipeline.from_pretrained(
+            folder, transformer=None, vae=None, dtype=dtype, local_files_only=True
+        ).to(device)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        context, _, pooled, _ = self.pipe.encode_prompt(
+            prompt=prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+        )
+        return TextEmbedding(context, pooled)
+
+
+class SD35ImageDecoder(ImageDecoder):
+    """The decoder half of the AutoencoderKL."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
+        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype, local_files_only=True)
+        self.vae.eval().requires_grad_(False).to(device)
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        raw = latents.to(self.vae.device) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        return (self.vae.decode(raw.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+
+class SD35(Family):
+    """StableDiffusion3Pipeline: rectified flow, an SD3Transformer2DModel that predicts the velocity."""
+
+    block_classes = ("JointTransformerBlock",)
+
+    def __init__(self, device: torch.device, compute_dtype: torch.dtype):
+        super().__init__(device, compute_dtype)
+        # Long prompts are common and cut on purpose; a line for each, and a bar for each part, hide what matters.
+        for library in (diffusers.utils.logging, transformers.utils.logging):
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+
+    def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
+        network, info = SD3Transformer2DModel.from_pretrained(
+            folder, subfolder=LAYOUT.network, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if wrong:  # diffusers only warns, and goes on with random numbers
+            raise ValueError(
+                f"{folder / LAYOUT.network}: {len(wrong)} weights do not fit its config.json ({wrong[0]}, ...)"
+            )
+        return network.eval()
+
+    def load_text_encoder(self, folder: Path, max_sequence_length: int) -> SD35TextEncoder:
+        return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length)
+
+    def load_image_decoder(self, folder: Path) -> SD35ImageDecoder:
+        return SD35ImageDecoder(folder, self.device, self.compute_dtype)
+
+    def load_schedule(self, folder: Path) -> FlowSchedule:
+        return FlowSchedule(LAYOUT.shift(folder))
+
+    def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
+        # sigma reaches the network in fp32: bf16 would merge the 1000 times into 351.
+        with torch.autocast(z.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+            prediction = network(
+                hidden_states=z,
+                timestep=sigma * NUM_TRAIN_TIMESTEPS,
+                encoder_hidden_states=text.context,
+                pooled_projections=text.pooled,
+                return_dict=False,
+            )[0]
+        return prediction.float()
+
+    def export(self, folder: Path, network_state: dict[str, Tensor], source: Path, note: Note, *, copy: bool) -> None:
+        source = source.resolve()
+        folder.mkdir(parents=True)
+        for part in LAYOUT.parts(source):
+            if part in (LAYOUT.network, "scheduler"):
+                continue
+            if copy:
+                shutil.copytree(source / part, folder / part)
+            else:
+                (folder / part).symlink_to(source / part)
+        shutil.copy(source / "model_index.json", folder)
+        transformer = SD3Transformer2DModel.from_config(SD3Transformer2DModel.load_config(source / LAYOUT.network))
+        transformer.load_state_dict(network_state, strict=True, assign=True)
+        transformer.save_pretrained(folder / LAYOUT.network)
+        # On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other is given as `sigmas=`, which
+        # the scheduler would shift once more: so its shift is saved as 1, and the note's sigmas are final.
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
+        default = default_sigmas(note.steps, scheduler.config.shift)
+        if note.sigmas and not torch.equal(torch.tensor(note.sigmas), default):
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, shift=1.0)
+        scheduler.save_pretrained(folder / "scheduler")
+        note.write(folder)

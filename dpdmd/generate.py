@@ -1,0 +1,87 @@
+"""Pictures of a run, a checkpoint or any pipeline folder: `python -m dpdmd.generate --model M --prompt "..."`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dpdmd.prompts import read_prompts
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of `dpdmd.generate`."""
+    parser = argparse.ArgumentParser(prog="dpdmd.generate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--model", type=Path, required=True, help="run folder, checkpoint, or pipeline folder")
+    parser.add_argument("--prompt", nargs="+", help="one or more prompts")
+    parser.add_argument("--prompt_txt", type=Path, help="or a file of prompts, one a line")
+    parser.add_argument("--num_images", type=int, default=9, help="pictures a prompt (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and grid.png")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
+    parser.add_argument("--guidance_scale", type=float, help="guidance (default: what the model's folder says)")
+    parser.add_argument("--height", type=int, help="pixels (default: the model's)")
+    parser.add_argument("--width", type=int, help="pixels (default: the model's)")
+    parser.add_argument("--max_sequence_length", type=int, help="T5 tokens (default: what the model's folder says)")
+    parser.add_argument("--batch_size", type=int, default=9, help="pictures made at a time (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="networks compute in bf16")
+    return parser
+
+
+def check(args: argparse.Namespace) -> list[str]:
+    """The prompts of a command line.
+
+    Raises:
+        ValueError: a value out of range, no prompt or two kinds of them.
+    """
+    for name in ("num_images", "batch_size", "steps", "max_sequence_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: must be at least 1")
+    if (args.prompt is None) == (args.prompt_txt is None):
+        raise ValueError("--prompt or --prompt_txt: give one of them")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out}: is a file; give a folder")
+    prompts = args.prompt or read_prompts(args.prompt_txt)
+    if any(not prompt.strip() for prompt in prompts):
+        raise ValueError("--prompt: is empty")
+    return prompts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Generate; exit status 2 on wrong input."""
+    args = build_parser().parse_args(argv)
+    try:
+        prompts = check(args)
+        # diffusers takes seconds to import: only now, so that wrong input is told at once.
+        from dpdmd.grids import labelled_grid, save_picture, to_pil
+        from dpdmd.sampling import load_sampler
+
+        sampler, encoder = load_sampler(
+            args.model,
+            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            dtype=torch.bfloat16 if args.bf16 else torch.float32,
+            steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            height=args.height,
+            width=args.width,
+            max_sequence_length=args.max_sequence_length,
+        )
+    except ValueError as error:
+        print(f"dpdmd.generate: error: {error}", file=sys.stderr)
+        return 2
+    rows: list[list] = [[] for _ in prompts]
+    batches = sampler.sweep(encoder, prompts, args.num_images, args.seed, args.batch_size, progress="generating")
+    for keys, pictures in batches:
+        for (prompt, sample), picture in zip(keys, to_pil(pictures), strict=True):
+            rows[prompt].append(picture)
+            save_picture(picture, args.out / f"{prompt:05d}_{sample:03d}.png")
+    columns = 9 if len(prompts) > 1 else max(3, round(args.num_images**0.5))
+    save_picture(labelled_grid(rows, prompts, columns=min(columns, args.num_images)), args.out / "grid.png")
+    sys.stdout.write(f"{args.out / 'grid.png'}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Labelled grids of pictures, for people to look at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_GAP = 4
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def to_pil(pictures: Tensor) -> list[Image.Image]:
+    """[N, 3, H, W] in [0, 1] to N 8-bit pictures, values rounded."""
+    array = (pictures.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in array]
+
+
+def to_float(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Inverse of `to_pil`: float32 [N, 3, H, W] in [0, 1]."""
+    return np.stack([np.asarray(p.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255 for p in pictures])
+
+
+def _fit(text: str, font: ImageFont.ImageFont, width: int) -> str:
+    """`text`, shortened to `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def labelled_grid(
+    rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], title: str = "", columns: int = 0
+) -> Image.Image:
+    """Each row of pictures under its label; a row of more than `columns` pictures goes on in the next line.
+
+    Raises:
+        ValueError: no picture, or rows and labels do not pair up.
+    """
+    if not rows or not all(rows):
+        raise ValueError("a grid needs at least one picture in each row")
+    width, height = rows[0][0].size
+    columns = columns or max(len(row) for row in rows)
+    font = ImageFont.load_default(size=max(10, min(20, width // 6)))
+    band = font.size + 2 * _GAP
+    lines = [-(-len(row) // columns) for row in rows]
+    size = (
+        columns * (width + _GAP) + _GAP,
+        (band if title else 0) + sum(band + n * (height + _GAP) for n in lines) + _GAP,
+    )
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = 0
+    if title:
+        draw.text((_GAP, _GAP), _fit(title, font, size[0] - 2 * _GAP), _INK, font=font)
+        top = band
+    for row, label, count in zip(rows, labels, lines, strict=True):
+        draw.text((_GAP, top + _GAP), _fit(label, font, size[0] - 2 * _GAP), _INK, font=font)
+        for index, picture in enumerate(row):
+            line, column = divmod(index, columns)
+            sheet.paste(picture, (_GAP + column * (width + _GAP), top + band + line * (height + _GAP)))
+        top += band + count * (height + _GAP)
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG so that a reader never meets half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    picture.save(temporary, format="PNG")
+    temporary.replace(path)

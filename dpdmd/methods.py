@@ -1,0 +1,185 @@
+"""The methods as lists of loss terms, and the two turns that they share: `student_turn` and `fake_turn`.
+
+A turn takes one micro-batch and returns its losses; optimizers, ranks and accumulation are the trainer's. Every
+random draw is named by the step and by the sample's place in the global batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dpdmd import losses, rng
+from dpdmd.config import MethodConfig
+from dpdmd.families.base import Family, TextEmbedding
+from dpdmd.networks import Networks
+from dpdmd.rollout import Rollout, anchor_target, rollout
+from dpdmd.schedules import FlowSchedule, default_sigmas, parse_sigmas
+
+NUM_SCORE_TIMES = 1000
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Prompts of one forward pass.
+
+    Attributes:
+        text: embeddings of B prompts.
+        step: the update they belong to.
+        samples: place of each in the step's global batch, [B].
+    """
+
+    text: TextEmbedding
+    step: int
+    samples: Sequence[int]
+
+
+@dataclass(frozen=True)
+class TurnResult:
+    """What one turn computed on one micro-batch.
+
+    Attributes:
+        loss: scalar to run backward on.
+        metrics: detached scalars to log, by name.
+        pictures: latents worth looking at, by name, each [B, C, H, W].
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    pictures: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """All that a turn needs and that stays the same over a run.
+
+    Attributes:
+        null: embedding of the empty prompt, one row.
+        latent_shape: (C, H, W).
+        student_forward, fake_forward: the networks as the trainer calls them with gradient (wrapped or not).
+    """
+
+    config: MethodConfig
+    family: Family
+    schedule: FlowSchedule
+    networks: Networks
+    student_forward: nn.Module
+    fake_forward: nn.Module
+    null: TextEmbedding
+    latent_shape: tuple[int, int, int]
+    student_sigmas: Tensor
+    teacher_sigmas: Tensor
+    score_sigmas: Tensor
+    seed: int
+
+    @staticmethod
+    def grids(config: MethodConfig, shift: float, device: torch.device) -> dict[str, Tensor]:
+        """The three sigma grids: student's, teacher's, and the score's times (its 1000 steps, without the final 0).
+
+        Raises:
+            ValueError: `student_sigmas` cannot be parsed.
+        """
+        return {
+            "student_sigmas": parse_sigmas(config.student_sigmas, config.stu_inference_steps, shift).to(device),
+            "teacher_sigmas": default_sigmas(config.teacher_infer_steps, shift).to(device),
+            "score_sigmas": default_sigmas(NUM_SCORE_TIMES, shift)[:-1].to(device),
+        }
+
+    def start_noise(self, batch: MicroBatch) -> Tensor:
+        """eps from which student and teacher both start, [B, C, H, W]."""
+        return self._normal("start noise", batch)
+
+    def score_input(self, batch: MicroBatch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(z_t, sigma, noise) at which real and fake score look at the sample `x`."""
+        samples = [0] * len(batch.samples) if self.config.dmd_t == "per_batch" else batch.samples
+        draws = rng.integers_per_sample(NUM_SCORE_TIMES, self.seed, "score time", batch.step, samples)
+        sigma = self.score_sigmas[draws.to(x.device)]
+        noise = self._normal("score noise", batch)
+        return self.schedule.add_noise(x, noise, sigma), sigma, noise
+
+    def teacher(self, text: TextEmbedding):
+        """The guided teacher with its prompts bound."""
+        return self.family.bind_guided(self.networks.teacher, text, self.null, self.config.teacher_guidance_scale)
+
+    def _normal(self, purpose: str, batch: MicroBatch) -> Tensor:
+        return rng.normal_per_sample(
+            self.latent_shape, self.seed, purpose, batch.step, batch.samples, device=self.student_sigmas.device
+        )
+
+
+@dataclass(frozen=True)
+class StudentTurn:
+    """One micro-batch's roll-out, on which the loss terms work."""
+
+    batch: MicroBatch
+    eps: Tensor
+    rollout: Rollout
+
+
+Term = Callable[[Distillation, StudentTurn], TurnResult]
+
+
+def dmd_term(run: Distillation, turn: StudentTurn) -> TurnResult:
+    """DMD loss on x_theta: guided teacher against fake score, both without gradient (paper, section 3)."""
+    x = turn.rollout.x
+    with torch.no_grad():
+        z_t, sigma, _ = run.score_input(turn.batch, x.detach())
+        x0_real = run.schedule.to_x0(z_t, run.teacher(turn.batch.text)(z_t, sigma), sigma)
+        fake = run.family.bind(run.networks.fake, turn.batch.text)
+        x0_fake = run.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
+    dmd = losses.dmd_loss(x, x0_real, x0_fake, z_t, run.config.dmd_normalizer)
+    metrics = {
+        "loss_dmd": dmd.loss.detach(),
+        "dmd_gradient_norm": dmd.gradient.flatten(1).norm(dim=1).mean(),
+        "score_error_cosine": losses.score_error_cosine(x.detach(), x0_real, x0_fake),
+    }
+    return TurnResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": x0_real, "x0_fake": x0_fake})
+
+
+def diversity_term(run: Distillation, turn: StudentTurn) -> TurnResult:
+    """lambda times the mean squared error of the first velocity to the teacher's anchor (paper, section 4.1)."""
+    target = anchor_target(
+        run.teacher(turn.batch.text), run.schedule, turn.eps, run.teacher_sigmas, run.config.k_anchor
+    )
+    loss = losses.diversity_loss(turn.rollout.first_prediction, target)
+    return TurnResult(run.config.div_weight * loss, {"loss_div": loss.detach()}, {})
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the paper's comparison: which terms, and whether the latent is detached after step 1."""
+
+    terms: tuple[Term, ...]
+    detach_first_step: bool
+
+
+METHODS = {
+    "dpdmd": Method((dmd_term, diversity_term), detach_first_step=True),
+    "dmd": Method((dmd_term,), detach_first_step=False),
+}
+
+
+def student_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
+    """Roll the student out with gradient and sum the method's terms."""
+    method = METHODS[run.config.method]
+    eps = run.start_noise(batch)
+    student = run.family.bind(run.student_forward, batch.text)
+    rolled = rollout(student, run.schedule, eps, run.student_sigmas, detach_first_step=method.detach_first_step)
+    turn = StudentTurn(batch, eps, rolled)
+    results = [term(run, turn) for term in method.terms]
+    loss = torch.stack([result.loss for result in results]).sum()
+    metrics = {name: value for result in results for name, value in result.metrics.items()}
+    pictures = {name: value for result in results for name, value in result.pictures.items()}
+    return TurnResult(loss, {"loss_student": loss.detach(), **metrics}, pictures)
+
+
+def fake_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
+    """Flow matching of the fake score on fresh student samples; no gradient reaches the student (paper, section 3)."""
+    with torch.no_grad():
+        student = run.family.bind(run.networks.student, batch.text)
+        x = rollout(student, run.schedule, run.start_noise(batch), run.student_sigmas).x
+        z_t, sigma, noise = run.score_input(batch, x)
+    prediction = run.family.bind(run.fake_forward, batch.text)(z_t, sigma)
+    loss = losses.fake_score_loss(prediction, run.schedule.target(x, noise))
+    return TurnResult(loss, {"loss_fake": loss.detach()}, {})

@@ -1,0 +1,64 @@
+"""Prompt files, and the prompts of a step: a pure function of (seed, step, sample), so a resumed run needs no state."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from dpdmd.rng import numpy_generator
+
+_NUMBERING = re.compile(r"^\d+ -(?: |$)")
+
+
+def read_prompts(path: Path, flag: str = "--prompt_txt") -> list[str]:
+    """Prompts of a text file, one a line, in file order.
+
+    UTF-8 with or without a byte-order mark, LF or CRLF; blank lines are left out, and so is a leading "12 - "
+    numbering. Only line ends separate prompts: characters such as U+2028 are part of one.
+
+    Raises:
+        ValueError: missing, unreadable, not UTF-8, or without any prompt; the message names `flag` and the file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{flag} {path}: line {line} is not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise ValueError(
+            f"{flag} {path}: cannot be read ({error.strerror}); give a text file, one prompt a line"
+        ) from None
+    lines = [line for line in (_NUMBERING.sub("", line.strip()).strip() for line in text.split("\n")) if line]
+    if not lines:
+        raise ValueError(f"{flag} {path}: no prompt in it; give a text file, one prompt a line")
+    if any("\0" in line for line in lines):
+        raise ValueError(f"{flag} {path}: holds zero bytes; give a text file, one prompt a line")
+    return lines
+
+
+@lru_cache(maxsize=2)
+def _order(num_prompts: int, seed: int, epoch: int) -> np.ndarray:
+    """Shuffled order of one epoch; two are kept, since a batch may span the end of one."""
+    return numpy_generator(seed, "prompt order", epoch).permutation(num_prompts)
+
+
+def global_samples(global_batch_size: int, num_processes: int, rank: int) -> range:
+    """Which samples of a global batch a process takes: one contiguous share.
+
+    Raises:
+        ValueError: the batch does not divide.
+    """
+    if global_batch_size % num_processes:
+        raise ValueError(f"a global batch of {global_batch_size} does not divide over {num_processes} processes")
+    share = global_batch_size // num_processes
+    return range(rank * share, (rank + 1) * share)
+
+
+def prompts_of_step(
+    prompts: Sequence[str], seed: int, step: int, global_batch_size: int, samples: Sequence[int]
+) -> list[str]:
+    """Prompts of the given samples of one step's global batch; each epoch visits every prompt once, in a new order."""
+    places = [step * global_batch_size + sample for sample in samples]
+    return [prompts[_order(len(prompts), seed, place // len(prompts))[place % len(prompts)]] for place in places]

@@ -1,0 +1,63 @@
+"""The one guidance formula and the one sampler loop: teacher anchors, student roll-outs and pictures all run here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dpdmd.schedules import FlowSchedule
+
+# A network with its text bound: (z [B, C, H, W] fp32, sigma [B] fp32) -> prediction [B, C, H, W] fp32.
+Predictor = Callable[[Tensor, Tensor], Tensor]
+
+
+def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: u + s (c - u)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """End of a trajectory, and how it began.
+
+    Attributes:
+        x: latent at the last sigma of the grid, [B, C, H, W]; x0 where the grid ends in 0.
+        first_prediction: the network's prediction at the first sigma, [B, C, H, W], still in the graph.
+    """
+
+    x: Tensor
+    first_prediction: Tensor
+
+
+def rollout(
+    predict: Predictor, schedule: FlowSchedule, z: Tensor, sigmas: Tensor, *, detach_first_step: bool = False
+) -> Rollout:
+    """Run the ODE sampler from `z` at sigmas[0] along the whole grid `sigmas` [N + 1].
+
+    With `detach_first_step` the latent is detached after step 1, so a loss on `x` does not reach the first
+    prediction (paper, section 4.2: this is what keeps the DMD gradient from undoing the diversity loss).
+    """
+    first_prediction = None
+    for sigma_s, sigma_t in pairwise(sigmas):
+        prediction = predict(z, sigma_s.expand(len(z)))
+        z = schedule.step(z, prediction, sigma_s, sigma_t)
+        if first_prediction is None:
+            first_prediction = prediction
+            if detach_first_step:
+                z = z.detach()
+    return Rollout(z, first_prediction)
+
+
+@torch.no_grad()
+def anchor_target(
+    teacher: Predictor, schedule: FlowSchedule, eps: Tensor, teacher_sigmas: Tensor, k_anchor: int
+) -> Tensor:
+    """Target of the student's first prediction, [B, C, H, W]: the one step that carries `eps` to the teacher's z_k.
+
+    z_k is the latent after `k_anchor` steps of the guided teacher's own grid, so t_k is that grid's sigma after step
+    K (0 when K is all of them); the target is (eps - z_k) / (1 - t_k) (paper, section 4.1).
+    """
+    z_k = rollout(teacher, schedule, eps, teacher_sigmas[: k_anchor + 1]).x
+    return schedule.solve_step(eps, z_k, teacher_sigmas[0], teacher_sigmas[k_anchor])

@@ -1,0 +1,115 @@
+"""What a run tells while it runs: metrics.jsonl (every step), log.txt, tracker and progress bar. Rank 0 only."""
+
+import json
+import logging
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from dpdmd.config import Config
+from dpdmd.run_folder import RunFolder
+
+logger = logging.getLogger("dpdmd")
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory so far in GB: allocated on the device, or the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def set_up_logging(log_file: Path | None) -> None:
+    """Log to the terminal and to `log_file`; with None (other ranks) only warnings, to the terminal."""
+    logger.setLevel(logging.INFO if log_file else logging.WARNING)
+    logger.propagate = False
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    handlers: list[logging.Handler] = [_AboveBar()]
+    if log_file:
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+
+
+class _AboveBar(logging.Handler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class RunLog:
+    """One run's record; on other ranks every method does nothing.
+
+    A resumed run first drops the lines of steps after its checkpoint, since it takes those steps again.
+    """
+
+    def __init__(self, folder: RunFolder, config: Config, accelerator: Accelerator, first_step: int, total_steps: int):
+        self.accelerator = accelerator
+        self.every = config.run.log_every
+        self.active = accelerator.is_main_process
+        self.bar = tqdm(
+            total=total_steps, initial=first_step, desc=config.method.method, disable=not self.active, unit="step"
+        )
+        if not self.active:
+            return
+        if folder.metrics.exists():
+            _drop_later_steps(folder.metrics, first_step)
+        self.file = folder.metrics.open("a", encoding="utf-8")
+        self.tracking = config.run.report_to != "none"
+        if self.tracking:
+            flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
+            accelerator.init_trackers("dpdmd", config={k: v if v is not None else "" for k, v in flat.items()})
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Record one update: `record` has `step` (1 for the first), `turn`, and its figures."""
+        if not self.active:
+            return
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        figures = {name: value for name, value in record.items() if isinstance(value, float)}
+        self.bar.update()
+        self.bar.set_postfix(
+            {name: f"{value:.4g}" for name, value in figures.items() if name.startswith("loss")}, refresh=False
+        )
+        if self.tracking:
+            self.accelerator.log(
+                {f"{record['turn']}/{name}": value for name, value in figures.items()}, step=record["step"]
+            )
+        if record["step"] % self.every == 0:
+            logger.info(
+                "step %d %s %s", record["step"], record["turn"], " ".join(f"{k}={v:.5g}" for k, v in figures.items())
+            )
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.bar.close()
+        if self.active:
+            os.fsync(self.file.fileno())
+            self.file.close()
+            if self.tracking:
+                self.accelerator.end_training()
+
+
+def _drop_later_steps(path: Path, last_step: int) -> None:
+    """Keep the lines of steps up to `last_step`; a line that a kill cut short is dropped too."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,79 @@
+"""Trains the small world's AutoencoderKL: 64 x 64 pictures to 16 x 16 latents of 4 channels."""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from tqdm import tqdm
+
+from dpdmd.rng import torch_generator
+from dpdmd.shapes.world import IMAGE_SIZE, render, sample_scene
+
+LATENT_CHANNELS = 4
+KL_WEIGHT = 3e-5  # leaves the posterior some deviation, so the decoder forgives small errors of a sampler
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """SD3.5's autoencoder in small: the same blocks, three levels (factor 4), no quant convolutions."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def train_autoencoder(seed: int, num_steps: int, batch_size: int = 16, lr: float = 2e-3) -> AutoencoderKL:
+    """Train on freshly rendered scenes; squared plus absolute error, and a small KL term.
+
+    Pictures are in [-1, 1]. `scaling_factor` and `shift_factor` are set from the latents' measured moments.
+    """
+    torch.manual_seed(seed)
+    vae = build_autoencoder()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=num_steps, pct_start=0.1)
+    noise = torch_generator(seed, "autoencoder posterior")
+    progress = tqdm(range(num_steps), desc="autoencoder")
+    for step in progress:
+        pictures = render([sample_scene(seed, step * batch_size + i) for i in range(batch_size)])
+        x = torch.from_numpy(pictures) * 2 - 1
+        with torch.autocast("cpu", torch.bfloat16):  # a third faster; the loss stays fp32
+            posterior = vae.encode(x).latent_dist
+            decoded = vae.decode(posterior.sample(noise)).sample
+        error = decoded.float() - x
+        reconstruction = error.square().mean() + 0.25 * error.abs().mean()
+        loss = reconstruction + KL_WEIGHT * posterior.kl().float().mean() / posterior.mean[0].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            progress.set_postfix(mse=f"{error.square().mean().item():.5f}", loss=f"{loss.item():.5f}")
+    vae.eval().requires_grad_(False)
+    moments = encode_scenes(vae, seed, range(10**7, 10**7 + 1024))[:, :LATENT_CHANNELS]
+    vae.register_to_config(scaling_factor=float(1 / moments.std()), shift_factor=float(moments.mean()))
+    return vae
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderKL, seed: int, indices: range, batch_size: int = 64) -> torch.Tensor:
+    """Posterior mean and deviation of scenes, raw latents joined along channels: [N, 2 * LATENT_CHANNELS, 16, 16]."""
+    encoded = []
+    for start in tqdm(range(0, len(indices), batch_size), desc="encoding scenes", disable=len(indices) < 10_000):
+        scenes = [sample_scene(seed, index) for index in indices[start : start + batch_size]]
+        posterior = vae.encode(torch.from_numpy(render(scenes)) * 2 - 1).latent_dist
+        encoded.append(torch.cat([posterior.mean, posterior.std], dim=1))
+    return torch.cat(encoded)
+
+
+@torch.no_grad()
+def reconstruct_scenes(vae: AutoencoderKL, seed: int, indices: range, batch_size: int = 64) -> np.ndarray:
+    """What the autoencoder makes of scenes: [N, 3, 64, 64] in [0, 1]; to measure how much the oracle still reads."""
+    means = encode_scenes(vae, seed, indices, batch_size)[:, :LATENT_CHANNELS]
+    decoded = [vae.decode(chunk).sample for chunk in means.split(batch_size)]
+    return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).numpy()

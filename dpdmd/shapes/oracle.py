@@ -1,0 +1,182 @@
+"""The oracle: reads every attribute back from a picture alone, and measures sets of pictures exactly.
+
+It works by analysis through synthesis: guess the attributes, render them, and accept the guess only when the
+render agrees with the picture. A blend of two objects, a blurred object or an empty picture is "unrecognised".
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from dpdmd.shapes.world import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLOURS,
+    IMAGE_SIZE,
+    MARGIN,
+    SHAPES,
+    SIZES,
+    object_mask,
+    parse_caption,
+)
+
+# A clean render scores overlap 1 and error 0. The limits leave room for an autoencoder's softness (the README
+# of weights/tiny/sd35 gives the share of its reconstructions that pass) and reject blends and half-drawn objects.
+MIN_OVERLAP = 0.70
+MAX_COLOUR_ERROR = 0.15  # RMS over the channels, in units of [0, 1]
+MAX_PICTURE_ERROR = 0.08  # RMS over pixels and channels
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the oracle sees in N pictures.
+
+    Attributes:
+        values: attribute name -> [N] index into `ATTRIBUTES[name]`; meaningless where not recognised.
+        position: [N, 2] in about [0, 1]: (x, y) relative to where an object of that size may lie.
+        recognised: [N] bool; False where the picture is no clean render.
+        error: [N] RMS difference between a picture and the render of its reading.
+    """
+
+    values: dict[str, np.ndarray]
+    position: np.ndarray
+    recognised: np.ndarray
+    error: np.ndarray
+
+
+def _nearest(
+    colours: np.ndarray, palette: dict[str, tuple[int, int, int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index of the nearest palette entry of [N, 3] colours, that entry [N, 3], and the RMS distance to it [N]."""
+    entries = np.array(list(palette.values()), dtype=np.float32) / 255
+    distances = np.sqrt(np.mean((colours[:, None] - entries[None]) ** 2, axis=-1))
+    index = distances.argmin(axis=1)
+    return index, entries[index], distances.min(axis=1)
+
+
+def read_pictures(pictures: np.ndarray) -> Reading:
+    """Recover every attribute from the pictures alone.
+
+    Args:
+        pictures: [N, 3, 64, 64], float in [0, 1].
+
+    Raises:
+        ValueError: the pictures have another shape.
+    """
+    if pictures.ndim != 4 or pictures.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(f"the oracle reads [N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}] pictures, not {list(pictures.shape)}")
+    pictures = np.asarray(pictures, dtype=np.float32)
+    border = np.concatenate(
+        [pictures[:, :, 0], pictures[:, :, -1], pictures[:, :, :, 0], pictures[:, :, :, -1]], axis=2
+    )
+    background, ground, ground_error = _nearest(np.median(border, axis=2), BACKGROUNDS)
+
+    # The object's pixels stand at least half as far from the background as the farthest one (99th percentile).
+    distance = np.sqrt(np.sum((pictures - ground[:, :, None, None]) ** 2, axis=1))
+    far = np.percentile(distance.reshape(len(pictures), -1), 99, axis=1)
+    inside = distance > 0.7 * far[:, None, None]
+    weight = inside / np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
+    mean_colour = np.einsum("nhw,nchw->nc", weight.astype(np.float32), pictures)
+    colour, paint, paint_error = _nearest(mean_colour, COLOURS)
+
+    # Coverage: where each pixel lies on the line from the background's colour to the object's.
+    line = paint - ground
+    coverage = (
+        np.einsum("nchw,nc->nhw", pictures - ground[:, :, None, None], line) / np.sum(line**2, axis=1)[:, None, None]
+    )
+    coverage = np.clip(coverage, 0.0, 1.0)
+    area = np.maximum(coverage.sum(axis=(1, 2)), 1e-6)
+    pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
+    centroid = np.stack([(coverage.sum(1) * pixel).sum(1) / area, (coverage.sum(2) * pixel).sum(1) / area], axis=1)
+
+    templates = [(shape, size, object_mask(shape, SIZES[size], centroid)) for shape in SHAPES for size in SIZES]
+    overlap = np.stack(
+        [np.minimum(coverage, t).sum((1, 2)) / np.maximum(coverage, t).sum((1, 2)) for _, _, t in templates], axis=1
+    )
+    best = overlap.argmax(axis=1)
+    mask = np.stack([t for _, _, t in templates], axis=1)[np.arange(len(best)), best]
+    rendered = ground[:, :, None, None] + mask[:, None] * line[:, :, None, None]
+    error = np.sqrt(np.mean((pictures - rendered) ** 2, axis=(1, 2, 3)))
+
+    size = np.array([list(SIZES).index(templates[b][1]) for b in best], dtype=np.int64)
+    low = np.array(list(SIZES.values()))[size, None] + MARGIN
+    recognised = (
+        (overlap.max(axis=1) >= MIN_OVERLAP)
+        & (np.maximum(ground_error, paint_error) <= MAX_COLOUR_ERROR)
+        & (error <= MAX_PICTURE_ERROR)
+    )
+    shape = np.array([SHAPES.index(templates[b][0]) for b in best], dtype=np.int64)
+    values = {"colour": colour, "shape": shape, "background": background, "size": size}
+    return Reading(values, (centroid - low) / (IMAGE_SIZE - 2 * low), recognised, error)
+
+
+@dataclass(frozen=True)
+class PromptMetrics:
+    """Oracle metrics of one prompt's pictures; a field is None where the prompt leaves nothing open.
+
+    Attributes:
+        accuracy: share of *all* pictures that are recognised and show every attribute the prompt names.
+        unrecognised: share of pictures that are no clean render.
+        coverage: attribute -> share of its values that occur among the recognised pictures (open attributes only).
+        entropy: attribute -> Shannon entropy of its values among the recognised pictures, divided by that of the
+            world's own (uniform) distribution: 1 is as varied as the world (open attributes only).
+        spread: standard deviation of the recognised positions, mean of x and y, divided by the world's own 1/sqrt(12).
+    """
+
+    accuracy: float
+    unrecognised: float
+    coverage: dict[str, float]
+    entropy: dict[str, float]
+    spread: float
+
+
+def measure_prompt(prompt: str, reading: Reading) -> PromptMetrics:
+    """Metrics of the pictures of one prompt (see `PromptMetrics` for each definition).
+
+    Raises:
+        ValueError: `prompt` is no caption of the small world, or there is no picture.
+    """
+    named = parse_caption(prompt)
+    if len(reading.recognised) == 0:
+        raise ValueError(f"no picture to measure for {prompt!r}")
+    right = reading.recognised.copy()
+    for name, value in named.items():
+        right &= reading.values[name] == ATTRIBUTES[name].index(value)
+    coverage, entropy = {}, {}
+    for name in (name for name in ATTRIBUTES if name not in named):
+        counts = np.bincount(reading.values[name][reading.recognised], minlength=len(ATTRIBUTES[name]))
+        share = counts[counts > 0] / max(counts.sum(), 1)
+        coverage[name] = float(np.mean(counts > 0))
+        entropy[name] = float(-(share * np.log(share)).sum() / np.log(len(counts)))
+    seen = reading.position[reading.recognised]
+    spread = float(seen.std(axis=0).mean() * np.sqrt(12)) if len(seen) > 1 else 0.0
+    return PromptMetrics(float(right.mean()), float(1 - reading.recognised.mean()), coverage, entropy, spread)
+
+
+@dataclass(frozen=True)
+class WorldMetrics:
+    """Means over prompts of `PromptMetrics`; coverage and entropy first averaged over a prompt's open attributes."""
+
+    accuracy: float
+    unrecognised: float
+    coverage: float
+    entropy: float
+    spread: float
+    num_prompts: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def summarise(metrics: Sequence[PromptMetrics]) -> WorldMetrics:
+    """Average over prompts; prompts that leave nothing open count for accuracy, not for coverage and entropy."""
+    open_prompts = [m for m in metrics if m.entropy]
+    return WorldMetrics(
+        accuracy=float(np.mean([m.accuracy for m in metrics])),
+        unrecognised=float(np.mean([m.unrecognised for m in metrics])),
+        coverage=float(np.mean([np.mean(list(m.coverage.values())) for m in open_prompts])) if open_prompts else 1.0,
+        entropy=float(np.mean([np.mean(list(m.entropy.values())) for m in open_prompts])) if open_prompts else 1.0,
+        spread=float(np.mean([m.spread for m in metrics])),
+        num_prompts=len(metrics),
+    )

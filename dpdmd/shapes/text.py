@@ -1,0 +1,100 @@
+"""Tokenizers and text encoders of the small world, in the layouts that SD3.5 ships: two CLIPs and a T5."""
+
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from dpdmd.shapes.world import ATTRIBUTES
+
+MAX_LENGTH = 10  # tokens: the longest caption has 8 words, and CLIP adds a start and an end
+CLIP_WIDTH = 64
+T5_WIDTH = 2 * CLIP_WIDTH  # SD3 pads the two CLIPs' joined features to the T5's width: here nothing to pad
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-()&:;\"/"
+WORDS = (
+    "a",
+    "on",
+    "shape",
+    "background",
+    *(value for values in ATTRIBUTES.values() for value in values if value != "background"),
+)
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join each occurrence of `pair` in a word's pieces."""
+    merged: list[str] = []
+    for piece in pieces:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def build_clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+    """Byte-pair tokenizer that knows each word of the world as one token and spells out every other one.
+
+    A word's merges are added after the earlier words' merges have been applied to it, since BPE applies the
+    oldest merge first: "red" joins r + e, so "grey" has to go on from g, re, y.
+    """
+    merges: list[tuple[str, str]] = []
+    for word in dict.fromkeys(WORDS):
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        for pair in merges:
+            pieces = _merge(pieces, pair)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces = _merge(pieces, merges[-1])
+    symbols = [*CHARACTERS, *(character + "</w>" for character in CHARACTERS)]
+    tokens = dict.fromkeys(
+        [*symbols, *(first + second for first, second in merges), "<|startoftext|>", "<|endoftext|>"]
+    )
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=MAX_LENGTH)
+
+
+def build_t5_tokenizer() -> T5TokenizerFast:
+    """Unigram tokenizer: a piece a word of the world, then single characters at a lower score; ids 0, 1, 2 as T5's."""
+    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    words = [("\u2581" + word, -2.0) for word in dict.fromkeys(WORDS) if len(word) > 1]
+    letters = [(piece, -8.0) for piece in ("\u2581", *CHARACTERS)]
+    return T5TokenizerFast(
+        vocab=[*specials, *words, ("\u2581a", -2.0), *letters], extra_ids=0, model_max_length=MAX_LENGTH
+    )
+
+
+def build_clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """Two-layer CLIP text encoder with projection, random weights."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=CLIP_WIDTH,
+        intermediate_size=4 * CLIP_WIDTH,
+        projection_dim=CLIP_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def build_t5_encoder(tokenizer: T5TokenizerFast) -> T5EncoderModel:
+    """Two-layer T5 encoder, gated GELU as T5 v1.1, random weights."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=T5_WIDTH,
+        d_kv=32,
+        d_ff=2 * T5_WIDTH,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        use_cache=False,
+    )
+    return T5EncoderModel(config)

@@ -1,0 +1,239 @@
+"""The loop: fake turns and student turns, each one update of one network. Call every method on every rank."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpdmd import checkpoint, distributed, methods
+from dpdmd.config import MAX_STEPS, Config, write_yaml
+from dpdmd.families import family_class
+from dpdmd.families.base import TextEmbedding
+from dpdmd.families.layouts import Note
+from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.networks import Networks, load_networks
+from dpdmd.preflight import Plan
+from dpdmd.prompts import global_samples, prompts_of_step
+from dpdmd.run_log import RunLog, logger, peak_memory_gb, set_up_logging
+
+MAX_PICTURES = 8  # in process_vis
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient norm is nan or infinite; raised on every rank, before the optimizer steps."""
+
+
+@dataclass
+class Trained:
+    """One trained network: as the trainer calls it (wrapped or not), its optimizer, and how often it was updated."""
+
+    network: nn.Module
+    optimizer: Any
+    parameters: list[nn.Parameter]
+    updates: int = 0
+
+
+def is_student_turn(step: int, per_train_fake_num: int) -> bool:
+    """Whether update `step` (from 0) is the student's: `per_train_fake_num` fake updates come first in each cycle."""
+    return step % (per_train_fake_num + 1) == per_train_fake_num
+
+
+def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:
+    """Updates of a run: `max_steps` or `max_epoch`, whichever ends first."""
+    by_epoch = config.run.max_epoch and config.run.max_epoch * math.ceil(num_prompts / global_batch_size)
+    return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=MAX_STEPS)
+
+
+class Trainer:
+    """One run, from loading to the last checkpoint.
+
+    Raises:
+        ValueError: topology and configuration do not fit each other.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan, self.config, self.folder = plan, plan.config, plan.folder
+        self.accelerator = distributed.make_accelerator(self.config, self.folder.log)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        self.global_batch_size = self.config.optim.batch_size * self.config.optim.grad_accum * processes
+        if plan.progress and plan.progress.global_batch_size != self.global_batch_size:
+            raise ValueError(
+                f"--batch_size x --grad_accum x processes is {self.global_batch_size}, but the checkpoint's is "
+                f"{plan.progress.global_batch_size}: give values with the same product"
+            )
+        self.samples = global_samples(self.global_batch_size, processes, rank)
+        self.start = plan.progress.step if plan.progress else 0
+        self.stop = total_steps(self.config, len(plan.prompts), self.global_batch_size)
+        self._open_folder()
+        self._load()
+
+    def _open_folder(self) -> None:
+        self.accelerator.wait_for_everyone()  # no rank may still be checking that the folder is unused
+        if self.accelerator.is_main_process:
+            self.folder.create()
+            write_yaml(self.config, self.folder.config)
+        self.accelerator.wait_for_everyone()
+        set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
+        if self.accelerator.is_main_process:
+            for warning in self.plan.warnings:
+                logger.warning("%s", warning)
+
+    def _load(self) -> None:
+        config, device = self.config, self.accelerator.device
+        dtype = torch.bfloat16 if config.optim.bf16 else torch.float32
+        family = family_class(config.model.family)(device, dtype)
+        teacher_folder = Path(config.model.teacher_id)
+        resumed = self.plan.checkpoint
+        networks = load_networks(
+            config, family, resumed / checkpoint.STUDENT if resumed else Path(config.model.student_id)
+        )
+        if resumed:
+            networks.fake.load_state_dict(checkpoint.load_state(resumed, "fake"), strict=True)
+        self.student = self._prepare("student", networks.student, config.optim.lr_student)
+        self.fake = self._prepare("fake", networks.fake, config.optim.lr_fake)
+        if self.plan.progress:
+            self.student.updates, self.fake.updates = (
+                self.plan.progress.student_updates,
+                self.plan.progress.fake_updates,
+            )
+
+        self.text_encoder = family.load_text_encoder(teacher_folder, config.data.max_sequence_length)
+        self.decoder = family.load_image_decoder(teacher_folder)
+        schedule = family.load_schedule(teacher_folder)
+        unwrap = self.accelerator.unwrap_model
+        self.run = methods.Distillation(
+            config=config.method,
+            family=family,
+            schedule=schedule,
+            networks=Networks(networks.teacher, unwrap(self.student.network), unwrap(self.fake.network)),
+            student_forward=self.student.network,
+            fake_forward=self.fake.network,
+            null=self.text_encoder.encode([""]),
+            latent_shape=self.decoder.latent_shape(config.data.height, config.data.width),
+            seed=config.run.seed,
+            **methods.Distillation.grids(config.method, schedule.shift, device),
+        )
+
+    def _prepare(self, name: str, network: nn.Module, lr: float) -> Trained:
+        optim = self.config.optim
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=lr, betas=(optim.adam_beta1, optim.adam_beta2), weight_decay=optim.weight_decay
+        )
+        network, optimizer = distributed.prepare(self.accelerator, network, optimizer)
+        if self.plan.checkpoint:
+            saved = checkpoint.load_state(self.plan.checkpoint, f"optimizer_{name}")
+            distributed.restore_optimizer_state(network, optimizer, saved)
+        return Trained(network, optimizer, list(network.parameters()))
+
+    def train(self) -> None:
+        """Run every remaining step, saving every `ckpt_every` and at the end.
+
+        Raises:
+            NonFiniteError: a loss or gradient norm is not finite; what was saved before stays.
+        """
+        if self.start >= self.stop:
+            logger.info("nothing left to do: %s is at step %d of %d", self.plan.checkpoint, self.start, self.stop)
+            return
+        log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
+        try:
+            for step in range(self.start, self.stop):
+                log.step(self._step(step))
+                if (step + 1) % self.config.run.ckpt_every == 0 or step + 1 == self.stop:
+                    self._save(step + 1)
+        finally:
+            log.close()
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One update; returns its record."""
+        started = time.perf_counter()
+        if student := is_student_turn(step, self.config.method.per_train_fake_num):
+            turn, trained, compute = "student", self.student, methods.student_turn
+        else:
+            turn, trained, compute = "fake", self.fake, methods.fake_turn
+        totals: dict[str, Tensor] = {}
+        batches = self._micro_batches(step)
+        for index, batch in enumerate(batches):
+            with distributed.synchronise_when(self.accelerator, trained.network, index == len(batches) - 1):
+                result = compute(self.run, batch)
+                self.accelerator.backward(result.loss / len(batches))
+            for name, value in result.metrics.items():
+                totals[name] = totals.get(name, 0) + value / len(batches)
+        metrics = distributed.mean_over_processes(self.accelerator, totals)
+        metrics["grad_norm"] = self._update(trained, metrics, step, turn)
+        if student and self._shows_pictures(step):
+            self._show_pictures(result.pictures, batches[-1], step)
+        seconds = time.perf_counter() - started
+        return {
+            "step": step + 1,
+            "turn": turn,
+            **metrics,
+            "seconds": seconds,
+            "samples_per_second": self.global_batch_size / seconds,
+            "memory_gb": peak_memory_gb(self.accelerator.device),
+        }
+
+    def _micro_batches(self, step: int) -> list[methods.MicroBatch]:
+        """This rank's share of the step's prompts, encoded in one go and cut into `grad_accum` pieces."""
+        prompts = prompts_of_step(self.plan.prompts, self.config.run.seed, step, self.global_batch_size, self.samples)
+        text, size = self.text_encoder.encode(prompts), self.config.optim.batch_size
+        return [
+            methods.MicroBatch(
+                TextEmbedding(text.context[start : start + size], text.pooled[start : start + size]),
+                step,
+                self.samples[start : start + size],
+            )
+            for start in range(0, len(prompts), size)
+        ]
+
+    def _update(self, trained: Trained, metrics: dict[str, float], step: int, turn: str) -> float:
+        """Check, clip, step; returns the gradient norm before clipping."""
+        norm = distributed.gradient_norm(trained.parameters)
+        for name, value in {**metrics, "grad_norm": norm.item()}.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"step {step + 1}, {turn} turn: {name} is {value}; the optimizer did not step")
+        distributed.clip_gradients(trained.parameters, self.config.optim.max_grad_norm, norm)
+        trained.optimizer.step()
+        trained.optimizer.zero_grad()
+        trained.updates += 1
+        return norm.item()
+
+    def _shows_pictures(self, step: int) -> bool:
+        """Whether a multiple of `vis_every` lies in the cycle that this student turn closes."""
+        every, cycle = self.config.run.vis_every, self.config.method.per_train_fake_num + 1
+        return every > 0 and (step + 1) // every > (step + 1 - cycle) // every
+
+    def _show_pictures(self, latents: dict[str, Tensor], batch: methods.MicroBatch, step: int) -> None:
+        """Overwrite process_vis/latest.png: student, x0_real and x0_fake below each other, decoded in one batch."""
+        if not self.accelerator.is_main_process:
+            return
+        count = min(MAX_PICTURES, len(batch.samples))
+        decoded = to_pil(self.decoder.decode(torch.cat([value[:count] for value in latents.values()])))
+        prompts = prompts_of_step(
+            self.plan.prompts, self.config.run.seed, step, self.global_batch_size, batch.samples[:count]
+        )
+        rows = [decoded[start : start + count] for start in range(0, len(decoded), count)]
+        title = f"step {step + 1}: {' | '.join(prompts)}"
+        save_picture(labelled_grid(rows, list(latents), title), self.folder.process_vis / "latest.png")
+
+    def _save(self, step: int) -> None:
+        snapshot = checkpoint.Snapshot(
+            checkpoint.Progress(step, self.student.updates, self.fake.updates, self.global_batch_size),
+            student=distributed.whole_network_state(self.student.network),
+            fake=distributed.whole_network_state(self.fake.network),
+            optimizer_student=distributed.whole_optimizer_state(self.student.network, self.student.optimizer),
+            optimizer_fake=distributed.whole_optimizer_state(self.fake.network, self.fake.optimizer),
+        )
+        if self.accelerator.is_main_process:
+            note = Note(
+                steps=self.config.method.stu_inference_steps,
+                guidance_scale=1.0,
+                max_sequence_length=self.config.data.max_sequence_length,
+                sigmas=tuple(self.run.student_sigmas.tolist()),
+            )
+            path = checkpoint.save(self.folder, snapshot, self.config, self.run.family, note, last=step == self.stop)
+            logger.info("saved %s", path)
+        self.accelerator.wait_for_everyone()

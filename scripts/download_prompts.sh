@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Download the paper's prompt sets into data/. Needs network, huggingface_hub and pyarrow; the latter is no dependency of
+# the package: pip install pyarrow
+#
+#   bash scripts/download_prompts.sh            # all: diffusiondb (195 MB to read), pickapic, coco
+#   bash scripts/download_prompts.sh pickapic   # some; --help lists them
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ -n ${PYTHON:-} ]] || PYTHON=$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)
+exec "$PYTHON" scripts/download_prompts.py "$@"

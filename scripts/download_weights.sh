@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Download the weights that the README's commands name, into weights/ of this repository (24 GB in all).
+# Needs network and the `hf` command: pip install 'huggingface_hub>=1.33'.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PATH=$PATH:$PWD/.venv/bin
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all of them)
+
+  sd35         16.3 GB  weights/stabilityai/stable-diffusion-3.5-medium: teacher, and start of student and fake score
+                        (accept the licence on the model's page first, then: hf auth login)
+  pick-clip     4.5 MB  weights/CLIP-ViT-H-14-laion2B-s32B-b79K: PickScore's processor
+  pickscore     3.9 GB  weights/PickScore_v1
+  imagereward   1.8 GB  weights/ImageReward, with BERT's tokenizer beside it
+  dinov2        0.3 GB  weights/dinov2-base
+  clip          1.7 GB  weights/clip-vit-large-patch14
+
+What is there is skipped; what was cut short is resumed.
+TEXT
+}
+
+fail() {
+    echo "download_weights: $*" >&2
+    exit 1
+}
+
+# fetch NAME REPO FOLDER FILE...: download the files; the same list says when a folder is complete, for hf moves a file
+# to its name only once it is whole.
+fetch() {
+    local name=$1 repo=$2 folder=weights/$3 file missing=()
+    shift 3
+    for file in "$@"; do [[ -s $folder/$file ]] || missing+=("$file"); done
+    if ((${#missing[@]} == 0)); then
+        echo "$name: $folder already holds $repo"
+        return
+    fi
+    command -v hf >/dev/null || fail "the hf command is missing; pip install 'huggingface_hub>=1.33'"
+    echo "$name: $repo -> $folder (${#missing[@]} files)"
+    if ! hf download "$repo" "${missing[@]}" --local-dir "$folder"; then
+        [[ $name != sd35 ]] || fail "$repo failed; accept the licence on huggingface.co/$repo, run: hf auth login, and try again"
+        fail "$repo failed (see above); run this again to resume"
+    fi
+    for file in "$@"; do [[ -s $folder/$file ]] || fail "$repo no longer holds $file"; done
+}
+
+download() {
+    case $1 in
+    # The repository also holds sd3.5_medium.safetensors, a text_encoders folder for other programs, fp16 twins of the
+    # text encoders and workflow pictures: the diffusers layout needs none of them.
+    sd35) fetch sd35 stabilityai/stable-diffusion-3.5-medium stabilityai/stable-diffusion-3.5-medium \
+        LICENSE.md model_index.json scheduler/scheduler_config.json \
+        {text_encoder,text_encoder_2}/{config.json,model.safetensors} \
+        text_encoder_3/{config.json,model.safetensors.index.json,model-0000{1,2}-of-00002.safetensors} \
+        {tokenizer,tokenizer_2}/{merges.txt,special_tokens_map.json,tokenizer_config.json,vocab.json} \
+        tokenizer_3/{special_tokens_map.json,spiece.model,tokenizer.json,tokenizer_config.json} \
+        {transformer,vae}/{config.json,diffusion_pytorch_model.safetensors} ;;
+    # Of this model PickScore takes the processor alone: 4 GB of weights stay there.
+    pick-clip) fetch pick-clip laion/CLIP-ViT-H-14-laion2B-s32B-b79K CLIP-ViT-H-14-laion2B-s32B-b79K \
+        config.json preprocessor_config.json special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json ;;
+    pickscore) fetch pickscore yuvalkirstain/PickScore_v1 PickScore_v1 config.json model.safetensors ;;
+    # ImageReward reads prompts with BERT's tokenizer, which its own repository lacks.
+    imagereward)
+        fetch imagereward zai-org/ImageReward ImageReward ImageReward.pt med_config.json
+        fetch imagereward google-bert/bert-base-uncased ImageReward tokenizer.json tokenizer_config.json vocab.txt ;;
+    dinov2) fetch dinov2 facebook/dinov2-base dinov2-base config.json model.safetensors preprocessor_config.json ;;
+    clip) fetch clip openai/clip-vit-large-patch14 clip-vit-large-patch14 \
+        config.json merges.txt model.safetensors preprocessor_config.json special_tokens_map.json tokenizer.json \
+        tokenizer_config.json vocab.json ;;
+    esac
+}
+
+all=(sd35 pick-clip pickscore imagereward dinov2 clip)
+for name in "$@"; do
+    case $name in
+    -h | --help) usage && exit ;;
+    *) [[ " ${all[*]} " == *" $name "* ]] || fail "unknown name '$name': choose of ${all[*]}" ;;
+    esac
+done
+(($#)) || set -- "${all[@]}"
+for name in "$@"; do download "$name"; done

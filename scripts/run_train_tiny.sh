@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Distils the small world's 30-step teacher into a 4-step student, then shows figures and pictures.
+#   bash scripts/run_train_tiny.sh                                   the whole run
+#   bash scripts/run_train_tiny.sh --max_steps 12 --run_dir X        further flags of dpdmd.train win
+# A run that was stopped goes on from its last checkpoint when the same command is given again.
+set -euo pipefail
+
+PROMPT="a circle on a white background" # leaves colour, size and position open: what the grids should vary in
+NUM_SEEDS="${NUM_SEEDS:-16}"            # pictures a prompt that the figures are taken over; the benchmarks use 64
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+cd "$ROOT"
+
+# `latest` starts anew where there is no checkpoint yet. One process: no launcher needed.
+flags=(--config scripts/configs/tiny.yaml --run_dir outputs/tiny/dpdmd --resume_from_checkpoint latest "$@")
+"$PYTHON" -m dpdmd.train "${flags[@]}"
+case " $* " in *" -h "* | *" --help "*) exit 0 ;; esac
+
+# Where it went and whom it learnt from: asked of the trainer's own parser, which knows every form of a flag.
+{ read -r run; read -r model; read -r teacher; } < <("$PYTHON" - "${flags[@]}" <<'PY'
+import sys
+
+from dpdmd.config import parse
+from dpdmd.run_folder import RunFolder
+
+config = parse(sys.argv[1:])
+folder = RunFolder.from_config(config.run)
+print(folder.root, folder.ckpts / "latest", config.model.teacher_id, sep="\n")
+PY
+)
+
+pictures="$run/pictures"
+for name in student teacher; do
+    [ "$name" = student ] && source_of="$model" || source_of="$teacher"
+    "$PYTHON" -m dpdmd.generate --model "$source_of" --prompt "$PROMPT" --num_images 9 --seed 0 --out "$pictures/$name" >/dev/null
+done
+echo
+"$PYTHON" -m dpdmd.shapes.measure --model "$teacher" "$model" --num_seeds "$NUM_SEEDS" --out "$run/figures.json"
+cat <<EOT
+
+"$PROMPT", the same nine start noises:
+  teacher   $pictures/teacher/grid.png
+  student   $pictures/student/grid.png
+training    $run/process_vis/latest.png
+figures     $run/figures.json
+EOT

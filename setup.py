@@ -1,0 +1,58 @@
+"""The package and what it needs. Both ends of the ranges were tried; every upper bound has its reason beside it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# REQUIRES and EXTRAS stay plain literals: scripts/setup_env.sh reads them without running this file.
+REQUIRES = [
+    "torch>=2.11",
+    "torchvision>=0.26",
+    "diffusers>=0.42,<0.43",  # schedulers and pipeline signatures change between minor versions
+    "transformers>=5.17,<6",  # a major version renames arguments and return types
+    "accelerate>=1.15,<1.16",  # FSDP2 with two trained networks rests on its inner ways
+    "peft>=0.21",
+    "huggingface-hub>=1.33,<3",  # 1.33 and 2.4 were tried; a major version drops calls
+    "safetensors>=0.8",
+    "sentencepiece",  # a T5 spiece.model needs both this and protobuf; without them the error misleads
+    "protobuf",
+    "open_clip_torch>=3.3",
+    "timm>=1.0.17",
+    "numpy",
+    "pillow",
+    "pyyaml",
+    "tensorboard",
+    "tqdm",
+]
+EXTRAS = {
+    "quality": ["pyiqa>=0.1.16"],  # MANIQA; brings 1.2 GB of its own, so it is not for everyone
+    "test": [
+        "pytest>=9",
+        "pytest-timeout",
+        "hypothesis",
+        "ruff>=0.17,<0.18",  # the formatter's style changes between minor versions
+    ],
+}
+
+
+def read_version() -> str:
+    """`__version__` of the package, without importing it."""
+    text = (Path(__file__).parent / "dpdmd" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("dpdmd/__init__.py gives no __version__")
+    return match[1]
+
+
+setup(
+    name="dpdmd",
+    version=read_version(),
+    description="Diversity-preserved distribution matching distillation (DP-DMD, arXiv 2602.03139)",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",  # torch 2.15, diffusers 0.42 and transformers 5.23 all ask for it
+    packages=find_packages(include=["dpdmd", "dpdmd.*"]),
+    install_requires=REQUIRES,
+    extras_require={**EXTRAS, "all": sorted(requirement for extra in EXTRAS.values() for requirement in extra)},
+)

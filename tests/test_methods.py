@@ -1,0 +1,571 @@
+"""The two turns of each method on a small random SD3: what is computed, what gets gradient, what must not change."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dpdmd import methods
+from dpdmd.config import Config, MethodConfig
+from dpdmd.families.base import TextEmbedding
+from dpdmd.families.sd35 import SD35
+from dpdmd.methods import Distillation, MicroBatch, fake_turn, student_turn
+from dpdmd.networks import Networks, load_networks
+from dpdmd.schedules import default_sigmas, trailing_sigmas
+from dpdmd.shapes.text import MAX_LENGTH
+
+CPU = torch.device("cpu")
+PROMPTS = ["a red circle", "a large square on a white background", "a shape", "a small cyan cross"]
+STEPS, TEACHER_STEPS, K, SCALE = 4, 6, 2, 3.5
+# SD3's last block drops its text stream: its text queries are computed and used by nothing.
+UNUSED = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.norm_added_q")
+
+
+@dataclass
+class Call:
+    """One network call as the family saw it."""
+
+    network: nn.Module
+    z: Tensor
+    sigma: Tensor
+    text: TextEmbedding
+    prediction: Tensor
+
+
+class SpyFamily(SD35):
+    """SD3.5 that remembers its calls; predictions with gradient keep it."""
+
+    def __init__(self, compute_dtype: torch.dtype = torch.float32):
+        super().__init__(CPU, compute_dtype)
+        self.calls: list[Call] = []
+
+    def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
+        prediction = super().predict(network, z, sigma, text)
+        if prediction.requires_grad:
+            prediction.retain_grad()
+        self.calls.append(Call(network, z.detach(), sigma, text, prediction))
+        return prediction
+
+    def of(self, network: nn.Module) -> list[Call]:
+        return [call for call in self.calls if call.network is network]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Text of the tests, encoded once: the empty prompt, and one row for each of PROMPTS."""
+
+    null: TextEmbedding
+    prompts: TextEmbedding
+
+
+@pytest.fixture(scope="module")
+def embedded(tiny_pipeline: Path) -> Embedded:
+    encoder = SD35(CPU, torch.float32).load_text_encoder(tiny_pipeline, MAX_LENGTH)
+    return Embedded(encoder.encode([""]), encoder.encode(PROMPTS))
+
+
+def perturb(network: nn.Module, seed: int) -> None:
+    """Move every weight by 10% of its tensor's size, so that student, fake score and teacher are three networks."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=random).to(parameter.dtype)
+            parameter.add_(0.1 * parameter.square().mean().sqrt() * noise)
+
+
+@pytest.fixture(scope="module")
+def trio(tiny_pipeline: Path) -> Networks:
+    """The three networks; tests work on copies."""
+    config = Config()
+    config.model.teacher_id = config.model.fake_id = str(tiny_pipeline)
+    networks = load_networks(config, SD35(CPU, torch.float32), tiny_pipeline)
+    perturb(networks.student, 1)
+    perturb(networks.fake, 2)
+    return networks
+
+
+Make = Callable[..., Distillation]
+
+
+@pytest.fixture
+def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path) -> Make:
+    """Builds a distillation on fresh copies of the networks, with a spying family."""
+
+    def build(family: SD35 | None = None, networks: Networks | None = None, **options) -> Distillation:
+        family = family or SpyFamily()
+        networks = networks or copy.deepcopy(trio)
+        values = {"teacher_infer_steps": TEACHER_STEPS, "k_anchor": K, "stu_inference_steps": STEPS, **options}
+        config = MethodConfig(**values)
+        schedule = family.load_schedule(tiny_pipeline)
+        return Distillation(
+            config=config,
+            family=family,
+            schedule=schedule,
+            networks=networks,
+            student_forward=networks.student,
+            fake_forward=networks.fake,
+            null=embedded.null,
+            latent_shape=(4, 16, 16),
+            seed=0,
+            **Distillation.grids(config, schedule.shift, CPU),
+        )
+
+    return build
+
+
+def only(monkeypatch: pytest.MonkeyPatch, name: str, *terms: methods.Term) -> None:
+    """Reduce a method to some of its terms; the roll-out stays as the method has it."""
+    assert set(terms) <= set(methods.METHODS[name].terms)
+    monkeypatch.setitem(methods.METHODS, name, replace(methods.METHODS[name], terms=terms))
+
+
+@pytest.fixture
+def batch(embedded: Embedded) -> Callable[..., MicroBatch]:
+    """Micro-batch of the samples named, of step 5 unless said; sample i has prompt i."""
+
+    def build(*samples: int, step: int = 5) -> MicroBatch:
+        rows = list(samples)
+        return MicroBatch(TextEmbedding(embedded.prompts.context[rows], embedded.prompts.pooled[rows]), step, rows)
+
+    return build
+
+
+def prediction_gradients(run: Distillation, batch: MicroBatch) -> list[Tensor | None]:
+    """Gradient of the student turn's loss on each of the student's predictions, in call order."""
+    loss = student_turn(run, batch).loss
+    calls = run.family.of(run.networks.student)
+    for parameter in run.networks.student.parameters():
+        parameter.grad = None
+    loss.backward()
+    assert len(calls) == STEPS
+    return [call.prediction.grad for call in calls]
+
+
+def gradients(network: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for parameter in network.parameters()]
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# What the tests stand on
+
+
+def test_the_tiny_networks_can_tell_differences(make, batch):
+    """Noise, time, text and weights each move the output by over a tenth of it; else the tests below prove little."""
+    run = make()
+    z, sigma, text = run.start_noise(batch(0)), torch.tensor([0.5]), batch(0).text
+    with torch.no_grad():
+        reference = run.family.predict(run.networks.teacher, z, sigma, text)
+        changed = {
+            "noise": run.family.predict(run.networks.teacher, run.start_noise(batch(1)), sigma, text),
+            "time": run.family.predict(run.networks.teacher, z, torch.tensor([0.8]), text),
+            "prompt": run.family.predict(run.networks.teacher, z, sigma, batch(1).text),
+            "empty prompt": run.family.predict(run.networks.teacher, z, sigma, run.null),
+            "pooled text": run.family.predict(run.networks.teacher, z, sigma, replace(text, pooled=text.pooled + 1)),
+            "student": run.family.predict(run.networks.student, z, sigma, text),
+            "fake": run.family.predict(run.networks.fake, z, sigma, text),
+        }
+    for name, value in changed.items():
+        assert (value - reference).std() > 0.1 * reference.std(), name
+
+
+# Where gradient flows
+
+
+def test_dmd_term_of_dpdmd_never_reaches_the_first_prediction(make, batch, monkeypatch):
+    """Detach after step 1: the DMD gradient on the first prediction is exactly 0, on the others it is not."""
+    only(monkeypatch, "dpdmd", methods.dmd_term)
+    first, *later = prediction_gradients(make(), batch(0, 1))
+    assert first is None or not first.any()
+    assert all(gradient.abs().max() > 0 for gradient in later)
+
+
+def test_diversity_term_touches_only_the_first_prediction(make, batch, monkeypatch):
+    """The diversity gradient is 2 lambda (v - target) / numel on the first prediction and nothing elsewhere."""
+    only(monkeypatch, "dpdmd", methods.diversity_term)
+    run = make()
+    first, *later = prediction_gradients(run, batch(0, 1))
+    assert later == [None] * (STEPS - 1)
+    eps, prediction = run.start_noise(batch(0, 1)), run.family.of(run.networks.student)[0].prediction.detach()
+    target = guided_anchor(run, batch(0, 1), eps)
+    expected = 2 * run.config.div_weight * (prediction - target) / prediction.numel()
+    # The target divides rounding of 1e-6 (another batch layout of the teacher) by 1 - t_2 = 0.14, then by numel / 0.1.
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_both_terms_together_give_each_prediction_its_own_gradient(make, batch, monkeypatch):
+    """The full loss is the sum of both: bit-equal to the diversity gradient on step 1, to the DMD gradient on 2..N."""
+    whole = prediction_gradients(make(), batch(0, 1))
+    with monkeypatch.context() as patch:
+        only(patch, "dpdmd", methods.diversity_term)
+        diversity = prediction_gradients(make(), batch(0, 1))
+    with monkeypatch.context() as patch:
+        only(patch, "dpdmd", methods.dmd_term)
+        dmd = prediction_gradients(make(), batch(0, 1))
+    assert torch.equal(whole[0], diversity[0])
+    assert all(torch.equal(ours, alone) for ours, alone in zip(whole[1:], dmd[1:], strict=True))
+
+
+def test_plain_dmd_reaches_the_first_prediction(make, batch):
+    """The baseline has no detach: its gradient reaches step 1, which is what collapses diversity."""
+    run = make(method="dmd")
+    found = prediction_gradients(run, batch(0, 1))
+    assert all(gradient.abs().max() > 0 for gradient in found)
+    assert len(run.family.of(run.networks.teacher)) == 1  # the real score; no anchor is paid for
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_each_turn_gives_gradient_to_its_own_network_only(make, batch, method):
+    """A fake turn must not train the student, nor a student turn the fake score or the teacher."""
+    run = make(method=method)
+    fake_turn(run, batch(0, 1)).loss.backward()
+    assert all(gradient is None for gradient in gradients(run.networks.student) + gradients(run.networks.teacher))
+    assert sum(gradient.abs().sum() for gradient in gradients(run.networks.fake)) > 0
+    run.networks.fake.zero_grad()
+    student_turn(run, batch(0, 1)).loss.backward()
+    assert all(gradient is None for gradient in gradients(run.networks.fake) + gradients(run.networks.teacher))
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients(run.networks.student))
+    assert sum(gradient.abs().sum() for gradient in gradients(run.networks.student)) > 0
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_teacher_keeps_its_bytes(make, batch, method):
+    """Several updates of both networks move both, and neither the teacher nor the empty prompt's embedding."""
+    run = make(method=method)
+    before = {name: weights(getattr(run.networks, name)) for name in ("teacher", "student", "fake")}
+    null = run.null.context.clone(), run.null.pooled.clone()
+    optimizers = {
+        turn: torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
+        for turn, network in ((fake_turn, run.networks.fake), (student_turn, run.networks.student))
+    }
+    for step, turn in enumerate((fake_turn, fake_turn, student_turn) * 2):
+        turn(run, batch(0, 1, step=step)).loss.backward()
+        optimizers[turn].step()
+        optimizers[turn].zero_grad()
+    assert same(before["teacher"], weights(run.networks.teacher))
+    assert torch.equal(null[0], run.null.context) and torch.equal(null[1], run.null.pooled)
+    for name in ("student", "fake"):
+        for key, parameter in getattr(run.networks, name).named_parameters():
+            assert torch.equal(before[name][key], parameter.detach()) == key.startswith(UNUSED), key
+
+
+# What is computed
+
+
+def velocity(run: Distillation, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
+    """One plain call outside the spy."""
+    with torch.no_grad():
+        return SD35.predict(run.family, network, z, sigma, text)
+
+
+def guided(run: Distillation, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
+    """u + s (c - u) of the teacher by two separate calls, u of the empty prompt."""
+    u = velocity(run, run.networks.teacher, z, sigma, run.null.expand(len(z)))
+    return u + SCALE * (velocity(run, run.networks.teacher, z, sigma, text) - u)
+
+
+def guided_anchor(run: Distillation, batch: MicroBatch, eps: Tensor) -> Tensor:
+    """(eps - z_k) / (1 - t_k) by a hand-written loop."""
+    z, grid = eps, run.teacher_sigmas
+    for index in range(K):
+        z = z + (grid[index + 1] - grid[index]) * guided(run, z, grid[index].repeat(len(z)), batch.text)
+    return (eps - z) / (1 - grid[K])
+
+
+def test_real_score_is_guided_and_fake_score_conditional(make, batch):
+    """The teacher sees (empty prompt, prompt) rows at the same z_t and time; the fake score the prompt alone.
+
+    The unconditional rows are the encoder's own empty prompt, not zeros (pitfall 8).
+    """
+    run, mine = make(method="dmd"), batch(0, 1)
+    pictures = student_turn(run, mine).pictures
+    (real,), (fake,) = run.family.of(run.networks.teacher), run.family.of(run.networks.fake)
+    assert torch.equal(real.text.context, torch.cat([run.null.expand(2).context, mine.text.context]))
+    assert torch.equal(real.text.pooled, torch.cat([run.null.expand(2).pooled, mine.text.pooled]))
+    assert run.null.context.abs().mean() > 0.1 and run.null.pooled.abs().mean() > 0.1
+    assert torch.equal(fake.text.context, mine.text.context) and torch.equal(fake.text.pooled, mine.text.pooled)
+    assert torch.equal(real.z, torch.cat([fake.z, fake.z])) and torch.equal(real.sigma, fake.sigma.repeat(2))
+    z_t, sigma, _ = run.score_input(mine, pictures["student"])
+    assert torch.equal(fake.z, z_t) and torch.equal(fake.sigma, sigma)
+    t = sigma.reshape(2, 1, 1, 1)
+    # Two calls of 2 rows against one of 4: matrix products round in another order (1e-6), guidance triples that.
+    torch.testing.assert_close(pictures["x0_real"], z_t - t * guided(run, z_t, sigma, mine.text), rtol=0, atol=5e-5)
+    assert torch.equal(pictures["x0_fake"], z_t - t * velocity(run, run.networks.fake, z_t, sigma, mine.text))
+    unguided = z_t - t * velocity(run, run.networks.teacher, z_t, sigma, mine.text)
+    assert (pictures["x0_real"] - unguided).abs().max() > 0.05  # the tolerance above tells guidance from none
+
+
+def test_guidance_of_scale_one_costs_one_branch(make, batch):
+    """u + 1 (c - u) = c: half the teacher's work is not spent on nothing."""
+    run, mine = make(method="dmd", teacher_guidance_scale=1.0), batch(0, 1)
+    pictures = student_turn(run, mine).pictures
+    (real,) = run.family.of(run.networks.teacher)
+    assert len(real.z) == 2 and torch.equal(real.text.context, mine.text.context)
+    t = real.sigma.reshape(2, 1, 1, 1)
+    conditional = velocity(run, run.networks.teacher, real.z, real.sigma, mine.text)
+    assert torch.equal(pictures["x0_real"], real.z - t * conditional)
+
+
+def test_network_calls_of_a_turn(make, batch):
+    """N student calls on its grid from eps, K guided teacher calls from the same eps on the teacher's own grid."""
+    run, mine = make(), batch(0, 1)
+    student_turn(run, mine)
+    student, teacher = run.family.of(run.networks.student), run.family.of(run.networks.teacher)
+    assert [call.sigma.tolist() for call in student] == [[sigma] * 2 for sigma in run.student_sigmas[:-1].tolist()]
+    assert len(teacher) == 1 + K and len(run.family.of(run.networks.fake)) == 1
+    anchor = teacher[1:]
+    assert [call.sigma.tolist() for call in anchor] == [[sigma] * 4 for sigma in run.teacher_sigmas[:K].tolist()]
+    eps = run.start_noise(mine)
+    assert torch.equal(student[0].z, eps) and torch.equal(anchor[0].z, torch.cat([eps, eps]))
+    assert all(len(call.z) == 4 for call in teacher)  # guided: both branches
+    # Scored without gradient: a graph through the teacher would be thrown away, after filling the memory.
+    assert not any(call.prediction.requires_grad for call in teacher + run.family.of(run.networks.fake))
+    run.family.calls.clear()
+    fake_turn(run, mine)
+    assert len(run.family.of(run.networks.student)) == STEPS
+    assert len(run.family.of(run.networks.fake)) == 1 and not run.family.of(run.networks.teacher)
+
+
+@pytest.mark.parametrize("div_weight", [0.05, 0.4])
+def test_student_loss_is_dmd_plus_lambda_diversity(make, batch, div_weight):
+    """loss = dmd + lambda div, and both terms equal their formulas, from the turn's own pictures and calls."""
+    run, mine = make(div_weight=div_weight), batch(0, 1)
+    result = student_turn(run, mine)
+    metrics = {name: value.item() for name, value in result.metrics.items()}
+    assert result.loss.item() == metrics["loss_student"]
+    assert metrics["loss_student"] == pytest.approx(metrics["loss_dmd"] + div_weight * metrics["loss_div"], rel=1e-6)
+    x, real, fake = (result.pictures[name] for name in ("student", "x0_real", "x0_fake"))
+    z_t, _, _ = run.score_input(mine, x)
+    direction = (fake - real) / (z_t - real).abs().mean(dim=(1, 2, 3), keepdim=True)
+    assert metrics["loss_dmd"] == pytest.approx(0.5 * (direction**2).mean().item(), rel=1e-5)
+    assert metrics["dmd_gradient_norm"] == pytest.approx(direction.flatten(1).norm(dim=1).mean().item(), rel=1e-5)
+    cosine = torch.cosine_similarity((real - x).flatten(1), (fake - x).flatten(1)).mean().item()
+    assert metrics["score_error_cosine"] == pytest.approx(cosine, rel=1e-5)
+    first = run.family.of(run.networks.student)[0].prediction.detach()
+    distance = (first - guided_anchor(run, mine, run.start_noise(mine))).square().mean().item()
+    assert metrics["loss_div"] == pytest.approx(distance, rel=1e-4)  # the anchor in another batch layout, see above
+
+
+def test_plain_dmd_is_the_dmd_term_alone(make, batch):
+    """The baseline's loss is the DMD term of the same roll-out; lambda and K have no say in it."""
+    dmd, dpdmd = student_turn(make(method="dmd", div_weight=9.0), batch(0, 1)), student_turn(make(), batch(0, 1))
+    assert dmd.loss.item() == dmd.metrics["loss_dmd"].item() == dpdmd.metrics["loss_dmd"].item()
+    assert "loss_div" not in dmd.metrics
+
+
+@pytest.mark.parametrize("normalizer", ["z_t", "x_student"])
+def test_the_normaliser_option_reaches_the_loss(make, batch, normalizer):
+    """--dmd_normalizer changes the gradient's size, not only the configuration file."""
+    run, mine = make(method="dmd", dmd_normalizer=normalizer), batch(0, 1)
+    result = student_turn(run, mine)
+    x, real, fake = (result.pictures[name] for name in ("student", "x0_real", "x0_fake"))
+    reference = {"z_t": run.score_input(mine, x)[0], "x_student": x}[normalizer]
+    direction = (fake - real) / (reference - real).abs().mean(dim=(1, 2, 3), keepdim=True)
+    assert result.loss.item() == pytest.approx(0.5 * (direction**2).mean().item(), rel=1e-5)
+
+
+def test_fake_loss_is_flow_matching_on_the_students_samples(make, batch):
+    """mse(v_fake(z_t, t), noise - x_theta) at z_t = (1 - t) x_theta + t noise."""
+    run, mine = make(), batch(0, 1)
+    result = fake_turn(run, mine)
+    x = run.start_noise(mine)
+    for index in range(STEPS):
+        sigma = run.student_sigmas[index]
+        step = run.student_sigmas[index + 1] - sigma
+        x = x + step * velocity(run, run.networks.student, x, sigma.repeat(2), mine.text)
+    _, sigma, noise = run.score_input(mine, x)
+    t = sigma.reshape(2, 1, 1, 1)
+    prediction = velocity(run, run.networks.fake, (1 - t) * x + t * noise, sigma, mine.text)
+    assert result.loss.item() == pytest.approx((prediction - (noise - x)).square().mean().item(), rel=1e-5)
+    assert result.metrics["loss_fake"].item() == result.loss.item()
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_both_turns_roll_out_the_same_samples(make, batch, compute_dtype):
+    """Without gradient (fake turn) and with it (student turn) the student predicts the same bits (pitfall 17)."""
+    run = make(SpyFamily(compute_dtype))
+    fake_turn(run, batch(0, 1))
+    without = [call.prediction for call in run.family.of(run.networks.student)]
+    run.family.calls.clear()
+    student_turn(run, batch(0, 1))
+    having = [call.prediction for call in run.family.of(run.networks.student)]
+    assert not any(prediction.requires_grad for prediction in without) and having[0].requires_grad
+    assert [torch.equal(left, right) for left, right in zip(without, having, strict=True)] == [True] * STEPS
+
+
+def test_calls_with_gradient_go_through_the_trainers_wrappers(make, batch):
+    """A wrapped network averages gradients over processes only if the wrapper is called: each turn must call its own.
+
+    Without gradient the bare network is called: a wrapper there would wait for processes that never come.
+    """
+
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, **inputs):
+            return self.inner(**inputs)
+
+    bare = make()
+    run = replace(bare, student_forward=Wrapper(bare.networks.student), fake_forward=Wrapper(bare.networks.fake))
+    student_turn(run, batch(0))
+    assert len(run.family.of(run.student_forward)) == STEPS and not run.family.of(run.networks.student)
+    assert len(run.family.of(run.networks.fake)) == 1 and not run.family.of(run.fake_forward)
+    run.family.calls.clear()
+    fake_turn(run, batch(0))
+    assert len(run.family.of(run.fake_forward)) == 1 and not run.family.of(run.networks.fake)
+    assert len(run.family.of(run.networks.student)) == STEPS and not run.family.of(run.student_forward)
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_times_and_predictions_are_fp32_in_any_compute_type(make, batch, compute_dtype):
+    """The network is told 1000 sigma in fp32, answers in fp32, and computes inside in the type asked for.
+
+    bf16 times would merge 1000 of them into 351 (pitfall 5); bf16 predictions would round every latent.
+    """
+    run, seen = make(SpyFamily(compute_dtype)), []
+    sigma = run.score_sigmas[[700, 701]]
+    student = run.networks.student
+    student.register_forward_pre_hook(lambda *arguments: seen.append(arguments[2]["timestep"]), with_kwargs=True)
+    student.transformer_blocks[0].ff.net[2].register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+    prediction = run.family.predict(student, run.start_noise(batch(0, 1)), sigma, batch(0, 1).text)
+    times, inside = seen
+    assert times.dtype == torch.float32 and torch.equal(times, sigma * 1000)
+    assert inside.dtype == compute_dtype
+    assert prediction.dtype == torch.float32
+
+
+def test_each_role_has_its_own_grid():
+    """Student on its named grid, teacher on its 30 steps, score on 1000 times without the final 0; all in fp32."""
+    grids = Distillation.grids(MethodConfig(student_sigmas="trailing"), 3.0, CPU)
+    assert torch.equal(grids["student_sigmas"], trailing_sigmas(4, 3.0))
+    assert torch.equal(grids["teacher_sigmas"], default_sigmas(30, 3.0))
+    assert torch.equal(grids["score_sigmas"], default_sigmas(1000, 3.0)[:1000])
+    assert torch.equal(Distillation.grids(MethodConfig(), 3.0, CPU)["student_sigmas"], default_sigmas(4, 3.0))
+    with pytest.raises(ValueError, match="3 sigmas, but the student takes 4"):
+        Distillation.grids(MethodConfig(student_sigmas="1,0.9,0.5"), 3.0, CPU)
+
+
+# Random draws and batches
+
+
+def test_score_times_per_sample_and_per_batch(make, batch):
+    """One time a sample, or the release's one a batch; either from the score's grid, new in every step."""
+    x = torch.zeros(4, 4, 16, 16)
+    each, one = make(), make(dmd_t="per_batch")
+    _, sigma, noise = each.score_input(batch(0, 1, 2, 3), x)
+    assert len(sigma.unique()) == 4 and torch.isin(sigma, each.score_sigmas).all()
+    _, shared, shared_noise = one.score_input(batch(0, 1, 2, 3), x)
+    assert len(shared.unique()) == 1
+    assert torch.equal(noise, shared_noise) and not torch.equal(noise[0], noise[1])  # the noise stays each sample's own
+    assert torch.equal(one.score_input(batch(2, 3), x[:2])[1], shared[:2])  # of the step's batch, not the micro-batch
+    assert not torch.equal(one.score_input(batch(0, 1, 2, 3, step=6), x)[1], shared)
+    assert len(each.score_sigmas) == 1000 and each.score_sigmas.min() > 0
+
+
+def test_noise_belongs_to_the_sample_not_to_the_split(make, batch):
+    """Sample i of a step draws the same start noise, time and score noise in any micro-batch; purposes do not share."""
+    run, x = make(), torch.zeros(4, 4, 16, 16)
+    whole = run.start_noise(batch(0, 1, 2, 3)), *run.score_input(batch(0, 1, 2, 3), x)
+    parts = [(run.start_noise(batch(*s)), *run.score_input(batch(*s), x[: len(s)])) for s in ((0,), (1, 2), (3,))]
+    for index, value in enumerate(whole):
+        assert torch.equal(value, torch.cat([part[index] for part in parts]))
+    assert not torch.equal(whole[0], whole[3])  # start noise and score noise are two draws
+    assert not torch.equal(whole[0], run.start_noise(batch(0, 1, 2, 3, step=6)))
+
+
+@pytest.mark.parametrize("turn", [student_turn, fake_turn])
+def test_accumulation_gives_the_whole_batchs_gradient(make, batch, turn):
+    """2 micro-batches of 1, losses halved, add up to the gradient of a batch of 2 (pitfall 12)."""
+    found = []
+    for split in ([(0, 1)], [(0,), (1,)]):
+        run = make()
+        for samples in split:
+            (turn(run, batch(*samples)).loss / len(split)).backward()
+        trained = run.networks.student if turn is student_turn else run.networks.fake
+        found.append(torch.cat([gradient.flatten() for gradient in gradients(trained)]))
+    # The same sums in another order: predictions differ by about 1e-6, and guidance, the division by 1 - t_k = 0.14
+    # and the normaliser enlarge that by some ten times. A doubled, halved or lost micro-batch differs by its own size.
+    assert (found[0] - found[1]).norm() < 1e-4 * found[0].norm()
+    assert (found[0] - found[1]).abs().max() < 1e-4 * found[0].abs().max()
+    assert found[0].norm() > 0
+
+
+# Precision and memory
+
+
+def adam_updates(run: Distillation, batch: MicroBatch, count: int, lr: float) -> dict[str, Tensor]:
+    """Change of each of the student's weights after `count` AdamW updates on one and the same batch."""
+    before = weights(run.networks.student)
+    optimizer = torch.optim.AdamW(run.networks.student.parameters(), lr=lr, weight_decay=0.0)
+    for _ in range(count):
+        student_turn(run, batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: value.double() - before[name].double() for name, value in weights(run.networks.student).items()}
+
+
+def test_fp32_master_weights_keep_updates_that_bf16_loses(tiny_pipeline, make, batch):
+    """At lr 1e-5, ten AdamW updates in one direction move fp32 weights by about 1e-4; bf16 weights stand still.
+
+    Half a bf16 step of a weight above 0.0157 is at least 3e-5, more than one update, so each is rounded away
+    (pitfall 16); a student loaded in the compute type would train nothing and tell nobody.
+    """
+    family, config = SpyFamily(torch.bfloat16), Config()
+    config.model.teacher_id = config.model.fake_id = str(tiny_pipeline)
+    loaded = load_networks(config, family, tiny_pipeline)
+    for network, wanted in (
+        (loaded.teacher, torch.bfloat16),
+        (loaded.student, torch.float32),
+        (loaded.fake, torch.float32),
+    ):
+        assert {parameter.dtype for parameter in network.parameters()} == {wanted}
+    perturb(loaded.student, 1)
+    perturb(loaded.fake, 2)
+    rounded = Networks(loaded.teacher, copy.deepcopy(loaded.student).bfloat16(), loaded.fake)
+    options = {"stu_inference_steps": 2, "k_anchor": 1}
+    used = {
+        name: value.detach().abs() > 0.0157
+        for name, value in loaded.student.named_parameters()
+        if not name.startswith(UNUSED)
+    }
+    moved = adam_updates(make(family, loaded, **options), batch(0), 10, 1e-5)
+    lost = adam_updates(make(family, rounded, **options), batch(0), 10, 1e-5)
+    ours, theirs = (torch.cat([change[name][large].abs() for name, large in used.items()]) for change in (moved, lost))
+    assert len(ours) > 50_000
+    # Adam's step is lr times about 1 while the gradient keeps its sign; where it turns during the ten, the sum is less.
+    assert 0.9e-4 < ours.mean() < 1.05e-4
+    assert (ours > 0).all()
+    assert (theirs == 0).all()
+
+
+@pytest.mark.parametrize("turn", [student_turn, fake_turn])
+def test_gradient_checkpointing_recomputes_once_and_changes_nothing(make, batch, turn):
+    """Checkpointed gradients are bit-equal, and each block runs twice per call with gradient, not three times."""
+    found, counts = [], []
+    for checkpointed in (False, True):
+        run = make()
+        trained = run.networks.student if turn is student_turn else run.networks.fake
+        if checkpointed:
+            trained.enable_gradient_checkpointing()
+        # Before the forward: the recomputation ends as soon as it has what the backward pass needs.
+        forwards: list[None] = []
+        trained.transformer_blocks[0].register_forward_pre_hook(lambda *_, forwards=forwards: forwards.append(None))
+        turn(run, batch(0, 1)).loss.backward()
+        found.append(gradients(trained))
+        counts.append(len(forwards))
+    calls = STEPS if turn is student_turn else 1
+    assert counts == [calls, 2 * calls]
+    assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))

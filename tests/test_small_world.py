@@ -1,0 +1,84 @@
+"""The committed teacher: layout, size, what it can do; and its builder is reproducible."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from dpdmd.families.layouts import SD35
+from dpdmd.families.sd35 import SD35TextEncoder
+from dpdmd.sampling import load_sampler
+from dpdmd.shapes import build, teacher
+from dpdmd.shapes.autoencoder import reconstruct_scenes
+from dpdmd.shapes.measure import measure_sampler
+from dpdmd.shapes.oracle import read_pictures, summarise
+from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.shapes.world import ATTRIBUTES, all_captions, sample_scene
+
+TEACHER = Path(__file__).parent.parent / "weights" / "tiny" / "sd35"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> StableDiffusion3Pipeline:
+    return StableDiffusion3Pipeline.from_pretrained(TEACHER)
+
+
+def test_the_folder_is_whole_and_small():
+    SD35.check(TEACHER, "--teacher_id")
+    assert sum(path.stat().st_size for path in TEACHER.rglob("*") if path.is_file()) <= 25e6
+    assert not [path for path in TEACHER.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_it_has_all_of_sd35s_parts(pipe):
+    config = pipe.transformer.config
+    assert config.qk_norm == "rms_norm" and len(config.dual_attention_layers) > 0
+    assert pipe.scheduler.config.shift == 3.0
+    for part in ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "vae"):
+        assert getattr(pipe, part) is not None
+
+
+def test_every_word_of_the_world_is_one_token(pipe):
+    words = {word for text in all_captions() for word in text.split()}
+    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3):
+        assert all(len(tokenizer.tokenize(word)) == 1 for word in words)
+        longest = max(all_captions(), key=lambda text: len(text.split()))
+        assert len(tokenizer(longest).input_ids) <= MAX_LENGTH
+
+
+def test_training_encoded_text_as_diffusers_does(pipe):
+    captions = ["a red circle", "", "a small cyan cross on a brown background"]
+    context, pooled = teacher.encode_with_gradient(pipe, captions)
+    theirs = SD35TextEncoder(TEACHER, torch.device("cpu"), torch.float32, MAX_LENGTH).encode(captions)
+    assert torch.equal(context, theirs.context) and torch.equal(pooled, theirs.pooled)
+
+
+def test_the_oracle_reads_what_the_autoencoder_makes_of_renders(pipe):
+    scenes = [sample_scene(1, index) for index in range(200)]
+    reading = read_pictures(reconstruct_scenes(pipe.vae, 1, range(200)))
+    assert reading.recognised.mean() >= 0.97
+    for name, values in ATTRIBUTES.items():
+        truth = np.array([values.index(getattr(scene, name)) for scene in scenes])
+        assert np.mean(reading.values[name] == truth) >= 0.97
+
+
+def test_the_teacher_follows_prompts_and_varies_what_they_leave_open():
+    """A short form of the measurement in weights/tiny/README.md: 4 prompts x 12 pictures."""
+    sampler, encoder = load_sampler(TEACHER, torch.device("cpu"))
+    prompts = ["a red circle", "a shape on a grey background", "a small triangle", "a large blue square"]
+    metrics = summarise(measure_sampler(sampler, encoder, prompts, 12, 0))
+    # 48 pictures: at the true 95% the chance of fewer than 85% is below 1%
+    assert metrics.accuracy >= 0.85 and metrics.unrecognised <= 0.12
+    assert metrics.entropy >= 0.7 and metrics.spread >= 0.7
+
+
+def test_the_build_is_reproducible(tmp_path, monkeypatch):
+    """Two short builds of one seed are equal to the bit."""
+    monkeypatch.setattr(teacher, "NUM_SCENES", 64)
+    for name in ("first", "second"):
+        flags = ["--out", str(tmp_path / name), "--vae_steps", "2", "--teacher_steps", "2"]
+        assert build.main(flags) == 0
+    files = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file()]
+    assert len(files) >= 15
+    assert all((tmp_path / "first" / f).read_bytes() == (tmp_path / "second" / f).read_bytes() for f in files)

@@ -1,0 +1,216 @@
+"""`dpdmd.train` end to end on a tiny random pipeline: output, counters, resume, export, non-finite losses."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from dpdmd import methods, train
+from dpdmd.config import read_yaml
+from dpdmd.rng import normal_per_sample
+from dpdmd.sampling import load_sampler
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = ["a red circle", "a shape on a grey background", "a small cross", "a large blue square", "a triangle"]
+
+
+@pytest.fixture
+def flags(tiny_pipeline: Path, tmp_path: Path) -> list[str]:
+    """A short run's command line, without a run folder."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    return [
+        *("--teacher_id", str(tiny_pipeline), "--prompt_txt", str(prompts), "--height", "64", "--width", "64"),
+        *("--teacher_infer_steps", "4", "--k_anchor", "2", "--stu_inference_steps", "2", "--batch_size", "2"),
+        *("--lr_student", "1e-3", "--lr_fake", "1e-3", "--vis_every", "6", "--report_to", "none", "--seed", "3"),
+    ]
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_bytes(checkpoint: Path) -> dict[str, bytes]:
+    """Every weight file of a checkpoint."""
+    return {
+        str(path.relative_to(checkpoint)): path.read_bytes()
+        for path in checkpoint.rglob("*.safetensors")
+        if "text" not in str(path)
+    }
+
+
+def test_a_run_writes_all_it_promises(flags, tmp_path, tiny_pipeline):
+    """One run folder holds log, metrics, configuration, pictures, checkpoints and a whole student."""
+    run = tmp_path / "run"
+    assert (
+        train.main(
+            [*flags, "--run_dir", str(run), "--max_steps", "12", "--ckpt_every", "6", "--report_to", "tensorboard"]
+        )
+        == 0
+    )
+    lines = records(run)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["turn"] for line in lines] == (["fake"] * 5 + ["student"]) * 2
+    assert {"loss_fake", "grad_norm", "seconds", "samples_per_second", "memory_gb"} <= lines[0].keys()
+    assert {"loss_dmd", "loss_div", "loss_student"} <= lines[5].keys() and "loss_fake" not in lines[5]
+    assert lines[5]["loss_student"] == pytest.approx(lines[5]["loss_dmd"] + 0.05 * lines[5]["loss_div"], rel=1e-5)
+    assert read_yaml(run / "config.yaml").method.k_anchor == 2
+    assert "step 10 fake" in (run / "log" / "log.txt").read_text()
+    assert list((run / "log").rglob("events.out.tfevents.*"))
+    picture = Image.open(run / "process_vis" / "latest.png")
+    assert picture.width >= 2 * 64 and picture.height >= 3 * 64
+    assert os.readlink(run / "ckpts" / "latest") == "step_000012"
+    middle, last = (run / "ckpts" / name / "student" for name in ("step_000006", "step_000012"))
+    assert (middle / "text_encoder").is_symlink() and (
+        middle / "text_encoder"
+    ).resolve() == tiny_pipeline / "text_encoder"
+    assert not any(path.is_symlink() for path in last.rglob("*"))
+
+
+def test_sixty_iterations_with_a_resume_in_the_middle(flags, tmp_path):
+    """5 fake updates a student update; the resumed run's weights, moments and records equal the uninterrupted run's."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    every = ["--ckpt_every", "31"]
+    assert train.main([*flags, *every, "--run_dir", str(whole), "--max_steps", "60"]) == 0
+    assert train.main([*flags, *every, "--run_dir", str(parts), "--max_steps", "33"]) == 0
+    # As after a kill: steps 32 and 33 are in the record, but the newest checkpoint is that of step 31.
+    os.unlink(parts / "ckpts" / "latest")
+    os.symlink("step_000031", parts / "ckpts" / "latest")
+    assert (
+        train.main([*flags, *every, "--run_dir", str(parts), "--max_steps", "60", "--resume_from_checkpoint", "latest"])
+        == 0
+    )
+    state = json.loads((parts / "ckpts" / "step_000060" / "state" / "state.json").read_text())
+    assert state["progress"] == {"step": 60, "student_updates": 10, "fake_updates": 50, "global_batch_size": 2}
+    assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
+    kept = ("step", "turn", "loss_fake", "loss_student", "grad_norm")
+    assert [{k: r.get(k) for k in kept} for r in records(whole)] == [
+        {k: r.get(k) for k in kept} for r in records(parts)
+    ]
+
+
+def test_nothing_of_a_checkpoint_comes_from_global_random_state(flags, tmp_path):
+    """Another global seed, the same run: every draw is named."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    torch.manual_seed(1)
+    assert train.main([*flags, "--run_dir", str(first), "--max_steps", "6"]) == 0
+    torch.manual_seed(2)
+    torch.randn(100)
+    assert train.main([*flags, "--run_dir", str(second), "--max_steps", "6"]) == 0
+    assert state_bytes(first / "ckpts" / "step_000006") == state_bytes(second / "ckpts" / "step_000006")
+
+
+@pytest.mark.parametrize("method", ["dpdmd", "dmd"])
+def test_only_the_right_networks_move(flags, tmp_path, tiny_pipeline, method):
+    """Fake turns move the fake score alone, the student turn the student; the teacher's bytes never change."""
+    before = {path: path.read_bytes() for path in tiny_pipeline.rglob("*") if path.is_file()}
+    run = tmp_path / "run"
+    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--ckpt_every", "5", "--method", method]) == 0
+    teacher = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+
+    def moved(step: int, part: str) -> float:
+        network = load_file(run / "ckpts" / f"step_{step:06d}" / part)
+        return max((network[name] - teacher[name]).abs().max().item() for name in teacher)
+
+    student, fake = "student/transformer/diffusion_pytorch_model.safetensors", "state/fake.safetensors"
+    assert moved(5, student) == 0 and moved(5, fake) > 1e-4
+    assert moved(6, student) > 1e-4 and moved(6, fake) == moved(5, fake)
+    assert before == {path: path.read_bytes() for path in tiny_pipeline.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("sigmas", ["default", "trailing", "1.0,0.6"])
+def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
+    """diffusers loads the export and, called as its note says, samples what our own sampler samples."""
+    run = tmp_path / "run"
+    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--student_sigmas", sigmas]) == 0
+    student = run / "ckpts" / "latest" / "student"
+    pipe = StableDiffusion3Pipeline.from_pretrained(student)
+    pipe.set_progress_bar_config(disable=True)
+    note = json.loads((student / "dpdmd.json").read_text())
+    eps = normal_per_sample((4, 16, 16), 0, "picture", 0, [0])
+    call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": note["sigmas"][:-1]}
+    theirs = pipe(
+        PROMPTS[0], latents=eps, guidance_scale=1.0, max_sequence_length=10, output_type="latent", **call
+    ).images
+    sampler, encoder = load_sampler(run, torch.device("cpu"))
+    ours = sampler.latents(encoder.encode([PROMPTS[0]]), eps)
+    # The same arithmetic in fp32; diffusers rounds its sigmas in another order (1 unit in the last place).
+    assert (ours - theirs).abs().max() < 1e-4 and theirs.std() > 0.1
+
+
+def test_the_readmes_snippet_works_as_printed(flags, tmp_path, monkeypatch):
+    """The snippet, run in the folder that its path is relative to."""
+    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert train.main([*flags, "--run_dir", str(tmp_path / "outputs/tiny/dpdmd"), "--max_steps", "1"]) == 0
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert Image.open(tmp_path / "red_circle.png").size == (64, 64)
+
+
+def test_a_nonfinite_loss_stops_before_the_optimizer(flags, tmp_path, monkeypatch, capsys):
+    """The message names the loss, and the last checkpoint is what it was."""
+    run = tmp_path / "run"
+    healthy = methods.student_turn
+
+    def poisoned(run_, batch):
+        result = healthy(run_, batch)
+        result.metrics["loss_dmd"] = result.metrics["loss_dmd"] * float("nan")
+        return result
+
+    monkeypatch.setattr(methods, "student_turn", poisoned)
+    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "12", "--ckpt_every", "5"]) == 1
+    assert "loss_dmd is nan" in capsys.readouterr().err
+    assert os.readlink(run / "ckpts" / "latest") == "step_000005"
+    assert len(records(run)) == 5
+
+
+def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
+    run = tmp_path / "run"
+    assert (
+        train.main(
+            [*flags, "--run_dir", str(run), "--max_steps", "6", "--ckpt_every", "2", "--checkpoints_total_limit", "2"]
+        )
+        == 0
+    )
+    assert sorted(p.name for p in (run / "ckpts").iterdir()) == ["latest", "step_000004", "step_000006"]
+
+
+def test_two_processes_train_as_one(flags, tmp_path):
+    """2 processes x 2 prompts = 1 process x 4 = accumulation 2 x 2: losses, gradient norms and weights."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    single, double, accumulated = tmp_path / "single", tmp_path / "double", tmp_path / "accumulated"
+    common = [*flags, "--max_steps", "6"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "dpdmd.train",
+    ]
+    result = subprocess.run(
+        [*launch, *common, "--run_dir", str(double)], env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert train.main([*common, "--run_dir", str(single), "--batch_size", "4"]) == 0
+    assert train.main([*common, "--run_dir", str(accumulated), "--grad_accum", "2"]) == 0
+    for other in (double, accumulated):
+        for ours, theirs in zip(records(single), records(other), strict=True):
+            for name in ("loss_fake", "loss_dmd", "loss_div", "grad_norm"):
+                # fp32 sums in another order; AdamW's first steps divide by |g| and so amplify it
+                assert ours.get(name) == (pytest.approx(theirs[name], rel=2e-3) if name in theirs else None)
+        for part in ("state/fake.safetensors", "student/transformer/diffusion_pytorch_model.safetensors"):
+            a, b = (load_file(run / "ckpts" / "step_000006" / part) for run in (single, other))
+            difference = torch.cat([(a[name] - b[name]).abs().flatten() for name in a])
+            # an update is at most lr = 1e-3 a step; sign flips of near-zero gradients are rare
+            assert difference.mean() < 2e-5 and difference.max() < 5e-3
