@@ -10,12 +10,41 @@ from dpdmd import config
 from dpdmd.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-SEED_FLAGS = """
-    teacher_id student_id fake_id prompt_txt height width teacher_infer_steps stu_inference_steps per_train_fake_num
-    k_anchor batch_size grad_accum lr_student lr_fake div_weight weight_decay max_epoch log_every ckpt_every
-    teacher_guidance_scale bf16 seed pick_processor_path pick_model_path ir_model_path ir_med_config dino_path clip_path
-    log_path ckpt_dir eval_dir process_folder_name diversity_folder_name
-""".split()
+SEED_FLAGS = (
+    "teacher_id",
+    "student_id",
+    "fake_id",
+    "prompt_txt",
+    "height",
+    "width",
+    "teacher_infer_steps",
+    "stu_inference_steps",
+    "per_train_fake_num",
+    "k_anchor",
+    "batch_size",
+    "grad_accum",
+    "lr_student",
+    "lr_fake",
+    "div_weight",
+    "weight_decay",
+    "max_epoch",
+    "log_every",
+    "ckpt_every",
+    "teacher_guidance_scale",
+    "bf16",
+    "seed",
+    "pick_processor_path",
+    "pick_model_path",
+    "ir_model_path",
+    "ir_med_config",
+    "dino_path",
+    "clip_path",
+    "log_path",
+    "ckpt_dir",
+    "eval_dir",
+    "process_folder_name",
+    "diversity_folder_name",
+)
 
 
 def test_defaults_are_the_papers():

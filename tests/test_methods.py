@@ -109,7 +109,7 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path) -> Make:
             student_forward=networks.student,
             fake_forward=networks.fake,
             null=embedded.null,
-            latent_shape=(4, 16, 16),
+            latent_shape=(8, 8, 8),
             seed=0,
             **Distillation.grids(config, schedule.shift, CPU),
         )
@@ -463,7 +463,7 @@ def test_each_role_has_its_own_grid():
 
 def test_score_times_per_sample_and_per_batch(make, batch):
     """One time a sample, or the release's one a batch; either from the score's grid, new in every step."""
-    x = torch.zeros(4, 4, 16, 16)
+    x = torch.zeros(4, 8, 8, 8)
     each, one = make(), make(dmd_t="per_batch")
     _, sigma, noise = each.score_input(batch(0, 1, 2, 3), x)
     assert len(sigma.unique()) == 4 and torch.isin(sigma, each.score_sigmas).all()
@@ -477,7 +477,7 @@ def test_score_times_per_sample_and_per_batch(make, batch):
 
 def test_noise_belongs_to_the_sample_not_to_the_split(make, batch):
     """Sample i of a step draws the same start noise, time and score noise in any micro-batch; purposes do not share."""
-    run, x = make(), torch.zeros(4, 4, 16, 16)
+    run, x = make(), torch.zeros(4, 8, 8, 8)
     whole = run.start_noise(batch(0, 1, 2, 3)), *run.score_input(batch(0, 1, 2, 3), x)
     parts = [(run.start_noise(batch(*s)), *run.score_input(batch(*s), x[: len(s)])) for s in ((0,), (1, 2), (3,))]
     for index, value in enumerate(whole):

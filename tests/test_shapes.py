@@ -32,7 +32,8 @@ def test_what_is_no_caption_is_refused(text):
 def test_captions_are_true_and_leave_things_open():
     scenes = [sample_scene(3, index) for index in range(400)]
     named = [parse_caption(sample_caption(scene, 3, index)) for index, scene in enumerate(scenes)]
-    assert all(getattr(scene, name) == value for scene, values in zip(scenes, named) for name, value in values.items())
+    pairs = zip(scenes, named, strict=True)
+    assert all(getattr(scene, name) == value for scene, values in pairs for name, value in values.items())
     # 1600 independent coin flips: a standard deviation of 0.0125
     assert abs(np.mean([len(values) for values in named]) / 4 - 0.5) < 0.05
 
@@ -82,6 +83,19 @@ def test_oracle_does_not_recognise_what_is_no_render():
     assert read_pictures(two_objects).recognised.mean() <= 0.2
     assert not read_pictures(noise).recognised.any()
     assert not read_pictures(flat).recognised.any()
+
+
+def test_oracle_judges_every_pair_of_colours_alike():
+    """A square rounded off or grown too wide is as good or bad a square in any colours."""
+    scenes = [
+        Scene(c, "square", b, "large", (0.5, 0.5)) for c in ATTRIBUTES["colour"] for b in ATTRIBUTES["background"]
+    ]
+    pictures = render(scenes)
+    for shift in (0, 4, 28):  # smeared over 0, 4 and 28 further columns
+        smeared = np.mean([np.roll(pictures, step, axis=3) for step in range(shift + 1)], axis=0)
+        reading = read_pictures(smeared)
+        assert len(set(reading.recognised)) == 1 and reading.recognised[0] == (shift < 28)
+        assert np.ptp(reading.error) < 0.03
 
 
 def test_oracle_refuses_other_sizes():

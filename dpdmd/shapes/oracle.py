@@ -25,7 +25,7 @@ from dpdmd.shapes.world import (
 # of weights/tiny/sd35 gives the share of its reconstructions that pass) and reject blends and half-drawn objects.
 MIN_OVERLAP = 0.70
 MAX_COLOUR_ERROR = 0.15  # RMS over the channels, in units of [0, 1]
-MAX_PICTURE_ERROR = 0.08  # RMS over pixels and channels
+MAX_PICTURE_ERROR = 0.25  # RMS over pixels and channels, in units of the object's contrast with its background
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Reading:
         values: attribute name -> [N] index into `ATTRIBUTES[name]`; meaningless where not recognised.
         position: [N, 2] in about [0, 1]: (x, y) relative to where an object of that size may lie.
         recognised: [N] bool; False where the picture is no clean render.
-        error: [N] RMS difference between a picture and the render of its reading.
+        error: [N] RMS difference between a picture and the render of its reading, divided by the RMS difference of
+            the two colours read, so that a limit means the same for cyan on black and for blue on brown.
     """
 
     values: dict[str, np.ndarray]
@@ -97,7 +98,7 @@ def read_pictures(pictures: np.ndarray) -> Reading:
     best = overlap.argmax(axis=1)
     mask = np.stack([t for _, _, t in templates], axis=1)[np.arange(len(best)), best]
     rendered = ground[:, :, None, None] + mask[:, None] * line[:, :, None, None]
-    error = np.sqrt(np.mean((pictures - rendered) ** 2, axis=(1, 2, 3)))
+    error = np.sqrt(np.mean((pictures - rendered) ** 2, axis=(1, 2, 3)) / np.mean(line**2, axis=1))
 
     size = np.array([list(SIZES).index(templates[b][1]) for b in best], dtype=np.int64)
     low = np.array(list(SIZES.values()))[size, None] + MARGIN

@@ -1,6 +1,8 @@
-"""Trains the small world's teacher: an SD3 transformer and its three text encoders, by flow matching."""
+"""Trains the small world's teacher: an SD3 transformer by flow matching, on captions encoded once."""
 
 import copy
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,24 +11,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dpdmd.rng import numpy_generator, torch_generator
-from dpdmd.schedules import FlowSchedule, shift_sigmas
+from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule, shift_sigmas
 from dpdmd.shapes import text
-from dpdmd.shapes.autoencoder import LATENT_CHANNELS, encode_scenes
-from dpdmd.shapes.world import sample_caption, sample_scene
+from dpdmd.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE, encode_scenes
+from dpdmd.shapes.world import all_captions, sample_caption, sample_scene
 
 SHIFT = 3.0  # SD3.5-Medium's
-TRAINING_SHIFT = 2.0  # of the training times: attributes are decided at high noise, so train there more often
+TRAINING_SHIFT = 1.5  # of the training times: attributes are decided at high noise, so train there more often
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
 NUM_SCENES = 24_000
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """SD3.5-Medium's transformer in small: RMS-normed queries and keys, dual attention in the first blocks."""
+    """SD3.5-Medium's transformer in small: RMS-normed queries and keys, dual attention in the first blocks.
+
+    Modulations and the output start at zero (adaLN-Zero, arXiv 2212.09748), which diffusers leaves to training.
+    """
     width, heads = 96, 3
-    return SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
+    transformer = SD3Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        patch_size=1,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=6,
@@ -39,6 +44,16 @@ def build_transformer() -> SD3Transformer2DModel:
         qk_norm="rms_norm",
         dual_attention_layers=(0, 1),
     )
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and (_is_modulation(name) or name == "proj_out"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return transformer
+
+
+def _is_modulation(name: str) -> bool:
+    """Whether a module or parameter belongs to an adaptive layer norm's linear map."""
+    return ".linear" in name and "norm" in name
 
 
 def build_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
@@ -58,69 +73,121 @@ def build_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
     )
 
 
-def encode_with_gradient(pipe: StableDiffusion3Pipeline, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """What `pipe.encode_prompt` computes, with gradients (diffusers' own is under no_grad): context and pooled."""
+def build_optimizers(transformer: SD3Transformer2DModel, lr_matrices: float, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for all else: half the loss of AdamW alone after the same minutes."""
+    named = dict(transformer.named_parameters())
+    matrices = [n for n, p in named.items() if n.startswith("transformer_blocks.") and p.ndim == 2]
+    matrices = {name: named.pop(name) for name in matrices if not _is_modulation(name)}
+    return [
+        torch.optim.Muon(matrices.values(), lr=lr_matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(named.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01),
+    ]
 
-    def ids(tokenizer) -> Tensor:
-        return tokenizer(
-            captions, padding="max_length", max_length=text.MAX_LENGTH, truncation=True, return_tensors="pt"
-        ).input_ids
 
-    first = pipe.text_encoder(ids(pipe.tokenizer), output_hidden_states=True)
-    second = pipe.text_encoder_2(ids(pipe.tokenizer_2), output_hidden_states=True)
-    clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-    t5 = pipe.text_encoder_3(ids(pipe.tokenizer_3))[0]
-    clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
-    return torch.cat([clip, t5], dim=1), torch.cat([first.text_embeds, second.text_embeds], dim=-1)
+def encode_captions(pipe: StableDiffusion3Pipeline) -> tuple[dict[str, int], Tensor, Tensor]:
+    """Every caption's row, and by row its context [526, tokens, width] and pooled [526, width]; row 0 is empty."""
+    captions = ["", *all_captions()]
+    context, _, pooled, _ = pipe.encode_prompt(
+        captions, None, None, do_classifier_free_guidance=False, max_sequence_length=text.MAX_LENGTH
+    )
+    return {caption: row for row, caption in enumerate(captions)}, context, pooled
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A stretch of training with its own optimizers: warm up, stay, fall linearly in the second half.
+
+    Attributes:
+        share: of all steps.
+        lr_factor: of the peak learning rates.
+        logit_normal: whether times are drawn denser in the middle, as SD3 does (arXiv 2403.03206), or uniformly.
+    """
+
+    share: float
+    lr_factor: float
+    logit_normal: bool
+
+    def sample_sigmas(self, uniform: Tensor) -> Tensor:
+        """Training times from numbers in (0, 1)."""
+        if self.logit_normal:
+            uniform = torch.sigmoid(torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)))
+        return shift_sigmas(uniform, TRAINING_SHIFT)
+
+
+# The second starts from the first's average; it turns drawn-together shapes into clean ones.
+CYCLES = (Cycle(share=0.6, lr_factor=1.0, logit_normal=False), Cycle(share=0.4, lr_factor=0.5, logit_normal=True))
+
+
+def lr_factor(length: int, index: int) -> float:
+    """Share of the peak learning rate at step `index` of a cycle of `length`: up, level, and down from the middle."""
+    return min((index + 1) / (0.03 * length), 1.0, max(2 - 2 * index / length, 0.02))
 
 
 def train_teacher(
-    vae: AutoencoderKL, seed: int, num_steps: int, batch_size: int = 48, lr: float = 1e-3
+    vae: AutoencoderKL,
+    seed: int,
+    num_steps: int,
+    batch_size: int = 48,
+    lr_matrices: float = 1e-2,
+    lr: float = 2e-3,
 ) -> StableDiffusion3Pipeline:
     """Flow matching on encoded scenes with captions; returns the pipeline with averaged (EMA) weights.
 
-    Times are uniform, then shifted by `TRAINING_SHIFT`; a tenth of the captions is empty, for guidance.
+    Times are stratified over the batch; a tenth of the captions is empty, for guidance.
     """
     torch.manual_seed(seed)
     pipe = build_pipeline(vae)
-    trained = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3]).train()
-    average = copy.deepcopy(trained).requires_grad_(False)
-    moments = encode_scenes(vae, seed, range(NUM_SCENES))
-    mean, deviation = moments.split(LATENT_CHANNELS, dim=1)
+    for suffix in ("", "_2", "_3"):
+        text.train_text_encoder(getattr(pipe, "text_encoder" + suffix), getattr(pipe, "tokenizer" + suffix), seed)
+    row_of, context, pooled = encode_captions(pipe)
     scenes = [sample_scene(seed, index) for index in range(NUM_SCENES)]
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=num_steps, pct_start=0.05)
+    latents = (encode_scenes(vae, seed, range(NUM_SCENES)) - vae.config.shift_factor) * vae.config.scaling_factor
     flow, noise = FlowSchedule(SHIFT), torch_generator(seed, "teacher noise")
-    progress = tqdm(range(num_steps), desc="teacher")
-    for step in progress:
+    transformer = pipe.transformer.train()
+    progress = tqdm(total=num_steps, desc="teacher")
+
+    def train_step(step: int, cycle: Cycle) -> Tensor:
+        """Loss of one batch, its gradient in the transformer."""
         draw = numpy_generator(seed, "teacher batch", step)
-        rows = draw.integers(NUM_SCENES, size=batch_size)
-        captions = [sample_caption(scenes[row], seed, step * batch_size + i) for i, row in enumerate(rows)]
+        picked = draw.integers(NUM_SCENES, size=batch_size)
         dropped = draw.random(batch_size) < CAPTION_DROPOUT
-        captions = ["" if empty else line for line, empty in zip(captions, dropped, strict=True)]
-        latents = mean[rows] + deviation[rows] * torch.randn(mean[rows].shape, generator=noise)
-        x0 = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-        sigma = shift_sigmas(torch.rand(batch_size, generator=noise), TRAINING_SHIFT)
+        said = [sample_caption(scenes[p], seed, step * batch_size + i) for i, p in enumerate(picked)]
+        rows = [0 if empty else row_of[caption] for caption, empty in zip(said, dropped, strict=True)]
+        x0 = latents[picked]
+        sigma = cycle.sample_sigmas((torch.arange(batch_size) + torch.rand(batch_size, generator=noise)) / batch_size)
         eps = torch.randn(x0.shape, generator=noise)
-        context, pooled = encode_with_gradient(pipe, captions)
-        velocity = pipe.transformer(
+        velocity = transformer(
             hidden_states=flow.add_noise(x0, eps, sigma),
-            timestep=sigma * 1000,
-            encoder_hidden_states=context,
-            pooled_projections=pooled,
+            timestep=sigma * NUM_TRAIN_TIMESTEPS,
+            encoder_hidden_states=context[rows],
+            pooled_projections=pooled[rows],
             return_dict=False,
         )[0]
         loss = F.mse_loss(velocity, flow.target(x0, eps))
-        optimizer.zero_grad()
+        transformer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        decay = min(EMA_DECAY, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)
-        if step % 50 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-    for parameter, averaged in zip(trained.parameters(), average.parameters(), strict=True):
-        parameter.data.copy_(averaged)
-    trained.eval().requires_grad_(False)
+        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
+        return loss.detach()
+
+    start = 0
+    for cycle in CYCLES:
+        length = round(cycle.share * num_steps)
+        average = copy.deepcopy(transformer).requires_grad_(False)
+        optimizers = build_optimizers(transformer, lr_matrices * cycle.lr_factor, lr * cycle.lr_factor)
+        schedules = [
+            torch.optim.lr_scheduler.LambdaLR(optimizer, partial(lr_factor, length)) for optimizer in optimizers
+        ]
+        for index in range(length):
+            loss = train_step(start + index, cycle)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+            decay = min(EMA_DECAY, (index + 1) / (index + 10))
+            torch._foreach_lerp_(list(average.parameters()), list(transformer.parameters()), 1 - decay)
+            progress.update()
+            if index % 50 == 0:
+                progress.set_postfix(loss=f"{loss.item():.4f}")
+        transformer.load_state_dict(average.state_dict())
+        start += length
+    transformer.eval().requires_grad_(False)
     return pipe

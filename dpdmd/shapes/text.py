@@ -1,5 +1,8 @@
 """Tokenizers and text encoders of the small world, in the layouts that SD3.5 ships: two CLIPs and a T5."""
 
+import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -9,10 +12,11 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from dpdmd.shapes.world import ATTRIBUTES
+from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
 
 MAX_LENGTH = 10  # tokens: the longest caption has 8 words, and CLIP adds a start and an end
 CLIP_WIDTH = 64
+TRAINING_STEPS = 300  # enough for each encoder to name every attribute
 T5_WIDTH = 2 * CLIP_WIDTH  # SD3 pads the two CLIPs' joined features to the T5's width: here nothing to pad
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-()&:;\"/"
 WORDS = (
@@ -98,3 +102,38 @@ def build_t5_encoder(tokenizer: T5TokenizerFast) -> T5EncoderModel:
         use_cache=False,
     )
     return T5EncoderModel(config)
+
+
+def train_text_encoder(
+    encoder: CLIPTextModelWithProjection | T5EncoderModel,
+    tokenizer: CLIPTokenizer | T5TokenizerFast,
+    seed: int,
+) -> None:
+    """Teach an encoder what captions say, in place and then frozen: linear heads on its summary name each attribute.
+
+    The summary is the projected end token of a CLIP and the mean over tokens of a T5; "left open" is a class too.
+    SD3's encoders come trained and frozen as well; the heads are thrown away.
+    """
+    torch.manual_seed(seed)
+    captions = all_captions()
+    named = [parse_caption(text) for text in captions]
+    labels = {
+        name: torch.tensor([values.index(n[name]) if name in n else len(values) for n in named])
+        for name, values in ATTRIBUTES.items()
+    }
+    ids = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
+    width = encoder.config.d_model if isinstance(encoder, T5EncoderModel) else encoder.config.projection_dim
+    heads = nn.ModuleDict({name: nn.Linear(width, len(values) + 1) for name, values in ATTRIBUTES.items()})
+    trained = nn.ModuleList([encoder, heads]).train()
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=TRAINING_STEPS)
+    for _ in range(TRAINING_STEPS):
+        rows = torch.randint(len(captions), (64,))
+        output = encoder(ids[rows])
+        summary = output[0].mean(dim=1) if isinstance(encoder, T5EncoderModel) else output.text_embeds
+        loss = sum(F.cross_entropy(head(summary), labels[name][rows]) for name, head in heads.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    encoder.eval().requires_grad_(False)

@@ -24,7 +24,7 @@ COLOURS = {
 }
 BACKGROUNDS = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (18, 18, 18), "brown": (110, 70, 35)}
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 10.0, "large": 16.0}  # half extent in pixels
+SIZES = {"small": 12.0, "large": 19.0}  # half extent in pixels
 MARGIN = 4.0  # pixels between an object's half extent and the border, so the border shows only background
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
