@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of all of it (default: %(default)s)")
     parser.add_argument("--vae_steps", type=int, default=2400, help="autoencoder updates (default: %(default)s)")
-    parser.add_argument("--teacher_steps", type=int, default=9000, help="teacher updates (default: %(default)s)")
+    parser.add_argument("--teacher_steps", type=int, default=15_000, help="teacher updates (default: %(default)s)")
     parser.add_argument("--vae", type=Path, help="take this trained autoencoder instead of training one")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
