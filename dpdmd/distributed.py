@@ -105,14 +105,15 @@ def whole_network_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def whole_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """The optimizer's state as "parameter|entry" -> tensor, unsharded, on the CPU. Collective.
+    """The optimizer's state as "parameter|entry" -> tensor, unsharded, on the CPU of rank 0. Collective.
 
-    Empty for an optimizer that has not stepped yet: asking torch for its state would make it step.
+    Empty on the other ranks, and for an optimizer that has not stepped yet: asking torch for its state would make
+    it step.
     """
     raw = getattr(optimizer, "optimizer", optimizer)
     if not raw.state:
         return {}
-    state = get_optimizer_state_dict(network, raw, options=_WHOLE)["state"]
+    state = get_optimizer_state_dict(network, raw, options=_WHOLE).get("state", {})
     return {f"{name}|{key}": value for name, entries in state.items() for key, value in entries.items()}
 
 

@@ -27,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of all of it (default: %(default)s)")
     parser.add_argument("--vae_steps", type=int, default=2400, help="autoencoder updates (default: %(default)s)")
-    parser.add_argument("--teacher_steps", type=int, default=15_000, help="teacher updates (default: %(default)s)")
     parser.add_argument("--vae", type=Path, help="take this trained autoencoder instead of training one")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.info("autoencoder after %.0f s", time.perf_counter() - started)
     if not args.vae:
         vae.save_pretrained(args.out / "vae")
-    pipe = train_teacher(vae, args.seed, args.teacher_steps)
+    pipe = train_teacher(vae, args.seed)
     pipe.save_pretrained(args.out, safe_serialization=True)
     Note(steps=30, guidance_scale=GUIDANCE_SCALE, max_sequence_length=MAX_LENGTH).write(args.out)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file()) / 1e6

@@ -24,6 +24,7 @@ from dpdmd.shapes.world import (
 # A clean render scores overlap 1 and error 0. The limits leave room for an autoencoder's softness (the README
 # of weights/tiny/sd35 gives the share of its reconstructions that pass) and reject blends and half-drawn objects.
 MIN_OVERLAP = 0.70
+RIPPLE = 0.1  # of the contrast: fainter than that is a decoder's ripple, which summed over 4096 pixels is no object
 MAX_COLOUR_ERROR = 0.15  # RMS over the channels, in units of [0, 1]
 MAX_PICTURE_ERROR = 0.25  # RMS over pixels and channels, in units of the object's contrast with its background
 
@@ -86,7 +87,7 @@ def read_pictures(pictures: np.ndarray) -> Reading:
     coverage = (
         np.einsum("nchw,nc->nhw", pictures - ground[:, :, None, None], line) / np.sum(line**2, axis=1)[:, None, None]
     )
-    coverage = np.clip(coverage, 0.0, 1.0)
+    coverage = np.clip((coverage - RIPPLE) / (1 - 2 * RIPPLE), 0.0, 1.0)
     area = np.maximum(coverage.sum(axis=(1, 2)), 1e-6)
     pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
     centroid = np.stack([(coverage.sum(1) * pixel).sum(1) / area, (coverage.sum(2) * pixel).sum(1) / area], axis=1)

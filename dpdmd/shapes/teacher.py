@@ -101,12 +101,12 @@ class Cycle:
     """A stretch of training with its own optimizers: warm up, stay, fall linearly in the second half.
 
     Attributes:
-        share: of all steps.
+        num_steps: updates.
         lr_factor: of the peak learning rates.
         logit_normal: whether times are drawn denser in the middle, as SD3 does (arXiv 2403.03206), or uniformly.
     """
 
-    share: float
+    num_steps: int
     lr_factor: float
     logit_normal: bool
 
@@ -117,19 +117,22 @@ class Cycle:
         return shift_sigmas(uniform, TRAINING_SHIFT)
 
 
-# The second starts from the first's average; it turns drawn-together shapes into clean ones.
-CYCLES = (Cycle(share=0.6, lr_factor=1.0, logit_normal=False), Cycle(share=0.4, lr_factor=0.5, logit_normal=True))
+# Each starts from the average of the one before; the later ones turn drawn-together shapes into clean ones.
+CYCLES = (
+    Cycle(9000, 1.0, logit_normal=False),
+    Cycle(6000, 0.5, logit_normal=True),
+    Cycle(1600, 0.25, logit_normal=True),
+)
 
 
-def lr_factor(length: int, index: int) -> float:
-    """Share of the peak learning rate at step `index` of a cycle of `length`: up, level, and down from the middle."""
-    return min((index + 1) / (0.03 * length), 1.0, max(2 - 2 * index / length, 0.02))
+def lr_factor(num_steps: int, index: int) -> float:
+    """Share of the peak learning rate at step `index` of a cycle: up, level, and down from the middle."""
+    return min((index + 1) / (0.03 * num_steps), 1.0, max(2 - 2 * index / num_steps, 0.02))
 
 
 def train_teacher(
     vae: AutoencoderKL,
     seed: int,
-    num_steps: int,
     batch_size: int = 48,
     lr_matrices: float = 1e-2,
     lr: float = 2e-3,
@@ -147,7 +150,7 @@ def train_teacher(
     latents = (encode_scenes(vae, seed, range(NUM_SCENES)) - vae.config.shift_factor) * vae.config.scaling_factor
     flow, noise = FlowSchedule(SHIFT), torch_generator(seed, "teacher noise")
     transformer = pipe.transformer.train()
-    progress = tqdm(total=num_steps, desc="teacher")
+    progress = tqdm(total=sum(cycle.num_steps for cycle in CYCLES), desc="teacher")
 
     def train_step(step: int, cycle: Cycle) -> Tensor:
         """Loss of one batch, its gradient in the transformer."""
@@ -174,13 +177,13 @@ def train_teacher(
 
     start = 0
     for cycle in CYCLES:
-        length = round(cycle.share * num_steps)
         average = copy.deepcopy(transformer).requires_grad_(False)
         optimizers = build_optimizers(transformer, lr_matrices * cycle.lr_factor, lr * cycle.lr_factor)
         schedules = [
-            torch.optim.lr_scheduler.LambdaLR(optimizer, partial(lr_factor, length)) for optimizer in optimizers
+            torch.optim.lr_scheduler.LambdaLR(optimizer, partial(lr_factor, cycle.num_steps))
+            for optimizer in optimizers
         ]
-        for index in range(length):
+        for index in range(cycle.num_steps):
             loss = train_step(start + index, cycle)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
@@ -191,6 +194,6 @@ def train_teacher(
             if index % 50 == 0:
                 progress.set_postfix(loss=f"{loss.item():.4f}")
         transformer.load_state_dict(average.state_dict())
-        start += length
+        start += cycle.num_steps
     transformer.eval().requires_grad_(False)
     return pipe
