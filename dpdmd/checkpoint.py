@@ -98,13 +98,10 @@ def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, 
         shutil.rmtree(target)
     os.replace(temporary, target)
     _point_latest(folder, target)
-    for old in (
-        folder.checkpoints()[: -(config.run.checkpoints_total_limit or 0) or None]
-        if config.run.checkpoints_total_limit
-        else []
-    ):
-        if old != target:
-            shutil.rmtree(old)
+    if limit := config.run.checkpoints_total_limit:
+        for old in folder.checkpoints()[:-limit]:
+            if old != target:
+                shutil.rmtree(old)
     return target
 
 
