@@ -2,8 +2,9 @@
 
     python benchmarks/small_world.py --out benchmarks/results
 
-Every run is `scripts/configs/tiny.yaml` with another --method and --seed; a finished run is not trained again and a
-broken-off one is continued, so the same command goes on after an interruption.
+Every run is `scripts/configs/tiny.yaml` with another --method and --seed; a finished run is neither trained nor
+measured again and a broken-off one is continued, so the same command goes on after an interruption. Further flags go
+to the trainer.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 
 from dpdmd.checkpoint import versions
 from dpdmd.grids import labelled_grid, save_picture, to_pil
-from dpdmd.sampling import load_sampler
+from dpdmd.sampling import batches_of, load_sampler
 from dpdmd.shapes.measure import COLUMNS
 
 METHODS = ("dmd", "dpdmd")
@@ -37,14 +38,18 @@ def run(command: list[str], log: Path) -> None:
 
 
 def train_and_measure(root: Path, method: str, seed: int, num_seeds: int, extra: list[str]) -> None:
-    folder = root / f"{method}_{seed}"
+    folder, figures = root / f"{method}_{seed}", root / f"{method}_{seed}.json"
+    if figures.exists():
+        return
     command = [sys.executable, "-m", "dpdmd.train", "--config", "scripts/configs/tiny.yaml", "--method", method]
     command += ["--seed", str(seed), "--run_dir", str(folder), "--resume_from_checkpoint", "latest", *extra]
     run(command, root / f"{method}_{seed}.log")
-    measure(folder, root / f"{method}_{seed}.json", num_seeds)
+    measure(folder, figures, num_seeds)
 
 
 def measure(model: Path, out: Path, num_seeds: int) -> None:
+    if out.exists():
+        return
     command = [sys.executable, "-m", "dpdmd.shapes.measure", "--model", str(model), "--out", str(out)]
     run([*command, "--num_seeds", str(num_seeds)], out.with_suffix(".log"))
 
@@ -89,7 +94,7 @@ def picture(root: Path, seed: int, path: Path) -> None:
     rows: dict[str, list] = {}
     for name, model in models.items():
         sampler, encoder = load_sampler(model, torch.device("cpu"))
-        for keys, pictures in sampler.sweep(encoder, PICTURED, 9, 0, 9):
+        for keys, pictures in sampler.sweep(encoder, PICTURED, batches_of(len(PICTURED), 9, 9), 0):
             for (prompt, _), made in zip(keys, to_pil(pictures), strict=True):
                 rows.setdefault(f'{name}: "{PICTURED[prompt]}"', []).append(made)
     labels = sorted(rows, key=lambda label: label.split(": ")[1])  # stable: the models keep their order
