@@ -97,20 +97,12 @@ def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, 
     if target.exists():  # a run resumed from an older checkpoint comes past this step again
         shutil.rmtree(target)
     os.replace(temporary, target)
-    _point_latest(folder, target)
+    folder.point(LATEST, target)
     if limit := config.run.checkpoints_total_limit:
         for old in folder.checkpoints()[:-limit]:
-            if old != target:
+            if old not in (target, folder.best()):
                 shutil.rmtree(old)
     return target
-
-
-def _point_latest(folder: RunFolder, target: Path) -> None:
-    """Move the link `latest` in one step."""
-    temporary = folder.ckpts / f".{LATEST}.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    os.replace(temporary, folder.ckpts / LATEST)
 
 
 def find(folder: RunFolder, wanted: str) -> Path | None:

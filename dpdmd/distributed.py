@@ -1,14 +1,14 @@
 """All that knows ranks: the accelerator, wrapping, reductions, and whole state dicts of sharded networks."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from dpdmd.config import Config
 
+Item = TypeVar("Item")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -86,6 +87,27 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> 
     stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
     reduced = accelerator.reduce(stacked, reduction="mean").tolist()
     return dict(zip(values, reduced, strict=True))
+
+
+def share(items: Sequence[Item], rank: int, processes: int) -> list[Item]:
+    """What one rank does of `items`: as many on every rank, since sharded networks are called in step.
+
+    Where they do not divide, some ranks do one that another does too.
+    """
+    rounds = -(-len(items) // processes)
+    return [items[(turn * processes + rank) % len(items)] for turn in range(rounds)]
+
+
+def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:
+    """The lists of all ranks joined, on every rank. Collective."""
+    return gather_object(items) if accelerator.num_processes > 1 else items
+
+
+def from_main(accelerator: Accelerator, value: Item) -> Item:
+    """Rank 0's `value`, on every rank. Collective."""
+    holder = [value]
+    broadcast_object_list(holder)
+    return holder[0]
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:

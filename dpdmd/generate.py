@@ -13,7 +13,8 @@ from dpdmd.prompts import read_prompts
 def build_parser() -> argparse.ArgumentParser:
     """The flags of `dpdmd.generate`."""
     parser = argparse.ArgumentParser(prog="dpdmd.generate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--model", type=Path, required=True, help="run folder, checkpoint, or pipeline folder")
+    parser.add_argument("--model", type=Path, required=True, help="run folder, checkpoint, pipeline folder, or .pt")
+    parser.add_argument("--base_model", type=Path, help="pipeline folder that a .pt network belongs to")
     parser.add_argument("--prompt", nargs="+", help="one or more prompts")
     parser.add_argument("--prompt_txt", type=Path, help="or a file of prompts, one a line")
     parser.add_argument("--num_images", type=int, default=9, help="pictures a prompt (default: %(default)s)")
@@ -56,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts = check(args)
         # diffusers takes seconds to import: only now, so that wrong input is told at once.
         from dpdmd.grids import labelled_grid, save_picture, to_pil
-        from dpdmd.sampling import load_sampler
+        from dpdmd.sampling import batches_of, load_sampler
 
         sampler, encoder = load_sampler(
             args.model,
             torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            base_model=args.base_model,
             dtype=torch.bfloat16 if args.bf16 else torch.float32,
             steps=args.steps,
             guidance_scale=args.guidance_scale,
@@ -72,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dpdmd.generate: error: {error}", file=sys.stderr)
         return 2
     rows: list[list] = [[] for _ in prompts]
-    batches = sampler.sweep(encoder, prompts, args.num_images, args.seed, args.batch_size, progress="generating")
-    for keys, pictures in batches:
+    batches = batches_of(len(prompts), args.num_images, args.batch_size)
+    for keys, pictures in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
         for (prompt, sample), picture in zip(keys, to_pil(pictures), strict=True):
             rows[prompt].append(picture)
             save_picture(picture, args.out / f"{prompt:05d}_{sample:03d}.png")

@@ -1,5 +1,6 @@
 """Labelled grids of pictures, for people to look at."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,6 +69,6 @@ def labelled_grid(
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG so that a reader never meets half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two ranks may make the same picture
     picture.save(temporary, format="PNG")
     temporary.replace(path)

@@ -10,7 +10,18 @@ from pathlib import Path
 from dpdmd.config import RunConfig
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
-LATEST = "latest"
+LATEST, BEST = "latest", "best"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, and whoever comes after a kill, finds the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,10 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def teacher_scores(self) -> Path:
+        return self.root / "teacher_scores.json"
+
+    @property
     def log_file(self) -> Path:
         return self.log / "log.txt"
 
@@ -68,11 +83,25 @@ class RunFolder:
 
     def latest(self) -> Path | None:
         """The newest finished checkpoint: what `latest` points to, else the last by number."""
-        link = self.ckpts / LATEST
-        if link.is_dir():
-            return self.ckpts / os.readlink(link) if link.is_symlink() else link
         checkpoints = self.checkpoints()
-        return checkpoints[-1] if checkpoints else None
+        return self._linked(LATEST) or (checkpoints[-1] if checkpoints else None)
+
+    def best(self) -> Path | None:
+        """The checkpoint that `best` points to."""
+        return self._linked(BEST)
+
+    def _linked(self, name: str) -> Path | None:
+        link = self.ckpts / name
+        if not link.is_dir():
+            return None
+        return self.ckpts / os.readlink(link) if link.is_symlink() else link
+
+    def point(self, name: str, target: Path) -> None:
+        """Move the link `latest` or `best` to a checkpoint, in one step."""
+        temporary = self.ckpts / f".{name}.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        os.replace(temporary, self.ckpts / name)
 
     def scattered(self) -> list[Path]:
         """Output paths that do not lie under the root."""

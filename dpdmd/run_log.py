@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from dpdmd.config import Config
-from dpdmd.run_folder import RunFolder
+from dpdmd.run_folder import RunFolder, write_text
 
 logger = logging.getLogger("dpdmd")
+EVAL_TURN = "eval"
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -61,10 +62,12 @@ class RunLog:
         self.bar = tqdm(
             total=total_steps, initial=first_step, desc=config.method.method, disable=not self.active, unit="step"
         )
+        self.evaluations: list[dict[str, Any]] = []  # those of before a resume included
         if not self.active:
             return
         if folder.metrics.exists():
-            _drop_later_steps(folder.metrics, first_step)
+            kept = _drop_later_steps(folder.metrics, first_step)
+            self.evaluations = [record for record in kept if record["turn"] == EVAL_TURN]
         self.file = folder.metrics.open("a", encoding="utf-8")
         self.tracking = config.run.report_to != "none"
         if self.tracking:
@@ -75,8 +78,7 @@ class RunLog:
         """Record one update: `record` has `step` (1 for the first), `turn`, and its figures."""
         if not self.active:
             return
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        self._write(record)
         figures = {name: value for name, value in record.items() if isinstance(value, float)}
         self.bar.update()
         self.bar.set_postfix(
@@ -91,6 +93,21 @@ class RunLog:
                 "step %d %s %s", record["step"], record["turn"], " ".join(f"{k}={v:.5g}" for k, v in figures.items())
             )
 
+    def evaluation(self, record: dict[str, Any], table: str) -> None:
+        """Record one evaluation: `record` has `step`, `turn` and scores under names that start with eval/."""
+        if not self.active:
+            return
+        self._write(record)
+        self.evaluations.append(record)
+        logger.info("%s", table)
+        if self.tracking:
+            scores = {name: value for name, value in record.items() if name.startswith("eval/") and value is not None}
+            self.accelerator.log(scores, step=record["step"])
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
     def close(self) -> None:
         """Flush and close everything."""
         self.bar.close()
@@ -101,15 +118,15 @@ class RunLog:
                 self.accelerator.end_training()
 
 
-def _drop_later_steps(path: Path, last_step: int) -> None:
-    """Keep the lines of steps up to `last_step`; a line that a kill cut short is dropped too."""
+def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Keep the records of steps up to `last_step`, and return them; a line that a kill cut short is dropped too."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
+            record = json.loads(line)
+            if record["step"] <= last_step and record["turn"]:
+                kept.append(record)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept

@@ -10,6 +10,7 @@ from typing import Any
 
 NOTE = "dpdmd.json"  # beside model_index.json: how this folder wants to be sampled
 _WEIGHTS = ("diffusion_pytorch_model", "model")
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
@@ -72,6 +73,44 @@ def check_weights(folder: Path) -> None:
                 check_safetensors(folder / shard)
             return None
     raise ValueError(f"{folder / _WEIGHTS[0]}.safetensors is missing")
+
+
+def check_pickle(path: Path) -> None:
+    """Check that a file starts as torch's checkpoints do.
+
+    Raises:
+        ValueError: missing, or something else.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    if not start.startswith(_PICKLES):
+        raise ValueError(f"{path} is no torch checkpoint (a git-lfs pointer, or text in place of weights?)")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A pickled state dict as plain tensors, on the CPU; one wrapped in {"params": ...} is unwrapped.
+
+    Raises:
+        ValueError: not readable, not a state dict, or more than tensors in it (running it could do anything).
+    """
+    check_pickle(path)
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except Exception as error:  # torch raises whatever the broken pickle led to
+        if "weights_only" in str(error).lower():
+            raise ValueError(f"{path} holds more than tensors, and running it could do anything: refused") from None
+        raise ValueError(f"{path} is no checkpoint ({' '.join(str(error).split())[:120]})") from None
+    state = state.get("params", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} is no state dict")
+    return state
 
 
 @dataclass(frozen=True)

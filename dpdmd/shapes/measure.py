@@ -12,7 +12,7 @@ import torch
 from dpdmd.families.base import TextEncoder
 from dpdmd.grids import to_float, to_pil
 from dpdmd.prompts import read_prompts
-from dpdmd.sampling import Sampler, load_sampler
+from dpdmd.sampling import Sampler, batches_of, load_sampler
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.world import parse_caption
 
@@ -25,7 +25,8 @@ def measure_sampler(
 ) -> list[PromptMetrics]:
     """Metrics of each prompt over `num_seeds` pictures, 8-bit as a person would see them."""
     pictures: dict[int, list] = {index: [] for index in range(len(prompts))}
-    for keys, batch in sampler.sweep(encoder, prompts, num_seeds, seed, batch_size, progress="measuring"):
+    batches = batches_of(len(prompts), num_seeds, batch_size)
+    for keys, batch in sampler.sweep(encoder, prompts, batches, seed, progress="measuring"):
         for (prompt, _), picture in zip(keys, to_pil(batch), strict=True):
             pictures[prompt].append(picture)
     return [measure_prompt(prompt, read_pictures(to_float(pictures[index]))) for index, prompt in enumerate(prompts)]
