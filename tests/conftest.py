@@ -1,5 +1,10 @@
 """A small SD3.5 of random weights for every test that needs a model; nothing is downloaded."""
 
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,9 +13,12 @@ from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from dpdmd.families.layouts import Note
+from dpdmd.shapes import scorers
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.shapes.text import MAX_LENGTH
+
+ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they give, and the sums keep one order
 
@@ -48,3 +56,48 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipe.save_pretrained(folder)
     Note(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Flag -> path of random in-loop scorers in the official layouts."""
+    root = tmp_path_factory.mktemp("scorers")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        scorers.save_model(root / "clip", *scorers.build_clip())
+        scorers.save_model(root / "pickscore", *scorers.build_clip())
+        scorers.save_model(root / "dinov2", *scorers.build_dinov2())
+        network, med_config, tokenizer = scorers.build_imagereward()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))  # as initialised, it hardly looks at its input
+        scorers.save_imagereward(root / "ImageReward", network, med_config, tokenizer)
+    return {
+        "clip_path": str(root / "clip"),
+        "clip_score_path": str(root / "clip"),
+        "dino_path": str(root / "dinov2"),
+        "pick_processor_path": str(root / "pickscore"),
+        "pick_model_path": str(root / "pickscore"),
+        "ir_model_path": str(root / "ImageReward" / "ImageReward.pt"),
+        "ir_med_config": str(root / "ImageReward" / "med_config.json"),
+    }
+
+
+@pytest.fixture
+def run_processes() -> Callable[..., subprocess.CompletedProcess]:
+    """Run a Python command line on a number of CPU processes that see each other, from the checkout."""
+
+    def run(arguments: list[str], count: int = 2) -> subprocess.CompletedProcess:
+        # An address, not --standalone: that one asks for the machine's own name, which not every sandbox can resolve.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
+        launch = [sys.executable, "-m", "torch.distributed.run", *address, "--nproc_per_node", str(count)]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        result = subprocess.run(
+            [*launch, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result
+
+    return run

@@ -3,9 +3,6 @@
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -184,20 +181,11 @@ def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
     assert sorted(p.name for p in (run / "ckpts").iterdir()) == ["latest", "step_000004", "step_000006"]
 
 
-def test_two_processes_train_as_one(flags, tmp_path):
+def test_two_processes_train_as_one(flags, tmp_path, run_processes):
     """2 processes x 2 prompts = 1 process x 4 = accumulation 2 x 2: losses, gradient norms and weights."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     single, double, accumulated = tmp_path / "single", tmp_path / "double", tmp_path / "accumulated"
     common = [*flags, "--max_steps", "6"]
-    # an address, not --standalone: that one asks for the machine's own name, which not every sandbox can resolve
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
-    launch = [sys.executable, "-m", "torch.distributed.run", *address, "--nproc_per_node", "2", "-m", "dpdmd.train"]
-    result = subprocess.run(
-        [*launch, *common, "--run_dir", str(double)], env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_processes(["-m", "dpdmd.train", *common, "--run_dir", str(double)])
     assert train.main([*common, "--run_dir", str(single), "--batch_size", "4"]) == 0
     assert train.main([*common, "--run_dir", str(accumulated), "--grad_accum", "2"]) == 0
     for other in (double, accumulated):

@@ -1,0 +1,142 @@
+"""The files that scorers read: what each flag must point to, told before anything loads.
+
+Imports neither torch nor transformers, so a wrong path is told within a second.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpdmd.families.layouts import check_pickle, check_weights, read_json
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+
+
+def is_open_clip(folder: Path) -> bool:
+    """Whether a folder is in OpenCLIP's layout rather than transformers'."""
+    return (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def _need_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError("no such folder")
+
+
+def _need_picture_processor(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in _PICTURE_PROCESSORS):
+        raise ValueError(f"{folder / _PICTURE_PROCESSORS[0]} is missing")
+
+
+def _need_tokenizer(folder: Path) -> None:
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        raise ValueError(f"{folder} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or vocab.txt)")
+
+
+def _check_model(folder: Path) -> None:
+    _need_folder(folder)
+    read_json(folder / "config.json")
+    check_weights(folder)
+
+
+def _check_vision(folder: Path) -> None:
+    _need_folder(folder)
+    if is_open_clip(folder):
+        read_json(folder / OPEN_CLIP_CONFIG)
+    else:
+        _check_model(folder)
+        _need_picture_processor(folder)
+
+
+def _check_vision_and_text(folder: Path) -> None:
+    _check_vision(folder)
+    if not is_open_clip(folder):
+        _need_tokenizer(folder)
+
+
+def _check_processor(folder: Path) -> None:
+    _need_folder(folder)
+    _need_picture_processor(folder)
+    _need_tokenizer(folder)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    _need_folder(folder)
+    _need_tokenizer(folder)
+
+
+def _check_chat_model(folder: Path) -> None:
+    _check_model(folder)
+    _check_processor(folder)
+
+
+def _check_json(path: Path) -> None:
+    read_json(path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one flag points to.
+
+    Attributes:
+        check: raises ValueError where a path is not that.
+        repository: where the official one comes from.
+    """
+
+    check: Callable[[Path], None]
+    repository: str
+
+
+SOURCES = {
+    "clip_path": Source(_check_vision, "openai/clip-vit-large-patch14"),
+    "dino_path": Source(_check_vision, "facebook/dinov2-base"),
+    "pick_processor_path": Source(_check_processor, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    "pick_model_path": Source(_check_model, "yuvalkirstain/PickScore_v1"),
+    "ir_model_path": Source(check_pickle, "zai-org/ImageReward"),
+    "ir_med_config": Source(_check_json, "zai-org/ImageReward"),
+    "ir_tokenizer_path": Source(_check_tokenizer, "google-bert/bert-base-uncased"),
+    "clip_score_path": Source(_check_vision_and_text, "openai/clip-vit-large-patch14"),
+    "maniqa_path": Source(check_pickle, "chaofengc/IQA-PyTorch-Weights"),
+    "vq_path": Source(_check_chat_model, "TianheWu/VisualQuality-R1-7B"),
+}
+
+# Scorer -> the flags it needs, all of them.
+REQUIREMENTS = {
+    "div_clip": ("clip_path",),
+    "div_dino": ("dino_path",),
+    "pickscore": ("pick_processor_path", "pick_model_path"),
+    "imagereward": ("ir_model_path", "ir_med_config", "ir_tokenizer_path"),
+    "clip_score": ("clip_score_path",),
+    "maniqa": ("maniqa_path",),
+    "vqr1": ("vq_path",),
+}
+
+
+def check_scorer_paths(paths: Mapping[str, str | None], names: tuple[str, ...]) -> dict[str, dict[str, Path]]:
+    """Scorer -> its paths, of those among `names` that are configured; `paths` is flag -> value.
+
+    ImageReward's tokenizer, where not given, is looked for beside its weights.
+
+    Raises:
+        ValueError: a path that is not what its flag needs, or a scorer with only some of its flags.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for name in names:
+        given = {flag: Path(paths[flag]) for flag in REQUIREMENTS[name] if paths.get(flag)}
+        if name == "imagereward" and "ir_model_path" in given and "ir_tokenizer_path" not in given:
+            given["ir_tokenizer_path"] = given["ir_model_path"].parent
+        lacking = [flag for flag in REQUIREMENTS[name] if flag not in given]
+        if lacking and given:
+            raise ValueError(f"--{lacking[0]} is missing: {name} needs it beside --{next(iter(given))}")
+        if lacking:
+            continue
+        for flag, path in given.items():
+            source = SOURCES[flag]
+            try:
+                source.check(path)
+            except (ValueError, OSError) as error:
+                hint = f"get it from https://huggingface.co/{source.repository} (scripts/download_weights.sh)"
+                raise ValueError(f"--{flag} {path}: {error}; {hint}") from None
+        found[name] = given
+    return found

@@ -1,0 +1,73 @@
+"""MANIQA (PIPAL weights) through pyiqa's architecture: quality without a reference, the mean over random crops."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
+from dpdmd.families.layouts import read_checkpoint
+from dpdmd.rng import numpy_generator
+
+CROP = 224
+NUM_CROPS = 10  # of the authors' release
+RELEASE_SCALE = 0.8  # of the release; pyiqa's own for PIPAL is 0.13
+
+
+class Maniqa(ValueScorer):
+    """Mean MANIQA score of `num_crops` random 224 x 224 crops (paper, table 1: about 1).
+
+    A picture's crops depend on (seed, its key) alone. A picture with a side below 224 is enlarged to it, bilinearly.
+    """
+
+    name = "maniqa"
+
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        *,
+        num_crops: int = NUM_CROPS,
+        scale: float = RELEASE_SCALE,
+        seed: int = 0,
+    ):
+        try:
+            import timm
+            from pyiqa.archs.maniqa_arch import MANIQA
+        except ImportError as error:
+            raise ValueError(f"--maniqa_path: pip install -e '.[quality]' first ({error})") from None
+        build = timm.create_model
+        # pyiqa would fetch the backbone's ImageNet weights, only to overwrite them with the checkpoint's.
+        with mock.patch.object(timm, "create_model", lambda name, pretrained: build(name, pretrained=False)):
+            network = MANIQA(pretrained=False, scale=scale, test_sample=1)
+        try:
+            network.load_state_dict(read_checkpoint(path), strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no MANIQA checkpoint ({' '.join(str(error).split())[:160]})") from None
+        self.num_crops, self.seed = num_crops, seed
+        self._place(network, device)
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        # One picture's crops are one batch: it does not depend on who else is scored.
+        return [Score(self.network(self._crops(sample).to(self.device)).mean().item()) for sample in samples]
+
+    def _crops(self, sample: Sample) -> torch.Tensor:
+        """[num_crops, 3, 225, 225], of which pyiqa takes the upper left 224 x 224 as they are."""
+        array = np.asarray(_at_least(sample.picture, CROP), dtype=np.float32) / 255
+        height, width = array.shape[:2]
+        draw = numpy_generator(self.seed, "MANIQA crop", *sample.key)
+        corners = draw.integers((0, 0), (height - CROP + 1, width - CROP + 1), size=(self.num_crops, 2))
+        crops = np.stack([array[top : top + CROP, left : left + CROP] for top, left in corners])
+        return torch.nn.functional.pad(torch.from_numpy(crops).permute(0, 3, 1, 2), (0, 1, 0, 1))
+
+
+def _at_least(picture: Image.Image, side: int) -> Image.Image:
+    """The picture, enlarged where its short side is below `side`."""
+    short = min(picture.size)
+    if short >= side:
+        return picture
+    return picture.resize(tuple(max(side, round(length * side / short)) for length in picture.size), Image.BILINEAR)

@@ -1,0 +1,79 @@
+"""VisualQuality-R1: a Qwen2.5-VL that is asked for a rating from 1 to 5 and answers in words."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer, load_strict
+from dpdmd.rng import derive_seed
+
+# The model was tuned on this question, word for word; another one gives other numbers.
+QUESTION = (
+    "You are doing the image quality assessment task. Here is the question: What is your overall rating on the quality "
+    "of this picture? The rating should be a float between 1 and 5, rounded to two decimal places, with 1 representing "
+    "very poor quality and 5 representing excellent quality. Please only output the final answer with only one score "
+    "in <answer> </answer> tags."
+)
+LOWEST, HIGHEST = 1.0, 5.0
+NUM_NEW_TOKENS = 512
+TOP_K = 50  # of the paper's sampling
+
+
+def parse_rating(answer: str) -> float | None:
+    """The rating in an answer: the last <answer>'s first number, or the whole answer's if it has no such tag.
+
+    None, that is missing, where there is no number or one outside 1 to 5.
+    """
+    tagged = re.findall(r"<answer>(.*?)</answer>", answer, re.DOTALL)
+    number = re.search(r"(?<![\d.])-?\d+(?:\.\d+)?", tagged[-1] if tagged else answer)
+    if number is None or not LOWEST <= float(number[0]) <= HIGHEST:
+        return None
+    return float(number[0])
+
+
+class VisualQualityR1(ValueScorer):
+    """VisualQuality-R1's rating, 1 to 5 (paper, table 1). Greedy by default.
+
+    Args:
+        sample: draw the answer as the authors did (top-k 50, top-p 1), with a seed per picture.
+    """
+
+    name = "vqr1"
+
+    def __init__(self, folder: Path, device: torch.device, *, sample: bool = False, seed: int = 0):
+        from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+        # 7 B parameters: bf16 as released, except on a CPU, where fp32 is what is quick and exact.
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        network = load_strict(Qwen2_5_VLForConditionalGeneration, folder, dtype=dtype)
+        self.processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
+        self.processor.tokenizer.padding_side = "left"
+        self.sample, self.seed = sample, seed
+        self._place(network, device)
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        # A drawn answer needs a generator state of its own, and `generate` knows only the global one.
+        groups = [[sample] for sample in samples] if self.sample else [list(samples)]
+        answers = [answer for group in groups for answer in self._answers(group)]
+        rated = [(parse_rating(answer), answer) for answer in answers]
+        return [Score(rating, answer if rating is None else "") for rating, answer in rated]
+
+    @torch.no_grad()
+    def _answers(self, samples: Sequence[Sample]) -> list[str]:
+        message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+        text = self.processor.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, add_vision_id=True
+        )
+        inputs = self.processor(
+            text=[text] * len(samples),
+            images=[sample.picture for sample in samples],
+            padding=True,
+            return_tensors="pt",
+        ).to(self.device)
+        how = {"do_sample": True, "top_k": TOP_K, "top_p": 1.0} if self.sample else {"do_sample": False}
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(self.seed, "VisualQuality-R1 answer", *samples[0].key))
+            made = self.network.generate(**inputs, max_new_tokens=NUM_NEW_TOKENS, use_cache=True, **how)
+        return self.processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

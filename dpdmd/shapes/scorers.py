@@ -1,0 +1,294 @@
+"""Trains the small world's scorers, in the official layouts: a CLIP, a PickScore, a DINOv2 and an ImageReward.
+
+They judge pictures of this world as the large ones judge photographs, so that in-loop numbers on it mean something.
+How well they do is measured by `dpdmd.shapes.measure_scorers` and written beside the weights.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import (
+    BertTokenizer,
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+from dpdmd.evaluation.scorers import imagereward
+from dpdmd.rng import numpy_generator
+from dpdmd.shapes.text import CHARACTERS, MAX_LENGTH, WORDS, build_clip_tokenizer
+from dpdmd.shapes.world import ATTRIBUTES, IMAGE_SIZE, Scene, caption, render, sample_scene
+
+BATCH_SIZE = 48
+NUM_STEPS = {"clip": 1500, "pickscore": 1500, "dinov2": 1200, "ImageReward": 1500}
+LEARNING_RATE = 1e-3
+WIDTH, PATCH, DEPTH = 128, 8, 4  # of every picture encoder; 64 tokens and a class token
+TEXT_WIDTH, TEXT_DEPTH = 96, 2
+BLURRED = 0.5  # share of pictures that PickScore and ImageReward are shown spoilt, to tell clean ones from
+
+logger = logging.getLogger("dpdmd.shapes.build")
+
+
+def sample_batch(seed: int, purpose: str, step: int) -> tuple[list[Scene], list[dict[str, str]]]:
+    """Scenes, and for each a true caption's attributes, each named with probability 1/2."""
+    scenes = [sample_scene(seed, step * BATCH_SIZE + index) for index in range(BATCH_SIZE)]
+    keep = numpy_generator(seed, f"{purpose} caption", step).random((BATCH_SIZE, len(ATTRIBUTES))) < 0.5
+    named = [
+        {name: getattr(scene, name) for name, kept in zip(ATTRIBUTES, row, strict=True) if kept}
+        for scene, row in zip(scenes, keep, strict=True)
+    ]
+    return scenes, named
+
+
+def agreement(named: list[dict[str, str]], scenes: list[Scene]) -> Tensor:
+    """[captions, scenes] bool: whether the caption is true of the scene."""
+    return torch.tensor([[all(getattr(s, k) == v for k, v in n.items()) for s in scenes] for n in named])
+
+
+def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures as a poor generator makes them: blended with another, blurred and noisy, each by a random amount."""
+    amount = torch.rand(len(pictures), 3, 1, 1, 1, generator=generator)
+    blurred = F.avg_pool2d(F.pad(pictures, (4, 4, 4, 4), mode="replicate"), 9, stride=1)
+    pictures = pictures + amount[:, 0] * (blurred - pictures)
+    pictures = pictures + 0.5 * amount[:, 1] * (pictures.roll(1, 0) - pictures)
+    noise = torch.randn(pictures.shape, generator=generator)
+    return (pictures + 0.1 * amount[:, 2] * noise).clamp(0, 1)
+
+
+def normalised(pictures: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """What the image processors make of a 64 x 64 picture."""
+    return (pictures - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+def fit(name: str, trained: nn.Module, loss_of: Callable[[int], Tensor]) -> None:
+    """Minimise `loss_of(step)` over the parameters of `trained`, in place."""
+    steps = NUM_STEPS[name]
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    trained.train()
+    bar = tqdm(range(steps), desc=name)
+    for step in bar:
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+    trained.eval()
+
+
+def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP for 64 x 64 pictures, random weights, and its processor."""
+    tokenizer = build_clip_tokenizer("<|endoftext|>")
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": TEXT_WIDTH,
+            "intermediate_size": 4 * TEXT_WIDTH,
+            "num_hidden_layers": TEXT_DEPTH,
+            "num_attention_heads": 3,
+            "max_position_embeddings": MAX_LENGTH,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "hidden_size": WIDTH,
+            "intermediate_size": 4 * WIDTH,
+            "num_hidden_layers": DEPTH,
+            "num_attention_heads": WIDTH // 64,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH,
+        },
+        projection_dim=64,
+    )
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
+    return CLIPModel(config), CLIPProcessor(image_processor, tokenizer)
+
+
+def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
+    """Contrast captions with pictures, both ways; every picture that a caption is true of is a right answer.
+
+    A PickScore also learns people's other preference: half of its pictures are shown spoilt, and those are wrong
+    answers to their own captions.
+    """
+    torch.manual_seed(seed)
+    model, processor = build_clip()
+    mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
+
+    def loss_of(step: int) -> Tensor:
+        scenes, named = sample_batch(seed, name, step)
+        pictures, right = torch.from_numpy(render(scenes)), agreement(named, scenes).float()
+        if name == "pickscore":
+            generator = torch.Generator().manual_seed(seed * NUM_STEPS[name] + step)
+            spoilt = torch.rand(len(scenes), generator=generator) < BLURRED
+            pictures = torch.where(spoilt[:, None, None, None], spoil(pictures, generator), pictures)
+            right = right * (~spoilt).float()
+        text = processor.tokenizer(
+            [caption(n) for n in named], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt"
+        )
+        out = model(**text, pixel_values=normalised(pictures, mean, std))
+        return contrastive_loss(out.logits_per_text, right)
+
+    fit(name, model, loss_of)
+    return model, processor
+
+
+def contrastive_loss(logits: Tensor, right: Tensor) -> Tensor:
+    """Cross entropy to the uniform distribution over right answers, along both axes of [captions, pictures]."""
+
+    def one_way(logits: Tensor, right: Tensor) -> Tensor:
+        answered = right.sum(1) > 0
+        target = right[answered] / right[answered].sum(1, keepdim=True)
+        return -(target * logits[answered].log_softmax(1)).sum(1).mean()
+
+    return (one_way(logits, right) + one_way(logits.T, right.T)) / 2
+
+
+def build_dinov2() -> tuple[Dinov2Model, BitImageProcessor]:
+    """A DINOv2 for 64 x 64 pictures, random weights, and its processor."""
+    config = Dinov2Config(
+        hidden_size=WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=WIDTH // 64,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+    )
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return Dinov2Model(config), BitImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
+
+
+def train_dinov2(seed: int) -> tuple[Dinov2Model, BitImageProcessor]:
+    """A DINOv2 whose pooled output tells what a picture shows, and where: linear heads read it off, then go.
+
+    Only layout and role are DINOv2's; self-distillation needs more pictures than a CPU sees in minutes.
+    """
+    torch.manual_seed(seed)
+    model, processor = build_dinov2()
+    heads = nn.ModuleDict({key: nn.Linear(WIDTH, len(values)) for key, values in ATTRIBUTES.items()})
+    place = nn.Linear(WIDTH, 2)
+
+    def loss_of(step: int) -> Tensor:
+        scenes, _ = sample_batch(seed, "dinov2", step)
+        pixels = normalised(torch.from_numpy(render(scenes)), processor.image_mean, processor.image_std)
+        pooled = F.normalize(model(pixel_values=pixels).pooler_output, dim=-1) * WIDTH**0.5
+        losses = [
+            F.cross_entropy(head(pooled), torch.tensor([ATTRIBUTES[key].index(getattr(s, key)) for s in scenes]))
+            for key, head in heads.items()
+        ]
+        return sum(losses) + F.mse_loss(place(pooled), torch.tensor([s.position for s in scenes]))
+
+    fit("dinov2", nn.ModuleList([model, heads, place]), loss_of)
+    return model, processor
+
+
+def build_bert_tokenizer() -> BertTokenizer:
+    """BERT's tokenizer with the world's words; every other word is spelled out."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = dict.fromkeys([*specials, *WORDS, *CHARACTERS, *("##" + character for character in CHARACTERS)])
+    return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=512)
+
+
+def build_imagereward() -> tuple[imagereward.ImageRewardNetwork, dict[str, Any], BertTokenizer]:
+    """An ImageReward for 64 x 64 pictures, random weights, with its med_config and tokenizer."""
+    tokenizer = build_bert_tokenizer()
+    med_config = {
+        "architectures": ["BertModel"],
+        "hidden_act": "gelu",
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": imagereward.NUM_TEXT_TOKENS,
+        "model_type": "bert",
+        "num_attention_heads": 3,
+        "num_hidden_layers": TEXT_DEPTH,
+        "encoder_width": WIDTH,
+        "vocab_size": len(tokenizer),
+        "add_cross_attention": True,
+    }
+    sizes = imagereward.Sizes(
+        vision_width=WIDTH,
+        vision_mlp=4 * WIDTH,
+        vision_depth=DEPTH,
+        image_size=IMAGE_SIZE,
+        patch=PATCH,
+        text_width=TEXT_WIDTH,
+        text_mlp=4 * TEXT_WIDTH,
+        text_depth=TEXT_DEPTH,
+        vocabulary=len(tokenizer),
+        positions=imagereward.NUM_TEXT_TOKENS,
+        head={0: (TEXT_WIDTH, 64), 2: (64, 32), 4: (32, 16), 6: (16, 8), 7: (8, 1)},
+    )
+    return imagereward.ImageRewardNetwork(sizes, med_config), med_config, tokenizer
+
+
+def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[str, Any], BertTokenizer]:
+    """Prefers true captions, and clean pictures. Pairwise, as the original: -log sigmoid(better - worse)."""
+    torch.manual_seed(seed)
+    network, med_config, tokenizer = build_imagereward()
+
+    def loss_of(step: int) -> Tensor:
+        scenes, named = sample_batch(seed, "ImageReward", step)
+        generator = torch.Generator().manual_seed(seed * NUM_STEPS["ImageReward"] + step)
+        clean = torch.from_numpy(render(scenes))
+        # The worse of a pair: another picture, which the caption may be true of too, or the same one spoilt.
+        spoilt = torch.rand(len(scenes), generator=generator) < BLURRED
+        worse = torch.where(spoilt[:, None, None, None], spoil(clean, generator), clean.roll(1, 0))
+        decided = spoilt | ~agreement(named, scenes).roll(1, 1).diagonal()
+        text = tokenizer(
+            [caption(n) for n in named] * 2,
+            padding="max_length",
+            max_length=MAX_LENGTH,
+            return_tensors="pt",
+        )
+        pixels = normalised(torch.cat([clean, worse]), imagereward.CLIP_MEAN, imagereward.CLIP_STD)
+        better, worse_reward = network(pixels, text.input_ids, text.attention_mask).chunk(2)
+        return -(F.logsigmoid(better - worse_reward) * decided).sum() / decided.sum()
+
+    fit("ImageReward", network, loss_of)
+    return network, med_config, tokenizer
+
+
+def build_scorers(out: Path, seed: int) -> None:
+    """Train all four and save them below `out`; one that is there already is kept."""
+    builders: dict[str, Callable[[], None]] = {
+        "clip": lambda: save_model(out / "clip", *train_clip("clip", seed)),
+        "pickscore": lambda: save_model(out / "pickscore", *train_clip("pickscore", seed + 1)),
+        "dinov2": lambda: save_model(out / "dinov2", *train_dinov2(seed + 2)),
+        "ImageReward": lambda: save_imagereward(out / "ImageReward", *train_imagereward(seed + 3)),
+    }
+    for name, build in builders.items():
+        if (out / name).exists():
+            logger.info("%s is there already", out / name)
+        else:
+            build()
+
+
+def save_model(folder: Path, model: nn.Module, processor: CLIPProcessor | BitImageProcessor) -> None:
+    """A transformers folder."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def save_imagereward(
+    folder: Path, network: imagereward.ImageRewardNetwork, med_config: dict[str, Any], tokenizer: BertTokenizer
+) -> None:
+    """ImageReward.pt under the official keys, med_config.json, and the tokenizer beside them."""
+    folder.mkdir(parents=True)
+    torch.save(imagereward.to_official(network.state_dict()), folder / "ImageReward.pt")
+    (folder / "med_config.json").write_text(json.dumps(med_config, indent=2) + "\n")
+    tokenizer.save_pretrained(folder)
