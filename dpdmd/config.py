@@ -19,6 +19,7 @@ METHODS = ("dpdmd", "dmd")
 NORMALIZERS = ("z_t", "x_student")
 DMD_TIMES = ("per_sample", "per_batch")
 TRACKERS = ("tensorboard", "wandb", "none")
+IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
 MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
 
 
@@ -90,14 +91,37 @@ class OptimConfig:
 
 @dataclass
 class EvalConfig:
-    """Evaluators: weights of the in-loop scorers"""
+    """Evaluation in the loop: scorers that are given here look at pictures of the live student"""
 
     pick_processor_path: str | None = _flag(None, "CLIP-ViT-H-14-laion2B-s32B-b79K folder", "release", free=True)
     pick_model_path: str | None = _flag(None, "PickScore_v1 folder", "release", free=True)
     ir_model_path: str | None = _flag(None, "ImageReward.pt", "release", free=True)
     ir_med_config: str | None = _flag(None, "ImageReward's med_config.json", "release", free=True)
+    ir_tokenizer_path: str | None = _flag(
+        None, "bert-base-uncased tokenizer folder; without it the folder of ImageReward.pt", "ours", free=True
+    )
     dino_path: str | None = _flag(None, "dinov2-base folder", "release", free=True)
     clip_path: str | None = _flag(None, "clip-vit-large-patch14 folder", "release", free=True)
+    clip_score_path: str | None = _flag(None, "CLIP folder for text alignment", "ours", free=True)
+    eval_every: int | None = _flag(None, "steps between evaluations; without it --ckpt_every", "release", free=True)
+    div_prompts: str = _flag("data/prompts_eval.txt", "prompts for diversity", "ours", free=True)
+    num_div_seeds: int = _flag(9, "pictures of each of them, R", "paper", free=True)
+    pref_prompts: str = _flag(
+        "data/prompts_eval.txt", "prompts for preference; the same file shares the pictures", "ours", free=True
+    )
+    eval_prompts_limit: str = _flag(
+        "16", "first prompts of each file, or all; 16 keep evaluation below 10% of SD3.5's training", "ours", free=True
+    )
+    eval_batch_size: int = _flag(4, "pictures made and scored at a time on one process", "release", free=True)
+    eval_seed: int = _flag(0, "of the start noises, the same at every evaluation", "ours", free=True)
+    offload_scorers: bool = _flag(False, "keep the scorers on the CPU between evaluations", "ours", free=True)
+    best_by: str = _flag(
+        "mean_rank",
+        "ckpts/best: mean rank of preference and diversity, or one score",
+        "ours",
+        choices=("mean_rank", *IN_LOOP_SCORERS),
+        free=True,
+    )
 
 
 @dataclass
@@ -296,8 +320,12 @@ def validate(config: Config) -> None:
                 name: getattr(run, name)
                 for name in ("max_steps", "max_epoch", "log_every", "ckpt_every", "checkpoints_total_limit")
             },
+            "eval_every": config.eval.eval_every,
+            "eval_batch_size": config.eval.eval_batch_size,
         },
+        2: {"num_div_seeds": config.eval.num_div_seeds},
         0: {
+            "eval_seed": config.eval.eval_seed,
             "div_weight": method.div_weight,
             "teacher_guidance_scale": method.teacher_guidance_scale,
             "weight_decay": optim.weight_decay,
@@ -315,6 +343,9 @@ def validate(config: Config) -> None:
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(optim, name) < 1:
             raise ValueError(f"--{name} {getattr(optim, name)}: must be at least 0 and below 1")
+    limit = config.eval.eval_prompts_limit
+    if limit != "all" and not (limit.isdecimal() and int(limit) > 0):
+        raise ValueError(f"--eval_prompts_limit {limit}: must be a number of prompts, at least 1, or all")
     if not 1 <= method.k_anchor <= method.teacher_infer_steps:
         raise ValueError(
             f"--k_anchor {method.k_anchor}: must be 1 to --teacher_infer_steps ({method.teacher_infer_steps})"

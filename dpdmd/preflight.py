@@ -1,7 +1,7 @@
 """Everything that can be told before a model loads: paths, files, shapes, device, run folder. Every rank runs it."""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 
 from dpdmd import checkpoint
 from dpdmd.config import Config
+from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.layouts import LAYOUTS, read_note
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
@@ -27,6 +28,7 @@ class Plan:
     config: Config
     folder: RunFolder
     prompts: list[str]
+    evaluation: EvalPlan
     checkpoint: Path | None
     progress: checkpoint.Progress | None
     warnings: list[str]
@@ -42,7 +44,7 @@ def check(config: Config) -> Plan:
     _check_device(config)
     _check_tracker(config)
     prompts = read_prompts(Path(config.data.prompt_txt))
-    scorers = _check_scorers(config)
+    evaluation = plan_evaluation(config.eval)
     folder = RunFolder.from_config(config.run)
     found, progress = _check_folder(config, folder)
     warnings = [
@@ -50,9 +52,9 @@ def check(config: Config) -> Plan:
     ]
     if config.run.resume_from_checkpoint and not found:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
-    if scorers:
-        warnings.append(f"in-loop scoring is not part of this version: {', '.join(scorers)} given and not used")
-    return Plan(config, folder, prompts, found, progress, warnings)
+    if evaluation.skipped:
+        warnings.append(evaluation.skipped)
+    return Plan(config, folder, prompts, evaluation, found, progress, warnings)
 
 
 def _check_models(config: Config) -> None:
@@ -84,15 +86,6 @@ def _check_tracker(config: Config) -> None:
     tracker = config.run.report_to
     if tracker != "none" and find_spec(tracker) is None:
         raise ValueError(f"--report_to {tracker}: the package is not installed; pip install {tracker}, or give none")
-
-
-def _check_scorers(config: Config) -> list[str]:
-    """Flags of the scorers that are configured."""
-    given = {f"--{item.name}": value for item in fields(config.eval) if (value := getattr(config.eval, item.name))}
-    for flag, value in given.items():
-        if not Path(value).exists():
-            raise ValueError(f"{flag} {value}: no such file or folder; scripts/download_weights.sh fetches it")
-    return list(given)
 
 
 def _check_folder(config: Config, folder: RunFolder) -> tuple[Path | None, checkpoint.Progress | None]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dpdmd import checkpoint, distributed, methods
 from dpdmd.config import MAX_STEPS, Config, write_yaml
+from dpdmd.evaluation import in_loop
 from dpdmd.families import family_class
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.layouts import Note
@@ -18,7 +19,9 @@ from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.networks import Networks, load_networks
 from dpdmd.preflight import Plan
 from dpdmd.prompts import global_samples, prompts_of_step
+from dpdmd.run_folder import BEST
 from dpdmd.run_log import RunLog, logger, peak_memory_gb, set_up_logging
+from dpdmd.sampling import Sampler, SamplerSettings
 
 MAX_PICTURES = 8  # in process_vis
 
@@ -117,6 +120,24 @@ class Trainer:
             seed=config.run.seed,
             **methods.Distillation.grids(config.method, schedule.shift, device),
         )
+        self.evaluation = self._load_evaluation() if self.plan.evaluation.sets else None
+
+    def _load_evaluation(self) -> in_loop.InLoopEvaluation:
+        run, config, networks = self.run, self.config, self.run.networks
+
+        def sampler(network: nn.Module, sigmas: Tensor, guidance_scale: float) -> Sampler:
+            settings = SamplerSettings(sigmas, guidance_scale, config.data.height, config.data.width)
+            return Sampler(run.family, network, run.schedule, self.decoder, run.null, settings)
+
+        return in_loop.InLoopEvaluation(
+            config,
+            self.plan.evaluation,
+            self.accelerator,
+            self.folder,
+            student=sampler(networks.student, run.student_sigmas, 1.0),
+            teacher=sampler(networks.teacher, run.teacher_sigmas, config.method.teacher_guidance_scale),
+            encoder=self.text_encoder,
+        )
 
     def _prepare(self, name: str, network: nn.Module, lr: float) -> Trained:
         optim = self.config.optim
@@ -135,15 +156,19 @@ class Trainer:
         Raises:
             NonFiniteError: a loss or gradient norm is not finite; what was saved before stays.
         """
-        if self.start >= self.stop:
-            logger.info("nothing left to do: %s is at step %d of %d", self.plan.checkpoint, self.start, self.stop)
-            return
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
         try:
+            # Also where a run was stopped between a checkpoint and its evaluation.
+            if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
+                self._evaluate(self.start, log)
+            if self.start >= self.stop:
+                logger.info("nothing left to train: step %d of %d", self.start, self.stop)
             for step in range(self.start, self.stop):
                 log.step(self._step(step))
                 if (step + 1) % self.config.run.ckpt_every == 0 or step + 1 == self.stop:
                     self._save(step + 1)
+                if self._evaluates(step + 1):
+                    self._evaluate(step + 1, log)
         finally:
             log.close()
 
@@ -218,6 +243,27 @@ class Trainer:
         rows = [decoded[start : start + count] for start in range(0, len(decoded), count)]
         title = f"step {step + 1}: {' | '.join(prompts)}"
         save_picture(labelled_grid(rows, list(latents), title), self.folder.process_vis / "latest.png")
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether the student is evaluated after `step` updates: before the first, every so often, and at the end."""
+        every = self.config.eval.eval_every or self.config.run.ckpt_every
+        return self.evaluation is not None and (step % every == 0 or step >= self.stop)
+
+    def _was_evaluated(self, log: RunLog, step: int) -> bool:
+        """Whether rank 0's record has this step's evaluation."""
+        return distributed.from_main(self.accelerator, any(record["step"] == step for record in log.evaluations))
+
+    def _evaluate(self, step: int, log: RunLog) -> None:
+        """Score the student as it is, record it, and move `best` where it belongs."""
+        started = time.perf_counter()
+        student, teacher = self.evaluation.evaluate(step), self.evaluation.teacher_scores
+        log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
+        if self.accelerator.is_main_process:
+            saved = {int(path.name.rpartition("_")[2]): path for path in self.folder.checkpoints()}
+            best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
+            if best is not None:
+                self.folder.point(BEST, saved[best])
+        self.accelerator.wait_for_everyone()
 
     def _save(self, step: int) -> None:
         snapshot = checkpoint.Snapshot(

@@ -1,0 +1,175 @@
+"""Evaluation in the loop: the live student's pictures before every scorer, beside the teacher's own row.
+
+Nothing is reloaded: the student is the one that trains, and the scorers are loaded once. Call on every rank.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dpdmd import distributed
+from dpdmd.config import Config
+from dpdmd.evaluation.plan import DIVERSITY, EvalPlan, PictureSet
+from dpdmd.evaluation.runner import Report, Row, judge, metric_names, report
+from dpdmd.evaluation.scorers import build_scorer
+from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.evaluation.statistics import Summary, mean_rank
+from dpdmd.families.base import TextEncoder
+from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.run_folder import RunFolder, write_text
+from dpdmd.run_log import EVAL_TURN
+from dpdmd.sampling import Sampler, batches_of
+
+TEACHER = "teacher"
+GRID_COLUMNS = 9
+
+
+class InLoopEvaluation:
+    """Scores of one run's student, step by step, and of its teacher, once."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: EvalPlan,
+        accelerator: Any,
+        folder: RunFolder,
+        student: Sampler,
+        teacher: Sampler,
+        encoder: TextEncoder,
+    ):
+        self.config, self.plan, self.accelerator, self.folder = config, plan, accelerator, folder
+        self.student, self.teacher, self.encoder = student, teacher, encoder
+        self.home = torch.device("cpu") if config.eval.offload_scorers else accelerator.device
+        self.scorers = {name: build_scorer(name, paths, self.home) for name, paths in plan.paths.items()}
+        self.teacher_scores: dict[str, Summary] = {}
+
+    def evaluate(self, step: int) -> dict[str, Summary]:
+        """Metric -> summary of the student as it is now; the teacher's row first, where it is not known yet."""
+        for scorer in self.scorers.values():
+            scorer.to(self.accelerator.device)
+        if not self.teacher_scores:
+            self.teacher_scores = self._read_teacher() or self._score_teacher()
+        scores = self._score(self.student, f"step {step}", self.folder.eval_images)
+        for scorer in self.scorers.values():
+            scorer.to(self.home)
+        return scores
+
+    def _score_teacher(self) -> dict[str, Summary]:
+        scores = self._score(self.teacher, TEACHER, self.folder.eval_images / TEACHER)
+        if self.accelerator.is_main_process:
+            content = {"settings": self._settings(), "metrics": {name: asdict(s) for name, s in scores.items()}}
+            write_text(self.folder.teacher_scores, json.dumps(content, indent=2) + "\n")
+        return scores
+
+    def _read_teacher(self) -> dict[str, Summary]:
+        """The cached row, if it is of the same teacher, pictures and scorers."""
+        try:
+            cached = json.loads(self.folder.teacher_scores.read_text(encoding="utf-8"))
+            if cached["settings"] != self._settings():
+                return {}
+            return {name: Summary(**values) for name, values in cached["metrics"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _settings(self) -> dict[str, Any]:
+        """All that the teacher's row depends on."""
+        config, settings = self.config, self.teacher.settings
+        return {
+            "teacher_id": config.model.teacher_id,
+            "sigmas": settings.sigmas.tolist(),
+            "guidance_scale": settings.guidance_scale,
+            "size": [settings.height, settings.width],
+            "max_sequence_length": config.data.max_sequence_length,
+            "bf16": config.optim.bf16,
+            "eval_seed": config.eval.eval_seed,
+            "sets": [[s.name, s.num_samples, list(s.scorers), s.prompts] for s in self.plan.sets],
+            "scorers": {name: [str(path) for path in paths.values()] for name, paths in self.plan.paths.items()},
+        }
+
+    def _score(self, sampler: Sampler, title: str, pictures: Path) -> dict[str, Summary]:
+        scores = {}
+        for pictured in self.plan.sets:
+            scorers = [self.scorers[name] for name in pictured.scorers]
+            found = self._report(sampler, pictured, scorers, title, pictures / pictured.name)
+            scores |= {pictured.metric(name): summary for name, summary in found.summaries.items()}
+            if title != TEACHER and self.accelerator.is_main_process:
+                self._show(pictured, title)
+        return scores
+
+    def _report(
+        self, sampler: Sampler, pictured: PictureSet, scorers: list[Scorer], title: str, folder: Path
+    ) -> Report:
+        """Make, keep and judge this rank's share of the pictures; the report over all ranks' shares."""
+        batches = batches_of(len(pictured.prompts), pictured.num_samples, self.config.eval.eval_batch_size)
+        mine = distributed.share(batches, self.accelerator.process_index, self.accelerator.num_processes)
+        progress = f"scoring {title}" if self.accelerator.is_main_process else ""
+        rows: list[Row] = []
+        swept = sampler.sweep(self.encoder, pictured.prompts, mine, self.config.eval.eval_seed, progress=progress)
+        for keys, made in swept:
+            samples = [
+                Sample(picture, pictured.prompts[key[0]], key) for key, picture in zip(keys, to_pil(made), strict=True)
+            ]
+            for sample in samples:
+                save_picture(sample.picture, folder / _file_name(sample.key))
+            rows += judge(samples, scorers)
+        return report(distributed.gather(self.accelerator, rows), metric_names(scorers), self.config.eval.eval_seed)
+
+    def _show(self, pictured: PictureSet, title: str) -> None:
+        """One grid a prompt in div_vis, overwritten each time: the teacher's pictures over the student's."""
+        for index, prompt in enumerate(pictured.prompts):
+            rows = {}
+            for label, folder in ((TEACHER, self.folder.eval_images / TEACHER), (title, self.folder.eval_images)):
+                files = [folder / pictured.name / _file_name((index, n)) for n in range(pictured.num_samples)]
+                # A picture that another node wrote to a disk of its own is not here to be shown.
+                rows[label] = [Image.open(file).convert("RGB") for file in files if file.is_file()]
+            rows = {label: row for label, row in rows.items() if row}
+            if rows:
+                grid = labelled_grid(list(rows.values()), list(rows), prompt, columns=GRID_COLUMNS)
+                save_picture(grid, self.folder.div_vis / pictured.name / f"{index:05d}.png")
+
+
+def _file_name(key: tuple[int, int]) -> str:
+    return f"{key[0]:05d}_{key[1]:03d}.png"
+
+
+def record(step: int, student: dict[str, Summary], teacher: dict[str, Summary], started: float) -> dict[str, Any]:
+    """The evaluation's line of metrics.jsonl: means, intervals, and the teacher's means."""
+    line: dict[str, Any] = {"step": step, "turn": EVAL_TURN}
+    for name, summary in student.items():
+        line |= {name: summary.mean, f"{name}_low": summary.low, f"{name}_high": summary.high}
+        if summary.num_missing:
+            line[f"{name}_missing"] = summary.num_missing
+    line |= {f"{name}_teacher": summary.mean for name, summary in teacher.items()}
+    return line | {"seconds": time.perf_counter() - started}
+
+
+def text_table(step: int, student: dict[str, Summary], teacher: dict[str, Summary]) -> str:
+    """Student beside teacher, a line a metric, for the log."""
+    width = max(map(len, student))
+    lines = [f"evaluation at step {step}: mean [95% interval over prompts]"]
+    lines += [f"  {name:{width}}  student {summary}  teacher {teacher[name]}" for name, summary in student.items()]
+    return "\n".join(lines)
+
+
+def best_step(records: list[dict[str, Any]], available: set[int], sets: list[PictureSet], best_by: str) -> int | None:
+    """The best evaluated step that has a checkpoint.
+
+    By `mean_rank`: every evaluated step with a checkpoint is ranked in each preference score and in each diversity
+    score; the two groups' mean ranks count the same. By a score's name: the highest of that score. Of equals the
+    later one.
+    """
+    candidates = sorted((r for r in records if r["step"] in available), key=lambda r: r["step"])
+    if not candidates:
+        return None
+    metrics = [(scorer, pictured.metric(scorer)) for pictured in sets for scorer in pictured.scorers]
+    if best_by == "mean_rank":
+        groups = [[m for s, m in metrics if (s in DIVERSITY) == wanted] for wanted in (True, False)]
+    else:
+        groups = [[m for s, m in metrics if s == best_by]]
+    ranks = mean_rank(candidates, groups)
+    return min(zip(ranks, candidates, strict=True), key=lambda pair: (pair[0], -pair[1]["step"]))[1]["step"]

@@ -1,0 +1,29 @@
+"""A root program's command line after its checks: what is left to do. Imports nothing heavy."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpdmd.evaluation.pictures import PictureFile
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked command line.
+
+    Attributes:
+        args: the flags.
+        paths: scorer -> its files.
+        options: scorer -> options of its class.
+        prompts: those of --prompts_txt.
+        found: the pictures of --images; empty where a model makes them.
+        out: the output folder.
+    """
+
+    args: argparse.Namespace
+    paths: dict[str, dict[str, Path]]
+    options: dict[str, dict[str, Any]]
+    prompts: list[str]
+    found: list[PictureFile]
+    out: Path

@@ -1,0 +1,115 @@
+"""Pictures on disk for the root programs: made once and kept, or found in a folder that somebody else filled."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dpdmd.run_folder import write_text
+
+MANIFEST = "pictures.json"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")
+_OUR_NAME = re.compile(r"(\d+)_(\d+)")
+_RELEASE_NAME = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """One picture to score: key = (prompt index, sample index)."""
+
+    key: tuple[int, int]
+    prompt: str
+    path: Path
+
+
+def file_name(key: tuple[int, int]) -> str:
+    """Where a picture of ours lies in its folder."""
+    return f"{key[0]:05d}_{key[1]:03d}.png"
+
+
+def open_picture(path: Path) -> Image.Image:
+    """RGB pixels of a whole picture file.
+
+    Raises:
+        ValueError: missing, truncated or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no whole picture ({' '.join(str(error).split())[:120]})") from None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a picture is there and can be read."""
+    try:
+        open_picture(path)
+    except ValueError:
+        return False
+    return True
+
+
+def fingerprint(prompts: Sequence[str]) -> str:
+    """Names a list of prompts."""
+    return hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
+
+
+def keep_or_refuse(folder: Path, settings: dict[str, Any], flag: str) -> None:
+    """Note the settings in a picture folder; pictures that are there already must be of the same ones. Rank 0 only.
+
+    Raises:
+        ValueError: the folder holds pictures of other settings, or of nobody knows which.
+    """
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        differing = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
+        if differing:
+            told = ", ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in differing)
+            raise ValueError(f"{flag} {folder}: holds pictures of other settings ({told}); give another folder")
+    elif folder.is_dir() and any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        raise ValueError(f"{flag} {folder}: holds pictures that are not this program's; give another folder")
+    write_text(manifest, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def find_pictures(folder: Path, prompts: Sequence[str]) -> list[PictureFile]:
+    """Every picture below a folder, in the order of their names.
+
+    A file called 00012_003 is sample 3 of prompt 12, one called 12 is prompt 12's only picture (as the authors'
+    release has it); with any other name it counts as a prompt of its own. Without `prompts` nobody knows its prompt.
+
+    Raises:
+        ValueError: no picture, or one whose name points beyond `prompts`.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--images {folder}: no such folder")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise ValueError(f"--images {folder}: no picture in it ({', '.join(SUFFIXES)})")
+    keys = [_key(path) for path in paths]
+    if None in keys or len(set(keys)) < len(keys):
+        if prompts:
+            raise ValueError(
+                f"--images {folder}: which prompt is of which picture? Name them 00012_003.png (prompt 12, sample 3) "
+                "or 12.png, counting from 0"
+            )
+        keys = [(index, 0) for index in range(len(paths))]
+    beyond = [path.name for path, key in zip(paths, keys, strict=True) if prompts and key[0] >= len(prompts)]
+    if beyond:
+        raise ValueError(
+            f"--images {folder}: {beyond[0]} is of prompt {_key(Path(beyond[0]))[0]}, "
+            f"but there are {len(prompts)} prompts, from 0"
+        )
+    return [PictureFile(key, prompts[key[0]] if prompts else "", path) for key, path in zip(keys, paths, strict=True)]
+
+
+def _key(path: Path) -> tuple[int, int] | None:
+    if match := _OUR_NAME.fullmatch(path.stem):
+        return int(match[1]), int(match[2])
+    match = _RELEASE_NAME.fullmatch(path.stem)
+    return (int(match[1]), 0) if match else None

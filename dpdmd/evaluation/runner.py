@@ -1,0 +1,108 @@
+"""Pictures to a report: every scorer over every picture, each prompt's features compared, summaries."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpdmd.evaluation.diversity import diversity_per_picture
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Scorer, ValueScorer
+from dpdmd.evaluation.statistics import Summary, summarise
+from dpdmd.run_folder import write_text
+
+UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one picture.
+
+    Attributes:
+        key: (prompt index, sample index).
+        file: where the picture lies; "" if nowhere.
+        values: metric -> score, None where it is missing.
+        notes: metric -> text worth keeping, such as an answer that could not be parsed.
+        features: metric -> unit vector, until the rows of one prompt are compared.
+    """
+
+    key: tuple[int, int]
+    prompt: str
+    file: str = ""
+    values: dict[str, float | None] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One model's scores: metric -> summary, and every picture's row, in the order of their keys."""
+
+    summaries: dict[str, Summary]
+    rows: list[Row]
+
+
+def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = ()) -> list[Row]:
+    """One batch through every scorer."""
+    rows = [
+        Row(sample.key, sample.prompt, file) for sample, file in zip(samples, files or [""] * len(samples), strict=True)
+    ]
+    for scorer in scorers:
+        size = scorer.batch_size(len(samples))
+        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        if isinstance(scorer, FeatureScorer):
+            for row, features in zip(rows, [f for part in parts for f in scorer.features(part)], strict=True):
+                row.features[scorer.name] = features
+        elif isinstance(scorer, ValueScorer):
+            for row, score in zip(rows, [s for part in parts for s in scorer.score(part)], strict=True):
+                row.values[scorer.name] = score.value
+                row.values.update({n: None if score.value is None else f * score.value for n, f in scorer.also.items()})
+                if score.text:
+                    row.notes[scorer.name] = score.text
+    return rows
+
+
+def report(rows: Sequence[Row], metrics: Sequence[str], seed: int = 0) -> Report:
+    """Compare each prompt's features, then summarise `metrics`; a prompt with one picture has no diversity.
+
+    Rows come in any order, and a picture that two ranks made counts once.
+    """
+    finished = _with_diversity(sorted({row.key: row for row in rows}.values(), key=lambda row: row.key))
+    return Report(
+        {name: summarise(((row.key[0], row.values.get(name)) for row in finished), seed) for name in metrics}, finished
+    )
+
+
+def metric_names(scorers: Iterable[Scorer]) -> list[str]:
+    """Everything that these scorers report, in their order."""
+    return [name for scorer in scorers for name in (scorer.name, *getattr(scorer, "also", ()))]
+
+
+def _with_diversity(rows: Sequence[Row]) -> list[Row]:
+    values = {row.key: dict(row.values) for row in rows}
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        for name in row.features:
+            groups.setdefault((name, row.key[0]), []).append(row)
+    for (name, _), members in groups.items():
+        known = len(members) > 1
+        scores = diversity_per_picture(torch.stack([row.features[name] for row in members])) if known else [None]
+        for row, score in zip(members, scores, strict=True):
+            values[row.key][name] = score
+    return [replace(row, values=values[row.key], features={}) for row in rows]
+
+
+def write_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str]) -> None:
+    """One line a picture; a missing score is an empty cell, with its text in the last column."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["prompt_index", "sample_index", "file", "prompt", *metrics, "notes"])
+    for row in rows:
+        scores = ["" if row.values.get(name) is None else repr(row.values[name]) for name in metrics]
+        notes = json.dumps(row.notes, ensure_ascii=False) if row.notes else ""
+        writer.writerow([*row.key, row.file, row.prompt, *scores, notes])
+    write_text(path, text.getvalue())
