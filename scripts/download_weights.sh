@@ -7,7 +7,7 @@ PATH=$PATH:$PWD/.venv/bin
 
 usage() {
     cat <<'TEXT'
-usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all of them)
+usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all that training uses, the first six)
 
   sd35         16.3 GB  weights/stabilityai/stable-diffusion-3.5-medium: teacher, and start of student and fake score
                         (accept the licence on the model's page first, then: hf auth login)
@@ -16,6 +16,9 @@ usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all of t
   imagereward   1.8 GB  weights/ImageReward, with BERT's tokenizer beside it
   dinov2        0.3 GB  weights/dinov2-base
   clip          1.7 GB  weights/clip-vit-large-patch14
+  dinov3        1.2 GB  weights/dinov3-vitl16-pretrain-lvd1689m: test_diversity.py (accept the licence first)
+  maniqa        0.5 GB  weights/MANIQA_PIPAL-ae6d356b.pth: test_quality.py
+  vq           16.6 GB  weights/VisualQuality-R1-7B: test_quality.py
 
 What is there is skipped; what was cut short is resumed.
 TEXT
@@ -45,6 +48,14 @@ fetch() {
     for file in "$@"; do [[ -s $folder/$file ]] || fail "$repo no longer holds $file"; done
 }
 
+# fetch_all NAME REPO FOLDER: a whole repository, whose shards have names of their own; complete once hf says so.
+fetch_all() {
+    local name=$1 repo=$2 folder=weights/$3
+    command -v hf >/dev/null || fail "the hf command is missing; pip install 'huggingface_hub>=1.33'"
+    echo "$name: $repo -> $folder"
+    hf download "$repo" --local-dir "$folder" || fail "$repo failed (see above); run this again to resume"
+}
+
 download() {
     case $1 in
     # The repository also holds sd3.5_medium.safetensors, a text_encoders folder for other programs, fp16 twins of the
@@ -68,15 +79,20 @@ download() {
     clip) fetch clip openai/clip-vit-large-patch14 clip-vit-large-patch14 \
         config.json merges.txt model.safetensors preprocessor_config.json special_tokens_map.json tokenizer.json \
         tokenizer_config.json vocab.json ;;
+    dinov3) fetch dinov3 facebook/dinov3-vitl16-pretrain-lvd1689m dinov3-vitl16-pretrain-lvd1689m \
+        config.json model.safetensors preprocessor_config.json ;;
+    maniqa) fetch maniqa chaofengc/IQA-PyTorch-Weights . MANIQA_PIPAL-ae6d356b.pth ;;
+    vq) fetch_all vq TianheWu/VisualQuality-R1-7B VisualQuality-R1-7B ;;
     esac
 }
 
-all=(sd35 pick-clip pickscore imagereward dinov2 clip)
+training=(sd35 pick-clip pickscore imagereward dinov2 clip)
+all=("${training[@]}" dinov3 maniqa vq)
 for name in "$@"; do
     case $name in
     -h | --help) usage && exit ;;
     *) [[ " ${all[*]} " == *" $name "* ]] || fail "unknown name '$name': choose of ${all[*]}" ;;
     esac
 done
-(($#)) || set -- "${all[@]}"
+(($#)) || set -- "${training[@]}"
 for name in "$@"; do download "$name"; done

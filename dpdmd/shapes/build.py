@@ -1,4 +1,4 @@
-"""Builds the small world's weights: `python -m dpdmd.shapes.build`; the same seed gives the same training."""
+"""Builds the small world's weights: `python -m dpdmd.shapes.build [--scorers]`; a seed gives the same training."""
 
 import argparse
 import logging
@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 
 from dpdmd.families.layouts import Note
 from dpdmd.shapes.autoencoder import train_autoencoder
+from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
 
@@ -20,8 +21,9 @@ logger = logging.getLogger("dpdmd.shapes.build")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train the autoencoder, then the teacher, and save the pipeline."""
+    """Train the autoencoder, then the teacher, and save the pipeline; or train the scorers."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.build", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--scorers", action="store_true", help="train the scorers instead, beside the pipeline")
     parser.add_argument(
         "--out", type=Path, default=Path("weights/tiny/sd35"), help="pipeline folder (default: %(default)s)"
     )
@@ -31,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.perf_counter()
+    if args.scorers:
+        build_scorers(args.out.parent, args.seed)
+        logger.info("scorers after %.0f s", time.perf_counter() - started)
+        return 0
     vae = AutoencoderKL.from_pretrained(args.vae).eval() if args.vae else train_autoencoder(args.seed, args.vae_steps)
     logger.info("autoencoder after %.0f s", time.perf_counter() - started)
     if not args.vae:

@@ -1,0 +1,152 @@
+"""How well the small world's scorers judge: `python -m dpdmd.shapes.measure_scorers`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dpdmd.evaluation.diversity import diversity_per_picture
+from dpdmd.evaluation.files import check_scorer_paths
+from dpdmd.evaluation.runner import judge
+from dpdmd.evaluation.scorers import build_scorer
+from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.grids import to_pil
+from dpdmd.rng import numpy_generator
+from dpdmd.run_folder import write_text
+from dpdmd.shapes.oracle import read_pictures
+from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
+
+TEST_SEED = 1_000  # scenes that no scorer was trained on
+NUM_PAIRS, NUM_SETS, SET_SIZE = 500, 80, 32
+SCORERS = {
+    "clip_path": "clip",
+    "clip_score_path": "clip",
+    "dino_path": "dinov2",
+    "pick_processor_path": "pickscore",
+    "pick_model_path": "pickscore",
+    "ir_model_path": "ImageReward/ImageReward.pt",
+    "ir_med_config": "ImageReward/med_config.json",
+}
+
+
+def load(root: Path) -> dict[str, Scorer]:
+    """All five in-loop scorers of `weights/tiny`.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    names = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
+    paths = check_scorer_paths({flag: str(root / place) for flag, place in SCORERS.items()}, names)
+    return {name: build_scorer(name, paths[name], torch.device("cpu")) for name in names}
+
+
+def pictures_of(scenes: list[Scene]) -> list:
+    """Rendered, 8-bit, as a file would hold them."""
+    return to_pil(torch.from_numpy(render(scenes)))
+
+
+def pair_accuracy(scorer: Scorer) -> float:
+    """Share of pairs in which the picture that a caption is true of scores above one that it is false of."""
+    better, worse = [], []
+    index = 0
+    while len(better) < NUM_PAIRS:
+        right, wrong = sample_scene(TEST_SEED, index), sample_scene(TEST_SEED + 1, index)
+        keep = numpy_generator(TEST_SEED, "pair caption", index).random(len(ATTRIBUTES)) < 0.5
+        named = {name: getattr(right, name) for name, kept in zip(ATTRIBUTES, keep, strict=True) if kept}
+        index += 1
+        if all(getattr(wrong, name) == value for name, value in named.items()):
+            continue  # true of both
+        for scene, side in ((right, better), (wrong, worse)):
+            side.append(Sample(pictures_of([scene])[0], caption(named), (len(side), 0)))
+    values = [[row.values[scorer.name] for row in judge(side, [scorer])] for side in (better, worse)]
+    return float(np.mean([a > b for a, b in zip(*values, strict=True)]))
+
+
+def retrieval(scorer: Scorer, count: int = 48) -> float:
+    """Share of pictures whose own full caption scores highest among `count` different ones."""
+    scenes: dict[str, Scene] = {}
+    for index in range(10 * count):
+        scene = sample_scene(TEST_SEED + 2, index)
+        scenes.setdefault(caption({name: getattr(scene, name) for name in ATTRIBUTES}), scene)
+    captions = list(scenes)[:count]
+    right = 0
+    for picture, own in zip(pictures_of([scenes[c] for c in captions]), captions, strict=True):
+        rows = judge([Sample(picture, text, (0, i)) for i, text in enumerate(captions)], [scorer])
+        right += captions[int(np.argmax([row.values[scorer.name] for row in rows]))] == own
+    return right / count
+
+
+def graded_sets() -> list[list[Scene]]:
+    """Sets of scenes of graded variety: in each set every attribute takes 1 to all of its values, the place is free."""
+    sets = []
+    for number in range(NUM_SETS):
+        random = numpy_generator(TEST_SEED, "graded set", number)
+        allowed = {
+            name: random.permutation(values)[: random.integers(1, len(values) + 1)]
+            for name, values in ATTRIBUTES.items()
+        }
+        sets.append(
+            [
+                Scene(
+                    **{name: str(random.choice(values)) for name, values in allowed.items()},
+                    position=(float(random.random()), float(random.random())),
+                )
+                for _ in range(SET_SIZE)
+            ]
+        )
+    return sets
+
+
+def oracle_entropy(scenes: list[Scene]) -> float:
+    """Mean over attributes of the entropy that the oracle reads, divided by the world's."""
+    reading = read_pictures(render(scenes))
+    entropies = []
+    for name, values in ATTRIBUTES.items():
+        share = np.bincount(reading.values[name], minlength=len(values)) / len(scenes)
+        entropies.append(-(share[share > 0] * np.log(share[share > 0])).sum() / np.log(len(values)))
+    return float(np.mean(entropies))
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Rank correlation."""
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; exit status 2 where a scorer is missing."""
+    parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure_scorers", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--root", type=Path, default=Path("weights/tiny"), help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    args = parser.parse_args(argv)
+    try:
+        scorers = load(args.root)
+    except ValueError as error:
+        print(f"dpdmd.shapes.measure_scorers: error: {error}", file=sys.stderr)
+        return 2
+    figures = {
+        f"{name}: true against false pictures": pair_accuracy(scorers[name])
+        for name in ("clip_score", "pickscore", "imagereward")
+    }
+    figures["clip_score: own caption of 48 found"] = retrieval(scorers["clip_score"])
+    sets = graded_sets()
+    entropies = [oracle_entropy(scenes) for scenes in sets]
+    for name in ("div_clip", "div_dino"):
+        diversities = []
+        for scenes in tqdm(sets, desc=name):
+            rows = judge([Sample(p, "", (0, i)) for i, p in enumerate(pictures_of(scenes))], [scorers[name]])
+            diversities.append(np.mean(diversity_per_picture(torch.stack([row.features[name] for row in rows]))))
+        figures[f"{name}: Spearman with the oracle's entropy"] = spearman(diversities, entropies)
+    sys.stdout.write("\n".join(f"{name:50} {value:.3f}" for name, value in figures.items()) + "\n")
+    if args.out:
+        write_text(args.out, json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

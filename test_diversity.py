@@ -1,0 +1,39 @@
+"""Diversity: 1 - mean cosine over all pairs of nine pictures of a prompt, with DINO and CLIP features.
+
+    accelerate launch test_diversity.py
+    accelerate launch test_diversity.py --model outputs/tiny/dpdmd --prompts_txt data/shapes_eval.txt
+
+Edit the paths below, or give each as a flag of the same name in small letters (--help lists them).
+"""
+
+import sys
+
+from dpdmd.evaluation.program import Program
+
+MODEL = "outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5"  # run, checkpoint, pipeline folder, or a .pt network
+BASE_MODEL = "weights/stabilityai/stable-diffusion-3.5-medium"  # the pipeline that a .pt network belongs to
+IMAGES = None  # a folder of pictures to compare instead: 00012_003.png is sample 3 of prompt 12, counting from 0
+PROMPTS_TXT = "data/prompts_eval.txt"  # the paper: data/pickapic_test.txt and data/coco2014_10k.txt
+OUTPUT_DIR = "outputs/test_diversity"
+
+DINO_PATH = "weights/dinov3-vitl16-pretrain-lvd1689m"  # the paper's; weights/dinov2-base is what training uses
+CLIP_PATH = "weights/clip-vit-large-patch14"  # an empty path leaves a scorer out
+
+PROGRAM = Program(
+    name="test_diversity.py",
+    description="DINO and CLIP diversity of a model over nine pictures of each prompt (paper, table 1).",
+    scorers=("div_dino", "div_clip"),
+    defaults={
+        "model": MODEL,
+        "base_model": BASE_MODEL,
+        "images": IMAGES,
+        "prompts_txt": PROMPTS_TXT,
+        "output_dir": OUTPUT_DIR,
+        "dino_path": DINO_PATH,
+        "clip_path": CLIP_PATH,
+        "num_samples": 9,
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(PROGRAM.main())
