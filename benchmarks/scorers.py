@@ -1,0 +1,112 @@
+"""Scorers in the loop, our way against the release's, on the same weights and pictures in one run: a dated table.
+
+    python benchmarks/scorers.py --out benchmarks/results
+
+The release loads every scorer anew at each evaluation, calls ImageReward once a picture and PickScore once for all of
+them. Ours are loaded once a run and called in batches (on a CPU of one, which keeps scores exact). The two ways take
+turns, and the share of evaluation in a run's time is read from that run's metrics.jsonl (--run_dir).
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dpdmd.checkpoint import versions
+from dpdmd.evaluation.files import check_scorer_paths
+from dpdmd.evaluation.runner import judge
+from dpdmd.evaluation.scorers import build_scorer
+from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.run_folder import write_text
+from dpdmd.shapes.measure_scorers import SCORERS, TEST_SEED, pictures_of
+from dpdmd.shapes.world import sample_caption, sample_scene
+
+RELEASE = "the release's way"
+NAMES = ("div_clip", "div_dino", "pickscore", "imagereward")
+
+
+def load(root: Path, device: torch.device) -> list[Scorer]:
+    paths = check_scorer_paths({flag: str(root / place) for flag, place in SCORERS.items()}, NAMES)
+    return [build_scorer(name, paths[name], device) for name in NAMES]
+
+
+def release_way(root: Path, samples: list[Sample], device: torch.device) -> None:
+    for scorer in load(root, device):
+        if scorer.name == "imagereward":
+            for sample in samples:
+                scorer.score([sample])
+        elif scorer.name == "pickscore":
+            scorer.score(samples)
+        else:
+            scorer.features(samples)
+
+
+def our_way(scorers: list[Scorer], samples: list[Sample]) -> None:
+    size = 9
+    for start in range(0, len(samples), size):
+        judge(samples[start : start + size], scorers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("weights/tiny"), help="folder of the scorers")
+    parser.add_argument("--num_pictures", type=int, default=144)
+    parser.add_argument("--evaluations", type=int, default=4, help="turns of each way")
+    parser.add_argument("--run_dir", type=Path, help="a finished run with evaluation in the loop")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scenes = [sample_scene(TEST_SEED, index) for index in range(args.num_pictures)]
+    samples = [
+        Sample(picture, sample_caption(scene, TEST_SEED, index), (index, 0))
+        for index, (scene, picture) in enumerate(zip(scenes, pictures_of(scenes), strict=True))
+    ]
+    scorers = load(args.root, device)
+    our_way(scorers, samples[:9])  # libraries warm up outside the clock
+    release_way(args.root, samples[:9], device)
+    seconds: dict[str, list[float]] = {"ours": [], RELEASE: []}
+    for _ in range(args.evaluations):
+        for name, way in (
+            ("ours", lambda: our_way(scorers, samples)),
+            (RELEASE, lambda: release_way(args.root, samples, device)),
+        ):
+            started = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - started)
+    means = {name: sum(values) / len(values) for name, values in seconds.items()}
+    date = datetime.date.today().isoformat()
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = [
+        f"# Scorers in the loop ({date})",
+        "",
+        f"`{' '.join(['python', *sys.argv])}`",
+        "",
+        f"{args.num_pictures} pictures, four scorers of {args.root}, {args.evaluations} turns each; {device.type}, "
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores; {used}",
+        "",
+        "| | seconds an evaluation | pictures a second |",
+        "|---|---|---|",
+        *(f"| {name} | {mean:.2f} | {args.num_pictures / mean:.1f} |" for name, mean in means.items()),
+        "",
+        f"Ratio: {means[RELEASE] / means['ours']:.2f}",
+    ]
+    if args.run_dir:
+        records = [json.loads(line) for line in (args.run_dir / "metrics.jsonl").read_text().splitlines()]
+        spent = {kind: sum(r["seconds"] for r in records if (r["turn"] == "eval") == kind) for kind in (True, False)}
+        count = sum(r["turn"] == "eval" for r in records)
+        share = spent[True] / (spent[True] + spent[False])
+        lines += [
+            "",
+            f"{args.run_dir}: {count} evaluations, {spent[True]:.0f} s of {sum(spent.values()):.0f} s, {share:.1%}",
+        ]
+    write_text(args.out / f"{date}_scorers.md", "\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
