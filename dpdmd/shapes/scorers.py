@@ -33,8 +33,8 @@ from dpdmd.shapes.world import ATTRIBUTES, IMAGE_SIZE, Scene, caption, render, s
 BATCH_SIZE = 48
 NUM_STEPS = {"clip": 1500, "pickscore": 1500, "dinov2": 1200, "ImageReward": 1500}
 LEARNING_RATE = 1e-3
-WIDTH, PATCH, DEPTH = 128, 8, 4  # of every picture encoder; 64 tokens and a class token
-TEXT_WIDTH, TEXT_DEPTH = 96, 2
+WIDTH, PATCH, DEPTH = 64, 8, 4  # of every picture encoder; 64 tokens and a class token
+TEXT_WIDTH, TEXT_DEPTH = 64, 2
 BLURRED = 0.5  # share of pictures that PickScore and ImageReward are shown spoilt, to tell clean ones from
 
 logger = logging.getLogger("dpdmd.shapes.build")
@@ -99,7 +99,7 @@ def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
             "hidden_size": TEXT_WIDTH,
             "intermediate_size": 4 * TEXT_WIDTH,
             "num_hidden_layers": TEXT_DEPTH,
-            "num_attention_heads": 3,
+            "num_attention_heads": 2,
             "max_position_embeddings": MAX_LENGTH,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
@@ -214,7 +214,7 @@ def build_imagereward() -> tuple[imagereward.ImageRewardNetwork, dict[str, Any],
         "layer_norm_eps": 1e-12,
         "max_position_embeddings": imagereward.NUM_TEXT_TOKENS,
         "model_type": "bert",
-        "num_attention_heads": 3,
+        "num_attention_heads": 2,
         "num_hidden_layers": TEXT_DEPTH,
         "encoder_width": WIDTH,
         "vocab_size": len(tokenizer),
