@@ -75,7 +75,7 @@ def refused(flags: dict[str, str], capsys) -> str:
         ("--div_weight", "inf", "--div_weight inf"),
         ("--stu_inference_steps", "1", "--stu_inference_steps 1: dpdmd trains the steps after the first"),
         ("--max_steps", "0", "--max_steps 0"),
-        ("--clip_path", "nowhere", "--clip_path nowhere: no such file or folder"),
+        ("--clip_path", "nowhere", "--clip_path nowhere: no such folder"),
         ("--resume_from_checkpoint", "nowhere", "--resume_from_checkpoint nowhere"),
         ("--config", "nowhere.yaml", "--config nowhere.yaml: cannot be read"),
         ("--kanchor", "5", "unrecognized arguments: --kanchor 5"),

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from dpdmd import distributed
 from dpdmd.config import Config
+from dpdmd.evaluation.pictures import file_name, open_picture
 from dpdmd.evaluation.plan import DIVERSITY, EvalPlan, PictureSet
 from dpdmd.evaluation.runner import Report, Row, judge, metric_names, report
 from dpdmd.evaluation.scorers import build_scorer
@@ -115,7 +115,7 @@ class InLoopEvaluation:
                 Sample(picture, pictured.prompts[key[0]], key) for key, picture in zip(keys, to_pil(made), strict=True)
             ]
             for sample in samples:
-                save_picture(sample.picture, folder / _file_name(sample.key))
+                save_picture(sample.picture, folder / file_name(sample.key))
             rows += judge(samples, scorers)
         return report(distributed.gather(self.accelerator, rows), metric_names(scorers), self.config.eval.eval_seed)
 
@@ -124,17 +124,13 @@ class InLoopEvaluation:
         for index, prompt in enumerate(pictured.prompts):
             rows = {}
             for label, folder in ((TEACHER, self.folder.eval_images / TEACHER), (title, self.folder.eval_images)):
-                files = [folder / pictured.name / _file_name((index, n)) for n in range(pictured.num_samples)]
+                files = [folder / pictured.name / file_name((index, n)) for n in range(pictured.num_samples)]
                 # A picture that another node wrote to a disk of its own is not here to be shown.
-                rows[label] = [Image.open(file).convert("RGB") for file in files if file.is_file()]
+                rows[label] = [open_picture(file) for file in files if file.is_file()]
             rows = {label: row for label, row in rows.items() if row}
             if rows:
                 grid = labelled_grid(list(rows.values()), list(rows), prompt, columns=GRID_COLUMNS)
                 save_picture(grid, self.folder.div_vis / pictured.name / f"{index:05d}.png")
-
-
-def _file_name(key: tuple[int, int]) -> str:
-    return f"{key[0]:05d}_{key[1]:03d}.png"
 
 
 def record(step: int, student: dict[str, Summary], teacher: dict[str, Summary], started: float) -> dict[str, Any]:

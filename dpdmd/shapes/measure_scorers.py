@@ -50,11 +50,11 @@ def pictures_of(scenes: list[Scene]) -> list:
     return to_pil(torch.from_numpy(render(scenes)))
 
 
-def pair_accuracy(scorer: Scorer) -> float:
+def pair_accuracy(scorer: Scorer, count: int = NUM_PAIRS) -> float:
     """Share of pairs in which the picture that a caption is true of scores above one that it is false of."""
     better, worse = [], []
     index = 0
-    while len(better) < NUM_PAIRS:
+    while len(better) < count:
         right, wrong = sample_scene(TEST_SEED, index), sample_scene(TEST_SEED + 1, index)
         keep = numpy_generator(TEST_SEED, "pair caption", index).random(len(ATTRIBUTES)) < 0.5
         named = {name: getattr(right, name) for name, kept in zip(ATTRIBUTES, keep, strict=True) if kept}
@@ -81,10 +81,10 @@ def retrieval(scorer: Scorer, count: int = 48) -> float:
     return right / count
 
 
-def graded_sets() -> list[list[Scene]]:
+def graded_sets(count: int = NUM_SETS) -> list[list[Scene]]:
     """Sets of scenes of graded variety: in each set every attribute takes 1 to all of its values, the place is free."""
     sets = []
-    for number in range(NUM_SETS):
+    for number in range(count):
         random = numpy_generator(TEST_SEED, "graded set", number)
         allowed = {
             name: random.permutation(values)[: random.integers(1, len(values) + 1)]
@@ -118,6 +118,15 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+def agreement_with_oracle(scorer: Scorer, sets: list[list[Scene]]) -> float:
+    """Rank correlation, over sets of graded variety, of the scorer's diversity with the oracle's entropy."""
+    diversities = []
+    for scenes in tqdm(sets, desc=scorer.name):
+        rows = judge([Sample(p, "", (0, i)) for i, p in enumerate(pictures_of(scenes))], [scorer])
+        diversities.append(np.mean(diversity_per_picture(torch.stack([row.features[scorer.name] for row in rows]))))
+    return spearman(diversities, [oracle_entropy(scenes) for scenes in sets])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; exit status 2 where a scorer is missing."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure_scorers", description=__doc__, allow_abbrev=False)
@@ -134,14 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("clip_score", "pickscore", "imagereward")
     }
     figures["clip_score: own caption of 48 found"] = retrieval(scorers["clip_score"])
-    sets = graded_sets()
-    entropies = [oracle_entropy(scenes) for scenes in sets]
     for name in ("div_clip", "div_dino"):
-        diversities = []
-        for scenes in tqdm(sets, desc=name):
-            rows = judge([Sample(p, "", (0, i)) for i, p in enumerate(pictures_of(scenes))], [scorers[name]])
-            diversities.append(np.mean(diversity_per_picture(torch.stack([row.features[name] for row in rows]))))
-        figures[f"{name}: Spearman with the oracle's entropy"] = spearman(diversities, entropies)
+        figures[f"{name}: Spearman with the oracle's entropy"] = agreement_with_oracle(scorers[name], graded_sets())
     sys.stdout.write("\n".join(f"{name:50} {value:.3f}" for name, value in figures.items()) + "\n")
     if args.out:
         write_text(args.out, json.dumps(figures, indent=2) + "\n")

@@ -33,9 +33,11 @@ from dpdmd.shapes.world import ATTRIBUTES, IMAGE_SIZE, Scene, caption, render, s
 BATCH_SIZE = 48
 NUM_STEPS = {"clip": 1500, "pickscore": 1500, "dinov2": 1200, "ImageReward": 1500}
 LEARNING_RATE = 1e-3
+SIMILARITY_WEIGHT = 10.0
 WIDTH, PATCH, DEPTH = 64, 8, 4  # of every picture encoder; 64 tokens and a class token
 TEXT_WIDTH, TEXT_DEPTH = 64, 2
-BLURRED = 0.5  # share of pictures that PickScore and ImageReward are shown spoilt, to tell clean ones from
+SPOILT = 0.5  # share of pictures that PickScore is shown spoilt, to tell clean ones from
+NUM_OTHERS = 4  # other pictures that ImageReward compares a caption's own with
 
 logger = logging.getLogger("dpdmd.shapes.build")
 
@@ -135,17 +137,32 @@ def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
         pictures, right = torch.from_numpy(render(scenes)), agreement(named, scenes).float()
         if name == "pickscore":
             generator = torch.Generator().manual_seed(seed * NUM_STEPS[name] + step)
-            spoilt = torch.rand(len(scenes), generator=generator) < BLURRED
+            spoilt = torch.rand(len(scenes), generator=generator) < SPOILT
             pictures = torch.where(spoilt[:, None, None, None], spoil(pictures, generator), pictures)
             right = right * (~spoilt).float()
         text = processor.tokenizer(
             [caption(n) for n in named], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt"
         )
         out = model(**text, pixel_values=normalised(pictures, mean, std))
-        return contrastive_loss(out.logits_per_text, right)
+        loss = contrastive_loss(out.logits_per_text, right)
+        if name == "clip":  # its class token is what diversity compares
+            loss = loss + SIMILARITY_WEIGHT * similarity_loss(out.vision_model_output.last_hidden_state[:, 0], scenes)
+        return loss
 
     fit(name, model, loss_of)
     return model, processor
+
+
+def similarity_loss(features: Tensor, scenes: list[Scene]) -> Tensor:
+    """Mean squared error, over pairs, of the cosine to the share of attributes that two scenes have in common.
+
+    It makes a set's diversity follow its variety, whichever attribute varies; pictures of the world at large do that
+    to a large model by themselves.
+    """
+    unit = F.normalize(features, dim=-1)
+    values = torch.tensor([[v.index(getattr(s, k)) for k, v in ATTRIBUTES.items()] for s in scenes])
+    shared = (values[:, None] == values[None]).float().mean(-1)
+    return ((unit @ unit.T - shared) ** 2).mean()
 
 
 def contrastive_loss(logits: Tensor, right: Tensor) -> Tensor:
@@ -190,7 +207,8 @@ def train_dinov2(seed: int) -> tuple[Dinov2Model, BitImageProcessor]:
             F.cross_entropy(head(pooled), torch.tensor([ATTRIBUTES[key].index(getattr(s, key)) for s in scenes]))
             for key, head in heads.items()
         ]
-        return sum(losses) + F.mse_loss(place(pooled), torch.tensor([s.position for s in scenes]))
+        where = F.mse_loss(place(pooled), torch.tensor([s.position for s in scenes]))
+        return sum(losses) + where + SIMILARITY_WEIGHT * similarity_loss(pooled, scenes)
 
     fit("dinov2", nn.ModuleList([model, heads, place]), loss_of)
     return model, processor
@@ -245,19 +263,19 @@ def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[s
         scenes, named = sample_batch(seed, "ImageReward", step)
         generator = torch.Generator().manual_seed(seed * NUM_STEPS["ImageReward"] + step)
         clean = torch.from_numpy(render(scenes))
-        # The worse of a pair: another picture, which the caption may be true of too, or the same one spoilt.
-        spoilt = torch.rand(len(scenes), generator=generator) < BLURRED
-        worse = torch.where(spoilt[:, None, None, None], spoil(clean, generator), clean.roll(1, 0))
-        decided = spoilt | ~agreement(named, scenes).roll(1, 1).diagonal()
-        text = tokenizer(
-            [caption(n) for n in named] * 2,
-            padding="max_length",
-            max_length=MAX_LENGTH,
-            return_tensors="pt",
-        )
-        pixels = normalised(torch.cat([clean, worse]), imagereward.CLIP_MEAN, imagereward.CLIP_STD)
-        better, worse_reward = network(pixels, text.input_ids, text.attention_mask).chunk(2)
-        return -(F.logsigmoid(better - worse_reward) * decided).sum() / decided.sum()
+        pixels = torch.cat([clean, spoil(clean, generator)])
+        seen, seen_spoilt = network.see(normalised(pixels, imagereward.CLIP_MEAN, imagereward.CLIP_STD)).chunk(2)
+        true = agreement(named, scenes)
+        text = tokenizer([caption(n) for n in named], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
+        # Worse than the caption's own picture: the same one spoilt, and others, but for those it is true of too.
+        shifts = range(1, NUM_OTHERS + 1)
+        pictures = [seen, seen_spoilt, *(seen.roll(shift, 0) for shift in shifts)]
+        decided = torch.stack([torch.ones(len(scenes), dtype=bool), *(~true.roll(s, 1).diagonal() for s in shifts)])
+        copies = len(pictures)
+        better, *worse = network.read(
+            torch.cat(pictures), text.input_ids.repeat(copies, 1), text.attention_mask.repeat(copies, 1)
+        ).chunk(copies)
+        return -(F.logsigmoid(better - torch.stack(worse)) * decided).sum() / decided.sum()
 
     fit("ImageReward", network, loss_of)
     return network, med_config, tokenizer

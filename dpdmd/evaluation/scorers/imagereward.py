@@ -154,17 +154,24 @@ class ImageRewardNetwork(nn.Module):
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Standardised rewards [B] of pixels [B, 3, H, W] and tokens, mask [B, 35]."""
-        seen = self.vision(pixel_values=pixels).last_hidden_state
+        return self.read(self.see(pixels), tokens, mask)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """All of a picture's tokens, [B, 1 + patches, width]."""
+        return self.vision(pixel_values=pixels).last_hidden_state
+
+    def read(self, seen: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Standardised rewards [B] of texts that look at pictures already seen."""
         # Without is_decoder in the call the text is not causal, as the package reads it.
-        read = self.text(
+        out = self.text(
             input_ids=tokens,
             attention_mask=mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
         ).last_hidden_state[:, 0]
         for layer in self.head.values():
-            read = layer(read)
-        return (read.squeeze(-1) - MEAN) / STD
+            out = layer(out)
+        return (out.squeeze(-1) - MEAN) / STD
 
 
 class ImageReward(ValueScorer):
