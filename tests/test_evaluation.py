@@ -97,7 +97,6 @@ def test_evaluation_does_not_change_training(flags, tmp_path):
     for index, extra in enumerate(([], ["--eval_every", "1", "--offload_scorers"])):
         chosen = [*flags, "--max_steps", "6", "--run_dir", str(tmp_path / str(index)), *extra]
         if not extra:
-            chosen = [part for part in chosen]
             for flag in [part for part in chosen if part.endswith("_path") or part == "--ir_med_config"]:
                 place = chosen.index(flag)
                 del chosen[place : place + 2]

@@ -55,24 +55,19 @@ def _check_vision_and_text(folder: Path) -> None:
         _need_tokenizer(folder)
 
 
-def _check_processor(folder: Path) -> None:
-    _need_folder(folder)
-    _need_picture_processor(folder)
-    _need_tokenizer(folder)
-
-
 def _check_tokenizer(folder: Path) -> None:
     _need_folder(folder)
     _need_tokenizer(folder)
 
 
+def _check_processor(folder: Path) -> None:
+    _check_tokenizer(folder)
+    _need_picture_processor(folder)
+
+
 def _check_chat_model(folder: Path) -> None:
     _check_model(folder)
     _check_processor(folder)
-
-
-def _check_json(path: Path) -> None:
-    read_json(path)
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ class Source:
         repository: where the official one comes from.
     """
 
-    check: Callable[[Path], None]
+    check: Callable[[Path], object]
     repository: str
 
 
@@ -94,7 +89,7 @@ SOURCES = {
     "pick_processor_path": Source(_check_processor, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
     "pick_model_path": Source(_check_model, "yuvalkirstain/PickScore_v1"),
     "ir_model_path": Source(check_pickle, "zai-org/ImageReward"),
-    "ir_med_config": Source(_check_json, "zai-org/ImageReward"),
+    "ir_med_config": Source(read_json, "zai-org/ImageReward"),
     "ir_tokenizer_path": Source(_check_tokenizer, "google-bert/bert-base-uncased"),
     "clip_score_path": Source(_check_vision_and_text, "openai/clip-vit-large-patch14"),
     "maniqa_path": Source(check_pickle, "chaofengc/IQA-PyTorch-Weights"),

@@ -53,7 +53,9 @@ class InLoopEvaluation:
         for scorer in self.scorers.values():
             scorer.to(self.accelerator.device)
         if not self.teacher_scores:
-            self.teacher_scores = self._read_teacher() or self._score_teacher()
+            # Rank 0's file decides for all: scoring is collective, and another node may have another disk.
+            known = distributed.from_main(self.accelerator, self._read_teacher())
+            self.teacher_scores = known or self._score_teacher()
         scores = self._score(self.student, f"step {step}", self.folder.eval_images)
         for scorer in self.scorers.values():
             scorer.to(self.home)

@@ -12,6 +12,7 @@ import torch
 from dpdmd.families.base import TextEncoder
 from dpdmd.grids import to_float, to_pil
 from dpdmd.prompts import read_prompts
+from dpdmd.run_folder import write_text
 from dpdmd.sampling import Sampler, batches_of, load_sampler
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.world import parse_caption
@@ -81,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.write(f"{len(prompts)} prompts x {args.num_seeds} seeds, seed {args.seed}\n\n{table(rows)}\n")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(details, indent=2) + "\n")
     return 0
 
 
