@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dpdmd import distributed
 from dpdmd.config import Config
 from dpdmd.evaluation.pictures import file_name, open_picture
@@ -44,22 +42,28 @@ class InLoopEvaluation:
     ):
         self.config, self.plan, self.accelerator, self.folder = config, plan, accelerator, folder
         self.student, self.teacher, self.encoder = student, teacher, encoder
-        self.home = torch.device("cpu") if config.eval.offload_scorers else accelerator.device
-        self.scorers = {name: build_scorer(name, paths, self.home) for name, paths in plan.paths.items()}
+        self.scorers: dict[str, Scorer] = {}
+        for name, paths in plan.paths.items():
+            self.scorers[name] = build_scorer(name, paths, accelerator.device)
+            self._offload(self.scorers[name])
         self.teacher_scores: dict[str, Summary] = {}
 
     def evaluate(self, step: int) -> dict[str, Summary]:
         """Metric -> summary of the student as it is now; the teacher's row first, where it is not known yet."""
         for scorer in self.scorers.values():
-            scorer.to(self.accelerator.device)
+            scorer.wake()
         if not self.teacher_scores:
             # Rank 0's file decides for all: scoring is collective, and another node may have another disk.
             known = distributed.from_main(self.accelerator, self._read_teacher())
             self.teacher_scores = known or self._score_teacher()
         scores = self._score(self.student, f"step {step}", self.folder.eval_images)
         for scorer in self.scorers.values():
-            scorer.to(self.home)
+            self._offload(scorer)
         return scores
+
+    def _offload(self, scorer: Scorer) -> None:
+        if self.config.eval.offload_scorers:
+            scorer.rest()
 
     def _score_teacher(self) -> dict[str, Summary]:
         scores = self._score(self.teacher, TEACHER, self.folder.eval_images / TEACHER)

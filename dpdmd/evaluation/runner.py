@@ -52,13 +52,11 @@ def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[
         Row(sample.key, sample.prompt, file) for sample, file in zip(samples, files or [""] * len(samples), strict=True)
     ]
     for scorer in scorers:
-        size = scorer.batch_size(len(samples))
-        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
         if isinstance(scorer, FeatureScorer):
-            for row, features in zip(rows, [f for part in parts for f in scorer.features(part)], strict=True):
+            for row, features in zip(rows, scorer.features(samples), strict=True):
                 row.features[scorer.name] = features
         elif isinstance(scorer, ValueScorer):
-            for row, score in zip(rows, [s for part in parts for s in scorer.score(part)], strict=True):
+            for row, score in zip(rows, scorer.score(samples), strict=True):
                 row.values[scorer.name] = score.value
                 row.values.update({n: None if score.value is None else f * score.value for n, f in scorer.also.items()})
                 if score.text:

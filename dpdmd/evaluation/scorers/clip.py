@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dpdmd.evaluation.files import is_open_clip
-from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer, load_strict, normalise, on_device
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer, load_strict, normalise
 
 
 class _Clip(Protocol):
@@ -108,26 +108,30 @@ class ClipDiversity(FeatureScorer):
     @torch.no_grad()
     def features(self, samples: Sequence[Sample]) -> Tensor:
         pixels = self.clip.pixels([sample.picture for sample in samples])
-        return normalise(self.clip.class_token(on_device(pixels, self.device)))
+        return normalise(self.clip.class_token(self._on_device(pixels)))
 
 
-class ClipScore(ValueScorer):
-    """100 cos(picture, prompt) of CLIP's projected features; higher: the picture agrees more with its prompt."""
+class AgreementScorer(ValueScorer):
+    """A CLIP's agreement of picture and prompt: a factor times cos(text, picture) of the projected features."""
+
+    clip: _Clip
+    factor: float
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        pixels = self._on_device(self.clip.pixels([sample.picture for sample in samples]))
+        tokens = self.clip.tokens([sample.prompt for sample in samples])
+        texts = self.clip.text_features({name: value.to(self.device) for name, value in tokens.items()})
+        cosine = (normalise(self.clip.image_features(pixels)) * normalise(texts)).sum(-1)
+        return [Score(self.factor * value) for value in cosine.tolist()]
+
+
+class ClipScore(AgreementScorer):
+    """100 cos(text, picture); higher: the picture agrees more with its prompt."""
 
     name = "clip_score"
+    factor = 100.0
 
     def __init__(self, folder: Path, device: torch.device):
         self.clip = load_clip(folder)
         self._place(self.clip.network, device)
-
-    @torch.no_grad()
-    def score(self, samples: Sequence[Sample]) -> list[Score]:
-        cosine = text_image_cosine(self.clip, samples, self.device)
-        return [Score(100 * value) for value in cosine.tolist()]
-
-
-def text_image_cosine(clip: _Clip, samples: Sequence[Sample], device: torch.device) -> Tensor:
-    """cos(text, picture) of each sample, float64, [B]."""
-    pixels = on_device(clip.pixels([sample.picture for sample in samples]), device)
-    tokens = {name: value.to(device) for name, value in clip.tokens([sample.prompt for sample in samples]).items()}
-    return (normalise(clip.image_features(pixels)).double() * normalise(clip.text_features(tokens)).double()).sum(-1)

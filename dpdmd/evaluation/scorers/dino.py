@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, load_strict, normalise, on_device
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, load_strict, normalise
 
 
 class DinoDiversity(FeatureScorer):
@@ -25,6 +25,6 @@ class DinoDiversity(FeatureScorer):
     @torch.no_grad()
     def features(self, samples: Sequence[Sample]) -> Tensor:
         pixels = self.processor(images=[sample.picture for sample in samples], return_tensors="pt")["pixel_values"]
-        out = self.network(pixel_values=on_device(pixels, self.device))
+        out = self.network(pixel_values=self._on_device(pixels))
         pooled = getattr(out, "pooler_output", None)
         return normalise(out.last_hidden_state.mean(dim=1) if pooled is None else pooled)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer, on_device
+from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
 from dpdmd.families.layouts import read_checkpoint, read_json
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the package's training rewards
@@ -213,5 +213,5 @@ class ImageReward(ValueScorer):
             max_length=NUM_TEXT_TOKENS,
             return_tensors="pt",
         ).to(self.device)
-        pixels = on_device(self.pixels([sample.picture for sample in samples]), self.device)
+        pixels = self._on_device(self.pixels([sample.picture for sample in samples]))
         return [Score(value) for value in self.network(pixels, text.input_ids, text.attention_mask).tolist()]

@@ -48,11 +48,10 @@ class Maniqa(ValueScorer):
         except RuntimeError as error:
             raise ValueError(f"{path} is no MANIQA checkpoint ({' '.join(str(error).split())[:160]})") from None
         self.num_crops, self.seed = num_crops, seed
-        self._place(network, device)
+        self._place(network, device, widen=False)  # one picture's crops are a batch of their own
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        # One picture's crops are one batch: it does not depend on who else is scored.
         return [Score(self.network(self._crops(sample).to(self.device)).mean().item()) for sample in samples]
 
     def _crops(self, sample: Sample) -> torch.Tensor:

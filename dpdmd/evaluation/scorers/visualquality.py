@@ -51,11 +51,13 @@ class VisualQualityR1(ValueScorer):
         self.processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
         self.processor.tokenizer.padding_side = "left"
         self.sample, self.seed = sample, seed
-        self._place(network, device)
+        self._place(network, device, widen=False)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        # A drawn answer needs a generator state of its own, and `generate` knows only the global one.
-        groups = [[sample] for sample in samples] if self.sample else [list(samples)]
+        # A drawn answer needs a generator state of its own, and `generate` knows only the global one; on a CPU the
+        # batch would show in the last bits, and a batch gains nothing.
+        alone = self.sample or self.device.type == "cpu"
+        groups = [[sample] for sample in samples] if alone else [list(samples)]
         answers = [answer for group in groups for answer in self._answers(group)]
         rated = [(parse_rating(answer), answer) for answer in answers]
         return [Score(rating, answer if rating is None else "") for rating, answer in rated]
