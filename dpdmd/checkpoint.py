@@ -1,32 +1,41 @@
 """Save and resume everything that continuing needs, atomically; export the student as a pipeline folder.
 
+STEP/manifest.json               progress, configuration, versions; size and checksum of every file
 STEP/student/                    a complete pipeline folder: diffusers loads it, and a resumed run starts from it
 STEP/state/fake.safetensors      the fake score
 STEP/state/optimizer_*.safetensors
-STEP/state/state.json            step, updates of each network, configuration, versions
 
 Random draws, the data position and the schedules are functions of the step, so they need no saving.
 """
 
-import json
 import os
 import platform
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpdmd import __version__
 from dpdmd.config import Config, from_dict
 from dpdmd.families.base import Family
-from dpdmd.families.layouts import Note, read_json
+from dpdmd.families.layouts import Layout, Note
+from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from dpdmd.run_folder import LATEST, RunFolder
 
 STUDENT, STATE = "student", "state"
+COPIES = 6  # of a network's weights in a checkpoint: student, fake score, and two moments of each in AdamW
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+class DamagedError(ValueError):
+    """A checkpoint is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,20 @@ class Progress:
     student_updates: int
     fake_updates: int
     global_batch_size: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run continues.
+
+    Attributes:
+        path, progress: the checkpoint, or None where there is none yet.
+        passed_over: one line about each newer one that is not whole.
+    """
+
+    path: Path | None
+    progress: Progress | None
+    passed_over: list[str]
 
 
 @dataclass(frozen=True)
@@ -75,68 +98,111 @@ def _sync_tree(folder: Path) -> None:
             os.close(handle)
 
 
+def size_in_bytes(layout: Layout, teacher: Path) -> int:
+    """What one checkpoint takes, by count: fp32 weights of both networks and AdamW's moments."""
+    return COPIES * 4 * layout.count_parameters(teacher)
+
+
 def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, note: Note, *, last: bool) -> Path:
     """Write one checkpoint under a temporary name, rename it, then move `latest` to it. Rank 0 only.
 
     The parts of the student's pipeline that are the teacher's are links, or copies in the `last` checkpoint.
+
+    Raises:
+        SaveError: the disk is full or gone; nothing half-written is left behind.
     """
     target = folder.checkpoint(snapshot.progress.step)
-    for leftover in folder.ckpts.glob(".step_*.tmp"):
+    for leftover in _half_written(folder):
         shutil.rmtree(leftover)
     temporary = folder.ckpts / f".{target.name}.tmp"
-    (temporary / STATE).mkdir(parents=True)
-    family.export(temporary / STUDENT, snapshot.student, Path(config.model.teacher_id), note, copy=last)
-    for name in ("fake", "optimizer_student", "optimizer_fake"):
-        save_file(
-            {key: value.contiguous() for key, value in getattr(snapshot, name).items()},
-            temporary / STATE / f"{name}.safetensors",
-        )
-    state = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
-    (temporary / STATE / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    _sync_tree(temporary)
-    if target.exists():  # a run resumed from an older checkpoint comes past this step again
-        shutil.rmtree(target)
-    os.replace(temporary, target)
-    folder.point(LATEST, target)
+    try:
+        (temporary / STATE).mkdir(parents=True)
+        family.export(temporary / STUDENT, snapshot.student, Path(config.model.teacher_id), note, copy=last)
+        for name in ("fake", "optimizer_student", "optimizer_fake"):
+            save_file(
+                {key: value.contiguous() for key, value in getattr(snapshot, name).items()},
+                temporary / STATE / f"{name}.safetensors",
+            )
+        about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
+        write_manifest(temporary, about)
+        _sync_tree(temporary)
+        if target.exists():  # a run resumed from an older checkpoint comes past this step again
+            _remove(target)
+        os.replace(temporary, target)
+        folder.point(LATEST, target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise SaveError(f"checkpoint {target} could not be written ({error}); the ones before it are whole") from error
     if limit := config.run.checkpoints_total_limit:
         for old in folder.checkpoints()[:-limit]:
             if old not in (target, folder.best()):
-                shutil.rmtree(old)
+                _remove(old)
     return target
 
 
-def find(folder: RunFolder, wanted: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names.
-
-    None for "latest" where there is none yet: a job that is always launched to resume starts its first run so.
-
-    Raises:
-        ValueError: a path that is no complete checkpoint.
-    """
-    found = folder.latest() if wanted == LATEST else Path(wanted)
-    if found is None:
-        return None
-    if not (found / STATE / "state.json").is_file():
-        raise ValueError(f"--resume_from_checkpoint {wanted}: {found} is no checkpoint (no {STATE}/state.json in it)")
-    return found
+def _half_written(folder: RunFolder) -> list[Path]:
+    return sorted(folder.ckpts.glob(".step_*.tmp"))
 
 
-def read_progress(checkpoint: Path, config: Config) -> Progress:
-    """Progress of a checkpoint that `config` continues.
+def _remove(checkpoint: Path) -> None:
+    """Delete under another name: whoever comes after a kill must not find half a checkpoint under its own."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def find(folder: RunFolder, wanted: str, config: Config) -> Found:
+    """The checkpoint that `--resume_from_checkpoint` names; of "latest", the newest that is whole.
+
+    Nothing for "latest" where there is none yet: a job that is always launched to resume starts its first run so.
 
     Raises:
-        ValueError: it was written by a run of another configuration; the message says what differs.
+        ValueError: a path that is no whole checkpoint, none whole among several, or one of another configuration;
+            the message says what differs.
     """
-    state: dict[str, Any] = read_json(checkpoint / STATE / "state.json")
-    try:
-        progress = Progress(**state["progress"])
-        theirs = from_dict(state["config"], str(checkpoint))
-    except (KeyError, TypeError) as error:
+    if wanted != LATEST:
+        try:
+            return Found(Path(wanted), _read(Path(wanted), config), [])
+        except DamagedError as error:
+            raise ValueError(f"--resume_from_checkpoint {wanted}: no whole checkpoint: {error}") from None
+    newest = folder.latest()
+    others = [path for path in reversed(folder.checkpoints()) if path != newest]
+    passed_over = [f"{path} is half-written: passed over" for path in _half_written(folder)]
+    for path in [newest, *others] if newest else others:
+        try:
+            return Found(path, _read(path, config), passed_over)
+        except DamagedError as error:
+            passed_over.append(f"{path} is not whole ({error}): passed over")
+    if folder.checkpoints():
         raise ValueError(
-            f"--resume_from_checkpoint {checkpoint}: {STATE}/state.json is not of this version ({error})"
-        ) from None
+            f"--resume_from_checkpoint latest: no checkpoint in {folder.ckpts} is whole ({passed_over[-1]}); "
+            "give another --run_dir"
+        )
+    return Found(None, None, passed_over)
+
+
+def _read(checkpoint: Path, config: Config) -> Progress:
+    """Progress of a whole checkpoint that `config` continues.
+
+    Raises:
+        DamagedError: a file of it is missing, truncated or altered.
+        ValueError: it was written by a run of another configuration, or by another version.
+    """
+    try:
+        manifest = read_manifest(checkpoint)
+    except ValueError as error:
+        raise DamagedError(str(error)) from None
+    try:
+        progress = Progress(**manifest["progress"])
+        theirs = from_dict(manifest["config"], MANIFEST)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--resume_from_checkpoint {checkpoint}: not of this version ({error})") from None
     if differences := config.differences(theirs):
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: of another configuration ({'; '.join(differences)})")
+    try:
+        check_files(checkpoint, manifest)
+    except ValueError as error:
+        raise DamagedError(str(error)) from None
     return progress
 
 

@@ -18,6 +18,7 @@ import yaml
 METHODS = ("dpdmd", "dmd")
 NORMALIZERS = ("z_t", "x_student")
 DMD_TIMES = ("per_sample", "per_batch")
+NONFINITE = ("stop", "skip")
 TRACKERS = ("tensorboard", "wandb", "none")
 IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
 MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
@@ -86,6 +87,9 @@ class OptimConfig:
     adam_beta2: float = _flag(0.999, "of both optimizers", "torch")
     max_grad_norm: float = _flag(1.0, "gradients are clipped at this global norm", "paper")
     bf16: bool = _flag(False, "networks compute in bf16 (weights, latents, times and losses stay fp32)", "release")
+    shard_teacher: bool = _flag(
+        False, "under FSDP, shard the frozen teacher as well: less memory, more traffic", "ours", free=True
+    )
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass", "release")
 
 
@@ -145,6 +149,13 @@ class RunConfig:
     vis_every: int = _flag(60, "steps between pictures in process_vis; 0: none", "ours", free=True)
     checkpoints_total_limit: int | None = _flag(None, "checkpoints to keep, the newest", "diffusers", free=True)
     resume_from_checkpoint: str | None = _flag(None, "'latest' or a checkpoint folder", "diffusers", free=True)
+    nonfinite: str = _flag(
+        "stop",
+        "at a loss or gradient that is not finite: stop, or skip the update and count it",
+        "ours",
+        choices=NONFINITE,
+        free=True,
+    )
     report_to: str = _flag("tensorboard", "tracker", "diffusers", choices=TRACKERS, free=True)
     seed: int = _flag(0, "of every random draw", "ours")
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from dpdmd.config import Config
@@ -69,6 +70,25 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
 def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
     """Place and wrap one trained network with its optimizer; FSDP2 takes one pair a call. Collective."""
     return accelerator.prepare(network, optimizer)
+
+
+def shard_frozen(accelerator: Accelerator, network: nn.Module, block_classes: Sequence[str]) -> None:
+    """Shard a network that is not trained, block by block, in place. Collective.
+
+    Not `prepare`d, so that it lands in no checkpoint and needs no optimizer.
+
+    Raises:
+        ValueError: the processes are not sharded.
+    """
+    if accelerator.distributed_type is not DistributedType.FSDP:
+        raise ValueError(
+            f"--shard_teacher: the launch is {accelerator.distributed_type.value}, not FSDP; use "
+            "scripts/accelerate_sd35_fsdp.yaml, or leave the flag out"
+        )
+    for module in network.modules():
+        if type(module).__name__ in block_classes:
+            fully_shard(module)
+    fully_shard(network)
 
 
 @contextmanager

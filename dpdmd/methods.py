@@ -182,4 +182,4 @@ def fake_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
         z_t, sigma, noise = run.score_input(batch, x)
     prediction = run.family.bind(run.fake_forward, batch.text)(z_t, sigma)
     loss = losses.fake_score_loss(prediction, run.schedule.target(x, noise))
-    return TurnResult(loss, {"loss_fake": loss.detach()}, {})
+    return TurnResult(loss, {"loss_fake": loss.detach()}, {"student": x})

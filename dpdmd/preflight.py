@@ -1,6 +1,8 @@
 """Everything that can be told before a model loads: paths, files, shapes, device, run folder. Every rank runs it."""
 
+import math
 import os
+import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dpdmd import checkpoint
-from dpdmd.config import Config
+from dpdmd.config import MAX_STEPS, Config
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.layouts import LAYOUTS, read_note
 from dpdmd.prompts import read_prompts
@@ -46,15 +48,17 @@ def check(config: Config) -> Plan:
     prompts = read_prompts(Path(config.data.prompt_txt))
     evaluation = plan_evaluation(config.eval)
     folder = RunFolder.from_config(config.run)
-    found, progress = _check_folder(config, folder)
+    found = _check_folder(config, folder)
+    _check_space(config, folder, len(prompts), found)
     warnings = [
         f"{path} does not lie under {folder.root}: this run's files are scattered" for path in folder.scattered()
     ]
-    if config.run.resume_from_checkpoint and not found:
+    warnings += found.passed_over
+    if config.run.resume_from_checkpoint and not found.path:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
-    return Plan(config, folder, prompts, evaluation, found, progress, warnings)
+    return Plan(config, folder, prompts, evaluation, found.path, found.progress, warnings)
 
 
 def _check_models(config: Config) -> None:
@@ -88,9 +92,9 @@ def _check_tracker(config: Config) -> None:
         raise ValueError(f"--report_to {tracker}: the package is not installed; pip install {tracker}, or give none")
 
 
-def _check_folder(config: Config, folder: RunFolder) -> tuple[Path | None, checkpoint.Progress | None]:
+def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
     wanted = config.run.resume_from_checkpoint
-    existing = next(path for path in (folder.root.absolute(), *folder.root.absolute().parents) if path.exists())
+    existing = _existing(folder.root)
     if not existing.is_dir():
         raise ValueError(f"--run_dir {folder.root}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK):
@@ -100,6 +104,37 @@ def _check_folder(config: Config, folder: RunFolder) -> tuple[Path | None, check
             raise ValueError(
                 f"--run_dir {folder.root}: is not empty; --resume_from_checkpoint latest continues it, or give another"
             )
-        return None, None
-    found = checkpoint.find(folder, wanted)
-    return found, checkpoint.read_progress(found, config) if found else None
+        return checkpoint.Found(None, None, [])
+    return checkpoint.find(folder, wanted, config)
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:
+    """Updates of a run: `max_steps` or `max_epoch`, whichever ends first."""
+    by_epoch = config.run.max_epoch and config.run.max_epoch * math.ceil(num_prompts / global_batch_size)
+    return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=MAX_STEPS)
+
+
+def _check_space(config: Config, folder: RunFolder, num_prompts: int, found: checkpoint.Found) -> None:
+    """Compare what the checkpoints to come will take with what the disk has."""
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    run, start = config.run, found.progress.step if found.progress else 0
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    stop = total_steps(config, num_prompts, config.optim.batch_size * config.optim.grad_accum * processes)
+    count = max(0, math.ceil(stop / run.ckpt_every) - start // run.ckpt_every)
+    if run.checkpoints_total_limit:
+        # One more than the limit: the oldest goes when the newest is whole.
+        count = min(count, max(1, run.checkpoints_total_limit + 1 - len(folder.checkpoints())))
+    if not count:
+        return
+    needed = count * checkpoint.size_in_bytes(layout, teacher) + layout.bytes_beside_network(teacher)
+    free = shutil.disk_usage(_existing(folder.ckpts)).free
+    if needed > free:
+        raise ValueError(
+            f"--ckpt_dir {folder.ckpts}: {free / 1e9:.2f} GB are free, but {count} checkpoints will take about "
+            f"{needed / 1e9:.2f} GB; free some, lower --checkpoints_total_limit, or give another --run_dir"
+        )

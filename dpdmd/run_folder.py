@@ -68,6 +68,10 @@ class RunFolder:
         return self.root / "teacher_scores.json"
 
     @property
+    def diagnostics(self) -> Path:
+        return self.root / "diagnostics"
+
+    @property
     def log_file(self) -> Path:
         return self.log / "log.txt"
 

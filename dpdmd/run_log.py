@@ -5,7 +5,9 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -70,9 +72,8 @@ class RunLog:
             self.evaluations = [record for record in kept if record["turn"] == EVAL_TURN]
         self.file = folder.metrics.open("a", encoding="utf-8")
         self.tracking = config.run.report_to != "none"
-        if self.tracking:
-            flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
-            accelerator.init_trackers("dpdmd", config={k: v if v is not None else "" for k, v in flat.items()})
+        flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
+        self._track(accelerator.init_trackers, "dpdmd", config={k: v if v is not None else "" for k, v in flat.items()})
 
     def step(self, record: dict[str, Any]) -> None:
         """Record one update: `record` has `step` (1 for the first), `turn`, and its figures."""
@@ -84,10 +85,8 @@ class RunLog:
         self.bar.set_postfix(
             {name: f"{value:.4g}" for name, value in figures.items() if name.startswith("loss")}, refresh=False
         )
-        if self.tracking:
-            self.accelerator.log(
-                {f"{record['turn']}/{name}": value for name, value in figures.items()}, step=record["step"]
-            )
+        named = {f"{record['turn']}/{name}": value for name, value in figures.items()}
+        self._track(self.accelerator.log, named, step=record["step"])
         if record["step"] % self.every == 0:
             logger.info(
                 "step %d %s %s", record["step"], record["turn"], " ".join(f"{k}={v:.5g}" for k, v in figures.items())
@@ -100,22 +99,39 @@ class RunLog:
         self._write(record)
         self.evaluations.append(record)
         logger.info("%s", table)
-        if self.tracking:
-            scores = {name: value for name, value in record.items() if name.startswith("eval/") and value is not None}
-            self.accelerator.log(scores, step=record["step"])
+        scores = {name: value for name, value in record.items() if name.startswith("eval/") and value is not None}
+        self._track(self.accelerator.log, scores, step=record["step"])
 
     def _write(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 
-    def close(self) -> None:
-        """Flush and close everything."""
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._close()
+        except OSError:
+            if error is None:  # else the disk is what ended the run, and that is told already
+                raise
+
+    def _track(self, call: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """Tell the tracker; one that fails is given up, and the run goes on."""
+        if not self.tracking:
+            return
+        try:
+            call(*arguments, **options)
+        except Exception as error:  # whatever a tracker's network, disk or account raises
+            self.tracking = False
+            logger.warning("the tracker failed and is left out from here on: %s: %s", type(error).__name__, error)
+
+    def _close(self) -> None:
         self.bar.close()
         if self.active:
             os.fsync(self.file.fileno())
             self.file.close()
-            if self.tracking:
-                self.accelerator.end_training()
+            self._track(self.accelerator.end_training)
 
 
 def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:

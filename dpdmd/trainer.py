@@ -1,5 +1,6 @@
 """The loop: fake turns and student turns, each one update of one network. Call every method on every rank."""
 
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -10,20 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd import checkpoint, distributed, methods
-from dpdmd.config import MAX_STEPS, Config, write_yaml
+from dpdmd.config import write_yaml
 from dpdmd.evaluation import in_loop
 from dpdmd.families import family_class
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.layouts import Note
 from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.networks import Networks, load_networks
-from dpdmd.preflight import Plan
+from dpdmd.preflight import Plan, total_steps
 from dpdmd.prompts import global_samples, prompts_of_step
-from dpdmd.run_folder import BEST
+from dpdmd.run_folder import BEST, write_text
 from dpdmd.run_log import RunLog, logger, peak_memory_gb, set_up_logging
 from dpdmd.sampling import Sampler, SamplerSettings
 
 MAX_PICTURES = 8  # in process_vis
+
+
+STOP = "stop"  # the entry of a step's reduction that tells every rank of a signal to any of them
 
 
 class NonFiniteError(RuntimeError):
@@ -45,10 +50,14 @@ def is_student_turn(step: int, per_train_fake_num: int) -> bool:
     return step % (per_train_fake_num + 1) == per_train_fake_num
 
 
-def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:
-    """Updates of a run: `max_steps` or `max_epoch`, whichever ends first."""
-    by_epoch = config.run.max_epoch and config.run.max_epoch * math.ceil(num_prompts / global_batch_size)
-    return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=MAX_STEPS)
+def latent_statistics(latents: Tensor) -> dict[str, Any]:
+    """What a diagnostic says of latents [B, C, H, W]: share that is not finite, and the moments of the rest."""
+    finite = latents[latents.isfinite()].double()
+    share = 1 - finite.numel() / latents.numel()
+    if not finite.numel():
+        return {"nonfinite_share": share}
+    moments = {"mean": finite.mean(), "std": finite.std(), "min": finite.min(), "max": finite.max()}
+    return {"nonfinite_share": share, **{name: value.item() for name, value in moments.items()}}
 
 
 class Trainer:
@@ -94,6 +103,8 @@ class Trainer:
         networks = load_networks(
             config, family, resumed / checkpoint.STUDENT if resumed else Path(config.model.student_id)
         )
+        if config.optim.shard_teacher:
+            distributed.shard_frozen(self.accelerator, networks.teacher, family.block_classes)
         if resumed:
             networks.fake.load_state_dict(checkpoint.load_state(resumed, "fake"), strict=True)
         self.student = self._prepare("student", networks.student, config.optim.lr_student)
@@ -155,25 +166,34 @@ class Trainer:
 
         Raises:
             NonFiniteError: a loss or gradient norm is not finite; what was saved before stays.
+            Interrupted: a signal ended the run; all is saved.
+            SaveError: a checkpoint could not be written.
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
-        try:
+        with StopSignals() as self.signals, log:
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
             if self.start >= self.stop:
                 logger.info("nothing left to train: step %d of %d", self.start, self.stop)
             for step in range(self.start, self.stop):
-                log.step(self._step(step))
-                if (step + 1) % self.config.run.ckpt_every == 0 or step + 1 == self.stop:
+                record, asked_to_stop = self._step(step)
+                log.step(record)
+                if (step + 1) % self.config.run.ckpt_every == 0 or step + 1 == self.stop or asked_to_stop:
                     self._save(step + 1)
+                if asked_to_stop and step + 1 < self.stop:
+                    interrupted = Interrupted(self._signal_of_all(), step + 1)
+                    logger.info("stopped: %s", interrupted)
+                    raise interrupted
                 if self._evaluates(step + 1):
                     self._evaluate(step + 1, log)
-        finally:
-            log.close()
 
-    def _step(self, step: int) -> dict[str, Any]:
-        """One update; returns its record."""
+    def _signal_of_all(self) -> int:
+        """The signal that any rank got, the same on every rank."""
+        return max(distributed.gather(self.accelerator, [self.signals.received]))
+
+    def _step(self, step: int) -> tuple[dict[str, Any], bool]:
+        """One update; returns its record, and whether a signal asks the run to end."""
         started = time.perf_counter()
         if student := is_student_turn(step, self.config.method.per_train_fake_num):
             turn, trained, compute = "student", self.student, methods.student_turn
@@ -187,12 +207,21 @@ class Trainer:
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
                 totals[name] = totals.get(name, 0) + value / len(batches)
+        totals[STOP] = torch.tensor(float(self.signals.received), device=self.accelerator.device)
         metrics = distributed.mean_over_processes(self.accelerator, totals)
-        metrics["grad_norm"] = self._update(trained, metrics, step, turn)
+        asked_to_stop = metrics.pop(STOP) > 0
+        norm = distributed.gradient_norm(trained.parameters)
+        metrics["grad_norm"] = norm.item()
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            self._report_nonfinite(bad, metrics, result.pictures, step, turn)
+            metrics |= {name: None for name in bad} | {"skipped": 1.0}
+        else:
+            self._update(trained, norm)
+        trained.optimizer.zero_grad()
         if student and self._shows_pictures(step):
             self._show_pictures(result.pictures, batches[-1], step)
         seconds = time.perf_counter() - started
-        return {
+        record = {
             "step": step + 1,
             "turn": turn,
             **metrics,
@@ -200,6 +229,7 @@ class Trainer:
             "samples_per_second": self.global_batch_size / seconds,
             "memory_gb": peak_memory_gb(self.accelerator.device),
         }
+        return record, asked_to_stop
 
     def _micro_batches(self, step: int) -> list[methods.MicroBatch]:
         """This rank's share of the step's prompts, encoded in one go and cut into `grad_accum` pieces."""
@@ -214,17 +244,38 @@ class Trainer:
             for start in range(0, len(prompts), size)
         ]
 
-    def _update(self, trained: Trained, metrics: dict[str, float], step: int, turn: str) -> float:
-        """Check, clip, step; returns the gradient norm before clipping."""
-        norm = distributed.gradient_norm(trained.parameters)
-        for name, value in {**metrics, "grad_norm": norm.item()}.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(f"step {step + 1}, {turn} turn: {name} is {value}; the optimizer did not step")
+    def _update(self, trained: Trained, norm: Tensor) -> None:
+        """Clip by the global norm, step."""
         distributed.clip_gradients(trained.parameters, self.config.optim.max_grad_norm, norm)
         trained.optimizer.step()
-        trained.optimizer.zero_grad()
         trained.updates += 1
-        return norm.item()
+
+    def _report_nonfinite(
+        self, bad: list[str], metrics: dict[str, float], latents: dict[str, Tensor], step: int, turn: str
+    ) -> None:
+        """Save what led here, of every rank; then stop, or with `--nonfinite skip` go on without the update.
+
+        Raises:
+            NonFiniteError: unless skipping.
+        """
+        mine = {
+            "rank": self.accelerator.process_index,
+            "prompts": prompts_of_step(
+                self.plan.prompts, self.config.run.seed, step, self.global_batch_size, self.samples
+            ),
+            "latents": {name: latent_statistics(value) for name, value in latents.items()},
+        }
+        ranks = distributed.gather(self.accelerator, [mine])
+        path = self.folder.diagnostics / f"nonfinite_step_{step + 1:06d}.json"
+        if self.accelerator.is_main_process:
+            values = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+            content = {"step": step + 1, "turn": turn, "metrics": values, "ranks": ranks}
+            write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        what = f"step {step + 1}, {turn} turn: {bad[0]} is {metrics[bad[0]]}; the optimizer did not step; see {path}"
+        if self.config.run.nonfinite == "stop":
+            raise NonFiniteError(what)
+        if self.accelerator.is_main_process:
+            logger.warning("%s", what)
 
     def _shows_pictures(self, step: int) -> bool:
         """Whether a multiple of `vis_every` lies in the cycle that this student turn closes."""
@@ -273,6 +324,7 @@ class Trainer:
             optimizer_student=distributed.whole_optimizer_state(self.student.network, self.student.optimizer),
             optimizer_fake=distributed.whole_optimizer_state(self.fake.network, self.fake.optimizer),
         )
+        failure = None
         if self.accelerator.is_main_process:
             note = Note(
                 steps=self.config.method.stu_inference_steps,
@@ -280,6 +332,11 @@ class Trainer:
                 max_sequence_length=self.config.data.max_sequence_length,
                 sigmas=tuple(self.run.student_sigmas.tolist()),
             )
-            path = checkpoint.save(self.folder, snapshot, self.config, self.run.family, note, last=step == self.stop)
-            logger.info("saved %s", path)
-        self.accelerator.wait_for_everyone()
+            try:
+                last = step == self.stop
+                path = checkpoint.save(self.folder, snapshot, self.config, self.run.family, note, last=last)
+                logger.info("saved %s", path)
+            except checkpoint.SaveError as error:
+                failure = str(error)
+        if failure := distributed.from_main(self.accelerator, failure):
+            raise checkpoint.SaveError(failure)

@@ -39,7 +39,9 @@ need "$CLIP" clip
 source scripts/setup_env.sh
 # --run_dir is the root of log, ckpts, eval_images, process_vis and div_vis; the release wanted all five by hand.
 # A checkpoint holds both networks and both optimizers, by count some 55 GB: two are kept.
-exec "$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" -m dpdmd.train \
+# LAUNCH_FLAGS: further flags of accelerate launch, such as --machine_rank 1
+# shellcheck disable=SC2086
+exec "$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" ${LAUNCH_FLAGS:-} -m dpdmd.train \
     --method dpdmd \
     --teacher_id "$TEACHER" \
     --student_id "$STUDENT" \

@@ -10,6 +10,7 @@ import pytest
 
 from dpdmd import generate, preflight, train
 from dpdmd.families import sd35
+from dpdmd.manifest import write_manifest
 
 
 @pytest.fixture
@@ -162,20 +163,23 @@ def test_a_used_run_folder_needs_resume(flags, capsys):
     assert (run / "metrics.jsonl").read_text() == "{}\n"
 
 
-def test_a_resume_of_another_configuration_says_what_differs(flags, capsys):
-    checkpoint = Path(flags["--run_dir"]) / "ckpts" / "step_000010" / "state"
+def saved(run: str, about: dict) -> None:
+    """A checkpoint with nothing in it but a manifest."""
+    checkpoint = Path(run) / "ckpts" / "step_000010"
     checkpoint.mkdir(parents=True)
+    write_manifest(checkpoint, about)
+
+
+def test_a_resume_of_another_configuration_says_what_differs(flags, capsys):
     progress = {"step": 10, "student_updates": 1, "fake_updates": 9, "global_batch_size": 4}
     theirs = {"k_anchor": 7, "teacher_id": flags["--teacher_id"], "student_id": flags["--teacher_id"]}
-    (checkpoint / "state.json").write_text(json.dumps({"progress": progress, "config": theirs}))
+    saved(flags["--run_dir"], {"progress": progress, "config": theirs})
     line = refused({**flags, "--resume_from_checkpoint": "latest"}, capsys)
     assert "another configuration" in line and "k_anchor: 5 here, 7 there" in line
 
 
-def test_a_state_file_of_another_version_is_told(flags, capsys):
-    checkpoint = Path(flags["--run_dir"]) / "ckpts" / "step_000010" / "state"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text('{"progress": {"iteration": 3}}')
+def test_a_checkpoint_of_another_version_is_told(flags, capsys):
+    saved(flags["--run_dir"], {"progress": {"iteration": 3}, "config": {}})
     assert "not of this version" in refused({**flags, "--resume_from_checkpoint": "latest"}, capsys)
 
 

@@ -78,7 +78,7 @@ def test_clip_diversity_is_the_class_token_before_the_last_norm(tiny_scorers, sc
     with torch.no_grad():
         vision = CLIPModel.from_pretrained(folder).vision_model(**pixels)
     expected = torch.nn.functional.normalize(vision.last_hidden_state[:, 0], dim=-1)
-    found = build_scorer("div_clip", scorer_paths["div_clip"], CPU).features(batch)
+    found = build_scorer("div_clip", scorer_paths["div_clip"], CPU).features(batch).float()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert not torch.allclose(found, torch.nn.functional.normalize(vision.pooler_output, dim=-1), atol=1e-4)
 
@@ -88,7 +88,7 @@ def test_dino_diversity_is_the_pooled_output(tiny_scorers, scorer_paths):
     pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")([s.picture for s in batch], return_tensors="pt")
     with torch.no_grad():
         expected = Dinov2Model.from_pretrained(folder)(**pixels).pooler_output
-    found = build_scorer("div_dino", scorer_paths["div_dino"], CPU).features(batch)
+    found = build_scorer("div_dino", scorer_paths["div_dino"], CPU).features(batch).float()
     torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1), rtol=0, atol=1e-6)
 
 
@@ -140,7 +140,7 @@ def test_open_clip_folders_are_read(tmp_path):
     with torch.no_grad():
         model.encode_image(diversity.clip.pixels([s.picture for s in batch]))
     expected = torch.nn.functional.normalize(kept[0][:, 0], dim=-1)
-    torch.testing.assert_close(diversity.features(batch), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(diversity.features(batch).float(), expected, rtol=0, atol=1e-5)
     scores = build_scorer("clip_score", found["clip_score"], CPU).score(batch)
     assert all(-100 <= score.value <= 100 for score in scores)
 

@@ -17,19 +17,11 @@ from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler
 
 ROOT = Path(__file__).parent.parent
-PROMPTS = ["a red circle", "a shape on a grey background", "a small cross", "a large blue square", "a triangle"]
 
 
 @pytest.fixture
-def flags(tiny_pipeline: Path, tmp_path: Path) -> list[str]:
-    """A short run's command line, without a run folder."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
-    return [
-        *("--teacher_id", str(tiny_pipeline), "--prompt_txt", str(prompts), "--height", "64", "--width", "64"),
-        *("--teacher_infer_steps", "4", "--k_anchor", "2", "--stu_inference_steps", "2", "--batch_size", "2"),
-        *("--lr_student", "1e-3", "--lr_fake", "1e-3", "--vis_every", "6", "--report_to", "none", "--seed", "3"),
-    ]
+def flags(short_run: list[str]) -> list[str]:
+    return [*short_run, "--vis_every", "6"]
 
 
 def records(run: Path) -> list[dict]:
@@ -86,8 +78,8 @@ def test_sixty_iterations_with_a_resume_in_the_middle(flags, tmp_path):
         train.main([*flags, *every, "--run_dir", str(parts), "--max_steps", "60", "--resume_from_checkpoint", "latest"])
         == 0
     )
-    state = json.loads((parts / "ckpts" / "step_000060" / "state" / "state.json").read_text())
-    assert state["progress"] == {"step": 60, "student_updates": 10, "fake_updates": 50, "global_batch_size": 2}
+    manifest = json.loads((parts / "ckpts" / "step_000060" / "manifest.json").read_text())
+    assert manifest["progress"] == {"step": 60, "student_updates": 10, "fake_updates": 50, "global_batch_size": 2}
     assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
     kept = ("step", "turn", "loss_fake", "loss_student", "grad_norm")
     assert [{k: r.get(k) for k in kept} for r in records(whole)] == [
@@ -136,10 +128,10 @@ def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
     eps = normal_per_sample((8, 8, 8), 0, "picture", 0, [0])
     call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": note["sigmas"][:-1]}
     theirs = pipe(
-        PROMPTS[0], latents=eps, guidance_scale=1.0, max_sequence_length=10, output_type="latent", **call
+        "a red circle", latents=eps, guidance_scale=1.0, max_sequence_length=10, output_type="latent", **call
     ).images
     sampler, encoder = load_sampler(run, torch.device("cpu"))
-    ours = sampler.latents(encoder.encode([PROMPTS[0]]), eps)
+    ours = sampler.latents(encoder.encode(["a red circle"]), eps)
     # The same arithmetic in fp32; diffusers rounds its sigmas in another order (1 unit in the last place).
     assert (ours - theirs).abs().max() < 1e-4 and theirs.std() > 0.1
 
@@ -179,22 +171,3 @@ def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
         == 0
     )
     assert sorted(p.name for p in (run / "ckpts").iterdir()) == ["latest", "step_000004", "step_000006"]
-
-
-def test_two_processes_train_as_one(flags, tmp_path, run_processes):
-    """2 processes x 2 prompts = 1 process x 4 = accumulation 2 x 2: losses, gradient norms and weights."""
-    single, double, accumulated = tmp_path / "single", tmp_path / "double", tmp_path / "accumulated"
-    common = [*flags, "--max_steps", "6"]
-    run_processes(["-m", "dpdmd.train", *common, "--run_dir", str(double)])
-    assert train.main([*common, "--run_dir", str(single), "--batch_size", "4"]) == 0
-    assert train.main([*common, "--run_dir", str(accumulated), "--grad_accum", "2"]) == 0
-    for other in (double, accumulated):
-        for ours, theirs in zip(records(single), records(other), strict=True):
-            for name in ("loss_fake", "loss_dmd", "loss_div", "grad_norm"):
-                # fp32 sums in another order; AdamW's first steps divide by |g| and so amplify it
-                assert ours.get(name) == (pytest.approx(theirs[name], rel=2e-3) if name in theirs else None)
-        for part in ("state/fake.safetensors", "student/transformer/diffusion_pytorch_model.safetensors"):
-            a, b = (load_file(run / "ckpts" / "step_000006" / part) for run in (single, other))
-            difference = torch.cat([(a[name] - b[name]).abs().flatten() for name in a])
-            # an update is at most lr = 1e-3 a step; sign flips of near-zero gradients are rare
-            assert difference.mean() < 2e-5 and difference.max() < 5e-3

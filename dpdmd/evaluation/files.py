@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.families.layouts import check_pickle, check_weights, read_json
+from dpdmd.families.layouts import check_pickle, read_json, read_weights_header
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -37,7 +37,7 @@ def _need_tokenizer(folder: Path) -> None:
 def _check_model(folder: Path) -> None:
     _need_folder(folder)
     read_json(folder / "config.json")
-    check_weights(folder)
+    read_weights_header(folder)
 
 
 def _check_vision(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Scorer, ValueSc
 from dpdmd.evaluation.statistics import Summary, summarise
 from dpdmd.run_folder import write_text
 
+logger = logging.getLogger("dpdmd")
 UNREADABLE = "unreadable"
 
 
@@ -47,21 +49,31 @@ class Report:
 
 
 def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = ()) -> list[Row]:
-    """One batch through every scorer."""
+    """One batch through every scorer; what a scorer that fails would have said is missing, with the reason kept."""
     rows = [
         Row(sample.key, sample.prompt, file) for sample, file in zip(samples, files or [""] * len(samples), strict=True)
     ]
     for scorer in scorers:
-        if isinstance(scorer, FeatureScorer):
-            for row, features in zip(rows, scorer.features(samples), strict=True):
-                row.features[scorer.name] = features
-        elif isinstance(scorer, ValueScorer):
-            for row, score in zip(rows, scorer.score(samples), strict=True):
-                row.values[scorer.name] = score.value
-                row.values.update({n: None if score.value is None else f * score.value for n, f in scorer.also.items()})
-                if score.text:
-                    row.notes[scorer.name] = score.text
+        try:
+            _apply(scorer, samples, rows)
+        except Exception as error:  # whatever a scorer's libraries raise: days of training are worth more than a score
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("%s failed on %d pictures, now without its score: %s", scorer.name, len(rows), reason)
+            for row in rows:
+                row.notes[scorer.name] = f"failed: {reason}"
     return rows
+
+
+def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
+    if isinstance(scorer, FeatureScorer):
+        for row, features in zip(rows, scorer.features(samples), strict=True):
+            row.features[scorer.name] = features
+    elif isinstance(scorer, ValueScorer):
+        for row, score in zip(rows, scorer.score(samples), strict=True):
+            row.values[scorer.name] = score.value
+            row.values.update({n: None if score.value is None else f * score.value for n, f in scorer.also.items()})
+            if score.text:
+                row.notes[scorer.name] = score.text
 
 
 def report(rows: Sequence[Row], metrics: Sequence[str], seed: int = 0) -> Report:
@@ -100,7 +112,7 @@ def write_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str]) -> None:
     writer = csv.writer(text)
     writer.writerow(["prompt_index", "sample_index", "file", "prompt", *metrics, "notes"])
     for row in rows:
-        scores = ["" if row.values.get(name) is None else repr(row.values[name]) for name in metrics]
+        scores = ["" if row.values.get(name) is None else format(row.values[name], ".9g") for name in metrics]
         notes = json.dumps(row.notes, ensure_ascii=False) if row.notes else ""
         writer.writerow([*row.key, row.file, row.prompt, *scores, notes])
     write_text(path, text.getvalue())

@@ -4,6 +4,7 @@ Imports neither torch nor diffusers, so a wrong path is told within a second.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_safetensors(path: Path) -> None:
-    """Check that a .safetensors file is whole: its header parses and the data it promises is there.
+def read_header(path: Path) -> dict[str, Any]:
+    """Tensor name -> dtype, shape and data_offsets of a whole .safetensors file; the weights are not read.
 
-    Catches truncated downloads, git-lfs pointers and text in place of weights without reading the weights.
+    Catches truncated downloads, git-lfs pointers and text in place of weights.
 
     Raises:
-        ValueError: the file is not whole; the message names it.
+        ValueError: the header does not parse or the data it promises is not there; the message names the file.
     """
     try:
         size = path.stat().st_size
@@ -50,14 +51,15 @@ def check_safetensors(path: Path) -> None:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(f"{path} is no safetensors file (its header does not parse)") from None
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + header_size + max(ends, default=0)
+    header.pop("__metadata__", None)
+    expected = 8 + header_size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != expected:
         raise ValueError(f"{path} is truncated or altered: {size} bytes where its header promises {expected}")
+    return header
 
 
-def check_weights(folder: Path) -> None:
-    """Check the weights of one component: one .safetensors file, or an index and all its shards.
+def read_weights_header(folder: Path) -> dict[str, Any]:
+    """Headers of one component's weights joined: of one .safetensors file, or of all the shards of an index.
 
     Raises:
         ValueError: missing or not whole.
@@ -65,13 +67,14 @@ def check_weights(folder: Path) -> None:
     for stem in _WEIGHTS:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if single.exists():
-            return check_safetensors(single)
+            return read_header(single)
         if index.exists():
+            header: dict[str, Any] = {}
             for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
                 if not (folder / shard).exists():
                     raise ValueError(f"{folder / shard} is missing (a shard of {index.name})")
-                check_safetensors(folder / shard)
-            return None
+                header |= read_header(folder / shard)
+            return header
     raise ValueError(f"{folder / _WEIGHTS[0]}.safetensors is missing")
 
 
@@ -177,7 +180,7 @@ class Layout:
                 )
         elif not part.startswith("feature_extractor"):
             read_json(folder / part / "config.json")
-            check_weights(folder / part)
+            read_weights_header(folder / part)
 
     def check(self, folder: Path, flag: str, *, network_only: bool = False) -> None:
         """Check a pipeline folder, or only the part that is distilled.
@@ -232,6 +235,16 @@ class Layout:
         """Configuration of the network that is distilled, without the entries that only tell where it came from."""
         config = read_json(folder / self.network / "config.json")
         return {name: value for name, value in config.items() if not name.startswith("_")}
+
+    def count_parameters(self, folder: Path) -> int:
+        """Numbers in the weights of the network that is distilled."""
+        header = read_weights_header(folder / self.network)
+        return sum(math.prod(entry["shape"]) for entry in header.values())
+
+    def bytes_beside_network(self, folder: Path) -> int:
+        """Size of every file of the pipeline but the network's: what a whole export copies."""
+        parts = [folder / part for part in self.parts(folder) if part != self.network]
+        return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
 
     def _factor(self, folder: Path) -> int:
         """Pixels of one latent."""

@@ -1,0 +1,169 @@
+"""Kill a training run with SIGKILL at random moments, resume it each time, and compare with one that nobody touched.
+
+    python benchmarks/chaos.py --kills 20 --steps 60 --out benchmarks/results
+
+The whole process group dies at once, so nothing can be saved on the way out. Kills fall anywhere between the first
+line of the program and its end; every other one waits for a checkpoint that is being written. Prints how many steps
+were lost to each, and whether the final student and fake score have the bytes of the uninterrupted run.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from dpdmd.checkpoint import versions
+from dpdmd.run_folder import RunFolder, write_text
+
+SMALL_WORLD = (
+    "--teacher_id weights/tiny/sd35 --prompt_txt data/shapes_train.txt --height 64 --width 64 --batch_size 2 "
+    "--lr_student 8e-4 --lr_fake 8e-4 --vis_every 0 --report_to none"
+)
+WEIGHTS = ("student/transformer/diffusion_pytorch_model.safetensors", "state/fake.safetensors")
+LOADING = 10.0  # seconds; a kill that does not wait for the first step falls into them
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What one SIGKILL met.
+
+    Attributes:
+        step: steps that were recorded when it came.
+        saved: step of the newest whole checkpoint then.
+        writing: whether a checkpoint was being written.
+    """
+
+    step: int
+    saved: int
+    writing: bool
+
+
+def launch(flags: list[str], run: Path, processes: int) -> subprocess.Popen:
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    command += ["dpdmd.train", *flags, "--run_dir", str(run), "--resume_from_checkpoint", "latest"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    log = (run.parent / f"{run.name}.log").open("a")
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
+
+
+def last_step(folder: RunFolder) -> int:
+    """The last step that metrics.jsonl has whole."""
+    steps = [0]
+    for line in folder.metrics.read_text().splitlines() if folder.metrics.exists() else []:
+        try:
+            steps.append(json.loads(line)["step"])
+        except json.JSONDecodeError:
+            continue  # the line that the kill cut short
+    return steps[-1]
+
+
+def is_writing(folder: RunFolder) -> bool:
+    return any(folder.ckpts.glob(".step_*.tmp"))
+
+
+def kill_once(
+    flags: list[str], folder: RunFolder, processes: int, chance: random.Random, longest_wait: float, in_write: bool
+) -> Kill | None:
+    """Start, wait a random while (then, if asked, for the next checkpoint to be written), kill. None: it had ended."""
+    process = launch(flags, folder.root, processes)
+    before, deadline = last_step(folder), time.monotonic() + 300
+    wait_for_start = chance.random() < 0.8  # else the kill may fall into loading
+    while wait_for_start and last_step(folder) == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    until = time.monotonic() + chance.uniform(0, longest_wait if wait_for_start else LOADING)
+    while time.monotonic() < until and process.poll() is None:
+        time.sleep(0.01)
+    while in_write and not is_writing(folder) and process.poll() is None and time.monotonic() < until + 60:
+        time.sleep(0.001)
+    if process.poll() is not None:
+        return None
+    writing = is_writing(folder)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    latest = folder.latest()
+    return Kill(last_step(folder), int(latest.name.rpartition("_")[2]) if latest else 0, writing)
+
+
+def finish(flags: list[str], run: Path, processes: int) -> None:
+    process = launch(flags, run, processes)
+    if process.wait():
+        sys.exit(f"{run} did not finish: {(run.parent / f'{run.name}.log').read_text()[-3000:]}")
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    found = 0.0
+    for name in WEIGHTS:
+        ours, theirs = load_file(first / name), load_file(second / name)
+        found = max(found, *((ours[key] - theirs[key]).abs().max().item() for key in ours))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--ckpt_every", type=int, default=2, help="often, so that many kills meet a half-written one")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--flags", default=SMALL_WORLD, help="of dpdmd.train")
+    parser.add_argument("--work", type=Path, help="folder for the two runs (default: a temporary one)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    work = args.work or Path(tempfile.mkdtemp())
+    flags = [*shlex.split(args.flags), "--max_steps", str(args.steps), "--ckpt_every", str(args.ckpt_every)]
+    finish(flags, work / "untouched", args.processes)
+    records = [json.loads(line) for line in RunFolder.of(work / "untouched").metrics.read_text().splitlines()]
+    longest_wait = sum(record["seconds"] for record in records) / (args.kills + 2)
+    folder, chance, kills = RunFolder.of(work / "killed"), random.Random(args.seed), []
+    while len(kills) < args.kills:
+        if last_step(folder) >= args.steps - args.ckpt_every:
+            sys.exit(f"the run ended before its {args.kills} kills: give more --steps")
+        if kill := kill_once(flags, folder, args.processes, chance, longest_wait, in_write=len(kills) % 2 == 1):
+            kills.append(kill)
+            print(f"kill {len(kills)}: {kill}", file=sys.stderr, flush=True)
+    finish(flags, folder.root, args.processes)
+    last = f"step_{args.steps:06d}"
+    difference = largest_difference(folder.ckpts / last, work / "untouched" / "ckpts" / last)
+    same = all(
+        (folder.ckpts / last / name).read_bytes() == (work / "untouched" / "ckpts" / last / name).read_bytes()
+        for name in WEIGHTS
+    )
+    lost = [kill.step - kill.saved for kill in kills]
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = [
+        f"# SIGKILL at random moments ({datetime.date.today().isoformat()})",
+        "",
+        f"`{' '.join(['python', *sys.argv])}`",
+        "",
+        f"{args.processes} process(es) on a CPU, a checkpoint every {args.ckpt_every} of {args.steps} steps; {used}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| kills | {len(kills)} |",
+        f"| while a checkpoint was being written | {sum(kill.writing for kill in kills)} |",
+        f"| steps lost to a kill, mean and most | {sum(lost) / len(lost):.2f}, {max(lost)} |",
+        f"| final student and fake score | {'equal to the last byte' if same else 'not equal'} |",
+        f"| largest difference of a weight | {difference:.1e} |",
+    ]
+    suffix = "" if args.processes == 1 else f"_{args.processes}_processes"
+    write_text(args.out / f"{datetime.date.today().isoformat()}_chaos{suffix}.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    if not same:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""One trajectory in every topology: one process, accumulation, DDP, FSDP2 with a sharded teacher, and resumed across.
+
+    python benchmarks/topologies.py --out benchmarks/results
+
+All runs take the same prompts and noises, so that losses, gradient norms (clipped) and weights differ by the order of
+fp32 sums alone. FSDP2 runs on CPU processes through tests/drivers/fsdp_cpu.py.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from dpdmd.checkpoint import versions
+from dpdmd.run_folder import LATEST, RunFolder, write_text
+
+SMALL_WORLD = (
+    "--teacher_id weights/tiny/sd35 --prompt_txt data/shapes_train.txt --height 64 --width 64 --teacher_infer_steps 4 "
+    "--k_anchor 2 --stu_inference_steps 2 --lr_student 1e-3 --lr_fake 1e-3 --report_to none "
+    "--clip_path weights/tiny/clip --ir_model_path weights/tiny/ImageReward/ImageReward.pt "
+    "--ir_med_config weights/tiny/ImageReward/med_config.json --div_prompts data/shapes_eval.txt "
+    "--pref_prompts data/shapes_eval.txt --eval_prompts_limit 2 --num_div_seeds 3"
+)
+STEPS = 6
+MIDDLE = STEPS // 2
+WEIGHTS = ("student/transformer/diffusion_pytorch_model.safetensors", "state/fake.safetensors")
+TRAIN, SHARDED = ["-m", "dpdmd.train"], ["tests/drivers/fsdp_cpu.py"]
+REFERENCE = "1 process x 4"
+
+
+def launch(program: list[str], processes: int, flags: list[str]) -> None:
+    command = [sys.executable]
+    if processes > 1:
+        # An address, not --standalone: that asks for the machine's own name, which not every sandbox can resolve.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        command += ["-m", "torch.distributed.run", "--master_addr", "127.0.0.1", "--master_port", port]
+        command += ["--nproc_per_node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, *program, *flags], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(program)} on {processes}: {done.stderr[-3000:]}")
+
+
+def run_all(work: Path, common: list[str]) -> dict[str, RunFolder]:
+    """Every topology's run."""
+    length = ["--max_steps", str(STEPS), "--ckpt_every", str(MIDDLE), "--vis_every", "0", "--eval_every", str(STEPS)]
+    # A norm that is exceeded in every step: clipping by a part of the norm would show.
+    common = [*common, *length, "--max_grad_norm", "0.05"]
+    whole = {
+        REFERENCE: (TRAIN, 1, ["--batch_size", "4"]),
+        "1 process x 2, accumulation 2": (TRAIN, 1, ["--batch_size", "2", "--grad_accum", "2"]),
+        "2 processes x 2, DDP": (TRAIN, 2, ["--batch_size", "2"]),
+        "2 processes x 2, FSDP2, teacher sharded": (SHARDED, 2, ["--batch_size", "2", "--shard_teacher"]),
+    }
+    resumed = {
+        "2 processes (DDP), then 1": ("2 processes x 2, DDP", REFERENCE),
+        "1 process, then 2 (FSDP2)": (REFERENCE, "2 processes x 2, FSDP2, teacher sharded"),
+        "2 processes (FSDP2), then 2 (DDP)": ("2 processes x 2, FSDP2, teacher sharded", "2 processes x 2, DDP"),
+    }
+    folders = {}
+    for number, (name, (program, processes, flags)) in enumerate(whole.items()):
+        folders[name] = RunFolder.of(work / f"whole_{number}")
+        launch(program, processes, [*common, *flags, "--run_dir", str(folders[name].root)])
+    for number, (name, (first, second)) in enumerate(resumed.items()):
+        folder = RunFolder.of(work / f"resumed_{number}")
+        shutil.copytree(folders[first].root, folder.root, symlinks=True)
+        shutil.rmtree(folder.checkpoint(STEPS))
+        folder.point(LATEST, folder.checkpoint(MIDDLE))
+        program, processes, flags = whole[second]
+        launch(program, processes, [*common, *flags, "--run_dir", str(folder.root), "--resume_from_checkpoint", LATEST])
+        folders[name] = folder
+    return folders
+
+
+def compare(folder: RunFolder, reference: RunFolder) -> dict[str, float]:
+    """How far a run is from the reference."""
+    ours, theirs = ([json.loads(line) for line in run.metrics.read_text().splitlines()] for run in (folder, reference))
+    relative = {"loss": 0.0, "grad_norm": 0.0, "score": 0.0}
+    for mine, other in zip(ours, theirs, strict=True):
+        for name, value in other.items():
+            kind = name if name == "grad_norm" else "score" if name.startswith("eval/") else name.partition("_")[0]
+            if kind in relative and value is not None:
+                relative[kind] = max(relative[kind], abs(mine[name] - value) / max(abs(value), 1e-3))
+    weights = []
+    for name in WEIGHTS:
+        a, b = (load_file(run.checkpoint(STEPS) / name) for run in (folder, reference))
+        weights += [(a[key] - b[key]).abs().flatten() for key in b]
+    difference = torch.cat(weights)
+    return {**relative, "weight_mean": difference.mean().item(), "weight_max": difference.max().item()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flags", default=SMALL_WORLD, help="of dpdmd.train")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        folders = run_all(Path(work), shlex.split(args.flags))
+        reference = folders.pop(REFERENCE)
+        found = {name: compare(folder, reference) for name, folder in folders.items()}
+    date = datetime.date.today().isoformat()
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = [
+        f"# One trajectory in every topology ({date})",
+        "",
+        f"`{' '.join(['python', *sys.argv])}`",
+        "",
+        f"{STEPS} steps on CPU processes (gloo), gradients clipped in each, against {REFERENCE}; {used}. Losses, norms",
+        "and scores: largest relative difference. Weights: absolute, after updates of 1e-3 each.",
+        "",
+        "| | losses | gradient norms | scores | weights, mean | weights, largest |",
+        "|---|---|---|---|---|---|",
+        *(f"| {name} | {' | '.join(f'{value:.1e}' for value in row.values())} |" for name, row in found.items()),
+    ]
+    write_text(args.out / f"{date}_topologies.md", "\n".join(lines) + "\n")
+    write_text(args.out / f"{date}_topologies.json", json.dumps(found, indent=2) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# SD3.5-Medium on two SLURM nodes of 8 GPUs; goes on by itself after the time limit and after preemption.
+#   sbatch scripts/slurm_train_sd35.sh                     paths as in run_train_sd35.sh: RUN=... TEACHER=... sbatch ...
+#SBATCH --job-name=dpdmd
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=outputs/slurm_%j.log
+#SBATCH --signal=USR1@900
+# USR1 comes 15 minutes before the end, to every process of the step: the trainers finish their step and save. A
+# checkpoint of SD3.5-Medium is some 55 GB; give a slow disk more.
+set -uo pipefail
+
+cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
+export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+export ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_multi_node.yaml}"
+
+# The launcher between srun and the trainers would die of USR1, which it does not know: it ignores it, and the
+# trainers, which inherit that, set their own answer.
+srun --kill-on-bad-exit=0 bash -c '
+    trap "" USR1
+    export LAUNCH_FLAGS="--machine_rank $SLURM_NODEID --num_machines $SLURM_NNODES --main_process_ip $MASTER_ADDR --num_processes $((8 * SLURM_NNODES))"
+    exec bash scripts/run_train_sd35.sh --resume_from_checkpoint latest "$@"
+' bash "$@"
+status=$?
+
+# Behind a launcher the trainers' own status is lost; what ended them is the last line of the run's log.
+RUN="${RUN:-outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5}"
+if [ "$status" != 0 ] && tail -n 1 "$RUN/log/log.txt" | grep -q "stopped: SIG"; then
+    echo "stopped by a signal and saved: queued again"
+    exec scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

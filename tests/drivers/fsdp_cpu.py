@@ -1,0 +1,30 @@
+"""`dpdmd.train` under FSDP2 on CPU processes. accelerate ignores an FSDP plugin there, so its state is set by hand."""
+
+import sys
+
+import accelerate
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+
+from dpdmd import distributed, train
+
+
+def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
+    accelerator = accelerate.Accelerator(*args, **kwargs)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["JointTransformerBlock"],
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    assert accelerator.is_fsdp2
+    return accelerator
+
+
+distributed.Accelerator = sharding_accelerator
+sys.exit(train.main(sys.argv[1:]))

@@ -1,0 +1,19 @@
+"""`dpdmd.train`, with a SIGTERM to rank 1 alone in its third fake turn."""
+
+import os
+import signal
+import sys
+
+from dpdmd import methods, train
+
+healthy = methods.fake_turn
+
+
+def killed(run, batch):
+    if batch.step == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return healthy(run, batch)
+
+
+methods.fake_turn = killed
+sys.exit(train.main(sys.argv[1:]))

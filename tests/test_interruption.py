@@ -1,0 +1,174 @@
+"""What ends a run early: signals, losses that are not finite, too little memory; and what must not end it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+
+from dpdmd import methods, train
+from dpdmd.evaluation.runner import judge, report
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, ValueScorer
+from dpdmd.run_folder import RunFolder
+
+STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
+DRIVERS = Path(__file__).parent / "drivers"
+
+
+@pytest.fixture
+def flags(short_run: list[str], tmp_path: Path) -> list[str]:
+    return [*short_run, "--run_dir", str(tmp_path / "run"), "--ckpt_every", "100", "--vis_every", "0"]
+
+
+def on_turn(monkeypatch: pytest.MonkeyPatch, name: str, number: int, act) -> None:
+    """Replace the `number`-th call of a turn by `act(healthy turn, run, batch)`."""
+    healthy, calls = getattr(methods, name), []
+
+    def turn(run, batch):
+        calls.append(batch.step)
+        return act(healthy, run, batch) if len(calls) == number else healthy(run, batch)
+
+    monkeypatch.setattr(methods, name, turn)
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
+    flags, tmp_path, monkeypatch, capsys, number, status
+):
+    """The step is finished, the status is 128 + the signal's number, and the resumed run ends in the same bytes."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train.main([*flags, "--run_dir", str(whole), "--max_steps", "7"]) == 0
+    with monkeypatch.context() as patch:
+
+        def killed(healthy, run_, batch):
+            os.kill(os.getpid(), number)
+            return healthy(run_, batch)
+
+        on_turn(patch, "fake_turn", 3, killed)
+        assert train.main([*flags, "--max_steps", "7"]) == status
+    assert f"stopped: {number.name}: saved at step 3" in capsys.readouterr().err
+    assert os.readlink(run / "ckpts" / "latest") == "step_000003" and len(records(run)) == 3
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    assert train.main([*flags, "--max_steps", "7", "--resume_from_checkpoint", "latest"]) == 0
+    ours, theirs = (folder / "ckpts" / "step_000007" / STUDENT for folder in (run, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_second_interrupt_does_not_wait(flags, monkeypatch):
+    def impatient(healthy, run, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return healthy(run, batch)
+
+    on_turn(monkeypatch, "fake_turn", 2, impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*flags, "--max_steps", "4"])
+
+
+def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
+    """Only rank 1 is told; both finish the step, and rank 0 saves."""
+    command = [str(DRIVERS / "signal_one_rank.py"), *flags, "--max_steps", "7"]
+    result = run_processes(command, check=False)
+    assert result.returncode != 0
+    assert result.stderr.count("stopped: SIGTERM: saved at step 3") == 2
+    assert os.readlink(tmp_path / "run" / "ckpts" / "latest") == "step_000003"
+
+
+def poison(healthy, run, batch):
+    """A turn whose gradient is not finite."""
+    result = healthy(run, batch)
+    return methods.TurnResult(result.loss * float("nan"), result.metrics, result.pictures)
+
+
+def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, capsys):
+    """Step, turn, every rank's prompts and statistics of what the loss was made of."""
+    on_turn(monkeypatch, "student_turn", 1, poison)
+    assert train.main([*flags, "--max_steps", "7"]) == 1
+    assert "step 6, student turn: grad_norm is nan" in capsys.readouterr().err
+    told = json.loads((tmp_path / "run" / "diagnostics" / "nonfinite_step_000006.json").read_text())
+    assert told["step"] == 6 and told["turn"] == "student" and told["metrics"]["grad_norm"] == "nan"
+    (rank,) = told["ranks"]
+    assert len(rank["prompts"]) == 2
+    assert rank["latents"].keys() == {"student", "x0_real", "x0_fake"}
+    assert rank["latents"]["student"]["nonfinite_share"] == 0 and rank["latents"]["student"]["std"] > 0
+
+
+@pytest.mark.parametrize(("turn", "step"), [("fake_turn", 1), ("student_turn", 6)])
+def test_nonfinite_skip_goes_on_and_counts(flags, tmp_path, monkeypatch, turn, step):
+    """The skipped update changes no weight and no optimizer; the records say so, and are valid JSON."""
+    on_turn(monkeypatch, turn, 1, poison)
+    assert train.main([*flags, "--max_steps", "7", "--nonfinite", "skip"]) == 0
+    lines = records(tmp_path / "run")
+    assert [line["step"] for line in lines if line.get("skipped")] == [step]
+    assert lines[step - 1]["grad_norm"] is None and "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    manifest = json.loads((tmp_path / "run" / "ckpts" / "step_000007" / "manifest.json").read_text())
+    updates = manifest["progress"]["fake_updates"] + manifest["progress"]["student_updates"]
+    assert updates == 6
+
+
+def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys):
+    def starved(healthy, run, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+
+    on_turn(monkeypatch, "fake_turn", 2, starved)
+    assert train.main([*flags, "--max_steps", "4"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--batch_size" in line and "--gradient_checkpointing" in line and "20.00 GiB" in line
+    assert len(records(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("method", ["init_trackers", "log", "end_training"])
+def test_a_tracker_that_fails_does_not_stop_training(flags, tmp_path, monkeypatch, method):
+    def broken(*_, **__):
+        raise ConnectionError("the tracker's server is gone")
+
+    monkeypatch.setattr(accelerate.Accelerator, method, broken)
+    assert train.main([*flags, "--max_steps", "2", "--report_to", "tensorboard"]) == 0
+    log = (tmp_path / "run" / "log" / "log.txt").read_text()
+    assert log.count("the tracker failed") == 1 and "server is gone" in log and len(records(tmp_path / "run")) == 2
+
+
+class BrokenFeatures(FeatureScorer):
+    name = "div_broken"
+
+    def features(self, samples):
+        raise RuntimeError("no kernel for this device")
+
+
+class BrokenValues(ValueScorer):
+    name = "broken"
+
+    def score(self, samples):
+        raise ValueError("no answer")
+
+
+def test_a_scorer_that_fails_is_reported_and_missing(caplog):
+    from PIL import Image
+
+    samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
+    with caplog.at_level("WARNING", logger="dpdmd"):
+        rows = judge(samples, [BrokenFeatures(), BrokenValues()])
+    found = report(rows, ["div_broken", "broken"])
+    assert found.summaries["div_broken"].num_missing == found.summaries["broken"].num_missing == 3
+    assert found.summaries["broken"].mean is None
+    assert "no kernel for this device" in found.rows[0].notes["div_broken"]
+
+
+def test_sigkill_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(short_run, tmp_path):
+    """Three kills of a real process, then the bytes of a run that nobody touched; benchmarks/chaos.py makes twenty."""
+    command = [sys.executable, "benchmarks/chaos.py", "--kills", "3", "--steps", "60", "--work", str(tmp_path)]
+    flags = ["--flags", " ".join(short_run), "--out", str(tmp_path / "result")]
+    root = Path(__file__).parent.parent
+    done = subprocess.run([*command, *flags], cwd=root, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "equal to the last byte" in done.stdout
+    assert RunFolder.of(tmp_path / "killed").latest().name == "step_000060"
