@@ -63,6 +63,11 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
         )
     if accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2 in accelerate's file")
+    if config.optim.shard_teacher and accelerator.distributed_type is not DistributedType.FSDP:
+        raise ValueError(
+            f"--shard_teacher: the launch is {accelerator.distributed_type.value}, not FSDP; use "
+            "scripts/accelerate_sd35_fsdp.yaml, or leave the flag out"
+        )
     set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
     return accelerator
 
@@ -72,19 +77,11 @@ def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim
     return accelerator.prepare(network, optimizer)
 
 
-def shard_frozen(accelerator: Accelerator, network: nn.Module, block_classes: Sequence[str]) -> None:
+def shard_frozen(network: nn.Module, block_classes: Sequence[str]) -> None:
     """Shard a network that is not trained, block by block, in place. Collective.
 
     Not `prepare`d, so that it lands in no checkpoint and needs no optimizer.
-
-    Raises:
-        ValueError: the processes are not sharded.
     """
-    if accelerator.distributed_type is not DistributedType.FSDP:
-        raise ValueError(
-            f"--shard_teacher: the launch is {accelerator.distributed_type.value}, not FSDP; use "
-            "scripts/accelerate_sd35_fsdp.yaml, or leave the flag out"
-        )
     for module in network.modules():
         if type(module).__name__ in block_classes:
             fully_shard(module)

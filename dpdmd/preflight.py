@@ -42,7 +42,13 @@ def check(config: Config) -> Plan:
     Raises:
         ValueError: one line that names the flag or file and what to do.
     """
-    _check_models(config)
+    try:
+        _check_models(config)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--teacher_id {config.model.teacher_id}: one of its configuration files holds what is not expected "
+            f"({type(error).__name__}: {error})"
+        ) from None
     _check_device(config)
     _check_tracker(config)
     prompts = read_prompts(Path(config.data.prompt_txt))
@@ -82,6 +88,12 @@ def _check_models(config: Config) -> None:
 
 
 def _check_device(config: Config) -> None:
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if torch.cuda.is_available() and rank >= count:
+        raise ValueError(
+            f"--num_processes of the launcher: process {rank + 1} of this machine has no device, there are {count}; "
+            "start as many processes as there are devices"
+        )
     if config.optim.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"--bf16: {torch.cuda.get_device_name()} has no bf16; leave the flag out")
 
@@ -95,6 +107,9 @@ def _check_tracker(config: Config) -> None:
 def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
     wanted = config.run.resume_from_checkpoint
     existing = _existing(folder.root)
+    for path in (folder.root, folder.ckpts):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"--run_dir {path}: is a link that leads nowhere; give a folder")
     if not existing.is_dir():
         raise ValueError(f"--run_dir {folder.root}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK):

@@ -104,7 +104,7 @@ class Trainer:
             config, family, resumed / checkpoint.STUDENT if resumed else Path(config.model.student_id)
         )
         if config.optim.shard_teacher:
-            distributed.shard_frozen(self.accelerator, networks.teacher, family.block_classes)
+            distributed.shard_frozen(networks.teacher, family.block_classes)
         if resumed:
             networks.fake.load_state_dict(checkpoint.load_state(resumed, "fake"), strict=True)
         self.student = self._prepare("student", networks.student, config.optim.lr_student)

@@ -79,7 +79,7 @@ def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
     command = [str(DRIVERS / "signal_one_rank.py"), *flags, "--max_steps", "7"]
     result = run_processes(command, check=False)
     assert result.returncode != 0
-    assert result.stderr.count("stopped: SIGTERM: saved at step 3") == 2
+    assert result.stderr.count("dpdmd.train: stopped: SIGTERM: saved at step 3") == 2
     assert os.readlink(tmp_path / "run" / "ckpts" / "latest") == "step_000003"
 
 

@@ -5,6 +5,7 @@ Imports neither torch nor diffusers, so a wrong path is told within a second.
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,11 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(f"{path} is no safetensors file (its header does not parse)") from None
-    header.pop("__metadata__", None)
-    expected = 8 + header_size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    try:
+        header.pop("__metadata__", None)
+        expected = 8 + header_size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise ValueError(f"{path} is no safetensors file (its header lists no tensors)") from None
     if size != expected:
         raise ValueError(f"{path} is truncated or altered: {size} bytes where its header promises {expected}")
     return header
@@ -75,6 +79,9 @@ def read_weights_header(folder: Path) -> dict[str, Any]:
                     raise ValueError(f"{folder / shard} is missing (a shard of {index.name})")
                 header |= read_header(folder / shard)
             return header
+    for stem in _WEIGHTS:
+        for pickled in (*folder.glob(f"{stem}.bin"), *folder.glob(f"{stem}*.bin.index.json")):
+            raise ValueError(f"{pickled} is a pickle, which is not read: get the .safetensors instead")
     raise ValueError(f"{folder / _WEIGHTS[0]}.safetensors is missing")
 
 
@@ -157,11 +164,15 @@ class Layout:
         pipeline: class name that model_index.json must give.
         network: component that is distilled.
         repository: where the official weights come from, for the messages.
+        shapes: of some of the network's weights, by its configuration; enough to tell another model's.
+        blocks: (prefix of the numbered blocks, entry of the configuration that counts them).
     """
 
     pipeline: str
     network: str
     repository: str
+    shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
+    blocks: tuple[str, str]
 
     def parts(self, folder: Path) -> list[str]:
         """Components that model_index.json lists and that are not null."""
@@ -180,7 +191,29 @@ class Layout:
                 )
         elif not part.startswith("feature_extractor"):
             read_json(folder / part / "config.json")
-            read_weights_header(folder / part)
+            header = read_weights_header(folder / part)
+            if part == self.network:
+                self._check_network(folder / part, header)
+
+    def _check_network(self, folder: Path, header: Mapping[str, Any]) -> None:
+        """Compare the weights' names and shapes with the configuration beside them."""
+        config = read_json(folder / "config.json")
+        prefix, entry = self.blocks
+        found = {name.removeprefix(prefix).partition(".")[0] for name in header if name.startswith(prefix)}
+        try:
+            expected = self.shapes(config)
+            if len(found) != config[entry]:
+                raise ValueError(f"{folder}: its weights have {len(found)} blocks, its config.json {config[entry]}")
+        except KeyError as error:
+            raise ValueError(f"{folder / 'config.json'} lacks {error}") from None
+        for name, shape in expected.items():
+            if name not in header:
+                raise ValueError(f"{folder}: its weights lack {name}: another model's?")
+            if tuple(header[name]["shape"]) != shape:
+                raise ValueError(
+                    f"{folder}: {name} has shape {tuple(header[name]['shape'])}, by its config.json {shape}: "
+                    "another model's weights?"
+                )
 
     def check(self, folder: Path, flag: str, *, network_only: bool = False) -> None:
         """Check a pipeline folder, or only the part that is distilled.
@@ -270,9 +303,22 @@ class Layout:
                 raise ValueError(f"{flag} {value}: this model has positions for {largest} pixels at most")
 
 
+def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    patch = config["patch_size"]
+    return {
+        "pos_embed.proj.weight": (width, config["in_channels"], patch, patch),
+        "context_embedder.weight": (config["caption_projection_dim"], config["joint_attention_dim"]),
+        "time_text_embed.text_embedder.linear_1.weight": (width, config["pooled_projection_dim"]),
+        "proj_out.weight": (patch * patch * (config["out_channels"] or config["in_channels"]), width),
+    }
+
+
 SD35 = Layout(
     pipeline="StableDiffusion3Pipeline",
     network="transformer",
     repository="stabilityai/stable-diffusion-3.5-medium",
+    shapes=_sd3_shapes,
+    blocks=("transformer_blocks.", "num_layers"),
 )
 LAYOUTS = {"sd35": SD35}
