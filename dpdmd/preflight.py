@@ -106,14 +106,14 @@ def _check_tracker(config: Config) -> None:
 
 def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
     wanted = config.run.resume_from_checkpoint
-    existing = _existing(folder.root)
+    nearest = existing(folder.root)
     for path in (folder.root, folder.ckpts):
         if path.is_symlink() and not path.exists():
             raise ValueError(f"--run_dir {path}: is a link that leads nowhere; give a folder")
-    if not existing.is_dir():
-        raise ValueError(f"--run_dir {folder.root}: {existing} is a file; give a folder")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"--run_dir {folder.root}: {existing} is not writable")
+    if not nearest.is_dir():
+        raise ValueError(f"--run_dir {folder.root}: {nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"--run_dir {folder.root}: {nearest} is not writable")
     if wanted is None:
         if folder.is_used():
             raise ValueError(
@@ -123,7 +123,7 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
     return checkpoint.find(folder, wanted, config)
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that is there."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
@@ -147,7 +147,7 @@ def _check_space(config: Config, folder: RunFolder, num_prompts: int, found: che
     if not count:
         return
     needed = count * checkpoint.size_in_bytes(layout, teacher) + layout.bytes_beside_network(teacher)
-    free = shutil.disk_usage(_existing(folder.ckpts)).free
+    free = shutil.disk_usage(existing(folder.ckpts)).free
     if needed > free:
         raise ValueError(
             f"--ckpt_dir {folder.ckpts}: {free / 1e9:.2f} GB are free, but {count} checkpoints will take about "

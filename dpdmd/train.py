@@ -11,6 +11,7 @@ import torch
 
 from dpdmd import config, preflight
 from dpdmd.checkpoint import SaveError
+from dpdmd.diagnostics import NonFiniteError
 from dpdmd.interruption import Interrupted
 
 OUT_OF_MEMORY = (
@@ -33,7 +34,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
     try:
         plan = preflight.check(config.parse(argv))
         # diffusers takes seconds to import: only now, so that wrong input is told at once.
-        from dpdmd.trainer import NonFiniteError, Trainer
+        from dpdmd.trainer import Trainer
 
         trainer = Trainer(plan)
     except ValueError as error:

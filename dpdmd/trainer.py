@@ -1,6 +1,5 @@
 """The loop: fake turns and student turns, each one update of one network. Call every method on every rank."""
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from dpdmd import checkpoint, distributed, methods
 from dpdmd.config import write_yaml
+from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.evaluation import in_loop
 from dpdmd.families import family_class
 from dpdmd.families.base import TextEmbedding
@@ -21,7 +21,7 @@ from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.networks import Networks, load_networks
 from dpdmd.preflight import Plan, total_steps
 from dpdmd.prompts import global_samples, prompts_of_step
-from dpdmd.run_folder import BEST, write_text
+from dpdmd.run_folder import BEST
 from dpdmd.run_log import RunLog, logger, peak_memory_gb, set_up_logging
 from dpdmd.sampling import Sampler, SamplerSettings
 
@@ -29,10 +29,6 @@ MAX_PICTURES = 8  # in process_vis
 
 
 STOP = "stop"  # the entry of a step's reduction that tells every rank of a signal to any of them
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient norm is nan or infinite; raised on every rank, before the optimizer steps."""
 
 
 @dataclass
@@ -48,16 +44,6 @@ class Trained:
 def is_student_turn(step: int, per_train_fake_num: int) -> bool:
     """Whether update `step` (from 0) is the student's: `per_train_fake_num` fake updates come first in each cycle."""
     return step % (per_train_fake_num + 1) == per_train_fake_num
-
-
-def latent_statistics(latents: Tensor) -> dict[str, Any]:
-    """What a diagnostic says of latents [B, C, H, W]: share that is not finite, and the moments of the rest."""
-    finite = latents[latents.isfinite()].double()
-    share = 1 - finite.numel() / latents.numel()
-    if not finite.numel():
-        return {"nonfinite_share": share}
-    moments = {"mean": finite.mean(), "std": finite.std(), "min": finite.min(), "max": finite.max()}
-    return {"nonfinite_share": share, **{name: value.item() for name, value in moments.items()}}
 
 
 class Trainer:
@@ -77,6 +63,7 @@ class Trainer:
                 f"--batch_size x --grad_accum x processes is {self.global_batch_size}, but the checkpoint's is "
                 f"{plan.progress.global_batch_size}: give values with the same product"
             )
+        self.signals = StopSignals()
         self.samples = global_samples(self.global_batch_size, processes, rank)
         self.start = plan.progress.step if plan.progress else 0
         self.stop = total_steps(self.config, len(plan.prompts), self.global_batch_size)
@@ -170,14 +157,14 @@ class Trainer:
             SaveError: a checkpoint could not be written.
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
-        with StopSignals() as self.signals, log:
+        with self.signals, log:
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
             if self.start >= self.stop:
                 logger.info("nothing left to train: step %d of %d", self.start, self.stop)
             for step in range(self.start, self.stop):
-                record, asked_to_stop = self._step(step)
+                record, asked_to_stop = self.take_step(step)
                 log.step(record)
                 if (step + 1) % self.config.run.ckpt_every == 0 or step + 1 == self.stop or asked_to_stop:
                     self._save(step + 1)
@@ -192,7 +179,7 @@ class Trainer:
         """The signal that any rank got, the same on every rank."""
         return max(distributed.gather(self.accelerator, [self.signals.received]))
 
-    def _step(self, step: int) -> tuple[dict[str, Any], bool]:
+    def take_step(self, step: int) -> tuple[dict[str, Any], bool]:
         """One update; returns its record, and whether a signal asks the run to end."""
         started = time.perf_counter()
         if student := is_student_turn(step, self.config.method.per_train_fake_num):
@@ -200,7 +187,7 @@ class Trainer:
         else:
             turn, trained, compute = "fake", self.fake, methods.fake_turn
         totals: dict[str, Tensor] = {}
-        batches = self._micro_batches(step)
+        batches = self.micro_batches(step)
         for index, batch in enumerate(batches):
             with distributed.synchronise_when(self.accelerator, trained.network, index == len(batches) - 1):
                 result = compute(self.run, batch)
@@ -231,7 +218,7 @@ class Trainer:
         }
         return record, asked_to_stop
 
-    def _micro_batches(self, step: int) -> list[methods.MicroBatch]:
+    def micro_batches(self, step: int) -> list[methods.MicroBatch]:
         """This rank's share of the step's prompts, encoded in one go and cut into `grad_accum` pieces."""
         prompts = prompts_of_step(self.plan.prompts, self.config.run.seed, step, self.global_batch_size, self.samples)
         text, size = self.text_encoder.encode(prompts), self.config.optim.batch_size
@@ -268,9 +255,7 @@ class Trainer:
         ranks = distributed.gather(self.accelerator, [mine])
         path = self.folder.diagnostics / f"nonfinite_step_{step + 1:06d}.json"
         if self.accelerator.is_main_process:
-            values = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-            content = {"step": step + 1, "turn": turn, "metrics": values, "ranks": ranks}
-            write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            write_diagnostic(path, step + 1, turn, metrics, ranks)
         what = f"step {step + 1}, {turn} turn: {bad[0]} is {metrics[bad[0]]}; the optimizer did not step; see {path}"
         if self.config.run.nonfinite == "stop":
             raise NonFiniteError(what)
@@ -316,25 +301,31 @@ class Trainer:
                 self.folder.point(BEST, saved[best])
         self.accelerator.wait_for_everyone()
 
-    def _save(self, step: int) -> None:
-        snapshot = checkpoint.Snapshot(
+    def snapshot(self, step: int) -> checkpoint.Snapshot:
+        """All state after `step` updates, whole, on the CPU of rank 0. Collective."""
+        return checkpoint.Snapshot(
             checkpoint.Progress(step, self.student.updates, self.fake.updates, self.global_batch_size),
             student=distributed.whole_network_state(self.student.network),
             fake=distributed.whole_network_state(self.fake.network),
             optimizer_student=distributed.whole_optimizer_state(self.student.network, self.student.optimizer),
             optimizer_fake=distributed.whole_optimizer_state(self.fake.network, self.fake.optimizer),
         )
-        failure = None
+
+    def note(self) -> Note:
+        """How the exported student wants to be sampled."""
+        return Note(
+            steps=self.config.method.stu_inference_steps,
+            guidance_scale=1.0,
+            max_sequence_length=self.config.data.max_sequence_length,
+            sigmas=tuple(self.run.student_sigmas.tolist()),
+        )
+
+    def _save(self, step: int) -> None:
+        snapshot, failure = self.snapshot(step), None
         if self.accelerator.is_main_process:
-            note = Note(
-                steps=self.config.method.stu_inference_steps,
-                guidance_scale=1.0,
-                max_sequence_length=self.config.data.max_sequence_length,
-                sigmas=tuple(self.run.student_sigmas.tolist()),
-            )
             try:
                 last = step == self.stop
-                path = checkpoint.save(self.folder, snapshot, self.config, self.run.family, note, last=last)
+                path = checkpoint.save(self.folder, snapshot, self.config, self.run.family, self.note(), last=last)
                 logger.info("saved %s", path)
             except checkpoint.SaveError as error:
                 failure = str(error)

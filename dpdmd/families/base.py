@@ -77,6 +77,13 @@ class Family(ABC):
     def load_schedule(self, folder: Path) -> FlowSchedule: ...
 
     @abstractmethod
+    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
+        """The grid [N + 1] that the library's own scheduler of a pipeline folder steps through.
+
+        With `sigmas` (final 0 included) those are given to it, as a user would; else `steps` alone.
+        """
+
+    @abstractmethod
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         """One network call: z [B, C, H, W] and sigma [B] fp32 in, the prediction [B, C, H, W] fp32 out."""
 

@@ -92,6 +92,16 @@ class SD35(Family):
     def load_schedule(self, folder: Path) -> FlowSchedule:
         return FlowSchedule(LAYOUT.shift(folder))
 
+    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+            folder, subfolder="scheduler", local_files_only=True
+        )
+        if sigmas:
+            scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
+        else:
+            scheduler.set_timesteps(steps)
+        return scheduler.sigmas
+
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # sigma reaches the network in fp32: bf16 would merge the 1000 times into 351.
         with torch.autocast(z.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):

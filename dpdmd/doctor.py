@@ -1,0 +1,72 @@
+"""`python -m dpdmd.doctor` with the flags of `dpdmd.train`: does your configuration do what it should on your weights?
+
+Loads all that a run would load, on one process, and checks the arithmetic where such trainers go wrong. Writes a table
+and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed, 2 wrong input.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpdmd import config, preflight
+
+
+@contextmanager
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """A folder under `out` that is gone afterwards."""
+    folder = out / ".scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def prepare(examined: config.Config, run_dir: Path) -> preflight.Plan:
+    """A short run of this configuration that writes into `run_dir` alone.
+
+    Raises:
+        ValueError: wrong input, as `dpdmd.train` would tell it.
+    """
+    run = examined.run
+    run.run_dir, run.resume_from_checkpoint, run.report_to = str(run_dir), None, "none"
+    run.log_path = run.ckpt_dir = run.eval_dir = run.process_folder_name = run.diversity_folder_name = None
+    run.vis_every, run.max_steps, run.max_epoch = 0, 4, None
+    examined.method.per_train_fake_num = 1
+    return preflight.check(examined)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="dpdmd.doctor",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/doctor"), help="folder (default: %(default)s)")
+    own, flags = parser.parse_known_args(argv)
+    try:
+        examined = config.parse(flags)
+        run_dir = Path(examined.run.run_dir or "outputs")
+        with scratch_folder(own.out) as scratch:
+            plan = prepare(examined, scratch / "run")
+            # Both import diffusers, which takes seconds: only once the input is known to be right.
+            from dpdmd.examination import examine, table
+            from dpdmd.trainer import Trainer
+
+            findings = examine(Trainer(plan), own.out, scratch, run_dir)
+    except ValueError as error:
+        print(f"dpdmd.doctor: error: {error}", file=sys.stderr)
+        return 2
+    (own.out / "table.md").write_text(table(findings) + "\n", encoding="utf-8")
+    sys.stdout.write(table(findings) + "\n")
+    return 0 if all(finding.passed for finding in findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

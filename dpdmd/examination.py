@@ -1,0 +1,285 @@
+"""Checks of a trainer that is loaded but has not trained: the arithmetic where such trainers go wrong.
+
+Each check looks at the user's own configuration and weights, and says in words what it found. The trainer takes one
+fake update before each student update, writes to a scratch folder, and is of no use afterwards.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpdmd import checkpoint, distributed, losses, methods, preflight, rng
+from dpdmd.families.layouts import LAYOUTS
+from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.rollout import Rollout, rollout
+from dpdmd.trainer import Trainer
+
+STUDENT_STEP = 1  # with one fake update before each student update
+STEPS = 2  # before and after the resumption
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        found: the figure, in words.
+        meaning: what it is that is checked.
+    """
+
+    name: str
+    passed: bool
+    found: str
+    meaning: str
+
+
+def largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def check_grids(trainer: Trainer, folder: Path) -> Finding:
+    run, method = trainer.run, trainer.config.method
+    teacher = largest(
+        run.teacher_sigmas.cpu()
+        - run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps)
+    )
+    snapshot, note, export = trainer.snapshot(0), trainer.note(), folder / "student"
+    run.family.export(export, snapshot.student, Path(trainer.config.model.teacher_id), note, copy=False)
+    given = None if method.student_sigmas == "default" else note.sigmas
+    student = largest(run.student_sigmas.cpu() - run.family.library_sigmas(export, note.steps, given))
+    grid = ", ".join(f"{sigma:.3f}" for sigma in run.student_sigmas.tolist())
+    return Finding(
+        "sigma grids",
+        max(teacher, student) < 1e-5,
+        f"student {grid}; largest difference {teacher:.0e} (teacher), {student:.0e} (exported student)",
+        "teacher, student and exported pipeline step through the sigmas that diffusers' own scheduler gives",
+    )
+
+
+@dataclass
+class Scene:
+    """One micro-batch of the student's turn, rolled out with gradient."""
+
+    batch: methods.MicroBatch
+    eps: Tensor
+    rolled: Rollout
+    z_t: Tensor
+    sigma: Tensor
+    x0_real: Tensor
+    x0_fake: Tensor
+
+
+def set_the_scene(trainer: Trainer) -> Scene:
+    run = trainer.run
+    batch = trainer.micro_batches(STUDENT_STEP)[0]
+    eps = run.start_noise(batch)
+    detach = methods.METHODS[run.config.method].detach_first_step
+    student = run.family.bind(run.student_forward, batch.text)
+    rolled = rollout(student, run.schedule, eps, run.student_sigmas, detach_first_step=detach)
+    with torch.no_grad():
+        z_t, sigma, _ = run.score_input(batch, rolled.x.detach())
+        x0_real = run.schedule.to_x0(z_t, run.teacher(batch.text)(z_t, sigma), sigma)
+        fake = run.family.bind(run.networks.fake, batch.text)
+        x0_fake = run.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
+    return Scene(batch, eps, rolled, z_t, sigma, x0_real, x0_fake)
+
+
+@torch.no_grad()
+def check_guidance(trainer: Trainer, scene: Scene) -> Finding:
+    run, text = trainer.run, scene.batch.text
+    scale = run.config.teacher_guidance_scale
+    guided = run.teacher(text)(scene.z_t, scene.sigma)
+    conditional = run.family.bind(run.networks.teacher, text)(scene.z_t, scene.sigma)
+    unconditional = run.family.bind(run.networks.teacher, run.null.expand(len(text)))(scene.z_t, scene.sigma)
+    error = largest(guided - (unconditional + scale * (conditional - unconditional))) / largest(guided)
+    effect = largest(conditional - unconditional) / largest(conditional)
+    limit = 0.05 if trainer.config.optim.bf16 else 1e-4
+    return Finding(
+        "guidance",
+        error < limit and effect > 1e-3,
+        f"relative difference {error:.0e}; the prompt moves the prediction by {effect:.1%}",
+        "the teacher predicts u + s (c - u), u with the empty prompt's own embedding, and listens to its prompt",
+    )
+
+
+def check_sign(trainer: Trainer, scene: Scene) -> Finding:
+    x = scene.rolled.x.detach().clone().requires_grad_(True)
+    fake = x.detach()  # a fake score that knows the student exactly: what is left pulls toward x0_real
+    losses.dmd_loss(x, scene.x0_real, fake, scene.z_t, trainer.config.method.dmd_normalizer).loss.backward()
+    before = (x.detach() - scene.x0_real).norm()
+    step = 0.01 * before / x.grad.norm()
+    after = (x.detach() - step * x.grad - scene.x0_real).norm()
+    return Finding(
+        "sign of the DMD gradient",
+        bool(after < before),
+        f"a step of 1% changes the distance to x0_real by {(after / before - 1).item():+.2%}",
+        "descending the DMD loss moves the student's picture toward x0_real, not away",
+    )
+
+
+def check_detach(trainer: Trainer, scene: Scene) -> Finding:
+    method = trainer.config.method
+    loss = losses.dmd_loss(scene.rolled.x, scene.x0_real, scene.x0_fake, scene.z_t, method.dmd_normalizer).loss
+    (gradient,) = torch.autograd.grad(loss, scene.rolled.first_prediction, allow_unused=True, retain_graph=True)
+    reached = gradient is not None and largest(gradient) > 0
+    detaches = methods.METHODS[method.method].detach_first_step
+    return Finding(
+        "detach after step 1",
+        reached != detaches,
+        f"the DMD gradient {'reaches' if reached else 'does not reach'} the first prediction",
+        "it must not with --method dpdmd, where that step belongs to the diversity loss; with dmd it must",
+    )
+
+
+def check_noise(trainer: Trainer) -> Finding:
+    run, found = trainer.run, 0.0
+    for purpose in ("start noise", "score noise"):
+        rows = rng.normal_per_sample(run.latent_shape, run.seed, purpose, STUDENT_STEP, range(8)).flatten(1)
+        correlation = torch.corrcoef(rows) - torch.eye(8)
+        found = max(found, largest(correlation))
+    limit = 6 / rows.shape[1] ** 0.5
+    return Finding(
+        "noise of each rank",
+        found < limit,
+        f"largest correlation of 8 samples {found:.3f} (chance: below {limit:.3f})",
+        "every sample of the global batch, so every rank, draws its own start and score noise",
+    )
+
+
+def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
+    parameters = trainer.student.parameters
+    loss = scene.rolled.x.square().mean() + scene.rolled.first_prediction.square().mean()
+    loss.backward()
+    norm = distributed.gradient_norm(parameters)
+    exact = sum(p.grad.double().square().sum() for p in parameters if p.grad is not None).sqrt()
+    distributed.clip_gradients(parameters, norm.item() / 2, norm)
+    after = distributed.gradient_norm(parameters)
+    trainer.student.optimizer.zero_grad()
+    error = abs(norm.item() / exact.item() - 1)
+    return Finding(
+        "clipping",
+        error < 1e-3 and abs(after.item() / norm.item() - 0.5) < 1e-3,
+        f"norm {norm.item():.4g}, off by {error:.0e}; clipped at half of it: {after.item():.4g}",
+        "gradients are clipped by the one norm of all of them",
+    )
+
+
+def check_training(trainer: Trainer) -> Iterator[Finding]:
+    """Take steps, go back to a snapshot, take them again."""
+    begin = {name: p.detach().clone() for name, p in trainer.student.network.named_parameters()}
+    for step in range(STEPS):
+        trainer.take_step(step)
+    kept = trainer.snapshot(STEPS)
+    kept_copy = _copy(kept)
+    moved = [(p.detach(), begin[name]) for name, p in trainer.student.network.named_parameters()]
+    share = sum((now != then).sum().item() for now, then in moved) / sum(now.numel() for now, _ in moved)
+    rounded = sum((now.bfloat16() != then.bfloat16()).sum().item() for now, then in moved)
+    rounded /= sum(now.numel() for now, _ in moved)
+    kinds = {p.dtype for trained in (trainer.student, trainer.fake) for p in trained.parameters}
+    yield Finding(
+        "master weights",
+        kinds == {torch.float32} and share > 0.5,
+        f"fp32; one update moved {share:.0%} of the student's weights (in bf16 it would have been {rounded:.0%})",
+        "weights are kept in fp32, so that small updates are not rounded away",
+    )
+    records = [_losses(trainer.take_step(step)[0]) for step in range(STEPS, 2 * STEPS)]
+    after = _copy(trainer.snapshot(2 * STEPS))
+    _restore(trainer, kept_copy)
+    again = [_losses(trainer.take_step(step)[0]) for step in range(STEPS, 2 * STEPS)]
+    resumed = trainer.snapshot(2 * STEPS)
+    difference = max(
+        largest(ours[name] - theirs[name])
+        for ours, theirs in ((after.student, resumed.student), (after.fake, resumed.fake))
+        for name in ours
+    )
+    yield Finding(
+        "resume",
+        difference <= (0 if trainer.accelerator.device.type == "cpu" else 1e-5),
+        f"{STEPS} + {STEPS} steps, the last {STEPS} twice: weights differ by {difference:.0e}, losses "
+        + ("not at all" if records == again else "slightly"),
+        "weights, moments and draws of a checkpoint are all that continuing needs (bit for bit on a CPU)",
+    )
+
+
+def _losses(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name.startswith("loss")}
+
+
+def _copy(snapshot: checkpoint.Snapshot) -> checkpoint.Snapshot:
+    """On a CPU a snapshot shares memory with what is trained."""
+    names = ("student", "fake", "optimizer_student", "optimizer_fake")
+    return replace(snapshot, **{n: {k: v.clone() for k, v in getattr(snapshot, n).items()} for n in names})
+
+
+def _restore(trainer: Trainer, snapshot: checkpoint.Snapshot) -> None:
+    for trained, weights, moments in (
+        (trainer.student, snapshot.student, snapshot.optimizer_student),
+        (trainer.fake, snapshot.fake, snapshot.optimizer_fake),
+    ):
+        trained.network.load_state_dict(weights, strict=True)
+        distributed.restore_optimizer_state(trained.network, trained.optimizer, moments)
+
+
+def check_scorers(trainer: Trainer) -> Finding:
+    loaded = list(trainer.evaluation.scorers) if trainer.evaluation else []
+    return Finding(
+        "scorers",
+        True,
+        f"loaded: {', '.join(loaded) or 'none'}",
+        "the scorers whose paths are given load; without any there is no evaluation in the loop",
+    )
+
+
+def check_disk(trainer: Trainer, run_dir: Path) -> Finding:
+    free = shutil.disk_usage(preflight.existing(run_dir)).free
+    each = checkpoint.size_in_bytes(LAYOUTS[trainer.config.model.family], Path(trainer.config.model.teacher_id))
+    return Finding(
+        "free disk",
+        free > 2 * each,
+        f"{free / 1e9:.1f} GB are free at {run_dir}, a checkpoint takes {each / 1e9:.2f} GB",
+        "two checkpoints at least must fit; the start of a run checks all that are to come",
+    )
+
+
+def save_pictures(trainer: Trainer, scene: Scene, path: Path) -> Finding:
+    latents = {"student": scene.rolled.x.detach(), "x0_real": scene.x0_real, "x0_fake": scene.x0_fake}
+    pictures = trainer.decoder.decode(torch.cat(list(latents.values())))
+    rows = [to_pil(part) for part in pictures.chunk(len(latents))]
+    sigmas = ", ".join(f"{sigma:.2f}" for sigma in scene.sigma.tolist())
+    save_picture(labelled_grid(rows, list(latents), f"score times {sigmas}"), path)
+    contrast = pictures.chunk(len(latents))[0].flatten(1).std(dim=1).min().item()
+    return Finding(
+        "pictures",
+        bool(pictures.isfinite().all()) and contrast > 0.01,
+        f"{path}; least contrast of the student {contrast:.2f}",
+        "look at them: x0_real should be the teacher's idea of each prompt, x0_fake the fake score's",
+    )
+
+
+def examine(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> list[Finding]:
+    """Every check, in the order in which one would look for a fault; the picture goes to `out`."""
+    scene = set_the_scene(trainer)
+    return [
+        check_grids(trainer, scratch),
+        check_guidance(trainer, scene),
+        check_sign(trainer, scene),
+        check_detach(trainer, scene),
+        check_noise(trainer),
+        check_clipping(trainer, scene),
+        save_pictures(trainer, scene, out / "pictures.png"),
+        check_scorers(trainer),
+        check_disk(trainer, run_dir),
+        *check_training(trainer),
+    ]
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Markdown, a line a check."""
+    lines = ["| check | | found | what it means |", "|---|---|---|---|"]
+    lines += [f"| {f.name} | {'well' if f.passed else '**FAILED**'} | {f.found} | {f.meaning} |" for f in findings]
+    return "\n".join(lines)

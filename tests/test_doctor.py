@@ -1,0 +1,116 @@
+"""`dpdmd.doctor`: well on a sound trainer, and each check fails where its fault is put in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpdmd import distributed, doctor, examination, losses, rng, rollout
+from dpdmd.families import base
+from dpdmd.families.sd35 import SD35
+
+
+@pytest.fixture
+def examine(short_run, tmp_path, tiny_scorers):
+    """Runs the doctor; returns its status and the names of the checks that failed."""
+
+    def run(*more: str) -> tuple[int, set[str]]:
+        scorers = [part for name, path in tiny_scorers.items() for part in (f"--{name}", path)]
+        status = doctor.main([*short_run, *scorers, "--out", str(tmp_path / "doctor"), *more])
+        rows = [line.split(" | ") for line in (tmp_path / "doctor" / "table.md").read_text().splitlines()[2:]]
+        return status, {row[0].removeprefix("| ") for row in rows if row[1] != "well"}
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["dpdmd", "dmd"])
+@pytest.mark.parametrize("sigmas", ["default", "1.0,0.7"])
+def test_a_sound_trainer_is_well(examine, tmp_path, capsys, method, sigmas):
+    assert examine("--method", method, "--student_sigmas", sigmas) == (0, set())
+    assert "| resume | well |" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "doctor").iterdir()) == ["pictures.png", "table.md"]
+
+
+def wrong_guidance(monkeypatch):
+    monkeypatch.setattr(base, "guide", lambda unconditional, conditional, scale: conditional * scale)
+
+
+def deaf_teacher(monkeypatch):
+    healthy = SD35.predict
+
+    def predict(self, network, z, sigma, text):
+        empty = base.TextEmbedding(torch.zeros_like(text.context), torch.zeros_like(text.pooled))
+        return healthy(self, network, z, sigma, empty)
+
+    monkeypatch.setattr(SD35, "predict", predict)
+
+
+def wrong_sign(monkeypatch):
+    healthy = losses.dmd_loss
+    monkeypatch.setattr(losses, "dmd_loss", lambda x, real, fake, z_t, norm: healthy(x, fake, real, z_t, norm))
+
+
+def no_detach(monkeypatch):
+    healthy = rollout.rollout
+    monkeypatch.setattr(examination, "rollout", lambda *given, detach_first_step=False: healthy(*given))
+
+
+def same_noise(monkeypatch):
+    healthy = rng.normal_per_sample
+
+    def draw(shape, seed, purpose, step, samples, device="cpu"):
+        return healthy(shape, seed, purpose, step, [0] * len(samples), device)
+
+    monkeypatch.setattr(rng, "normal_per_sample", draw)
+
+
+def clipping_by_a_part(monkeypatch):
+    healthy = distributed.gradient_norm
+    monkeypatch.setattr(distributed, "gradient_norm", lambda parameters: healthy(parameters[: len(parameters) // 2]))
+
+
+def forgotten_moments(monkeypatch):
+    monkeypatch.setattr(distributed, "restore_optimizer_state", lambda *_: None)
+
+
+def another_grid(monkeypatch):
+    healthy = SD35.library_sigmas
+    monkeypatch.setattr(SD35, "library_sigmas", lambda *given: healthy(*given) ** 1.01)
+
+
+def bf16_weights(monkeypatch):
+    healthy = SD35.load_network
+    monkeypatch.setattr(SD35, "load_network", lambda self, folder, dtype: healthy(self, folder, torch.bfloat16).float())
+    monkeypatch.setattr(distributed, "prepare", lambda _, network, optimizer: (network, frozen(optimizer)))
+
+
+def frozen(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Rounds every update away, as bf16 weights would most of them."""
+    optimizer.step = lambda: None
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        (wrong_guidance, "guidance"),
+        (deaf_teacher, "guidance"),
+        (wrong_sign, "sign of the DMD gradient"),
+        (no_detach, "detach after step 1"),
+        (same_noise, "noise of each rank"),
+        (clipping_by_a_part, "clipping"),
+        (forgotten_moments, "resume"),
+        (another_grid, "sigma grids"),
+        (bf16_weights, "master weights"),
+    ],
+)
+def test_each_fault_fails_its_check(examine, monkeypatch, fault, check):
+    fault(monkeypatch)
+    status, failed = examine()
+    assert status == 1 and check in failed
+
+
+def test_wrong_input_is_told_as_the_trainer_tells_it(tmp_path, capsys):
+    assert doctor.main(["--teacher_id", "nowhere", "--out", str(tmp_path)]) == 2
+    assert "dpdmd.doctor: error: --teacher_id nowhere: no such folder" in capsys.readouterr().err
+    assert list(Path(tmp_path).iterdir()) == []
