@@ -3,8 +3,8 @@
     python benchmarks/scorers.py --out benchmarks/results
 
 The release loads every scorer anew at each evaluation, calls ImageReward once a picture and PickScore once for all of
-them. Ours are loaded once a run and called in batches (on a CPU of one, which keeps scores exact). The two ways take
-turns, and the share of evaluation in a run's time is read from that run's metrics.jsonl (--run_dir).
+them. Ours are loaded once a run and called in batches; on a CPU they compute in fp64, which the release does not. The
+two ways take turns, and the share of evaluation in a run's time is read from that run's metrics.jsonl (--run_dir).
 """
 
 import argparse

@@ -5,6 +5,7 @@ and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well,
 """
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/doctor"), help="folder (default: %(default)s)")
     own, flags = parser.parse_known_args(argv)
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("start it on one process: it checks what ranks would do by itself")
+        if not preflight.existing(own.out).is_dir():
+            raise ValueError(f"--out {own.out}: {preflight.existing(own.out)} is a file; give a folder")
         examined = config.parse(flags)
         run_dir = Path(examined.run.run_dir or "outputs")
         with scratch_folder(own.out) as scratch:

@@ -106,14 +106,14 @@ def _check_tracker(config: Config) -> None:
 
 def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
     wanted = config.run.resume_from_checkpoint
-    nearest = existing(folder.root)
-    for path in (folder.root, folder.ckpts):
+    for flag, path in folder.by_flag().items():
+        nearest = existing(path)
         if path.is_symlink() and not path.exists():
-            raise ValueError(f"--run_dir {path}: is a link that leads nowhere; give a folder")
-    if not nearest.is_dir():
-        raise ValueError(f"--run_dir {folder.root}: {nearest} is a file; give a folder")
-    if not os.access(nearest, os.W_OK):
-        raise ValueError(f"--run_dir {folder.root}: {nearest} is not writable")
+            raise ValueError(f"{flag} {path}: is a link that leads nowhere; give a folder")
+        if not nearest.is_dir():
+            raise ValueError(f"{flag} {path}: {nearest} is a file; give a folder")
+        if not os.access(nearest, os.W_OK):
+            raise ValueError(f"{flag} {path}: {nearest} is not writable")
     if wanted is None:
         if folder.is_used():
             raise ValueError(

@@ -107,18 +107,27 @@ class RunFolder:
         temporary.symlink_to(target.name)
         os.replace(temporary, self.ckpts / name)
 
+    def by_flag(self) -> dict[str, Path]:
+        """Every folder that the run writes to, by the flag that gives it."""
+        return {
+            "--run_dir": self.root,
+            "--log_path": self.log,
+            "--ckpt_dir": self.ckpts,
+            "--eval_dir": self.eval_images,
+            "--process_folder_name": self.process_vis,
+            "--diversity_folder_name": self.div_vis,
+        }
+
     def scattered(self) -> list[Path]:
         """Output paths that do not lie under the root."""
         root = self.root.absolute()
-        paths = (self.log, self.ckpts, self.eval_images, self.process_vis, self.div_vis)
-        return [path for path in paths if not path.absolute().is_relative_to(root)]
+        return [path for path in self.by_flag().values() if not path.absolute().is_relative_to(root)]
 
     def is_used(self) -> bool:
         """Whether anything is here already, under the root or in a folder that was given by itself."""
-        places = (self.root, self.log, self.ckpts, self.eval_images, self.process_vis, self.div_vis)
-        return any(path.is_dir() and any(path.iterdir()) for path in places)
+        return any(path.is_dir() and any(path.iterdir()) for path in self.by_flag().values())
 
     def create(self) -> None:
         """Make the folders."""
-        for path in (self.root, self.log, self.ckpts, self.eval_images, self.process_vis, self.div_vis):
+        for path in self.by_flag().values():
             path.mkdir(parents=True, exist_ok=True)

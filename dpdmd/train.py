@@ -41,6 +41,8 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
         return 2, f"error: {error}"
     except torch.OutOfMemoryError as error:
         return 1, f"stopped: {OUT_OF_MEMORY} ({_first_line(error)})"
+    except OSError as error:
+        return 1, f"stopped: {error}"
     try:
         trainer.train()
     except Interrupted as interrupted:

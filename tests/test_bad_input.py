@@ -135,6 +135,8 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, monkeypatch) -> Refused:
         ("--k_anch", "5", "unrecognized arguments: --k_anch 5"),
         ("--run_dir", "README.md", "is a file; give a folder"),
         ("--run_dir", "README.md/run", "is a file; give a folder"),
+        ("--ckpt_dir", "README.md", "README.md is a file; give a folder"),
+        ("--log_path", "README.md", "--log_path README.md"),
     ],
 )
 def test_a_wrong_value_gets_one_line(flags, refused, monkeypatch, flag, value, says, rank):

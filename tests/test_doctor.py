@@ -114,3 +114,5 @@ def test_wrong_input_is_told_as_the_trainer_tells_it(tmp_path, capsys):
     assert doctor.main(["--teacher_id", "nowhere", "--out", str(tmp_path)]) == 2
     assert "dpdmd.doctor: error: --teacher_id nowhere: no such folder" in capsys.readouterr().err
     assert list(Path(tmp_path).iterdir()) == []
+    assert doctor.main(["--out", __file__]) == 2
+    assert "is a file; give a folder" in capsys.readouterr().err
