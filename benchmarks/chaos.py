@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import LAUNCHER, cpu_environment, free_port
 from safetensors.torch import load_file
 
 from dpdmd.checkpoint import versions
@@ -52,11 +53,10 @@ class Kill:
 def launch(flags: list[str], run: Path, processes: int) -> subprocess.Popen:
     command = [sys.executable, "-m"]
     if processes > 1:
-        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+        command += [*LAUNCHER, "--master_port", free_port(), "--nproc_per_node", str(processes), "-m"]
     command += ["dpdmd.train", *flags, "--run_dir", str(run), "--resume_from_checkpoint", "latest"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     log = (run.parent / f"{run.name}.log").open("a")
-    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
+    return subprocess.Popen(command, env=cpu_environment(), start_new_session=True, stdout=log, stderr=log)
 
 
 def last_step(folder: RunFolder) -> int:

@@ -9,16 +9,15 @@ fp32 sums alone. FSDP2 runs on CPU processes through tests/drivers/fsdp_cpu.py.
 import argparse
 import datetime
 import json
-import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+from processes import LAUNCHER, cpu_environment, free_port
 from safetensors.torch import load_file
 
 from dpdmd.checkpoint import versions
@@ -41,15 +40,9 @@ REFERENCE = "1 process x 4"
 def launch(program: list[str], processes: int, flags: list[str]) -> None:
     command = [sys.executable]
     if processes > 1:
-        # An address, not --standalone: that asks for the machine's own name, which not every sandbox can resolve.
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        command += ["-m", "torch.distributed.run", "--master_addr", "127.0.0.1", "--master_port", port]
-        command += ["--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+        command += ["-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", str(processes)]
     done = subprocess.run(
-        [*command, *program, *flags], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*command, *program, *flags], env=cpu_environment(), capture_output=True, text=True, timeout=300, check=False
     )
     if done.returncode:
         sys.exit(f"{' '.join(program)} on {processes}: {done.stderr[-3000:]}")

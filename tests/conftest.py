@@ -1,7 +1,5 @@
 """A small SD3.5 of random weights for every test that needs a model; nothing is downloaded."""
 
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from processes import LAUNCHER, cpu_environment, free_port
 from torch import nn
 
 from dpdmd.families.layouts import Note
@@ -101,14 +100,9 @@ def run_processes() -> Callable[..., subprocess.CompletedProcess]:
     """Run a Python command line on a number of CPU processes that see each other, from the checkout."""
 
     def run(arguments: list[str], count: int = 2, *, check: bool = True) -> subprocess.CompletedProcess:
-        # An address, not --standalone: that one asks for the machine's own name, which not every sandbox can resolve.
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
-        launch = [sys.executable, "-m", "torch.distributed.run", *address, "--nproc_per_node", str(count)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        launch = [sys.executable, "-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", str(count)]
         result = subprocess.run(
-            [*launch, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+            [*launch, *arguments], cwd=ROOT, env=cpu_environment(), capture_output=True, text=True, timeout=180
         )
         assert not check or result.returncode == 0, result.stderr[-3000:]
         return result
