@@ -67,6 +67,12 @@ class DataConfig:
     """Data: prompts only"""
 
     prompt_txt: str = _flag("data/prompts_train.txt", "training prompts, one a line", "release: DiffusionDB")
+    cache_text_embeddings: str | None = _flag(
+        None,
+        "folder: every prompt is encoded ahead, once for all runs, and the text encoders leave memory",
+        "ours",
+        free=True,
+    )
     height: int = _flag(1024, "pixels", "paper")
     width: int = _flag(1024, "pixels", "paper")
     max_sequence_length: int | None = _flag(

@@ -51,6 +51,7 @@ def check(config: Config) -> Plan:
         ) from None
     _check_device(config)
     _check_tracker(config)
+    _check_cache(config)
     prompts = read_prompts(Path(config.data.prompt_txt))
     evaluation = plan_evaluation(config.eval)
     folder = RunFolder.from_config(config.run)
@@ -121,6 +122,14 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
             )
         return checkpoint.Found(None, None, [])
     return checkpoint.find(folder, wanted, config)
+
+
+def _check_cache(config: Config) -> None:
+    if config.data.cache_text_embeddings:
+        folder = Path(config.data.cache_text_embeddings)
+        nearest = existing(folder)
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise ValueError(f"--cache_text_embeddings {folder}: {nearest} is not a folder that can be written to")
 
 
 def existing(path: Path) -> Path:

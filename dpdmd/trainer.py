@@ -2,43 +2,27 @@
 
 import math
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpdmd import checkpoint, distributed, methods
+from dpdmd.assembly import Trained, assemble
 from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.evaluation import in_loop
-from dpdmd.families import family_class
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.layouts import Note
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.interruption import Interrupted, StopSignals
-from dpdmd.networks import Networks, load_networks
 from dpdmd.preflight import Plan, total_steps
 from dpdmd.prompts import global_samples, prompts_of_step
 from dpdmd.run_folder import BEST
 from dpdmd.run_log import RunLog, logger, peak_memory_gb, set_up_logging
-from dpdmd.sampling import Sampler, SamplerSettings
 
 MAX_PICTURES = 8  # in process_vis
-
-
 STOP = "stop"  # the entry of a step's reduction that tells every rank of a signal to any of them
-
-
-@dataclass
-class Trained:
-    """One trained network: as the trainer calls it (wrapped or not), its optimizer, and how often it was updated."""
-
-    network: nn.Module
-    optimizer: Any
-    parameters: list[nn.Parameter]
-    updates: int = 0
 
 
 def is_student_turn(step: int, per_train_fake_num: int) -> bool:
@@ -68,7 +52,9 @@ class Trainer:
         self.start = plan.progress.step if plan.progress else 0
         self.stop = total_steps(self.config, len(plan.prompts), self.global_batch_size)
         self._open_folder()
-        self._load()
+        loaded = assemble(plan, self.accelerator)
+        self.student, self.fake, self.run = loaded.student, loaded.fake, loaded.run
+        self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
 
     def _open_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # no rank may still be checking that the folder is unused
@@ -80,73 +66,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             for warning in self.plan.warnings:
                 logger.warning("%s", warning)
-
-    def _load(self) -> None:
-        config, device = self.config, self.accelerator.device
-        dtype = torch.bfloat16 if config.optim.bf16 else torch.float32
-        family = family_class(config.model.family)(device, dtype)
-        teacher_folder = Path(config.model.teacher_id)
-        resumed = self.plan.checkpoint
-        networks = load_networks(
-            config, family, resumed / checkpoint.STUDENT if resumed else Path(config.model.student_id)
-        )
-        if config.optim.shard_teacher:
-            distributed.shard_frozen(networks.teacher, family.block_classes)
-        if resumed:
-            networks.fake.load_state_dict(checkpoint.load_state(resumed, "fake"), strict=True)
-        self.student = self._prepare("student", networks.student, config.optim.lr_student)
-        self.fake = self._prepare("fake", networks.fake, config.optim.lr_fake)
-        if self.plan.progress:
-            self.student.updates, self.fake.updates = (
-                self.plan.progress.student_updates,
-                self.plan.progress.fake_updates,
-            )
-
-        self.text_encoder = family.load_text_encoder(teacher_folder, config.data.max_sequence_length)
-        self.decoder = family.load_image_decoder(teacher_folder)
-        schedule = family.load_schedule(teacher_folder)
-        unwrap = self.accelerator.unwrap_model
-        self.run = methods.Distillation(
-            config=config.method,
-            family=family,
-            schedule=schedule,
-            networks=Networks(networks.teacher, unwrap(self.student.network), unwrap(self.fake.network)),
-            student_forward=self.student.network,
-            fake_forward=self.fake.network,
-            null=self.text_encoder.encode([""]),
-            latent_shape=self.decoder.latent_shape(config.data.height, config.data.width),
-            seed=config.run.seed,
-            **methods.Distillation.grids(config.method, schedule.shift, device),
-        )
-        self.evaluation = self._load_evaluation() if self.plan.evaluation.sets else None
-
-    def _load_evaluation(self) -> in_loop.InLoopEvaluation:
-        run, config, networks = self.run, self.config, self.run.networks
-
-        def sampler(network: nn.Module, sigmas: Tensor, guidance_scale: float) -> Sampler:
-            settings = SamplerSettings(sigmas, guidance_scale, config.data.height, config.data.width)
-            return Sampler(run.family, network, run.schedule, self.decoder, run.null, settings)
-
-        return in_loop.InLoopEvaluation(
-            config,
-            self.plan.evaluation,
-            self.accelerator,
-            self.folder,
-            student=sampler(networks.student, run.student_sigmas, 1.0),
-            teacher=sampler(networks.teacher, run.teacher_sigmas, config.method.teacher_guidance_scale),
-            encoder=self.text_encoder,
-        )
-
-    def _prepare(self, name: str, network: nn.Module, lr: float) -> Trained:
-        optim = self.config.optim
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=lr, betas=(optim.adam_beta1, optim.adam_beta2), weight_decay=optim.weight_decay
-        )
-        network, optimizer = distributed.prepare(self.accelerator, network, optimizer)
-        if self.plan.checkpoint:
-            saved = checkpoint.load_state(self.plan.checkpoint, f"optimizer_{name}")
-            distributed.restore_optimizer_state(network, optimizer, saved)
-        return Trained(network, optimizer, list(network.parameters()))
 
     def train(self) -> None:
         """Run every remaining step, saving every `ckpt_every` and at the end.
