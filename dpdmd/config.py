@@ -47,6 +47,10 @@ class MethodConfig:
     teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper")
     stu_inference_steps: int = _flag(4, "steps of the student, N", "paper")
     k_anchor: int = _flag(5, "teacher steps to the anchor, K", "paper, table 3")
+    anchor_steps: int | None = _flag(
+        None, "go to the anchor in so many longer steps of the teacher; without it in its own, k_anchor", "ours"
+    )
+    fake_rollout_reuse: int = _flag(1, "fake updates that share one roll-out of the student", "ours")
     per_train_fake_num: int = _flag(5, "fake-score updates before each student update", "paper")
     div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4")
     teacher_guidance_scale: float = _flag(3.5, "guidance of the teacher, u + s (c - u)", "paper")
@@ -366,6 +370,13 @@ def validate(config: Config) -> None:
     if not 1 <= method.k_anchor <= method.teacher_infer_steps:
         raise ValueError(
             f"--k_anchor {method.k_anchor}: must be 1 to --teacher_infer_steps ({method.teacher_infer_steps})"
+        )
+    if method.anchor_steps is not None and not 1 <= method.anchor_steps <= method.k_anchor:
+        raise ValueError(f"--anchor_steps {method.anchor_steps}: must be 1 to --k_anchor ({method.k_anchor})")
+    if not 1 <= method.fake_rollout_reuse <= method.per_train_fake_num:
+        raise ValueError(
+            f"--fake_rollout_reuse {method.fake_rollout_reuse}: must be 1 to --per_train_fake_num "
+            f"({method.per_train_fake_num})"
         )
     if method.method == "dpdmd" and method.stu_inference_steps < 2:
         raise ValueError(

@@ -5,7 +5,7 @@ random draw is named by the step and by the sample's place in the global batch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,14 @@ class MicroBatch:
         text: embeddings of B prompts.
         step: the update they belong to.
         samples: place of each in the step's global batch, [B].
+        rollout_step: the update whose prompts and start noise these are; another one than `step` in a fake turn that
+            shares the roll-out of the turn before it.
     """
 
     text: TextEmbedding
     step: int
     samples: Sequence[int]
+    rollout_step: int
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Distillation:
     teacher_sigmas: Tensor
     score_sigmas: Tensor
     seed: int
+    kept_samples: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def grids(config: MethodConfig, shift: float, device: torch.device) -> dict[str, Tensor]:
@@ -88,24 +92,40 @@ class Distillation:
 
     def start_noise(self, batch: MicroBatch) -> Tensor:
         """eps from which student and teacher both start, [B, C, H, W]."""
-        return self._normal("start noise", batch)
+        return self._normal("start noise", batch.rollout_step, batch)
 
     def score_input(self, batch: MicroBatch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(z_t, sigma, noise) at which real and fake score look at the sample `x`."""
         samples = [0] * len(batch.samples) if self.config.dmd_t == "per_batch" else batch.samples
         draws = rng.integers_per_sample(NUM_SCORE_TIMES, self.seed, "score time", batch.step, samples)
         sigma = self.score_sigmas[draws.to(x.device)]
-        noise = self._normal("score noise", batch)
+        noise = self._normal("score noise", batch.step, batch)
         return self.schedule.add_noise(x, noise, sigma), sigma, noise
 
     def teacher(self, text: TextEmbedding):
         """The guided teacher with its prompts bound."""
         return self.family.bind_guided(self.networks.teacher, text, self.null, self.config.teacher_guidance_scale)
 
-    def _normal(self, purpose: str, batch: MicroBatch) -> Tensor:
-        return rng.normal_per_sample(
-            self.latent_shape, self.seed, purpose, batch.step, batch.samples, device=self.student_sigmas.device
-        )
+    @torch.no_grad()
+    def student_samples(self, batch: MicroBatch) -> Tensor:
+        """What the student makes of the batch, [B, C, H, W]; kept for the fake turns that share this roll-out.
+
+        The student does not change between them, so one that is resumed between two of them makes the same again.
+        """
+        key = (batch.rollout_step, tuple(batch.samples))
+        if key in self.kept_samples:
+            return self.kept_samples[key]
+        student = self.family.bind(self.networks.student, batch.text)
+        x = rollout(student, self.schedule, self.start_noise(batch), self.student_sigmas).x
+        if self.config.fake_rollout_reuse > 1:
+            for old in [kept for kept in self.kept_samples if kept[0] != batch.rollout_step]:
+                del self.kept_samples[old]
+            self.kept_samples[key] = x
+        return x
+
+    def _normal(self, purpose: str, step: int, batch: MicroBatch) -> Tensor:
+        device = self.student_sigmas.device
+        return rng.normal_per_sample(self.latent_shape, self.seed, purpose, step, batch.samples, device=device)
 
 
 @dataclass(frozen=True)
@@ -139,9 +159,8 @@ def dmd_term(run: Distillation, turn: StudentTurn) -> TurnResult:
 
 def diversity_term(run: Distillation, turn: StudentTurn) -> TurnResult:
     """lambda times the mean squared error of the first velocity to the teacher's anchor (paper, section 4.1)."""
-    target = anchor_target(
-        run.teacher(turn.batch.text), run.schedule, turn.eps, run.teacher_sigmas, run.config.k_anchor
-    )
+    teacher, config = run.teacher(turn.batch.text), run.config
+    target = anchor_target(teacher, run.schedule, turn.eps, run.teacher_sigmas, config.k_anchor, config.anchor_steps)
     loss = losses.diversity_loss(turn.rollout.first_prediction, target)
     return TurnResult(run.config.div_weight * loss, {"loss_div": loss.detach()}, {})
 
@@ -160,6 +179,18 @@ METHODS = {
 }
 
 
+def is_student_turn(step: int, per_train_fake_num: int) -> bool:
+    """Whether update `step` (from 0) is the student's: `per_train_fake_num` fake updates come first in each cycle."""
+    return step % (per_train_fake_num + 1) == per_train_fake_num
+
+
+def rollout_step(step: int, config: MethodConfig) -> int:
+    """The update whose roll-out update `step` works on: the first of `fake_rollout_reuse` fake turns, else itself."""
+    if is_student_turn(step, config.per_train_fake_num):
+        return step
+    return step - step % (config.per_train_fake_num + 1) % config.fake_rollout_reuse
+
+
 def student_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
     """Roll the student out with gradient and sum the method's terms."""
     method = METHODS[run.config.method]
@@ -175,10 +206,9 @@ def student_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
 
 
 def fake_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
-    """Flow matching of the fake score on fresh student samples; no gradient reaches the student (paper, section 3)."""
+    """Flow matching of the fake score on student samples; no gradient reaches the student (paper, section 3)."""
     with torch.no_grad():
-        student = run.family.bind(run.networks.student, batch.text)
-        x = rollout(student, run.schedule, run.start_noise(batch), run.student_sigmas).x
+        x = run.student_samples(batch)
         z_t, sigma, noise = run.score_input(batch, x)
     prediction = run.family.bind(run.fake_forward, batch.text)(z_t, sigma)
     loss = losses.fake_score_loss(prediction, run.schedule.target(x, noise))

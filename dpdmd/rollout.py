@@ -50,14 +50,30 @@ def rollout(
     return Rollout(z, first_prediction)
 
 
+def anchor_grid(teacher_sigmas: Tensor, k_anchor: int, num_steps: int | None = None) -> Tensor:
+    """The sigmas on the way to the anchor: the teacher's first K steps, or `num_steps` that end at the same t_k.
+
+    The coarser grid takes every so manieth of the teacher's own sigmas, [num_steps + 1].
+    """
+    if num_steps is None:
+        return teacher_sigmas[: k_anchor + 1]
+    return teacher_sigmas[torch.linspace(0, k_anchor, num_steps + 1).round().long()]
+
+
 @torch.no_grad()
 def anchor_target(
-    teacher: Predictor, schedule: FlowSchedule, eps: Tensor, teacher_sigmas: Tensor, k_anchor: int
+    teacher: Predictor,
+    schedule: FlowSchedule,
+    eps: Tensor,
+    teacher_sigmas: Tensor,
+    k_anchor: int,
+    num_steps: int | None = None,
 ) -> Tensor:
     """Target of the student's first prediction, [B, C, H, W]: the one step that carries `eps` to the teacher's z_k.
 
     z_k is the latent after `k_anchor` steps of the guided teacher's own grid, so t_k is that grid's sigma after step
-    K (0 when K is all of them); the target is (eps - z_k) / (1 - t_k) (paper, section 4.1).
+    K (0 when K is all of them); the target is (eps - z_k) / (1 - t_k) (paper, section 4.1). With `num_steps` the
+    teacher goes there in fewer, longer steps.
     """
-    z_k = rollout(teacher, schedule, eps, teacher_sigmas[: k_anchor + 1]).x
+    z_k = rollout(teacher, schedule, eps, anchor_grid(teacher_sigmas, k_anchor, num_steps)).x
     return schedule.solve_step(eps, z_k, teacher_sigmas[0], teacher_sigmas[k_anchor])

@@ -25,11 +25,6 @@ MAX_PICTURES = 8  # in process_vis
 STOP = "stop"  # the entry of a step's reduction that tells every rank of a signal to any of them
 
 
-def is_student_turn(step: int, per_train_fake_num: int) -> bool:
-    """Whether update `step` (from 0) is the student's: `per_train_fake_num` fake updates come first in each cycle."""
-    return step % (per_train_fake_num + 1) == per_train_fake_num
-
-
 class Trainer:
     """One run, from loading to the last checkpoint.
 
@@ -101,7 +96,7 @@ class Trainer:
     def take_step(self, step: int) -> tuple[dict[str, Any], bool]:
         """One update; returns its record, and whether a signal asks the run to end."""
         started = time.perf_counter()
-        if student := is_student_turn(step, self.config.method.per_train_fake_num):
+        if student := methods.is_student_turn(step, self.config.method.per_train_fake_num):
             turn, trained, compute = "student", self.student, methods.student_turn
         else:
             turn, trained, compute = "fake", self.fake, methods.fake_turn
@@ -139,13 +134,15 @@ class Trainer:
 
     def micro_batches(self, step: int) -> list[methods.MicroBatch]:
         """This rank's share of the step's prompts, encoded in one go and cut into `grad_accum` pieces."""
-        prompts = prompts_of_step(self.plan.prompts, self.config.run.seed, step, self.global_batch_size, self.samples)
+        source = methods.rollout_step(step, self.config.method)
+        prompts = prompts_of_step(self.plan.prompts, self.config.run.seed, source, self.global_batch_size, self.samples)
         text, size = self.text_encoder.encode(prompts), self.config.optim.batch_size
         return [
             methods.MicroBatch(
                 TextEmbedding(text.context[start : start + size], text.pooled[start : start + size]),
                 step,
                 self.samples[start : start + size],
+                source,
             )
             for start in range(0, len(prompts), size)
         ]
@@ -164,10 +161,11 @@ class Trainer:
         Raises:
             NonFiniteError: unless skipping.
         """
+        source = methods.rollout_step(step, self.config.method)
         mine = {
             "rank": self.accelerator.process_index,
             "prompts": prompts_of_step(
-                self.plan.prompts, self.config.run.seed, step, self.global_batch_size, self.samples
+                self.plan.prompts, self.config.run.seed, source, self.global_batch_size, self.samples
             ),
             "latents": {name: latent_statistics(value) for name, value in latents.items()},
         }

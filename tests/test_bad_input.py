@@ -99,6 +99,8 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, monkeypatch) -> Refused:
         ("--prompt_txt", "data", "--prompt_txt data: cannot be read"),
         ("--k_anchor", "0", "--k_anchor 0: must be 1 to --teacher_infer_steps (30)"),
         ("--k_anchor", "31", "--k_anchor 31"),
+        ("--anchor_steps", "6", "--anchor_steps 6: must be 1 to --k_anchor (5)"),
+        ("--fake_rollout_reuse", "6", "--fake_rollout_reuse 6: must be 1 to --per_train_fake_num (5)"),
         ("--teacher_infer_steps", "4", "--k_anchor 5: must be 1 to --teacher_infer_steps (4)"),
         ("--stu_inference_steps", "0", "--stu_inference_steps 0"),
         ("--stu_inference_steps", "1", "--stu_inference_steps 1: dpdmd trains the steps after the first"),

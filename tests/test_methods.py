@@ -129,7 +129,8 @@ def batch(embedded: Embedded) -> Callable[..., MicroBatch]:
 
     def build(*samples: int, step: int = 5) -> MicroBatch:
         rows = list(samples)
-        return MicroBatch(TextEmbedding(embedded.prompts.context[rows], embedded.prompts.pooled[rows]), step, rows)
+        text = TextEmbedding(embedded.prompts.context[rows], embedded.prompts.pooled[rows])
+        return MicroBatch(text, step, rows, step)
 
     return build
 

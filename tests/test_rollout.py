@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpdmd.rollout import anchor_target, guide, rollout
+from dpdmd.rollout import anchor_grid, anchor_target, guide, rollout
 from dpdmd.schedules import FlowSchedule, default_sigmas, trailing_sigmas
 
 FLOW = FlowSchedule(shift=3.0)
@@ -171,3 +171,21 @@ def test_anchor_target_has_no_gradient_and_takes_k_steps():
     # The division by 1 - t_5 = 0.066 brings 1e-16 to about 1e-15.
     torch.testing.assert_close(target, ((eps - z_k) / (1 - sigmas[5])).detach(), rtol=0, atol=1e-13)
     assert network.first.weight.requires_grad  # no_grad left the teacher as it was
+
+
+def test_a_coarser_way_to_the_anchor_ends_at_the_same_time():
+    """Fewer of the teacher's own sigmas, from 1 to t_k; on a straight flow the target stays exact."""
+    sigmas = default_sigmas(30, 3.0)
+    assert torch.equal(anchor_grid(sigmas, 20), sigmas[:21]) and torch.equal(anchor_grid(sigmas, 20, 20), sigmas[:21])
+    assert torch.equal(anchor_grid(sigmas, 20, 4), sigmas[[0, 5, 10, 15, 20]])
+    assert torch.equal(anchor_grid(sigmas, 5, 2), sigmas[[0, 2, 5]]) and len(anchor_grid(sigmas, 20, 1)) == 2
+    calls = []
+
+    def teacher(z, sigma):
+        calls.append(sigma[0].item())
+        return torch.full_like(z, 0.25)
+
+    eps = torch.randn(2, 3, 4, 4)
+    target = anchor_target(teacher, FLOW, eps, sigmas, 20, 4)
+    torch.testing.assert_close(target, torch.full_like(eps, 0.25), rtol=0, atol=1e-5)
+    assert calls == sigmas[[0, 5, 10, 15]].tolist()

@@ -171,3 +171,34 @@ def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
         == 0
     )
     assert sorted(p.name for p in (run / "ckpts").iterdir()) == ["latest", "step_000004", "step_000006"]
+
+
+def test_fake_turns_share_a_rollout(flags, tmp_path, monkeypatch):
+    """Two fake turns a roll-out: its prompts and samples are the first one's, score times and noise their own."""
+    seen, healthy = [], methods.fake_turn
+
+    def watched(run, batch):
+        result = healthy(run, batch)
+        seen.append((batch.step, batch.rollout_step, result.pictures["student"]))
+        return result
+
+    monkeypatch.setattr(methods, "fake_turn", watched)
+    reuse = ["--fake_rollout_reuse", "2", "--max_steps", "7"]
+    assert train.main([*flags, *reuse, "--run_dir", str(tmp_path / "run")]) == 0
+    assert [(step, source) for step, source, _ in seen] == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4), (6, 6)]
+    samples = [x for _, _, x in seen]
+    assert torch.equal(samples[0], samples[1]) and torch.equal(samples[2], samples[3])
+    assert not torch.allclose(samples[0], samples[2]) and not torch.allclose(samples[4], samples[5])
+    losses = [record["loss_fake"] for record in records(tmp_path / "run") if record["turn"] == "fake"]
+    assert len(set(losses)) == 6
+
+
+def test_a_resume_between_turns_that_share_a_rollout(flags, tmp_path):
+    """The roll-out is made again, with the same bytes."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = [*flags, "--fake_rollout_reuse", "5", "--anchor_steps", "1", "--ckpt_every", "3"]
+    assert train.main([*more, "--run_dir", str(whole), "--max_steps", "9"]) == 0
+    assert train.main([*more, "--run_dir", str(parts), "--max_steps", "3"]) == 0
+    resume = ["--resume_from_checkpoint", "latest"]
+    assert train.main([*more, *resume, "--run_dir", str(parts), "--max_steps", "9"]) == 0
+    assert state_bytes(whole / "ckpts" / "step_000009") == state_bytes(parts / "ckpts" / "step_000009")
