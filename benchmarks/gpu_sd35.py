@@ -1,12 +1,12 @@
-"""Seconds, memory and MFU of training SD3.5-Medium's architecture on one GPU, with random weights: nothing is downloaded.
+"""Seconds, memory and MFU of training SD3.5-Medium's architecture on one GPU, random weights: nothing is downloaded.
 
     python benchmarks/gpu_sd35.py --out benchmarks/results          about ten minutes on one H200
     python benchmarks/gpu_sd35.py --tiny --out /tmp/try             the same on a CPU, in small, to see that it runs
 
 Full fine-tuning of both networks by dpdmd.train's own steps: bf16 compute, fp32 weights, gradient checkpointing, the
-paper's teacher, student and K. The text encoders have the official widths but few layers (one encoding a step is no part
-of the figures that matter here; benchmarks/train_step.py shows its share). MFU is against the rate of a bf16 matrix
-product that is measured in the same run; FLOPs are those that torch counts in one cycle, recomputation included.
+paper's teacher, student and K. The text encoders have the official widths and lengths but one or two layers: their share
+is benchmarks/train_step.py's matter. MFU is against the rate of a bf16 matrix product that is measured in the same run;
+FLOPs are those that torch counts in one cycle, recomputation included.
 """
 
 import argparse
@@ -69,15 +69,12 @@ def save_pipeline(folder: Path, tiny: bool) -> None:
         for suffix, width in (("", 768), ("_2", 1280)):
             settings = pipe.text_encoder.config.to_dict()
             settings |= {"hidden_size": width, "projection_dim": width, "intermediate_size": 4 * width}
-            settings |= {"num_attention_heads": width // 64, "num_hidden_layers": 2}
+            settings |= {"num_attention_heads": width // 64, "num_hidden_layers": 2, "max_position_embeddings": 77}
+            getattr(pipe, f"tokenizer{suffix}").model_max_length = 77
             parts[f"text_encoder{suffix}"] = CLIPTextModelWithProjection(CLIPTextConfig(**settings))
-        settings = pipe.text_encoder_3.config.to_dict() | {
-            "d_model": 4096,
-            "num_layers": 1,
-            "num_heads": 64,
-            "d_kv": 64,
-        }
-        parts["text_encoder_3"] = T5EncoderModel(T5Config(**settings | {"d_ff": 10240}))
+        settings = pipe.text_encoder_3.config.to_dict()
+        settings |= {"d_model": 4096, "num_layers": 1, "num_heads": 64, "d_kv": 64, "d_ff": 10240}
+        parts["text_encoder_3"] = T5EncoderModel(T5Config(**settings))
         pipe.register_modules(**parts)
     pipe.save_pretrained(folder)
     Note(steps=30, guidance_scale=3.5, max_sequence_length=10 if tiny else 256).write(folder)
