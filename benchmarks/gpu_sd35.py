@@ -4,9 +4,9 @@
     python benchmarks/gpu_sd35.py --tiny --out /tmp/try             the same on a CPU, in small, to see that it runs
 
 Full fine-tuning of both networks by dpdmd.train's own steps: bf16 compute, fp32 weights, gradient checkpointing, the
-paper's teacher, student and K. The text encoders have the official widths and lengths but one or two layers: their share
-is benchmarks/train_step.py's matter. MFU is against the rate of a bf16 matrix product that is measured in the same run;
-FLOPs are those that torch counts in one cycle, recomputation included.
+paper's teacher, student and K. The text encoders have the official widths and lengths but one or two layers: their
+share is benchmarks/train_step.py's matter. MFU is against the rate of a bf16 matrix product that is measured in the
+same run; FLOPs are those that torch counts in one cycle, recomputation included.
 """
 
 import argparse
