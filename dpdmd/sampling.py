@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from dpdmd.families import family_class
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
-from dpdmd.families.layouts import LAYOUTS, Note, read_checkpoint, read_note
+from dpdmd.families.layouts import LAYOUTS, Note, read_note
 from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import RunFolder
 from dpdmd.schedules import FlowSchedule, default_sigmas
+from dpdmd.weight_files import read_checkpoint
 
 STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
 Batch = list[tuple[int, int]]  # keys (prompt index, sample index) of pictures that are made together

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.families.base import TextEmbedding, TextEncoder
-from dpdmd.families.layouts import read_header
+from dpdmd.weight_files import read_header
 
 SHARD_SIZE = 64
 BATCH_SIZE = 8

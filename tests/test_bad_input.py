@@ -9,7 +9,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -356,20 +355,20 @@ def test_the_table_of_errors_is_what_is_told():
 
 
 def test_wrong_flags_are_told_before_anything_heavy_is_imported():
-    """A wrong path costs the import of torch at most, not that of diffusers; five seconds are the promise."""
+    """A wrong path costs the import of torch at most, not that of diffusers; it is told within five seconds."""
     code = """
+import resource
 import sys
 from dpdmd import train
 status = train.main(["--teacher_id", "nowhere"])
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime)
 sys.exit(3 if "diffusers" in sys.modules else status)
 """
-    seconds = []
-    for _ in range(2):  # the first may read torch from a cold disk
-        started = time.perf_counter()
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-        seconds.append(time.perf_counter() - started)
-        assert result.returncode == 2 and "no such folder" in result.stderr
-    assert min(seconds) < 15  # five on a machine that does nothing else
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2 and "no such folder" in result.stderr
+    # The processor's seconds: those on the wall also count whatever else the machine does.
+    assert float(result.stdout) < 5
 
 
 @pytest.mark.parametrize(

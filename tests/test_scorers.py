@@ -28,8 +28,8 @@ from dpdmd.evaluation.runner import judge
 from dpdmd.evaluation.scorers import SCORERS, build_scorer, imagereward
 from dpdmd.evaluation.scorers.base import Sample
 from dpdmd.evaluation.scorers.visualquality import VisualQualityR1, parse_rating
-from dpdmd.families.layouts import read_checkpoint
 from dpdmd.shapes.scorers import build_bert_tokenizer
+from dpdmd.weight_files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 

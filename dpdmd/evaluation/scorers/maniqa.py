@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
-from dpdmd.families.layouts import read_checkpoint
 from dpdmd.rng import numpy_generator
+from dpdmd.weight_files import read_checkpoint
 
 CROP = 224
 NUM_CROPS = 10  # of the authors' release
