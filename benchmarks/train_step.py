@@ -14,6 +14,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -24,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dpdmd import config, methods, preflight
 from dpdmd.checkpoint import versions
@@ -73,10 +73,12 @@ class Floor:
         self.eps = run.start_noise(self.batch)
         self.z_t, self.sigma, self.noise = run.score_input(self.batch, self.eps)
 
-    def fake_turn(self) -> None:
+    def fake_turn(self, *, shared: bool) -> None:
+        """`shared`: on the roll-out of the turn before."""
         run, text = self.run, self.batch.text
         with torch.no_grad():
-            rollout(run.family.bind(run.networks.student, text), run.schedule, self.eps, run.student_sigmas)
+            if not shared:
+                rollout(run.family.bind(run.networks.student, text), run.schedule, self.eps, run.student_sigmas)
         run.family.bind(run.fake_forward, text)(self.z_t, self.sigma).mean().backward()
         self._forget(run.networks.fake)
 
@@ -90,7 +92,9 @@ class Floor:
             teacher(self.z_t, self.sigma)
             run.family.bind(run.networks.fake, text)(self.z_t, self.sigma)
             if methods.diversity_term in method.terms:
-                anchor_target(teacher, run.schedule, self.eps, run.teacher_sigmas, run.config.k_anchor)
+                anchor_target(
+                    teacher, run.schedule, self.eps, run.teacher_sigmas, run.config.k_anchor, run.config.anchor_steps
+                )
         (rolled.x.mean() + rolled.first_prediction.mean()).backward()
         self._forget(run.networks.student)
 
@@ -99,8 +103,9 @@ class Floor:
             parameter.grad = None
 
     def cycle(self, clock: Clock) -> None:
-        for _ in range(self.run.config.per_train_fake_num):
-            clock.time("fake turn, calls", self.fake_turn)
+        for step in range(self.run.config.per_train_fake_num):
+            shared = methods.rollout_step(step, self.run.config) != step
+            clock.time("fake turn, calls", lambda shared=shared: self.fake_turn(shared=shared))
         clock.time("student turn, calls", self.student_turn)
 
 
@@ -165,38 +170,44 @@ def ratio(above: list[float], below: list[float]) -> str:
     return f"{statistics.median(above) / statistics.median(below):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def calls_a_cycle(run: methods.Distillation) -> Tensor | int:
+def calls_a_cycle(method: config.MethodConfig) -> int:
     """Network calls a sample, forward ones; a backward pass counts two."""
-    steps, fake = run.config.stu_inference_steps, run.config.per_train_fake_num
-    anchor = 2 * run.config.k_anchor if run.config.method == "dpdmd" else 0
-    return fake * (steps + 3) + 3 * steps + 3 + anchor
+    steps, fake = method.stu_inference_steps, method.per_train_fake_num
+    anchor = 2 * (method.anchor_steps or method.k_anchor) if method.method == "dpdmd" else 0
+    rollouts = sum(methods.rollout_step(step, method) == step for step in range(fake))
+    return rollouts * steps + fake * 3 + 3 * steps + 3 + anchor
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=12, help="turns of each way (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--against", help="further flags of dpdmd.train, timed beside the run without them")
     own, flags = parser.parse_known_args()
     flags = flags or ["--config", "scripts/configs/tiny.yaml"]
     with tempfile.TemporaryDirectory() as work:
         trainer = make_trainer(flags, Path(work) / "run")
         clock, floor = Clock(trainer.accelerator.device), Floor(trainer)
         length = trainer.config.method.per_train_fake_num + 1
+        other = make_trainer([*flags, *shlex.split(own.against)], Path(work) / "other") if own.against else None
         for turn in range(own.cycles + 1):
             if turn == 1:
                 clock.seconds.clear()  # libraries warm up in the first
             clock.time(FLOOR, lambda: floor.cycle(clock))
             clock.time(OURS, lambda turn=turn: our_cycle(trainer, 2 * turn * length))
             clock.time(RELEASE, lambda turn=turn: release_cycle(trainer, (2 * turn + 1) * length))
+            if other:
+                clock.time(own.against, lambda turn=turn: our_cycle(other, turn * length))
             parts(trainer, clock)
     seconds = clock.seconds
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    median["fake turn, calls"] *= length - 1  # of a cycle
+    median["fake turn, calls"] = statistics.mean(seconds["fake turn, calls"]) * (length - 1)
     date = datetime.date.today().isoformat()
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     rows = (
         *((name, median[name]) for name in (FLOOR, OURS, RELEASE)),
+        *([(f"{OURS} {own.against}", median[own.against])] if other else []),
         *((f"of {OURS}: {name}", median[name]) for name in ("fake turn, calls", "student turn, calls")),
         *((f"of {OURS}: {name}", median[name]) for name in ("AdamW", "text, once a step", "noise of a cycle")),
     )
@@ -206,7 +217,7 @@ def main() -> None:
         f"`{' '.join(['python', *sys.argv])}`",
         "",
         f"{place} of {os.cpu_count()} cores; {own.cycles} turns each, batch {trainer.config.optim.batch_size}, "
-        f"{calls_a_cycle(trainer.run)} network calls a sample and cycle (a backward pass counts two); {used}",
+        f"{calls_a_cycle(trainer.config.method)} network calls a sample and cycle (a backward pass counts two); {used}",
         "",
         "| | seconds a cycle |",
         "|---|---|",
@@ -215,6 +226,11 @@ def main() -> None:
         f"- {OURS} to the floor: {ratio(seconds[OURS], seconds[FLOOR])}",
         f"- the release's way to {OURS}: {ratio(seconds[RELEASE], seconds[OURS])}",
     ]
+    if other:
+        calls = calls_a_cycle(other.config.method)
+        lines.append(
+            f"- {OURS} to itself with `{own.against}` ({calls} calls): {ratio(seconds[OURS], seconds[own.against])}"
+        )
     write_text(own.out / f"{date}_train_step.md", "\n".join(lines) + "\n")
     write_text(own.out / f"{date}_train_step.json", json.dumps(seconds) + "\n")
     print("\n".join(lines))
