@@ -5,6 +5,7 @@ person. A second SIGINT does not wait.
 """
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -34,7 +35,9 @@ class StopSignals:
         self.received = 0
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        # Only a process's main thread may answer signals; elsewhere they are whoever's who called.
+        answered = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._remember) for number in answered}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import accelerate
@@ -72,6 +73,11 @@ def test_a_second_interrupt_does_not_wait(flags, monkeypatch):
     on_turn(monkeypatch, "fake_turn", 2, impatient)
     with pytest.raises(KeyboardInterrupt):
         train.main([*flags, "--max_steps", "4"])
+
+
+def test_training_in_another_thread_leaves_signals_alone(flags):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train.main, [*flags, "--max_steps", "1"]).result() == 0
 
 
 def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
