@@ -1,7 +1,7 @@
 """Seconds, memory and MFU of training SD3.5-Medium's architecture on one GPU, random weights: nothing is downloaded.
 
     python benchmarks/gpu_sd35.py --out benchmarks/results          about ten minutes on one H200
-    python benchmarks/gpu_sd35.py --tiny --out /tmp/try             the same on a CPU, in small, to see that it runs
+    python benchmarks/gpu_sd35.py --tiny --out outputs/try           the same on a CPU, in small, to see that it runs
 
 Full fine-tuning of both networks by dpdmd.train's own steps: bf16 compute, fp32 weights, gradient checkpointing, the
 paper's teacher, student and K. The text encoders have the official widths and lengths but one or two layers: their
