@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("start it on one process: it checks what ranks would do by itself")
-        if not preflight.existing(own.out).is_dir():
-            raise ValueError(f"--out {own.out}: {preflight.existing(own.out)} is a file; give a folder")
+        preflight.check_writable("--out", own.out)
         examined = config.parse(flags)
         run_dir = Path(examined.run.run_dir or "outputs")
         with scratch_folder(own.out) as scratch:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dpdmd import checkpoint, distributed, losses, methods, preflight, rng
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.grids import labelled_grid, save_picture, to_pil
-from dpdmd.rollout import Rollout, rollout
+from dpdmd.rollout import Rollout
 from dpdmd.trainer import Trainer
 
 STUDENT_STEP = 1  # with one fake update before each student update
@@ -61,41 +61,27 @@ def check_grids(trainer: Trainer, folder: Path) -> Finding:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scene:
-    """One micro-batch of the student's turn, rolled out with gradient."""
+    """One micro-batch of the student's turn, rolled out with gradient, and what both scores see in it."""
 
     batch: methods.MicroBatch
-    eps: Tensor
     rolled: Rollout
-    z_t: Tensor
-    sigma: Tensor
-    x0_real: Tensor
-    x0_fake: Tensor
+    seen: methods.Look
 
 
 def set_the_scene(trainer: Trainer) -> Scene:
-    run = trainer.run
-    batch = trainer.micro_batches(STUDENT_STEP)[0]
-    eps = run.start_noise(batch)
-    detach = methods.METHODS[run.config.method].detach_first_step
-    student = run.family.bind(run.student_forward, batch.text)
-    rolled = rollout(student, run.schedule, eps, run.student_sigmas, detach_first_step=detach)
-    with torch.no_grad():
-        z_t, sigma, _ = run.score_input(batch, rolled.x.detach())
-        x0_real = run.schedule.to_x0(z_t, run.teacher(batch.text)(z_t, sigma), sigma)
-        fake = run.family.bind(run.networks.fake, batch.text)
-        x0_fake = run.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
-    return Scene(batch, eps, rolled, z_t, sigma, x0_real, x0_fake)
+    turn = methods.roll_out(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
+    return Scene(turn.batch, turn.rollout, trainer.run.look(turn.batch, turn.rollout.x.detach()))
 
 
 @torch.no_grad()
 def check_guidance(trainer: Trainer, scene: Scene) -> Finding:
     run, text = trainer.run, scene.batch.text
     scale = run.config.teacher_guidance_scale
-    guided = run.teacher(text)(scene.z_t, scene.sigma)
-    conditional = run.family.bind(run.networks.teacher, text)(scene.z_t, scene.sigma)
-    unconditional = run.family.bind(run.networks.teacher, run.null.expand(len(text)))(scene.z_t, scene.sigma)
+    guided = run.teacher(text)(scene.seen.z_t, scene.seen.sigma)
+    conditional = run.family.bind(run.networks.teacher, text)(scene.seen.z_t, scene.seen.sigma)
+    unconditional = run.family.bind(run.networks.teacher, run.null.expand(len(text)))(scene.seen.z_t, scene.seen.sigma)
     error = largest(guided - (unconditional + scale * (conditional - unconditional))) / largest(guided)
     effect = largest(conditional - unconditional) / largest(conditional)
     limit = 0.05 if trainer.config.optim.bf16 else 1e-4
@@ -110,10 +96,10 @@ def check_guidance(trainer: Trainer, scene: Scene) -> Finding:
 def check_sign(trainer: Trainer, scene: Scene) -> Finding:
     x = scene.rolled.x.detach().clone().requires_grad_(True)
     fake = x.detach()  # a fake score that knows the student exactly: what is left pulls toward x0_real
-    losses.dmd_loss(x, scene.x0_real, fake, scene.z_t, trainer.config.method.dmd_normalizer).loss.backward()
-    before = (x.detach() - scene.x0_real).norm()
+    losses.dmd_loss(x, scene.seen.x0_real, fake, scene.seen.z_t, trainer.config.method.dmd_normalizer).loss.backward()
+    before = (x.detach() - scene.seen.x0_real).norm()
     step = 0.01 * before / x.grad.norm()
-    after = (x.detach() - step * x.grad - scene.x0_real).norm()
+    after = (x.detach() - step * x.grad - scene.seen.x0_real).norm()
     return Finding(
         "sign of the DMD gradient",
         bool(after < before),
@@ -123,8 +109,8 @@ def check_sign(trainer: Trainer, scene: Scene) -> Finding:
 
 
 def check_detach(trainer: Trainer, scene: Scene) -> Finding:
-    method = trainer.config.method
-    loss = losses.dmd_loss(scene.rolled.x, scene.x0_real, scene.x0_fake, scene.z_t, method.dmd_normalizer).loss
+    method, seen = trainer.config.method, scene.seen
+    loss = losses.dmd_loss(scene.rolled.x, seen.x0_real, seen.x0_fake, seen.z_t, method.dmd_normalizer).loss
     (gradient,) = torch.autograd.grad(loss, scene.rolled.first_prediction, allow_unused=True, retain_graph=True)
     reached = gradient is not None and largest(gradient) > 0
     detaches = methods.METHODS[method.method].detach_first_step
@@ -171,15 +157,14 @@ def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
 
 def check_training(trainer: Trainer) -> Iterator[Finding]:
     """Take steps, go back to a snapshot, take them again."""
-    begin = {name: p.detach().clone() for name, p in trainer.student.network.named_parameters()}
+    parameters = trainer.student.parameters
+    begin = [parameter.detach().clone() for parameter in parameters]
     for step in range(STEPS):
         trainer.take_step(step)
-    kept = trainer.snapshot(STEPS)
-    kept_copy = _copy(kept)
-    moved = [(p.detach(), begin[name]) for name, p in trainer.student.network.named_parameters()]
-    share = sum((now != then).sum().item() for now, then in moved) / sum(now.numel() for now, _ in moved)
-    rounded = sum((now.bfloat16() != then.bfloat16()).sum().item() for now, then in moved)
-    rounded /= sum(now.numel() for now, _ in moved)
+    kept = _copy(trainer.snapshot(STEPS))
+    pairs, total = list(zip(parameters, begin, strict=True)), sum(p.numel() for p in parameters)
+    share = sum((now != then).sum().item() for now, then in pairs) / total
+    rounded = sum((now.bfloat16() != then.bfloat16()).sum().item() for now, then in pairs) / total
     kinds = {p.dtype for trained in (trainer.student, trainer.fake) for p in trained.parameters}
     yield Finding(
         "master weights",
@@ -189,7 +174,7 @@ def check_training(trainer: Trainer) -> Iterator[Finding]:
     )
     records = [_losses(trainer.take_step(step)[0]) for step in range(STEPS, 2 * STEPS)]
     after = _copy(trainer.snapshot(2 * STEPS))
-    _restore(trainer, kept_copy)
+    _restore(trainer, kept)
     again = [_losses(trainer.take_step(step)[0]) for step in range(STEPS, 2 * STEPS)]
     resumed = trainer.snapshot(2 * STEPS)
     difference = max(
@@ -247,10 +232,10 @@ def check_disk(trainer: Trainer, run_dir: Path) -> Finding:
 
 
 def save_pictures(trainer: Trainer, scene: Scene, path: Path) -> Finding:
-    latents = {"student": scene.rolled.x.detach(), "x0_real": scene.x0_real, "x0_fake": scene.x0_fake}
+    latents = {"student": scene.rolled.x.detach(), "x0_real": scene.seen.x0_real, "x0_fake": scene.seen.x0_fake}
     pictures = trainer.decoder.decode(torch.cat(list(latents.values())))
     rows = [to_pil(part) for part in pictures.chunk(len(latents))]
-    sigmas = ", ".join(f"{sigma:.2f}" for sigma in scene.sigma.tolist())
+    sigmas = ", ".join(f"{sigma:.2f}" for sigma in scene.seen.sigma.tolist())
     save_picture(labelled_grid(rows, list(latents), f"score times {sigmas}"), path)
     contrast = pictures.chunk(len(latents))[0].flatten(1).std(dim=1).min().item()
     return Finding(

@@ -54,6 +54,16 @@ class TurnResult:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What both scores see in a noised sample: `z_t` at `sigma` [B], and the x0 that each predicts, [B, C, H, W]."""
+
+    z_t: Tensor
+    sigma: Tensor
+    x0_real: Tensor
+    x0_fake: Tensor
+
+
+@dataclass(frozen=True)
 class Distillation:
     """All that a turn needs and that stays the same over a run.
 
@@ -102,6 +112,15 @@ class Distillation:
         noise = self._normal("score noise", batch.step, batch)
         return self.schedule.add_noise(x, noise, sigma), sigma, noise
 
+    @torch.no_grad()
+    def look(self, batch: MicroBatch, x: Tensor) -> Look:
+        """Noise the sample `x` and let real and fake score say what it was."""
+        z_t, sigma, _ = self.score_input(batch, x)
+        x0_real = self.schedule.to_x0(z_t, self.teacher(batch.text)(z_t, sigma), sigma)
+        fake = self.family.bind(self.networks.fake, batch.text)
+        x0_fake = self.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
+        return Look(z_t, sigma, x0_real, x0_fake)
+
     def teacher(self, text: TextEmbedding):
         """The guided teacher with its prompts bound."""
         return self.family.bind_guided(self.networks.teacher, text, self.null, self.config.teacher_guidance_scale)
@@ -142,19 +161,14 @@ Term = Callable[[Distillation, StudentTurn], TurnResult]
 
 def dmd_term(run: Distillation, turn: StudentTurn) -> TurnResult:
     """DMD loss on x_theta: guided teacher against fake score, both without gradient (paper, section 3)."""
-    x = turn.rollout.x
-    with torch.no_grad():
-        z_t, sigma, _ = run.score_input(turn.batch, x.detach())
-        x0_real = run.schedule.to_x0(z_t, run.teacher(turn.batch.text)(z_t, sigma), sigma)
-        fake = run.family.bind(run.networks.fake, turn.batch.text)
-        x0_fake = run.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
-    dmd = losses.dmd_loss(x, x0_real, x0_fake, z_t, run.config.dmd_normalizer)
+    x, seen = turn.rollout.x, run.look(turn.batch, turn.rollout.x.detach())
+    dmd = losses.dmd_loss(x, seen.x0_real, seen.x0_fake, seen.z_t, run.config.dmd_normalizer)
     metrics = {
         "loss_dmd": dmd.loss.detach(),
         "dmd_gradient_norm": dmd.gradient.flatten(1).norm(dim=1).mean(),
-        "score_error_cosine": losses.score_error_cosine(x.detach(), x0_real, x0_fake),
+        "score_error_cosine": losses.score_error_cosine(x.detach(), seen.x0_real, seen.x0_fake),
     }
-    return TurnResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": x0_real, "x0_fake": x0_fake})
+    return TurnResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": seen.x0_real, "x0_fake": seen.x0_fake})
 
 
 def diversity_term(run: Distillation, turn: StudentTurn) -> TurnResult:
@@ -191,14 +205,17 @@ def rollout_step(step: int, config: MethodConfig) -> int:
     return step - step % (config.per_train_fake_num + 1) % config.fake_rollout_reuse
 
 
+def roll_out(run: Distillation, batch: MicroBatch) -> StudentTurn:
+    """The student's roll-out with gradient, detached where its method says so."""
+    eps, detach = run.start_noise(batch), METHODS[run.config.method].detach_first_step
+    student = run.family.bind(run.student_forward, batch.text)
+    return StudentTurn(batch, eps, rollout(student, run.schedule, eps, run.student_sigmas, detach_first_step=detach))
+
+
 def student_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
     """Roll the student out with gradient and sum the method's terms."""
-    method = METHODS[run.config.method]
-    eps = run.start_noise(batch)
-    student = run.family.bind(run.student_forward, batch.text)
-    rolled = rollout(student, run.schedule, eps, run.student_sigmas, detach_first_step=method.detach_first_step)
-    turn = StudentTurn(batch, eps, rolled)
-    results = [term(run, turn) for term in method.terms]
+    turn = roll_out(run, batch)
+    results = [term(run, turn) for term in METHODS[run.config.method].terms]
     loss = torch.stack([result.loss for result in results]).sum()
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     pictures = {name: value for result in results for name, value in result.pictures.items()}

@@ -51,7 +51,8 @@ def check(config: Config) -> Plan:
         ) from None
     _check_device(config)
     _check_tracker(config)
-    _check_cache(config)
+    if config.data.cache_text_embeddings:
+        check_writable("--cache_text_embeddings", Path(config.data.cache_text_embeddings))
     prompts = read_prompts(Path(config.data.prompt_txt))
     evaluation = plan_evaluation(config.eval)
     folder = RunFolder.from_config(config.run)
@@ -108,13 +109,7 @@ def _check_tracker(config: Config) -> None:
 def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
     wanted = config.run.resume_from_checkpoint
     for flag, path in folder.by_flag().items():
-        nearest = existing(path)
-        if path.is_symlink() and not path.exists():
-            raise ValueError(f"{flag} {path}: is a link that leads nowhere; give a folder")
-        if not nearest.is_dir():
-            raise ValueError(f"{flag} {path}: {nearest} is a file; give a folder")
-        if not os.access(nearest, os.W_OK):
-            raise ValueError(f"{flag} {path}: {nearest} is not writable")
+        check_writable(flag, path)
     if wanted is None:
         if folder.is_used():
             raise ValueError(
@@ -124,12 +119,19 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
     return checkpoint.find(folder, wanted, config)
 
 
-def _check_cache(config: Config) -> None:
-    if config.data.cache_text_embeddings:
-        folder = Path(config.data.cache_text_embeddings)
-        nearest = existing(folder)
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise ValueError(f"--cache_text_embeddings {folder}: {nearest} is not a folder that can be written to")
+def check_writable(flag: str, path: Path) -> None:
+    """Check that `path` is a folder that can be written to, or that one can be made there.
+
+    Raises:
+        ValueError: it cannot; the message names `flag`.
+    """
+    nearest = existing(path)
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{flag} {path}: is a link that leads nowhere; give a folder")
+    if not nearest.is_dir():
+        raise ValueError(f"{flag} {path}: {nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{flag} {path}: {nearest} is not writable")
 
 
 def existing(path: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpdmd import distributed, doctor, examination, losses, rng, rollout
+from dpdmd import distributed, doctor, losses, methods, rng, rollout
 from dpdmd.families import base
 from dpdmd.families.sd35 import SD35
 
@@ -52,7 +52,7 @@ def wrong_sign(monkeypatch):
 
 def no_detach(monkeypatch):
     healthy = rollout.rollout
-    monkeypatch.setattr(examination, "rollout", lambda *given, detach_first_step=False: healthy(*given))
+    monkeypatch.setattr(methods, "rollout", lambda *given, detach_first_step=False: healthy(*given))
 
 
 def same_noise(monkeypatch):
