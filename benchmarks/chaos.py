@@ -32,7 +32,15 @@ SMALL_WORLD = (
     "--lr_student 8e-4 --lr_fake 8e-4 --vis_every 0 --report_to none"
 )
 WEIGHTS = ("student/transformer/diffusion_pytorch_model.safetensors", "state/fake.safetensors")
-LOADING = 10.0  # seconds; a kill that does not wait for the first step falls into them
+TIMEOUT = 300.0  # seconds without the step or the checkpoint that a kill waits for
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that the untouched run took to load, and for a step."""
+
+    loading: float
+    step: float
 
 
 @dataclass(frozen=True)
@@ -70,37 +78,56 @@ def last_step(folder: RunFolder) -> int:
     return steps[-1]
 
 
+def last_saved(folder: RunFolder) -> int:
+    """Step of the newest whole checkpoint."""
+    latest = folder.latest()
+    return int(latest.name.rpartition("_")[2]) if latest else 0
+
+
 def is_writing(folder: RunFolder) -> bool:
     return any(folder.ckpts.glob(".step_*.tmp"))
 
 
 def kill_once(
-    flags: list[str], folder: RunFolder, processes: int, chance: random.Random, longest_wait: float, in_write: bool
+    flags: list[str], folder: RunFolder, processes: int, chance: random.Random, pace: Pace, allowance: int, in_write: bool
 ) -> Kill | None:
-    """Start, wait a random while (then, if asked, for the next checkpoint to be written), kill. None: it had ended."""
-    process = launch(flags, folder.root, processes)
-    before, deadline = last_step(folder), time.monotonic() + 300
-    wait_for_start = chance.random() < 0.8  # else the kill may fall into loading
-    while wait_for_start and last_step(folder) == before and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    until = time.monotonic() + chance.uniform(0, longest_wait if wait_for_start else LOADING)
-    while time.monotonic() < until and process.poll() is None:
+    """Start, wait until a random moment (then, if asked, for the next checkpoint to be written), kill.
+
+    The moment is at most `allowance` steps ahead, however fast the machine is; one in five falls into loading.
+
+    Returns:
+        None if the run had ended before.
+    """
+    goal = last_step(folder) + chance.randint(1, allowance)
+    process, started = launch(flags, folder.root, processes), time.monotonic()
+    longest = chance.uniform(0, pace.loading) if chance.random() < 0.2 else TIMEOUT
+    while last_step(folder) < goal and process.poll() is None and time.monotonic() < started + longest:
         time.sleep(0.01)
-    while in_write and not is_writing(folder) and process.poll() is None and time.monotonic() < until + 60:
+    time.sleep(chance.uniform(0, pace.step))
+    until = time.monotonic() + TIMEOUT
+    while in_write and not is_writing(folder) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.001)
     if process.poll() is not None:
         return None
     writing = is_writing(folder)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    latest = folder.latest()
-    return Kill(last_step(folder), int(latest.name.rpartition("_")[2]) if latest else 0, writing)
+    return Kill(last_step(folder), last_saved(folder), writing)
 
 
 def finish(flags: list[str], run: Path, processes: int) -> None:
     process = launch(flags, run, processes)
     if process.wait():
         sys.exit(f"{run} did not finish: {(run.parent / f'{run.name}.log').read_text()[-3000:]}")
+
+
+def untouched(flags: list[str], run: Path, processes: int) -> Pace:
+    """The run that nobody kills, and how long its parts took."""
+    started = time.monotonic()
+    finish(flags, run, processes)
+    total = time.monotonic() - started
+    steps = [json.loads(line)["seconds"] for line in RunFolder.of(run).metrics.read_text().splitlines()]
+    return Pace(max(0.0, total - sum(steps)), sum(steps) / len(steps))
 
 
 def largest_difference(first: Path, second: Path) -> float:
@@ -124,14 +151,14 @@ def main() -> None:
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp())
     flags = [*shlex.split(args.flags), "--max_steps", str(args.steps), "--ckpt_every", str(args.ckpt_every)]
-    finish(flags, work / "untouched", args.processes)
-    records = [json.loads(line) for line in RunFolder.of(work / "untouched").metrics.read_text().splitlines()]
-    longest_wait = sum(record["seconds"] for record in records) / (args.kills + 2)
+    pace = untouched(flags, work / "untouched", args.processes)
     folder, chance, kills = RunFolder.of(work / "killed"), random.Random(args.seed), []
     while len(kills) < args.kills:
-        if last_step(folder) >= args.steps - args.ckpt_every:
-            sys.exit(f"the run ended before its {args.kills} kills: give more --steps")
-        if kill := kill_once(flags, folder, args.processes, chance, longest_wait, in_write=len(kills) % 2 == 1):
+        allowance = (args.steps - 2 * args.ckpt_every - last_step(folder)) // (args.kills - len(kills) + 1)
+        if allowance < 1:
+            sys.exit(f"{args.steps} steps are too few for {args.kills} kills: give more --steps")
+        in_write = len(kills) % 2 == 1
+        if kill := kill_once(flags, folder, args.processes, chance, pace, allowance, in_write):
             kills.append(kill)
             print(f"kill {len(kills)}: {kill}", file=sys.stderr, flush=True)
     finish(flags, folder.root, args.processes)
