@@ -89,7 +89,13 @@ def is_writing(folder: RunFolder) -> bool:
 
 
 def kill_once(
-    flags: list[str], folder: RunFolder, processes: int, chance: random.Random, pace: Pace, allowance: int, in_write: bool
+    flags: list[str],
+    folder: RunFolder,
+    processes: int,
+    chance: random.Random,
+    pace: Pace,
+    allowance: int,
+    in_write: bool,
 ) -> Kill | None:
     """Start, wait until a random moment (then, if asked, for the next checkpoint to be written), kill.
 

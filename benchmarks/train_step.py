@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpdmd import config, methods, preflight
+from dpdmd import config, methods, options, preflight
 from dpdmd.checkpoint import versions
 from dpdmd.families.base import TextEmbedding
 from dpdmd.rollout import anchor_target, rollout
@@ -170,7 +170,7 @@ def ratio(above: list[float], below: list[float]) -> str:
     return f"{statistics.median(above) / statistics.median(below):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def calls_a_cycle(method: config.MethodConfig) -> int:
+def calls_a_cycle(method: options.MethodConfig) -> int:
     """Network calls a sample, forward ones; a backward pass counts two."""
     steps, fake = method.stu_inference_steps, method.per_train_fake_num
     anchor = 2 * (method.anchor_steps or method.k_anchor) if method.method == "dpdmd" else 0

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd import losses, rng
-from dpdmd.config import MethodConfig
 from dpdmd.families.base import Family, TextEmbedding
 from dpdmd.networks import Networks
+from dpdmd.options import MethodConfig
 from dpdmd.rollout import Rollout, anchor_target, rollout
 from dpdmd.schedules import FlowSchedule, default_sigmas, parse_sigmas
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from dpdmd import checkpoint
-from dpdmd.config import MAX_STEPS, Config
+from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.layouts import LAYOUTS, read_note
+from dpdmd.options import MAX_STEPS
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
 from dpdmd.schedules import parse_sigmas

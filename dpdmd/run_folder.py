@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.config import RunConfig
+from dpdmd.options import RunConfig
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 LATEST, BEST = "latest", "best"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd import config
+from dpdmd import config, options
 from dpdmd.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ def test_defaults_are_the_papers():
     assert (m.method, m.teacher_infer_steps, m.stu_inference_steps, m.per_train_fake_num) == ("dpdmd", 30, 4, 5)
     assert (m.k_anchor, m.div_weight, m.teacher_guidance_scale, m.dmd_normalizer) == (5, 0.05, 3.5, "z_t")
     assert (o.lr_student, o.lr_fake, o.weight_decay, o.max_grad_norm, o.batch_size) == (1e-5, 1e-5, 0.0, 1.0, 4)
-    assert (d.height, d.width) == (1024, 1024) and config.MAX_STEPS == 6000
+    assert (d.height, d.width) == (1024, 1024) and options.MAX_STEPS == 6000
     assert c.model.student_id == c.model.fake_id == c.model.teacher_id
 
 
@@ -106,7 +106,7 @@ def test_what_may_change_on_resume():
 
 
 def test_run_folder_derives_all_paths():
-    folder = RunFolder.from_config(config.RunConfig(run_dir="r"))
+    folder = RunFolder.from_config(options.RunConfig(run_dir="r"))
     assert [folder.log, folder.ckpts, folder.eval_images, folder.process_vis, folder.div_vis] == [
         Path("r/log"), Path("r/ckpts"), Path("r/eval_images"), Path("r/process_vis"), Path("r/div_vis"),
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def test_run_folder_derives_all_paths():
 def test_release_style_paths_share_a_root_and_strays_are_told():
     given = {"log_path": "o/x/log", "ckpt_dir": "o/x/ckpts", "eval_dir": "o/x/eval_images"}
     folder = RunFolder.from_config(
-        config.RunConfig(**given, process_folder_name="o/x/p", diversity_folder_name="o/y/d")
+        options.RunConfig(**given, process_folder_name="o/x/p", diversity_folder_name="o/y/d")
     )
     assert folder.root == Path("o/x") and folder.metrics == Path("o/x/metrics.jsonl")
     assert folder.scattered() == [Path("o/y/d")]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd import methods
-from dpdmd.config import Config, MethodConfig
+from dpdmd.config import Config
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.sd35 import SD35
 from dpdmd.methods import Distillation, MicroBatch, fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks
+from dpdmd.options import MethodConfig
 from dpdmd.schedules import default_sigmas, trailing_sigmas
 from dpdmd.shapes.text import MAX_LENGTH
 

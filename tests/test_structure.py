@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.config import METHODS
 from dpdmd.families.layouts import LAYOUTS
+from dpdmd.options import METHODS
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 # which is a user of the package. `dpdmd` itself (the version) and `config` are for all.
 ORDER = (
     "dpdmd",
+    "dpdmd.options",
     "dpdmd.config",
     "dpdmd.rng",
     "dpdmd.run_folder",

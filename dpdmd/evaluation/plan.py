@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.config import IN_LOOP_SCORERS, EvalConfig
 from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
+from dpdmd.options import IN_LOOP_SCORERS, EvalConfig
 from dpdmd.prompts import read_prompts
 
 DIVERSITY = ("div_clip", "div_dino")

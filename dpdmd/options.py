@@ -1,0 +1,184 @@
+"""Every option of a run, in groups: what it is, its default and where that comes from, and the values it takes.
+
+An option stands once, here: flags, help, the YAML reader and the check of its range are made from it (`dpdmd.config`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+METHODS = ("dpdmd", "dmd")
+NORMALIZERS = ("z_t", "x_student")
+DMD_TIMES = ("per_sample", "per_batch")
+NONFINITE = ("stop", "skip")
+TRACKERS = ("tensorboard", "wandb", "none")
+IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
+MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
+
+
+def _flag(
+    default: Any,
+    help: str,
+    source: str = "",
+    *,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    free: bool = False,
+) -> Any:
+    """A field that is a flag, with its range. `free`: may differ between a run and its resumption."""
+    values = {"choices": choices, "least": least, "above": above, "below": below}
+    return field(default=default, metadata={"help": help, "source": source, "free": free, **values})
+
+
+@dataclass
+class ModelConfig:
+    """Model: the networks, each a pipeline folder in the official layout"""
+
+    family: str = _flag("sd35", "model family", choices=("sd35",))
+    teacher_id: str = _flag("weights/stabilityai/stable-diffusion-3.5-medium", "teacher's pipeline folder", "release")
+    student_id: str | None = _flag(None, "folder the student starts from", "release: the teacher's")
+    fake_id: str | None = _flag(None, "folder the fake score starts from", "release: the teacher's")
+
+
+@dataclass
+class MethodConfig:
+    """Method: what is learnt"""
+
+    method: str = _flag("dpdmd", "dpdmd, or dmd: no diversity loss and no detach", "paper", choices=METHODS)
+    teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", least=1)
+    stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", least=1)
+    k_anchor: int = _flag(5, "teacher steps to the anchor, K", "paper, table 3")
+    anchor_steps: int | None = _flag(
+        None, "go to the anchor in so many longer steps of the teacher; without it in its own, k_anchor", "ours"
+    )
+    fake_rollout_reuse: int = _flag(1, "fake updates that share one roll-out of the student", "ours")
+    per_train_fake_num: int = _flag(5, "fake-score updates before each student update", "paper", least=1)
+    div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", least=0)
+    teacher_guidance_scale: float = _flag(3.5, "guidance of the teacher, u + s (c - u)", "paper", least=0)
+    student_sigmas: str = _flag(
+        "default", "student's grid: default (diffusers'), trailing, or N numbers 1.0,...", "release"
+    )
+    dmd_normalizer: str = _flag(
+        "z_t",
+        "DMD gradient is divided by mean |z_t - x0_real|, or |x_student - x0_real|",
+        "release; DMD2",
+        choices=NORMALIZERS,
+    )
+    dmd_t: str = _flag("per_sample", "draw the score's time for each sample or once a batch", "ours", choices=DMD_TIMES)
+
+
+@dataclass
+class DataConfig:
+    """Data: prompts only"""
+
+    prompt_txt: str = _flag("data/prompts_train.txt", "training prompts, one a line", "release: DiffusionDB")
+    cache_text_embeddings: str | None = _flag(
+        None,
+        "folder: every prompt is encoded ahead, once for all runs, and the text encoders leave memory",
+        "ours",
+        free=True,
+    )
+    height: int = _flag(1024, "pixels", "paper", least=1)
+    width: int = _flag(1024, "pixels", "paper", least=1)
+    max_sequence_length: int | None = _flag(
+        None, "T5 tokens of a prompt; without it what the teacher's folder says, else 256", "diffusers", least=1
+    )
+
+
+@dataclass
+class OptimConfig:
+    """Optimisation: per process; the global batch is batch_size x grad_accum x processes"""
+
+    batch_size: int = _flag(4, "prompts of one forward pass on one process", "paper", least=1, free=True)
+    grad_accum: int = _flag(1, "forward passes summed into one update", "release", least=1, free=True)
+    lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", above=0)
+    lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", above=0)
+    weight_decay: float = _flag(0.0, "of both optimizers", "paper", least=0)
+    adam_beta1: float = _flag(0.9, "of both optimizers", "torch", least=0, below=1)
+    adam_beta2: float = _flag(0.999, "of both optimizers", "torch", least=0, below=1)
+    max_grad_norm: float = _flag(1.0, "gradients are clipped at this global norm", "paper", above=0)
+    bf16: bool = _flag(False, "networks compute in bf16 (weights, latents, times and losses stay fp32)", "release")
+    shard_teacher: bool = _flag(
+        False, "under FSDP, shard the frozen teacher as well: less memory, more traffic", "ours", free=True
+    )
+    gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass", "release")
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation in the loop: scorers that are given here look at pictures of the live student"""
+
+    pick_processor_path: str | None = _flag(None, "CLIP-ViT-H-14-laion2B-s32B-b79K folder", "release", free=True)
+    pick_model_path: str | None = _flag(None, "PickScore_v1 folder", "release", free=True)
+    ir_model_path: str | None = _flag(None, "ImageReward.pt", "release", free=True)
+    ir_med_config: str | None = _flag(None, "ImageReward's med_config.json", "release", free=True)
+    ir_tokenizer_path: str | None = _flag(
+        None, "bert-base-uncased tokenizer folder; without it the folder of ImageReward.pt", "ours", free=True
+    )
+    dino_path: str | None = _flag(None, "dinov2-base folder", "release", free=True)
+    clip_path: str | None = _flag(None, "clip-vit-large-patch14 folder", "release", free=True)
+    clip_score_path: str | None = _flag(None, "CLIP folder for text alignment", "ours", free=True)
+    eval_every: int | None = _flag(
+        None, "steps between evaluations; without it --ckpt_every", "release", least=1, free=True
+    )
+    div_prompts: str = _flag("data/prompts_eval.txt", "prompts for diversity", "ours", free=True)
+    num_div_seeds: int = _flag(9, "pictures of each of them, R", "paper", least=2, free=True)
+    pref_prompts: str = _flag(
+        "data/prompts_eval.txt", "prompts for preference; the same file shares the pictures", "ours", free=True
+    )
+    eval_prompts_limit: str = _flag(
+        "16", "first prompts of each file, or all; 16 keep evaluation below 10% of SD3.5's training", "ours", free=True
+    )
+    eval_batch_size: int = _flag(4, "pictures made and scored at a time on one process", "release", least=1, free=True)
+    eval_seed: int = _flag(0, "of the start noises, the same at every evaluation", "ours", least=0, free=True)
+    offload_scorers: bool = _flag(False, "keep the scorers on the CPU between evaluations", "ours", free=True)
+    best_by: str = _flag(
+        "mean_rank",
+        "ckpts/best: mean rank of preference and diversity, or one score",
+        "ours",
+        choices=("mean_rank", *IN_LOOP_SCORERS),
+        free=True,
+    )
+
+
+@dataclass
+class RunConfig:
+    """Run: length, output and resumption; a step is one update, fake or student"""
+
+    run_dir: str | None = _flag(
+        None, "run folder: log, ckpts, eval_images, process_vis and div_vis derive from it", free=True
+    )
+    log_path: str | None = _flag(None, "instead of RUN/log", "release", free=True)
+    ckpt_dir: str | None = _flag(None, "instead of RUN/ckpts", "release", free=True)
+    eval_dir: str | None = _flag(None, "instead of RUN/eval_images", "release", free=True)
+    process_folder_name: str | None = _flag(None, "instead of RUN/process_vis", "release", free=True)
+    diversity_folder_name: str | None = _flag(None, "instead of RUN/div_vis", "release", free=True)
+    max_steps: int | None = _flag(
+        None,
+        f"updates of both networks together; {MAX_STEPS} if max_epoch is not given either",
+        "paper",
+        least=1,
+        free=True,
+    )
+    max_epoch: int | None = _flag(
+        None, "passes over the prompts; the earlier end counts", "release", least=1, free=True
+    )
+    log_every: int = _flag(
+        10, "steps between lines of log.txt (metrics.jsonl has every step)", "ours", least=1, free=True
+    )
+    ckpt_every: int = _flag(600, "steps between checkpoints", "ours", least=1, free=True)
+    vis_every: int = _flag(60, "steps between pictures in process_vis; 0: none", "ours", least=0, free=True)
+    checkpoints_total_limit: int | None = _flag(
+        None, "checkpoints to keep, the newest", "diffusers", least=1, free=True
+    )
+    resume_from_checkpoint: str | None = _flag(None, "'latest' or a checkpoint folder", "diffusers", free=True)
+    nonfinite: str = _flag(
+        "stop",
+        "at a loss or gradient that is not finite: stop, or skip the update and count it",
+        "ours",
+        choices=NONFINITE,
+        free=True,
+    )
+    report_to: str = _flag("tensorboard", "tracker", "diffusers", choices=TRACKERS, free=True)
+    seed: int = _flag(0, "of every random draw", "ours", least=0)
