@@ -51,7 +51,7 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     teacher_folder = Path(config.model.teacher_id)
     # Text comes first: with a cache its encoders are gone before the networks need their memory.
     text_encoder = _load_text_encoder(plan, accelerator, family)
-    networks = load_networks(config, family, resumed / checkpoint.STUDENT if resumed else Path(config.model.student_id))
+    networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
     if config.optim.shard_teacher:
         distributed.shard_frozen(networks.teacher, family.block_classes)
     if resumed:

@@ -2,6 +2,7 @@
 
 STEP/manifest.json               progress, configuration, versions; size and checksum of every file
 STEP/student/                    a complete pipeline folder: diffusers loads it, and a resumed run starts from it
+STEP/lora/                       in its place with --lora_rank: the student's adapter for diffusers and for ComfyUI
 STEP/state/fake.safetensors      the fake score
 STEP/state/optimizer_*.safetensors
 
@@ -21,13 +22,14 @@ from torch import Tensor
 
 from dpdmd import __version__
 from dpdmd.config import Config, from_dict
+from dpdmd.families.adapters import adapters
 from dpdmd.families.base import Family
-from dpdmd.families.layouts import Layout, Note
+from dpdmd.families.layouts import LAYOUTS, Note
 from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
-from dpdmd.run_folder import LATEST, RunFolder
+from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 
-STUDENT, STATE = "student", "state"
-COPIES = 6  # of a network's weights in a checkpoint: student, fake score, and two moments of each in AdamW
+STATE = "state"
+MOMENTS = 2  # of each trained number in AdamW
 
 
 class SaveError(RuntimeError):
@@ -98,9 +100,31 @@ def _sync_tree(folder: Path) -> None:
             os.close(handle)
 
 
-def size_in_bytes(layout: Layout, teacher: Path) -> int:
-    """What one checkpoint takes, by count: fp32 weights of both networks and AdamW's moments."""
-    return COPIES * 4 * layout.count_parameters(teacher)
+def student_folder(checkpoint: Path, config: Config) -> Path:
+    """Where the student's export lies in a checkpoint."""
+    return checkpoint / (STUDENT if adapters(config.model) is None else LORA)
+
+
+def size_in_bytes(config: Config) -> int:
+    """What one checkpoint takes, by count: fp32 weights of student and fake score, and AdamW's moments."""
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    if pair := adapters(config.model):
+        student, fake = (
+            layout.count_adapter_parameters(teacher, part.targets, part.rank) for part in (pair.student, pair.fake)
+        )
+        return 4 * ((2 + MOMENTS) * student + (1 + MOMENTS) * fake)  # the student's also for ComfyUI
+    return 4 * 2 * (1 + MOMENTS) * layout.count_parameters(teacher)
+
+
+def export_student(
+    folder: Path, state: dict[str, Tensor], config: Config, family: Family, note: Note, *, copy: bool
+) -> None:
+    """Write the student for its users: a pipeline folder, with LoRA the adapter; `copy` as in `Family.export`."""
+    teacher = Path(config.model.teacher_id)
+    if pair := adapters(config.model):
+        family.export_lora(folder, state, pair.student, teacher, note)
+    else:
+        family.export(folder, state, teacher, note, copy=copy)
 
 
 def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, note: Note, *, last: bool) -> Path:
@@ -117,7 +141,7 @@ def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, 
     temporary = folder.ckpts / f".{target.name}.tmp"
     try:
         (temporary / STATE).mkdir(parents=True)
-        family.export(temporary / STUDENT, snapshot.student, Path(config.model.teacher_id), note, copy=last)
+        export_student(student_folder(temporary, config), snapshot.student, config, family, note, copy=last)
         for name in ("fake", "optimizer_student", "optimizer_fake"):
             save_file(
                 {key: value.contiguous() for key, value in getattr(snapshot, name).items()},

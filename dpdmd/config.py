@@ -179,6 +179,19 @@ def _check_range(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> N
         raise ValueError(f"--{name} {value}: must be a finite number, at least {least}")
 
 
+def _check_lora(model: ModelConfig) -> None:
+    if model.lora_rank is None:
+        for name in ("lora_alpha", "lora_targets", "fake_lora_rank"):
+            if getattr(model, name) is not None:
+                raise ValueError(f"--{name} {getattr(model, name)}: give --lora_rank with it")
+        return
+    for name in ("student_id", "fake_id"):
+        if (given := getattr(model, name)) not in (None, model.teacher_id):
+            raise ValueError(f"--{name} {given}: with --lora_rank all three networks are the teacher's; leave it out")
+    if model.lora_targets is not None and not all(model.lora_targets.split(",")):
+        raise ValueError(f"--lora_targets {model.lora_targets}: must be names such as to_q,to_k,to_v")
+
+
 def validate(config: Config) -> None:
     """Check the values alone: ranges, choices, and fields against each other.
 
@@ -189,6 +202,7 @@ def validate(config: Config) -> None:
         for item in fields(group):
             _check_range(item.name, getattr(group, item.name), item.metadata)
     method = config.method
+    _check_lora(config.model)
     limit = config.eval.eval_prompts_limit
     if limit != "all" and not (limit.isdecimal() and int(limit) > 0):
         raise ValueError(f"--eval_prompts_limit {limit}: must be a number of prompts, at least 1, or all")

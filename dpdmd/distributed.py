@@ -68,6 +68,11 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
             f"--shard_teacher: the launch is {accelerator.distributed_type.value}, not FSDP; use "
             "scripts/accelerate_sd35_fsdp.yaml, or leave the flag out"
         )
+    if config.model.lora_rank and accelerator.distributed_type is DistributedType.FSDP:
+        raise ValueError(
+            "--lora_rank: the launch is FSDP, which shards whole networks; adapters are small, use "
+            "scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"
+        )
     set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
     return accelerator
 

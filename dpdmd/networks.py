@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dpdmd import lora
 from dpdmd.config import Config
+from dpdmd.families.adapters import adapters
 from dpdmd.families.base import Family
 
 
@@ -15,7 +17,8 @@ class Networks:
     """Teacher (frozen, in the compute type), student and fake score (trained, fp32 master weights).
 
     The two trained ones keep fp32 weights in every topology: at a learning rate of 1e-5 most AdamW updates are
-    smaller than half a bf16 step of the weight, and would be rounded away.
+    smaller than half a bf16 step of the weight, and would be rounded away. With LoRA all three are roles of one base
+    in the compute type, and what is trained are fp32 adapters.
     """
 
     teacher: nn.Module
@@ -23,16 +26,23 @@ class Networks:
     fake: nn.Module
 
 
-def load_networks(config: Config, family: Family, student_folder: Path) -> Networks:
-    """Load all three; the student from `student_folder`: where it starts, or the export that a run is resumed from.
+def load_networks(config: Config, family: Family, resumed_student: Path | None = None) -> Networks:
+    """Load all three; the student as the export `resumed_student` of a checkpoint has it, where that is given.
 
     Everything stays in evaluation mode: none of the families' networks has dropout or batch statistics, and the
     mode of the teacher and of its copies must not differ.
     """
     teacher = family.load_network(Path(config.model.teacher_id), family.compute_dtype).requires_grad_(False)
-    student = family.load_network(student_folder, torch.float32).requires_grad_(True)
-    fake = family.load_network(Path(config.model.fake_id), torch.float32).requires_grad_(True)
+    teacher = teacher.to(family.device)
+    if pair := adapters(config.model):
+        teacher, student, fake = lora.share(teacher, pair.student, pair.fake, config.run.seed)
+        if resumed_student:
+            student.load_state_dict(family.read_lora(resumed_student), strict=True)
+    else:
+        student = family.load_network(resumed_student or Path(config.model.student_id), torch.float32)
+        fake = family.load_network(Path(config.model.fake_id), torch.float32)
+        student, fake = student.requires_grad_(True), fake.requires_grad_(True)
     if config.optim.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         fake.enable_gradient_checkpointing()
-    return Networks(teacher.to(family.device), student, fake)
+    return Networks(teacher, student, fake)

@@ -39,6 +39,16 @@ class ModelConfig:
     teacher_id: str = _flag("weights/stabilityai/stable-diffusion-3.5-medium", "teacher's pipeline folder", "release")
     student_id: str | None = _flag(None, "folder the student starts from", "release: the teacher's")
     fake_id: str | None = _flag(None, "folder the fake score starts from", "release: the teacher's")
+    lora_rank: int | None = _flag(
+        None, "train LoRA adapters of this rank on the teacher's own weights, shared by all three networks", least=1
+    )
+    lora_alpha: float | None = _flag(None, "their alpha; without it the rank", "peft", above=0)
+    lora_targets: str | None = _flag(
+        None, "layers that get one, by the ends of their names, a,b,...; without it attention and feed-forward", "ours"
+    )
+    fake_lora_rank: int | None = _flag(
+        None, "the fake score's rank; without it lora_rank, and it should not be lower", "ours", least=1
+    )
 
 
 @dataclass

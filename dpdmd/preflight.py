@@ -12,6 +12,7 @@ import torch
 from dpdmd import checkpoint
 from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
+from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS, read_note
 from dpdmd.options import MAX_STEPS
 from dpdmd.prompts import read_prompts
@@ -65,6 +66,9 @@ def check(config: Config) -> Plan:
     warnings += found.passed_over
     if config.run.resume_from_checkpoint and not found.path:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
+    pair = adapters(config.model)
+    if pair and pair.fake.rank < pair.student.rank:
+        warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
     return Plan(config, folder, prompts, evaluation, found.path, found.progress, warnings)
@@ -84,6 +88,11 @@ def _check_models(config: Config) -> None:
         if differing:
             raise ValueError(f"{flag} {folder}: not the teacher's architecture ({', '.join(differing)} differ)")
     layout.check_size(teacher, data.height, data.width)
+    if pair := adapters(model):
+        try:
+            layout.adapted_layers(teacher, pair.student.targets)
+        except ValueError as error:
+            raise ValueError(f"--lora_targets: {error}") from None
     try:
         parse_sigmas(method.student_sigmas, method.stu_inference_steps, layout.shift(teacher))
     except ValueError as error:
@@ -158,7 +167,9 @@ def _check_space(config: Config, folder: RunFolder, num_prompts: int, found: che
         count = min(count, max(1, run.checkpoints_total_limit + 1 - len(folder.checkpoints())))
     if not count:
         return
-    needed = count * checkpoint.size_in_bytes(layout, teacher) + layout.bytes_beside_network(teacher)
+    needed = count * checkpoint.size_in_bytes(config)
+    if adapters(config.model) is None:  # the last export is whole
+        needed += layout.bytes_beside_network(teacher)
     free = shutil.disk_usage(existing(folder.ckpts)).free
     if needed > free:
         raise ValueError(

@@ -11,6 +11,7 @@ from dpdmd.options import RunConfig
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 LATEST, BEST = "latest", "best"
+STUDENT, LORA = "student", "lora"  # of a checkpoint: the whole pipeline, or with --lora_rank the adapter
 
 
 def write_text(path: Path, text: str) -> None:

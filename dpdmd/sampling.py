@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from dpdmd.families import family_class
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
-from dpdmd.families.layouts import LAYOUTS, Note, read_note
+from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, NOTE, Note, read_note
 from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
-from dpdmd.run_folder import RunFolder
+from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.schedules import FlowSchedule, default_sigmas
 from dpdmd.weight_files import read_checkpoint
 
@@ -77,34 +77,89 @@ class Sampler:
             yield batch, self.pictures(text, batch, seed)
 
 
-def find_pipeline(path: Path) -> Path:
-    """The pipeline folder that `path` means: itself, a checkpoint's student, or a run's newest student.
+@dataclass(frozen=True)
+class Model:
+    """What `--model` means.
+
+    Attributes:
+        folder: the pipeline folder; of a network or a LoRA that lies alone, the one that it belongs to.
+        note: how it wants to be sampled.
+        state_dict: file with the network's weights, instead of the folder's.
+        lora: folder of the adapter that changes the folder's network.
+    """
+
+    folder: Path
+    note: Note
+    state_dict: Path | None = None
+    lora: Path | None = None
+
+    @property
+    def source(self) -> Path:
+        """The path that makes this model what it is."""
+        return self.state_dict or self.lora or self.folder
+
+
+def find_model(path: Path, base_model: Path | None) -> Model:
+    """What `path` means: a pipeline folder, a LoRA folder, a checkpoint's student, a run's newest student, or a .pt.
 
     Raises:
-        ValueError: none of the three.
+        ValueError: nothing to sample from, or a network alone without the `base_model` that it belongs to.
     """
-    latest = RunFolder.of(path).latest()
-    for candidate in (path, path / "student", latest / "student" if latest else path):
-        if (candidate / "model_index.json").is_file():
-            return candidate
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise ValueError(f"--model {path}: no such file")
+        if base_model is None:
+            raise ValueError(f"--model {path}: is a network alone; give the pipeline it is of as --base_model")
+        return Model(base_model, STUDENT_NOTE, state_dict=path)
+    places = [path, path / STUDENT, path / LORA]
+    if latest := RunFolder.of(path).latest():
+        places += [latest / STUDENT, latest / LORA]
+    for place in places:
+        if (place / "model_index.json").is_file():
+            return Model(place, read_note(place))
+        if (place / LORA_WEIGHTS).is_file():
+            return _with_base(place, base_model)
     raise ValueError(
-        f"--model {path}: neither a pipeline folder (no model_index.json) nor a checkpoint nor a run with one"
+        f"--model {path}: neither a pipeline folder (no model_index.json) nor a LoRA (no {LORA_WEIGHTS}) nor a "
+        "checkpoint nor a run with one"
     )
 
 
-def find_model(path: Path, base_model: Path | None) -> tuple[Path, Path | None]:
-    """(pipeline folder, network's state dict or None) that `path` means.
+def _with_base(lora: Path, base_model: Path | None) -> Model:
+    """A LoRA with the pipeline that it changes: `base_model`, or what its note says."""
+    note = read_note(lora) if (lora / NOTE).exists() else STUDENT_NOTE
+    base = base_model or (Path(note.base) if note.base else None)
+    if base is None or not base.is_dir():
+        raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
+    return Model(base, note, lora=lora)
+
+
+def model_family(model: Model, device: torch.device, dtype: torch.dtype, name: str = "sd35") -> Family:
+    """The family of a model, once its pipeline folder is known to be whole.
 
     Raises:
-        ValueError: nothing to sample from, or a state dict without `base_model`.
+        ValueError: it is not.
     """
-    if path.suffix != ".pt":
-        return find_pipeline(path), None
-    if not path.is_file():
-        raise ValueError(f"--model {path}: no such file")
-    if base_model is None:
-        raise ValueError(f"--model {path}: is a network alone; give the pipeline it is of as --base_model")
-    return base_model, path
+    LAYOUTS[name].check(model.folder, "--model" if model.source == model.folder else "--base_model")
+    return family_class(name)(device, dtype)
+
+
+def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
+    """The network that `model` means, its state dict or LoRA included.
+
+    Raises:
+        ValueError: weights do not fit.
+    """
+    network = family.load_network(model.folder, dtype)
+    if model.state_dict:
+        try:
+            network.load_state_dict(read_checkpoint(model.state_dict), strict=True)
+        except RuntimeError as error:
+            told = " ".join(str(error).split())[:160]
+            raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({told})") from None
+    if model.lora:
+        family.load_lora(network, model.lora)
+    return network
 
 
 def load_sampler(
@@ -123,19 +178,17 @@ def load_sampler(
     """Load a model to sample from; what is not given is what the folder's own note says, else the family's default.
 
     Args:
-        path: a run, a checkpoint, a pipeline folder, or a student's network as a state dict in a .pt file, as the
-            authors' release saves it; all else is then `base_model`'s, and it samples in 4 steps without guidance.
+        path: a run, a checkpoint, a pipeline or LoRA folder, or a student's network as a state dict in a .pt file, as
+            the authors' release saves it; all else is then `base_model`'s, and it samples in 4 steps without guidance.
 
     Raises:
         ValueError: not a whole pipeline folder, weights that do not fit, or a size that the model cannot make.
     """
-    layout = LAYOUTS[family_name]
-    folder, state_dict = find_model(path, base_model)
-    layout.check(folder, "--base_model" if state_dict else "--model")
-    note = STUDENT_NOTE if state_dict else read_note(folder)
+    layout, model = LAYOUTS[family_name], find_model(path, base_model)
+    family = model_family(model, device, dtype, family_name)
+    folder, note = model.folder, model.note
     height, width = height or layout.default_size(folder), width or layout.default_size(folder)
     layout.check_size(folder, height, width)
-    family = family_class(family_name)(device, dtype)
     schedule = family.load_schedule(folder)
     sigmas = torch.tensor(note.sigmas) if note.sigmas and steps in (None, len(note.sigmas) - 1) else None
     settings = SamplerSettings(
@@ -145,12 +198,6 @@ def load_sampler(
         width,
     )
     encoder = family.load_text_encoder(folder, max_sequence_length or note.max_sequence_length)
-    network = family.load_network(folder, dtype)
-    if state_dict:
-        try:
-            network.load_state_dict(read_checkpoint(state_dict), strict=True)
-        except RuntimeError as error:
-            raise ValueError(f"--model {path}: does not fit {folder} ({' '.join(str(error).split())[:160]})") from None
-    network = network.requires_grad_(False).to(device)
+    network = load_network(family, model, dtype).requires_grad_(False).to(device)
     decoder = family.load_image_decoder(folder)
     return Sampler(family, network, schedule, decoder, encoder.encode([""]), settings), encoder

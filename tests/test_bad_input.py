@@ -128,6 +128,8 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, monkeypatch) -> Refused:
         ("--ir_model_path", "weights/tiny/ImageReward/ImageReward.pt", "--ir_med_config is missing"),
         ("--pick_model_path", "weights/tiny/pickscore", "--pick_processor_path is missing"),
         ("--num_div_seeds", "1", "--num_div_seeds 1"),
+        ("--lora_rank", "0", "--lora_rank 0"),
+        ("--lora_alpha", "4", "--lora_alpha 4.0: give --lora_rank with it"),
         ("--eval_prompts_limit", "some", "--eval_prompts_limit some"),
         ("--best_by", "beauty", "--best_by"),
         ("--resume_from_checkpoint", "nowhere", "--resume_from_checkpoint nowhere"),
@@ -168,6 +170,18 @@ def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch
     (tmp_path / "config.yaml").write_text(text)
     assert says in refused({"--config": "config.yaml"}, f"`--config` with `{text}`")
     assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--lora_targets", "to_z", "--lora_targets: no linear layer of"),
+        ("--lora_targets", "to_q,,", "must be names such as to_q,to_k,to_v"),
+        ("--student_id", "weights/tiny/sd35", "with --lora_rank all three networks are the teacher's"),
+    ],
+)
+def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says):
+    assert says in refused({"--lora_rank": "4", flag: value}, f"`--lora_rank 4 {flag} {value}`")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd import checkpoint, preflight, train
-from dpdmd.config import Config
+from dpdmd.config import Config, read_yaml
 from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from dpdmd.run_folder import RunFolder
 
@@ -193,5 +193,6 @@ def test_the_estimate_is_what_a_checkpoint_takes(finished, tiny_pipeline):
         for path in (finished / "ckpts" / "step_000006").rglob("*")
         if path.is_file() and path.suffix == ".safetensors"
     )
-    estimate = checkpoint.size_in_bytes(SD35, tiny_pipeline) + SD35.bytes_beside_network(tiny_pipeline)
+    config = read_yaml(finished / "config.yaml")
+    estimate = checkpoint.size_in_bytes(config) + SD35.bytes_beside_network(tiny_pipeline)
     assert estimate == pytest.approx(whole, rel=0.1)

@@ -24,9 +24,9 @@ def examine(short_run, tmp_path, tiny_scorers):
 
 
 @pytest.mark.parametrize("method", ["dpdmd", "dmd"])
-@pytest.mark.parametrize("sigmas", ["default", "1.0,0.7"])
-def test_a_sound_trainer_is_well(examine, tmp_path, capsys, method, sigmas):
-    assert examine("--method", method, "--student_sigmas", sigmas) == (0, set())
+@pytest.mark.parametrize("more", [[], ["--student_sigmas", "1.0,0.7"], ["--lora_rank", "4"]], ids=str)
+def test_a_sound_trainer_is_well(examine, tmp_path, capsys, method, more):
+    assert examine("--method", method, *more) == (0, set())
     assert "| resume | well |" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "doctor").iterdir()) == ["pictures.png", "table.md"]
 

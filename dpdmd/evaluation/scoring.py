@@ -61,9 +61,9 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], di
         height=args.height,
         width=args.width,
     )
-    source, state_dict = find_model(Path(args.model), Path(args.base_model) if args.base_model else None)
+    source = find_model(Path(args.model), Path(args.base_model) if args.base_model else None).source
     settings = {
-        "model": str((state_dict or source).resolve()),
+        "model": str(source.resolve()),
         "sigmas": [round(value, 6) for value in sampler.settings.sigmas.tolist()],
         "guidance_scale": sampler.settings.guidance_scale,
         "size": [sampler.settings.height, sampler.settings.width],

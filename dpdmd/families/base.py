@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dpdmd.families.adapters import Adapter
 from dpdmd.families.layouts import Note
 from dpdmd.rollout import Predictor, guide
 from dpdmd.schedules import FlowSchedule
@@ -92,6 +93,25 @@ class Family(ABC):
         """Write a complete pipeline folder: the network from `network_state`, all else from `source`, and `note`.
 
         With `copy` false the unchanged parts are symbolic links to `source`.
+        """
+
+    @abstractmethod
+    def export_lora(self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: Note) -> None:
+        """Write a LoRA of `source`'s network that diffusers loads, its twin for ComfyUI, the scheduler, and `note`.
+
+        `state` has the adapter's weights under their layers' names (`lora.Role.state_dict`).
+        """
+
+    @abstractmethod
+    def read_lora(self, folder: Path) -> dict[str, Tensor]:
+        """The `state` that `export_lora` wrote."""
+
+    @abstractmethod
+    def load_lora(self, network: nn.Module, folder: Path) -> None:
+        """Put a LoRA file in diffusers' layout beside the network's layers; strict.
+
+        Raises:
+            ValueError: it does not fit.
         """
 
     def bind(self, network: nn.Module, text: TextEmbedding) -> Predictor:

@@ -5,7 +5,7 @@ Imports neither torch nor diffusers, so a wrong path is told within a second.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from dpdmd.weight_files import read_json, read_weights_header
 
 NOTE = "dpdmd.json"  # beside model_index.json: how this folder wants to be sampled
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
@@ -22,12 +23,14 @@ class Note:
 
     Attributes:
         sigmas: the exact grid [steps + 1], final 0 included, where it is not the scheduler's own.
+        base: pipeline folder that a LoRA changes; None in a pipeline folder.
     """
 
     steps: int = 30
     guidance_scale: float = 3.5
     max_sequence_length: int = 256
     sigmas: tuple[float, ...] | None = None
+    base: str | None = None
 
     def write(self, folder: Path) -> None:
         """Save beside the pipeline; diffusers passes over files it does not know."""
@@ -59,6 +62,7 @@ class Layout:
         repository: where the official weights come from, for the messages.
         shapes: of some of the network's weights, by its configuration; enough to tell another model's.
         blocks: (prefix of the numbered blocks, entry of the configuration that counts them).
+        lora_targets: layers that get a LoRA adapter, by the ends of their names.
     """
 
     pipeline: str
@@ -66,6 +70,7 @@ class Layout:
     repository: str
     shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
     blocks: tuple[str, str]
+    lora_targets: tuple[str, ...]
 
     def parts(self, folder: Path) -> list[str]:
         """Components that model_index.json lists and that are not null."""
@@ -167,6 +172,31 @@ class Layout:
         header = read_weights_header(folder / self.network)
         return sum(math.prod(entry["shape"]) for entry in header.values())
 
+    def adapted_layers(self, folder: Path, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Layer -> (outputs, inputs) of the linear layers of the network whose names end in one of `targets`.
+
+        Raises:
+            ValueError: a target that no layer has.
+        """
+        header = read_weights_header(folder / self.network)
+        linear = {
+            name.removesuffix(".weight"): tuple(entry["shape"])
+            for name, entry in header.items()
+            if name.endswith(".weight") and len(entry["shape"]) == 2
+        }
+        for target in targets:
+            if not any(f".{name}".endswith(f".{target}") for name in linear):
+                raise ValueError(f"no linear layer of {folder / self.network} is called {target}")
+        return {
+            name: shape
+            for name, shape in linear.items()
+            if any(f".{name}".endswith(f".{target}") for target in targets)
+        }
+
+    def count_adapter_parameters(self, folder: Path, targets: Sequence[str], rank: int) -> int:
+        """Numbers in a LoRA adapter of `rank`."""
+        return sum(rank * (outputs + inputs) for outputs, inputs in self.adapted_layers(folder, targets).values())
+
     def bytes_beside_network(self, folder: Path) -> int:
         """Size of every file of the pipeline but the network's: what a whole export copies."""
         parts = [folder / part for part in self.parts(folder) if part != self.network]
@@ -213,5 +243,10 @@ SD35 = Layout(
     repository="stabilityai/stable-diffusion-3.5-medium",
     shapes=_sd3_shapes,
     blocks=("transformer_blocks.", "num_layers"),
+    lora_targets=(
+        *("to_q", "to_k", "to_v", "to_out.0"),  # of the pictures, and of attn2
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text
+        *("net.0.proj", "net.2"),  # feed-forward, both
+    ),
 )
 LAYOUTS = {"sd35": SD35}

@@ -1,6 +1,7 @@
 """Stable Diffusion 3.5 (Medium first; any StableDiffusion3Pipeline folder in the official layout)."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -12,11 +13,14 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dpdmd.families.adapters import Adapter
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
+from dpdmd.families.layouts import LORA_WEIGHTS, Note
 from dpdmd.families.layouts import SD35 as LAYOUT
-from dpdmd.families.layouts import Note
+from dpdmd.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule, default_sigmas
 
 
@@ -128,6 +132,10 @@ class SD35(Family):
         transformer = SD3Transformer2DModel.from_config(SD3Transformer2DModel.load_config(source / LAYOUT.network))
         transformer.load_state_dict(network_state, strict=True, assign=True)
         transformer.save_pretrained(folder / LAYOUT.network)
+        self._export_scheduler(folder, source, note)
+        note.write(folder)
+
+    def _export_scheduler(self, folder: Path, source: Path, note: Note) -> None:
         # On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other is given as `sigmas=`, which
         # the scheduler would shift once more: so its shift is saved as 1, and the note's sigmas are final.
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
@@ -135,4 +143,27 @@ class SD35(Family):
         if note.sigmas and not torch.equal(torch.tensor(note.sigmas), default):
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, shift=1.0)
         scheduler.save_pretrained(folder / "scheduler")
-        note.write(folder)
+
+    def export_lora(self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: Note) -> None:
+        state = {name: value.contiguous() for name, value in state.items()}
+        StableDiffusion3Pipeline.save_lora_weights(
+            folder, transformer_lora_layers=state, transformer_lora_adapter_metadata=peft_config(adapter).to_dict()
+        )
+        save_file(for_comfyui(state, adapter.alpha, LAYOUT.network), folder / COMFYUI_WEIGHTS)
+        self._export_scheduler(folder, source, note)
+        replace(note, base=str(source)).write(folder)
+
+    def read_lora(self, folder: Path) -> dict[str, Tensor]:
+        prefix = f"{LAYOUT.network}."
+        return {name.removeprefix(prefix): value for name, value in load_file(folder / LORA_WEIGHTS).items()}
+
+    def load_lora(self, network: nn.Module, folder: Path) -> None:
+        state, metadata = StableDiffusion3Pipeline.lora_state_dict(
+            folder, weight_name=LORA_WEIGHTS, return_lora_metadata=True, local_files_only=True, use_safetensors=True
+        )
+        layers = dict(network.named_modules())
+        for name in state:
+            layer = name.removeprefix(f"{LAYOUT.network}.").partition(".lora_")[0]
+            if layer not in layers:  # diffusers only warns
+                raise ValueError(f"{folder / LORA_WEIGHTS} changes {layer}, which the network has not")
+        network.load_lora_adapter(state, prefix=LAYOUT.network, metadata=metadata)

@@ -1,0 +1,73 @@
+"""What --model means as one whole pipeline folder: `python -m dpdmd.export --model RUN --out FOLDER`.
+
+A LoRA is added into the weights, a .pt network is put among the other parts, links become files; diffusers loads the
+folder on any machine. Weights are fp32.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export; exit status 2 on wrong input."""
+    parser = argparse.ArgumentParser(
+        prog="dpdmd.export",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="run folder, checkpoint, LoRA folder, pipeline folder, or .pt"
+    )
+    parser.add_argument("--base_model", type=Path, help="pipeline folder that a LoRA or a .pt network belongs to")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; must not be there yet")
+    args = parser.parse_args(argv)
+    try:
+        if args.out.exists():
+            raise ValueError(f"--out {args.out}: is there already; give another")
+        export(args.model, args.base_model, args.out)
+    except ValueError as error:
+        print(f"dpdmd.export: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"dpdmd.export: stopped: {error}", file=sys.stderr)
+        return 1
+    sys.stdout.write(f"{args.out}\n")
+    return 0
+
+
+def export(path: Path, base_model: Path | None, out: Path) -> None:
+    """Write the pipeline folder under a temporary name, then rename it.
+
+    Raises:
+        ValueError: `path` is no model, or its weights do not fit.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    import torch
+
+    from dpdmd.sampling import find_model, load_network, model_family
+
+    model = find_model(path, base_model)
+    family = model_family(model, torch.device("cpu"), torch.float32)
+    network = load_network(family, model, torch.float32)
+    if model.lora:
+        from dpdmd.lora import merged
+
+        network = merged(network)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        note = replace(model.note, base=None)
+        family.export(temporary, dict(network.state_dict()), model.folder, note, copy=True)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
