@@ -1,0 +1,146 @@
+"""How soon a small-world run is as good as it gets: oracle metrics of every checkpoint, for several ways to train.
+
+    python benchmarks/time_to_result.py --way "as it is:" --way "coarse anchor:--anchor_steps 4"
+
+Each way is `scripts/configs/tiny.yaml` with further flags, without evaluation in the loop: one core a run, a checkpoint
+every --every steps. A metric's final value is its mean over the last quarter of the checkpoints; the result is there at
+the first checkpoint from which on accuracy, entropy, coverage and spread, each as the mean of it and the next, are all
+at 95% of theirs. Minutes are those of the steps alone, as metrics.jsonl has them. What is trained or measured already
+is kept.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from dpdmd.checkpoint import versions
+from dpdmd.run_folder import RunFolder, write_text
+from dpdmd.shapes.measure import COLUMNS
+
+JUDGED = ("accuracy", "entropy", "coverage", "spread")
+CONFIG = Path("scripts/configs/tiny.yaml")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One run's metrics over its checkpoints.
+
+    Attributes:
+        steps: of the checkpoints, [C].
+        minutes: of training up to each, [C].
+        metrics: name -> its value at each, [C].
+    """
+
+    steps: np.ndarray
+    minutes: np.ndarray
+    metrics: dict[str, np.ndarray]
+
+    def final(self, name: str) -> float:
+        return float(self.metrics[name][-max(1, len(self.steps) // 4) :].mean())
+
+    def arrival(self, share: float = 0.95) -> int:
+        """Index of the first checkpoint from which on every judged metric stays at `share` of its final value."""
+        good = np.ones(len(self.steps), dtype=bool)
+        for name in JUDGED:
+            values = self.metrics[name]
+            smooth = (values + np.append(values[1:], values[-1])) / 2
+            good &= smooth >= share * self.final(name)
+        bad = np.flatnonzero(~good)
+        return int(bad[-1]) + 1 if len(bad) else 0
+
+
+def run(command: list[str], log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        subprocess.run(command, check=True, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def without_scorers(root: Path) -> Path:
+    """The small world's configuration, training alone."""
+    values = yaml.safe_load(CONFIG.read_text())
+    values["eval"] = {}
+    path = root / "training.yaml"
+    write_text(path, yaml.safe_dump(values))
+    return path
+
+
+def trajectory(root: Path, name: str, flags: list[str], seed: int, every: int, num_seeds: int) -> Trajectory:
+    """Train, measure every checkpoint, and read both back."""
+    folder, figures = root / f"{name}_{seed}", root / f"{name}_{seed}.json"
+    if not figures.exists():
+        command = [sys.executable, "-m", "dpdmd.train", "--config", str(root / "training.yaml"), "--seed", str(seed)]
+        command += ["--vis_every", "0", "--ckpt_every", str(every), "--report_to", "none", "--run_dir", str(folder)]
+        run([*command, "--resume_from_checkpoint", "latest", *flags], root / f"{name}_{seed}.log")
+        models = [str(path) for path in RunFolder.of(folder).checkpoints()]
+        command = [sys.executable, "-m", "dpdmd.shapes.measure", "--model", *models, "--out", str(figures)]
+        run([*command, "--num_seeds", str(num_seeds)], root / f"{name}_{seed}.log")
+    rows = [row["mean"] for row in json.loads(figures.read_text()).values()]
+    steps = np.array([int(path.name.rpartition("_")[2]) for path in RunFolder.of(folder).checkpoints()])
+    records = [json.loads(line) for line in RunFolder.of(folder).metrics.read_text().splitlines()]
+    minutes = np.cumsum([record["seconds"] for record in records]) / 60
+    return Trajectory(steps, minutes[steps - 1], {name: np.array([row[name] for row in rows]) for name in COLUMNS})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--way", action="append", required=True, metavar="NAME:FLAGS", help="may be given often")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
+    parser.add_argument("--every", type=int, default=60, help="steps between checkpoints")
+    parser.add_argument("--num_seeds", type=int, default=32, help="pictures a prompt")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
+    parser.add_argument("--root", type=Path, default=Path("outputs/time_to_result"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    ways = {name: flags.split() for name, _, flags in (way.partition(":") for way in args.way)}
+    without_scorers(args.root)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = {
+            (name, seed): pool.submit(
+                trajectory, args.root, name.replace(" ", "_"), flags, seed, args.every, args.num_seeds
+            )
+            for name, flags in ways.items()
+            for seed in args.seeds
+        }
+        found = {key: job.result() for key, job in jobs.items()}
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    date = datetime.date.today().isoformat()
+    lines = [
+        f"# Time to result on the small world ({date})",
+        "",
+        f"`{' '.join(['python', *sys.argv])}`",
+        "",
+        f"A checkpoint every {args.every} steps, 16 prompts x {args.num_seeds} seeds each; {os.cpu_count()} cores, "
+        f"{args.jobs} runs at a time; {used}",
+        "",
+        "| way | flags | seed | steps to 95% | minutes | of steps | "
+        + " | ".join(f"final {name}" for name in COLUMNS)
+        + " |",
+        "|---|---|---|---|---|---|" + "---|" * len(COLUMNS),
+    ]
+    for (name, seed), track in found.items():
+        at = track.arrival()
+        there = (str(track.steps[at]), f"{track.minutes[at]:.1f}") if at < len(track.steps) else ("not reached", "")
+        finals = " | ".join(f"{track.final(column):.3f}" for column in COLUMNS)
+        flags = f"`{' '.join(ways[name])}`" if ways[name] else ""
+        lines.append(f"| {name} | {flags} | {seed} | {there[0]} | {there[1]} | {track.steps[-1]} | {finals} |")
+    write_text(args.out / f"{date}_time_to_result.md", "\n".join(lines) + "\n")
+    values = {
+        f"{name}, seed {seed}": {"steps": track.steps.tolist(), "minutes": track.minutes.tolist()}
+        | {column: track.metrics[column].tolist() for column in COLUMNS}
+        for (name, seed), track in found.items()
+    }
+    write_text(args.out / f"{date}_time_to_result.json", json.dumps(values) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
