@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from dpdmd.transfers import to_device
+
 
 def derive_seed(seed: int, purpose: str, *indices: int) -> int:
     """63-bit seed of the draw called (seed, purpose, indices).
@@ -36,7 +38,7 @@ def normal_per_sample(
 ) -> torch.Tensor:
     """Standard normal noise, fp32, [len(samples), *shape]; row i depends on (seed, purpose, step, samples[i]) alone."""
     rows = [torch.randn(*shape, generator=torch_generator(seed, purpose, step, sample)) for sample in samples]
-    return torch.stack(rows).to(device)
+    return to_device(torch.stack(rows), device)
 
 
 def integers_per_sample(
@@ -44,4 +46,4 @@ def integers_per_sample(
 ) -> torch.Tensor:
     """Uniform integers in [0, high), int64, [len(samples)]; entry i is named by (seed, purpose, step, samples[i])."""
     draws = [torch.randint(high, (), generator=torch_generator(seed, purpose, step, sample)) for sample in samples]
-    return torch.stack(draws).to(device)
+    return to_device(torch.stack(draws), device)

@@ -57,7 +57,8 @@ def anchor_grid(teacher_sigmas: Tensor, k_anchor: int, num_steps: int | None = N
     """
     if num_steps is None:
         return teacher_sigmas[: k_anchor + 1]
-    return teacher_sigmas[torch.linspace(0, k_anchor, num_steps + 1).round().long()]
+    places = torch.linspace(0, k_anchor, num_steps + 1).round().long().tolist()  # on the host
+    return torch.stack([teacher_sigmas[place] for place in places])
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.families.base import TextEmbedding, TextEncoder
+from dpdmd.transfers import to_device
 from dpdmd.weight_files import read_header
 
 SHARD_SIZE = 64
@@ -129,7 +130,7 @@ class CachedTextEncoder(TextEncoder):
         for prompt in prompts:
             number, row = self.place[prompt]
             rows.append(self.files[number].get_slice(name)[row : row + 1])
-        return torch.cat(rows).to(self.device, non_blocking=True)
+        return to_device(torch.cat(rows), self.device)
 
 
 def cached_encoder(
