@@ -37,7 +37,9 @@ def prepare(examined: config.Config, run_dir: Path) -> preflight.Plan:
     run.run_dir, run.resume_from_checkpoint, run.report_to = str(run_dir), None, "none"
     run.log_path = run.ckpt_dir = run.eval_dir = run.process_folder_name = run.diversity_folder_name = None
     run.vis_every, run.max_steps, run.max_epoch = 0, 4, None
-    examined.method.per_train_fake_num = 1
+    method, optim = examined.method, examined.optim
+    method.per_train_fake_num, method.fake_head_start = 1, 0
+    optim.lr_scheduler, optim.lr_warmup_steps = "constant", 0
     return preflight.check(examined)
 
 

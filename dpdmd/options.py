@@ -9,6 +9,7 @@ from typing import Any
 METHODS = ("dpdmd", "dmd")
 NORMALIZERS = ("z_t", "x_student")
 DMD_TIMES = ("per_sample", "per_batch")
+LR_SCHEDULERS = ("constant", "linear", "cosine")
 NONFINITE = ("stop", "skip")
 TRACKERS = ("tensorboard", "wandb", "none")
 IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
@@ -64,6 +65,7 @@ class MethodConfig:
     )
     fake_rollout_reuse: int = _flag(1, "fake updates that share one roll-out of the student", "ours")
     per_train_fake_num: int = _flag(5, "fake-score updates before each student update", "paper", least=1)
+    fake_head_start: int = _flag(0, "fake-score updates before the first cycle", "ours", least=0)
     div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", least=0)
     teacher_guidance_scale: float = _flag(3.5, "guidance of the teacher, u + s (c - u)", "paper", least=0)
     student_sigmas: str = _flag(
@@ -104,6 +106,13 @@ class OptimConfig:
     grad_accum: int = _flag(1, "forward passes summed into one update", "release", least=1, free=True)
     lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", above=0)
     lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", above=0)
+    lr_scheduler: str = _flag(
+        "constant",
+        "learning rates over each network's own updates: constant, or down to 0 at the run's last",
+        "paper; names as in diffusers",
+        choices=LR_SCHEDULERS,
+    )
+    lr_warmup_steps: int = _flag(0, "updates of each network in which its learning rate rises from 0", "ours", least=0)
     weight_decay: float = _flag(0.0, "of both optimizers", "paper", least=0)
     adam_beta1: float = _flag(0.9, "of both optimizers", "torch", least=0, below=1)
     adam_beta2: float = _flag(0.999, "of both optimizers", "torch", least=0, below=1)

@@ -1,0 +1,32 @@
+"""Learning rates as pure functions of the update, so that a resumed run needs no schedule's state.
+
+The names and the curves are diffusers' (`get_scheduler`): a linear warm-up from 0, then constant, or down to 0 at the
+last update along a line or half a cosine.
+"""
+
+import math
+
+from dpdmd.options import OptimConfig
+
+
+def lr_factor(name: str, update: int, total: int, warmup: int) -> float:
+    """Share of the full learning rate at `update` (0 for the first) of `total`.
+
+    Raises:
+        ValueError: unknown `name`.
+    """
+    if update < warmup:
+        return update / warmup
+    progress = (update - warmup) / max(1, total - warmup)
+    if name == "constant":
+        return 1.0
+    if name == "linear":
+        return max(0.0, 1.0 - progress)
+    if name == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    raise ValueError(f"no learning-rate schedule {name!r}")
+
+
+def learning_rate(full: float, config: OptimConfig, update: int, total: int) -> float:
+    """What `config` makes of the `full` learning rate at one network's `update` of its `total`."""
+    return full * lr_factor(config.lr_scheduler, update, total, config.lr_warmup_steps)
