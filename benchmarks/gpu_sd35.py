@@ -110,9 +110,9 @@ def measure(trainer: Trainer, cycles: int) -> dict[str, float]:
     for step in range(length, (cycles + 1) * length):
         synchronise()
         started = time.perf_counter()
-        record, _ = trainer.take_step(step)
+        record = trainer.take_step(step)
         synchronise()
-        seconds[is_student_turn(step, length - 1)].append(time.perf_counter() - started)
+        seconds[is_student_turn(step, trainer.config.method)].append(time.perf_counter() - started)
     fake, student = (statistics.median(seconds[turn]) for turn in (False, True))
     return {
         "fake_seconds": fake,

@@ -43,6 +43,7 @@ def make_trainer(flags: list[str], run_dir: Path) -> Trainer:
     for name in ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path"):
         setattr(examined.eval, name, None)
     examined.eval.ir_model_path = examined.eval.ir_med_config = None
+    examined.method.fake_head_start = 0  # cycles are what is measured
     return Trainer(preflight.check(examined))
 
 

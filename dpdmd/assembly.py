@@ -15,15 +15,23 @@ from dpdmd.networks import Networks, load_networks
 from dpdmd.preflight import Plan
 from dpdmd.run_log import logger
 from dpdmd.sampling import Sampler, SamplerSettings
+from dpdmd.text_stream import StreamedTextEncoder
 
 
 @dataclass
 class Trained:
-    """One trained network: as the trainer calls it (wrapped or not), its optimizer, and how often it was updated."""
+    """One trained network.
+
+    Attributes:
+        network: as the trainer calls it, wrapped or not.
+        learning_rate: the full one, before any schedule.
+        updates: how often it was updated.
+    """
 
     network: nn.Module
     optimizer: Any
     parameters: list[nn.Parameter]
+    learning_rate: float
     updates: int = 0
 
 
@@ -84,7 +92,8 @@ def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEnco
     data, folder = plan.config.data, Path(plan.config.model.teacher_id)
 
     def load() -> TextEncoder:
-        return family.load_text_encoder(folder, data.max_sequence_length)
+        encoder = family.load_text_encoder(folder, data.max_sequence_length)
+        return StreamedTextEncoder(encoder, accelerator.device) if accelerator.device.type == "cuda" else encoder
 
     if not data.cache_text_embeddings:
         return load()
@@ -106,13 +115,18 @@ def _prepare(plan: Plan, accelerator: Any, name: str, network: nn.Module, lr: fl
     """One trained network in its topology, with its optimizer as the checkpoint has it."""
     optim = plan.config.optim
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=lr, betas=(optim.adam_beta1, optim.adam_beta2), weight_decay=optim.weight_decay
+        network.parameters(),
+        lr=lr,
+        betas=(optim.adam_beta1, optim.adam_beta2),
+        weight_decay=optim.weight_decay,
+        # Its kernel skips an update by itself, so that the host need not wait to know whether there is one.
+        fused=accelerator.device.type == "cuda" or None,
     )
     network, optimizer = distributed.prepare(accelerator, network, optimizer)
     if plan.checkpoint:
         saved = checkpoint.load_state(plan.checkpoint, f"optimizer_{name}")
         distributed.restore_optimizer_state(network, optimizer, saved)
-    return Trained(network, optimizer, list(network.parameters()))
+    return Trained(network, optimizer, list(network.parameters()), lr)
 
 
 def _load_evaluation(

@@ -1,7 +1,7 @@
 """All that knows ranks: the accelerator, wrapping, reductions, and whole state dicts of sharded networks."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,13 +102,10 @@ def synchronise_when(accelerator: Accelerator, network: nn.Module, condition: bo
         yield
 
 
-def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, float]:
-    """Mean of scalars over processes, in one reduction and one copy to the host. Collective."""
-    if not values:
-        return {}
-    stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
-    reduced = accelerator.reduce(stacked, reduction="mean").tolist()
-    return dict(zip(values, reduced, strict=True))
+def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> Tensor:
+    """Mean of scalars over processes, in one reduction, fp32 [len(values)]. Collective."""
+    stacked = torch.stack([value.detach().float().reshape(()) for value in values])
+    return accelerator.reduce(stacked, reduction="mean")
 
 
 def share(items: Sequence[Item], rank: int, processes: int) -> list[Item]:
@@ -143,29 +140,45 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float, norm: Tensor
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
+def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    """torch's own optimizer inside accelerate's."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _apart(state: dict[str, Tensor], live: Iterable[Any]) -> dict[str, Tensor]:
+    """`state` with a copy of each entry that shares memory with one of `live`: torch copies only from a device."""
+    tensors = [value.to_local() if isinstance(value, DTensor) else value for value in live if torch.is_tensor(value)]
+    places = {value.untyped_storage().data_ptr() for value in tensors}
+    return {
+        name: value.clone() if value.untyped_storage().data_ptr() in places else value for name, value in state.items()
+    }
+
+
 def whole_network_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's weights on the CPU, unsharded; under sharding empty on all ranks but 0. Collective."""
-    return get_model_state_dict(network, options=_WHOLE)
+    """A copy of the network's weights on the CPU, unsharded; under sharding empty on all ranks but 0. Collective."""
+    state = get_model_state_dict(network, options=_WHOLE)
+    return _apart(state, [*network.parameters(), *network.buffers()])
 
 
 def whole_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """The optimizer's state as "parameter|entry" -> tensor, unsharded, on the CPU of rank 0. Collective.
+    """A copy of the optimizer's state as "parameter|entry" -> tensor, unsharded, on the CPU of rank 0. Collective.
 
     Empty on the other ranks, and for an optimizer that has not stepped yet: asking torch for its state would make
     it step.
     """
-    raw = getattr(optimizer, "optimizer", optimizer)
+    raw = unwrapped(optimizer)
     if not raw.state:
         return {}
     state = get_optimizer_state_dict(network, raw, options=_WHOLE).get("state", {})
-    return {f"{name}|{key}": value for name, entries in state.items() for key, value in entries.items()}
+    flat = {f"{name}|{key}": value for name, entries in state.items() for key, value in entries.items()}
+    return _apart(flat, [value for entries in raw.state.values() for value in entries.values()])
 
 
 def restore_optimizer_state(network: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:
     """Inverse of `whole_optimizer_state`, into an optimizer of any topology. Collective."""
     if not saved:
         return
-    raw = getattr(optimizer, "optimizer", optimizer)
+    raw = unwrapped(optimizer)
     state: dict[str, dict[str, Tensor]] = {}
     for name, value in saved.items():
         parameter, key = name.rsplit("|", 1)

@@ -107,8 +107,10 @@ class Distillation:
     def score_input(self, batch: MicroBatch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(z_t, sigma, noise) at which real and fake score look at the sample `x`."""
         samples = [0] * len(batch.samples) if self.config.dmd_t == "per_batch" else batch.samples
-        draws = rng.integers_per_sample(NUM_SCORE_TIMES, self.seed, "score time", batch.step, samples)
-        sigma = self.score_sigmas[draws.to(x.device)]
+        draws = rng.integers_per_sample(
+            NUM_SCORE_TIMES, self.seed, "score time", batch.step, samples, device=self.score_sigmas.device
+        )
+        sigma = self.score_sigmas[draws]
         noise = self._normal("score noise", batch.step, batch)
         return self.schedule.add_noise(x, noise, sigma), sigma, noise
 
@@ -193,16 +195,35 @@ METHODS = {
 }
 
 
-def is_student_turn(step: int, per_train_fake_num: int) -> bool:
-    """Whether update `step` (from 0) is the student's: `per_train_fake_num` fake updates come first in each cycle."""
-    return step % (per_train_fake_num + 1) == per_train_fake_num
+def student_turns(steps: int, config: MethodConfig) -> int:
+    """How many of the first `steps` updates are the student's; the others are the fake score's.
+
+    The first `fake_head_start` are not; then cycles follow, each of `per_train_fake_num` fake updates and a student's.
+    """
+    return max(0, steps - config.fake_head_start) // (config.per_train_fake_num + 1)
+
+
+def is_student_turn(step: int, config: MethodConfig) -> bool:
+    """Whether update `step` (from 0) is the student's."""
+    return student_turns(step + 1, config) > student_turns(step, config)
 
 
 def rollout_step(step: int, config: MethodConfig) -> int:
-    """The update whose roll-out update `step` works on: the first of `fake_rollout_reuse` fake turns, else itself."""
-    if is_student_turn(step, config.per_train_fake_num):
+    """The update whose roll-out update `step` works on: the first of `fake_rollout_reuse` fake turns, else itself.
+
+    Fake turns share one within the head start, and within a cycle.
+    """
+    if is_student_turn(step, config):
         return step
-    return step - step % (config.per_train_fake_num + 1) % config.fake_rollout_reuse
+    beyond = step - config.fake_head_start
+    place = step if beyond < 0 else beyond % (config.per_train_fake_num + 1)
+    return step - place % config.fake_rollout_reuse
+
+
+def last_student_step(step: int, config: MethodConfig) -> int:
+    """Updates that were done when the student last had its turn before update `step`; 0 where it had none."""
+    turns = student_turns(step, config)
+    return config.fake_head_start + turns * (config.per_train_fake_num + 1) if turns else 0
 
 
 def roll_out(run: Distillation, batch: MicroBatch) -> StudentTurn:

@@ -2,13 +2,17 @@
 
 import math
 import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, methods
+from dpdmd import checkpoint, distributed, methods, updates
 from dpdmd.assembly import Trained, assemble
+from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.evaluation import in_loop
@@ -16,13 +20,16 @@ from dpdmd.families.base import TextEmbedding
 from dpdmd.families.layouts import Note
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.interruption import Interrupted, StopSignals
+from dpdmd.lr_schedules import learning_rate
 from dpdmd.preflight import Plan, total_steps
 from dpdmd.prompts import global_samples, prompts_of_step
 from dpdmd.run_folder import BEST
 from dpdmd.run_log import RunLog, logger, peak_memory_gb, set_up_logging
+from dpdmd.step_record import Figures, StepUnderWay
+from dpdmd.transfers import Stopwatch
 
 MAX_PICTURES = 8  # in process_vis
-STOP = "stop"  # the entry of a step's reduction that tells every rank of a signal to any of them
+STOP = "stop"  # the figure that tells every rank of a signal to any of them, or of a checkpoint that failed
 
 
 class Trainer:
@@ -50,6 +57,11 @@ class Trainer:
         loaded = assemble(plan, self.accelerator)
         self.student, self.fake, self.run = loaded.student, loaded.fake, loaded.run
         self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
+        self.writer = CheckpointWriter()
+        self.encoded: tuple[int, TextEmbedding] | None = None  # the last roll-out step's prompts
+        # Steps whose figures may be on their way while the next one begins; none where the host must know them first.
+        both = (self.student, self.fake)
+        self.lag = int(all(updates.skips_on_device(trained.optimizer) for trained in both))
 
     def _open_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # no rank may still be checking that the folder is unused
@@ -71,35 +83,41 @@ class Trainer:
             SaveError: a checkpoint could not be written.
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
-        with self.signals, log:
+        under_way: deque[StepUnderWay] = deque()
+        with self.signals, log, self.writer:
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
             if self.start >= self.stop:
                 logger.info("nothing left to train: step %d of %d", self.start, self.stop)
-            for step in range(self.start, self.stop):
-                record, asked_to_stop = self.take_step(step)
-                log.step(record)
-                if (step + 1) % self.config.run.ckpt_every == 0 or step + 1 == self.stop or asked_to_stop:
-                    self._save(step + 1)
-                if asked_to_stop and step + 1 < self.stop:
-                    interrupted = Interrupted(self._signal_of_all(), step + 1)
+            for done in range(self.start + 1, self.stop + 1):
+                under_way.append(self.start_step(done - 1))
+                saves, evaluates = self._saves(done), self._evaluates(done)
+                asked_to_stop = self._finish_steps(under_way, log, 0 if saves or evaluates else self.lag)
+                if saves or asked_to_stop:
+                    self._save(done)
+                if asked_to_stop and done < self.stop:
+                    self._wait_for_writer()
+                    interrupted = Interrupted(self._signal_of_all(), done)
                     logger.info("stopped: %s", interrupted)
                     raise interrupted
-                if self._evaluates(step + 1):
-                    self._evaluate(step + 1, log)
+                if evaluates:
+                    self._evaluate(done, log)
+            self._wait_for_writer()
 
     def _signal_of_all(self) -> int:
         """The signal that any rank got, the same on every rank."""
         return max(distributed.gather(self.accelerator, [self.signals.received]))
 
-    def take_step(self, step: int) -> tuple[dict[str, Any], bool]:
-        """One update; returns its record, and whether a signal asks the run to end."""
-        started = time.perf_counter()
-        if student := methods.is_student_turn(step, self.config.method.per_train_fake_num):
-            turn, trained, compute = "student", self.student, methods.student_turn
-        else:
-            turn, trained, compute = "fake", self.fake, methods.fake_turn
+    def take_step(self, step: int) -> dict[str, Any]:
+        """One update from beginning to end; returns its record."""
+        return self.finish_step(self.start_step(step))[0]
+
+    def start_step(self, step: int) -> StepUnderWay:
+        """Hand one update to the device, without waiting for it where the optimizer skips by itself."""
+        watch = Stopwatch(self.accelerator.device)
+        student = methods.is_student_turn(step, self.config.method)
+        trained, compute = (self.student, methods.student_turn) if student else (self.fake, methods.fake_turn)
         totals: dict[str, Tensor] = {}
         batches = self.micro_batches(step)
         for index, batch in enumerate(batches):
@@ -108,35 +126,70 @@ class Trainer:
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
                 totals[name] = totals.get(name, 0) + value / len(batches)
-        totals[STOP] = torch.tensor(float(self.signals.received), device=self.accelerator.device)
-        metrics = distributed.mean_over_processes(self.accelerator, totals)
-        asked_to_stop = metrics.pop(STOP) > 0
+        asked = float(self.signals.received or self.writer.failure is not None)
+        totals[STOP] = torch.full((), asked, device=self.accelerator.device)
+        means = distributed.mean_over_processes(self.accelerator, list(totals.values()))
         norm = distributed.gradient_norm(trained.parameters)
-        metrics["grad_norm"] = norm.item()
+        figures = Figures([*totals, "grad_norm"], torch.cat([means, norm.float().reshape(1)]))
+        rate = self._learning_rate(trained, step, student)
+        updates.update(trained, figures, norm, rate, self.config.optim.max_grad_norm)
+        trained.optimizer.zero_grad()
+        watch.stop()
+        return StepUnderWay(step, trained, figures, result.pictures, batches[-1].samples, rate, watch)
+
+    def finish_step(self, taken: StepUnderWay) -> tuple[dict[str, Any], bool]:
+        """Read what became of a step; returns its record, and whether a signal or a failure asks the run to end.
+
+        Raises:
+            NonFiniteError: a figure is not finite, unless skipping.
+        """
+        metrics: dict[str, Any] = taken.figures.read()
+        asked_to_stop = metrics.pop(STOP) > 0
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            self._report_nonfinite(bad, metrics, result.pictures, step, turn)
+            self._report_nonfinite(bad, metrics, taken)
             metrics |= {name: None for name in bad} | {"skipped": 1.0}
         else:
-            self._update(trained, norm)
-        trained.optimizer.zero_grad()
-        if student and self._shows_pictures(step):
-            self._show_pictures(result.pictures, batches[-1], step)
-        seconds = time.perf_counter() - started
+            taken.trained.updates += 1
+        if taken.trained is self.student and self._shows_pictures(taken.step):
+            self._show_pictures(taken)
+        seconds = taken.watch.seconds()
         record = {
-            "step": step + 1,
-            "turn": turn,
+            "step": taken.step + 1,
+            "turn": self._turn(taken),
             **metrics,
+            "lr": taken.learning_rate,
             "seconds": seconds,
             "samples_per_second": self.global_batch_size / seconds,
             "memory_gb": peak_memory_gb(self.accelerator.device),
         }
         return record, asked_to_stop
 
+    def _finish_steps(self, under_way: deque[StepUnderWay], log: RunLog, keep: int) -> bool:
+        """Finish and record all but the last `keep` steps; all of them where one asks the run to end.
+
+        Returns:
+            Whether one did.
+        """
+        asked_to_stop = False
+        while len(under_way) > (0 if asked_to_stop else keep):
+            record, asked = self.finish_step(under_way.popleft())
+            log.step(record)
+            asked_to_stop |= asked
+        return asked_to_stop
+
+    def _turn(self, taken: StepUnderWay) -> str:
+        return "student" if taken.trained is self.student else "fake"
+
+    def _learning_rate(self, trained: Trained, step: int, student: bool) -> float:
+        """Of the update that `step` is, counted in turns of its network: one that is skipped counts."""
+        before, all_steps = (methods.student_turns(count, self.config.method) for count in (step, self.stop))
+        update, total = (before, all_steps) if student else (step - before, self.stop - all_steps)
+        return learning_rate(trained.learning_rate, self.config.optim, update, total)
+
     def micro_batches(self, step: int) -> list[methods.MicroBatch]:
         """This rank's share of the step's prompts, encoded in one go and cut into `grad_accum` pieces."""
         source = methods.rollout_step(step, self.config.method)
-        prompts = prompts_of_step(self.plan.prompts, self.config.run.seed, source, self.global_batch_size, self.samples)
-        text, size = self.text_encoder.encode(prompts), self.config.optim.batch_size
+        text, size = self._text(source), self.config.optim.batch_size
         return [
             methods.MicroBatch(
                 TextEmbedding(text.context[start : start + size], text.pooled[start : start + size]),
@@ -144,58 +197,59 @@ class Trainer:
                 self.samples[start : start + size],
                 source,
             )
-            for start in range(0, len(prompts), size)
+            for start in range(0, len(self.samples), size)
         ]
 
-    def _update(self, trained: Trained, norm: Tensor) -> None:
-        """Clip by the global norm, step."""
-        distributed.clip_gradients(trained.parameters, self.config.optim.max_grad_norm, norm)
-        trained.optimizer.step()
-        trained.updates += 1
+    def _prompts(self, source: int, samples: Sequence[int]) -> list[str]:
+        return prompts_of_step(self.plan.prompts, self.config.run.seed, source, self.global_batch_size, samples)
 
-    def _report_nonfinite(
-        self, bad: list[str], metrics: dict[str, float], latents: dict[str, Tensor], step: int, turn: str
-    ) -> None:
+    def _text(self, source: int) -> TextEmbedding:
+        """The prompts of one roll-out step, encoded when the first of the steps that share it comes."""
+        if self.encoded is None or self.encoded[0] != source:
+            self.encoded = source, self.text_encoder.encode(self._prompts(source, self.samples))
+        return self.encoded[1]
+
+    def _report_nonfinite(self, bad: list[str], metrics: dict[str, float], taken: StepUnderWay) -> None:
         """Save what led here, of every rank; then stop, or with `--nonfinite skip` go on without the update.
 
         Raises:
             NonFiniteError: unless skipping.
         """
-        source = methods.rollout_step(step, self.config.method)
+        step, turn = taken.step + 1, self._turn(taken)
+        source = methods.rollout_step(taken.step, self.config.method)
         mine = {
             "rank": self.accelerator.process_index,
-            "prompts": prompts_of_step(
-                self.plan.prompts, self.config.run.seed, source, self.global_batch_size, self.samples
-            ),
-            "latents": {name: latent_statistics(value) for name, value in latents.items()},
+            "prompts": self._prompts(source, self.samples),
+            "latents": {name: latent_statistics(value) for name, value in taken.latents.items()},
         }
         ranks = distributed.gather(self.accelerator, [mine])
-        path = self.folder.diagnostics / f"nonfinite_step_{step + 1:06d}.json"
+        path = self.folder.diagnostics / f"nonfinite_step_{step:06d}.json"
         if self.accelerator.is_main_process:
-            write_diagnostic(path, step + 1, turn, metrics, ranks)
-        what = f"step {step + 1}, {turn} turn: {bad[0]} is {metrics[bad[0]]}; the optimizer did not step; see {path}"
+            write_diagnostic(path, step, turn, metrics, ranks)
+        what = f"step {step}, {turn} turn: {bad[0]} is {metrics[bad[0]]}; the optimizer did not step; see {path}"
         if self.config.run.nonfinite == "stop":
             raise NonFiniteError(what)
         if self.accelerator.is_main_process:
             logger.warning("%s", what)
 
     def _shows_pictures(self, step: int) -> bool:
-        """Whether a multiple of `vis_every` lies in the cycle that this student turn closes."""
-        every, cycle = self.config.run.vis_every, self.config.method.per_train_fake_num + 1
-        return every > 0 and (step + 1) // every > (step + 1 - cycle) // every
+        """Whether a multiple of `vis_every` has come since the student's last turn."""
+        every = self.config.run.vis_every
+        return every > 0 and (step + 1) // every > methods.last_student_step(step, self.config.method) // every
 
-    def _show_pictures(self, latents: dict[str, Tensor], batch: methods.MicroBatch, step: int) -> None:
+    def _show_pictures(self, taken: StepUnderWay) -> None:
         """Overwrite process_vis/latest.png: student, x0_real and x0_fake below each other, decoded in one batch."""
         if not self.accelerator.is_main_process:
             return
-        count = min(MAX_PICTURES, len(batch.samples))
-        decoded = to_pil(self.decoder.decode(torch.cat([value[:count] for value in latents.values()])))
-        prompts = prompts_of_step(
-            self.plan.prompts, self.config.run.seed, step, self.global_batch_size, batch.samples[:count]
-        )
+        count = min(MAX_PICTURES, len(taken.samples))
+        decoded = to_pil(self.decoder.decode(torch.cat([value[:count] for value in taken.latents.values()])))
         rows = [decoded[start : start + count] for start in range(0, len(decoded), count)]
-        title = f"step {step + 1}: {' | '.join(prompts)}"
-        save_picture(labelled_grid(rows, list(latents), title), self.folder.process_vis / "latest.png")
+        title = f"step {taken.step + 1}: {' | '.join(self._prompts(taken.step, taken.samples[:count]))}"
+        save_picture(labelled_grid(rows, list(taken.latents), title), self.folder.process_vis / "latest.png")
+
+    def _saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` updates."""
+        return step % self.config.run.ckpt_every == 0 or step == self.stop
 
     def _evaluates(self, step: int) -> bool:
         """Whether the student is evaluated after `step` updates: before the first, every so often, and at the end."""
@@ -211,6 +265,7 @@ class Trainer:
         started = time.perf_counter()
         student, teacher = self.evaluation.evaluate(step), self.evaluation.teacher_scores
         log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
+        self._wait_for_writer()
         if self.accelerator.is_main_process:
             saved = {int(path.name.rpartition("_")[2]): path for path in self.folder.checkpoints()}
             best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
@@ -219,7 +274,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def snapshot(self, step: int) -> checkpoint.Snapshot:
-        """All state after `step` updates, whole, on the CPU of rank 0. Collective."""
+        """A copy of all state after `step` updates, whole, on the CPU of rank 0. Collective."""
         return checkpoint.Snapshot(
             checkpoint.Progress(step, self.student.updates, self.fake.updates, self.global_batch_size),
             student=distributed.whole_network_state(self.student.network),
@@ -238,13 +293,18 @@ class Trainer:
         )
 
     def _save(self, step: int) -> None:
-        snapshot, failure = self.snapshot(step), None
+        """Take a snapshot, which rank 0 writes while training goes on; the one before is written first. Collective."""
+        self._wait_for_writer()
+        snapshot, last = self.snapshot(step), step == self.stop
         if self.accelerator.is_main_process:
-            try:
-                last = step == self.stop
-                path = checkpoint.save(self.folder, snapshot, self.config, self.run.family, self.note(), last=last)
-                logger.info("saved %s", path)
-            except checkpoint.SaveError as error:
-                failure = str(error)
-        if failure := distributed.from_main(self.accelerator, failure):
+            family, note = self.run.family, self.note()
+            self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, note, last=last))
+
+    def _wait_for_writer(self) -> None:
+        """Until every checkpoint that was begun is whole. Collective.
+
+        Raises:
+            SaveError: one could not be written.
+        """
+        if failure := distributed.from_main(self.accelerator, self.writer.wait()):
             raise checkpoint.SaveError(failure)
