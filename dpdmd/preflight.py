@@ -14,6 +14,7 @@ from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS, read_note
+from dpdmd.methods import student_turns
 from dpdmd.options import MAX_STEPS
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
@@ -59,7 +60,9 @@ def check(config: Config) -> Plan:
     evaluation = plan_evaluation(config.eval)
     folder = RunFolder.from_config(config.run)
     found = _check_folder(config, folder)
-    _check_space(config, folder, len(prompts), found)
+    stop = total_steps(config, len(prompts), _global_batch_size(config))
+    _check_turns(config, stop)
+    _check_space(config, folder, stop, found)
     warnings = [
         f"{path} does not lie under {folder.root}: this run's files are scattered" for path in folder.scattered()
     ]
@@ -155,12 +158,34 @@ def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int
     return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=MAX_STEPS)
 
 
-def _check_space(config: Config, folder: RunFolder, num_prompts: int, found: checkpoint.Found) -> None:
+def _global_batch_size(config: Config) -> int:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return config.optim.batch_size * config.optim.grad_accum * processes
+
+
+def _check_turns(config: Config, stop: int) -> None:
+    """Compare what is counted in updates with how many of them `stop` steps have."""
+    head_start, warmup, students = (
+        config.method.fake_head_start,
+        config.optim.lr_warmup_steps,
+        student_turns(stop, config.method),
+    )
+    if head_start and not students:
+        raise ValueError(
+            f"--fake_head_start {head_start}: the run ends at step {stop}, before the student's first update; give "
+            "fewer, or more --max_steps"
+        )
+    if warmup and warmup >= (fewest := min(students, stop - students)):
+        raise ValueError(
+            f"--lr_warmup_steps {warmup}: one network has {fewest} updates in {stop} steps; give fewer, or more "
+            "--max_steps"
+        )
+
+
+def _check_space(config: Config, folder: RunFolder, stop: int, found: checkpoint.Found) -> None:
     """Compare what the checkpoints to come will take with what the disk has."""
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     run, start = config.run, found.progress.step if found.progress else 0
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    stop = total_steps(config, num_prompts, config.optim.batch_size * config.optim.grad_accum * processes)
     count = max(0, math.ceil(stop / run.ckpt_every) - start // run.ckpt_every)
     if run.checkpoints_total_limit:
         # One more than the limit: the oldest goes when the newest is whole.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from safetensors.torch import load_file
 
 from dpdmd import methods, train
 from dpdmd.config import read_yaml
+from dpdmd.families.sd35 import SD35TextEncoder
 from dpdmd.rng import normal_per_sample
+from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling import load_sampler
+from dpdmd.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -202,3 +206,58 @@ def test_a_resume_between_turns_that_share_a_rollout(flags, tmp_path):
     resume = ["--resume_from_checkpoint", "latest"]
     assert train.main([*more, *resume, "--run_dir", str(parts), "--max_steps", "9"]) == 0
     assert state_bytes(whole / "ckpts" / "step_000009") == state_bytes(parts / "ckpts" / "step_000009")
+
+
+def test_a_head_start_of_the_fake_score_with_a_resume_in_the_middle(flags, tmp_path):
+    """Seven fake updates, then the usual cycles; resumed within the head start, the rest is the same to the byte."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = [*flags, "--fake_head_start", "7", "--fake_rollout_reuse", "2", "--ckpt_every", "5"]
+    assert train.main([*more, "--run_dir", str(whole), "--max_steps", "60"]) == 0
+    assert [line["turn"] for line in records(whole)] == ["fake"] * 7 + (["fake"] * 5 + ["student"]) * 8 + ["fake"] * 5
+    shutil.copytree(whole, parts, symlinks=True)
+    folder = RunFolder.of(parts)
+    for path in folder.checkpoints()[1:]:
+        shutil.rmtree(path)
+    folder.point(LATEST, folder.checkpoint(5))
+    resume = ["--resume_from_checkpoint", "latest"]
+    assert train.main([*more, *resume, "--run_dir", str(parts), "--max_steps", "60"]) == 0
+    for run in (whole, parts):
+        manifest = json.loads((run / "ckpts" / "step_000060" / "manifest.json").read_text())
+        assert manifest["progress"] == {"step": 60, "student_updates": 8, "fake_updates": 52, "global_batch_size": 2}
+    assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
+    assert (
+        Image.open(whole / "process_vis" / "latest.png").size == Image.open(parts / "process_vis" / "latest.png").size
+    )
+
+
+def test_pictures_are_shown_once_a_head_start_is_over(flags, tmp_path, monkeypatch):
+    """A multiple of `vis_every` within the head start is shown by the first student turn, which closes it."""
+    shown, healthy = [], Trainer._show_pictures
+    monkeypatch.setattr(Trainer, "_show_pictures", lambda self, taken: shown.append(taken.step) or healthy(self, taken))
+    more = ["--fake_head_start", "6", "--per_train_fake_num", "1", "--vis_every", "5", "--max_steps", "14"]
+    assert train.main([*flags, *more, "--run_dir", str(tmp_path / "run")]) == 0
+    assert shown == [7, 9]  # 5 lies in the head start, 10 in the cycle of steps 9 and 10
+
+
+def test_prompts_that_turns_share_are_encoded_once(flags, tmp_path, monkeypatch):
+    """Each roll-out's prompts go through the encoders once, and what is learnt has the same bytes as before."""
+    encoded, healthy = [], SD35TextEncoder.encode
+    monkeypatch.setattr(
+        SD35TextEncoder, "encode", lambda self, prompts: encoded.append(prompts) or healthy(self, prompts)
+    )
+    more = [*flags, "--vis_every", "0", "--fake_rollout_reuse", "2", "--max_steps", "7"]
+    once, anew = tmp_path / "once", tmp_path / "anew"
+    assert train.main([*more, "--run_dir", str(once)]) == 0
+    steps = [prompts for prompts in encoded if prompts != [""]]
+    assert len(steps) == 5  # roll-outs of steps 1, 3, 5, 6 and 7
+    encoded.clear()
+    text = Trainer._text
+
+    def forgetful(self, source):
+        self.encoded = None
+        return text(self, source)
+
+    monkeypatch.setattr(Trainer, "_text", forgetful)
+    assert train.main([*more, "--run_dir", str(anew)]) == 0
+    assert len([prompts for prompts in encoded if prompts != [""]]) == 7
+    assert state_bytes(once / "ckpts" / "step_000007") == state_bytes(anew / "ckpts" / "step_000007")

@@ -1,0 +1,172 @@
+"""Checkpoints are written while training goes on, from a copy, one at a time; a failure is told on the next step."""
+
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpdmd import checkpoint, config, preflight, train
+from dpdmd.checkpoint import SaveError
+from dpdmd.checkpoint_writer import CheckpointWriter
+from dpdmd.trainer import Trainer
+
+STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def flags(short_run: list[str], tmp_path: Path) -> list[str]:
+    return [*short_run, "--run_dir", str(tmp_path / "run"), "--vis_every", "0"]
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    names = (
+        STUDENT,
+        "state/fake.safetensors",
+        "state/optimizer_student.safetensors",
+        "state/optimizer_fake.safetensors",
+    )
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_training_goes_on_and_the_checkpoint_is_of_its_own_step(flags, tmp_path, monkeypatch):
+    """Step 2's checkpoint waits until step 4 is recorded, and still holds step 2; `latest` moves only then."""
+    ahead, behind, healthy, run = tmp_path / "ahead", tmp_path / "run", checkpoint.save, tmp_path / "run"
+    seen = []
+    assert train.main([*flags, "--run_dir", str(ahead), "--max_steps", "6", "--ckpt_every", "2"]) == 0
+    four_steps = threading.Event()
+
+    def slow(folder, snapshot, *arguments, **options):
+        if snapshot.progress.step == 2:
+            assert four_steps.wait(60)
+            seen.append((len(records(run)), (run / "ckpts" / "latest").exists()))
+        return healthy(folder, snapshot, *arguments, **options)
+
+    start = Trainer.start_step
+
+    def told(self, step):
+        if step == 3:
+            four_steps.set()
+        return start(self, step)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(Trainer, "start_step", told)
+    assert train.main([*flags, "--max_steps", "6", "--ckpt_every", "2"]) == 0
+    ((recorded, moved),) = seen
+    assert recorded >= 3 and not moved
+    for step in (2, 4, 6):
+        assert state(behind / "ckpts" / f"step_{step:06d}") == state(ahead / "ckpts" / f"step_{step:06d}")
+    assert os.readlink(behind / "ckpts" / "latest") == "step_000006"
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_snapshot_does_not_move_with_what_is_trained(flags, monkeypatch, fused):
+    """Every weight, moment and count of it stays what it was while steps are taken."""
+    healthy = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *given, **more: healthy(*given, **{**more, "fused": fused}))
+    trainer = Trainer(preflight.check(config.parse([*flags, "--per_train_fake_num", "1"])))
+    for step in range(2):
+        trainer.take_step(step)
+    taken = trainer.snapshot(2)
+    parts = [taken.student, taken.fake, taken.optimizer_student, taken.optimizer_fake]
+    before = [{name: value.clone() for name, value in part.items()} for part in parts]
+    assert all(before)
+    for step in range(2, 4):
+        trainer.take_step(step)
+    for part, then in zip(parts, before, strict=True):
+        assert all(torch.equal(part[name], value) for name, value in then.items())
+    moved = trainer.snapshot(4)
+    assert any(not torch.equal(moved.student[name], value) for name, value in taken.student.items())
+    assert any(not torch.equal(moved.optimizer_fake[name], value) for name, value in taken.optimizer_fake.items())
+
+
+def test_a_failed_write_ends_the_run_on_the_next_step(flags, tmp_path, monkeypatch, capsys):
+    """Not only when the next checkpoint is due: the steps in between would be lost."""
+    failed, healthy, start = threading.Event(), CheckpointWriter._run, Trainer.start_step
+
+    def no_space(tensors, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def run(self, write):
+        healthy(self, write)
+        failed.set()
+
+    def waiting(self, step):
+        if step == 3:
+            assert failed.wait(60)
+        return start(self, step)
+
+    monkeypatch.setattr(checkpoint, "save_file", no_space)
+    monkeypatch.setattr(CheckpointWriter, "_run", run)
+    monkeypatch.setattr(Trainer, "start_step", waiting)
+    assert train.main([*flags, "--max_steps", "30", "--ckpt_every", "3"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("dpdmd.train: stopped: ") and "step_000003 could not be written" in line
+    assert len(records(tmp_path / "run")) == 4
+    assert sorted(path.name for path in (tmp_path / "run" / "ckpts").iterdir()) == []
+
+
+def test_a_run_that_fails_otherwise_still_ends_with_a_whole_checkpoint(flags, tmp_path, monkeypatch):
+    """What was begun is finished before the error is told."""
+    begun, healthy, start = threading.Event(), checkpoint.save, Trainer.start_step
+
+    def slow(*arguments, **options):
+        assert begun.wait(60)
+        return healthy(*arguments, **options)
+
+    def broken(self, step):
+        if step == 2:
+            begun.set()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return start(self, step)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(Trainer, "start_step", broken)
+    assert train.main([*flags, "--max_steps", "6", "--ckpt_every", "2"]) == 1
+    assert os.readlink(tmp_path / "run" / "ckpts" / "latest") == "step_000002"
+    assert load_file(tmp_path / "run" / "ckpts" / "latest" / STUDENT)
+
+
+def test_a_writer_tells_what_it_was_told():
+    writer = CheckpointWriter()
+    assert writer.wait() is None
+    writer.start(lambda: Path("here"))
+    assert writer.wait() is None and writer.failure is None
+
+    def full():
+        raise SaveError("no space")
+
+    writer.start(full)
+    assert writer.wait() == "no space" and writer.wait() == "no space"
+
+    def wrong():
+        raise KeyError("a fault of ours")
+
+    other = CheckpointWriter()
+    other.start(wrong)
+    with pytest.raises(KeyError, match="a fault of ours"):
+        other.wait()
+
+
+def test_a_second_interrupt_leaves_what_is_being_written():
+    """Any other end waits for it."""
+    writer, go_on = CheckpointWriter(), threading.Event()
+
+    def slow():
+        assert go_on.wait(60)
+        return Path("here")
+
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.start(slow)
+        raise KeyboardInterrupt
+    assert writer._thread.is_alive()
+    go_on.set()
+    assert writer.wait() is None
