@@ -95,15 +95,15 @@ class Trainer:
                 saves, evaluates = self._saves(done), self._evaluates(done)
                 asked_to_stop = self._finish_steps(under_way, log, 0 if saves or evaluates else self.lag)
                 if saves or asked_to_stop:
-                    self._save(done)
+                    self.save(done)
                 if asked_to_stop and done < self.stop:
-                    self._wait_for_writer()
+                    self.wait_for_writer()
                     interrupted = Interrupted(self._signal_of_all(), done)
                     logger.info("stopped: %s", interrupted)
                     raise interrupted
                 if evaluates:
                     self._evaluate(done, log)
-            self._wait_for_writer()
+            self.wait_for_writer()
 
     def _signal_of_all(self) -> int:
         """The signal that any rank got, the same on every rank."""
@@ -265,7 +265,7 @@ class Trainer:
         started = time.perf_counter()
         student, teacher = self.evaluation.evaluate(step), self.evaluation.teacher_scores
         log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
-        self._wait_for_writer()
+        self.wait_for_writer()
         if self.accelerator.is_main_process:
             saved = {int(path.name.rpartition("_")[2]): path for path in self.folder.checkpoints()}
             best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
@@ -292,15 +292,15 @@ class Trainer:
             sigmas=tuple(self.run.student_sigmas.tolist()),
         )
 
-    def _save(self, step: int) -> None:
+    def save(self, step: int) -> None:
         """Take a snapshot, which rank 0 writes while training goes on; the one before is written first. Collective."""
-        self._wait_for_writer()
+        self.wait_for_writer()
         snapshot, last = self.snapshot(step), step == self.stop
         if self.accelerator.is_main_process:
             family, note = self.run.family, self.note()
             self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, note, last=last))
 
-    def _wait_for_writer(self) -> None:
+    def wait_for_writer(self) -> None:
         """Until every checkpoint that was begun is whole. Collective.
 
         Raises:

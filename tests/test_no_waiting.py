@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +26,7 @@ from dpdmd.networks import Networks
 from dpdmd.step_record import Figures
 from dpdmd.trainer import Trainer
 
+DRIVERS = Path(__file__).parent / "drivers"
 META = torch.device("meta")
 NOT_READABLE = (RuntimeError, NotImplementedError)
 
@@ -289,6 +291,26 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
     assert [line["step"] for line in records(run)] == [1, 2, 3, 4]
     assert train.main([*lagging, "--max_steps", "8", "--resume_from_checkpoint", "latest"]) == 0
     assert state(run / "ckpts/step_000008") == state(whole / "ckpts/step_000008")
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_rank_that_is_not_finite_is_known_to_all(short_run, tmp_path, run_processes, nonfinite):
+    """Sharded over two processes, figures read late: both withhold the update, and both stop or both go on."""
+    run = tmp_path / "run"
+    flags = [*short_run, "--run_dir", str(run), "--vis_every", "0", "--max_steps", "6", "--nonfinite", nonfinite]
+    result = run_processes([str(DRIVERS / "lagging_ranks.py"), *flags], check=False)
+    told = json.loads((run / "diagnostics" / "nonfinite_step_000003.json").read_text())
+    assert [rank["rank"] for rank in told["ranks"]] == [0, 1] and len(told["ranks"][1]["prompts"]) == 2
+    if nonfinite == "stop":
+        assert result.stderr.count("stopped: step 3, fake turn: grad_norm is nan") == 2
+        return
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [line["step"] for line in records(run) if line.get("skipped")] == [3]
+    progress = json.loads((run / "ckpts/step_000006/manifest.json").read_text())["progress"]
+    assert (progress["student_updates"], progress["fake_updates"]) == (1, 4)
+    moments = load_file(run / "ckpts/step_000006/state/optimizer_fake.safetensors")
+    counts = {value.item() for name, value in moments.items() if name.endswith("|step")}
+    assert counts == {4.0} and all(value.isfinite().all() for value in moments.values())
 
 
 def test_text_is_encoded_on_a_stream_that_the_training_waits_for(monkeypatch):

@@ -1,0 +1,23 @@
+"""tests/drivers/fsdp_cpu.py, its optimizer skipping by itself, and a nan in rank 1's loss of the third step alone."""
+
+import os
+import runpy
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dpdmd import methods
+
+healthy = methods.fake_turn
+
+
+def poisoned(run, batch):
+    result = healthy(run, batch)
+    bad = batch.step == 2 and os.environ["RANK"] == "1"
+    return methods.TurnResult(result.loss * float("nan"), result.metrics, result.pictures) if bad else result
+
+
+torch.optim.AdamW = partial(torch.optim.AdamW, fused=True)
+methods.fake_turn = poisoned
+runpy.run_path(str(Path(__file__).parent / "fsdp_cpu.py"))
