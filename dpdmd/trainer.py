@@ -1,5 +1,6 @@
 """The loop: fake turns and student turns, each one update of one network. Call every method on every rank."""
 
+import json
 import math
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, methods
+from dpdmd import checkpoint, distributed, methods, report
 from dpdmd.assembly import Trained, assemble
 from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
@@ -18,8 +19,8 @@ from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.preflight import Plan, total_steps
 from dpdmd.prompts import global_samples, prompts_of_step
-from dpdmd.run_folder import BEST
-from dpdmd.run_log import RunLog, logger, peak_memory_gb, set_up_logging
+from dpdmd.run_folder import BEST, write_text
+from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
 
 MAX_PICTURES = 8  # in process_vis
 STOP = "stop"  # the entry of a step's reduction that tells every rank of a signal to any of them
@@ -56,6 +57,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.create()
             write_yaml(self.config, self.folder.config)
+            write_text(self.folder.environment, json.dumps(environment(self.accelerator), indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
@@ -71,7 +73,7 @@ class Trainer:
             SaveError: a checkpoint could not be written.
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
-        with self.signals, log:
+        with self.signals, report.written_at_the_end(self.folder, active=self.accelerator.is_main_process), log:
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
@@ -216,6 +218,8 @@ class Trainer:
             best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
             if best is not None:
                 self.folder.point(BEST, saved[best])
+            if step < self.stop:
+                report.refresh(self.folder)
         self.accelerator.wait_for_everyone()
 
     def snapshot(self, step: int) -> checkpoint.Snapshot:
