@@ -81,13 +81,14 @@ def numbers(values: Sequence[float | None]) -> np.ndarray:
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean over up to `window` neighbours, centred; NaN are passed over, and the ends have fewer neighbours."""
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    first = np.clip(np.arange(len(values)) - window // 2, 0, None)
-    last = np.clip(np.arange(len(values)) + window // 2 + 1, None, len(values))
+    known, half = np.isfinite(values), window // 2
+    # Convolved, not summed up from the start: one wild value must not cost the later ones their digits.
+    sums, counts = (
+        np.convolve(part, np.ones(2 * half + 1))[half : half + len(values)]
+        for part in (np.where(known, values, 0), known)
+    )
     with np.errstate(invalid="ignore"):
-        return (sums[last] - sums[first]) / (counts[last] - counts[first])
+        return sums / counts
 
 
 def envelope(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
