@@ -21,6 +21,8 @@ REQUIRES = [
     "timm>=1.0.17",
     "numpy",
     "pillow",
+    "matplotlib>=3.10",  # a report's figures; required, since every run writes its report
+    "jinja2>=3.1",  # its page: escapes whatever prompts and names hold; torch brings it too
     "pyyaml",
     "tensorboard",
     "tqdm",
@@ -53,6 +55,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",  # torch 2.15, diffusers 0.42 and transformers 5.23 all ask for it
     packages=find_packages(include=["dpdmd", "dpdmd.*"]),
+    package_data={"dpdmd.reporting": ["template/*"]},
     install_requires=REQUIRES,
     extras_require={**EXTRAS, "all": sorted(requirement for extra in EXTRAS.values() for requirement in extra)},
 )

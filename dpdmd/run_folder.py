@@ -69,6 +69,18 @@ class RunFolder:
         return self.root / "teacher_scores.json"
 
     @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def seed_grids(self) -> Path:
+        return self.root / "seed_grids"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def diagnostics(self) -> Path:
         return self.root / "diagnostics"
 

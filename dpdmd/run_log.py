@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import resource
 import sys
 from collections.abc import Callable
@@ -14,11 +15,13 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from dpdmd.checkpoint import versions
 from dpdmd.config import Config
+from dpdmd.evaluation import seed_grids
+from dpdmd.records import EVAL_TURN, read_records
 from dpdmd.run_folder import RunFolder, write_text
 
 logger = logging.getLogger("dpdmd")
-EVAL_TURN = "eval"
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -27,6 +30,18 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run runs on, for environment.json: versions, device, processes."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
+    return {
+        "device": name,
+        "processes": accelerator.num_processes,
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": versions(),
+    }
 
 
 def set_up_logging(log_file: Path | None) -> None:
@@ -70,6 +85,7 @@ class RunLog:
         if folder.metrics.exists():
             kept = _drop_later_steps(folder.metrics, first_step)
             self.evaluations = [record for record in kept if record["turn"] == EVAL_TURN]
+        seed_grids.drop_later(folder.seed_grids, first_step)
         self.file = folder.metrics.open("a", encoding="utf-8")
         self.tracking = config.run.report_to != "none"
         flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
@@ -135,14 +151,7 @@ class RunLog:
 
 
 def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Keep the records of steps up to `last_step`, and return them; a line that a kill cut short is dropped too."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-            if record["step"] <= last_step and record["turn"]:
-                kept.append(record)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
+    """Keep the records of steps up to `last_step`, and return them."""
+    kept = [record for record in read_records(path) if record["step"] <= last_step]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept

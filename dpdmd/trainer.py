@@ -1,5 +1,6 @@
 """The loop: fake turns and student turns, each one update of one network. Call every method on every rank."""
 
+import json
 import math
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, methods, updates
+from dpdmd import checkpoint, distributed, methods, report, updates
 from dpdmd.assembly import Trained, assemble
 from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.config import write_yaml
@@ -23,8 +24,8 @@ from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.lr_schedules import learning_rate
 from dpdmd.preflight import Plan, total_steps
 from dpdmd.prompts import global_samples, prompts_of_step
-from dpdmd.run_folder import BEST
-from dpdmd.run_log import RunLog, logger, peak_memory_gb, set_up_logging
+from dpdmd.run_folder import BEST, write_text
+from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
 from dpdmd.step_record import Figures, StepUnderWay
 from dpdmd.transfers import Stopwatch
 
@@ -68,6 +69,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.create()
             write_yaml(self.config, self.folder.config)
+            write_text(self.folder.environment, json.dumps(environment(self.accelerator), indent=2) + "\n")
         self.accelerator.wait_for_everyone()
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
@@ -84,7 +86,8 @@ class Trainer:
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
         under_way: deque[StepUnderWay] = deque()
-        with self.signals, log, self.writer:
+        reported = report.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
+        with self.signals, reported, log, self.writer:
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
@@ -271,6 +274,8 @@ class Trainer:
             best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
             if best is not None:
                 self.folder.point(BEST, saved[best])
+            if step < self.stop:
+                report.refresh(self.folder)
         self.accelerator.wait_for_everyone()
 
     def snapshot(self, step: int) -> checkpoint.Snapshot:

@@ -11,19 +11,21 @@ from typing import Any
 
 from dpdmd import distributed
 from dpdmd.config import Config
+from dpdmd.evaluation import seed_grids
 from dpdmd.evaluation.pictures import file_name, open_picture
 from dpdmd.evaluation.plan import DIVERSITY, EvalPlan, PictureSet
 from dpdmd.evaluation.runner import Report, Row, judge, metric_names, report
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.families.base import TextEncoder
 from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.records import EVAL_TURN
 from dpdmd.run_folder import RunFolder, write_text
-from dpdmd.run_log import EVAL_TURN
+from dpdmd.run_log import logger
 from dpdmd.sampling import Sampler, batches_of
 
-TEACHER = "teacher"
 GRID_COLUMNS = 9
 
 
@@ -57,6 +59,8 @@ class InLoopEvaluation:
             known = distributed.from_main(self.accelerator, self._read_teacher())
             self.teacher_scores = known or self._score_teacher()
         scores = self._score(self.student, f"step {step}", self.folder.eval_images)
+        if self.accelerator.is_main_process:
+            self._keep_seed_grids(step)
         for scorer in self.scorers.values():
             self._offload(scorer)
         return scores
@@ -137,6 +141,13 @@ class InLoopEvaluation:
             if rows:
                 grid = labelled_grid(list(rows.values()), list(rows), prompt, columns=GRID_COLUMNS)
                 save_picture(grid, self.folder.div_vis / pictured.name / f"{index:05d}.png")
+
+    def _keep_seed_grids(self, step: int) -> None:
+        """Small copies for the report; without them training goes on."""
+        try:
+            seed_grids.keep(self.folder, step, [(s.name, s.prompts, s.num_samples) for s in self.plan.sets])
+        except (OSError, ValueError) as error:
+            logger.warning("the report will lack the pictures of step %d: %s", step, error)
 
 
 def record(step: int, student: dict[str, Summary], teacher: dict[str, Summary], started: float) -> dict[str, Any]:
