@@ -93,7 +93,7 @@ def check_guidance(trainer: Trainer, scene: Scene) -> Finding:
         "guidance",
         error < limit and effect > 1e-3,
         f"relative difference {error:.0e}; the prompt moves the prediction by {effect:.1%}",
-        "the teacher predicts u + s (c - u), u with the empty prompt's own embedding, and listens to its prompt",
+        "the teacher predicts u + s (c - u), u of the empty prompt, and listens to its prompt",
     )
 
 

@@ -6,7 +6,7 @@ it is the number that the library's own scheduler calls so. Only a schedule does
 turns it into its network's time:
 
 FlowSchedule     the time t itself, from 1 (noise) to 0: z = (1 - sigma) x0 + sigma eps
-EpsilonSchedule  noise over signal, sqrt((1 - a) / a), from 14.6 on SDXL's betas: z = (x0 + sigma eps) / sqrt(1 + sigma^2)
+EpsilonSchedule  noise over signal, sqrt((1 - a) / a), from some 14.6: z = (x0 + sigma eps) / sqrt(1 + sigma^2)
 
 Latents z have the scale that the network takes: at the first sigma of any grid z is eps itself, of unit variance.
 """

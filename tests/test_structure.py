@@ -204,6 +204,14 @@ def test_only_families_decide_by_family():
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
+def test_a_second_family_is_a_word_of_families_alone():
+    """The rest of the package does not learn that it exists; its option is one of the names that are listed there."""
+    added = [name for name in LAYOUTS if name != "sd35"]
+    sources = {name: path.read_text(encoding="utf-8").lower() for name, path in SOURCES.items()}
+    found = {name for name, text in sources.items() for family in added if family in text}
+    assert added and {name for name in found if not name.startswith("dpdmd.families")} == {"dpdmd.options"}
+
+
 def test_only_methods_decide_by_method():
     """No `if method ==` elsewhere: a method is a row of METHODS. The configuration may check its values."""
     found = {

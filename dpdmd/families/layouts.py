@@ -145,7 +145,9 @@ class Layout:
             if not network_only:
                 found = read_json(folder / "model_index.json").get("_class_name")
                 if found != self.pipeline:
-                    raise ValueError(f"model_index.json is of a {found}, but a {self.pipeline} is needed")
+                    other = [f" (it is of --family {name})" for name, it in LAYOUTS.items() if it.pipeline == found]
+                    told = f"model_index.json is of a {found}, but a {self.pipeline} is needed"
+                    raise ValueError(told + "".join(other))
                 if lacking := [name for name in (self.network, *self.needed) if name not in parts]:
                     raise ValueError(f"model_index.json lacks {', '.join(lacking)}")
             for part in parts:
