@@ -225,7 +225,7 @@ def student_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
 
 
 def fake_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
-    """Flow matching (or noise prediction) of the fake score on student samples; no gradient reaches the student (paper, section 3)."""
+    """Denoising of the fake score on student samples; no gradient reaches the student (paper, section 3)."""
     with torch.no_grad():
         x = run.student_samples(batch)
         z_t, sigma, noise = run.score_input(batch, x)

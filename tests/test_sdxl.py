@@ -1,10 +1,11 @@
-"""SDXL as a family, on a small random pipeline: its text, its conditions, its losses, and runs from the command line."""
+"""SDXL as a family, on a small random pipeline: text, conditions, losses, and runs from the command line."""
 
 import copy
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_diversity_loss_is_in_x0_space(make, batch, k_anchor):
     run = make(k_anchor=k_anchor)
     eps = z = run.start_noise(batch)
     grid, first = run.teacher_sigmas.tolist(), run.student_sigmas[0].item()
-    for sigma_s, sigma_t in zip(grid[:k_anchor], grid[1:], strict=False):
+    for sigma_s, sigma_t in pairwise(grid[: k_anchor + 1]):
         z = ddim(z, guided(run, z, sigma_s, batch.text), sigma_s, sigma_t)
     target = z if k_anchor == 6 else ddim(z, guided(run, z, grid[k_anchor], batch.text), grid[k_anchor], 0)
     ours = ddim(eps, noise_of(run, run.networks.student, eps, first, batch.text), first, 0)
@@ -229,7 +230,7 @@ def test_fake_loss_is_noise_prediction_on_the_students_samples(make, batch):
     """mse(eps_fake(z_t, t), noise) at z_t = sqrt(a) x_theta + sqrt(1 - a) noise."""
     run = make()
     x, grid = run.start_noise(batch), run.student_sigmas.tolist()
-    for sigma_s, sigma_t in zip(grid[:-1], grid[1:], strict=True):
+    for sigma_s, sigma_t in pairwise(grid):
         x = ddim(x, noise_of(run, run.networks.student, x, sigma_s, batch.text), sigma_s, sigma_t)
     _, sigma, noise = run.score_input(batch, x)
     a = (1 / (1 + sigma**2)).reshape(2, 1, 1, 1)
@@ -434,5 +435,5 @@ def test_weights_with_a_hole_do_not_load(tiny_sdxl, tmp_path):
     weights = load_file(file)
     del weights["up_blocks.0.resnets.0.conv1.weight"]
     save_file(weights, file)
-    with pytest.raises(ValueError, match="1 weights do not fit its config.json"):
+    with pytest.raises(ValueError, match="1 weights do not fit its config"):
         SDXL(CPU, torch.float32).load_network(folder, torch.float32)

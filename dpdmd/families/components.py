@@ -1,4 +1,4 @@
-"""What families of diffusers pipelines share: strict loading, the AutoencoderKL's decoder, writing a pipeline folder."""
+"""What families share: strict loading, the AutoencoderKL's decoder, writing a pipeline folder."""
 
 import shutil
 from collections.abc import Sequence

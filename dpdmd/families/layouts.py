@@ -297,7 +297,7 @@ LAYOUTS = {"sd35": SD35, "sdxl": SDXL}
 
 
 def family_of(folder: Path) -> str:
-    """The family whose pipeline a folder holds; the first where it is none's, so that its layout tells what is wrong."""
+    """The family whose pipeline a folder holds; where it is none's the first, whose layout then tells what is wrong."""
     try:
         found = read_json(folder / "model_index.json").get("_class_name")
     except ValueError:
