@@ -81,7 +81,7 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
         null=text_encoder.encode([""]),
         latent_shape=decoder.latent_shape(config.data.height, config.data.width),
         seed=config.run.seed,
-        **methods.Distillation.grids(config.method, schedule.shift, accelerator.device),
+        **methods.Distillation.grids(config.method, schedule, accelerator.device),
     )
     evaluation = _load_evaluation(plan, accelerator, run, text_encoder, decoder) if plan.evaluation.sets else None
     return Assembly(student, fake, run, text_encoder, decoder, evaluation)

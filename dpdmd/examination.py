@@ -41,21 +41,26 @@ def largest(difference: Tensor) -> float:
     return difference.abs().max().item()
 
 
+def relative(grid: Tensor, other: Tensor) -> float:
+    """Largest difference of two sigma grids, of the first's largest sigma."""
+    return largest(grid.cpu() - other) / largest(grid)
+
+
 def check_grids(trainer: Trainer, folder: Path) -> Finding:
     run, method = trainer.run, trainer.config.method
-    teacher = largest(
-        run.teacher_sigmas.cpu()
-        - run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps)
+    teacher = relative(
+        run.teacher_sigmas,
+        run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps),
     )
     note, export = trainer.note(), folder / "student"
     checkpoint.export_student(export, trainer.snapshot(0).student, trainer.config, run.family, note, copy=False)
     given = None if method.student_sigmas == "default" else note.sigmas
-    student = largest(run.student_sigmas.cpu() - run.family.library_sigmas(export, note.steps, given))
+    student = relative(run.student_sigmas, run.family.library_sigmas(export, note.steps, given))
     grid = ", ".join(f"{sigma:.3f}" for sigma in run.student_sigmas.tolist())
     return Finding(
         "sigma grids",
         max(teacher, student) < 1e-5,
-        f"student {grid}; largest difference {teacher:.0e} (teacher), {student:.0e} (exported student)",
+        f"student {grid}; largest relative difference {teacher:.0e} (teacher), {student:.0e} (exported student)",
         "teacher, student and exported pipeline step through the sigmas that diffusers' own scheduler gives",
     )
 
@@ -88,7 +93,7 @@ def check_guidance(trainer: Trainer, scene: Scene) -> Finding:
         "guidance",
         error < limit and effect > 1e-3,
         f"relative difference {error:.0e}; the prompt moves the prediction by {effect:.1%}",
-        "the teacher predicts u + s (c - u), u with the empty prompt's own embedding, and listens to its prompt",
+        "the teacher predicts u + s (c - u), u of the empty prompt, and listens to its prompt",
     )
 
 

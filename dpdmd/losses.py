@@ -14,12 +14,12 @@ _SMALLEST_NORMALIZER = 1e-8  # only keeps 0 / 0 from being nan where x0_real is 
 
 
 def diversity_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """mse(v_theta(eps, 1), v_target), paper section 4.1. Gradient to `prediction` only."""
+    """mse(v_theta(eps, 1), v_target), paper section 4.1; of x0 in appendix C. Gradient to `prediction` only."""
     return F.mse_loss(prediction.float(), target.detach().float())
 
 
 def fake_score_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Flow matching of the fake score on student samples, mse(v_fake(z_t, t), noise - x_theta); `target` detached."""
+    """Denoising on student samples: mse(v_fake(z_t, t), noise - x_theta), or of eps to noise; `target` detached."""
     return F.mse_loss(prediction.float(), target.detach().float())
 
 

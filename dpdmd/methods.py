@@ -15,9 +15,7 @@ from dpdmd.families.base import Family, TextEmbedding
 from dpdmd.networks import Networks
 from dpdmd.options import MethodConfig
 from dpdmd.rollout import Rollout, anchor_target, rollout
-from dpdmd.schedules import FlowSchedule, default_sigmas, parse_sigmas
-
-NUM_SCORE_TIMES = 1000
+from dpdmd.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Distillation:
 
     config: MethodConfig
     family: Family
-    schedule: FlowSchedule
+    schedule: Schedule
     networks: Networks
     student_forward: nn.Module
     fake_forward: nn.Module
@@ -88,16 +86,16 @@ class Distillation:
     kept_samples: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def grids(config: MethodConfig, shift: float, device: torch.device) -> dict[str, Tensor]:
-        """The three sigma grids: student's, teacher's, and the score's times (its 1000 steps, without the final 0).
+    def grids(config: MethodConfig, schedule: Schedule, device: torch.device) -> dict[str, Tensor]:
+        """The three sigma grids: student's, teacher's, and the 1000 at which the scores look.
 
         Raises:
             ValueError: `student_sigmas` cannot be parsed.
         """
         return {
-            "student_sigmas": parse_sigmas(config.student_sigmas, config.stu_inference_steps, shift).to(device),
-            "teacher_sigmas": default_sigmas(config.teacher_infer_steps, shift).to(device),
-            "score_sigmas": default_sigmas(NUM_SCORE_TIMES, shift)[:-1].to(device),
+            "student_sigmas": schedule.parse_sigmas(config.student_sigmas, config.stu_inference_steps).to(device),
+            "teacher_sigmas": schedule.default_sigmas(config.teacher_infer_steps).to(device),
+            "score_sigmas": schedule.score_sigmas().to(device),
         }
 
     def start_noise(self, batch: MicroBatch) -> Tensor:
@@ -107,10 +105,9 @@ class Distillation:
     def score_input(self, batch: MicroBatch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(z_t, sigma, noise) at which real and fake score look at the sample `x`."""
         samples = [0] * len(batch.samples) if self.config.dmd_t == "per_batch" else batch.samples
-        draws = rng.integers_per_sample(
-            NUM_SCORE_TIMES, self.seed, "score time", batch.step, samples, device=self.score_sigmas.device
-        )
-        sigma = self.score_sigmas[draws]
+        times = self.score_sigmas
+        draws = rng.integers_per_sample(len(times), self.seed, "score time", batch.step, samples, device=times.device)
+        sigma = times[draws]
         noise = self._normal("score noise", batch.step, batch)
         return self.schedule.add_noise(x, noise, sigma), sigma, noise
 
@@ -174,10 +171,14 @@ def dmd_term(run: Distillation, turn: StudentTurn) -> TurnResult:
 
 
 def diversity_term(run: Distillation, turn: StudentTurn) -> TurnResult:
-    """lambda times the mean squared error of the first velocity to the teacher's anchor (paper, section 4.1)."""
+    """lambda times the mean squared error of the student's first step to the teacher's anchor.
+
+    In velocity (paper, section 4.1) or in x0 (appendix C): the schedule says which.
+    """
     teacher, config = run.teacher(turn.batch.text), run.config
+    first = run.schedule.anchored(turn.eps, turn.rollout.first_prediction, run.student_sigmas[0])
     target = anchor_target(teacher, run.schedule, turn.eps, run.teacher_sigmas, config.k_anchor, config.anchor_steps)
-    loss = losses.diversity_loss(turn.rollout.first_prediction, target)
+    loss = losses.diversity_loss(first, target)
     return TurnResult(run.config.div_weight * loss, {"loss_div": loss.detach()}, {})
 
 
@@ -244,7 +245,7 @@ def student_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
 
 
 def fake_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
-    """Flow matching of the fake score on student samples; no gradient reaches the student (paper, section 3)."""
+    """Denoising of the fake score on student samples; no gradient reaches the student (paper, section 3)."""
     with torch.no_grad():
         x = run.student_samples(batch)
         z_t, sigma, noise = run.score_input(batch, x)

@@ -6,6 +6,7 @@ An option stands once, here: flags, help, the YAML reader and the check of its r
 from dataclasses import dataclass, field
 from typing import Any
 
+FAMILIES = ("sd35", "sdxl")
 METHODS = ("dpdmd", "dmd")
 NORMALIZERS = ("z_t", "x_student")
 DMD_TIMES = ("per_sample", "per_batch")
@@ -36,7 +37,7 @@ def _flag(
 class ModelConfig:
     """Model: the networks, each a pipeline folder in the official layout"""
 
-    family: str = _flag("sd35", "model family", choices=("sd35",))
+    family: str = _flag("sd35", "model family", choices=FAMILIES)
     teacher_id: str = _flag("weights/stabilityai/stable-diffusion-3.5-medium", "teacher's pipeline folder", "release")
     student_id: str | None = _flag(None, "folder the student starts from", "release: the teacher's")
     fake_id: str | None = _flag(None, "folder the fake score starts from", "release: the teacher's")

@@ -15,10 +15,10 @@ from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS, read_note
 from dpdmd.methods import student_turns
-from dpdmd.options import MAX_STEPS
+from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
-from dpdmd.schedules import parse_sigmas
+from dpdmd.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def _check_models(config: Config) -> None:
     model, data, method, layout = config.model, config.data, config.method, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
     layout.check(teacher, "--teacher_id")
-    if data.max_sequence_length is None:
-        data.max_sequence_length = read_note(teacher).max_sequence_length
+    data.max_sequence_length = layout.text_length(teacher, data.max_sequence_length, read_note(teacher, layout.note))
     expected = layout.network_config(teacher)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
         layout.check(Path(folder), flag, network_only=True)
@@ -96,8 +95,16 @@ def _check_models(config: Config) -> None:
             layout.adapted_layers(teacher, pair.student.targets)
         except ValueError as error:
             raise ValueError(f"--lora_targets: {error}") from None
+    _check_grids(method, layout.schedule(teacher))
+
+
+def _check_grids(method: MethodConfig, schedule: Schedule) -> None:
     try:
-        parse_sigmas(method.student_sigmas, method.stu_inference_steps, layout.shift(teacher))
+        schedule.default_sigmas(method.teacher_infer_steps)
+    except ValueError as error:
+        raise ValueError(f"--teacher_infer_steps {method.teacher_infer_steps}: {error}") from None
+    try:
+        schedule.parse_sigmas(method.student_sigmas, method.stu_inference_steps)
     except ValueError as error:
         raise ValueError(f"--student_sigmas: {error}") from None
 

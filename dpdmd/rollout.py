@@ -1,16 +1,12 @@
 """The one guidance formula and the one sampler loop: teacher anchors, student roll-outs and pictures all run here."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from dpdmd.schedules import FlowSchedule
-
-# A network with its text bound: (z [B, C, H, W] fp32, sigma [B] fp32) -> prediction [B, C, H, W] fp32.
-Predictor = Callable[[Tensor, Tensor], Tensor]
+from dpdmd.schedules import Predictor, Schedule
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
@@ -32,7 +28,7 @@ class Rollout:
 
 
 def rollout(
-    predict: Predictor, schedule: FlowSchedule, z: Tensor, sigmas: Tensor, *, detach_first_step: bool = False
+    predict: Predictor, schedule: Schedule, z: Tensor, sigmas: Tensor, *, detach_first_step: bool = False
 ) -> Rollout:
     """Run the ODE sampler from `z` at sigmas[0] along the whole grid `sigmas` [N + 1].
 
@@ -64,17 +60,17 @@ def anchor_grid(teacher_sigmas: Tensor, k_anchor: int, num_steps: int | None = N
 @torch.no_grad()
 def anchor_target(
     teacher: Predictor,
-    schedule: FlowSchedule,
+    schedule: Schedule,
     eps: Tensor,
     teacher_sigmas: Tensor,
     k_anchor: int,
     num_steps: int | None = None,
 ) -> Tensor:
-    """Target of the student's first prediction, [B, C, H, W]: the one step that carries `eps` to the teacher's z_k.
+    """Target of the student's first step, [B, C, H, W], in the space in which the schedule compares (`anchor`).
 
-    z_k is the latent after `k_anchor` steps of the guided teacher's own grid, so t_k is that grid's sigma after step
-    K (0 when K is all of them); the target is (eps - z_k) / (1 - t_k) (paper, section 4.1). With `num_steps` the
-    teacher goes there in fewer, longer steps.
+    z_k is the latent after `k_anchor` steps of the guided teacher's own grid from `eps`, so its sigma is that grid's
+    after step K (0 when K is all of them); a flow's target is the one step that carries eps there, (eps - z_k) /
+    (1 - t_k) (paper, section 4.1). With `num_steps` the teacher goes there in fewer, longer steps.
     """
     z_k = rollout(teacher, schedule, eps, anchor_grid(teacher_sigmas, k_anchor, num_steps)).x
-    return schedule.solve_step(eps, z_k, teacher_sigmas[0], teacher_sigmas[k_anchor])
+    return schedule.anchor(teacher, eps, z_k, teacher_sigmas[0], teacher_sigmas[k_anchor])

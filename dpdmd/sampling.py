@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from dpdmd.families import family_class
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, NOTE, Note, read_note
+from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Note, family_of, read_note
 from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
-from dpdmd.schedules import FlowSchedule, default_sigmas
+from dpdmd.schedules import Schedule
 from dpdmd.weight_files import read_checkpoint
 
 STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
@@ -43,7 +43,7 @@ class Sampler:
 
     family: Family
     network: nn.Module
-    schedule: FlowSchedule
+    schedule: Schedule
     decoder: ImageDecoder
     null: TextEmbedding
     settings: SamplerSettings
@@ -116,7 +116,7 @@ def find_model(path: Path, base_model: Path | None) -> Model:
         places += [latest / STUDENT, latest / LORA]
     for place in places:
         if (place / "model_index.json").is_file():
-            return Model(place, read_note(place))
+            return Model(place, read_note(place, LAYOUTS[family_of(place)].note))
         if (place / LORA_WEIGHTS).is_file():
             return _with_base(place, base_model)
     raise ValueError(
@@ -127,19 +127,20 @@ def find_model(path: Path, base_model: Path | None) -> Model:
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
     """A LoRA with the pipeline that it changes: `base_model`, or what its note says."""
-    note = read_note(lora) if (lora / NOTE).exists() else STUDENT_NOTE
+    note = read_note(lora, STUDENT_NOTE)
     base = base_model or (Path(note.base) if note.base else None)
     if base is None or not base.is_dir():
         raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
     return Model(base, note, lora=lora)
 
 
-def model_family(model: Model, device: torch.device, dtype: torch.dtype, name: str = "sd35") -> Family:
+def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Family:
     """The family of a model, once its pipeline folder is known to be whole.
 
     Raises:
         ValueError: it is not.
     """
+    name = family_of(model.folder)
     LAYOUTS[name].check(model.folder, "--model" if model.source == model.folder else "--base_model")
     return family_class(name)(device, dtype)
 
@@ -167,7 +168,6 @@ def load_sampler(
     device: torch.device,
     *,
     base_model: Path | None = None,
-    family_name: str = "sd35",
     dtype: torch.dtype = torch.float32,
     steps: int | None = None,
     guidance_scale: float | None = None,
@@ -184,20 +184,21 @@ def load_sampler(
     Raises:
         ValueError: not a whole pipeline folder, weights that do not fit, or a size that the model cannot make.
     """
-    layout, model = LAYOUTS[family_name], find_model(path, base_model)
-    family = model_family(model, device, dtype, family_name)
-    folder, note = model.folder, model.note
+    model = find_model(path, base_model)
+    family = model_family(model, device, dtype)
+    folder, note, layout = model.folder, model.note, LAYOUTS[family_of(model.folder)]
     height, width = height or layout.default_size(folder), width or layout.default_size(folder)
     layout.check_size(folder, height, width)
+    max_sequence_length = layout.text_length(folder, max_sequence_length, note)
     schedule = family.load_schedule(folder)
     sigmas = torch.tensor(note.sigmas) if note.sigmas and steps in (None, len(note.sigmas) - 1) else None
     settings = SamplerSettings(
-        default_sigmas(steps or note.steps, schedule.shift) if sigmas is None else sigmas,
+        schedule.default_sigmas(steps or note.steps) if sigmas is None else sigmas,
         note.guidance_scale if guidance_scale is None else guidance_scale,
         height,
         width,
     )
-    encoder = family.load_text_encoder(folder, max_sequence_length or note.max_sequence_length)
+    encoder = family.load_text_encoder(folder, max_sequence_length)
     network = load_network(family, model, dtype).requires_grad_(False).to(device)
     decoder = family.load_image_decoder(folder)
     return Sampler(family, network, schedule, decoder, encoder.encode([""]), settings), encoder

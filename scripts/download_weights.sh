@@ -16,6 +16,7 @@ usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all that
   imagereward   1.8 GB  weights/ImageReward, with BERT's tokenizer beside it
   dinov2        0.3 GB  weights/dinov2-base
   clip          1.7 GB  weights/clip-vit-large-patch14
+  sdxl         13.9 GB  weights/stabilityai/stable-diffusion-xl-base-1.0: for run_train_sdxl.sh, in place of sd35
   dinov3        1.2 GB  weights/dinov3-vitl16-pretrain-lvd1689m: test_diversity.py (accept the licence first)
   maniqa        0.5 GB  weights/MANIQA_PIPAL-ae6d356b.pth: test_quality.py
   vq           16.6 GB  weights/VisualQuality-R1-7B: test_quality.py
@@ -67,6 +68,13 @@ download() {
         {tokenizer,tokenizer_2}/{merges.txt,special_tokens_map.json,tokenizer_config.json,vocab.json} \
         tokenizer_3/{special_tokens_map.json,spiece.model,tokenizer.json,tokenizer_config.json} \
         {transformer,vae}/{config.json,diffusion_pytorch_model.safetensors} ;;
+    # In fp32: student and fake score train fp32 weights, so they start from those. The repository also holds fp16 twins,
+    # single files for other programs, ONNX and OpenVINO, and the older vae_1_0.
+    sdxl) fetch sdxl stabilityai/stable-diffusion-xl-base-1.0 stabilityai/stable-diffusion-xl-base-1.0 \
+        LICENSE.md model_index.json scheduler/scheduler_config.json \
+        {text_encoder,text_encoder_2}/{config.json,model.safetensors} \
+        {tokenizer,tokenizer_2}/{merges.txt,special_tokens_map.json,tokenizer_config.json,vocab.json} \
+        {unet,vae}/{config.json,diffusion_pytorch_model.safetensors} ;;
     # Of this model PickScore takes the processor alone: 4 GB of weights stay there.
     pick-clip) fetch pick-clip laion/CLIP-ViT-H-14-laion2B-s32B-b79K CLIP-ViT-H-14-laion2B-s32B-b79K \
         config.json preprocessor_config.json special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json ;;
@@ -87,7 +95,7 @@ download() {
 }
 
 training=(sd35 pick-clip pickscore imagereward dinov2 clip)
-all=("${training[@]}" dinov3 maniqa vq)
+all=("${training[@]}" sdxl dinov3 maniqa vq)
 for name in "$@"; do
     case $name in
     -h | --help) usage && exit ;;

@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from processes import LAUNCHER, cpu_environment, free_port
 from torch import nn
+from transformers import CLIPTextModel
 
 from dpdmd.families.layouts import Note
 from dpdmd.shapes import scorers
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
-from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.shapes.text import CLIP_WIDTH, MAX_LENGTH, build_clip_encoder, build_clip_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red circle", "a shape on a grey background", "a small cross", "a large blue square", "a triangle"]
@@ -55,6 +62,71 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _strengthen(pipe.transformer)
     pipe.save_pretrained(folder)
     Note(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
+    return folder
+
+
+def _build_unet() -> UNet2DConditionModel:
+    """SDXL's UNet in small: two levels in place of three, attention in the lower one, its two conditions."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=(1, 2),
+        transformer_layers_per_block=[1, 2],
+        use_linear_projection=True,
+        cross_attention_dim=2 * CLIP_WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + CLIP_WIDTH,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionXLPipeline folder in the official layout: 64 x 64 pictures, random weights."""
+    folder = tmp_path_factory.mktemp("weights") / "tiny_sdxl"
+    tokenizer, tokenizer_2 = build_clip_tokenizer("<|endoftext|>"), build_clip_tokenizer("!")
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(16, 32, 32, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            sample_size=64,
+            scaling_factor=0.13025,
+            force_upcast=True,
+        )
+        unet, text_encoder_2 = _build_unet(), build_clip_encoder(tokenizer_2)
+        text_encoder = CLIPTextModel(build_clip_encoder(tokenizer).config)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():  # see _strengthen
+            if name.startswith(("time_embedding", "add_embedding")) or "time_emb_proj" in name or "attn2" in name:
+                parameter.mul_(2)
+    pipe = StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    pipe.save_pretrained(folder)
     return folder
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpdmd import generate, preflight, train
-from dpdmd.families import sd35
+from dpdmd.families import sd35, sdxl
 from dpdmd.manifest import write_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -58,10 +58,11 @@ def no_model_loads(monkeypatch):
 
     for name in ("load_network", "load_text_encoder", "load_image_decoder"):
         monkeypatch.setattr(sd35.SD35, name, refuse)
+        monkeypatch.setattr(sdxl.SDXL, name, refuse)
 
 
 @pytest.fixture
-def refused(flags, capsys, tmp_path, tiny_pipeline, monkeypatch) -> Refused:
+def refused(flags, capsys, tmp_path, tiny_pipeline, tiny_sdxl, monkeypatch) -> Refused:
     """Calls `dpdmd.train` with changed flags ("" for none to give); returns the one line it gets, and notes it."""
     monkeypatch.setenv("COLUMNS", "200")  # argparse folds its lines to the terminal's width
 
@@ -79,7 +80,12 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, monkeypatch) -> Refused:
         assert sum("error:" in line for line in lines) == 1
         line = lines[-1].removeprefix("dpdmd.train: error: ")
         shown = line
-        for path, name in ((tiny_pipeline, "TEACHER"), (tmp_path, "TMP"), (ROOT, "CHECKOUT")):
+        for path, name in (
+            (tiny_pipeline, "TEACHER"),
+            (tiny_sdxl, "TEACHER"),
+            (tmp_path, "TMP"),
+            (ROOT, "CHECKOUT"),
+        ):
             shown = shown.replace(str(path), name)
         TOLD[what] = shown
         return line
@@ -110,6 +116,8 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, monkeypatch) -> Refused:
         ("--height", "68", "--height 68: must be a multiple of 8"),
         ("--width", "0", "--width 0"),
         ("--width", "100000", "--width 100000: this model has positions for"),
+        ("--family", "sd21", "--family"),
+        ("--family", "sdxl", "(it is of --family sd35)"),
         ("--method", "sgd", "--method"),
         ("--dmd_normalizer", "x", "--dmd_normalizer"),
         ("--nonfinite", "ignore", "--nonfinite"),
@@ -313,6 +321,22 @@ def test_a_used_run_folder_needs_resume(refused, flags):
 def test_a_read_only_run_folder_is_told(refused, monkeypatch):
     monkeypatch.setattr(preflight.os, "access", lambda path, mode: mode != os.W_OK)
     assert "is not writable" in refused({}, "a run folder that is read-only")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--family", "sd35", "(it is of --family sdxl)"),
+        ("--teacher_infer_steps", "1000", "--teacher_infer_steps 1000: this model has 1000 times: take fewer steps"),
+        ("--max_sequence_length", "77", "--max_sequence_length 77: this model's prompts have 10 tokens"),
+        ("--student_sigmas", "1.0,0.9,0.75,0.5,0.25", "5 sigmas, but the student takes 4"),
+        ("--student_sigmas", "15,4,1.5,0.7", "must fall strictly, from 14.6146 (time 999) at most"),
+        ("--height", "68", "--height 68: must be a multiple of 8"),
+    ],
+)
+def test_a_wrong_value_for_sdxl_gets_one_line(refused, tiny_sdxl, flag, value, says):
+    given = {"--family": "sdxl", "--teacher_id": str(tiny_sdxl), flag: value}
+    assert says in refused(given, f"with SDXL, `{flag} {value}`")
 
 
 def saved(run: str, about: dict) -> None:

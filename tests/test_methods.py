@@ -16,11 +16,12 @@ from dpdmd.families.sd35 import SD35
 from dpdmd.methods import Distillation, MicroBatch, fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks
 from dpdmd.options import MethodConfig
-from dpdmd.schedules import default_sigmas, trailing_sigmas
+from dpdmd.schedules import FlowSchedule
 from dpdmd.shapes.text import MAX_LENGTH
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "a large square on a white background", "a shape", "a small cyan cross"]
+FLOW = FlowSchedule(shift=3.0)
 STEPS, TEACHER_STEPS, K, SCALE = 4, 6, 2, 3.5
 # SD3's last block drops its text stream: its text queries are computed and used by nothing.
 UNUSED = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.norm_added_q")
@@ -112,7 +113,7 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path) -> Make:
             null=embedded.null,
             latent_shape=(8, 8, 8),
             seed=0,
-            **Distillation.grids(config, schedule.shift, CPU),
+            **Distillation.grids(config, schedule, CPU),
         )
 
     return build
@@ -451,13 +452,13 @@ def test_times_and_predictions_are_fp32_in_any_compute_type(make, batch, compute
 
 def test_each_role_has_its_own_grid():
     """Student on its named grid, teacher on its 30 steps, score on 1000 times without the final 0; all in fp32."""
-    grids = Distillation.grids(MethodConfig(student_sigmas="trailing"), 3.0, CPU)
-    assert torch.equal(grids["student_sigmas"], trailing_sigmas(4, 3.0))
-    assert torch.equal(grids["teacher_sigmas"], default_sigmas(30, 3.0))
-    assert torch.equal(grids["score_sigmas"], default_sigmas(1000, 3.0)[:1000])
-    assert torch.equal(Distillation.grids(MethodConfig(), 3.0, CPU)["student_sigmas"], default_sigmas(4, 3.0))
+    grids = Distillation.grids(MethodConfig(student_sigmas="trailing"), FLOW, CPU)
+    assert torch.equal(grids["student_sigmas"], FLOW.trailing_sigmas(4))
+    assert torch.equal(grids["teacher_sigmas"], FLOW.default_sigmas(30))
+    assert torch.equal(grids["score_sigmas"], FLOW.default_sigmas(1000)[:1000])
+    assert torch.equal(Distillation.grids(MethodConfig(), FLOW, CPU)["student_sigmas"], FLOW.default_sigmas(4))
     with pytest.raises(ValueError, match="3 sigmas, but the student takes 4"):
-        Distillation.grids(MethodConfig(student_sigmas="1,0.9,0.5"), 3.0, CPU)
+        Distillation.grids(MethodConfig(student_sigmas="1,0.9,0.5"), FLOW, CPU)
 
 
 # Random draws and batches

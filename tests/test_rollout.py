@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from dpdmd.rollout import anchor_grid, anchor_target, guide, rollout
-from dpdmd.schedules import FlowSchedule, default_sigmas, trailing_sigmas
+from dpdmd.schedules import FlowSchedule
 
 FLOW = FlowSchedule(shift=3.0)
-SIGMAS = trailing_sigmas(4, 3.0).double()
+SIGMAS = FLOW.trailing_sigmas(4).double()
 STEPS = SIGMAS.diff().tolist()  # sigma_t - sigma_s of each step, all negative
 
 
@@ -145,7 +145,7 @@ def test_detach_leaves_the_first_prediction_in_the_graph():
 
 def test_rollouts_with_and_without_gradient_are_bit_equal():
     """The fake score must learn the very samples that the student is scored on (pitfall 17)."""
-    network, z, sigmas = TinyNetwork(), _noise(torch.float32), default_sigmas(4, 3.0)
+    network, z, sigmas = TinyNetwork(), _noise(torch.float32), FLOW.default_sigmas(4)
     with torch.no_grad():
         without = rollout(network, FLOW, z, sigmas)
     for detach in (True, False):
@@ -157,7 +157,7 @@ def test_rollouts_with_and_without_gradient_are_bit_equal():
 
 def test_anchor_target_has_no_gradient_and_takes_k_steps():
     """The target is a constant even of a trainable teacher, and equals (eps - z_k) / (1 - t_k) after K calls."""
-    network, eps, sigmas = TinyNetwork().double(), _noise().requires_grad_(), default_sigmas(30, 3.0).double()
+    network, eps, sigmas = TinyNetwork().double(), _noise().requires_grad_(), FLOW.default_sigmas(30).double()
     calls = []
 
     def teacher(z, sigma):
@@ -175,7 +175,7 @@ def test_anchor_target_has_no_gradient_and_takes_k_steps():
 
 def test_a_coarser_way_to_the_anchor_ends_at_the_same_time():
     """Fewer of the teacher's own sigmas, from 1 to t_k; on a straight flow the target stays exact."""
-    sigmas = default_sigmas(30, 3.0)
+    sigmas = FLOW.default_sigmas(30)
     assert torch.equal(anchor_grid(sigmas, 20), sigmas[:21]) and torch.equal(anchor_grid(sigmas, 20, 20), sigmas[:21])
     assert torch.equal(anchor_grid(sigmas, 20, 4), sigmas[[0, 5, 10, 15, 20]])
     assert torch.equal(anchor_grid(sigmas, 5, 2), sigmas[[0, 2, 5]]) and len(anchor_grid(sigmas, 20, 1)) == 2

@@ -5,7 +5,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dpdmd.rollout import anchor_target
-from dpdmd.schedules import FlowSchedule, default_sigmas, expand, parse_sigmas, shift_sigmas, trailing_sigmas
+from dpdmd.schedules import FlowSchedule, expand, shift_sigmas
 
 # Grids lie in [0, 1]. We compute in float64 and round once; the scheduler takes its lowest sigma from float32 (a few
 # steps of 1e-9 there) and rounds once too: they may differ by one float32 step below 1, which is 2^-24 = 6e-8.
@@ -19,7 +19,7 @@ def test_default_grid_is_the_installed_schedulers(shift):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     for num_steps in [*range(1, 51), 1000]:
         scheduler.set_timesteps(num_steps)
-        ours = default_sigmas(num_steps, shift)
+        ours = FlowSchedule(shift).default_sigmas(num_steps)
         torch.testing.assert_close(ours, scheduler.sigmas, rtol=0, atol=ONE_STEP, msg=f"{num_steps} steps")
         # The networks see 1000 sigma; float32 times of 512 to 1024 lie 6e-5 apart.
         torch.testing.assert_close(ours[:-1] * 1000, scheduler.timesteps, rtol=0, atol=6.2e-5, msg=f"{num_steps} steps")
@@ -27,18 +27,18 @@ def test_default_grid_is_the_installed_schedulers(shift):
 
 def test_quoted_grids():
     """The figures that the paper's notes and the README quote, and the two fixed points of the shift."""
-    assert [round(sigma, 4) for sigma in default_sigmas(4, 3.0).tolist()] == [1, 0.8577, 0.6022, 0.0089, 0]
+    assert [round(sigma, 4) for sigma in FLOW.default_sigmas(4).tolist()] == [1, 0.8577, 0.6022, 0.0089, 0]
     # .9 and .75 are the nearest float32; 1, .5 and 0 are exact.
-    assert trailing_sigmas(4, 3.0).tolist() == torch.tensor([1, 0.9, 0.75, 0.5, 0]).tolist()
-    assert trailing_sigmas(4, 1.0).tolist() == [1, 0.75, 0.5, 0.25, 0]
-    assert default_sigmas(1, 3.0).tolist() == [1, 0]
+    assert FLOW.trailing_sigmas(4).tolist() == torch.tensor([1, 0.9, 0.75, 0.5, 0]).tolist()
+    assert FlowSchedule(1.0).trailing_sigmas(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert FLOW.default_sigmas(1).tolist() == [1, 0]
     assert shift_sigmas(torch.tensor([0.0, 0.25, 0.5, 1.0]), 3.0).tolist() == [0, 0.5, 0.75, 1]
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 30, 1000])
 def test_grids_fall_strictly_from_one_to_zero(num_steps):
     """A repeated sigma would make a step of length 0, and solve_step divide by 0."""
-    for grid in (default_sigmas(num_steps, 3.0), trailing_sigmas(num_steps, 3.0)):
+    for grid in (FLOW.default_sigmas(num_steps), FLOW.trailing_sigmas(num_steps)):
         assert len(grid) == num_steps + 1
         assert (grid[0], grid[-1]) == (1, 0)
         assert (grid.diff() < 0).all()
@@ -46,18 +46,18 @@ def test_grids_fall_strictly_from_one_to_zero(num_steps):
 
 def test_grids_are_fp32_because_bf16_merges_times():
     """bf16 keeps 351 of the network's 1000 times and is percents off in 1 - t_k (pitfall 5): grids must be fp32."""
-    for grid in (default_sigmas(1000, 3.0), trailing_sigmas(1000, 3.0), parse_sigmas("1,.9,.75,.5", 4, 3.0)):
+    for grid in (FLOW.default_sigmas(1000), FLOW.trailing_sigmas(1000), FLOW.parse_sigmas("1,.9,.75,.5", 4)):
         assert grid.dtype == torch.float32
-    times = default_sigmas(1000, 3.0)[:-1] * 1000
+    times = FLOW.default_sigmas(1000)[:-1] * 1000
     assert len(times.unique()) == 1000
     assert len(times.bfloat16().unique()) == 351
-    one_minus_t = 1 - default_sigmas(30, 3.0)[2]
-    assert abs((1 - default_sigmas(30, 3.0)[2].bfloat16()).float() / one_minus_t - 1) > 0.02
+    one_minus_t = 1 - FLOW.default_sigmas(30)[2]
+    assert abs((1 - FLOW.default_sigmas(30)[2].bfloat16()).float() / one_minus_t - 1) > 0.02
 
 
 def test_a_scheduler_of_shift_one_samples_on_our_trailing_grid():
     """A student of another grid is exported with shift 1 and given `sigmas`: diffusers must not shift them again."""
-    grid = trailing_sigmas(4, 3.0)
+    grid = FLOW.trailing_sigmas(4)
     exported = FlowMatchEulerDiscreteScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config, shift=1.0)
     exported.set_timesteps(sigmas=grid[:-1].tolist())
     assert torch.equal(exported.sigmas, grid)
@@ -68,10 +68,10 @@ def test_a_scheduler_of_shift_one_samples_on_our_trailing_grid():
 
 def test_parse_sigmas_accepts_names_and_numbers():
     """Each way of writing a grid gives the grid it names; a final 0 may be given or left out."""
-    assert torch.equal(parse_sigmas("default", 4, 3.0), default_sigmas(4, 3.0))
-    assert torch.equal(parse_sigmas("trailing", 4, 3.0), trailing_sigmas(4, 3.0))
-    assert parse_sigmas("1.0, 0.5", 2, 3.0).tolist() == [1, 0.5, 0]  # numbers are final: the shift is not applied
-    assert parse_sigmas("1,0.5,0", 2, 3.0).tolist() == [1, 0.5, 0]
+    assert torch.equal(FLOW.parse_sigmas("default", 4), FLOW.default_sigmas(4))
+    assert torch.equal(FLOW.parse_sigmas("trailing", 4), FLOW.trailing_sigmas(4))
+    assert FLOW.parse_sigmas("1.0, 0.5", 2).tolist() == [1, 0.5, 0]  # numbers are final: the shift is not applied
+    assert FLOW.parse_sigmas("1,0.5,0", 2).tolist() == [1, 0.5, 0]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_parse_sigmas_accepts_names_and_numbers():
 def test_parse_sigmas_refuses(text, message):
     """A mistyped grid must stop the run, not train on something else."""
     with pytest.raises(ValueError, match=message):
-        parse_sigmas(text, 4, 3.0)
+        FLOW.parse_sigmas(text, 4)
 
 
 def _pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -144,7 +144,7 @@ def test_anchor_target_is_exact_on_a_linear_flow(k_anchor):
     The velocity depends on z and sigma, (z - x0) / sigma, so a wrong sigma given to the teacher shows too.
     """
     x0, eps, _ = _pair()
-    sigmas = default_sigmas(30, 3.0).double()
+    sigmas = FLOW.default_sigmas(30).double()
     target = anchor_target(lambda z, sigma: (z - x0) / expand(sigma, z), FLOW, eps, sigmas, k_anchor)
     # 1 - t_1 is 0.012: what float64 loses there (1e-16 / 0.012) stays far below 1e-12.
     torch.testing.assert_close(target, eps - x0, rtol=0, atol=1e-12)
@@ -153,7 +153,7 @@ def test_anchor_target_is_exact_on_a_linear_flow(k_anchor):
 def test_anchor_of_all_steps_ends_at_sigma_zero():
     """K = all steps: t_k is 0, z_k is the teacher's picture, and the target is eps - z_k."""
     x0, eps, _ = _pair()
-    sigmas = default_sigmas(5, 3.0).double()
+    sigmas = FLOW.default_sigmas(5).double()
     seen = []
 
     def teacher(z, sigma):

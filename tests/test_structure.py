@@ -32,11 +32,14 @@ ORDER = (
     "dpdmd.losses",
     "dpdmd.weight_files",
     "dpdmd.manifest",
+    "dpdmd.families.scheduler_files",
     "dpdmd.families.layouts",
     "dpdmd.families.adapters",
     "dpdmd.families.base",
     "dpdmd.lora",
+    "dpdmd.families.components",
     "dpdmd.families.sd35",
+    "dpdmd.families.sdxl",
     "dpdmd.families",
     "dpdmd.text_cache",
     "dpdmd.text_stream",
@@ -214,6 +217,14 @@ def test_only_families_decide_by_family():
         if not name.startswith("dpdmd.families")
     }
     assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_a_second_family_is_a_word_of_families_alone():
+    """The rest of the package does not learn that it exists; its option is one of the names that are listed there."""
+    added = [name for name in LAYOUTS if name != "sd35"]
+    sources = {name: path.read_text(encoding="utf-8").lower() for name, path in SOURCES.items()}
+    found = {name for name, text in sources.items() for family in added if family in text}
+    assert added and {name for name in found if not name.startswith("dpdmd.families")} == {"dpdmd.options"}
 
 
 def test_only_methods_decide_by_method():

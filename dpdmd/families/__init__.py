@@ -13,4 +13,8 @@ def family_class(name: str) -> type[Family]:
         from dpdmd.families.sd35 import SD35
 
         return SD35
-    raise ValueError(f"unknown family {name!r} (known: sd35)")
+    if name == "sdxl":
+        from dpdmd.families.sdxl import SDXL
+
+        return SDXL
+    raise ValueError(f"unknown family {name!r} (known: sd35, sdxl)")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dpdmd.families.adapters import Adapter
 from dpdmd.families.layouts import Note
-from dpdmd.rollout import Predictor, guide
-from dpdmd.schedules import FlowSchedule
+from dpdmd.rollout import guide
+from dpdmd.schedules import Predictor, Schedule
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        """Embeddings of `prompts`, no gradient."""
+        """Embeddings of `prompts`, no gradient; of the empty prompt what guidance takes as unconditional."""
 
 
 class ImageDecoder(ABC):
@@ -75,7 +75,7 @@ class Family(ABC):
     def load_image_decoder(self, folder: Path) -> ImageDecoder: ...
 
     @abstractmethod
-    def load_schedule(self, folder: Path) -> FlowSchedule: ...
+    def load_schedule(self, folder: Path) -> Schedule: ...
 
     @abstractmethod
     def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:

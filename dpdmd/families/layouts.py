@@ -1,6 +1,6 @@
 """What a family's folder must hold, read from its small files alone: everything that can be told before a model loads.
 
-Imports neither torch nor diffusers, so a wrong path is told within a second.
+Does not import diffusers, which takes seconds, so a wrong path is told at once.
 """
 
 import json
@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dpdmd.families.scheduler_files import read_flow_schedule, read_sdxl_schedule
+from dpdmd.schedules import Schedule
 from dpdmd.weight_files import read_json, read_weights_header
 
 NOTE = "dpdmd.json"  # beside model_index.json: how this folder wants to be sampled
@@ -19,7 +21,7 @@ _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.
 
 @dataclass(frozen=True)
 class Note:
-    """How a folder wants to be sampled: the defaults of SD3.5, unless its `dpdmd.json` says otherwise.
+    """How a folder wants to be sampled: what its family's layout says, unless its `dpdmd.json` says otherwise.
 
     Attributes:
         sigmas: the exact grid [steps + 1], final 0 included, where it is not the scheduler's own.
@@ -37,14 +39,14 @@ class Note:
         (folder / NOTE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def read_note(folder: Path) -> Note:
-    """The folder's note, or SD3.5's defaults.
+def read_note(folder: Path, default: Note) -> Note:
+    """The folder's note, or `default`, its family's.
 
     Raises:
         ValueError: the note is unreadable or holds unknown entries.
     """
     if not (folder / NOTE).exists():
-        return Note()
+        return default
     try:
         note = Note(**read_json(folder / NOTE))
     except TypeError as error:
@@ -61,7 +63,13 @@ class Layout:
         network: component that is distilled.
         repository: where the official weights come from, for the messages.
         shapes: of some of the network's weights, by its configuration; enough to tell another model's.
-        blocks: (prefix of the numbered blocks, entry of the configuration that counts them).
+        blocks: (prefix of the numbered blocks, how many there are by its configuration).
+        latents: by its configuration, what the latents a side must be a multiple of, and how many there may be.
+        needed: components that must be there, beside the network.
+        schedule: reads the scheduler's file, refusing what our arithmetic would be wrong for.
+        note: how a folder without a note of its own is sampled.
+        fixed_text: a prompt is as long as the tokenizer says, and nothing else has a say in it.
+        factor: pixels a side of one latent, where the network is told its picture's size in pixels.
         lora_targets: layers that get a LoRA adapter, by the ends of their names.
     """
 
@@ -69,8 +77,14 @@ class Layout:
     network: str
     repository: str
     shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
-    blocks: tuple[str, str]
+    blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
+    latents: Callable[[Mapping[str, Any]], tuple[int, float]]
+    needed: tuple[str, ...]
+    schedule: Callable[[Path], Schedule]
+    note: Note
     lora_targets: tuple[str, ...]
+    fixed_text: bool = False
+    factor: int | None = None
 
     def parts(self, folder: Path) -> list[str]:
         """Components that model_index.json lists and that are not null."""
@@ -81,7 +95,7 @@ class Layout:
         if not (folder / part).is_dir():
             raise ValueError(f"{folder / part} is missing")
         if part == "scheduler":
-            self.shift(folder)
+            self.schedule(folder)
         elif part.startswith("tokenizer"):
             if not any(all((folder / part / name).exists() for name in names) for names in _TOKENIZER_FILES):
                 raise ValueError(
@@ -92,16 +106,20 @@ class Layout:
             header = read_weights_header(folder / part)
             if part == self.network:
                 self._check_network(folder / part, header)
+            elif part == "vae" and self.factor not in (None, self._factor(folder)):
+                raise ValueError(
+                    f"{folder / part / 'config.json'}: a latent spans {self._factor(folder)} pixels, not {self.factor}"
+                )
 
     def _check_network(self, folder: Path, header: Mapping[str, Any]) -> None:
         """Compare the weights' names and shapes with the configuration beside them."""
         config = read_json(folder / "config.json")
-        prefix, entry = self.blocks
+        prefix, count = self.blocks
         found = {name.removeprefix(prefix).partition(".")[0] for name in header if name.startswith(prefix)}
         try:
             expected = self.shapes(config)
-            if len(found) != config[entry]:
-                raise ValueError(f"{folder}: its weights have {len(found)} blocks, its config.json {config[entry]}")
+            if len(found) != count(config):
+                raise ValueError(f"{folder}: its weights have {len(found)} blocks, its config.json {count(config)}")
         except KeyError as error:
             raise ValueError(f"{folder / 'config.json'} lacks {error}") from None
         for name, shape in expected.items():
@@ -127,40 +145,29 @@ class Layout:
             if not network_only:
                 found = read_json(folder / "model_index.json").get("_class_name")
                 if found != self.pipeline:
-                    raise ValueError(f"model_index.json is of a {found}, but a {self.pipeline} is needed")
+                    other = [f" (it is of --family {name})" for name, it in LAYOUTS.items() if it.pipeline == found]
+                    told = f"model_index.json is of a {found}, but a {self.pipeline} is needed"
+                    raise ValueError(told + "".join(other))
+                if lacking := [name for name in (self.network, *self.needed) if name not in parts]:
+                    raise ValueError(f"model_index.json lacks {', '.join(lacking)}")
             for part in parts:
                 self._check_part(folder, part)
         except ValueError as error:
             raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
 
-    def shift(self, folder: Path) -> float:
-        """The scheduler's shift; refuses schedules on which our own sigma arithmetic would be wrong.
+    def text_length(self, folder: Path, asked: int | None, note: Note) -> int:
+        """Tokens of a prompt: those asked for, else what the note says, unless the folder's tokenizer decides.
 
         Raises:
-            ValueError: another scheduler class, or a schedule bent by an option we do not reproduce.
+            ValueError: the model cannot read so many.
         """
-        path = folder / "scheduler" / "scheduler_config.json"
-        config = read_json(path)
-        if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
-            raise ValueError(
-                f"{path} is of a {config.get('_class_name')}, but a FlowMatchEulerDiscreteScheduler is needed"
-            )
-        bent = [
-            name
-            for name in (
-                "use_dynamic_shifting",
-                "use_karras_sigmas",
-                "use_exponential_sigmas",
-                "use_beta_sigmas",
-                "invert_sigmas",
-                "stochastic_sampling",
-                "shift_terminal",
-            )
-            if config.get(name)
-        ]
-        if bent or config.get("num_train_timesteps", 1000) != 1000:
-            raise ValueError(f"{path} sets {', '.join(bent) or 'num_train_timesteps'}, which this family does not use")
-        return float(config.get("shift", 1.0))
+        if not self.fixed_text:
+            return asked or note.max_sequence_length
+        said = read_json(folder / "tokenizer" / "tokenizer_config.json")
+        length = int(said.get("model_max_length", self.note.max_sequence_length))
+        if asked not in (None, length):
+            raise ValueError(f"--max_sequence_length {asked}: this model's prompts have {length} tokens; leave it out")
+        return length
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Configuration of the network that is distilled, without the entries that only tell where it came from."""
@@ -216,9 +223,7 @@ class Layout:
         Raises:
             ValueError: not a multiple of the autoencoder's factor times the patch, or beyond the position table.
         """
-        config = self.network_config(folder)
-        multiple = self._factor(folder) * int(config.get("patch_size", 2))
-        largest = multiple * int(config.get("pos_embed_max_size", 96))
+        multiple, largest = (self._factor(folder) * number for number in self.latents(self.network_config(folder)))
         for flag, value in (("--height", height), ("--width", width)):
             if value <= 0 or value % multiple:
                 raise ValueError(f"{flag} {value}: must be a multiple of {multiple} for this model")
@@ -237,16 +242,64 @@ def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
+def _sd3_latents(config: Mapping[str, Any]) -> tuple[int, float]:
+    patch = int(config.get("patch_size", 2))
+    return patch, patch * int(config.get("pos_embed_max_size", 96))
+
+
+def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    first, last = config["block_out_channels"][0], config["block_out_channels"][-1]
+    return {
+        "conv_in.weight": (first, config["in_channels"], 3, 3),
+        "add_embedding.linear_1.weight": (4 * first, config["projection_class_embeddings_input_dim"]),
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (last, config["cross_attention_dim"]),
+        "conv_out.weight": (config["out_channels"], first, 3, 3),
+    }
+
+
+def _sdxl_blocks(config: Mapping[str, Any]) -> int:
+    """Transformer blocks at the lowest resolution; the configuration gives one number, or one a level."""
+    layers = config["transformer_layers_per_block"]
+    return layers if isinstance(layers, int) else layers[-1]
+
+
 SD35 = Layout(
     pipeline="StableDiffusion3Pipeline",
     network="transformer",
     repository="stabilityai/stable-diffusion-3.5-medium",
     shapes=_sd3_shapes,
-    blocks=("transformer_blocks.", "num_layers"),
+    blocks=("transformer_blocks.", lambda config: config["num_layers"]),
+    latents=_sd3_latents,
+    needed=("vae", "scheduler"),
+    schedule=read_flow_schedule,
+    note=Note(),
     lora_targets=(
         *("to_q", "to_k", "to_v", "to_out.0"),  # of the pictures, and of attn2
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text
         *("net.0.proj", "net.2"),  # feed-forward, both
     ),
 )
-LAYOUTS = {"sd35": SD35}
+SDXL = Layout(
+    pipeline="StableDiffusionXLPipeline",
+    network="unet",
+    repository="stabilityai/stable-diffusion-xl-base-1.0",
+    shapes=_sdxl_shapes,
+    blocks=("mid_block.attentions.0.transformer_blocks.", _sdxl_blocks),
+    latents=lambda _: (1, math.inf),
+    needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    schedule=read_sdxl_schedule,
+    note=Note(steps=50, guidance_scale=8.0, max_sequence_length=77),
+    lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
+    fixed_text=True,
+    factor=8,
+)
+LAYOUTS = {"sd35": SD35, "sdxl": SDXL}
+
+
+def family_of(folder: Path) -> str:
+    """The family whose pipeline a folder holds; where it is none's the first, whose layout then tells what is wrong."""
+    try:
+        found = read_json(folder / "model_index.json").get("_class_name")
+    except ValueError:
+        found = None
+    return next((name for name, layout in LAYOUTS.items() if layout.pipeline == found), next(iter(LAYOUTS)))
