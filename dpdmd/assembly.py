@@ -81,10 +81,10 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
 
 def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEncoder:
     """The teacher's text encoders, or with `--cache_text_embeddings` what they said."""
-    data, folder = plan.config.data, Path(plan.config.model.teacher_id)
+    data, folder, no_t5 = plan.config.data, Path(plan.config.model.teacher_id), plan.config.model.no_t5
 
     def load() -> TextEncoder:
-        return family.load_text_encoder(folder, data.max_sequence_length)
+        return family.load_text_encoder(folder, data.max_sequence_length, no_t5=no_t5)
 
     if not data.cache_text_embeddings:
         return load()
@@ -92,7 +92,7 @@ def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEnco
     return text_cache.cached_encoder(
         Path(data.cache_text_embeddings),
         [*plan.prompts, *pictured],
-        text_cache.CacheSettings(str(folder.resolve()), data.max_sequence_length, str(family.compute_dtype)),
+        text_cache.CacheSettings(str(folder.resolve()), data.max_sequence_length, str(family.compute_dtype), no_t5),
         accelerator.device,
         load,
         rank=accelerator.process_index,

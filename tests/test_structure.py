@@ -36,6 +36,7 @@ ORDER = (
     "dpdmd.families.sd35",
     "dpdmd.families",
     "dpdmd.text_cache",
+    "dpdmd.compilation",
     "dpdmd.networks",
     "dpdmd.methods",
     "dpdmd.grids",

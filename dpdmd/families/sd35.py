@@ -1,8 +1,10 @@
 """Stable Diffusion 3.5 (Medium first; any StableDiffusion3Pipeline folder in the official layout)."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import torch
@@ -22,17 +24,24 @@ from dpdmd.families.layouts import LORA_WEIGHTS, Note
 from dpdmd.families.layouts import SD35 as LAYOUT
 from dpdmd.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule, default_sigmas
+from dpdmd.weight_files import read_json
 
 
 class SD35TextEncoder(TextEncoder):
-    """Two CLIPs and a T5, run by diffusers' own `encode_prompt`."""
+    """Two CLIPs and a T5, run by diffusers' own `encode_prompt`; without the T5 its tokens are zeros."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int):
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int, no_t5: bool):
         self.device = device
         self.max_sequence_length = max_sequence_length
-        self.pipe = StableDiffusion3Pipeline.from_pretrained(
-            folder, transformer=None, vae=None, dtype=dtype, local_files_only=True
-        ).to(device)
+        # diffusers wants to be told of a T5 that is not there, also where the folder says so itself.
+        parts = LAYOUT.parts(folder, no_t5=no_t5)
+        left_out = dict.fromkeys(["transformer", "vae", *(part for part in LAYOUT.t5 if part not in parts)])
+        self.pipe = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **left_out).to(
+            device
+        )
+        if self.pipe.text_encoder_3 is None:
+            # The zeros have the width that the transformer's configuration says, and only that is asked of it.
+            self.pipe.transformer = SimpleNamespace(config=SimpleNamespace(**LAYOUT.network_config(folder)))
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
@@ -87,8 +96,8 @@ class SD35(Family):
             )
         return network.eval()
 
-    def load_text_encoder(self, folder: Path, max_sequence_length: int) -> SD35TextEncoder:
-        return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length)
+    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SD35TextEncoder:
+        return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length, no_t5)
 
     def load_image_decoder(self, folder: Path) -> SD35ImageDecoder:
         return SD35ImageDecoder(folder, self.device, self.compute_dtype)
@@ -121,14 +130,17 @@ class SD35(Family):
     def export(self, folder: Path, network_state: dict[str, Tensor], source: Path, note: Note, *, copy: bool) -> None:
         source = source.resolve()
         folder.mkdir(parents=True)
-        for part in LAYOUT.parts(source):
+        for part in LAYOUT.parts(source, no_t5=note.no_t5):
             if part in (LAYOUT.network, "scheduler"):
                 continue
             if copy:
                 shutil.copytree(source / part, folder / part)
             else:
                 (folder / part).symlink_to(source / part)
-        shutil.copy(source / "model_index.json", folder)
+        index = read_json(source / "model_index.json")
+        if note.no_t5:
+            index |= {part: [None, None] for part in LAYOUT.t5}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         transformer = SD3Transformer2DModel.from_config(SD3Transformer2DModel.load_config(source / LAYOUT.network))
         transformer.load_state_dict(network_state, strict=True, assign=True)
         transformer.save_pretrained(folder / LAYOUT.network)
