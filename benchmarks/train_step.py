@@ -1,13 +1,18 @@
-"""A cycle of training (5 fake turns, 1 student turn) against its floor and against the release's way of running it.
+"""A cycle of training (5 fake turns, 1 student turn) and a whole run, against their floor and the release's way.
 
-    python benchmarks/train_step.py --out benchmarks/results
+    OMP_NUM_THREADS=1 python benchmarks/train_step.py --out benchmarks/results
     python benchmarks/train_step.py --teacher_id weights/stabilityai/stable-diffusion-3.5-medium --height 1024 ...
 
 Floor: the bare network calls that the method needs, on tensors that are there already. A fake turn: 4 student calls and
 the fake score with gradient; the student's: 2K teacher calls for the anchor, 4 student calls with gradient, 2 + 1 for
-the scores. The release's way: text encoded three times a step, activations recomputed, every student turn's pictures
-decoded. The three take turns in one process; ratios are of medians of the turns, with 95%
-bootstrap intervals. Flags that are not this program's own go to dpdmd.train.
+the scores. The release's way: benchmarks/release_way.py says all that it includes. The ways take turns in one process;
+a ratio is the median of the turns' ratios, with a 95% bootstrap interval. On a CPU time is the process's own processor
+time, so that other work on the machine does not count (nor does waiting for the disk, which favours the release's way).
+
+A whole run is put together of the measured parts, for --max_steps: ours evaluates as configured and before the first
+step, saves all state each time, and scores the teacher once; the release's way evaluates every 100 steps as its script
+says, with half as many network calls as those 100 steps train with (release_way.EVAL_SHARE). Flags that are not this
+program's own go to dpdmd.train; without the scorers' paths there is no whole run.
 """
 
 import argparse
@@ -24,26 +29,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import release_way
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from dpdmd import config, methods, options, preflight
+from dpdmd import config, distributed, methods, options, preflight
 from dpdmd.checkpoint import versions
-from dpdmd.families.base import TextEmbedding
+from dpdmd.prompts import read_prompts
 from dpdmd.rollout import anchor_target, rollout
 from dpdmd.run_folder import write_text
+from dpdmd.run_log import RunLog, peak_memory_gb
 from dpdmd.trainer import Trainer
 
 FLOOR, OURS, RELEASE = "bare network calls", "dpdmd.train", "the release's way"
+EVALUATION, TEACHER, SAVING = "evaluation, dpdmd.train", "teacher's row, dpdmd.train", "checkpoint, dpdmd.train"
+RELEASE_EVALUATION = "evaluation, the release's way"
+SCORERS = ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path")
+IN_CYCLE = ("fake turns, calls", "student turn, calls", "AdamW", "norm and clipping", "text, once a step", "noise")
 
 
-def make_trainer(flags: list[str], run_dir: Path) -> Trainer:
+def make_trainer(flags: list[str], run_dir: Path, *, evaluates: bool = False) -> Trainer:
     examined = config.parse(flags)
     run = examined.run
     run.run_dir, run.report_to, run.vis_every, run.resume_from_checkpoint = str(run_dir), "none", 0, None
-    for name in ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path"):
-        setattr(examined.eval, name, None)
-    examined.eval.ir_model_path = examined.eval.ir_med_config = None
     examined.method.fake_head_start = 0  # cycles are what is measured
+    if not evaluates:
+        for name in SCORERS:
+            setattr(examined.eval, name, None)
+        examined.eval.ir_model_path = examined.eval.ir_med_config = None
     return Trainer(preflight.check(examined))
 
 
@@ -57,7 +70,8 @@ class Clock:
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+            return time.perf_counter()
+        return time.process_time()
 
     def time(self, name: str, call: Callable[[], object]) -> None:
         started = self.now()
@@ -104,71 +118,79 @@ class Floor:
             parameter.grad = None
 
     def cycle(self, clock: Clock) -> None:
-        for step in range(self.run.config.per_train_fake_num):
-            shared = methods.rollout_step(step, self.run.config) != step
-            clock.time("fake turn, calls", lambda shared=shared: self.fake_turn(shared=shared))
+        steps = range(self.run.config.per_train_fake_num)
+        shared = [methods.rollout_step(step, self.run.config) != step for step in steps]
+        clock.time("fake turns, calls", lambda: [self.fake_turn(shared=one) for one in shared])
         clock.time("student turn, calls", self.student_turn)
 
 
-def our_cycle(trainer: Trainer, first: int) -> None:
+def our_cycle(trainer: Trainer, first: int, log: RunLog) -> None:
     for step in range(first, first + trainer.config.method.per_train_fake_num + 1):
-        trainer.take_step(step)
-
-
-def release_cycle(trainer: Trainer, first: int) -> None:
-    """The same updates; text of student, teacher and fake score apart, activations recomputed, pictures decoded."""
-    encode, networks = trainer.text_encoder.encode, trainer.run.networks
-
-    def three_times(prompts: list[str]) -> TextEmbedding:
-        encode([""] * len(prompts))
-        encode(prompts)
-        return encode(prompts)
-
-    trainer.text_encoder.encode = three_times
-    for network in (networks.student, networks.fake):
-        network.enable_gradient_checkpointing()
-    try:
-        our_cycle(trainer, first)
-        trainer.decoder.decode(torch.zeros(3 * trainer.config.optim.batch_size, *trainer.run.latent_shape))
-    finally:
-        trainer.text_encoder.encode = encode
-        for network in (networks.student, networks.fake):
-            network.disable_gradient_checkpointing()
+        log.step(trainer.take_step(step)[0])
 
 
 def parts(trainer: Trainer, clock: Clock) -> None:
-    """What a cycle needs beside the calls."""
+    """What a cycle needs beside the calls; the weights stay as they are."""
     cycle = trainer.config.method.per_train_fake_num + 1
     clock.time("text, once a step", lambda: [trainer.micro_batches(step) for step in range(cycle)])
     batch = trainer.micro_batches(0)[0]
-    clock.time("noise of a cycle", lambda: [trainer.run.start_noise(batch) for _ in range(2 * cycle)])
+    clock.time("noise", lambda: [trainer.run.start_noise(batch) for _ in range(2 * cycle)])
+    turns = [trainer.fake] * (cycle - 1) + [trainer.student]
     for trained in (trainer.student, trainer.fake):
         for parameter in trained.parameters:
             parameter.grad = torch.zeros_like(parameter)
-    rates = [group["lr"] for trained in (trainer.student, trainer.fake) for group in trained.optimizer.param_groups]
-
-    def step() -> None:
-        trainer.student.optimizer.step()
-        for _ in range(cycle - 1):
-            trainer.fake.optimizer.step()
-
+    clock.time("norm and clipping", lambda: [clip(trained.parameters) for trained in turns])
+    groups = [group for trained in (trainer.student, trainer.fake) for group in trained.optimizer.param_groups]
+    rates = [group["lr"] for group in groups]
+    for group in groups:
+        group["lr"] = 0.0
+    clock.time("AdamW", lambda: [trained.optimizer.step() for trained in turns])
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
     for trained in (trainer.student, trainer.fake):
-        for group in trained.optimizer.param_groups:
-            group["lr"] = 0.0
-    clock.time("AdamW", step)
-    for trained, rate in zip((trainer.student, trainer.fake), rates, strict=True):
-        for group in trained.optimizer.param_groups:
-            group["lr"] = rate
         trained.optimizer.zero_grad()
 
 
-def ratio(above: list[float], below: list[float]) -> str:
-    """Ratio of medians with a 95% bootstrap interval over the turns."""
-    draw = np.random.default_rng(0)
-    picks = draw.integers(len(above), size=(2000, len(above)))
-    found = np.median(np.array(above)[picks], axis=1) / np.median(np.array(below)[picks], axis=1)
+def clip(parameters: list[torch.nn.Parameter]) -> None:
+    distributed.clip_gradients(parameters, 1.0, distributed.gradient_norm(parameters))
+
+
+def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Path, count: int) -> None:
+    """`count` evaluations of each way in turn; the teacher's row is scored by the first of ours."""
+    clock.time(TEACHER, lambda: trainer.evaluation.evaluate(0))
+    for turn in range(count):
+        clock.time(EVALUATION, lambda turn=turn: trainer.evaluation.evaluate(turn + 1))
+        clock.time(SAVING, lambda turn=turn: trainer._save(turn + 1))
+        clock.time(
+            RELEASE_EVALUATION, lambda: release_way.evaluate(trainer, files, trainer.plan.evaluation.paths, work)
+        )
+    clock.seconds[TEACHER] = [max(0.0, clock.seconds[TEACHER][0] - statistics.median(clock.seconds[EVALUATION]))]
+
+
+def interval(found: np.ndarray) -> str:
     low, high = np.quantile(found, (0.025, 0.975))
-    return f"{statistics.median(above) / statistics.median(below):.3f} [{low:.3f}, {high:.3f}]"
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def ratio(above: list[float], below: list[float]) -> str:
+    """Median of the turns' ratios, with a 95% bootstrap interval over the turns."""
+    ratios = np.array(above) / np.array(below)
+    picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+    return f"{np.median(ratios):.2f} {interval(np.median(ratios[picks], axis=1))}"
+
+
+def whole_run(seconds: dict[str, list[float]], ours: str, steps: int, length: int, every: int, theirs: int) -> str:
+    """The release's run to ours, of medians; cycles and evaluations are drawn anew, each by itself."""
+    draw = np.random.default_rng(0)
+
+    def median(name: str) -> np.ndarray:
+        values = np.array(seconds[name])
+        return np.median(values[draw.integers(len(values), size=(2000, len(values)))], axis=1)
+
+    cycles, count = steps / length, -(-steps // every)
+    above = cycles * median(RELEASE) + steps / theirs * median(RELEASE_EVALUATION)
+    below = cycles * median(ours) + (count + 1) * median(EVALUATION) + count * median(SAVING) + median(TEACHER)
+    return f"{np.median(above / below):.2f} {interval(above / below)}"
 
 
 def calls_a_cycle(method: options.MethodConfig) -> int:
@@ -179,62 +201,117 @@ def calls_a_cycle(method: options.MethodConfig) -> int:
     return rollouts * steps + fake * 3 + 3 * steps + 3 + anchor
 
 
+def matrix_rate(clock: Clock, dtype: torch.dtype) -> float:
+    """FLOPs a second of a matrix product, the best of twenty: the peak that MFU is measured against."""
+    size = 8192 if clock.device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=clock.device, dtype=dtype)
+    probe = Clock(clock.device)
+    for _ in range(20):
+        probe.time("product", lambda: a @ a)
+    return 2 * size**3 / min(probe.seconds["product"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=12, help="turns of each way (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--evaluations", type=int, default=3, help="turns of each evaluation (default: %(default)s)")
     parser.add_argument("--against", help="further flags of dpdmd.train, timed beside the run without them")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     own, flags = parser.parse_known_args()
     flags = flags or ["--config", "scripts/configs/tiny.yaml"]
     with tempfile.TemporaryDirectory() as work:
-        trainer = make_trainer(flags, Path(work) / "run")
-        clock, floor = Clock(trainer.accelerator.device), Floor(trainer)
-        length = trainer.config.method.per_train_fake_num + 1
+        trainer = make_trainer(flags, Path(work) / "run", evaluates=True)
         other = make_trainer([*flags, *shlex.split(own.against)], Path(work) / "other") if own.against else None
-        for turn in range(own.cycles + 1):
-            if turn == 1:
+        settings, clock = trainer.config, Clock(trainer.accelerator.device)
+        length, calls = settings.method.per_train_fake_num + 1, calls_a_cycle(settings.method)
+        log, floor = RunLog(trainer.folder, settings, trainer.accelerator, 0, 0), Floor(trainer)
+        with FlopCounterMode(display=False) as counter:
+            our_cycle(trainer, 0, log)
+        for turn in range(1, own.cycles + 2):
+            if turn == 2:
                 clock.seconds.clear()  # libraries warm up in the first
             clock.time(FLOOR, lambda: floor.cycle(clock))
-            clock.time(OURS, lambda turn=turn: our_cycle(trainer, 2 * turn * length))
-            clock.time(RELEASE, lambda turn=turn: release_cycle(trainer, (2 * turn + 1) * length))
+            clock.time(OURS, lambda turn=turn: our_cycle(trainer, 2 * turn * length, log))
+            clock.time(RELEASE, lambda turn=turn: release_way.cycle(trainer, (2 * turn + 1) * length))
             if other:
-                clock.time(own.against, lambda turn=turn: our_cycle(other, turn * length))
+                clock.time(own.against, lambda turn=turn: our_cycle(other, turn * length, log))
             parts(trainer, clock)
-    seconds = clock.seconds
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    median["fake turn, calls"] = statistics.mean(seconds["fake turn, calls"]) * (length - 1)
+        prompts = release_way.num_prompts(calls, settings.optim.batch_size, length)
+        if trainer.evaluation:
+            training = read_prompts(Path(settings.data.prompt_txt))
+            files = [training[:prompts], training[prompts : 2 * prompts]]
+            evaluations(trainer, clock, files, Path(work), own.evaluations)
+        rate = matrix_rate(clock, trainer.run.family.compute_dtype)
+        peak = peak_memory_gb(clock.device)
+    seconds, flops = clock.seconds, float(counter.get_total_flops())
+    lines = report(own, trainer, seconds, flops, rate, peak, prompts)
     date = datetime.date.today().isoformat()
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    rows = (
-        *((name, median[name]) for name in (FLOOR, OURS, RELEASE)),
-        *([(f"{OURS} {own.against}", median[own.against])] if other else []),
-        *((f"of {OURS}: {name}", median[name]) for name in ("fake turn, calls", "student turn, calls")),
-        *((f"of {OURS}: {name}", median[name]) for name in ("AdamW", "text, once a step", "noise of a cycle")),
-    )
+    write_text(own.out / f"{date}_train_step.md", "\n".join(lines) + "\n")
+    figures = {"seconds": seconds, "cycle_flops": flops, "matrix_rate": rate, "peak_gb": peak}
+    write_text(own.out / f"{date}_train_step.json", json.dumps(figures) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def report(
+    own: argparse.Namespace,
+    trainer: Trainer,
+    seconds: dict[str, list[float]],
+    flops: float,
+    rate: float,
+    peak: float,
+    prompts: int,
+) -> list[str]:
+    """The dated page."""
+    settings, median = trainer.config, {name: statistics.median(values) for name, values in seconds.items()}
+    length, cuda = settings.method.per_train_fake_num + 1, trainer.accelerator.device.type == "cuda"
+    place = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    variants = [OURS, *([own.against] if own.against else [])]
+    rest = median[OURS] - sum(median[name] for name in IN_CYCLE)
     lines = [
-        f"# The cost of a cycle ({date})",
+        f"# The cost of a cycle and of a run ({datetime.date.today().isoformat()})",
         "",
-        f"`{' '.join(['python', *sys.argv])}`",
+        f"`{shlex.join(['python', *sys.argv])}`",
         "",
-        f"{place} of {os.cpu_count()} cores; {own.cycles} turns each, batch {trainer.config.optim.batch_size}, "
-        f"{calls_a_cycle(trainer.config.method)} network calls a sample and cycle (a backward pass counts two); {used}",
+        f"{place}; {own.cycles} turns each, batch {settings.optim.batch_size}, {calls_a_cycle(settings.method)} "
+        f"network calls a sample and cycle (a backward pass counts two); {'wall' if cuda else 'processor'} time; "
+        + ", ".join(f"{name} {version}" for name, version in versions().items()),
         "",
-        "| | seconds a cycle |",
+        "| a cycle | seconds |",
         "|---|---|",
-        *(f"| {name} | {value:.3f} |" for name, value in rows),
+        *(f"| {name} | {median[name]:.3f} |" for name in (FLOOR, RELEASE, *variants)),
+        *(f"| of {OURS}: {name} | {median[name]:.3f} |" for name in IN_CYCLE),
+        f"| of {OURS}: losses, backward's accumulation, records, the rest | {rest:.3f} |",
         "",
         f"- {OURS} to the floor: {ratio(seconds[OURS], seconds[FLOOR])}",
-        f"- the release's way to {OURS}: {ratio(seconds[RELEASE], seconds[OURS])}",
+        *(f"- the release's way to {name}: {ratio(seconds[RELEASE], seconds[name])}" for name in variants),
+        *(f"- {OURS} to itself with `{own.against}`: {ratio(seconds[OURS], seconds[name])}" for name in variants[1:]),
+        f"- {flops / 1e9:.1f} GFLOP a cycle as torch counts them, {flops / median[OURS] / 1e9:.1f} GFLOP/s: MFU "
+        f"{flops / median[OURS] / rate:.1%} of the {rate / 1e9:.1f} GFLOP/s of a matrix product",
+        f"- peak memory {peak:.2f} GB, "
+        + ("allocated on the device" if cuda else "the process's resident set: all ways' networks and the scorers"),
     ]
-    if other:
-        calls = calls_a_cycle(other.config.method)
-        lines.append(
-            f"- {OURS} to itself with `{own.against}` ({calls} calls): {ratio(seconds[OURS], seconds[own.against])}"
-        )
-    write_text(own.out / f"{date}_train_step.md", "\n".join(lines) + "\n")
-    write_text(own.out / f"{date}_train_step.json", json.dumps(seconds) + "\n")
-    print("\n".join(lines))
+    if EVALUATION in seconds:
+        steps, every = preflight.total_steps(settings, len(trainer.plan.prompts), trainer.global_batch_size), 0
+        every = settings.eval.eval_every or settings.run.ckpt_every
+        pictures = sum(len(pictured.prompts) * pictured.num_samples for pictured in trainer.plan.evaluation.sets)
+        theirs = 2 * prompts * (release_way.NUM_SEEDS + 1)
+        lines += [
+            "",
+            f"| a run of {steps} steps | seconds | how often | pictures |",
+            "|---|---|---|---|",
+            f"| {EVALUATION} | {median[EVALUATION]:.2f} | {-(-steps // every) + 1} | {pictures} |",
+            f"| {TEACHER} | {median[TEACHER]:.2f} | once | {pictures} |",
+            f"| {SAVING} | {median[SAVING]:.2f} | {-(-steps // every)} | |",
+            f"| {RELEASE_EVALUATION} | {median[RELEASE_EVALUATION]:.2f} | {steps // release_way.EVAL_EVERY} | {theirs} |",
+            "",
+        ]
+        for name in variants:
+            found = whole_run(seconds, name, steps, length, every, release_way.EVAL_EVERY)
+            seldom = whole_run(seconds, name, steps, length, every, every)
+            lines.append(
+                f"- a run the release's way to one by {name}: {found}; if it evaluated as seldom as ours: {seldom}"
+            )
+    return lines
 
 
 if __name__ == "__main__":

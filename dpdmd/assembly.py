@@ -89,10 +89,10 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
 
 def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEncoder:
     """The teacher's text encoders, or with `--cache_text_embeddings` what they said."""
-    data, folder = plan.config.data, Path(plan.config.model.teacher_id)
+    data, folder, no_t5 = plan.config.data, Path(plan.config.model.teacher_id), plan.config.model.no_t5
 
     def load() -> TextEncoder:
-        encoder = family.load_text_encoder(folder, data.max_sequence_length)
+        encoder = family.load_text_encoder(folder, data.max_sequence_length, no_t5=no_t5)
         return StreamedTextEncoder(encoder, accelerator.device) if accelerator.device.type == "cuda" else encoder
 
     if not data.cache_text_embeddings:
@@ -101,7 +101,7 @@ def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEnco
     return text_cache.cached_encoder(
         Path(data.cache_text_embeddings),
         [*plan.prompts, *pictured],
-        text_cache.CacheSettings(str(folder.resolve()), data.max_sequence_length, str(family.compute_dtype)),
+        text_cache.CacheSettings(str(folder.resolve()), data.max_sequence_length, str(family.compute_dtype), no_t5),
         accelerator.device,
         load,
         rank=accelerator.process_index,

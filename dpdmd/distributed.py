@@ -74,7 +74,25 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
             "scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"
         )
     set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
+    set_cuda_arithmetic(config.optim.bf16)
     return accelerator
+
+
+def set_cuda_arithmetic(bf16: bool) -> None:
+    """How CUDA devices compute; nothing on a CPU reads these switches.
+
+    No TF32: in fp32, fp32 is meant, and torch's own default would round what convolutions multiply to 10 bits. With
+    `bf16` no product of the networks is left in fp32 (tests/test_precision.py), so TF32 would hasten the scorers
+    alone, whose scores are compared with the root programs'. Attention needs no switch: diffusers calls torch's
+    scaled_dot_product_attention, without a mask, and torch takes its flash kernels for bf16 by itself.
+
+    With `bf16` cuDNN measures which of its algorithms is the fastest for each shape. Only the decoder has
+    convolutions worth that, and it meets a few shapes thousands of times. In fp32 it does not: the choice may differ
+    between two runs, and with it a picture's last bits.
+    """
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.benchmark = bf16
 
 
 def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dpdmd import lora
+from dpdmd.compilation import compile_blocks
 from dpdmd.config import Config
 from dpdmd.families.adapters import adapters
 from dpdmd.families.base import Family
@@ -32,15 +33,21 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
     Everything stays in evaluation mode: none of the families' networks has dropout or batch statistics, and the
     mode of the teacher and of its copies must not differ.
     """
-    teacher = family.load_network(Path(config.model.teacher_id), family.compute_dtype).requires_grad_(False)
-    teacher = teacher.to(family.device)
+
+    def load(folder: Path, dtype: torch.dtype) -> nn.Module:
+        network = family.load_network(folder, dtype)
+        if config.optim.compile:
+            compile_blocks(network, family.block_classes)
+        return network
+
+    teacher = load(Path(config.model.teacher_id), family.compute_dtype).requires_grad_(False).to(family.device)
     if pair := adapters(config.model):
         teacher, student, fake = lora.share(teacher, pair.student, pair.fake, config.run.seed)
         if resumed_student:
             student.load_state_dict(family.read_lora(resumed_student), strict=True)
     else:
-        student = family.load_network(resumed_student or Path(config.model.student_id), torch.float32)
-        fake = family.load_network(Path(config.model.fake_id), torch.float32)
+        student = load(resumed_student or Path(config.model.student_id), torch.float32)
+        fake = load(Path(config.model.fake_id), torch.float32)
         student, fake = student.requires_grad_(True), fake.requires_grad_(True)
     if config.optim.gradient_checkpointing:
         student.enable_gradient_checkpointing()

@@ -51,6 +51,9 @@ class ModelConfig:
     fake_lora_rank: int | None = _flag(
         None, "the fake score's rank; without it lora_rank, and it should not be lower", "ours", least=1
     )
+    no_t5: bool = _flag(
+        False, "SD3's third text encoder, a T5, is not loaded: zeros stand where its tokens were", "diffusers"
+    )
 
 
 @dataclass
@@ -123,6 +126,7 @@ class OptimConfig:
         False, "under FSDP, shard the frozen teacher as well: less memory, more traffic", "ours", free=True
     )
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass", "release")
+    compile: bool = _flag(False, "torch.compile each transformer block of all three networks", "diffusers", free=True)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dpdmd import checkpoint
+from dpdmd.compilation import check_compiler
 from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
@@ -53,6 +54,8 @@ def check(config: Config) -> Plan:
             f"({type(error).__name__}: {error})"
         ) from None
     _check_device(config)
+    if config.optim.compile:
+        check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _check_tracker(config)
     if config.data.cache_text_embeddings:
         check_writable("--cache_text_embeddings", Path(config.data.cache_text_embeddings))
@@ -80,7 +83,7 @@ def check(config: Config) -> Plan:
 def _check_models(config: Config) -> None:
     model, data, method, layout = config.model, config.data, config.method, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
-    layout.check(teacher, "--teacher_id")
+    layout.check(teacher, "--teacher_id", no_t5=model.no_t5)
     data.max_sequence_length = layout.text_length(teacher, data.max_sequence_length, read_note(teacher, layout.note))
     expected = layout.network_config(teacher)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
@@ -201,7 +204,7 @@ def _check_space(config: Config, folder: RunFolder, stop: int, found: checkpoint
         return
     needed = count * checkpoint.size_in_bytes(config)
     if adapters(config.model) is None:  # the last export is whole
-        needed += layout.bytes_beside_network(teacher)
+        needed += layout.bytes_beside_network(teacher, no_t5=config.model.no_t5)
     free = shutil.disk_usage(existing(folder.ckpts)).free
     if needed > free:
         raise ValueError(

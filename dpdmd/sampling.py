@@ -140,8 +140,8 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Fami
     Raises:
         ValueError: it is not.
     """
-    name = family_of(model.folder)
-    LAYOUTS[name].check(model.folder, "--model" if model.source == model.folder else "--base_model")
+    name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
+    LAYOUTS[name].check(model.folder, flag, no_t5=model.note.no_t5)
     return family_class(name)(device, dtype)
 
 
@@ -198,7 +198,7 @@ def load_sampler(
         height,
         width,
     )
-    encoder = family.load_text_encoder(folder, max_sequence_length)
+    encoder = family.load_text_encoder(folder, max_sequence_length, no_t5=note.no_t5)
     network = load_network(family, model, dtype).requires_grad_(False).to(device)
     decoder = family.load_image_decoder(folder)
     return Sampler(family, network, schedule, decoder, encoder.encode([""]), settings), encoder

@@ -35,11 +35,13 @@ class CacheSettings:
     Attributes:
         model: the pipeline folder whose text encoders speak.
         dtype: in which they compute, and in which embeddings are kept.
+        no_t5: they spoke without the T5.
     """
 
     model: str
     max_sequence_length: int
     dtype: str
+    no_t5: bool = False
 
 
 @dataclass(frozen=True)

@@ -295,6 +295,7 @@ class Trainer:
             guidance_scale=1.0,
             max_sequence_length=self.config.data.max_sequence_length,
             sigmas=tuple(self.run.student_sigmas.tolist()),
+            no_t5=self.config.model.no_t5,
         )
 
     def save(self, step: int) -> None:

@@ -43,6 +43,7 @@ ORDER = (
     "dpdmd.families",
     "dpdmd.text_cache",
     "dpdmd.text_stream",
+    "dpdmd.compilation",
     "dpdmd.networks",
     "dpdmd.methods",
     "dpdmd.grids",

@@ -28,9 +28,9 @@ def loads(monkeypatch) -> list[Path]:
     """Every loading of text encoders."""
     healthy, seen = SD35.load_text_encoder, []
 
-    def load(self, folder, length):
+    def load(self, folder, length, **options):
         seen.append(folder)
-        return healthy(self, folder, length)
+        return healthy(self, folder, length, **options)
 
     monkeypatch.setattr(SD35, "load_text_encoder", load)
     return seen

@@ -91,6 +91,7 @@ class InLoopEvaluation:
         config, settings = self.config, self.teacher.settings
         return {
             "teacher_id": config.model.teacher_id,
+            "no_t5": config.model.no_t5,
             "sigmas": settings.sigmas.tolist(),
             "guidance_scale": settings.guidance_scale,
             "size": [settings.height, settings.width],

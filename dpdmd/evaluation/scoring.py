@@ -37,6 +37,7 @@ def run(job: Job) -> Report:
         ValueError: the model's or a scorer's files do not load, or `output_dir` holds other pictures.
     """
     accelerator = Accelerator(mixed_precision="no")
+    distributed.set_cuda_arithmetic(job.args.bf16)
     pictures, settings = (job.found, {}) if job.found else _generate(job, accelerator)
     scorers = [build_scorer(name, paths, accelerator.device, **job.options[name]) for name, paths in job.paths.items()]
     rows = _score(job, pictures, scorers, accelerator)

@@ -69,7 +69,8 @@ class Family(ABC):
         """The generator network of a pipeline folder, strict, in evaluation mode, weights in `dtype`."""
 
     @abstractmethod
-    def load_text_encoder(self, folder: Path, max_sequence_length: int) -> TextEncoder: ...
+    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> TextEncoder:
+        """The text encoders of a pipeline folder; `no_t5` leaves the T5 out, where the layout says that it can be."""
 
     @abstractmethod
     def load_image_decoder(self, folder: Path) -> ImageDecoder: ...

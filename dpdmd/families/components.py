@@ -1,5 +1,6 @@
 """What families share: strict loading, the AutoencoderKL's decoder, writing a pipeline folder."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dpdmd.families.base import ImageDecoder
 from dpdmd.families.layouts import LORA_WEIGHTS
+from dpdmd.weight_files import read_json
 
 
 def quieten_libraries() -> None:
@@ -53,8 +55,9 @@ class KLImageDecoder(ImageDecoder):
         return (self.vae.decode(raw.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
 
-def export_parts(folder: Path, source: Path, parts: Sequence[str], *, copy: bool) -> None:
-    """Begin a pipeline folder with model_index.json and those parts of `source` that stay as they are."""
+def export_parts(folder: Path, source: Path, parts: Sequence[str], *, without: Sequence[str] = (), copy: bool) -> None:
+    """Begin a pipeline folder with model_index.json, in which the components `without` are null, and those parts of
+    `source` that stay as they are."""
     source = source.resolve()
     folder.mkdir(parents=True)
     for part in parts:
@@ -62,7 +65,8 @@ def export_parts(folder: Path, source: Path, parts: Sequence[str], *, copy: bool
             shutil.copytree(source / part, folder / part)
         else:
             (folder / part).symlink_to(source / part)
-    shutil.copy(source / "model_index.json", folder)
+    index = read_json(source / "model_index.json") | {part: [None, None] for part in without}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def export_network(kind: type[ModelMixin], folder: Path, state: dict[str, Tensor], source: Path) -> None:

@@ -26,6 +26,7 @@ class Note:
     Attributes:
         sigmas: the exact grid [steps + 1], final 0 included, where it is not the scheduler's own.
         base: pipeline folder that a LoRA changes; None in a pipeline folder.
+        no_t5: it was trained with `--no_t5`, and its folder holds no T5.
     """
 
     steps: int = 30
@@ -33,6 +34,7 @@ class Note:
     max_sequence_length: int = 256
     sigmas: tuple[float, ...] | None = None
     base: str | None = None
+    no_t5: bool = False
 
     def write(self, folder: Path) -> None:
         """Save beside the pipeline; diffusers passes over files it does not know."""
@@ -71,6 +73,7 @@ class Layout:
         fixed_text: a prompt is as long as the tokenizer says, and nothing else has a say in it.
         factor: pixels a side of one latent, where the network is told its picture's size in pixels.
         lora_targets: layers that get a LoRA adapter, by the ends of their names.
+        t5: components that a pipeline of this family can do without (`--no_t5`); none where it cannot.
     """
 
     pipeline: str
@@ -85,11 +88,13 @@ class Layout:
     lora_targets: tuple[str, ...]
     fixed_text: bool = False
     factor: int | None = None
+    t5: tuple[str, ...] = ()
 
-    def parts(self, folder: Path) -> list[str]:
-        """Components that model_index.json lists and that are not null."""
+    def parts(self, folder: Path, *, no_t5: bool = False) -> list[str]:
+        """Components that model_index.json lists and that are not null; without the T5 if `no_t5`."""
         index = read_json(folder / "model_index.json")
-        return [name for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[0]]
+        listed = [name for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[0]]
+        return [name for name in listed if not (no_t5 and name in self.t5)]
 
     def _check_part(self, folder: Path, part: str) -> None:
         if not (folder / part).is_dir():
@@ -131,17 +136,19 @@ class Layout:
                     "another model's weights?"
                 )
 
-    def check(self, folder: Path, flag: str, *, network_only: bool = False) -> None:
-        """Check a pipeline folder, or only the part that is distilled.
+    def check(self, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:
+        """Check a pipeline folder, or only the part that is distilled; with `no_t5` its T5 need not be there.
 
         Raises:
             ValueError: one line that names the flag, the file, and where to get it.
         """
+        if no_t5 and not self.t5:
+            raise ValueError(f"--no_t5: a {self.pipeline} has no T5 to leave out; leave the flag out")
         hint = f"get it from https://huggingface.co/{self.repository} (scripts/download_weights.sh)"
         if not folder.is_dir():
             raise ValueError(f"{flag} {folder}: no such folder; {hint}")
         try:
-            parts = [self.network] if network_only else self.parts(folder)
+            parts = [self.network] if network_only else self.parts(folder, no_t5=no_t5)
             if not network_only:
                 found = read_json(folder / "model_index.json").get("_class_name")
                 if found != self.pipeline:
@@ -204,9 +211,9 @@ class Layout:
         """Numbers in a LoRA adapter of `rank`."""
         return sum(rank * (outputs + inputs) for outputs, inputs in self.adapted_layers(folder, targets).values())
 
-    def bytes_beside_network(self, folder: Path) -> int:
+    def bytes_beside_network(self, folder: Path, *, no_t5: bool = False) -> int:
         """Size of every file of the pipeline but the network's: what a whole export copies."""
-        parts = [folder / part for part in self.parts(folder) if part != self.network]
+        parts = [folder / part for part in self.parts(folder, no_t5=no_t5) if part != self.network]
         return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
 
     def _factor(self, folder: Path) -> int:
@@ -278,6 +285,7 @@ SD35 = Layout(
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text
         *("net.0.proj", "net.2"),  # feed-forward, both
     ),
+    t5=("text_encoder_3", "tokenizer_3"),
 )
 SDXL = Layout(
     pipeline="StableDiffusionXLPipeline",

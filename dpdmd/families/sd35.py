@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -27,14 +28,20 @@ from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule
 
 
 class SD35TextEncoder(TextEncoder):
-    """Two CLIPs and a T5, run by diffusers' own `encode_prompt`."""
+    """Two CLIPs and a T5, run by diffusers' own `encode_prompt`; without the T5 its tokens are zeros."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int):
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int, no_t5: bool):
         self.device = device
         self.max_sequence_length = max_sequence_length
-        self.pipe = StableDiffusion3Pipeline.from_pretrained(
-            folder, transformer=None, vae=None, dtype=dtype, local_files_only=True
-        ).to(device)
+        # diffusers wants to be told of a T5 that is not there, also where the folder says so itself.
+        parts = LAYOUT.parts(folder, no_t5=no_t5)
+        left_out = dict.fromkeys(["transformer", "vae", *(part for part in LAYOUT.t5 if part not in parts)])
+        self.pipe = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **left_out).to(
+            device
+        )
+        if self.pipe.text_encoder_3 is None:
+            # The zeros have the width that the transformer's configuration says, and only that is asked of it.
+            self.pipe.transformer = SimpleNamespace(config=SimpleNamespace(**LAYOUT.network_config(folder)))
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
@@ -61,8 +68,8 @@ class SD35(Family):
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         return load_network(SD3Transformer2DModel, folder / LAYOUT.network, dtype)
 
-    def load_text_encoder(self, folder: Path, max_sequence_length: int) -> SD35TextEncoder:
-        return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length)
+    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SD35TextEncoder:
+        return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length, no_t5)
 
     def load_image_decoder(self, folder: Path) -> KLImageDecoder:
         return KLImageDecoder(folder, self.device, self.compute_dtype)
@@ -93,8 +100,9 @@ class SD35(Family):
         return prediction.float()
 
     def export(self, folder: Path, network_state: dict[str, Tensor], source: Path, note: Note, *, copy: bool) -> None:
-        kept = [part for part in LAYOUT.parts(source) if part not in (LAYOUT.network, "scheduler")]
-        export_parts(folder, source, kept, copy=copy)
+        parts = LAYOUT.parts(source, no_t5=note.no_t5)
+        kept = [part for part in parts if part not in (LAYOUT.network, "scheduler")]
+        export_parts(folder, source, kept, without=LAYOUT.t5 if note.no_t5 else (), copy=copy)
         export_network(SD3Transformer2DModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
         self._export_scheduler(folder, source, note)
         note.write(folder)

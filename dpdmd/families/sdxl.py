@@ -69,7 +69,7 @@ class SDXL(Family):
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         return load_network(UNet2DConditionModel, folder / LAYOUT.network, dtype)
 
-    def load_text_encoder(self, folder: Path, max_sequence_length: int) -> SDXLTextEncoder:
+    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # its tokenizers know the length
 
     def load_image_decoder(self, folder: Path) -> KLImageDecoder:

@@ -1,0 +1,127 @@
+"""The authors' release's way of running the same updates and of evaluating, on this package's parts: what is compared.
+
+Told from reading the release (its trainer, its two evaluation programs and its launch script). A training step:
+
+- text is encoded three times, for student, fake score and teacher, the last with its unconditional half: four passes
+  of the encoders over the batch, where one and the kept empty prompt suffice;
+- the networks recompute activations (the sharding plug-in does it once more there; on one process it does not, nor
+  here), and run eagerly;
+- at each student turn every picture is decoded by itself and saved as a PNG.
+
+An evaluation, after saving the student's weights: for each of two prompt files once for diversity, nine pictures a
+prompt in batches of 4, and once for preference, one picture a prompt in batches of 4: four times the whole pipeline is
+loaded, text encoders included, and the student's weights into it; each time the scorers are loaded. CLIP and DINO see a
+prompt's nine pictures at a time, PickScore all pictures in one forward pass, ImageReward one a call, all in fp32, over
+all prompts of both files.
+
+Where the two ways differ in speed by what is not a choice of the release (this package's sampler, decoder, scorers and
+optimizers serve both), the release's way gets the benefit. Not counted either: wandb, and its prints.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dpdmd.evaluation.diversity import diversity_per_picture
+from dpdmd.evaluation.scorers import build_scorer
+from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.families.base import TextEmbedding
+from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.sampling import batches_of, load_sampler
+from dpdmd.trainer import Trainer
+
+GEN_BATCH, NUM_SEEDS = 4, 9
+# Its script evaluates every 100 steps, with ten pictures of each prompt of two files in four network calls each. The
+# files: 100 captions, and Pick-a-Pic's test prompts, at most 500, of which it takes a part that it does not hold. With
+# 300 of them that is 16,000 calls, with 500 24,000, where 100 steps of 8 x 4 samples at K = 10 are 42,133. Here a half.
+EVAL_EVERY, EVAL_SHARE = 100, 0.5
+
+
+def cycle(trainer: Trainer, first: int) -> None:
+    """One cycle of updates, beginning with step `first`."""
+    encode, networks, size = trainer.text_encoder.encode, trainer.run.networks, trainer.config.optim.batch_size
+
+    def three_times(prompts: list[str]) -> TextEmbedding:
+        encode(prompts)
+        encode(prompts)
+        encode([""] * len(prompts))
+        return encode(prompts)
+
+    trainer.text_encoder.encode = three_times
+    for network in (networks.student, networks.fake):
+        network.enable_gradient_checkpointing()
+    try:
+        for step in range(first, first + trainer.config.method.per_train_fake_num + 1):
+            trainer.take_step(step)
+        for index in range(size):
+            picture = trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shape))
+            save_picture(to_pil(picture)[0], trainer.folder.process_vis / f"stu_{index}.png")
+    finally:
+        trainer.text_encoder.encode = encode
+        for network in (networks.student, networks.fake):
+            network.disable_gradient_checkpointing()
+
+
+def num_prompts(calls_a_cycle: int, batch_size: int, cycle_length: int) -> int:
+    """Prompts of each of the two files, so that evaluation takes EVAL_SHARE of the calls of EVAL_EVERY steps."""
+    training = EVAL_EVERY / cycle_length * calls_a_cycle * batch_size
+    return max(1, round(EVAL_SHARE * training / (2 * (NUM_SEEDS + 1) * GEN_BATCH)))
+
+
+def evaluate(trainer: Trainer, files: Sequence[Sequence[str]], paths: dict[str, dict[str, Path]], work: Path) -> None:
+    """One evaluation over the prompts of all `files`; `paths` is scorer -> its files."""
+    weights = work / "student_transformer.pt"
+    torch.save(trainer.run.networks.student.state_dict(), weights)
+    for prompts in files:
+        _diversity(trainer, prompts, paths, weights, work)
+        _preference(trainer, prompts, paths, weights, work)
+
+
+def _sampler(trainer: Trainer, weights: Path):
+    config = trainer.config
+    return load_sampler(
+        weights,
+        trainer.accelerator.device,
+        base_model=Path(config.model.teacher_id),
+        dtype=trainer.run.family.compute_dtype,
+        height=config.data.height,
+        width=config.data.width,
+        max_sequence_length=config.data.max_sequence_length,
+    )
+
+
+def _scorer(trainer: Trainer, paths: dict[str, dict[str, Path]], name: str) -> Scorer:
+    scorer = build_scorer(name, paths[name], trainer.accelerator.device)
+    scorer.network.float()
+    return scorer
+
+
+def _diversity(trainer: Trainer, prompts: Sequence[str], paths: dict, weights: Path, work: Path) -> None:
+    sampler, encoder = _sampler(trainer, weights)
+    scorers = [_scorer(trainer, paths, name) for name in ("div_clip", "div_dino")]
+    batches = batches_of(1, NUM_SEEDS, GEN_BATCH)
+    for index, prompt in enumerate(prompts):
+        samples = [
+            Sample(picture, prompt, key)
+            for keys, made in sampler.sweep(encoder, [prompt], batches, trainer.config.run.seed)
+            for key, picture in zip(keys, to_pil(made), strict=True)
+        ]
+        for scorer in scorers:
+            diversity_per_picture(scorer.features(samples))
+        grid = labelled_grid([[sample.picture for sample in samples]], [prompt], columns=3)
+        save_picture(grid, work / "diversity" / f"{index}_grid.png")
+
+
+def _preference(trainer: Trainer, prompts: Sequence[str], paths: dict, weights: Path, work: Path) -> None:
+    sampler, encoder = _sampler(trainer, weights)
+    batches = batches_of(len(prompts), 1, GEN_BATCH)
+    samples = []
+    for keys, made in sampler.sweep(encoder, prompts, batches, trainer.config.run.seed):
+        for key, picture in zip(keys, to_pil(made), strict=True):
+            save_picture(picture, work / "preference" / f"{key[0]}.png")
+            samples.append(Sample(picture, prompts[key[0]], key))
+    _scorer(trainer, paths, "pickscore").score(samples)
+    imagereward = _scorer(trainer, paths, "imagereward")
+    for sample in samples:
+        imagereward.score([sample])

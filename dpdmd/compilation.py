@@ -1,0 +1,42 @@
+"""`--compile`: torch.compile of a network's transformer blocks, each on its own, in place."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+# Graphs that a process may keep of a block's call: kinds of block, with and without gradient, batch sizes, precisions,
+# of three networks. torch's limit of 8 would end a run that evaluates as well.
+NUM_GRAPHS = 64
+
+
+def check_compiler(device: torch.device) -> None:
+    """Check that torch's inductor can build kernels on this machine.
+
+    Raises:
+        ValueError: what it needs is not there.
+    """
+    needed, name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"), "a C++ compiler"
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise ValueError("--compile: on a GPU it needs triton; pip install triton, or leave the flag out")
+        needed, name = os.environ.get("CC", "gcc"), "a C compiler"
+    if shutil.which(needed) is None:
+        raise ValueError(f"--compile: it needs {name}, and there is no {needed}; install it, or leave the flag out")
+
+
+def compile_blocks(network: nn.Module, block_classes: Sequence[str], backend: str = "inductor") -> None:
+    """Compile every block of `network`, each as one graph.
+
+    By block rather than whole, so that equal blocks share their graphs, and sharding and gradient checkpointing stay
+    between the graphs. In place: no name in the state dict changes, and hooks that sharding adds later still run.
+    Call it before wrapping.
+    """
+    torch._dynamo.config.recompile_limit = max(NUM_GRAPHS, torch._dynamo.config.recompile_limit)
+    for module in network.modules():
+        if type(module).__name__ in block_classes:
+            module.compile(fullgraph=True, backend=backend)
