@@ -53,6 +53,7 @@ def check(config: Config) -> Plan:
         ) from None
     _check_device(config)
     _check_tracker(config)
+    _check_optimizer(config)
     if config.data.cache_text_embeddings:
         check_writable("--cache_text_embeddings", Path(config.data.cache_text_embeddings))
     prompts = read_prompts(Path(config.data.prompt_txt))
@@ -114,6 +115,14 @@ def _check_tracker(config: Config) -> None:
     tracker = config.run.report_to
     if tracker != "none" and find_spec(tracker) is None:
         raise ValueError(f"--report_to {tracker}: the package is not installed; pip install {tracker}, or give none")
+
+
+def _check_optimizer(config: Config) -> None:
+    if config.optim.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
+            "adamw"
+        )
 
 
 def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
