@@ -8,7 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, extract_model_from_parallel, gather_object, set_seed
+from accelerate.utils import (
+    DistributedType,
+    broadcast_object_list,
+    extract_model_from_parallel,
+    gather_object,
+    set_seed,
+)
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,

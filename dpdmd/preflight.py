@@ -14,6 +14,7 @@ from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS, read_note
+from dpdmd.memory_plan import MemoryPlan, Topology, plan_memory
 from dpdmd.options import MAX_STEPS
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
@@ -26,6 +27,7 @@ class Plan:
 
     Attributes:
         checkpoint, progress: what it continues, or None.
+        memory: what it will take of its device.
         warnings: one line each, for the log.
     """
 
@@ -35,6 +37,7 @@ class Plan:
     evaluation: EvalPlan
     checkpoint: Path | None
     progress: checkpoint.Progress | None
+    memory: MemoryPlan
     warnings: list[str]
 
 
@@ -72,7 +75,16 @@ def check(config: Config) -> Plan:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
-    return Plan(config, folder, prompts, evaluation, found.path, found.progress, warnings)
+    memory = plan_memory(config, evaluation, Topology.from_environment(), _device_bytes())
+    warnings += memory.warnings()
+    return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
+
+
+def _device_bytes() -> int | None:
+    """What this process's GPU has; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
 
 
 def _check_models(config: Config) -> None:

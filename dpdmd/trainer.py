@@ -59,6 +59,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
+            logger.info("%s", self.plan.memory.table())
             for warning in self.plan.warnings:
                 logger.warning("%s", warning)
 
