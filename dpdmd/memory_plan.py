@@ -18,7 +18,7 @@ from dpdmd.weight_files import read_json, read_weights_header
 ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
 TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)
 MAX_PICTURES = 8  # in process_vis
-_CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
+CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
 _ADAM_8BIT = 2 * (1 + FP32 / 256)  # bytes a number: two moments of one byte, and an fp32 scale each 256
 _SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
 
@@ -116,7 +116,7 @@ def plan_memory(config: Config, evaluation: EvalPlan, topology: Topology, device
         *_beside(config, layout, teacher, evaluation),
         *_turns(config, layout, teacher),
         *_pictures(config, layout, teacher, evaluation),
-        Row("CUDA", _CONTEXT, "context and libraries, assumed", PHASES),
+        Row("CUDA", CONTEXT, "context and libraries, assumed", PHASES),
     ]
     return MemoryPlan(tuple(row for row in rows if row.bytes is None or row.bytes > 0), device)
 
