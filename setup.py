@@ -29,6 +29,7 @@ REQUIRES = [
 ]
 EXTRAS = {
     "quality": ["pyiqa>=0.1.16"],  # MANIQA; brings 1.2 GB of its own, so it is not for everyone
+    "memory": ["bitsandbytes>=0.50"],  # --optimizer adamw_8bit; its CUDA kernels are 43 MB that few need
     "test": [
         "pytest>=9",
         "pytest-timeout",

@@ -1,71 +1,81 @@
 """Seconds, memory and MFU of training SD3.5-Medium's architecture on one GPU, random weights: nothing is downloaded.
 
-    python benchmarks/gpu_sd35.py --out benchmarks/results          about ten minutes on one H200
+    python benchmarks/gpu_sd35.py --out benchmarks/results          at most ten minutes on one H200
     python benchmarks/gpu_sd35.py --tiny --out outputs/try           the same on a CPU, in small, to see that it runs
 
-Full fine-tuning of both networks by dpdmd.train's own steps: bf16 compute, fp32 weights, gradient checkpointing, the
-paper's teacher, student and K. The text encoders have the official widths and lengths but one or two layers: their
-share is benchmarks/train_step.py's matter. MFU is against the rate of a bf16 matrix product that is measured in the
-same run; FLOPs are those that torch counts in one cycle, recomputation included.
+Full fine-tuning of both networks and LoRA, eager and compiled, by dpdmd.train's own steps: bf16 compute, fp32 trained
+weights, gradient checkpointing, the paper's teacher, student and K. The text encoders have the official widths and
+lengths but one or two layers: their share is benchmarks/train_step.py's matter. MFU is against the rate of a matrix
+product in the compute type, measured in the same run; FLOPs are those that torch counts in one eager cycle,
+recomputation included, for a compiled run too. A row that does not fit the memory, or that --minutes leave no time for,
+says so.
 """
 
 import argparse
 import datetime
+import gc
 import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from sd35_medium import TRANSFORMER, VAE
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dpdmd.checkpoint import versions
+from dpdmd.config import Config
 from dpdmd.families.layouts import Note
-from dpdmd.methods import is_student_turn
+from dpdmd.memory_plan import CONTEXT, FAKE, STUDENT
 from dpdmd.run_folder import write_text
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.trainer import Trainer
+from dpdmd.turns import is_student_turn
 
-SD35_MEDIUM = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "qk_norm": "rms_norm",
-    "dual_attention_layers": tuple(range(13)),
-}
-SD3_VAE = {
-    "latent_channels": 16,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "sample_size": 1024,
-    "scaling_factor": 1.5305,
-    "shift_factor": 0.0609,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
+TRAINED = {"LoRA 64": ["--lora_rank", "64"], "full": []}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: what is trained, how, and on how much."""
+
+    batch: int
+    trained: str
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Median seconds of a fake and a student turn, FLOPs of a cycle, and the peak beside the plan's.
+
+    Attributes:
+        peak: bytes of tensors on the device; None on a CPU, where nobody counts them.
+        planned: the same by the plan, CUDA's own context left out.
+    """
+
+    fake_seconds: float
+    student_seconds: float
+    cycle_seconds: float
+    cycle_flops: float | None
+    peak: int | None
+    planned: int
 
 
 def save_pipeline(folder: Path, tiny: bool) -> None:
     """A pipeline folder in the official layout, random weights."""
     pipe: StableDiffusion3Pipeline = build_pipeline(build_autoencoder())
     if not tiny:
-        parts = {"transformer": SD3Transformer2DModel(**SD35_MEDIUM), "vae": AutoencoderKL(**SD3_VAE)}
+        parts = {"transformer": SD3Transformer2DModel(**TRANSFORMER), "vae": AutoencoderKL(**VAE)}
         for suffix, width in (("", 768), ("_2", 1280)):
             settings = pipe.text_encoder.config.to_dict()
             settings |= {"hidden_size": width, "projection_dim": width, "intermediate_size": 4 * width}
@@ -85,9 +95,9 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def matrix_rate(device: torch.device, size: int) -> float:
-    """FLOPs a second of a bf16 matrix product, the best of ten."""
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+def matrix_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
+    """FLOPs a second of a matrix product, the best of ten."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(10):
         synchronise()
@@ -98,10 +108,10 @@ def matrix_rate(device: torch.device, size: int) -> float:
     return best
 
 
-def measure(trainer: Trainer, cycles: int) -> dict[str, float]:
-    """Median seconds of a fake and a student turn, FLOPs of a cycle, and the peak memory."""
+def measure(trainer: Trainer, cycles: int, flops: float | None, compiled: bool) -> Measured:
+    """Warm up for a cycle, in which FLOPs are counted unless `compiled` hides them, then time `cycles`."""
     length = trainer.config.method.per_train_fake_num + 1
-    with FlopCounterMode(display=False) as counter:  # also the warm-up
+    with nullcontext() if compiled else FlopCounterMode(display=False) as counter:
         for step in range(length):
             trainer.take_step(step)
     if torch.cuda.is_available():
@@ -110,74 +120,115 @@ def measure(trainer: Trainer, cycles: int) -> dict[str, float]:
     for step in range(length, (cycles + 1) * length):
         synchronise()
         started = time.perf_counter()
-        record = trainer.take_step(step)
+        trainer.take_step(step)
         synchronise()
         seconds[is_student_turn(step, trainer.config.method)].append(time.perf_counter() - started)
     fake, student = (statistics.median(seconds[turn]) for turn in (False, True))
-    return {
-        "fake_seconds": fake,
-        "student_seconds": student,
-        "cycle_seconds": (length - 1) * fake + student,
-        "cycle_flops": float(counter.get_total_flops()),
-        "peak_gb": record["memory_gb"],
-    }
+    return Measured(
+        fake_seconds=fake,
+        student_seconds=student,
+        cycle_seconds=(length - 1) * fake + student,
+        cycle_flops=flops if compiled else float(counter.get_total_flops()),
+        peak=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        planned=max(trainer.plan.memory.of_phase(turn) for turn in (FAKE, STUDENT)) - CONTEXT,
+    )
+
+
+def can_compile() -> bool:
+    return any(item.name == "compile" for group in vars(Config()).values() for item in fields(group))
+
+
+def run_all(
+    common: list[str], cases: list[Case], work: Path, cycles: int, until: float
+) -> Iterator[tuple[Case, object]]:
+    """(case, Measured or why there is none) of each case."""
+    flops: dict[tuple[int, str], float | None] = {}
+    longest = 0.0
+    for number, case in enumerate(cases):
+        started = time.monotonic()
+        if case.compiled and not can_compile():
+            yield case, "not run: dpdmd.train has no --compile"
+            continue
+        if started + longest > until:
+            yield case, "not run: out of time"
+            continue
+        flags = [*common, "--batch_size", str(case.batch), *TRAINED[case.trained]]
+        flags += ["--compile"] if case.compiled else []
+        trainer = None
+        try:
+            trainer = make_trainer(flags, work / f"run_{number}")
+            key = (case.batch, case.trained)
+            found = measure(trainer, cycles, flops.get(key), case.compiled)
+            flops[key] = found.cycle_flops
+        except torch.OutOfMemoryError as error:
+            found = f"out of memory ({str(error).partition(chr(10))[0]})"
+        yield case, found
+        trainer = None  # its memory is the next one's
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if case.compiled:
+            torch.compiler.reset()
+        longest = max(longest, time.monotonic() - started)
+
+
+def line(case: Case, found: object, rate: float) -> str:
+    """The case's row of the table."""
+    name = f"| {case.trained} | {'compiled' if case.compiled else 'eager'} | {case.batch} | "
+    if not isinstance(found, Measured):
+        return f"{name}{found} | | | | | | |"
+    mfu = f"{found.cycle_flops / found.cycle_seconds / rate:.1%}" if found.cycle_flops else ""
+    peak = f"{found.peak / 1e9:.1f}" if found.peak else ""
+    ratio = f"{found.planned / found.peak:.2f}" if found.peak else ""
+    return (
+        f"{name}{found.fake_seconds:.2f} | {found.student_seconds:.2f} | {6 * case.batch / found.cycle_seconds:.2f} | "
+        f"{mfu} | {peak} | {found.planned / 1e9:.2f} | {ratio} |"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="the small world's architecture, to see that it runs")
-    parser.add_argument("--cycles", type=int, default=2)
+    parser.add_argument("--cycles", type=int, default=1, help="timed, after one to warm up (default: %(default)s)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--minutes", type=float, default=9.0, help="no row starts that would end later")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     if not args.tiny and not torch.cuda.is_available():
         sys.exit("no GPU: --tiny shows on a CPU that this runs")
+    until = time.monotonic() + 60 * args.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found: dict[int, dict[str, float] | str] = {}
-    with tempfile.TemporaryDirectory() as work:
-        folder, prompts = Path(work) / "sd35", Path(work) / "prompts.txt"
-        save_pipeline(folder, args.tiny)
-        prompts.write_text("\n".join(f"a picture of {count} things" for count in range(64)))
-        size = "64" if args.tiny else "1024"
-        common = ["--teacher_id", str(folder), "--prompt_txt", str(prompts), "--height", size, "--width", size]
-        common += ["--gradient_checkpointing", *(["--bf16"] if not args.tiny else [])]
-        rate = matrix_rate(device, 512 if args.tiny else 8192)
-        for batch in args.batch_sizes:
-            run = Path(work) / f"run_{batch}"
-            try:
-                trainer = make_trainer([*common, "--batch_size", str(batch)], run)
-                found[batch] = measure(trainer, args.cycles)
-            except torch.OutOfMemoryError as error:
-                found[batch] = str(error).partition("\n")[0]
-            trainer = None  # its memory is the next one's
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+    size = "64" if args.tiny else "1024"
     date = datetime.date.today().isoformat()
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    dtype = torch.float32 if args.tiny else torch.bfloat16
+    rate = matrix_rate(device, 512 if args.tiny else 8192, dtype)
     lines = [
         f"# SD3.5-Medium's architecture, random weights ({date})",
         "",
         f"`{' '.join(['python', *sys.argv])}`",
         "",
-        f"{place}, {size} x {size}; {rate / 1e12:.1f} TFLOP/s in a bf16 matrix product; {used}",
+        f"{place}, {size} x {size}; {rate / 1e12:.3g} TFLOP/s in a matrix product ({dtype}); {used}",
         "",
-        "| batch | fake turn, s | student turn, s | cycle, s | samples a second | MFU | peak memory, GB |",
-        "|---|---|---|---|---|---|---|",
+        "| trained | | batch | fake turn, s | student turn, s | samples/s | MFU | peak, GB | plan, GB | plan / peak |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for batch, row in found.items():
-        if isinstance(row, str):
-            lines.append(f"| {batch} | {row} | | | | | |")
-            continue
-        mfu = row["cycle_flops"] / row["cycle_seconds"] / rate
-        lines.append(
-            f"| {batch} | {row['fake_seconds']:.2f} | {row['student_seconds']:.2f} | {row['cycle_seconds']:.2f} | "
-            f"{6 * batch / row['cycle_seconds']:.2f} | {mfu:.1%} | {row['peak_gb']:.1f} |"
-        )
-    name = f"{date}_gpu_sd35" + ("_tiny" if args.tiny else "")
-    write_text(args.out / f"{name}.md", "\n".join(lines) + "\n")
-    write_text(args.out / f"{name}.json", json.dumps({"matrix_rate": rate, "runs": found}, indent=2) + "\n")
-    print("\n".join(lines))
+    cases = [Case(b, t, c) for c, b, t in product((False, True), args.batch_sizes, TRAINED)]
+    name, runs = f"{date}_gpu_sd35" + ("_tiny" if args.tiny else ""), []
+    with tempfile.TemporaryDirectory() as work:
+        folder, prompts = Path(work) / "sd35", Path(work) / "prompts.txt"
+        save_pipeline(folder, args.tiny)
+        prompts.write_text("\n".join(f"a picture of {count} things" for count in range(64)))
+        common = ["--teacher_id", str(folder), "--prompt_txt", str(prompts), "--height", size, "--width", size]
+        common += ["--gradient_checkpointing", *(["--bf16"] if not args.tiny else [])]
+        for case, found in run_all(common, cases, Path(work), args.cycles, until):
+            lines.append(line(case, found, rate))
+            runs.append(asdict(case) | (asdict(found) if isinstance(found, Measured) else {"failure": found}))
+            # After each row: whatever ends this program early, the rows before are there.
+            write_text(args.out / f"{name}.md", "\n".join(lines) + "\n")
+            write_text(args.out / f"{name}.json", json.dumps({"matrix_rate": rate, "runs": runs}, indent=2) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

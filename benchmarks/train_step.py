@@ -33,7 +33,7 @@ import release_way
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpdmd import config, distributed, methods, options, preflight
+from dpdmd import config, distributed, methods, options, preflight, turns
 from dpdmd.checkpoint import versions
 from dpdmd.prompts import read_prompts
 from dpdmd.rollout import anchor_target, rollout
@@ -119,7 +119,7 @@ class Floor:
 
     def cycle(self, clock: Clock) -> None:
         steps = range(self.run.config.per_train_fake_num)
-        shared = [methods.rollout_step(step, self.run.config) != step for step in steps]
+        shared = [turns.rollout_step(step, self.run.config) != step for step in steps]
         clock.time("fake turns, calls", lambda: [self.fake_turn(shared=one) for one in shared])
         clock.time("student turn, calls", self.student_turn)
 
@@ -197,7 +197,7 @@ def calls_a_cycle(method: options.MethodConfig) -> int:
     """Network calls a sample, forward ones; a backward pass counts two."""
     steps, fake = method.stu_inference_steps, method.per_train_fake_num
     anchor = 2 * (method.anchor_steps or method.k_anchor) if method.method == "dpdmd" else 0
-    rollouts = sum(methods.rollout_step(step, method) == step for step in range(fake))
+    rollouts = sum(turns.rollout_step(step, method) == step for step in range(fake))
     return rollouts * steps + fake * 3 + 3 * steps + 3 + anchor
 
 
@@ -302,7 +302,8 @@ def report(
             f"| {EVALUATION} | {median[EVALUATION]:.2f} | {-(-steps // every) + 1} | {pictures} |",
             f"| {TEACHER} | {median[TEACHER]:.2f} | once | {pictures} |",
             f"| {SAVING} | {median[SAVING]:.2f} | {-(-steps // every)} | |",
-            f"| {RELEASE_EVALUATION} | {median[RELEASE_EVALUATION]:.2f} | {steps // release_way.EVAL_EVERY} | {theirs} |",
+            f"| {RELEASE_EVALUATION} | {median[RELEASE_EVALUATION]:.2f} | {steps // release_way.EVAL_EVERY} | "
+            f"{theirs} |",
             "",
         ]
         for name in variants:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from dpdmd import checkpoint, distributed, methods, text_cache
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.families import family_class
-from dpdmd.families.base import Family, ImageDecoder, TextEncoder
+from dpdmd.families.base import Family, ImageDecoder, RestingDecoder, TextEncoder
 from dpdmd.networks import Networks, load_networks
+from dpdmd.optimizers import make_optimizer
 from dpdmd.preflight import Plan
 from dpdmd.run_log import logger
 from dpdmd.sampling import Sampler, SamplerSettings
@@ -69,6 +70,8 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     if plan.progress:
         student.updates, fake.updates = plan.progress.student_updates, plan.progress.fake_updates
     decoder = family.load_image_decoder(teacher_folder)
+    if config.optim.offload_vae:
+        decoder = RestingDecoder(decoder, accelerator.device)
     schedule = family.load_schedule(teacher_folder)
     unwrap = accelerator.unwrap_model
     run = methods.Distillation(
@@ -113,15 +116,7 @@ def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEnco
 
 def _prepare(plan: Plan, accelerator: Any, name: str, network: nn.Module, lr: float) -> Trained:
     """One trained network in its topology, with its optimizer as the checkpoint has it."""
-    optim = plan.config.optim
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=lr,
-        betas=(optim.adam_beta1, optim.adam_beta2),
-        weight_decay=optim.weight_decay,
-        # Its kernel skips an update by itself, so that the host need not wait to know whether there is one.
-        fused=accelerator.device.type == "cuda" or None,
-    )
+    optimizer = make_optimizer(network.parameters(), plan.config.optim, lr, accelerator.device)
     network, optimizer = distributed.prepare(accelerator, network, optimizer)
     if plan.checkpoint:
         saved = checkpoint.load_state(plan.checkpoint, f"optimizer_{name}")

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from dpdmd.options import DataConfig, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from dpdmd.presets import PRESETS
 
 
 @dataclass
@@ -75,13 +76,13 @@ def _convert(value: Any, kind: type, name: str, place: str) -> Any:
         raise ValueError(f"{place}: {name} must be {wanted.__name__}, not {value!r}") from None
 
 
-def from_dict(values: dict[str, Any], place: str) -> Config:
-    """Config of nested ({group: {name: value}}) or flat ({name: value}) plain values.
+def from_dict(values: dict[str, Any], place: str, onto: Config | None = None) -> Config:
+    """Config of nested ({group: {name: value}}) or flat ({name: value}) plain values, over `onto` or the defaults.
 
     Raises:
         ValueError: unknown key or wrong type; the message names `place` and the key.
     """
-    config, groups = Config(), _groups()
+    config, groups = onto or Config(), _groups()
     owner = {name: group for group, (_, items) in groups.items() for name in items}
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -95,8 +96,8 @@ def from_dict(values: dict[str, Any], place: str) -> Config:
     return config
 
 
-def read_yaml(path: Path) -> Config:
-    """Config of a YAML file.
+def read_yaml(path: Path, onto: Config | None = None) -> Config:
+    """Config of a YAML file, over `onto` or the defaults.
 
     Raises:
         ValueError: missing, no YAML mapping, unknown key or wrong type; the message names the file.
@@ -109,7 +110,7 @@ def read_yaml(path: Path) -> Config:
         raise ValueError(f"--config {path}: no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold keys and values, such as 'k_anchor: 5'")
-    return from_dict(values, f"--config {path}")
+    return from_dict(values, f"--config {path}", onto)
 
 
 def write_yaml(config: Config, path: Path) -> None:
@@ -126,6 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of any of the flags below; flags win")
+    sets = "; ".join(f"{name}: {preset.summary()}" for name, preset in PRESETS.items())
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help=f"flags for a GPU of this size at SD3.5-Medium's 1024 x 1024; --config and flags win ({sets})",
+    )
     for kind, items in _groups().values():
         group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0])
         for name, item in items.items():
@@ -145,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Defaults, then the file of --config, then the flags.
+    """Defaults, then --preset, then the file of --config, then the flags.
 
     Raises:
         ValueError: unusable file, or values that `validate` refuses.
@@ -153,7 +160,9 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     """
     given = vars(build_parser().parse_args(argv))
     path = given.pop("config", None)
-    config = read_yaml(Path(path)) if path is not None else Config()
+    preset = given.pop("preset", None)
+    config = from_dict(PRESETS[preset].values, f"--preset {preset}") if preset else Config()
+    config = read_yaml(Path(path), config) if path is not None else config
     owner = {name: group for group, (_, items) in _groups().items() for name in items}
     for name, value in given.items():
         setattr(getattr(config, owner[name]), name, value)

@@ -8,7 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import (
+    DistributedType,
+    broadcast_object_list,
+    extract_model_from_parallel,
+    gather_object,
+    set_seed,
+)
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -20,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from dpdmd.config import Config
+from dpdmd.optimizers import is_quantised, quantised_state, restore_quantised_state
 
 Item = TypeVar("Item")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -73,6 +80,8 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
             "--lora_rank: the launch is FSDP, which shards whole networks; adapters are small, use "
             "scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"
         )
+    if config.optim.optimizer == "adamw_8bit" and accelerator.distributed_type is DistributedType.FSDP:
+        raise ValueError("--optimizer adamw_8bit: its state cannot be sharded; launch without FSDP, or give adamw")
     set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
     set_cuda_arithmetic(config.optim.bf16)
     return accelerator
@@ -187,6 +196,8 @@ def whole_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tenso
     raw = unwrapped(optimizer)
     if not raw.state:
         return {}
+    if is_quantised(raw):
+        return quantised_state(extract_model_from_parallel(network), raw)
     state = get_optimizer_state_dict(network, raw, options=_WHOLE).get("state", {})
     flat = {f"{name}|{key}": value for name, entries in state.items() for key, value in entries.items()}
     return _apart(flat, [value for entries in raw.state.values() for value in entries.values()])
@@ -197,6 +208,9 @@ def restore_optimizer_state(network: nn.Module, optimizer: Any, saved: dict[str,
     if not saved:
         return
     raw = unwrapped(optimizer)
+    if is_quantised(raw):
+        restore_quantised_state(extract_model_from_parallel(network), raw, saved)
+        return
     state: dict[str, dict[str, Tensor]] = {}
     for name, value in saved.items():
         parameter, key = name.rsplit("|", 1)

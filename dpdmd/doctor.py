@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dpdmd.doctor: error: {error}", file=sys.stderr)
         return 2
     (own.out / "table.md").write_text(table(findings) + "\n", encoding="utf-8")
-    sys.stdout.write(table(findings) + "\n")
+    (own.out / "memory.txt").write_text(plan.memory.table() + "\n", encoding="utf-8")
+    sys.stdout.write(f"{table(findings)}\n\n{plan.memory.table()}\n")
     return 0 if all(finding.passed for finding in findings) else 1
 
 

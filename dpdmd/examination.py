@@ -229,6 +229,16 @@ def check_disk(trainer: Trainer, run_dir: Path) -> Finding:
     )
 
 
+def check_memory(trainer: Trainer) -> Finding:
+    memory = trainer.plan.memory
+    return Finding(
+        "device memory",
+        memory.fits,
+        memory.summary(),
+        "what a run takes, by count of its tensors, fits its device; memory.txt has the rows",
+    )
+
+
 def save_pictures(trainer: Trainer, scene: Scene, path: Path) -> Finding:
     latents = {"student": scene.rolled.x.detach(), "x0_real": scene.seen.x0_real, "x0_fake": scene.seen.x0_fake}
     pictures = trainer.decoder.decode(torch.cat(list(latents.values())))
@@ -257,6 +267,7 @@ def examine(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> list[F
         save_pictures(trainer, scene, out / "pictures.png"),
         check_scorers(trainer),
         check_disk(trainer, run_dir),
+        check_memory(trainer),
         *check_training(trainer),
     ]
 

@@ -12,6 +12,7 @@ NORMALIZERS = ("z_t", "x_student")
 DMD_TIMES = ("per_sample", "per_batch")
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 NONFINITE = ("stop", "skip")
+OPTIMIZERS = ("adamw", "adamw_8bit")
 TRACKERS = ("tensorboard", "wandb", "none")
 IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
 MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
@@ -117,6 +118,12 @@ class OptimConfig:
         choices=LR_SCHEDULERS,
     )
     lr_warmup_steps: int = _flag(0, "updates of each network in which its learning rate rises from 0", "ours", least=0)
+    optimizer: str = _flag(
+        "adamw",
+        "adamw_8bit keeps both moments in 8 bits (bitsandbytes; not under FSDP)",
+        "paper",
+        choices=OPTIMIZERS,
+    )
     weight_decay: float = _flag(0.0, "of both optimizers", "paper", least=0)
     adam_beta1: float = _flag(0.9, "of both optimizers", "torch", least=0, below=1)
     adam_beta2: float = _flag(0.999, "of both optimizers", "torch", least=0, below=1)
@@ -124,6 +131,9 @@ class OptimConfig:
     bf16: bool = _flag(False, "networks compute in bf16 (weights, latents, times and losses stay fp32)", "release")
     shard_teacher: bool = _flag(
         False, "under FSDP, shard the frozen teacher as well: less memory, more traffic", "ours", free=True
+    )
+    offload_vae: bool = _flag(
+        False, "the decoder stays on the CPU between uses and decodes one picture at a time", "ours", free=True
     )
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass", "release")
     compile: bool = _flag(False, "torch.compile each transformer block of all three networks", "diffusers", free=True)

@@ -15,11 +15,12 @@ from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS, read_note
-from dpdmd.methods import student_turns
+from dpdmd.memory_plan import MemoryPlan, Topology, plan_memory
 from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
 from dpdmd.schedules import Schedule
+from dpdmd.turns import student_turns
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Plan:
 
     Attributes:
         checkpoint, progress: what it continues, or None.
+        memory: what it will take of its device.
         warnings: one line each, for the log.
     """
 
@@ -37,6 +39,7 @@ class Plan:
     evaluation: EvalPlan
     checkpoint: Path | None
     progress: checkpoint.Progress | None
+    memory: MemoryPlan
     warnings: list[str]
 
 
@@ -57,6 +60,7 @@ def check(config: Config) -> Plan:
     if config.optim.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _check_tracker(config)
+    _check_optimizer(config)
     if config.data.cache_text_embeddings:
         check_writable("--cache_text_embeddings", Path(config.data.cache_text_embeddings))
     prompts = read_prompts(Path(config.data.prompt_txt))
@@ -77,7 +81,16 @@ def check(config: Config) -> Plan:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
-    return Plan(config, folder, prompts, evaluation, found.path, found.progress, warnings)
+    memory = plan_memory(config, evaluation, Topology.from_environment(), _device_bytes())
+    warnings += memory.warnings()
+    return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
+
+
+def _device_bytes() -> int | None:
+    """What this process's GPU has; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
 
 
 def _check_models(config: Config) -> None:
@@ -127,6 +140,14 @@ def _check_tracker(config: Config) -> None:
     tracker = config.run.report_to
     if tracker != "none" and find_spec(tracker) is None:
         raise ValueError(f"--report_to {tracker}: the package is not installed; pip install {tracker}, or give none")
+
+
+def _check_optimizer(config: Config) -> None:
+    if config.optim.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
+            "adamw"
+        )
 
 
 def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:

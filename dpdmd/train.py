@@ -13,12 +13,7 @@ from dpdmd import config, preflight
 from dpdmd.checkpoint import SaveError
 from dpdmd.diagnostics import NonFiniteError
 from dpdmd.interruption import Interrupted
-
-OUT_OF_MEMORY = (
-    "out of memory: lower --batch_size (and raise --grad_accum), give --gradient_checkpointing, --bf16 or "
-    "--offload_scorers, lower --height and --width or --eval_batch_size, or shard over GPUs with "
-    "scripts/accelerate_sd35_fsdp.yaml"
-)
+from dpdmd.memory_plan import MemoryPlan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +35,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
     except ValueError as error:
         return 2, f"error: {error}"
     except torch.OutOfMemoryError as error:
-        return 1, f"stopped: {OUT_OF_MEMORY} ({_first_line(error)})"
+        return 1, _out_of_memory(plan.memory, error)
     except OSError as error:
         return 1, f"stopped: {error}"
     try:
@@ -48,7 +43,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
     except Interrupted as interrupted:
         return interrupted.status, f"stopped: {interrupted}"
     except torch.OutOfMemoryError as error:
-        return 1, f"stopped: {OUT_OF_MEMORY} ({_first_line(error)})"
+        return 1, _out_of_memory(plan.memory, error)
     except (NonFiniteError, SaveError) as error:
         return 1, f"stopped: {error}"
     except OSError as error:
@@ -56,8 +51,10 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
     return 0, ""
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _out_of_memory(memory: MemoryPlan, error: Exception) -> str:
+    """The plan's largest rows with the flags that lower them, and torch's own first line."""
+    told = str(error).partition("\n")[0]
+    return f"stopped: out of memory ({memory.summary()}); {memory.advice()}; or see --preset in --help ({told})"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, methods, report, updates
+from dpdmd import checkpoint, distributed, methods, report, turns, updates
 from dpdmd.assembly import Trained, assemble
 from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.config import write_yaml
@@ -73,6 +73,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
+            logger.info("%s", self.plan.memory.table())
             for warning in self.plan.warnings:
                 logger.warning("%s", warning)
 
@@ -119,7 +120,7 @@ class Trainer:
     def start_step(self, step: int) -> StepUnderWay:
         """Hand one update to the device, without waiting for it where the optimizer skips by itself."""
         watch = Stopwatch(self.accelerator.device)
-        student = methods.is_student_turn(step, self.config.method)
+        student = turns.is_student_turn(step, self.config.method)
         trained, compute = (self.student, methods.student_turn) if student else (self.fake, methods.fake_turn)
         totals: dict[str, Tensor] = {}
         batches = self.micro_batches(step)
@@ -185,13 +186,13 @@ class Trainer:
 
     def _learning_rate(self, trained: Trained, step: int, student: bool) -> float:
         """Of the update that `step` is, counted in turns of its network: one that is skipped counts."""
-        before, all_steps = (methods.student_turns(count, self.config.method) for count in (step, self.stop))
+        before, all_steps = (turns.student_turns(count, self.config.method) for count in (step, self.stop))
         update, total = (before, all_steps) if student else (step - before, self.stop - all_steps)
         return learning_rate(trained.learning_rate, self.config.optim, update, total)
 
     def micro_batches(self, step: int) -> list[methods.MicroBatch]:
         """This rank's share of the step's prompts, encoded in one go and cut into `grad_accum` pieces."""
-        source = methods.rollout_step(step, self.config.method)
+        source = turns.rollout_step(step, self.config.method)
         text, size = self._text(source), self.config.optim.batch_size
         return [
             methods.MicroBatch(
@@ -219,7 +220,7 @@ class Trainer:
             NonFiniteError: unless skipping.
         """
         step, turn = taken.step + 1, self._turn(taken)
-        source = methods.rollout_step(taken.step, self.config.method)
+        source = turns.rollout_step(taken.step, self.config.method)
         mine = {
             "rank": self.accelerator.process_index,
             "prompts": self._prompts(source, self.samples),
@@ -238,7 +239,7 @@ class Trainer:
     def _shows_pictures(self, step: int) -> bool:
         """Whether a multiple of `vis_every` has come since the student's last turn."""
         every = self.config.run.vis_every
-        return every > 0 and (step + 1) // every > methods.last_student_step(step, self.config.method) // every
+        return every > 0 and (step + 1) // every > turns.last_student_step(step, self.config.method) // every
 
     def _show_pictures(self, taken: StepUnderWay) -> None:
         """Overwrite process_vis/latest.png: student, x0_real and x0_fake below each other, decoded in one batch."""

@@ -120,6 +120,8 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, tiny_sdxl, monkeypatch) -> R
         ("--family", "sdxl", "(it is of --family sd35)"),
         ("--method", "sgd", "--method"),
         ("--dmd_normalizer", "x", "--dmd_normalizer"),
+        ("--optimizer", "sgd", "--optimizer"),
+        ("--preset", "1gb", "--preset"),
         ("--nonfinite", "ignore", "--nonfinite"),
         ("--student_sigmas", "1.0,0.5", "--student_sigmas: '1.0,0.5' has 2 sigmas, but the student takes 4 steps"),
         ("--student_sigmas", "fast", "--student_sigmas: 'fast' is neither"),
@@ -377,6 +379,12 @@ def test_more_processes_than_devices(refused, monkeypatch):
 def test_a_tracker_that_is_not_installed(refused, monkeypatch):
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     assert "--report_to wandb: the package is not installed" in refused({"--report_to": "wandb"}, "`--report_to wandb`")
+
+
+def test_an_8_bit_optimizer_without_its_package(refused, monkeypatch):
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == "bitsandbytes" else True)
+    told = refused({"--optimizer": "adamw_8bit"}, "`--optimizer adamw_8bit`")
+    assert "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install" in told
 
 
 def test_sharding_the_teacher_without_fsdp(refused):

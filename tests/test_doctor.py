@@ -28,7 +28,7 @@ def examine(short_run, tmp_path, tiny_scorers):
 def test_a_sound_trainer_is_well(examine, tmp_path, capsys, method, more):
     assert examine("--method", method, *more) == (0, set())
     assert "| resume | well |" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "doctor").iterdir()) == ["pictures.png", "table.md"]
+    assert sorted(path.name for path in (tmp_path / "doctor").iterdir()) == ["memory.txt", "pictures.png", "table.md"]
 
 
 def wrong_guidance(monkeypatch):

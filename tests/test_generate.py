@@ -9,6 +9,8 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from dpdmd import generate
+from dpdmd.families.base import RestingDecoder
+from dpdmd.families.sd35 import SD35
 from dpdmd.grids import labelled_grid, to_float, to_pil
 from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler
@@ -65,3 +67,17 @@ def test_grid_shows_every_picture_in_its_place():
     assert set(colours) <= found
     with pytest.raises(ValueError, match="at least one picture"):
         labelled_grid([[]], ["none"])
+
+
+def test_a_resting_decoder_makes_the_same_pictures_one_at_a_time(tiny_pipeline, monkeypatch):
+    """`--offload_vae`: a picture does not change; the network comes to the device for a call and leaves it after."""
+    decoder = SD35(torch.device("cpu"), torch.float32).load_image_decoder(tiny_pipeline)
+    latents = torch.randn(3, *decoder.latent_shape(64, 64), generator=torch.Generator().manual_seed(0))
+    together = decoder.decode(latents)
+    moves, batches, healthy = [], [], decoder.decode
+    monkeypatch.setattr(decoder.vae, "to", lambda device: moves.append(str(device)))
+    monkeypatch.setattr(decoder, "decode", lambda latent: (batches.append(len(latent)), healthy(latent))[1])
+    resting = RestingDecoder(decoder, torch.device("cuda"))
+    assert moves == ["cpu"] and resting.latent_shape(64, 64) == decoder.latent_shape(64, 64)
+    torch.testing.assert_close(resting.decode(latents), together, rtol=0, atol=1e-5)
+    assert moves == ["cpu", "cuda", "cpu"] and batches == [1, 1, 1]

@@ -41,7 +41,9 @@ class TextEncoder(ABC):
 
 
 class ImageDecoder(ABC):
-    """The decoder of one model, frozen."""
+    """The decoder of one model, frozen; `vae` is its network."""
+
+    vae: nn.Module
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -50,6 +52,24 @@ class ImageDecoder(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W], fp32 in [0, 1], of latents [B, C, h, w]; no gradient."""
+
+
+class RestingDecoder(ImageDecoder):
+    """A decoder that waits on the CPU between uses and decodes one picture at a time: less memory, more copies."""
+
+    def __init__(self, decoder: ImageDecoder, device: torch.device):
+        self.decoder, self.vae, self.device = decoder, decoder.vae, device
+        self.vae.to("cpu")
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return self.decoder.latent_shape(height, width)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.vae.to(self.device)
+        try:
+            return torch.cat([self.decoder.decode(latent) for latent in latents.split(1)])
+        finally:
+            self.vae.to("cpu")
 
 
 class Family(ABC):

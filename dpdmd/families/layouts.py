@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dpdmd.families.call_memory import CallMemory, CallShape, sd3_call_memory
 from dpdmd.families.scheduler_files import read_flow_schedule, read_sdxl_schedule
 from dpdmd.schedules import Schedule
 from dpdmd.weight_files import read_json, read_weights_header
@@ -56,6 +57,11 @@ def read_note(folder: Path, default: Note) -> Note:
     return replace(note, sigmas=tuple(note.sigmas) if note.sigmas else None)
 
 
+def count_numbers(header: Mapping[str, Any]) -> int:
+    """Numbers in the tensors of a weights' header."""
+    return sum(math.prod(entry["shape"]) for entry in header.values())
+
+
 @dataclass(frozen=True)
 class Layout:
     """The folder layout of one family.
@@ -74,6 +80,8 @@ class Layout:
         factor: pixels a side of one latent, where the network is told its picture's size in pixels.
         lora_targets: layers that get a LoRA adapter, by the ends of their names.
         t5: components that a pipeline of this family can do without (`--no_t5`); none where it cannot.
+        fixed: entries of the network's weights that are no parameters, so are not trained.
+        call_memory: device memory of one call, by configuration, shape and pixels of a latent; None: not known.
     """
 
     pipeline: str
@@ -89,6 +97,8 @@ class Layout:
     fixed_text: bool = False
     factor: int | None = None
     t5: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
 
     def parts(self, folder: Path, *, no_t5: bool = False) -> list[str]:
         """Components that model_index.json lists and that are not null; without the T5 if `no_t5`."""
@@ -183,8 +193,27 @@ class Layout:
 
     def count_parameters(self, folder: Path) -> int:
         """Numbers in the weights of the network that is distilled."""
+        return count_numbers(read_weights_header(folder / self.network))
+
+    def count_trained(self, folder: Path) -> int:
+        """Those of them that full fine-tuning trains."""
         header = read_weights_header(folder / self.network)
-        return sum(math.prod(entry["shape"]) for entry in header.values())
+        return count_numbers({name: entry for name, entry in header.items() if name not in self.fixed})
+
+    def text_parts(self, folder: Path) -> list[str]:
+        """The text encoders' components."""
+        return [part for part in self.parts(folder) if part.startswith("text_encoder")]
+
+    def text_tokens(self, folder: Path, max_sequence_length: int) -> int:
+        """Tokens that the network sees of a prompt: CLIP's, then T5's."""
+        settings = read_json(folder / "tokenizer" / "tokenizer_config.json")
+        return int(settings.get("model_max_length", 77)) + max_sequence_length
+
+    def memory_of_call(self, folder: Path, shape: CallShape) -> CallMemory | None:
+        """Device memory of one call of the network, or None where the family does not know."""
+        if self.call_memory is None:
+            return None
+        return self.call_memory(self.network_config(folder), shape, self._factor(folder))
 
     def adapted_layers(self, folder: Path, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Layer -> (outputs, inputs) of the linear layers of the network whose names end in one of `targets`.
@@ -286,6 +315,8 @@ SD35 = Layout(
         *("net.0.proj", "net.2"),  # feed-forward, both
     ),
     t5=("text_encoder_3", "tokenizer_3"),
+    fixed=("pos_embed.pos_embed",),
+    call_memory=sd3_call_memory,
 )
 SDXL = Layout(
     pipeline="StableDiffusionXLPipeline",

@@ -89,7 +89,9 @@ class SD35(Family):
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # sigma reaches the network in fp32: bf16 would merge the 1000 times into 351.
-        with torch.autocast(z.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+        # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
+        bf16 = self.compute_dtype != torch.float32
+        with torch.autocast(z.device.type, self.compute_dtype, enabled=bf16, cache_enabled=False):
             prediction = network(
                 hidden_states=z,
                 timestep=sigma * NUM_TRAIN_TIMESTEPS,

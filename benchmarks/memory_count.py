@@ -1,0 +1,227 @@
+"""What autograd keeps of SD3.5-Medium's own turns at 1024 x 1024, beside the plan: no GPU, no weights, no memory.
+
+    python benchmarks/memory_count.py --out benchmarks/results
+
+The turns run on tensors that have shapes but no data (FakeTensorMode), and every storage is counted while it lives.
+Operators are the CPU's, with CUDA's rule that autocast computes LayerNorm in fp32; their attention keeps what a flash
+kernel keeps. Not counted: optimizers, text encoders, and what libraries and the allocator take of their own.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from diffusers import SD3Transformer2DModel
+from sd35_medium import TRANSFORMER, save_hollow
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dpdmd import config, lora, memory_plan, methods
+from dpdmd.checkpoint import versions
+from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.families.adapters import adapters
+from dpdmd.families.base import TextEmbedding
+from dpdmd.families.sd35 import SD35
+from dpdmd.networks import Networks
+from dpdmd.run_folder import write_text
+from dpdmd.schedules import FlowSchedule
+
+TEXT_TOKENS = 77 + 256
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of the storages that operators make, from their making to their end; `known` are not counted."""
+
+    def __init__(self, known: list[torch.Tensor]):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = {tensor.untyped_storage()._cdata: (0, None) for tensor in known}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen:
+            return
+
+        def end(_: object) -> None:
+            self.seen.pop(key, None)
+            self.now -= size
+
+        self.seen[key] = (size, weakref.ref(storage, end))
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """CUDA's autocast computes LayerNorm in fp32, the CPU's does not."""
+    ours = F.layer_norm
+    F.layer_norm = lambda x, *given, **named: ours(
+        x.float() if torch.is_autocast_enabled("cpu") else x, *given, **named
+    )
+    try:
+        yield
+    finally:
+        F.layer_norm = ours
+
+
+def kept_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
+    """Bytes of the unique storages that autograd keeps from `call`, the network's own left out."""
+    own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()
+    del result
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def networks(examined: config.Config) -> Networks:
+    """The three networks as `load_networks` makes them, without data."""
+    bf16 = torch.bfloat16 if examined.optim.bf16 else torch.float32
+    teacher = _make(bf16).requires_grad_(False)
+    if pair := adapters(examined.model):
+        # peft moves new layers to their base's device and type; tensors without data cannot be moved in place.
+        with patch.object(nn.Module, "to", lambda module, *_, **__: module):
+            made = Networks(*lora.share(teacher, pair.student, pair.fake, 0))
+    else:
+        made = Networks(teacher, _make(torch.float32), _make(torch.float32))
+    if examined.optim.gradient_checkpointing:
+        made.student.enable_gradient_checkpointing()
+        made.fake.enable_gradient_checkpointing()
+    return made
+
+
+def _make(dtype: torch.dtype) -> nn.Module:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return SD3Transformer2DModel(**TRANSFORMER).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def count_turns(examined: config.Config) -> dict[str, int]:
+    """Phase -> the most that lives at a time in such a turn, its backward pass included, beside the weights."""
+    optim, found = examined.optim, {}
+    dtype = torch.bfloat16 if optim.bf16 else torch.float32
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
+        made = networks(examined)
+        text = TextEmbedding(
+            torch.empty(optim.batch_size, TEXT_TOKENS, 4096, dtype=dtype),
+            torch.empty(optim.batch_size, 2048, dtype=dtype),
+        )
+        run = methods.Distillation(
+            config=examined.method,
+            family=SD35(torch.device("cpu"), dtype),
+            schedule=FlowSchedule(3.0),
+            networks=made,
+            student_forward=made.student,
+            fake_forward=made.fake,
+            null=TextEmbedding(text.context[:1], text.pooled[:1]),
+            latent_shape=(16, examined.data.height // 8, examined.data.width // 8),
+            seed=0,
+            **methods.Distillation.grids(examined.method, 3.0, torch.device("cpu")),
+        )
+        batch = methods.MicroBatch(text, 0, range(optim.batch_size), 0)
+        everything = [made.teacher, made.student, made.fake]
+        if examined.model.lora_rank:
+            everything.append(made.teacher.base.network)
+        known = [tensor for network in everything for tensor in [*network.parameters(), *network.buffers()]]
+        for phase, turn in ((memory_plan.FAKE, methods.fake_turn), (memory_plan.STUDENT, methods.student_turn)):
+            with LiveStorages(known) as live:
+                turn(run, batch).loss.backward()
+            found[phase] = live.peak
+            for tensor in known:
+                tensor.grad = None
+    return found
+
+
+def planned_turns(examined: config.Config) -> dict[str, int]:
+    """The same by the plan: its rows without weights, optimizers and what is loaded beside."""
+    plan = memory_plan.plan_memory(examined, EvalPlan([], {}, ""), memory_plan.Topology())
+    return {
+        phase: sum(row.bytes for row in plan.rows if row.phases == (phase,))
+        for phase in (memory_plan.FAKE, memory_plan.STUDENT)
+    }
+
+
+CASES = {
+    "full, recomputed": ["--gradient_checkpointing"],
+    "full": [],
+    "LoRA 64, recomputed": ["--gradient_checkpointing", "--lora_rank", "64"],
+    "LoRA 64": ["--lora_rank", "64"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        save_hollow(Path(work) / "sd35")
+        for name, flags in ((name, CASES[name]) for name in args.cases):
+            for batch in args.batch_sizes:
+                # One step to the anchor: the further ones take no more memory, and time.
+                command = [
+                    "--teacher_id",
+                    f"{work}/sd35",
+                    "--bf16",
+                    "--batch_size",
+                    str(batch),
+                    "--k_anchor",
+                    "1",
+                    *flags,
+                ]
+                examined = config.parse(command)
+                counted, planned = count_turns(examined), planned_turns(examined)
+                for phase in counted:
+                    rows.append((name, batch, phase, counted[phase], planned[phase]))
+                    sys.stderr.write(f"{rows[-1]}\n")
+    date = datetime.date.today().isoformat()
+    used = ", ".join(f"{package} {version}" for package, version in versions().items())
+    lines = [
+        f"# SD3.5-Medium's turns at 1024 x 1024, bf16: live storages beside the plan ({date})",
+        "",
+        f"`{' '.join(['python', *sys.argv])}`",
+        "",
+        f"Counted without a GPU (see the program's head); {used}",
+        "",
+        "| trained | batch | turn | most alive beside weights, GB | plan, GB | plan / counted |",
+        "|---|---|---|---|---|---|",
+        *(f"| {n} | {b} | {p} | {c / 1e9:.2f} | {q / 1e9:.2f} | {q / c:.2f} |" for n, b, p, c, q in rows),
+    ]
+    write_text(args.out / f"{date}_memory_count.md", "\n".join(lines) + "\n")
+    write_text(args.out / f"{date}_memory_count.json", json.dumps(rows) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

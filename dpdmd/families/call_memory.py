@@ -1,0 +1,154 @@
+"""Device memory of one network call, counted from a configuration: what autograd keeps, what is alive while it runs.
+
+The counts follow the blocks' own arithmetic, tensor by tensor, and tests/test_memory_plan.py holds them against what
+autograd keeps. Attention is counted as SDPA's flash and efficient kernels keep it: q, k, v, the output and a number a
+row, not the N x N matrix. Imports neither torch nor diffusers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FP32, BF16 = 4, 2  # bytes of a number
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """What a call is made on.
+
+    Attributes:
+        batch: samples; a guided call makes two rows of each.
+        height, width: of the picture, in pixels.
+        text_tokens: of one prompt.
+        bf16: whether the call computes in bf16 under autocast.
+        casts: whether its weights are fp32 masters, of which autocast then makes bf16 copies.
+    """
+
+    batch: int
+    height: int
+    width: int
+    text_tokens: int
+    bf16: bool
+    casts: bool
+
+
+@dataclass(frozen=True)
+class CallMemory:
+    """Bytes of one call beside weights and gradients.
+
+    Attributes:
+        kept: what autograd keeps from the call to its backward pass.
+        kept_checkpointed: the same where the blocks are recomputed.
+        backward: what the backward pass adds to `kept`.
+        backward_checkpointed: what it adds to `kept_checkpointed`: one block recomputed, and its gradients.
+        passing: most that is alive at a time in a call without gradient.
+    """
+
+    kept: int
+    kept_checkpointed: int
+    backward: int
+    backward_checkpointed: int
+    passing: int
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """One token's bytes in units of the width, in fp32 or under bf16 autocast, where norms compute in fp32."""
+
+    bf16: bool
+    qk_norm: bool
+
+    @property
+    def number(self) -> int:
+        return BF16 if self.bf16 else FP32
+
+    @property
+    def norm(self) -> int:
+        """A LayerNorm's input (an fp32 copy of it under autocast) and output."""
+        return 2 * FP32
+
+    def attention(self, *, joint: bool, projected: bool = True) -> int:
+        """From the modulated input to the projected output, which the gate keeps."""
+        # Autocast casts the fp32 input anew for each of the three projections.
+        inputs = 3 * BF16 if self.bf16 else FP32
+        # Of q and k: as projected, that in fp32 (the same tensor outside autocast), and normed.
+        normed = 2 * (BF16 + 2 * FP32 if self.bf16 else 2 * FP32) if self.qk_norm else 0
+        kernel = 4 * self.number  # q, k, v, output
+        if not projected:
+            return inputs + normed + kernel
+        copied = self.number if joint or self.bf16 else 0  # the output, cut from the joint one or cast
+        return inputs + normed + kernel + copied + self.number
+
+    @property
+    def feed_forward(self) -> int:
+        """Input, four times the width before and after GELU, and the output, which the gate keeps."""
+        return (1 + 4 + 4 + 1) * self.number
+
+    @property
+    def block(self) -> int:
+        return 2 * self.norm + self.attention(joint=True) + self.feed_forward
+
+    @property
+    def last_text(self) -> int:
+        """The last block only reads the text."""
+        return self.norm + self.attention(joint=True, projected=False)
+
+
+def sd3_call_memory(config: Mapping[str, Any], shape: CallShape, latent_pixels: int) -> CallMemory:
+    """One call of an SD3Transformer2DModel on pictures whose latents are `latent_pixels` smaller a side."""
+    heads = config["num_attention_heads"]
+    width = heads * config["attention_head_dim"]
+    blocks, dual = config["num_layers"], len(config.get("dual_attention_layers") or ())
+    patch = latent_pixels * config["patch_size"]
+    image = shape.batch * (shape.height // patch) * (shape.width // patch)
+    text = shape.batch * shape.text_tokens
+    stream = _Stream(shape.bf16, config.get("qk_norm") is not None)
+    twice = stream.attention(joint=False)  # a dual block's second attention, on the picture alone
+    # Numbers beside the width: means and deviations of the norms, a number a head and row of q, k and the kernel.
+    beside = FP32 * (4 + 3 * heads)
+    in_block = (image + text) * (stream.block * width + beside)
+    in_dual = in_block + image * (twice * width + FP32 * 3 * heads)
+    unread = text * width * (stream.block - stream.last_text)  # of the last block
+    # Before and after the blocks: the latent and the text that come in, the last norm, what goes out.
+    in_patch = config["patch_size"] ** 2 * config["in_channels"]
+    ends = image * ((stream.norm + stream.number) * width + stream.number * in_patch + 2 * FP32)
+    ends += text * stream.number * config["joint_attention_dim"]
+    # Modulation: nine chunks of the width for the picture in a dual block, six in any other and for the text.
+    modulation = shape.batch * width * stream.number
+    chunks = modulation * (12 * blocks + 3 * dual)
+    cast = BF16 if shape.bf16 and shape.casts else 0
+    copies = cast * _sd3_block_numbers(width, blocks, dual)
+    # Two of time and text, the last norm's two, and the patches' in and out.
+    ends += cast * (4 * width * width + 2 * in_patch * width)
+    largest = in_dual if dual else in_block
+    kept = (blocks - dual) * in_block + dual * in_dual - unread + ends + chunks + copies
+    inputs = blocks * (image + text) * stream.number * width
+    tokens = (image + text) * width
+    # By count of what is alive (benchmarks/results): most in a dual block's second attention, or around GELU.
+    alive = (31 if dual else 29) if shape.bf16 else (53 if dual else 49)
+    return CallMemory(
+        kept=kept,
+        kept_checkpointed=inputs + ends + modulation * 4,
+        backward=tokens * (10 if shape.bf16 else 8),
+        backward_checkpointed=largest + tokens * 4 * (shape.bf16) + copies // blocks,
+        passing=tokens * alive,
+    )
+
+
+def _sd3_block_numbers(width: int, blocks: int, dual: int) -> int:
+    """Numbers in the blocks' matrices: modulation 6 + 6, attention 4 + 4, feed-forward 8 + 8 squares of the width.
+
+    A dual block has 3 more of modulation and 4 of attention; the last one's text has 4 less, no output and no
+    feed-forward.
+    """
+    return width * width * (36 * blocks + 7 * dual - 4 - 1 - 8)
+
+
+def decode_bytes(config: Mapping[str, Any], pixels: int, bf16: bool) -> int:
+    """Most that is alive while an AutoencoderKL decodes one picture.
+
+    At full size, in the last level's first residual block: its input, that normed, and after SiLU; as wide as the level
+    below.
+    """
+    widths = config["block_out_channels"]
+    return 3 * widths[min(1, len(widths) - 1)] * pixels * (BF16 if bf16 else FP32)

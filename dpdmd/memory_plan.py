@@ -1,0 +1,282 @@
+"""A plan of one process's device memory, from the configuration and the small files of the weights alone.
+
+The largest phase counts: encoding ahead, a fake turn, a student turn, or pictures (an evaluation's or the run's own).
+Figures are bytes of tensors; what a library's convolution workspace or the allocator's fragments take comes on top.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpdmd.config import Config
+from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.families.adapters import adapters
+from dpdmd.families.call_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
+from dpdmd.families.layouts import LAYOUTS, Layout, count_numbers
+from dpdmd.weight_files import read_json, read_weights_header
+
+ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
+TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)
+MAX_PICTURES = 8  # in process_vis
+CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
+_ADAM_8BIT = 2 * (1 + FP32 / 256)  # bytes a number: two moments of one byte, and an fp32 scale each 256
+_SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Over how many processes a run is spread, and whether weights are sharded over them."""
+
+    processes: int = 1
+    sharded: bool = False
+
+    @staticmethod
+    def from_environment() -> "Topology":
+        """What the launcher says: accelerate itself is not up yet."""
+        sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+        return Topology(int(os.environ.get("WORLD_SIZE", "1")), sharded)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One use of memory.
+
+    Attributes:
+        bytes: None where the family does not know.
+        formula: how they are counted.
+        phases: when they are there.
+        flags: what lowers them.
+    """
+
+    name: str
+    bytes: int | None
+    formula: str
+    phases: tuple[str, ...] = LOADED
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """All rows, and the bytes that the device has (None: there is none)."""
+
+    rows: tuple[Row, ...]
+    device: int | None
+
+    def of_phase(self, phase: str) -> int:
+        return sum(row.bytes or 0 for row in self.rows if phase in row.phases)
+
+    @property
+    def peak(self) -> str:
+        """The phase that takes most."""
+        return max(PHASES, key=self.of_phase)
+
+    @property
+    def total(self) -> int:
+        return self.of_phase(self.peak)
+
+    @property
+    def fits(self) -> bool:
+        return self.device is None or self.total <= self.device
+
+    def summary(self) -> str:
+        """Total, phase and device, in a line."""
+        least = "at least " if any(row.bytes is None for row in self.rows) else ""
+        has = f"; the device has {self.device / 1e9:.1f} GB" if self.device else "; no GPU to compare with"
+        return f"{least}{self.total / 1e9:.1f} GB by plan, most in: {self.peak}{has}"
+
+    def table(self) -> str:
+        """All rows; those that count toward the total are marked."""
+        lines = [f"device memory of a process: {self.summary()}"]
+        for row in self.rows:
+            size = "not known" if row.bytes is None else f"{row.bytes / 1e9:9.3f}"
+            mark = "*" if self.peak in row.phases else " "
+            lines.append(f"  {mark} {size:>9}  {row.name}: {row.formula}")
+        lines.append(f"    {self.total / 1e9:9.3f}  GB, the sum of * ({self.peak})")
+        return "\n".join(lines)
+
+    def advice(self) -> str:
+        """The largest rows of the peak that a flag lowers, and those flags."""
+        rows = [row for row in self.rows if self.peak in row.phases and row.flags and row.bytes]
+        largest = sorted(rows, key=lambda row: -(row.bytes or 0))[:4]
+        flags = dict.fromkeys(flag for row in largest for flag in row.flags)
+        sizes = ", ".join(f"{row.name} {row.bytes / 1e9:.1f} GB" for row in largest)
+        return f"largest: {sizes}; these lower them: {', '.join(flags)}"
+
+    def warnings(self) -> list[str]:
+        if self.fits:
+            return []
+        return [f"the run may not fit its device: {self.summary()}; {self.advice()}"]
+
+
+def plan_memory(config: Config, evaluation: EvalPlan, topology: Topology, device: int | None = None) -> MemoryPlan:
+    """The plan of one process; `device` is what its GPU has."""
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    rows = [
+        *_weights(config, layout, teacher, topology),
+        *_beside(config, layout, teacher, evaluation),
+        *_turns(config, layout, teacher),
+        *_pictures(config, layout, teacher, evaluation),
+        Row("CUDA", CONTEXT, "context and libraries, assumed", PHASES),
+    ]
+    return MemoryPlan(tuple(row for row in rows if row.bytes is None or row.bytes > 0), device)
+
+
+def _number(config: Config) -> tuple[int, str]:
+    """Bytes of a number in the compute type, and its name."""
+    return (BF16, "bf16") if config.optim.bf16 else (FP32, "fp32")
+
+
+def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
+    """Numbers that each trained network updates."""
+    if pair := adapters(config.model):
+        parts = {"student": pair.student, "fake score": pair.fake}
+        return {name: layout.count_adapter_parameters(teacher, part.targets, part.rank) for name, part in parts.items()}
+    return dict.fromkeys(("student", "fake score"), layout.count_trained(teacher))
+
+
+def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) -> list[Row]:
+    """Weights, gradients and moments, divided over processes where they are sharded."""
+    whole, trained = layout.count_parameters(teacher), _trained(config, layout, teacher)
+    number, kind = _number(config)
+    shards = topology.processes if topology.sharded else 1
+    share, lora = f" / {shards} processes" if shards > 1 else "", config.model.lora_rank is not None
+    frozen = shards if config.optim.shard_teacher else 1
+    base = "teacher, the base of all three" if lora else "teacher"
+    over = f" / {frozen} processes" if frozen > 1 else ""
+    smaller = () if lora else ("--lora_rank", "sharding by scripts/accelerate_sd35_fsdp.yaml")
+    rows = [Row(base, whole * number // frozen, f"{whole / 1e6:.1f} M numbers in {kind}{over}", flags=_bf16(config))]
+    eight = config.optim.optimizer == "adamw_8bit"
+    moment = _ADAM_8BIT if eight else 2 * FP32
+    for (name, numbers), phase in zip(trained.items(), (STUDENT, FAKE), strict=True):
+        masters = numbers + (0 if lora else whole - layout.count_trained(teacher))
+        what = "adapter" if lora else "master weights"
+        count = f"{numbers / 1e6:.1f} M numbers"
+        rows += [
+            Row(f"{name}, {what}", masters * FP32 // shards, f"{masters / 1e6:.1f} M in fp32{share}", flags=smaller),
+            Row(f"{name}, gradients", numbers * FP32 // shards, f"{count} in fp32{share}", (phase,), flags=smaller),
+            Row(
+                f"{name}, optimizer",
+                int(numbers * moment) // shards,
+                f"{count} x {moment:.3g} bytes, two moments{share}",
+                flags=smaller if eight else ("--optimizer adamw_8bit", *smaller),
+            ),
+        ]
+        if topology.processes > 1 and not topology.sharded:
+            rows.append(Row(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
+    if shards > 1:
+        rows.append(_gathered(layout, teacher))
+    return rows
+
+
+def _gathered(layout: Layout, teacher: Path) -> Row:
+    """What a sharded network has whole at a time."""
+    header = read_weights_header(teacher / layout.network)
+    prefix, entry = layout.blocks
+    in_blocks = count_numbers({name: value for name, value in header.items() if name.startswith(prefix)})
+    blocks = int(layout.network_config(teacher)[entry])
+    outside = count_numbers(header) - in_blocks
+    numbers = outside + 3 * in_blocks // blocks
+    return Row("gathered", numbers * FP32, "this block, the next, one block's gradients, and what is in none, in fp32")
+
+
+def _bf16(config: Config) -> tuple[str, ...]:
+    return () if config.optim.bf16 else ("--bf16",)
+
+
+def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
+    """Text encoders, decoder and scorers."""
+    number, kind = _number(config)
+    text = sum(count_numbers(read_weights_header(teacher / part)) for part in layout.text_parts(teacher))
+    cached = bool(config.data.cache_text_embeddings)
+    vae = count_numbers(read_weights_header(teacher / "vae"))
+    resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers
+    scorers = sum(
+        _file_bytes(path)
+        for paths in evaluation.paths.values()
+        for name, path in paths.items()
+        if name in _SCORER_WEIGHTS
+    )
+    return [
+        Row(
+            "text encoders",
+            text * number,
+            f"{text / 1e6:.1f} M numbers in {kind}" + (", gone before the networks come" if cached else ""),
+            (ENCODING,) if cached else LOADED,
+            flags=_bf16(config) if cached else ("--cache_text_embeddings",),
+        ),
+        Row(
+            "autoencoder",
+            vae * number,
+            f"{vae / 1e6:.1f} M numbers in {kind}",
+            (PICTURES,) if resting else LOADED,
+            flags=() if resting else ("--offload_vae",),
+        ),
+        Row(
+            "scorers",
+            scorers,
+            "weights in fp32",
+            (PICTURES,) if offloaded else LOADED,
+            flags=() if offloaded else ("--offload_scorers",),
+        ),
+    ]
+
+
+def _file_bytes(path: Path) -> int:
+    """Bytes of a scorer's weights in fp32: by their header, or else their files' size."""
+    if path.is_file():
+        return path.stat().st_size
+    try:
+        return FP32 * count_numbers(read_weights_header(path))
+    except ValueError:  # OpenCLIP's layout has names of its own
+        return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
+
+
+def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, masters: bool) -> CallMemory | None:
+    """A call on `batch` rows; `masters`: of a network with fp32 weights."""
+    data = config.data
+    tokens = layout.text_tokens(teacher, data.max_sequence_length or 256)
+    shape = CallShape(batch, data.height, data.width, tokens, config.optim.bf16, masters)
+    return layout.memory_of_call(teacher, shape)
+
+
+def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
+    """Graphs that wait for their backward pass, and the most that works beside them."""
+    batch, calls = config.optim.batch_size, config.method.stu_inference_steps
+    checkpointed = config.optim.gradient_checkpointing
+    guided = 1 if config.method.teacher_guidance_scale == 1 else 2
+    call = _call(config, layout, teacher, batch, masters=config.model.lora_rank is None)
+    seen = _call(config, layout, teacher, guided * batch, masters=False)
+    flags = ("--batch_size (and --grad_accum)", *(() if checkpointed else ("--gradient_checkpointing",)))
+    if call is None or seen is None:
+        return [Row("activations", None, "this family does not count them", TURNS, flags)]
+    kept = call.kept_checkpointed if checkpointed else call.kept
+    backward = call.backward_checkpointed if checkpointed else call.backward
+    how = "the blocks' inputs" if checkpointed else "all that the blocks keep"
+    working = "one block recomputed" if checkpointed else "one feed-forward's gradients"
+    rows = f"{guided * batch} rows of the teacher without a graph"
+    return [
+        Row("student, graphs", calls * kept, f"{calls} calls x batch {batch}, {how}", (STUDENT,), flags),
+        Row("fake score, graph", kept, f"1 call x batch {batch}, {how}", (FAKE,), flags),
+        Row("at work", max(backward, seen.passing), f"the larger of {working} and {rows}", (STUDENT,), flags),
+        Row("at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags),
+    ]
+
+
+def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
+    """Sampling for an evaluation, and decoding."""
+    evaluated = config.eval.eval_batch_size if evaluation.sets else 0
+    shown = 3 * min(MAX_PICTURES, config.optim.batch_size) if config.run.vis_every else 0
+    decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
+    pixels, (_, kind) = config.data.height * config.data.width, _number(config)
+    one = decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)
+    sampled = _call(config, layout, teacher, 2 * evaluated, masters=False)
+    sampling = sampled.passing if sampled else 0
+    return [
+        Row(
+            "making pictures",
+            max(decoded * one, sampling),
+            f"the larger of decoding {decoded} at a time in {kind} and {2 * evaluated} rows of the teacher",
+            (PICTURES,),
+            ("--eval_batch_size",) if config.optim.offload_vae else ("--offload_vae", "--eval_batch_size"),
+        )
+    ]

@@ -1,0 +1,34 @@
+"""`--preset`: the flags that fit a run of SD3.5-Medium at 1024 x 1024 into a device of some size.
+
+Each keeps the paper's global batch of 32 (4 on each of 8 GPUs) by accumulation, computes in bf16, recomputes
+activations and encodes the prompts ahead. tests/test_presets.py holds them to their sizes by `dpdmd.memory_plan`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Flag -> value, for `devices` GPUs of `gigabytes` each."""
+
+    gigabytes: int
+    devices: int
+    values: dict[str, Any]
+
+    def summary(self) -> str:
+        """The flags, as one would type them."""
+        return " ".join(f"--{name}" + ("" if value is True else f" {value}") for name, value in self.values.items())
+
+
+_ALWAYS = {"bf16": True, "gradient_checkpointing": True, "cache_text_embeddings": "outputs/text_cache"}
+_RESTING = {"offload_scorers": True, "offload_vae": True}
+_LORA = {"lora_rank": 64, "lr_student": 1e-4, "lr_fake": 1e-4}  # adapters take larger steps than whole networks
+
+PRESETS = {
+    "16gb": Preset(16, 1, {**_ALWAYS, **_LORA, "batch_size": 1, "grad_accum": 32, "eval_batch_size": 1, **_RESTING}),
+    "24gb": Preset(24, 1, {**_ALWAYS, **_LORA, "batch_size": 2, "grad_accum": 16, "eval_batch_size": 2, **_RESTING}),
+    "48gb": Preset(48, 1, {**_ALWAYS, **_LORA, "batch_size": 4, "grad_accum": 8, "offload_vae": True}),
+    "80gb": Preset(80, 1, {**_ALWAYS, "batch_size": 4, "grad_accum": 8, "optimizer": "adamw_8bit", **_RESTING}),
+    "8gpu": Preset(80, 8, {**_ALWAYS, "batch_size": 4, "grad_accum": 1, "offload_vae": True}),
+}

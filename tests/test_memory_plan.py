@@ -1,0 +1,208 @@
+"""The plan of device memory: its arithmetic against what autograd keeps, and its sums, warnings and advice."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from memory_count import LiveStorages, as_on_cuda, kept_bytes
+from sd35_medium import VAE, save_hollow
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dpdmd import config, memory_plan, options
+from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.families.call_memory import CallShape, decode_bytes, sd3_call_memory
+from dpdmd.families.layouts import LAYOUTS
+from dpdmd.memory_plan import FAKE, PICTURES, STUDENT, MemoryPlan, Row, Topology, plan_memory
+
+NO_EVALUATION = EvalPlan([], {}, "")
+ARCHITECTURES = {  # heads, width of a head, blocks, dual blocks, normed q and k
+    "one dual of two": (2, 16, 2, 1, "rms_norm"),
+    "no dual": (4, 16, 4, 0, "rms_norm"),
+    "all dual": (4, 32, 3, 3, "rms_norm"),
+    "q and k as they are": (4, 32, 2, 0, None),
+}
+SHAPES = [(1, 32, 20), (4, 16, 30), (2, 64, 87)]  # batch, latents a side, text tokens
+
+
+def transformer(heads: int, head_width: int, blocks: int, dual: int, qk_norm: str | None) -> SD3Transformer2DModel:
+    return SD3Transformer2DModel(
+        sample_size=64,
+        num_layers=blocks,
+        num_attention_heads=heads,
+        attention_head_dim=head_width,
+        caption_projection_dim=heads * head_width,
+        joint_attention_dim=96,
+        pooled_projection_dim=64,
+        pos_embed_max_size=48,
+        qk_norm=qk_norm,
+        dual_attention_layers=tuple(range(dual)),
+    )
+
+
+def call(network: SD3Transformer2DModel, shape: tuple[int, int, int], bf16: bool) -> torch.Tensor:
+    batch, side, tokens = shape
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
+        return network(
+            hidden_states=torch.randn(batch, 16, side, side),
+            timestep=torch.full((batch,), 500.0),
+            encoder_hidden_states=torch.randn(batch, tokens, 96, dtype=dtype),
+            pooled_projections=torch.randn(batch, 64, dtype=dtype),
+            return_dict=False,
+        )[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_what_autograd_keeps_is_what_the_formula_says(name, bf16):
+    """Unique storages, counted by saved_tensors_hooks, with and without gradient checkpointing."""
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
+        network = transformer(*ARCHITECTURES[name])
+        for shape, checkpointed in product(SHAPES, (False, True)):
+            (network.enable_gradient_checkpointing if checkpointed else network.disable_gradient_checkpointing)()
+            counted = kept_bytes(network, lambda shape=shape: call(network, shape, bf16))
+            batch, side, tokens = shape
+            memory = sd3_call_memory(network.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, True), 8)
+            assert (memory.kept_checkpointed if checkpointed else memory.kept) == pytest.approx(counted, rel=0.1)
+
+
+def test_counting_without_data_gives_what_real_tensors_give():
+    shape, real = SHAPES[0], transformer(*ARCHITECTURES["one dual of two"])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = transformer(*ARCHITECTURES["one dual of two"])
+        without_data = kept_bytes(fake, lambda: call(fake, shape, False))
+    assert without_data == kept_bytes(real, lambda: call(real, shape, False)) > 0
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_most_that_lives_in_a_backward_pass_is_what_the_formula_says(bf16, checkpointed):
+    """Real sizes, since what works beside the graph is a few tensors; gradients of the weights are small here."""
+    shape = (8, 64, 64)
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
+        network = transformer(8, 32, 3, 2, "rms_norm")
+        if checkpointed:
+            network.enable_gradient_checkpointing()
+        with LiveStorages([*network.parameters(), *network.buffers()]) as live:
+            call(network, shape, bf16).float().mean().backward()
+        with torch.no_grad(), LiveStorages([*network.parameters(), *network.buffers()]) as passing:
+            call(network, shape, bf16)
+    memory = sd3_call_memory(network.config, CallShape(8, 512, 512, 64, bf16, True), 8)
+    planned = memory.kept_checkpointed + memory.backward_checkpointed if checkpointed else memory.kept + memory.backward
+    assert planned == pytest.approx(live.peak, rel=0.1)
+    assert memory.passing == pytest.approx(passing.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_decoding_takes_what_the_formula_says(bf16):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if bf16 else before)
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            vae, latents = AutoencoderKL(**VAE), torch.randn(1, 16, 64, 64)
+            with LiveStorages(list(vae.parameters())) as live:
+                vae.decode(latents)
+    finally:
+        torch.set_default_dtype(before)
+    assert decode_bytes(VAE, 512 * 512, bf16) == pytest.approx(live.peak, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD3.5-Medium's folder without its weights."""
+    folder = tmp_path_factory.mktemp("weights") / "sd35"
+    save_hollow(folder)
+    return folder
+
+
+def plan(medium: Path, *flags: str, topology: Topology | None = None, device: int | None = None) -> MemoryPlan:
+    examined = config.parse(["--teacher_id", str(medium), "--bf16", "--gradient_checkpointing", *flags])
+    return plan_memory(examined, NO_EVALUATION, topology or Topology(), device)
+
+
+def sizes(planned: MemoryPlan) -> dict[str, int]:
+    return {row.name: row.bytes for row in planned.rows if row.phases != (FAKE,)}
+
+
+def test_weights_gradients_and_moments_are_counted_by_number(medium):
+    """2,243.2 M trained numbers, and 226.5 M of a position table that is no parameter."""
+    found, trained, table = sizes(plan(medium)), LAYOUTS["sd35"].count_trained(medium), 384 * 384 * 1536
+    assert LAYOUTS["sd35"].count_parameters(medium) == trained + table
+    assert found["teacher"] == 2 * (trained + table)
+    assert found["student, master weights"] == 4 * (trained + table)
+    assert found["student, gradients"] == 4 * trained
+    assert found["student, optimizer"] == found["fake score, optimizer"] == 8 * trained
+
+
+def test_lora_has_one_base_and_small_adapters(medium):
+    found, whole = sizes(plan(medium, "--lora_rank", "64")), LAYOUTS["sd35"].count_parameters(medium)
+    assert found["teacher, the base of all three"] == 2 * whole
+    assert found["student, adapter"] < 0.05 * 4 * whole
+    assert "student, master weights" not in found
+
+
+@pytest.mark.parametrize(
+    ("flags", "row", "falls"),
+    [
+        (["--batch_size", "2"], "student, graphs", 0.5),
+        (["--stu_inference_steps", "2"], "student, graphs", 0.5),
+        (["--optimizer", "adamw_8bit"], "student, optimizer", 0.25),
+        (["--height", "512"], "student, graphs", 0.52),
+    ],
+)
+def test_a_flag_lowers_its_row(medium, flags, row, falls):
+    before, after = sizes(plan(medium))[row], sizes(plan(medium, *flags))[row]
+    assert after / before == pytest.approx(falls, rel=0.05)
+
+
+def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
+    """Its row stays, in the phase that needs it."""
+    before, after = plan(medium), plan(medium, "--cache_text_embeddings", "cache", "--offload_vae")
+    gone = sizes(before)["text encoders"] + sizes(before)["autoencoder"]
+    assert before.of_phase(STUDENT) - after.of_phase(STUDENT) == gone
+    assert before.of_phase(PICTURES) > after.of_phase(PICTURES)
+    assert after.of_phase(memory_plan.ENCODING) > sizes(before)["text encoders"]
+
+
+def test_sharding_divides_and_ddp_adds_buckets(medium):
+    alone = sizes(plan(medium))
+    sharded = sizes(plan(medium, topology=Topology(8, sharded=True)))
+    replicated = sizes(plan(medium, topology=Topology(8)))
+    for name in ("student, master weights", "student, gradients", "student, optimizer"):
+        assert sharded[name] == alone[name] // 8 and replicated[name] == alone[name]
+    assert sharded["teacher"] == alone["teacher"] and sharded["gathered"] > 0
+    assert replicated["student, DDP's buckets"] == alone["student, gradients"]
+
+
+def test_the_topology_is_what_the_launcher_says(monkeypatch):
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
+    assert Topology.from_environment() == Topology(1, False)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert Topology.from_environment() == Topology(8, True)
+
+
+def test_the_goals_of_sd35_medium(medium):
+    """LoRA at batch 1 in 16 GB, both networks whole at batch 4 in the 141 GB of one H200."""
+    lora = plan(medium, "--lora_rank", "64", "--batch_size", "1", "--cache_text_embeddings", "cache", "--offload_vae")
+    assert lora.total < 16e9
+    assert plan(medium, "--batch_size", "4").total < 141e9
+
+
+def test_only_the_largest_phase_counts_and_a_device_too_small_is_told():
+    rows = (Row("a", 3, "", flags=("--x",)), Row("b", 5, "", (STUDENT,), ("--y",)), Row("c", 4, "", (PICTURES,)))
+    planned = MemoryPlan(rows, device=7)
+    assert (planned.peak, planned.total, planned.fits) == (STUDENT, 8, False)
+    assert "b 0.0 GB, a 0.0 GB; these lower them: --y, --x" in planned.warnings()[0]
+    assert MemoryPlan(rows, device=8).warnings() == [] == MemoryPlan(rows, device=None).warnings()
+
+
+def test_a_family_that_does_not_count_says_so(medium, monkeypatch):
+    silent = LAYOUTS["sd35"]
+    monkeypatch.setitem(LAYOUTS, "sd35", type(silent)(**{**vars(silent), "call_memory": None}))
+    planned = plan(medium)
+    assert "not known  activations" in planned.table() and planned.summary().startswith("at least ")
+    assert options.ModelConfig().family == "sd35"

@@ -1,0 +1,62 @@
+"""`--preset`: each fits the device it is called after, and yields to the file and to the flags."""
+
+import re
+from pathlib import Path
+
+import pytest
+from sd35_medium import save_hollow
+
+from dpdmd import config
+from dpdmd.evaluation.plan import EvalPlan, PictureSet
+from dpdmd.memory_plan import Topology, plan_memory
+from dpdmd.presets import PRESETS
+
+SCORER_BYTES = 8_000_000_000  # PickScore 3.9, ImageReward 1.8, CLIP 1.7, DINOv2 0.35 GB in fp32, rounded up
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "sd35"
+    save_hollow(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> EvalPlan:
+    """Four scorers of the official sizes, as one file that holds nothing."""
+    weights = tmp_path_factory.mktemp("scorers") / "weights.pt"
+    with weights.open("wb") as file:
+        file.truncate(SCORER_BYTES)
+    return EvalPlan([PictureSet("set", ["a"], 9, ("imagereward",))], {"imagereward": {"ir_model_path": weights}}, "")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fits_its_device_with_all_scorers(medium, evaluation, name):
+    """With a twentieth of the device left to workspaces and fragments."""
+    preset = PRESETS[name]
+    chosen = config.parse(["--teacher_id", str(medium), "--preset", name])
+    planned = plan_memory(chosen, evaluation, Topology(preset.devices, sharded=preset.devices > 1))
+    assert planned.total < 0.95 * preset.gigabytes * 1e9, planned.table()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_keeps_the_papers_global_batch(name):
+    optim = config.parse(["--preset", name]).optim
+    assert optim.batch_size * optim.grad_accum * PRESETS[name].devices == 4 * 8
+    assert optim.bf16 and optim.gradient_checkpointing
+
+
+def test_defaults_then_preset_then_file_then_flags(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("batch_size: 3\ngrad_accum: 5\n")
+    chosen = config.parse(["--preset", "16gb", "--config", str(path), "--grad_accum", "7"])
+    assert (chosen.optim.batch_size, chosen.optim.grad_accum, chosen.model.lora_rank) == (3, 7, 64)
+    assert chosen.method == config.Config().method
+    config.write_yaml(chosen, tmp_path / "resolved.yaml")
+    assert config.read_yaml(tmp_path / "resolved.yaml") == chosen
+
+
+def test_help_says_what_each_sets():
+    text = re.sub(r"\s+", " ", config.build_parser().format_help())
+    for name, preset in PRESETS.items():
+        assert f"{name}: {preset.summary()}" in text
