@@ -14,8 +14,8 @@ loaded, text encoders included, and the student's weights into it; each time the
 prompt's nine pictures at a time, PickScore all pictures in one forward pass, ImageReward one a call, all in fp32, over
 all prompts of both files.
 
-Where the two ways differ in speed by what is not a choice of the release (this package's sampler, decoder, scorers and
-optimizers serve both), the release's way gets the benefit. Not counted either: wandb, and its prints.
+All else, as sampler, decoder, scorers' classes and optimizers, is this package's in both ways, and both compute in one
+precision. Left out, in the release's favour: its prints and wandb at every step.
 """
 
 from collections.abc import Sequence

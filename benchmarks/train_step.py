@@ -11,7 +11,8 @@ time, so that other work on the machine does not count (nor does waiting for the
 
 A whole run is put together of the measured parts, for --max_steps: ours evaluates as configured and before the first
 step, saves all state each time, and scores the teacher once; the release's way evaluates every 100 steps as its script
-says, with half as many network calls as those 100 steps train with (release_way.EVAL_SHARE). Flags that are not this
+says, with half as many network calls as those 100 steps train with (release_way.EVAL_SHARE); its weights are saved
+with each evaluation. A second figure lets it evaluate as seldom as ours. Flags that are not this
 program's own go to dpdmd.train; without the scorers' paths there is no whole run.
 """
 
@@ -25,12 +26,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import release_way
 import torch
+from step_report import (
+    EVALUATION,
+    FLOOR,
+    OURS,
+    RELEASE,
+    RELEASE_EVALUATION,
+    SAVING,
+    TEACHER,
+    Measured,
+    cycle_lines,
+    run_lines,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpdmd import config, distributed, methods, options, preflight, turns
@@ -41,11 +53,7 @@ from dpdmd.run_folder import write_text
 from dpdmd.run_log import RunLog, peak_memory_gb
 from dpdmd.trainer import Trainer
 
-FLOOR, OURS, RELEASE = "bare network calls", "dpdmd.train", "the release's way"
-EVALUATION, TEACHER, SAVING = "evaluation, dpdmd.train", "teacher's row, dpdmd.train", "checkpoint, dpdmd.train"
-RELEASE_EVALUATION = "evaluation, the release's way"
 SCORERS = ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path")
-IN_CYCLE = ("fake turns, calls", "student turn, calls", "AdamW", "norm and clipping", "text, once a step", "noise")
 
 
 def make_trainer(flags: list[str], run_dir: Path, *, evaluates: bool = False) -> Trainer:
@@ -167,32 +175,6 @@ def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Pa
     clock.seconds[TEACHER] = [max(0.0, clock.seconds[TEACHER][0] - statistics.median(clock.seconds[EVALUATION]))]
 
 
-def interval(found: np.ndarray) -> str:
-    low, high = np.quantile(found, (0.025, 0.975))
-    return f"[{low:.2f}, {high:.2f}]"
-
-
-def ratio(above: list[float], below: list[float]) -> str:
-    """Median of the turns' ratios, with a 95% bootstrap interval over the turns."""
-    ratios = np.array(above) / np.array(below)
-    picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
-    return f"{np.median(ratios):.2f} {interval(np.median(ratios[picks], axis=1))}"
-
-
-def whole_run(seconds: dict[str, list[float]], ours: str, steps: int, length: int, every: int, theirs: int) -> str:
-    """The release's run to ours, of medians; cycles and evaluations are drawn anew, each by itself."""
-    draw = np.random.default_rng(0)
-
-    def median(name: str) -> np.ndarray:
-        values = np.array(seconds[name])
-        return np.median(values[draw.integers(len(values), size=(2000, len(values)))], axis=1)
-
-    cycles, count = steps / length, -(-steps // every)
-    above = cycles * median(RELEASE) + steps / theirs * median(RELEASE_EVALUATION)
-    below = cycles * median(ours) + (count + 1) * median(EVALUATION) + count * median(SAVING) + median(TEACHER)
-    return f"{np.median(above / below):.2f} {interval(above / below)}"
-
-
 def calls_a_cycle(method: options.MethodConfig) -> int:
     """Network calls a sample, forward ones; a backward pass counts two."""
     steps, fake = method.stu_inference_steps, method.per_train_fake_num
@@ -211,6 +193,43 @@ def matrix_rate(clock: Clock, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(probe.seconds["product"])
 
 
+def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trainer, Measured]:
+    """All turns of all ways."""
+    trainer = make_trainer(flags, work / "run", evaluates=True)
+    other = make_trainer([*flags, *shlex.split(own.against)], work / "other") if own.against else None
+    settings, clock = trainer.config, Clock(trainer.accelerator.device)
+    length = settings.method.per_train_fake_num + 1
+    log, floor = RunLog(trainer.folder, settings, trainer.accelerator, 0, 0), Floor(trainer)
+    with FlopCounterMode(display=False) as counter:
+        our_cycle(trainer, 0, log)
+    for turn in range(1, own.cycles + 2):
+        if turn == 2:
+            clock.seconds.clear()  # libraries warm up in the first
+        clock.time(FLOOR, lambda: floor.cycle(clock))
+        clock.time(OURS, lambda turn=turn: our_cycle(trainer, 2 * turn * length, log))
+        clock.time(RELEASE, lambda turn=turn: release_way.cycle(trainer, (2 * turn + 1) * length))
+        if other:
+            clock.time(f"{OURS} {own.against}", lambda turn=turn: our_cycle(other, turn * length, log))
+        parts(trainer, clock)
+    prompts = release_way.num_prompts(calls_a_cycle(settings.method), settings.optim.batch_size, length)
+    if trainer.evaluation:
+        training = read_prompts(Path(settings.data.prompt_txt))
+        evaluations(trainer, clock, [training[:prompts], training[prompts : 2 * prompts]], work, own.evaluations)
+    return trainer, Measured(
+        seconds=clock.seconds,
+        variants=[OURS, *([f"{OURS} {own.against}"] if other else [])],
+        cycle_flops=float(counter.get_total_flops()),
+        matrix_rate=matrix_rate(clock, trainer.run.family.compute_dtype),
+        peak_gb=peak_memory_gb(clock.device),
+        on_cuda=clock.device.type == "cuda",
+        cycle_length=length,
+        total_steps=preflight.total_steps(settings, len(trainer.plan.prompts), trainer.global_batch_size),
+        eval_every=settings.eval.eval_every or settings.run.ckpt_every,
+        pictures=sum(len(found.prompts) * found.num_samples for found in trainer.plan.evaluation.sets),
+        release_pictures=2 * prompts * (release_way.NUM_SEEDS + 1),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=12, help="turns of each way (default: %(default)s)")
@@ -218,101 +237,26 @@ def main() -> None:
     parser.add_argument("--against", help="further flags of dpdmd.train, timed beside the run without them")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     own, flags = parser.parse_known_args()
-    flags = flags or ["--config", "scripts/configs/tiny.yaml"]
     with tempfile.TemporaryDirectory() as work:
-        trainer = make_trainer(flags, Path(work) / "run", evaluates=True)
-        other = make_trainer([*flags, *shlex.split(own.against)], Path(work) / "other") if own.against else None
-        settings, clock = trainer.config, Clock(trainer.accelerator.device)
-        length, calls = settings.method.per_train_fake_num + 1, calls_a_cycle(settings.method)
-        log, floor = RunLog(trainer.folder, settings, trainer.accelerator, 0, 0), Floor(trainer)
-        with FlopCounterMode(display=False) as counter:
-            our_cycle(trainer, 0, log)
-        for turn in range(1, own.cycles + 2):
-            if turn == 2:
-                clock.seconds.clear()  # libraries warm up in the first
-            clock.time(FLOOR, lambda: floor.cycle(clock))
-            clock.time(OURS, lambda turn=turn: our_cycle(trainer, 2 * turn * length, log))
-            clock.time(RELEASE, lambda turn=turn: release_way.cycle(trainer, (2 * turn + 1) * length))
-            if other:
-                clock.time(own.against, lambda turn=turn: our_cycle(other, turn * length, log))
-            parts(trainer, clock)
-        prompts = release_way.num_prompts(calls, settings.optim.batch_size, length)
-        if trainer.evaluation:
-            training = read_prompts(Path(settings.data.prompt_txt))
-            files = [training[:prompts], training[prompts : 2 * prompts]]
-            evaluations(trainer, clock, files, Path(work), own.evaluations)
-        rate = matrix_rate(clock, trainer.run.family.compute_dtype)
-        peak = peak_memory_gb(clock.device)
-    seconds, flops = clock.seconds, float(counter.get_total_flops())
-    lines = report(own, trainer, seconds, flops, rate, peak, prompts)
-    date = datetime.date.today().isoformat()
-    write_text(own.out / f"{date}_train_step.md", "\n".join(lines) + "\n")
-    figures = {"seconds": seconds, "cycle_flops": flops, "matrix_rate": rate, "peak_gb": peak}
-    write_text(own.out / f"{date}_train_step.json", json.dumps(figures) + "\n")
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def report(
-    own: argparse.Namespace,
-    trainer: Trainer,
-    seconds: dict[str, list[float]],
-    flops: float,
-    rate: float,
-    peak: float,
-    prompts: int,
-) -> list[str]:
-    """The dated page."""
-    settings, median = trainer.config, {name: statistics.median(values) for name, values in seconds.items()}
-    length, cuda = settings.method.per_train_fake_num + 1, trainer.accelerator.device.type == "cuda"
-    place = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()}"
-    variants = [OURS, *([own.against] if own.against else [])]
-    rest = median[OURS] - sum(median[name] for name in IN_CYCLE)
+        trainer, found = measure(own, flags or ["--config", "scripts/configs/tiny.yaml"], Path(work))
+    settings, date = trainer.config, datetime.date.today().isoformat()
+    threads = f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores, processor time"
     lines = [
-        f"# The cost of a cycle and of a run ({datetime.date.today().isoformat()})",
+        f"# The cost of a cycle and of a run ({date})",
         "",
         f"`{shlex.join(['python', *sys.argv])}`",
         "",
-        f"{place}; {own.cycles} turns each, batch {settings.optim.batch_size}, {calls_a_cycle(settings.method)} "
-        f"network calls a sample and cycle (a backward pass counts two); {'wall' if cuda else 'processor'} time; "
-        + ", ".join(f"{name} {version}" for name, version in versions().items()),
+        f"{torch.cuda.get_device_name() if found.on_cuda else threads}; {own.cycles} turns each, batch "
+        f"{settings.optim.batch_size}, {calls_a_cycle(settings.method)} network calls a sample and cycle (a backward "
+        "pass counts two); " + ", ".join(f"{name} {version}" for name, version in versions().items()),
         "",
-        "| a cycle | seconds |",
-        "|---|---|",
-        *(f"| {name} | {median[name]:.3f} |" for name in (FLOOR, RELEASE, *variants)),
-        *(f"| of {OURS}: {name} | {median[name]:.3f} |" for name in IN_CYCLE),
-        f"| of {OURS}: losses, backward's accumulation, records, the rest | {rest:.3f} |",
-        "",
-        f"- {OURS} to the floor: {ratio(seconds[OURS], seconds[FLOOR])}",
-        *(f"- the release's way to {name}: {ratio(seconds[RELEASE], seconds[name])}" for name in variants),
-        *(f"- {OURS} to itself with `{own.against}`: {ratio(seconds[OURS], seconds[name])}" for name in variants[1:]),
-        f"- {flops / 1e9:.1f} GFLOP a cycle as torch counts them, {flops / median[OURS] / 1e9:.1f} GFLOP/s: MFU "
-        f"{flops / median[OURS] / rate:.1%} of the {rate / 1e9:.1f} GFLOP/s of a matrix product",
-        f"- peak memory {peak:.2f} GB, "
-        + ("allocated on the device" if cuda else "the process's resident set: all ways' networks and the scorers"),
+        *cycle_lines(found),
     ]
-    if EVALUATION in seconds:
-        steps, every = preflight.total_steps(settings, len(trainer.plan.prompts), trainer.global_batch_size), 0
-        every = settings.eval.eval_every or settings.run.ckpt_every
-        pictures = sum(len(pictured.prompts) * pictured.num_samples for pictured in trainer.plan.evaluation.sets)
-        theirs = 2 * prompts * (release_way.NUM_SEEDS + 1)
-        lines += [
-            "",
-            f"| a run of {steps} steps | seconds | how often | pictures |",
-            "|---|---|---|---|",
-            f"| {EVALUATION} | {median[EVALUATION]:.2f} | {-(-steps // every) + 1} | {pictures} |",
-            f"| {TEACHER} | {median[TEACHER]:.2f} | once | {pictures} |",
-            f"| {SAVING} | {median[SAVING]:.2f} | {-(-steps // every)} | |",
-            f"| {RELEASE_EVALUATION} | {median[RELEASE_EVALUATION]:.2f} | {steps // release_way.EVAL_EVERY} | "
-            f"{theirs} |",
-            "",
-        ]
-        for name in variants:
-            found = whole_run(seconds, name, steps, length, every, release_way.EVAL_EVERY)
-            seldom = whole_run(seconds, name, steps, length, every, every)
-            lines.append(
-                f"- a run the release's way to one by {name}: {found}; if it evaluated as seldom as ours: {seldom}"
-            )
-    return lines
+    if EVALUATION in found.seconds:
+        lines += ["", *run_lines(found)]
+    write_text(own.out / f"{date}_train_step.md", "\n".join(lines) + "\n")
+    write_text(own.out / f"{date}_train_step.json", json.dumps(asdict(found)) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

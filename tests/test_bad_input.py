@@ -369,6 +369,12 @@ def test_bf16_where_the_device_cannot(refused, monkeypatch):
     assert "--bf16: an old card has no bf16" in refused({"--bf16": ""}, "`--bf16` on a device without it")
 
 
+def test_compiling_where_nothing_can(refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "needs a C++ compiler" in refused({"--compile": ""}, "`--compile` on a CPU without a C++ compiler")
+
+
 def test_more_processes_than_devices(refused, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

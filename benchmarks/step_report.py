@@ -1,0 +1,112 @@
+"""What benchmarks/train_step.py measured, as ratios with intervals and as a dated page."""
+
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+import release_way
+
+FLOOR, OURS, RELEASE = "bare network calls", "dpdmd.train", "the release's way"
+EVALUATION, TEACHER, SAVING = "evaluation, dpdmd.train", "teacher's row, dpdmd.train", "checkpoint, dpdmd.train"
+RELEASE_EVALUATION = "evaluation, the release's way"
+IN_CYCLE = ("fake turns, calls", "student turn, calls", "AdamW", "norm and clipping", "text, once a step", "noise")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one machine.
+
+    Attributes:
+        seconds: of each turn of each way and part, by name.
+        variants: names of our own ways, the plain one first.
+        cycle_flops: of a plain cycle, as torch counts them.
+        matrix_rate: FLOPs a second of a matrix product.
+        cycle_length, total_steps, eval_every: in steps.
+        pictures, release_pictures: of an evaluation.
+    """
+
+    seconds: dict[str, list[float]]
+    variants: list[str]
+    cycle_flops: float
+    matrix_rate: float
+    peak_gb: float
+    on_cuda: bool
+    cycle_length: int
+    total_steps: int
+    eval_every: int
+    pictures: int
+    release_pictures: int
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, above: str, below: str) -> str:
+        """Median of the turns' ratios, with a 95% bootstrap interval over the turns."""
+        ratios = np.array(self.seconds[above]) / np.array(self.seconds[below])
+        picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+        return f"{np.median(ratios):.2f} {_interval(np.median(ratios[picks], axis=1))}"
+
+    def whole_run(self, ours: str, release_eval_every: int) -> str:
+        """The release's run to ours, of medians; the turns of every part are drawn anew, each part by itself."""
+        draw = np.random.default_rng(0)
+
+        def median(name: str) -> np.ndarray:
+            values = np.array(self.seconds[name])
+            return np.median(values[draw.integers(len(values), size=(2000, len(values)))], axis=1)
+
+        cycles, count = self.total_steps / self.cycle_length, self.num_checkpoints
+        above = cycles * median(RELEASE) + self.total_steps / release_eval_every * median(RELEASE_EVALUATION)
+        below = cycles * median(ours) + (count + 1) * median(EVALUATION) + count * median(SAVING) + median(TEACHER)
+        return f"{np.median(above / below):.2f} {_interval(above / below)}"
+
+    @property
+    def num_checkpoints(self) -> int:
+        return -(-self.total_steps // self.eval_every)
+
+
+def _interval(found: np.ndarray) -> str:
+    low, high = np.quantile(found, (0.025, 0.975))
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def cycle_lines(found: Measured) -> list[str]:
+    """The table of a cycle, and its ratios."""
+    rest = found.median(OURS) - sum(found.median(name) for name in IN_CYCLE)
+    reached = found.cycle_flops / found.median(OURS)
+    memory = "allocated on the device" if found.on_cuda else "the process's resident set"
+    return [
+        "| a cycle | seconds |",
+        "|---|---|",
+        *(f"| {name} | {found.median(name):.3f} |" for name in (FLOOR, RELEASE, *found.variants)),
+        *(f"| of {OURS}: {name} | {found.median(name):.3f} |" for name in IN_CYCLE),
+        f"| of {OURS}: what is left, as losses and records | {rest:.3f} |",
+        "",
+        f"- {OURS} to the floor: {found.ratio(OURS, FLOOR)}",
+        *(f"- the release's way to {name}: {found.ratio(RELEASE, name)}" for name in found.variants),
+        *(f"- {OURS} to {name}: {found.ratio(OURS, name)}" for name in found.variants[1:]),
+        f"- {found.cycle_flops / 1e9:.1f} GFLOP a cycle of {OURS} as torch counts them, {reached / 1e9:.1f} GFLOP/s: "
+        f"MFU {reached / found.matrix_rate:.1%} of a matrix product's {found.matrix_rate / 1e9:.1f} GFLOP/s",
+        f"- peak memory {found.peak_gb:.2f} GB, {memory}: all ways' networks, and the scorers",
+    ]
+
+
+def run_lines(found: Measured) -> list[str]:
+    """The table of what a run has beside its cycles, and a whole run's ratios."""
+    every, count = release_way.EVAL_EVERY, found.num_checkpoints
+    rows = [
+        (EVALUATION, count + 1, found.pictures),
+        (TEACHER, 1, found.pictures),
+        (SAVING, count, ""),
+        (RELEASE_EVALUATION, found.total_steps // every, found.release_pictures),
+    ]
+    return [
+        f"| a run of {found.total_steps} steps | seconds | times | pictures |",
+        "|---|---|---|---|",
+        *(f"| {name} | {found.median(name):.2f} | {times} | {pictures} |" for name, times, pictures in rows),
+        "",
+        *(
+            f"- a run the release's way to one by {name}: {found.whole_run(name, every)}; "
+            f"if it evaluated as seldom as ours: {found.whole_run(name, found.eval_every)}"
+            for name in found.variants
+        ),
+    ]
