@@ -70,23 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if workers.stopped:
         print("dpdmd.compare: stopped; the same command goes on", file=sys.stderr)
         return 128 + workers.stopped
-    failures = [*workers.failures, *_write(sweep, jobs, args)]
-    for failure in failures:
-        print(f"dpdmd.compare: {failure}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def _write(sweep: Sweep, jobs: list[Job], args: argparse.Namespace) -> list[str]:
-    """Tables and picture of what is finished; returns what went wrong."""
     # torch takes a second to import: only now, so that a wrong sweep is told at once.
     from dpdmd.comparison import results
 
+    command = shlex.join(["python", "-m", "dpdmd.compare", *(sys.argv[1:] if argv is None else argv)])
     try:
-        text = results.write(sweep, jobs, args.out, shlex.join(["python", "-m", "dpdmd.compare", *sys.argv[1:]]))
+        sys.stdout.write(results.write(sweep, jobs, args.out, command))
     except ValueError as error:
-        return [str(error)]
-    sys.stdout.write(text)
-    return []
+        print(f"dpdmd.compare: error: {error}", file=sys.stderr)
+        return 1
+    if workers.failures:
+        print(f"dpdmd.compare: failed: {'; '.join(workers.failures)}; the same command tries again", file=sys.stderr)
+    return 1 if workers.failures else 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -134,7 +135,7 @@ class Workers:
 
     Attributes:
         stopped: number of the signal that ended it early, or 0.
-        failures: job -> what happened, with the end of the log.
+        failures: the jobs of which a process failed; each was told, with the end of its log.
     """
 
     def __init__(self, count: int):
@@ -142,7 +143,7 @@ class Workers:
         self._running: set[subprocess.Popen] = set()
         self._mutex = threading.Lock()
         self.stopped = 0
-        self.failures: dict[str, str] = {}
+        self.failures: list[str] = []
 
     def run(self, jobs: Sequence[Job]) -> None:
         """All of them; returns early after SIGTERM, SIGINT or SIGUSR1, once the running processes have saved."""
@@ -182,10 +183,8 @@ class Workers:
                 if self.stopped:
                     return
                 if status != 0:
-                    self.failures[job.label] = (
-                        f"{job.label}: {stage.name} ended with status {status}\n{_tail(stage.log)}"
-                    )
-                    tqdm.write(self.failures[job.label])
+                    self.failures.append(job.label)
+                    _tell(f"{job.label}: {stage.name} ended with status {status}\n{_tail(stage.log)}")
                     return
                 stage.note(done=True)
                 bar.update()
@@ -198,7 +197,7 @@ class Workers:
                 return True
             except BlockingIOError:
                 if not told:
-                    tqdm.write(f"{job.label}: waiting for a process of an earlier call that is still at work there")
+                    _tell(f"{job.label}: waiting for a process of an earlier call that is still at work there")
                 told = True
                 time.sleep(POLL_SECONDS)
         return False
@@ -224,6 +223,10 @@ class Workers:
         with self._mutex:
             self._running.discard(process)
         return status
+
+
+def _tell(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # the table alone goes to stdout
 
 
 def _tail(log: Path) -> str:

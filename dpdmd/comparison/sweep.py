@@ -251,10 +251,10 @@ def _measure(name: Any, values: Any, place: str) -> Measure:
     if "out" not in places:
         raise ValueError(f"{place}: command: must write into {{out}}, a folder of its own")
     given = values["metrics"]
-    metrics = given if isinstance(given, dict) else dict(zip(given, given, strict=True))
-    if not all(isinstance(text, str) for pair in metrics.items() for text in pair):
-        raise ValueError(f"{place}: metrics must be names, not {given}")
-    return Measure(name, command, values["result"], metrics)
+    pairs = list(given.items()) if isinstance(given, dict) else [(column, column) for column in given]
+    if not all(isinstance(text, str) for pair in pairs for text in pair) or len(dict(pairs)) < len(pairs):
+        raise ValueError(f"{place}: metrics must be different names, not {given}")
+    return Measure(name, command, values["result"], dict(pairs))
 
 
 def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[str], place: str) -> Configuration:

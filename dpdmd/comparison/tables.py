@@ -108,7 +108,8 @@ def _shown_difference(cell: Cell) -> str:
     if cell.difference is None:
         return "–"
     tests = ", ".join("–" if p is None else _p(p) for p in (cell.difference.p_seeds, cell.difference.p_prompts))
-    return f"{cell.difference.over_seeds:+.3f}; p {tests}"
+    sign = "+" if cell.difference.over_seeds.mean >= 0 else ""
+    return f"{sign}{cell.difference.over_seeds}; p {tests}"
 
 
 def _p(value: float) -> str:

@@ -105,10 +105,7 @@ class SeedMean:
     num_seeds: int
 
     def __str__(self) -> str:
-        return format(self, ".3f")
-
-    def __format__(self, numbers: str) -> str:
-        return f"{self.mean:{numbers}}" + ("" if self.margin is None else f" ± {self.margin:.3f}")
+        return f"{self.mean:.3f}" + ("" if self.margin is None else f" ± {self.margin:.3f}")
 
 
 @dataclass(frozen=True)
