@@ -36,6 +36,14 @@ class SamplerSettings:
     height: int
     width: int
 
+    def as_dict(self) -> dict[str, object]:
+        """Plain values, to note beside pictures."""
+        return {
+            "sigmas": [round(value, 6) for value in self.sigmas.tolist()],
+            "guidance_scale": self.guidance_scale,
+            "size": [self.height, self.width],
+        }
+
 
 @dataclass
 class Sampler:

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from dpdmd.rng import numpy_generator
+from dpdmd.shapes.categories import BY_COUNT, CATEGORIES, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, caption
 
 NUM_TRAIN, NUM_EVAL, NUM_EVAL_SHORT = 4000, 200, 16
+NUM_GENEVAL = 16  # of each category
 MIN_WORDS, MAX_WORDS = 4, 40
 
 # Blocks of word lists. "[name < parent]" begins one that also knows its parent's lists; an indented line continues the
@@ -337,6 +339,19 @@ def shapes_eval_captions(rng: np.random.Generator) -> list[str]:
     return captions
 
 
+def shapes_geneval_captions(rng: np.random.Generator) -> list[str]:
+    """16 distinct captions of each category of `dpdmd.shapes.categories` that names something, in their order."""
+    groups: dict[str, list[str]] = {}
+    for text in all_captions():
+        groups.setdefault(category(text), []).append(text)
+    return [
+        groups[name][index]
+        for name in CATEGORIES
+        if name != BY_COUNT[0]
+        for index in rng.permutation(len(groups[name]))[:NUM_GENEVAL]
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write every prompt file of the folder."""
     parser = argparse.ArgumentParser(description="Write the prompt files of data/.", allow_abbrev=False)
@@ -354,6 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, prompts in {
         "shapes_train.txt": [shapes_train[i] for i in order],
         "shapes_eval.txt": shapes_eval,
+        "shapes_geneval.txt": shapes_geneval_captions(numpy_generator(args.seed, "shapes geneval captions")),
         "prompts_train.txt": list(itertools.islice(english, NUM_TRAIN)),
         "prompts_eval.txt": prompts_eval,
         "prompts_eval_16.txt": prompts_eval[:NUM_EVAL_SHORT],  # one of each family

@@ -431,7 +431,7 @@ sys.exit(3 if "diffusers" in sys.modules else status)
     ("extra", "says"),
     [
         (["--num_images", "0", "--prompt", "a"], "--num_images 0"),
-        ([], "--prompt or --prompt_txt: give one of them"),
+        ([], "--prompt, --prompt_txt or --geneval: give one of them"),
         (["--prompt", " "], "--prompt: is empty"),
         (["--prompt", "a", "--height", "44"], "--height 44: must be a multiple of 8"),
     ],

@@ -1,5 +1,6 @@
 """`dpdmd.generate` and the sampler: pictures depend on (seed, prompt, sample) alone, and agree with diffusers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,78 @@ def test_the_sampler_agrees_with_diffusers(tiny_pipeline, guidance):
     assert (ours - theirs).abs().max() < 1e-4 and theirs.std() > 0.1
     decoded = pipe(["a red circle", "a cross"], output_type="pt", **call).images
     assert (sampler.decoder.decode(ours) - decoded).abs().max() < 1e-4
+
+
+METADATA = [
+    {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a red circle"},
+    {"tag": "colors", "include": [{"class": "cross", "count": 1, "color": "cyan"}], "prompt": "a cyan cross"},
+]
+
+
+@pytest.fixture
+def for_geneval(tiny_pipeline, tmp_path) -> list[str]:
+    """A command line that fills tmp_path/out for GenEval."""
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in METADATA))
+    flags = ["--geneval", str(tmp_path / "metadata.jsonl"), "--out", str(tmp_path / "out")]
+    return ["--model", str(tiny_pipeline), *flags, "--steps", "2", "--batch_size", "2"]
+
+
+def test_geneval_finds_its_layout(for_geneval, tiny_pipeline, tmp_path):
+    """Folders by number, each with its own line and four samples, the same pictures as without --geneval."""
+    assert generate.main(for_geneval) == 0
+    out = tmp_path / "out"
+    samples = [f"samples/{index:04d}.png" for index in range(4)]
+    for index, entry in enumerate(METADATA):
+        folder = out / f"{index:05d}"
+        assert json.loads((folder / "metadata.jsonl").read_text()) == entry
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert files == {"metadata.jsonl", "grid.png", *samples}
+    flat = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "flat"), "--steps", "2", "--batch_size", "2"]
+    assert generate.main([*flat, "--num_images", "4", "--prompt", *(entry["prompt"] for entry in METADATA)]) == 0
+    for index in range(8):
+        ours = (out / f"{index // 4:05d}" / samples[index % 4]).read_bytes()
+        assert ours == (tmp_path / "flat" / f"{index // 4:05d}_{index % 4:03d}.png").read_bytes()
+
+
+def test_geneval_goes_on_where_it_was_killed(for_geneval, tmp_path, capsys):
+    """Whole pictures are kept, a half-written one is made anew, and other settings are refused."""
+    assert generate.main(for_geneval) == 0
+    paths = sorted((tmp_path / "out").rglob("samples/*.png"))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+    paths[4].write_bytes(before[paths[4]][0][:50])
+    paths[7].unlink()
+    assert generate.main(for_geneval) == 0
+    assert {path: path.read_bytes() for path in paths} == {path: content for path, (content, _) in before.items()}
+    assert [path.stat().st_mtime_ns == before[path][1] for path in paths] == [True] * 4 + [False] * 4
+    assert generate.main([*for_geneval, "--seed", "1"]) == 2
+    assert "holds pictures of other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "line 1 is no JSON"),
+        ('{"tag": "colors", "prompt": "a cat"}\n\n{"tag": "colors", "prompt": "a dog"}', "line 2 is no JSON"),
+        ('{"tag": "colors"}', "line 1 has no 'prompt'"),
+        ('{"prompt": "a cat"}', "line 1 has no 'tag'"),
+        ("[1]", "line 1 has no 'tag'"),
+        ('{"tag": "colors", "prompt": " "}', "line 1 has no 'prompt'"),
+        (None, "cannot be read"),
+    ],
+)
+def test_bad_metadata_gets_one_line(for_geneval, tmp_path, capsys, content, says):
+    (tmp_path / "metadata.jsonl").unlink()
+    if content is not None:
+        (tmp_path / "metadata.jsonl").write_text(content)
+    assert generate.main(for_geneval) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert says in line and "--geneval" in line and not (tmp_path / "out").exists()
+
+
+def test_geneval_refuses_a_folder_of_somebody_elses(for_geneval, tmp_path, capsys):
+    (tmp_path / "out" / "00000").mkdir(parents=True)
+    assert generate.main(for_geneval) == 2
+    assert "holds files that are not this program's" in capsys.readouterr().err
 
 
 def test_pictures_survive_the_way_to_eight_bits_and_back():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.prompts import _order, global_samples, prompts_of_step, read_prompts
+from dpdmd.shapes.categories import CATEGORIES, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,7 @@ SIZES = {
     "prompts_eval_16.txt": 16,
     "shapes_train.txt": 509,
     "shapes_eval.txt": 16,
+    "shapes_geneval.txt": 80,
 }
 LETTERS = list("abcdefghij")
 
@@ -260,6 +262,16 @@ def check_shapes_eval(captions: list[str]) -> None:
 
 def test_shapes_eval_is_balanced(data: dict[str, list[str]]):
     check_shapes_eval(data["shapes_eval.txt"])
+
+
+def test_shapes_geneval_has_sixteen_captions_of_each_category(data: dict[str, list[str]]):
+    """Every single attribute there is, and every colour and shape among the bindings."""
+    counts = Counter(map(category, data["shapes_geneval.txt"]))
+    assert counts == dict.fromkeys(set(CATEGORIES) - {"nothing_named"}, 16)
+    bound = [parse_caption(text) for text in data["shapes_geneval.txt"] if category(text) == "colour_shape"]
+    assert {kind: {some[kind] for some in bound} for kind in bound[0]} == {
+        kind: set(ATTRIBUTES[kind]) for kind in ("colour", "shape")
+    }
 
 
 def test_every_shapes_caption_parses(data: dict[str, list[str]]):

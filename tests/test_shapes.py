@@ -1,8 +1,13 @@
 """The small world: captions, renderer and oracle agree with each other, and the metrics are what they say."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from dpdmd.prompts import read_prompts
+from dpdmd.shapes.categories import CATEGORIES, category, following
 from dpdmd.shapes.oracle import PromptMetrics, Reading, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.world import (
     ATTRIBUTES,
@@ -150,3 +155,53 @@ def test_summary_leaves_closed_prompts_out_of_diversity():
 def test_nothing_recognised_is_no_crash():
     metrics = measure_prompt("a red circle", reading_of([Scene("red", "circle", "grey", "small", (0.3, 0.3))], [False]))
     assert metrics.accuracy == 0 and metrics.unrecognised == 1 and metrics.entropy["size"] == 0
+
+
+GENEVAL = read_prompts(Path(__file__).parent.parent / "data" / "shapes_geneval.txt")
+
+
+def followed(scenes_of: list[list[Scene]]) -> dict[str, float]:
+    """Accuracy by category of renders, a list of scenes for each prompt of GENEVAL."""
+    readings = [read_pictures(render(scenes)) for scenes in scenes_of]
+    metrics = [measure_prompt(prompt, reading) for prompt, reading in zip(GENEVAL, readings, strict=True)]
+    return {name: summary.mean for name, summary in following(GENEVAL, metrics).items()}
+
+
+def true_scenes(prompt: str, index: int) -> list[Scene]:
+    return [replace(sample_scene(13, 3 * index + i), **parse_caption(prompt)) for i in range(3)]
+
+
+def test_renders_of_the_prompts_are_followed_in_every_category():
+    accuracies = followed([true_scenes(prompt, index) for index, prompt in enumerate(GENEVAL)])
+    assert accuracies == dict.fromkeys(CATEGORIES[1:], 1.0)
+
+
+def test_renders_with_one_attribute_swapped_are_not_followed():
+    """One named attribute of each takes another value: in every category each picture is wrong."""
+
+    def swapped(scene: Scene, prompt: str) -> Scene:
+        name = list(parse_caption(prompt))[-1]
+        values = ATTRIBUTES[name]
+        return replace(scene, **{name: values[(values.index(getattr(scene, name)) + 1) % len(values)]})
+
+    scenes = [[swapped(s, prompt) for s in true_scenes(prompt, index)] for index, prompt in enumerate(GENEVAL)]
+    assert followed(scenes) == dict.fromkeys(CATEGORIES[1:], 0.0)
+
+
+def test_a_prompt_counts_once_in_its_category():
+    """A binding half followed, a single attribute followed, in pictures of other numbers."""
+    red, blue = (Scene(colour, "circle", "grey", "small", (0.5, 0.5)) for colour in ("red", "blue"))
+    prompts = ["a red circle", "a blue circle", "a circle"]
+    readings = [reading_of([red, blue]), reading_of([red] * 3), reading_of([blue])]
+    metrics = [measure_prompt(*pair) for pair in zip(prompts, readings, strict=True)]
+    summaries = following(prompts, metrics)
+    assert {name: (s.mean, s.num_prompts) for name, s in summaries.items()} == {
+        "single_attribute": (1.0, 1),
+        "colour_shape": (0.25, 2),
+    }
+    assert (summaries["colour_shape"].low, summaries["colour_shape"].high) == (0.0, 0.5)
+
+
+def test_categories_go_by_what_a_caption_names():
+    named = ["a shape", "a large shape", "a red circle", "a red shape on a grey background", "a small red cross"]
+    assert [category(text) for text in [*named, "a small red cross on a white background"]] == list(CATEGORIES)

@@ -65,9 +65,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], di
     source = find_model(Path(args.model), Path(args.base_model) if args.base_model else None).source
     settings = {
         "model": str(source.resolve()),
-        "sigmas": [round(value, 6) for value in sampler.settings.sigmas.tolist()],
-        "guidance_scale": sampler.settings.guidance_scale,
-        "size": [sampler.settings.height, sampler.settings.width],
+        **sampler.settings.as_dict(),
         "seed": args.seed,
         "num_samples": args.num_samples,
         "bf16": args.bf16,

@@ -1,19 +1,25 @@
-"""Oracle metrics of a model on the small world: `python -m dpdmd.shapes.measure --model RUN_OR_PIPELINE`."""
+"""Oracle metrics of a model on the small world: `python -m dpdmd.shapes.measure --model RUN_OR_PIPELINE`.
+
+`--prompt_txt data/shapes_geneval.txt` measures prompt-following by category, as GenEval does.
+"""
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from dpdmd.evaluation.statistics import Summary
 from dpdmd.families.base import TextEncoder
 from dpdmd.grids import to_float, to_pil
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import Sampler, batches_of, load_sampler
+from dpdmd.shapes.categories import category, following
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.world import parse_caption
 
@@ -42,6 +48,20 @@ def table(rows: dict[str, WorldMetrics]) -> str:
     return "\n".join(lines)
 
 
+def following_table(rows: Mapping[str, Mapping[str, Summary]]) -> str:
+    """Markdown table of accuracy by category, a row a model; overall is the mean over categories, as GenEval's."""
+    names = list(next(iter(rows.values())))
+    lines = ["| accuracy | " + " | ".join([*names, "overall"]) + " |", "|---|" + "---|" * (len(names) + 1)]
+    for model, summaries in rows.items():
+        overall = sum(summary.mean for summary in summaries.values()) / len(summaries)
+        lines.append(f"| {model} | {' | '.join(map(_interval, summaries.values()))} | {overall:.3f} |")
+    return "\n".join(lines)
+
+
+def _interval(summary: Summary) -> str:
+    return f"{summary.mean:.3f}" + ("" if summary.low is None else f" [{summary.low:.3f}, {summary.high:.3f}]")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure models; exit status 2 on wrong input."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure", description=__doc__, allow_abbrev=False)
@@ -57,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--guidance_scale", type=float, help="(default: what the model's folder says)")
     parser.add_argument("--out", type=Path, help="also write the figures, each prompt's included, to this JSON file")
     args = parser.parse_args(argv)
-    rows, details = {}, {}
+    rows, followed, details = {}, {}, {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         prompts = read_prompts(args.prompt_txt)
@@ -70,17 +90,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             sampler, encoder = load_sampler(model, device, steps=args.steps, guidance_scale=args.guidance_scale)
             metrics = measure_sampler(sampler, encoder, prompts, args.num_seeds, args.seed)
             rows[str(model)] = summarise(metrics)
+            followed[str(model)] = following(prompts, metrics)
             details[str(model)] = {
                 "steps": len(sampler.settings.sigmas) - 1,
                 "guidance_scale": sampler.settings.guidance_scale,
                 "seconds": time.perf_counter() - started,
                 "mean": rows[str(model)].as_dict(),
-                "prompts": {prompt: vars(m) for prompt, m in zip(prompts, metrics, strict=True)},
+                "categories": {name: asdict(summary) for name, summary in followed[str(model)].items()},
+                "prompts": {p: {"category": category(p), **vars(m)} for p, m in zip(prompts, metrics, strict=True)},
             }
     except ValueError as error:
         print(f"dpdmd.shapes.measure: error: {error}", file=sys.stderr)
         return 2
-    sys.stdout.write(f"{len(prompts)} prompts x {args.num_seeds} seeds, seed {args.seed}\n\n{table(rows)}\n")
+    head = f"{len(prompts)} prompts x {args.num_seeds} seeds, seed {args.seed}"
+    sys.stdout.write(f"{head}\n\n{table(rows)}\n\n{following_table(followed)}\n")
     if args.out:
         write_text(args.out, json.dumps(details, indent=2) + "\n")
     return 0

@@ -1,0 +1,88 @@
+"""Train, measure and compare: `python -m dpdmd.compare SWEEP.yaml`.
+
+Every configuration of the sweep is trained with every seed, then measured; the same command goes on after an
+interruption and skips what is finished. OUT gets table.md, table.csv, table.tex, perhaps picture.png, and runs/.
+Exit status: 0 done; 1 something failed, the rest is there; 2 wrong input; 128 + its number after a signal.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpdmd.comparison import sweep as sweep_file
+from dpdmd.comparison.jobs import Job, Workers, plan_jobs
+from dpdmd.comparison.sweep import Sweep, read_sweep
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of `dpdmd.compare`."""
+    parser = argparse.ArgumentParser(
+        prog="dpdmd.compare",
+        description=__doc__,
+        epilog=sweep_file.__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweep", type=Path, help="the sweep's YAML file, as below")
+    parser.add_argument("--out", type=Path, help="folder (default: outputs/ and the sweep's name)")
+    parser.add_argument(
+        "--jobs", type=int, help="models at work at a time (default: one a CPU core, 1 if the sweep gives a launcher)"
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="train and measure these configurations alone")
+    return parser
+
+
+def check(args: argparse.Namespace) -> tuple[Sweep, list[Job]]:
+    """The sweep, and all its jobs: what is there already was made as it would be now.
+
+    Raises:
+        ValueError: one line that names the file or flag and what to do.
+    """
+    sweep = read_sweep(args.sweep)
+    for name in args.only or ():
+        if name not in sweep.configurations:
+            raise ValueError(f"--only {name}: no such configuration; there are {', '.join(sweep.configurations)}")
+    if args.jobs is not None and args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: must be at least 1")
+    args.out = args.out or Path("outputs") / args.sweep.stem
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out}: is a file; give a folder")
+    jobs = plan_jobs(sweep, args.out)
+    for job in jobs:
+        for stage in job.stages:
+            stage.check()
+    return sweep, jobs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        sweep, jobs = check(args)
+    except ValueError as error:
+        print(f"dpdmd.compare: error: {error}", file=sys.stderr)
+        return 2
+    workers = Workers(args.jobs or (os.cpu_count() or 1 if sweep.on_cores else 1))
+    workers.run([job for job in jobs if not args.only or job.configuration in args.only])
+    if workers.stopped:
+        print("dpdmd.compare: stopped; the same command goes on", file=sys.stderr)
+        return 128 + workers.stopped
+    # torch takes a second to import: only now, so that a wrong sweep is told at once.
+    from dpdmd.comparison import results
+
+    command = shlex.join(["python", "-m", "dpdmd.compare", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        sys.stdout.write(results.write(sweep, jobs, args.out, command))
+    except ValueError as error:
+        print(f"dpdmd.compare: error: {error}", file=sys.stderr)
+        return 1
+    if workers.failures:
+        print(f"dpdmd.compare: failed: {'; '.join(workers.failures)}; the same command tries again", file=sys.stderr)
+    return 1 if workers.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Sweeps: configurations x seeds, trained, measured and laid side by side."""

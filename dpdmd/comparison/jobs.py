@@ -1,0 +1,234 @@
+"""A sweep's processes: one job a model, stage after stage; what is finished is skipped, whoever was killed meanwhile.
+
+OUT/runs/dpdmd/seed_0/run/  train.log  train.json  oracle/  oracle.log  oracle.json  .lock
+
+A stage's record (train.json) says what was asked for, before its process starts, and that it is done, after.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dpdmd.comparison.sweep import Sweep, options_of
+from dpdmd.config import Config
+from dpdmd.interruption import StopSignals
+from dpdmd.run_folder import write_text
+
+POLL_SECONDS = 0.2
+TAIL_LINES = 15  # of a failing process's log
+NO_COMMAND = 127  # as shells say it
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process.
+
+    Attributes:
+        name: of the record and the log.
+        asked: what must not change between calls: the configuration, or the measuring command. Plain values.
+        own_core: it gets one thread (two threads that share a core with others are several times slower).
+    """
+
+    name: str
+    folder: Path
+    command: list[str]
+    asked: dict[str, Any]
+    own_core: bool
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    def is_done(self) -> bool:
+        return self.record.is_file() and json.loads(self.record.read_text(encoding="utf-8"))["done"]
+
+    def note(self, done: bool) -> None:
+        write_text(self.record, json.dumps({"done": done, "asked": self.asked}, indent=2) + "\n")
+
+    def check(self) -> None:
+        """Whether what is here already was made as it would be now.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if not self.record.is_file():
+            return
+        there = json.loads(self.record.read_text(encoding="utf-8"))["asked"]
+        if changes := _changes(self.asked, there):
+            raise ValueError(f"{self.folder}: was made with {changes}; give another --out, or delete that folder")
+
+
+def _changes(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """What differs, in words; an option that came into being meanwhile had its default then."""
+    theirs = {**{key: value for key, value in options_of(Config()).items() if key in ours}, **theirs}
+    keys = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+    return ", ".join(f"{key} {theirs.get(key)!r} (now {ours.get(key)!r})" for key in sorted(keys))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model: trained, if it is to be, then measured.
+
+    Attributes:
+        seed: of the training; None where nothing is trained.
+        model: what is measured, and sampled for the picture.
+    """
+
+    configuration: str
+    seed: int | None
+    folder: Path
+    model: Path
+    stages: tuple[Stage, ...]
+
+    @property
+    def label(self) -> str:
+        return self.configuration if self.seed is None else f"{self.configuration}, seed {self.seed}"
+
+    def is_done(self) -> bool:
+        return all(stage.is_done() for stage in self.stages)
+
+
+def plan_jobs(sweep: Sweep, out: Path) -> list[Job]:
+    """Every job of a sweep, seed after seed, so that an early end leaves whole rows."""
+    pairs = [(name, seed) for name in sweep.configurations for seed in sweep.seeds_of(name)]
+    order = {seed: place for place, seed in enumerate((None, *sweep.seeds))}
+    return [_job(sweep, name, seed, out) for name, seed in sorted(pairs, key=lambda pair: order[pair[1]])]
+
+
+def _job(sweep: Sweep, name: str, seed: int | None, out: Path) -> Job:
+    configuration = sweep.configurations[name]
+    folder = out / "runs" / (name if seed is None else f"{name}/seed_{seed}")
+    stages = []
+    if seed is not None:
+        asked = {"launcher": list(sweep.launcher), **configuration.resolved}
+        command = sweep.train_command(name, seed, folder / "run")
+        stages.append(Stage("train", folder, command, asked, sweep.on_cores))
+    model = folder / "run" if configuration.model is None else Path(configuration.model)
+    for measure in sweep.measures.values():
+        asked = {"command": list(measure.command), "model": configuration.model}
+        command = sweep.measure_command(measure.name, str(model), folder / measure.name)
+        stages.append(Stage(measure.name, folder, command, asked, sweep.on_cores))
+    return Job(name, seed, folder, model, tuple(stages))
+
+
+class Workers:
+    """Runs jobs side by side; a job that fails leaves the others alone.
+
+    A process that outlives a killed sweep keeps its job's lock, so that the next call waits for it instead of starting
+    a second one on the same folder.
+
+    Attributes:
+        stopped: number of the signal that ended it early, or 0.
+        failures: the jobs of which a process failed; each was told, with the end of its log.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self._running: set[subprocess.Popen] = set()
+        self._mutex = threading.Lock()
+        self.stopped = 0
+        self.failures: list[str] = []
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """All of them; returns early after SIGTERM, SIGINT or SIGUSR1, once the running processes have saved."""
+        stages = [stage for job in jobs for stage in job.stages]
+        done = sum(stage.is_done() for stage in stages)
+        with (
+            tqdm(total=len(stages), initial=done, desc="trained and measured", unit="process") as bar,
+            StopSignals() as signals,
+            ThreadPoolExecutor(self._count) as pool,
+        ):
+            waiting = {pool.submit(self._run_job, job, bar) for job in jobs}
+            while waiting:
+                finished, waiting = wait(waiting, timeout=POLL_SECONDS)
+                if signals.received and not self.stopped:
+                    self._stop(signals.received)
+                for future in finished:
+                    future.result()
+
+    def _stop(self, number: int) -> None:
+        with self._mutex:
+            self.stopped = number
+            for process in self._running:
+                os.killpg(process.pid, signal.SIGTERM)
+
+    def _run_job(self, job: Job, bar: tqdm) -> None:
+        if job.is_done() or self.stopped:
+            return
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with (job.folder / ".lock").open("w") as lock:
+            if not self._acquire(lock.fileno(), job):
+                return
+            for stage in job.stages:
+                if stage.is_done():
+                    continue
+                stage.note(done=False)
+                status = self._run_stage(stage, lock.fileno())
+                if self.stopped:
+                    return
+                if status != 0:
+                    self.failures.append(job.label)
+                    _tell(f"{job.label}: {stage.name} ended with status {status}\n{_tail(stage.log)}")
+                    return
+                stage.note(done=True)
+                bar.update()
+
+    def _acquire(self, lock: int, job: Job) -> bool:
+        told = False
+        while not self.stopped:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if not told:
+                    _tell(f"{job.label}: waiting for a process of an earlier call that is still at work there")
+                told = True
+                time.sleep(POLL_SECONDS)
+        return False
+
+    def _run_stage(self, stage: Stage, lock: int) -> int:
+        """Exit status of the stage's process, which inherits the lock."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"} if stage.own_core else None
+        with stage.log.open("a", encoding="utf-8") as log:
+            log.write(f"$ {' '.join(stage.command)}\n")
+            log.flush()
+            with self._mutex:
+                if self.stopped:
+                    return 0
+                try:  # in a session of its own: Ctrl-C reaches the sweep alone, which hands it on once
+                    process = subprocess.Popen(
+                        stage.command, stdout=log, stderr=log, env=environment, pass_fds=(lock,), start_new_session=True
+                    )
+                except OSError as error:
+                    log.write(f"{error}\n")
+                    return NO_COMMAND
+                self._running.add(process)
+            status = process.wait()
+        with self._mutex:
+            self._running.discard(process)
+        return status
+
+
+def _tell(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # the table alone goes to stdout
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    return "\n".join(f"  {line}" for line in [line for line in lines if line.strip()][-TAIL_LINES:])

@@ -1,0 +1,73 @@
+"""What is left of a sweep: table.md, table.csv, table.tex and picture.png, of all that is finished."""
+
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpdmd.checkpoint import versions
+from dpdmd.comparison.figures import Figure, read_figures
+from dpdmd.comparison.jobs import Job
+from dpdmd.comparison.picture import draw
+from dpdmd.comparison.sweep import Sweep
+from dpdmd.comparison.tables import as_csv, compare, latex, markdown
+from dpdmd.run_folder import write_text
+
+
+def write(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> str:
+    """Write all of it; the Markdown table.
+
+    Raises:
+        ValueError: a result that cannot be read or lacks a metric, or a model that cannot be sampled.
+    """
+    finished = [job for job in jobs if job.is_done()]
+    results: dict[str, dict[int | None, dict[str, Figure]]] = {}
+    for job in finished:
+        results.setdefault(job.configuration, {})[job.seed] = _figures(sweep, job)
+    table = compare(sweep, results)
+    text = markdown(sweep, table, _head(jobs, finished, command))
+    write_text(out / "table.md", text)
+    write_text(out / "table.csv", as_csv(table))
+    write_text(out / "table.tex", latex(sweep, table))
+    if sweep.picture:
+        first = {job.configuration: job.model for job in reversed(finished)}  # of its first seed
+        models = {name: first[name] for name in sweep.picture.rows if name in first}
+        if models and not _is_newer(out / "picture.png", [sweep.path, *_records(finished)]):
+            draw(sweep.picture, models, out / "picture.png")
+    return text
+
+
+def _records(jobs: Sequence[Job]) -> list[Path]:
+    return [stage.record for job in jobs for stage in job.stages]
+
+
+def _is_newer(path: Path, sources: Sequence[Path]) -> bool:
+    return path.is_file() and path.stat().st_mtime > max(source.stat().st_mtime for source in sources)
+
+
+def _figures(sweep: Sweep, job: Job) -> dict[str, Figure]:
+    """Column -> figure of one finished job."""
+    found = {}
+    for name, measure in sweep.measures.items():
+        path = job.folder / name / measure.result
+        figures = read_figures(path)
+        for column, metric in measure.metrics.items():
+            if metric not in figures:
+                raise ValueError(
+                    f"{sweep.path}: measure {name}: no {metric!r} in {path}; there are {', '.join(figures)}"
+                )
+            found[column] = figures[metric]
+    return found
+
+
+def _head(jobs: Sequence[Job], finished: Sequence[Job], command: str) -> str:
+    """Date, command, machine and versions, and what is not there yet."""
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    lines = [
+        f"{datetime.date.today().isoformat()}, `{command}`",
+        f"{machine}; " + ", ".join(f"{name} {version}" for name, version in versions().items()),
+    ]
+    if missing := [job.label for job in jobs if job not in finished]:
+        lines.append(f"Not finished: {'; '.join(missing)}.")
+    return "\n\n".join(lines)
