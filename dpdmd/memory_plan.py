@@ -171,9 +171,9 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
 def _gathered(layout: Layout, teacher: Path) -> Row:
     """What a sharded network has whole at a time."""
     header = read_weights_header(teacher / layout.network)
-    prefix, entry = layout.blocks
+    prefix, count_blocks = layout.blocks
     in_blocks = count_numbers({name: value for name, value in header.items() if name.startswith(prefix)})
-    blocks = int(layout.network_config(teacher)[entry])
+    blocks = count_blocks(layout.network_config(teacher))
     outside = count_numbers(header) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
     return Row("gathered", numbers * FP32, "this block, the next, one block's gradients, and what is in none, in fp32")
@@ -186,7 +186,8 @@ def _bf16(config: Config) -> tuple[str, ...]:
 def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
     """Text encoders, decoder and scorers."""
     number, kind = _number(config)
-    text = sum(count_numbers(read_weights_header(teacher / part)) for part in layout.text_parts(teacher))
+    encoders = layout.text_parts(teacher, no_t5=config.model.no_t5)
+    text = sum(count_numbers(read_weights_header(teacher / part)) for part in encoders)
     cached = bool(config.data.cache_text_embeddings)
     vae = count_numbers(read_weights_header(teacher / "vae"))
     resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers

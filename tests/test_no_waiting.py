@@ -101,7 +101,7 @@ def device_trainer(short_run, tmp_path, monkeypatch) -> Trainer:
         student_forward=student,
         fake_forward=fake,
         null=null,
-        **methods.Distillation.grids(run.config, run.schedule.shift, META),
+        **methods.Distillation.grids(run.config, run.schedule, META),
     )
     trainer.text_encoder = TextOnDevice(null)
     trainer.student = Trained(student, SkippingOptimizer(), list(student.parameters()), 1e-3)

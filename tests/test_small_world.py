@@ -54,7 +54,7 @@ def test_every_caption_of_training_is_encoded_as_the_trainer_encodes_it(pipe):
     assert len(row_of) == len(context) == len(pooled) == 526 and row_of[""] == 0
     captions = ["a red circle", "", "a small cyan cross on a brown background"]
     rows = [row_of[caption] for caption in captions]
-    theirs = SD35TextEncoder(TEACHER, torch.device("cpu"), torch.float32, MAX_LENGTH).encode(captions)
+    theirs = SD35TextEncoder(TEACHER, torch.device("cpu"), torch.float32, MAX_LENGTH, no_t5=False).encode(captions)
     # another batch size sums in another order
     assert torch.allclose(context[rows], theirs.context, atol=1e-5)
     assert torch.allclose(pooled[rows], theirs.pooled, atol=1e-5)

@@ -200,9 +200,9 @@ class Layout:
         header = read_weights_header(folder / self.network)
         return count_numbers({name: entry for name, entry in header.items() if name not in self.fixed})
 
-    def text_parts(self, folder: Path) -> list[str]:
+    def text_parts(self, folder: Path, *, no_t5: bool = False) -> list[str]:
         """The text encoders' components."""
-        return [part for part in self.parts(folder) if part.startswith("text_encoder")]
+        return [part for part in self.parts(folder, no_t5=no_t5) if part.startswith("text_encoder")]
 
     def text_tokens(self, folder: Path, max_sequence_length: int) -> int:
         """Tokens that the network sees of a prompt: CLIP's, then T5's."""
