@@ -9,8 +9,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dpdmd import generate, train
+from dpdmd.families.layouts import LAYOUTS, read_note
 from dpdmd.families.layouts import SD35 as LAYOUT
-from dpdmd.families.layouts import read_note
 from dpdmd.families.sd35 import SD35
 from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler
@@ -56,7 +56,7 @@ def test_embeddings_are_those_of_diffusers_without_it(tiny_pipeline):
 def test_the_student_is_whole_without_it_and_samples_as_diffusers_does(run, tmp_path):
     """The last export holds no T5 and says so: our sampler, dpdmd.generate and diffusers' pipeline agree."""
     student = run / "ckpts" / "latest" / "student"
-    assert read_note(student).no_t5 and not any((student / part).exists() for part in T5)
+    assert read_note(student, LAYOUTS["sd35"].note).no_t5 and not any((student / part).exists() for part in T5)
     index = read_json(student / "model_index.json")
     assert all(index[part] == [None, None] for part in T5)
     sampler, encoder = load_sampler(run, CPU)
