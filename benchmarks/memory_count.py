@@ -15,6 +15,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -178,39 +179,14 @@ CASES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as work:
-        save_hollow(Path(work) / "sd35")
-        for name, flags in ((name, CASES[name]) for name in args.cases):
-            for batch in args.batch_sizes:
-                # One step to the anchor: the further ones take no more memory, and time.
-                command = [
-                    "--teacher_id",
-                    f"{work}/sd35",
-                    "--bf16",
-                    "--batch_size",
-                    str(batch),
-                    "--k_anchor",
-                    "1",
-                    *flags,
-                ]
-                examined = config.parse(command)
-                counted, planned = count_turns(examined), planned_turns(examined)
-                for phase in counted:
-                    rows.append((name, batch, phase, counted[phase], planned[phase]))
-                    sys.stderr.write(f"{rows[-1]}\n")
+def write_results(out: Path, rows: list[tuple[str, int, str, int, int]], command: str) -> str:
+    """Write the table and its figures; returns the table."""
     date = datetime.date.today().isoformat()
     used = ", ".join(f"{package} {version}" for package, version in versions().items())
     lines = [
         f"# SD3.5-Medium's turns at 1024 x 1024, bf16: live storages beside the plan ({date})",
         "",
-        f"`{' '.join(['python', *sys.argv])}`",
+        f"`{command}`",
         "",
         f"Counted without a GPU (see the program's head); {used}",
         "",
@@ -218,9 +194,29 @@ def main() -> None:
         "|---|---|---|---|---|---|",
         *(f"| {n} | {b} | {p} | {c / 1e9:.2f} | {q / 1e9:.2f} | {q / c:.2f} |" for n, b, p, c, q in rows),
     ]
-    write_text(args.out / f"{date}_memory_count.md", "\n".join(lines) + "\n")
-    write_text(args.out / f"{date}_memory_count.json", json.dumps(rows) + "\n")
-    sys.stdout.write("\n".join(lines) + "\n")
+    write_text(out / f"{date}_memory_count.md", "\n".join(lines) + "\n")
+    write_text(out / f"{date}_memory_count.json", json.dumps(rows) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    rows: list[tuple[str, int, str, int, int]] = []
+    table = ""
+    with tempfile.TemporaryDirectory() as work:
+        save_hollow(Path(work) / "sd35")
+        # One step to the anchor: further ones take no more memory, and minutes.
+        common = ["--teacher_id", f"{work}/sd35", "--bf16", "--k_anchor", "1"]
+        for name, batch in product(args.cases, args.batch_sizes):
+            examined = config.parse([*common, "--batch_size", str(batch), *CASES[name]])
+            counted, planned = count_turns(examined), planned_turns(examined)
+            rows += [(name, batch, phase, counted[phase], planned[phase]) for phase in counted]
+            table = write_results(args.out, rows, " ".join(["python", *sys.argv]))
+    sys.stdout.write(table)
 
 
 if __name__ == "__main__":
