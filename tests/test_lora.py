@@ -267,7 +267,7 @@ def test_comfyui_reads_the_same_change(lora_run):
     layers = {name.removesuffix(".alpha") for name in named if name.endswith(".alpha")}
     assert len(named) == 3 * len(layers) == len(ours) * 3 // 2
     assert all(layer.startswith("transformer.transformer_blocks.") for layer in layers)
-    network = SD35(CPU, torch.float32).load_network(Path(read_note(folder).base), torch.float32)
+    network = SD35(CPU, torch.float32).load_network(Path(read_note(folder, LAYOUTS["sd35"].note).base), torch.float32)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     SD35(CPU, torch.float32).load_lora(network, folder)
     after = lora.merged(network).state_dict()

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpdmd import checkpoint, doctor, generate, methods, train
+from dpdmd import checkpoint, doctor, export, generate, lora, methods, train
 from dpdmd.config import Config
 from dpdmd.families import family_class
 from dpdmd.families.base import TextEmbedding
-from dpdmd.families.layouts import LAYOUTS, Note, family_of
+from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Note, family_of, read_note
 from dpdmd.families.sdxl import SDXL
 from dpdmd.methods import Distillation, MicroBatch, fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks
@@ -134,8 +134,8 @@ def test_bf16_pictures_are_those_of_fp32_nearly(tiny_sdxl):
 def trio(tiny_sdxl: Path) -> Networks:
     """Teacher, student and fake score, moved apart by 10%; tests work on copies."""
     config = Config()
-    config.model.teacher_id = config.model.fake_id = str(tiny_sdxl)
-    networks, random = load_networks(config, SDXL(CPU, torch.float32), tiny_sdxl), torch.Generator().manual_seed(0)
+    config.model.teacher_id = config.model.student_id = config.model.fake_id = str(tiny_sdxl)
+    networks, random = load_networks(config, SDXL(CPU, torch.float32)), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for network in (networks.student, networks.fake):
             for parameter in network.parameters():
@@ -367,6 +367,34 @@ def test_a_release_style_network_is_sampled_in_four_steps(tiny_sdxl, tmp_path):
     assert len(sampler.settings.sigmas) == 5 and sampler.settings.guidance_scale == 1.0
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_lora_files_are_what_the_run_samples(flags, tmp_path, tiny_sdxl, recomputed):
+    """diffusers, ComfyUI's names and `dpdmd.export` all give the same change; alpha is three times the rank."""
+    run, more = tmp_path / "run", ["--gradient_checkpointing"] if recomputed else []
+    command = [*flags, *more, "--lora_rank", "2", "--lora_alpha", "6", "--lr_student", "1e-2"]
+    assert train.main([*command, "--run_dir", str(run), "--max_steps", "6"]) == 0
+    folder = run / "ckpts" / "latest" / "lora"
+    sampler, encoder = load_sampler(run, CPU)
+    eps = normal_per_sample(SHAPE, 0, "picture", 0, [0])
+    ours = sampler.latents(encoder.encode(PROMPTS[:1]), eps)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"sigmas": list(read_note(folder, LAYOUT.note).sigmas), "guidance_scale": 1.0, "output_type": "latent"}
+    teacher = pipe(PROMPTS[:1], latents=eps, **call).images
+    pipe.load_lora_weights(folder)
+    torch.testing.assert_close(pipe(PROMPTS[:1], latents=eps, **call).images, ours, rtol=0, atol=2e-3)
+    assert (teacher - ours).abs().max() > 0.05
+    assert export.main(["--model", str(run), "--out", str(tmp_path / "whole")]) == 0
+    whole = load_file(tmp_path / "whole" / LAYOUT.network / "diffusion_pytorch_model.safetensors")
+    before = load_file(tiny_sdxl / LAYOUT.network / "diffusion_pytorch_model.safetensors")
+    named, layers = load_file(folder / lora.COMFYUI_WEIGHTS), LAYOUT.adapted_layers(tiny_sdxl, LAYOUT.lora_targets)
+    assert len(named) == 3 * len(layers) == 3 * len(load_file(folder / LORA_WEIGHTS)) // 2
+    for layer in layers:
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        change = named[f"{name}.lora_up.weight"] @ named[f"{name}.lora_down.weight"] * named[f"{name}.alpha"] / 2
+        torch.testing.assert_close(whole[f"{layer}.weight"] - before[f"{layer}.weight"], change, rtol=1e-4, atol=1e-6)
+
+
 # What a folder must hold
 
 
@@ -382,15 +410,18 @@ def test_what_small_files_say(tiny_sdxl):
     weights = load_file(tiny_sdxl / LAYOUT.network / "diffusion_pytorch_model.safetensors")
     count = sum(tensor.numel() for tensor in weights.values())
     assert LAYOUT.count_parameters(tiny_sdxl) == count
-    assert checkpoint.size_in_bytes(LAYOUT, tiny_sdxl) == 24 * count
+    config = Config()
+    config.model.family, config.model.teacher_id = "sdxl", str(tiny_sdxl)
+    assert checkpoint.size_in_bytes(config) == 24 * count
     assert LAYOUT.default_size(tiny_sdxl) == 64
-    assert LAYOUT.read_note(tiny_sdxl) == Note(steps=50, guidance_scale=8.0, max_sequence_length=77)
-    assert LAYOUT.text_length(tiny_sdxl, None) == 10
+    note = read_note(tiny_sdxl, LAYOUT.note)
+    assert note == Note(steps=50, guidance_scale=8.0, max_sequence_length=77)
+    assert LAYOUT.text_length(tiny_sdxl, None, note) == 10
     LAYOUT.check_size(tiny_sdxl, 4096, 72)
     with pytest.raises(ValueError, match="--width 68: must be a multiple of 8"):
         LAYOUT.check_size(tiny_sdxl, 64, 68)
     with pytest.raises(ValueError, match="--max_sequence_length 77: this model's prompts have 10 tokens"):
-        LAYOUT.text_length(tiny_sdxl, 77)
+        LAYOUT.text_length(tiny_sdxl, 77, note)
 
 
 @pytest.mark.parametrize(
