@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from dpdmd import config, lora, memory_plan, methods
 from dpdmd.checkpoint import versions
+from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import adapters
 from dpdmd.families.base import TextEmbedding
@@ -136,7 +137,7 @@ def count_turns(examined: config.Config) -> dict[str, int]:
             torch.empty(optim.batch_size, TEXT_TOKENS, 4096, dtype=dtype),
             torch.empty(optim.batch_size, 2048, dtype=dtype),
         )
-        run = methods.Distillation(
+        run = Distillation(
             config=examined.method,
             family=SD35(torch.device("cpu"), dtype),
             schedule=FlowSchedule(3.0),
@@ -146,9 +147,9 @@ def count_turns(examined: config.Config) -> dict[str, int]:
             null=TextEmbedding(text.context[:1], text.pooled[:1]),
             latent_shape=(16, examined.data.height // 8, examined.data.width // 8),
             seed=0,
-            **methods.Distillation.grids(examined.method, 3.0, torch.device("cpu")),
+            **Distillation.grids(examined.method, 3.0, torch.device("cpu")),
         )
-        batch = methods.MicroBatch(text, 0, range(optim.batch_size), 0)
+        batch = MicroBatch(text, 0, range(optim.batch_size), 0)
         everything = [made.teacher, made.student, made.fake]
         if examined.model.lora_rank:
             everything.append(made.teacher.base.network)

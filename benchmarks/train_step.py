@@ -51,6 +51,7 @@ from dpdmd.prompts import read_prompts
 from dpdmd.rollout import anchor_target, rollout
 from dpdmd.run_folder import write_text
 from dpdmd.run_log import RunLog, peak_memory_gb
+from dpdmd.terms import diversity_term
 from dpdmd.trainer import Trainer
 
 SCORERS = ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path")
@@ -109,12 +110,12 @@ class Floor:
         run, text = self.run, self.batch.text
         teacher, method = run.teacher(text), methods.METHODS[run.config.method]
         student = run.family.bind(run.student_forward, text)
-        detach = method.detach_first_step
+        detach = methods.detaches(run.config)
         rolled = rollout(student, run.schedule, self.eps, run.student_sigmas, detach_first_step=detach)
         with torch.no_grad():
             teacher(self.z_t, self.sigma)
             run.family.bind(run.networks.fake, text)(self.z_t, self.sigma)
-            if methods.diversity_term in method.terms:
+            if diversity_term in method.terms:
                 anchor_target(
                     teacher, run.schedule, self.eps, run.teacher_sigmas, run.config.k_anchor, run.config.anchor_steps
                 )
@@ -143,19 +144,19 @@ def parts(trainer: Trainer, clock: Clock) -> None:
     clock.time("text, once a step", lambda: [trainer.micro_batches(step) for step in range(cycle)])
     batch = trainer.micro_batches(0)[0]
     clock.time("noise", lambda: [trainer.run.start_noise(batch) for _ in range(2 * cycle)])
-    turns = [trainer.fake] * (cycle - 1) + [trainer.student]
-    for trained in (trainer.student, trainer.fake):
+    turns = [trainer.trained[methods.FAKE]] * (cycle - 1) + [trainer.trained[methods.STUDENT]]
+    for trained in trainer.trained.values():
         for parameter in trained.parameters:
             parameter.grad = torch.zeros_like(parameter)
     clock.time("norm and clipping", lambda: [clip(trained.parameters) for trained in turns])
-    groups = [group for trained in (trainer.student, trainer.fake) for group in trained.optimizer.param_groups]
+    groups = [group for trained in trainer.trained.values() for group in trained.optimizer.param_groups]
     rates = [group["lr"] for group in groups]
     for group in groups:
         group["lr"] = 0.0
     clock.time("AdamW", lambda: [trained.optimizer.step() for trained in turns])
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
-    for trained in (trainer.student, trainer.fake):
+    for trained in trainer.trained.values():
         trained.optimizer.zero_grad()
 
 

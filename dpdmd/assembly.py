@@ -1,21 +1,29 @@
 """A run's networks, optimizers, text, decoder and evaluation, loaded and wired to each other. Collective throughout."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dpdmd import checkpoint, distributed, methods, text_cache
+from dpdmd import checkpoint, distributed, methods, teacher_cache, text_cache
+from dpdmd.discriminator import Critic, Discriminator, choose_blocks, token_widths
+from dpdmd.distillation import Distillation
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.families import family_class
 from dpdmd.families.base import Family, ImageDecoder, RestingDecoder, TextEncoder
-from dpdmd.networks import Networks, load_networks
+from dpdmd.methods import DISCRIMINATOR, FAKE, STUDENT
+from dpdmd.moving_average import MovingAverage
+from dpdmd.networks import Networks, blocks_owner, load_networks
 from dpdmd.optimizers import make_optimizer
+from dpdmd.perceptual import load_perceptual
 from dpdmd.preflight import Plan
 from dpdmd.run_log import logger
 from dpdmd.sampling import Sampler, SamplerSettings
+from dpdmd.teacher_cache import StoredSamples
 from dpdmd.text_stream import StreamedTextEncoder
 
 
@@ -38,11 +46,17 @@ class Trained:
 
 @dataclass(frozen=True)
 class Assembly:
-    """All that a trainer works with; `evaluation` is None where no scorer is configured."""
+    """All that a trainer works with.
 
-    student: Trained
-    fake: Trained
-    run: methods.Distillation
+    Attributes:
+        trained: what the method trains, by name.
+        average: the student's moving average, or None.
+        evaluation: None where no scorer is configured.
+    """
+
+    trained: dict[str, Trained]
+    average: MovingAverage | None
+    run: Distillation
     text_encoder: TextEncoder
     decoder: ImageDecoder
     evaluation: InLoopEvaluation | None
@@ -52,7 +66,7 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     """Load everything, where the plan's checkpoint left it.
 
     Raises:
-        ValueError: weights do not fit, or the text cache does not fit its disk.
+        ValueError: weights do not fit, or a cache does not fit its disk.
     """
     config, resumed = plan.config, plan.checkpoint
     dtype = torch.bfloat16 if config.optim.bf16 else torch.float32
@@ -63,31 +77,39 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
     if config.optim.shard_teacher:
         distributed.shard_frozen(networks.teacher, family.block_classes)
-    if resumed:
-        networks.fake.load_state_dict(checkpoint.load_state(resumed, "fake"), strict=True)
-    student = _prepare(plan, accelerator, "student", networks.student, config.optim.lr_student)
-    fake = _prepare(plan, accelerator, "fake", networks.fake, config.optim.lr_fake)
-    if plan.progress:
-        student.updates, fake.updates = plan.progress.student_updates, plan.progress.fake_updates
+    trained = {
+        STUDENT: _prepare(plan, accelerator, STUDENT, networks.student, config.optim.lr_student),
+        FAKE: _prepare(plan, accelerator, FAKE, networks.fake, config.optim.lr_fake),
+    }
     decoder = family.load_image_decoder(teacher_folder)
     if config.optim.offload_vae:
         decoder = RestingDecoder(decoder, accelerator.device)
     schedule = family.load_schedule(teacher_folder)
     unwrap = accelerator.unwrap_model
-    run = methods.Distillation(
+    run = Distillation(
         config=config.method,
         family=family,
         schedule=schedule,
-        networks=Networks(networks.teacher, unwrap(student.network), unwrap(fake.network)),
-        student_forward=student.network,
-        fake_forward=fake.network,
+        networks=Networks(networks.teacher, unwrap(trained[STUDENT].network), unwrap(trained[FAKE].network)),
+        student_forward=trained[STUDENT].network,
+        fake_forward=trained[FAKE].network,
         null=text_encoder.encode([""]),
         latent_shape=decoder.latent_shape(config.data.height, config.data.width),
         seed=config.run.seed,
-        **methods.Distillation.grids(config.method, schedule, accelerator.device),
+        decoder=decoder,
+        **Distillation.grids(config.method, schedule, accelerator.device),
     )
+    if DISCRIMINATOR in methods.trained(config.method):
+        trained[DISCRIMINATOR], critic = _load_critic(plan, accelerator, run)
+        run = replace(run, critic=critic)
+    if path := config.method.perceptual_path:
+        perceptual = load_perceptual(config.method.perceptual, Path(path), accelerator.device)
+        run = replace(run, perceptual=perceptual)
+    if config.method.teacher_cache:
+        run = replace(run, stored_samples=_store_samples(plan, accelerator, run, text_encoder))
+    average = _load_average(plan, family, trained[STUDENT]) if config.optim.ema_decay is not None else None
     evaluation = _load_evaluation(plan, accelerator, run, text_encoder, decoder) if plan.evaluation.sets else None
-    return Assembly(student, fake, run, text_encoder, decoder, evaluation)
+    return Assembly(trained, average, run, text_encoder, decoder, evaluation)
 
 
 def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEncoder:
@@ -115,17 +137,75 @@ def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEnco
 
 
 def _prepare(plan: Plan, accelerator: Any, name: str, network: nn.Module, lr: float) -> Trained:
-    """One trained network in its topology, with its optimizer as the checkpoint has it."""
+    """One trained network in its topology, it and its optimizer as the checkpoint has them.
+
+    The student's weights are there already: its checkpoint is its export.
+    """
+    if plan.checkpoint and name != STUDENT:
+        network.load_state_dict(checkpoint.load_state(plan.checkpoint, name), strict=True)
     optimizer = make_optimizer(network.parameters(), plan.config.optim, lr, accelerator.device)
     network, optimizer = distributed.prepare(accelerator, network, optimizer)
     if plan.checkpoint:
-        saved = checkpoint.load_state(plan.checkpoint, f"optimizer_{name}")
+        saved = checkpoint.load_state(plan.checkpoint, f"{checkpoint.OPTIMIZER}{name}")
         distributed.restore_optimizer_state(network, optimizer, saved)
-    return Trained(network, optimizer, list(network.parameters()), lr)
+    updates = plan.progress.updates[name] if plan.progress else 0
+    return Trained(network, optimizer, list(network.parameters()), lr, updates)
+
+
+def _load_critic(plan: Plan, accelerator: Any, run: Distillation) -> tuple[Trained, Critic]:
+    """The discriminator on some blocks of the network that `--gan_features` names."""
+    network = getattr(run.networks, run.config.gan_features)
+    blocks = choose_blocks(run.family, blocks_owner(network))
+    widths = token_widths(run.family, network, blocks, run.null, run.latent_shape)
+    discriminator = Discriminator(widths, run.seed).to(accelerator.device)
+    trained = _prepare(plan, accelerator, DISCRIMINATOR, discriminator, plan.config.optim.lr_discriminator)
+    return trained, Critic(accelerator.unwrap_model(trained.network), trained.network, network, blocks)
+
+
+def _load_average(plan: Plan, family: Family, student: Trained) -> MovingAverage:
+    """The student's moving average, as the checkpoint's export of it has it."""
+    config, state = plan.config, None
+    if plan.checkpoint:
+        folder = checkpoint.average_folder(plan.checkpoint, config)
+        lora = config.model.lora_rank is not None
+        state = family.read_lora(folder) if lora else family.load_network(folder, torch.float32).state_dict()
+    average = MovingAverage(student.parameters, config.optim.ema_decay)
+    if state is not None:
+        with average.in_place():
+            distributed.restore_network_state(student.network, state)
+    return average
+
+
+def _store_samples(plan: Plan, accelerator: Any, run: Distillation, text_encoder: TextEncoder) -> StoredSamples:
+    """The pool's teacher samples, those that are not there yet made first."""
+    config = plan.config
+
+    def make(prompts: Sequence[str], entries: Sequence[int]) -> Tensor:
+        return run.sample_teacher(text_encoder.encode(list(prompts)), run.pool_noise(entries))
+
+    return teacher_cache.stored_samples(
+        Path(config.method.teacher_cache),
+        teacher_cache.pool_prompts(plan.prompts, run.seed, config.method.teacher_cache_size),
+        teacher_cache.PoolSettings(
+            model=str(Path(config.model.teacher_id).resolve()),
+            dtype=str(run.family.compute_dtype),
+            sigmas=tuple(run.teacher_sigmas.tolist()),
+            guidance_scale=run.config.teacher_guidance_scale,
+            latent_shape=run.latent_shape,
+            max_sequence_length=config.data.max_sequence_length,
+            seed=run.seed,
+        ),
+        accelerator.device,
+        make,
+        share=partial(distributed.share, rank=accelerator.process_index, processes=accelerator.num_processes),
+        wait=accelerator.wait_for_everyone,
+        tell=logger.info,
+        progress=accelerator.is_main_process,
+    )
 
 
 def _load_evaluation(
-    plan: Plan, accelerator: Any, run: methods.Distillation, text_encoder: TextEncoder, decoder: ImageDecoder
+    plan: Plan, accelerator: Any, run: Distillation, text_encoder: TextEncoder, decoder: ImageDecoder
 ) -> InLoopEvaluation:
     data, networks = plan.config.data, run.networks
 

@@ -3,8 +3,8 @@
 STEP/manifest.json               progress, configuration, versions; size and checksum of every file
 STEP/student/                    a complete pipeline folder: diffusers loads it, and a resumed run starts from it
 STEP/lora/                       in its place with --lora_rank: the student's adapter for diffusers and for ComfyUI
-STEP/state/fake.safetensors      the fake score
-STEP/state/optimizer_*.safetensors
+STEP/student_ema/                with --ema_decay its moving average, exported as the student is (or lora_ema/)
+STEP/state/*.safetensors         what else the method trains, and optimizer_* of all that it trains
 
 Random draws, the data position and the schedules are functions of the step, so they need no saving.
 """
@@ -28,7 +28,7 @@ from dpdmd.families.layouts import LAYOUTS, Note
 from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 
-STATE = "state"
+STATE, OPTIMIZER = "state", "optimizer_"
 MOMENTS = 2  # of each trained number in AdamW
 
 
@@ -45,14 +45,13 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        step: updates done, of both networks together.
-        student_updates, fake_updates: of each.
+        step: updates done, student's and fake score's together.
+        updates: of each network that the method trains, by its name.
         global_batch_size: prompts an update uses; fixes the data position.
     """
 
     step: int
-    student_updates: int
-    fake_updates: int
+    updates: dict[str, int]
     global_batch_size: int
 
 
@@ -72,13 +71,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Whole, unsharded state on the CPU: what goes to disk."""
+    """Whole, unsharded state on the CPU: what goes to disk.
+
+    Attributes:
+        networks, optimizers: the state of each network that the method trains, and of its optimizer, by its name.
+        average: the student's moving average, where there is one.
+    """
 
     progress: Progress
-    student: dict[str, Tensor]
-    fake: dict[str, Tensor]
-    optimizer_student: dict[str, Tensor]
-    optimizer_fake: dict[str, Tensor]
+    networks: dict[str, dict[str, Tensor]]
+    optimizers: dict[str, dict[str, Tensor]]
+    average: dict[str, Tensor] | None = None
 
 
 def versions() -> dict[str, str]:
@@ -105,15 +108,25 @@ def student_folder(checkpoint: Path, config: Config) -> Path:
     return checkpoint / (STUDENT if adapters(config.model) is None else LORA)
 
 
+def average_folder(checkpoint: Path, config: Config) -> Path:
+    """Where its moving average's export lies."""
+    folder = student_folder(checkpoint, config)
+    return folder.with_name(f"{folder.name}_ema")
+
+
 def size_in_bytes(config: Config) -> int:
-    """What one checkpoint takes, by count: fp32 weights of student and fake score, and AdamW's moments."""
+    """What one checkpoint takes, by count: fp32 weights of student, average and fake score, and AdamW's moments.
+
+    A discriminator's heads are small beside them.
+    """
+    exports = 1 if config.optim.ema_decay is None else 2
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     if pair := adapters(config.model):
         student, fake = (
             layout.count_adapter_parameters(teacher, part.targets, part.rank) for part in (pair.student, pair.fake)
         )
-        return 4 * ((2 + MOMENTS) * student + (1 + MOMENTS) * fake)  # the student's also for ComfyUI
-    return 4 * 2 * (1 + MOMENTS) * layout.count_parameters(teacher)
+        return 4 * ((2 * exports + MOMENTS) * student + (1 + MOMENTS) * fake)  # the student's also for ComfyUI
+    return 4 * (exports + 1 + 2 * MOMENTS) * layout.count_parameters(teacher)
 
 
 def export_student(
@@ -141,11 +154,16 @@ def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, 
     temporary = folder.ckpts / f".{target.name}.tmp"
     try:
         (temporary / STATE).mkdir(parents=True)
-        export_student(student_folder(temporary, config), snapshot.student, config, family, note, copy=last)
-        for name in ("fake", "optimizer_student", "optimizer_fake"):
+        exports = {student_folder(temporary, config): snapshot.networks[STUDENT]}
+        if snapshot.average is not None:
+            exports[average_folder(temporary, config)] = snapshot.average
+        for export, state in exports.items():
+            export_student(export, state, config, family, note, copy=last)
+        states = {name: state for name, state in snapshot.networks.items() if name != STUDENT}
+        states |= {f"{OPTIMIZER}{name}": state for name, state in snapshot.optimizers.items()}
+        for name, state in states.items():
             save_file(
-                {key: value.contiguous() for key, value in getattr(snapshot, name).items()},
-                temporary / STATE / f"{name}.safetensors",
+                {key: value.contiguous() for key, value in state.items()}, temporary / STATE / f"{name}.safetensors"
             )
         about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
         write_manifest(temporary, about)
@@ -231,5 +249,5 @@ def _read(checkpoint: Path, config: Config) -> Progress:
 
 
 def load_state(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """One of `fake`, `optimizer_student`, `optimizer_fake`, on the CPU."""
+    """A network of the method's but the student, or with OPTIMIZER before its name its optimizer, on the CPU."""
     return load_file(checkpoint / STATE / f"{name}.safetensors")

@@ -14,7 +14,15 @@ from typing import Any
 
 import yaml
 
-from dpdmd.options import DataConfig, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from dpdmd.options import (
+    PAIRED_METHODS,
+    DataConfig,
+    EvalConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
 from dpdmd.presets import PRESETS
 
 
@@ -201,6 +209,45 @@ def _check_lora(model: ModelConfig) -> None:
         raise ValueError(f"--lora_targets {model.lora_targets}: must be names such as to_q,to_k,to_v")
 
 
+def _check_rollout(method: MethodConfig) -> None:
+    if method.stu_inference_steps < 2 and method.detach_first_step:
+        raise ValueError("--stu_inference_steps 1: --detach_first_step leaves no step to train; give at least 2")
+    if method.stu_inference_steps < 2 and method.detach_first_step is None and method.method == "dpdmd":
+        raise ValueError(
+            "--stu_inference_steps 1: dpdmd trains the steps after the first; give at least 2, or --method dmd"
+        )
+    if method.rollout != "ode" and method.grad_steps != "all":
+        raise ValueError(
+            f"--grad_steps {method.grad_steps}: with --rollout {method.rollout} one step alone has gradient already; "
+            "leave it out"
+        )
+
+
+def _check_teacher_samples(method: MethodConfig) -> None:
+    if method.method == "dmd_lpips" and method.perceptual_path is None:
+        raise ValueError(f"--method dmd_lpips: give the weights of --perceptual {method.perceptual}: --perceptual_path")
+    if method.method != "dmd_lpips" and method.perceptual_path is not None:
+        raise ValueError(f"--perceptual_path {method.perceptual_path}: --method {method.method} has no use for it")
+    if method.teacher_cache is not None and method.teacher_cache_size is None:
+        raise ValueError(f"--teacher_cache {method.teacher_cache}: give --teacher_cache_size, how many samples")
+    if method.teacher_cache_size is not None and method.method not in PAIRED_METHODS:
+        raise ValueError(
+            f"--teacher_cache_size {method.teacher_cache_size}: --method {method.method} looks at no sample of the "
+            f"teacher; {' and '.join(PAIRED_METHODS)} do"
+        )
+
+
+def _check_what_methods_exclude(method: MethodConfig, optim: OptimConfig) -> None:
+    if method.method == "dmd_lpips" and optim.offload_vae:
+        raise ValueError(
+            "--offload_vae: dmd_lpips has a gradient through the decoder in every turn; give --no-offload_vae"
+        )
+    if method.method == "dmd_gan" and optim.compile:
+        raise ValueError(
+            "--compile: dmd_gan's discriminator reads what compiled blocks keep to themselves; give --no-compile"
+        )
+
+
 def validate(config: Config) -> None:
     """Check the values alone: ranges, choices, and fields against each other.
 
@@ -226,7 +273,6 @@ def validate(config: Config) -> None:
             f"--fake_rollout_reuse {method.fake_rollout_reuse}: must be 1 to --per_train_fake_num "
             f"({method.per_train_fake_num})"
         )
-    if method.method == "dpdmd" and method.stu_inference_steps < 2:
-        raise ValueError(
-            "--stu_inference_steps 1: dpdmd trains the steps after the first; give at least 2, or --method dmd"
-        )
+    _check_rollout(method)
+    _check_teacher_samples(method)
+    _check_what_methods_exclude(method, config.optim)

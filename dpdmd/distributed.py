@@ -20,12 +20,14 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from dpdmd.config import Config
+from dpdmd.methods import DISCRIMINATOR, trained
 from dpdmd.optimizers import is_quantised, quantised_state, restore_quantised_state
 
 Item = TypeVar("Item")
@@ -82,6 +84,11 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
         )
     if config.optim.optimizer == "adamw_8bit" and accelerator.distributed_type is DistributedType.FSDP:
         raise ValueError("--optimizer adamw_8bit: its state cannot be sharded; launch without FSDP, or give adamw")
+    if DISCRIMINATOR in trained(config.method) and accelerator.distributed_type is DistributedType.FSDP:
+        raise ValueError(
+            "--method dmd_gan: the launch is FSDP, whose sharded blocks give no features and no gradient to a sample "
+            "alone; use scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"
+        )
     set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
     set_cuda_arithmetic(config.optim.bf16)
     return accelerator
@@ -121,11 +128,12 @@ def shard_frozen(network: nn.Module, block_classes: Sequence[str]) -> None:
 
 
 @contextmanager
-def synchronise_when(accelerator: Accelerator, network: nn.Module, condition: bool) -> Iterator[None]:
+def synchronise_when(accelerator: Accelerator, networks: Sequence[nn.Module], condition: bool) -> Iterator[None]:
     """Gradients are averaged over processes in this backward pass only if `condition`."""
     with ExitStack() as stack:
         if not condition:
-            stack.enter_context(accelerator.no_sync(network))
+            for network in networks:
+                stack.enter_context(accelerator.no_sync(network))
         yield
 
 
@@ -185,6 +193,11 @@ def whole_network_state(network: nn.Module) -> dict[str, Tensor]:
     """A copy of the network's weights on the CPU, unsharded; under sharding empty on all ranks but 0. Collective."""
     state = get_model_state_dict(network, options=_WHOLE)
     return _apart(state, [*network.parameters(), *network.buffers()])
+
+
+def restore_network_state(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Inverse of `whole_network_state`, into a network of any topology; strict. Collective."""
+    set_model_state_dict(network, state, options=_WHOLE)
 
 
 def whole_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dpdmd import checkpoint, distributed, losses, methods, preflight, rng
+from dpdmd.distillation import Look, MicroBatch
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.rollout import Rollout
 from dpdmd.trainer import Trainer
@@ -53,7 +54,9 @@ def check_grids(trainer: Trainer, folder: Path) -> Finding:
         run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps),
     )
     note, export = trainer.note(), folder / "student"
-    checkpoint.export_student(export, trainer.snapshot(0).student, trainer.config, run.family, note, copy=False)
+    checkpoint.export_student(
+        export, trainer.snapshot(0).networks[methods.STUDENT], trainer.config, run.family, note, copy=False
+    )
     given = None if method.student_sigmas == "default" else note.sigmas
     student = relative(run.student_sigmas, run.family.library_sigmas(export, note.steps, given))
     grid = ", ".join(f"{sigma:.3f}" for sigma in run.student_sigmas.tolist())
@@ -69,9 +72,9 @@ def check_grids(trainer: Trainer, folder: Path) -> Finding:
 class Scene:
     """One micro-batch of the student's turn, rolled out with gradient, and what both scores see in it."""
 
-    batch: methods.MicroBatch
+    batch: MicroBatch
     rolled: Rollout
-    seen: methods.Look
+    seen: Look
 
 
 def set_the_scene(trainer: Trainer) -> Scene:
@@ -117,12 +120,14 @@ def check_detach(trainer: Trainer, scene: Scene) -> Finding:
     loss = losses.dmd_loss(scene.rolled.x, seen.x0_real, seen.x0_fake, seen.z_t, method.dmd_normalizer).loss
     (gradient,) = torch.autograd.grad(loss, scene.rolled.first_prediction, allow_unused=True, retain_graph=True)
     reached = gradient is not None and largest(gradient) > 0
-    detaches = methods.METHODS[method.method].detach_first_step
+    way = methods.route(method, trainer.run.seed, STUDENT_STEP)
+    should = not way.detach_first_step and 0 in way.gradient_steps
     return Finding(
         "detach after step 1",
-        reached != detaches,
+        reached == should,
         f"the DMD gradient {'reaches' if reached else 'does not reach'} the first prediction",
-        "it must not with --method dpdmd, where that step belongs to the diversity loss; with dmd it must",
+        "it must not with --method dpdmd, where that step belongs to the diversity loss; with dmd it must, unless "
+        "--detach_first_step, --grad_steps or --rollout keeps it away",
     )
 
 
@@ -142,14 +147,14 @@ def check_noise(trainer: Trainer) -> Finding:
 
 
 def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
-    parameters = trainer.student.parameters
+    parameters = trainer.trained[methods.STUDENT].parameters
     loss = scene.rolled.x.square().mean() + scene.rolled.first_prediction.square().mean()
     loss.backward()
     norm = distributed.gradient_norm(parameters)
     exact = sum(p.grad.double().square().sum() for p in parameters if p.grad is not None).sqrt()
     distributed.clip_gradients(parameters, norm.item() / 2, norm)
     after = distributed.gradient_norm(parameters)
-    trainer.student.optimizer.zero_grad()
+    trainer.trained[methods.STUDENT].optimizer.zero_grad()
     error = abs(norm.item() / exact.item() - 1)
     return Finding(
         "clipping",
@@ -161,7 +166,7 @@ def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
 
 def check_training(trainer: Trainer) -> Iterator[Finding]:
     """Take steps, go back to a snapshot, take them again."""
-    parameters = trainer.student.parameters
+    parameters = trainer.trained[methods.STUDENT].parameters
     begin = [parameter.detach().clone() for parameter in parameters]
     for step in range(STEPS):
         trainer.take_step(step)
@@ -169,7 +174,7 @@ def check_training(trainer: Trainer) -> Iterator[Finding]:
     pairs, total = list(zip(parameters, begin, strict=True)), sum(p.numel() for p in parameters)
     share = sum((now != then).sum().item() for now, then in pairs) / total
     rounded = sum((now.bfloat16() != then.bfloat16()).sum().item() for now, then in pairs) / total
-    kinds = {p.dtype for trained in (trainer.student, trainer.fake) for p in trained.parameters}
+    kinds = {p.dtype for trained in trainer.trained.values() for p in trained.parameters}
     yield Finding(
         "master weights",
         kinds == {torch.float32} and share > 0.3,  # of LoRA's A and B only B moves at first
@@ -183,7 +188,8 @@ def check_training(trainer: Trainer) -> Iterator[Finding]:
     resumed = trainer.snapshot(2 * STEPS)
     difference = max(
         largest(ours[name] - theirs[name])
-        for ours, theirs in ((after.student, resumed.student), (after.fake, resumed.fake))
+        for network in trainer.trained
+        for ours, theirs in [(after.networks[network], resumed.networks[network])]
         for name in ours
     )
     yield Finding(
@@ -200,12 +206,9 @@ def _losses(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore(trainer: Trainer, snapshot: checkpoint.Snapshot) -> None:
-    for trained, weights, moments in (
-        (trainer.student, snapshot.student, snapshot.optimizer_student),
-        (trainer.fake, snapshot.fake, snapshot.optimizer_fake),
-    ):
-        trained.network.load_state_dict(weights, strict=True)
-        distributed.restore_optimizer_state(trained.network, trained.optimizer, moments)
+    for name, trained in trainer.trained.items():
+        trained.network.load_state_dict(snapshot.networks[name], strict=True)
+        distributed.restore_optimizer_state(trained.network, trained.optimizer, snapshot.optimizers[name])
 
 
 def check_scorers(trainer: Trainer) -> Finding:

@@ -1,8 +1,9 @@
-"""The losses of DP-DMD: pure functions of fp32 tensors, no network, no random draw, no rank.
+"""The losses of DP-DMD and of what it is compared with: pure functions of fp32 tensors, no network, no draw, no rank.
 
 Shapes: latents and predictions are [B, C, H, W]; every loss is a scalar, the mean over all elements.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,3 +60,45 @@ def score_error_cosine(x_student: Tensor, x0_real: Tensor, x0_fake: Tensor) -> T
     the teacher does. A better thing to watch than the fake loss, which mostly measures the noise level."""
     real_error, fake_error = (x0_real - x_student).flatten(1), (x0_fake - x_student).flatten(1)
     return F.cosine_similarity(real_error.float(), fake_error.float()).mean()
+
+
+def perceptual_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Distance of each picture to its partner in the patch features of several layers, [B].
+
+    features[l], others[l]: [B, T, D], a layer's T patches. The mean over layers and patches of 1 - cos(f, g), written
+    0.5 |f / |f| - g / |g||^2, which is exactly 0 for equal features. Gradient to both.
+    """
+    layers = [
+        0.5 * (F.normalize(ours.float(), dim=-1) - F.normalize(theirs.float(), dim=-1)).square().sum(-1).mean(-1)
+        for ours, theirs in zip(features, others, strict=True)
+    ]
+    return torch.stack(layers).mean(0)
+
+
+def generator_loss(logits: Tensor) -> Tensor:
+    """Non-saturating logistic loss of the student, mean softplus(-D(z_t)) (DMD2, section 4.3, equation 4).
+
+    logits: the discriminator's of noised student samples, [B, T]. Gradient to `logits`.
+    """
+    return F.softplus(-logits.float()).mean()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Logistic loss of the discriminator, mean softplus(-D(real)) + mean softplus(D(fake)) (DMD2, section 4.3).
+
+    real, fake: logits of noised teacher and student samples, [B, T]; log 4 where it cannot tell them apart.
+    """
+    return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
+
+
+def with_gradient_of(x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """loss(x), scalar, whose gradient with respect to `x` is there already: d loss / d x, as a constant.
+
+    What `loss` runs through (a decoder, the fake score) gets no gradient, and its graph is gone before the student's
+    own backward pass; only the order of computation differs from calling `loss` in the graph.
+    """
+    leaf = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach() + ((x - x.detach()) * gradient).sum()

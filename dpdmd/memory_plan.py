@@ -163,6 +163,11 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
         ]
         if topology.processes > 1 and not topology.sharded:
             rows.append(Row(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
+    if config.optim.ema_decay is not None:
+        averaged = trained["student"] + (0 if lora else whole - layout.count_trained(teacher))
+        rows.append(
+            Row("student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", flags=smaller)
+        )
     if shards > 1:
         rows.append(_gathered(layout, teacher))
     return rows
@@ -260,7 +265,15 @@ def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
         Row("fake score, graph", kept, f"1 call x batch {batch}, {how}", (FAKE,), flags),
         Row("at work", max(backward, seen.passing), f"the larger of {working} and {rows}", (STUDENT,), flags),
         Row("at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags),
+        *_perceptual(config),
     ]
+
+
+def _perceptual(config: Config) -> list[Row]:
+    """What is there beside the student's graphs where its pictures are compared."""
+    if config.method.perceptual_path is None:
+        return []
+    return [Row("perceptual loss", None, "one picture decoded and looked at, with its graph", (STUDENT,))]
 
 
 def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:

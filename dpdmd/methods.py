@@ -4,220 +4,173 @@ A turn takes one micro-batch and returns its losses; optimizers, ranks and accum
 random draw is named by the step and by the sample's place in the global batch.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dpdmd import losses, rng
-from dpdmd.families.base import Family, TextEmbedding
-from dpdmd.networks import Networks
+from dpdmd import rng
+from dpdmd.distillation import Distillation, MicroBatch, TurnResult
 from dpdmd.options import MethodConfig
-from dpdmd.rollout import Rollout, anchor_target, rollout
-from dpdmd.schedules import Schedule
+from dpdmd.rollout import rollout
+from dpdmd.terms import (
+    FakeTerm,
+    FakeTurn,
+    StudentTurn,
+    Term,
+    adversarial_term,
+    discriminator_term,
+    diversity_term,
+    dmd_term,
+    fake_score_term,
+    perceptual_term,
+)
+from dpdmd.turns import is_student_turn
 
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Prompts of one forward pass.
-
-    Attributes:
-        text: embeddings of B prompts.
-        step: the update they belong to.
-        samples: place of each in the step's global batch, [B].
-        rollout_step: the update whose prompts and start noise these are; another one than `step` in a fake turn that
-            shares the roll-out of the turn before it.
-    """
-
-    text: TextEmbedding
-    step: int
-    samples: Sequence[int]
-    rollout_step: int
-
-
-@dataclass(frozen=True)
-class TurnResult:
-    """What one turn computed on one micro-batch.
-
-    Attributes:
-        loss: scalar to run backward on.
-        metrics: detached scalars to log, by name.
-        pictures: latents worth looking at, by name, each [B, C, H, W].
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    pictures: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What both scores see in a noised sample: `z_t` at `sigma` [B], and the x0 that each predicts, [B, C, H, W]."""
-
-    z_t: Tensor
-    sigma: Tensor
-    x0_real: Tensor
-    x0_fake: Tensor
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """All that a turn needs and that stays the same over a run.
-
-    Attributes:
-        null: embedding of the empty prompt, one row.
-        latent_shape: (C, H, W).
-        student_forward, fake_forward: the networks as the trainer calls them with gradient (wrapped or not).
-    """
-
-    config: MethodConfig
-    family: Family
-    schedule: Schedule
-    networks: Networks
-    student_forward: nn.Module
-    fake_forward: nn.Module
-    null: TextEmbedding
-    latent_shape: tuple[int, int, int]
-    student_sigmas: Tensor
-    teacher_sigmas: Tensor
-    score_sigmas: Tensor
-    seed: int
-    kept_samples: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
-
-    @staticmethod
-    def grids(config: MethodConfig, schedule: Schedule, device: torch.device) -> dict[str, Tensor]:
-        """The three sigma grids: student's, teacher's, and the 1000 at which the scores look.
-
-        Raises:
-            ValueError: `student_sigmas` cannot be parsed.
-        """
-        return {
-            "student_sigmas": schedule.parse_sigmas(config.student_sigmas, config.stu_inference_steps).to(device),
-            "teacher_sigmas": schedule.default_sigmas(config.teacher_infer_steps).to(device),
-            "score_sigmas": schedule.score_sigmas().to(device),
-        }
-
-    def start_noise(self, batch: MicroBatch) -> Tensor:
-        """eps from which student and teacher both start, [B, C, H, W]."""
-        return self._normal("start noise", batch.rollout_step, batch)
-
-    def score_input(self, batch: MicroBatch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(z_t, sigma, noise) at which real and fake score look at the sample `x`."""
-        samples = [0] * len(batch.samples) if self.config.dmd_t == "per_batch" else batch.samples
-        times = self.score_sigmas
-        draws = rng.integers_per_sample(len(times), self.seed, "score time", batch.step, samples, device=times.device)
-        sigma = times[draws]
-        noise = self._normal("score noise", batch.step, batch)
-        return self.schedule.add_noise(x, noise, sigma), sigma, noise
-
-    @torch.no_grad()
-    def look(self, batch: MicroBatch, x: Tensor) -> Look:
-        """Noise the sample `x` and let real and fake score say what it was."""
-        z_t, sigma, _ = self.score_input(batch, x)
-        x0_real = self.schedule.to_x0(z_t, self.teacher(batch.text)(z_t, sigma), sigma)
-        fake = self.family.bind(self.networks.fake, batch.text)
-        x0_fake = self.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
-        return Look(z_t, sigma, x0_real, x0_fake)
-
-    def teacher(self, text: TextEmbedding):
-        """The guided teacher with its prompts bound."""
-        return self.family.bind_guided(self.networks.teacher, text, self.null, self.config.teacher_guidance_scale)
-
-    @torch.no_grad()
-    def student_samples(self, batch: MicroBatch) -> Tensor:
-        """What the student makes of the batch, [B, C, H, W]; kept for the fake turns that share this roll-out.
-
-        The student does not change between them, so one that is resumed between two of them makes the same again.
-        """
-        key = (batch.rollout_step, tuple(batch.samples))
-        if key in self.kept_samples:
-            return self.kept_samples[key]
-        student = self.family.bind(self.networks.student, batch.text)
-        x = rollout(student, self.schedule, self.start_noise(batch), self.student_sigmas).x
-        if self.config.fake_rollout_reuse > 1:
-            for old in [kept for kept in self.kept_samples if kept[0] != batch.rollout_step]:
-                del self.kept_samples[old]
-            self.kept_samples[key] = x
-        return x
-
-    def _normal(self, purpose: str, step: int, batch: MicroBatch) -> Tensor:
-        device = self.student_sigmas.device
-        return rng.normal_per_sample(self.latent_shape, self.seed, purpose, step, batch.samples, device=device)
-
-
-@dataclass(frozen=True)
-class StudentTurn:
-    """One micro-batch's roll-out, on which the loss terms work."""
-
-    batch: MicroBatch
-    eps: Tensor
-    rollout: Rollout
-
-
-Term = Callable[[Distillation, StudentTurn], TurnResult]
-
-
-def dmd_term(run: Distillation, turn: StudentTurn) -> TurnResult:
-    """DMD loss on x_theta: guided teacher against fake score, both without gradient (paper, section 3)."""
-    x, seen = turn.rollout.x, run.look(turn.batch, turn.rollout.x.detach())
-    dmd = losses.dmd_loss(x, seen.x0_real, seen.x0_fake, seen.z_t, run.config.dmd_normalizer)
-    metrics = {
-        "loss_dmd": dmd.loss.detach(),
-        "dmd_gradient_norm": dmd.gradient.flatten(1).norm(dim=1).mean(),
-        "score_error_cosine": losses.score_error_cosine(x.detach(), seen.x0_real, seen.x0_fake),
-    }
-    return TurnResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": seen.x0_real, "x0_fake": seen.x0_fake})
-
-
-def diversity_term(run: Distillation, turn: StudentTurn) -> TurnResult:
-    """lambda times the mean squared error of the student's first step to the teacher's anchor.
-
-    In velocity (paper, section 4.1) or in x0 (appendix C): the schedule says which.
-    """
-    teacher, config = run.teacher(turn.batch.text), run.config
-    first = run.schedule.anchored(turn.eps, turn.rollout.first_prediction, run.student_sigmas[0])
-    target = anchor_target(teacher, run.schedule, turn.eps, run.teacher_sigmas, config.k_anchor, config.anchor_steps)
-    loss = losses.diversity_loss(first, target)
-    return TurnResult(run.config.div_weight * loss, {"loss_div": loss.detach()}, {})
+STUDENT, FAKE, DISCRIMINATOR = "student", "fake", "discriminator"  # what is trained; the first two name turns as well
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the paper's comparison: which terms, and whether the latent is detached after step 1."""
+    """A row of the paper's comparison.
+
+    Attributes:
+        terms, fake_terms: what is summed in the student's and in the fake score's turn.
+        detach_first_step: whether the latent is detached after step 1.
+        trained_with_fake: what learns in the fake score's turn beside it.
+        paired_turn: the turn that looks at the teacher's samples; "" where none does.
+    """
 
     terms: tuple[Term, ...]
-    detach_first_step: bool
+    detach_first_step: bool = False
+    fake_terms: tuple[FakeTerm, ...] = (fake_score_term,)
+    trained_with_fake: tuple[str, ...] = ()
+    paired_turn: str = ""
 
 
 METHODS = {
     "dpdmd": Method((dmd_term, diversity_term), detach_first_step=True),
-    "dmd": Method((dmd_term,), detach_first_step=False),
+    "dmd": Method((dmd_term,)),
+    "dmd_lpips": Method((dmd_term, perceptual_term), paired_turn=STUDENT),
+    "dmd_gan": Method(
+        (dmd_term, adversarial_term),
+        fake_terms=(fake_score_term, discriminator_term),
+        trained_with_fake=(DISCRIMINATOR,),
+        paired_turn=FAKE,
+    ),
 }
 
 
+def trained(config: MethodConfig) -> tuple[str, ...]:
+    """Names of all that the method trains."""
+    return (STUDENT, FAKE, *METHODS[config.method].trained_with_fake)
+
+
+def trained_in(step: int, config: MethodConfig) -> tuple[str, ...]:
+    """Names of what update `step` trains; the first gives the turn its name."""
+    if is_student_turn(step, config):
+        return (STUDENT,)
+    return (FAKE, *METHODS[config.method].trained_with_fake)
+
+
+def works_on_pool(step: int, config: MethodConfig) -> bool:
+    """Whether update `step` takes its prompts and start noises from the pool of teacher samples."""
+    return bool(config.teacher_cache_size) and METHODS[config.method].paired_turn == trained_in(step, config)[0]
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the student is rolled out: the arguments of `rollout`."""
+
+    detach_first_step: bool
+    gradient_steps: frozenset[int]
+    jump_at: int | None
+
+
+def detaches(config: MethodConfig) -> bool:
+    """Whether the latent is detached after step 1: what the flag says, else the method."""
+    if config.detach_first_step is None:
+        return METHODS[config.method].detach_first_step
+    return config.detach_first_step
+
+
+def route(config: MethodConfig, seed: int, step: int) -> Route:
+    """The roll-out of update `step`: which steps keep gradient, and where it ends.
+
+    A loss on the sample may reach all steps, or those after the first where the latent is detached there. Of them
+    `--grad_steps` keeps all, the last, or one drawn for the step; `--rollout dmd2` ends at one drawn for the step. The
+    first prediction keeps gradient as well where the diversity loss asks for it. A function of the step alone, so the
+    same on every rank and in every micro-batch: ranks with other graphs would wait for each other for ever.
+    """
+    reached = range(int(detaches(config)), config.stu_inference_steps)
+    first = {0} if diversity_term in METHODS[config.method].terms else set()
+    if config.rollout == "dmd2":
+        jump_at = _one_of(reached, seed, "jump step", step)
+        return Route(detaches(config), frozenset({jump_at} | first), jump_at)
+    kept: Sequence[int] = reached
+    if config.grad_steps != "all":
+        kept = [reached[-1] if config.grad_steps == "last" else _one_of(reached, seed, "gradient step", step)]
+    return Route(detaches(config), frozenset({*kept, *first}), None)
+
+
+def _one_of(steps: Sequence[int], seed: int, purpose: str, step: int) -> int:
+    return steps[int(rng.integers_per_sample(len(steps), seed, purpose, step, [0]))]
+
+
 def roll_out(run: Distillation, batch: MicroBatch) -> StudentTurn:
-    """The student's roll-out with gradient, detached where its method says so."""
-    eps, detach = run.start_noise(batch), METHODS[run.config.method].detach_first_step
+    """The student's roll-out with gradient, along the route of its step."""
+    eps, way = run.start_noise(batch), route(run.config, run.seed, batch.rollout_step)
     student = run.family.bind(run.student_forward, batch.text)
-    return StudentTurn(batch, eps, rollout(student, run.schedule, eps, run.student_sigmas, detach_first_step=detach))
+    rolled = rollout(
+        student,
+        run.schedule,
+        eps,
+        run.student_sigmas,
+        detach_first_step=way.detach_first_step,
+        gradient_steps=way.gradient_steps,
+        jump_at=way.jump_at,
+    )
+    return StudentTurn(batch, eps, rolled)
+
+
+@torch.no_grad()
+def student_samples(run: Distillation, batch: MicroBatch) -> Tensor:
+    """What the student makes of the batch, [B, C, H, W]; kept for the fake turns that share this roll-out.
+
+    The student does not change between them, so one that is resumed between two of them makes the same again.
+    """
+    key = (batch.rollout_step, tuple(batch.samples))
+    if key in run.kept_samples:
+        return run.kept_samples[key]
+    student = run.family.bind(run.networks.student, batch.text)
+    jump_at = route(run.config, run.seed, batch.rollout_step).jump_at
+    x = rollout(student, run.schedule, run.start_noise(batch), run.student_sigmas, jump_at=jump_at).x
+    if run.config.fake_rollout_reuse > 1:
+        for old in [kept for kept in run.kept_samples if kept[0] != batch.rollout_step]:
+            del run.kept_samples[old]
+        run.kept_samples[key] = x
+    return x
+
+
+def _sum(results: Sequence[TurnResult]) -> TurnResult:
+    """One loss of several; what they name alike is the same."""
+    metrics = {name: value for result in results for name, value in result.metrics.items()}
+    pictures = {name: value for result in results for name, value in result.pictures.items()}
+    return TurnResult(torch.stack([result.loss for result in results]).sum(), metrics, pictures)
 
 
 def student_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
     """Roll the student out with gradient and sum the method's terms."""
     turn = roll_out(run, batch)
-    results = [term(run, turn) for term in METHODS[run.config.method].terms]
-    loss = torch.stack([result.loss for result in results]).sum()
-    metrics = {name: value for result in results for name, value in result.metrics.items()}
-    pictures = {name: value for result in results for name, value in result.pictures.items()}
-    return TurnResult(loss, {"loss_student": loss.detach(), **metrics}, pictures)
+    result = _sum([term(run, turn) for term in METHODS[run.config.method].terms])
+    return TurnResult(result.loss, {"loss_student": result.loss.detach(), **result.metrics}, result.pictures)
 
 
 def fake_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
-    """Denoising of the fake score on student samples; no gradient reaches the student (paper, section 3)."""
-    with torch.no_grad():
-        x = run.student_samples(batch)
-        z_t, sigma, noise = run.score_input(batch, x)
-    prediction = run.family.bind(run.fake_forward, batch.text)(z_t, sigma)
-    loss = losses.fake_score_loss(prediction, run.schedule.target(x, noise))
-    return TurnResult(loss, {"loss_fake": loss.detach()}, {"student": x})
+    """Show student samples to the fake score, and to what learns with it.
+
+    Each term's gradient is its own network's alone, so that their sum trains each as if it were by itself.
+    """
+    turn = FakeTurn(batch, student_samples(run, batch))
+    return _sum([term(run, turn) for term in METHODS[run.config.method].fake_terms])

@@ -27,6 +27,11 @@ class Networks:
     fake: nn.Module
 
 
+def blocks_owner(network: nn.Module) -> nn.Module:
+    """The module that holds a network's blocks: itself, or of a role the base that it plays on."""
+    return network.base.network if isinstance(network, lora.Role) else network
+
+
 def load_networks(config: Config, family: Family, resumed_student: Path | None = None) -> Networks:
     """Load all three; the student as the export `resumed_student` of a checkpoint has it, where that is given.
 

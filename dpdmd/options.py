@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FAMILIES = ("sd35", "sdxl")
-METHODS = ("dpdmd", "dmd")
+METHODS = ("dpdmd", "dmd", "dmd_lpips", "dmd_gan")
+PAIRED_METHODS = ("dmd_lpips", "dmd_gan")  # they look at the teacher's samples
+PERCEPTUAL = ("lpips", "dists", "dino")
+GAN_FEATURES = ("fake", "teacher")
+GRAD_STEPS = ("all", "last", "random")
+ROLLOUTS = ("ode", "dmd2")
 NORMALIZERS = ("z_t", "x_student")
 DMD_TIMES = ("per_sample", "per_batch")
 LR_SCHEDULERS = ("constant", "linear", "cosine")
@@ -61,7 +66,13 @@ class ModelConfig:
 class MethodConfig:
     """Method: what is learnt"""
 
-    method: str = _flag("dpdmd", "dpdmd, or dmd: no diversity loss and no detach", "paper", choices=METHODS)
+    method: str = _flag(
+        "dpdmd",
+        "dpdmd, or what it is compared with: dmd (no diversity loss, no detach), dmd with a perceptual loss against "
+        "the teacher's samples, dmd with a discriminator",
+        "paper",
+        choices=METHODS,
+    )
     teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", least=1)
     stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", least=1)
     k_anchor: int = _flag(5, "teacher steps to the anchor, K", "paper, table 3")
@@ -83,6 +94,42 @@ class MethodConfig:
         choices=NORMALIZERS,
     )
     dmd_t: str = _flag("per_sample", "draw the score's time for each sample or once a batch", "ours", choices=DMD_TIMES)
+    detach_first_step: bool | None = _flag(
+        None, "detach the latent after step 1; without it as the method says: dpdmd does", "paper, figure 5"
+    )
+    grad_steps: str = _flag(
+        "all",
+        "steps of the roll-out that keep gradient, of those that it may reach: all, the last, or one drawn anew",
+        "paper",
+        choices=GRAD_STEPS,
+    )
+    rollout: str = _flag(
+        "ode",
+        "the student's sample: end of its trajectory, or x0 in one jump from a step drawn anew (DMD2's simulation)",
+        "paper",
+        choices=ROLLOUTS,
+    )
+    perceptual: str = _flag("lpips", "distance of dmd_lpips", "paper; DISTS, DINO: ours", choices=PERCEPTUAL)
+    perceptual_path: str | None = _flag(
+        None,
+        "folder of its weights: vgg16-397923af.pth beside LPIPS_v0.1_vgg-a78928a0.pth or DISTS_weights-f5e65c96.pth; "
+        "or of a DINO model",
+        "ours",
+        free=True,
+    )
+    perceptual_weight: float = _flag(0.25, "weight of the perceptual loss", "DMD", least=0)
+    gan_weight: float = _flag(0.005, "weight of dmd_gan's generator loss", "DMD2, SDXL", least=0)
+    gan_features: str = _flag("fake", "network whose features its discriminator reads", "DMD2", choices=GAN_FEATURES)
+    teacher_cache_size: int | None = _flag(
+        None,
+        "dmd_lpips, dmd_gan: turns that look at the teacher's samples work on a pool of so many prompts and noises; "
+        "without it on new ones in every step",
+        "ours",
+        least=1,
+    )
+    teacher_cache: str | None = _flag(
+        None, "folder: that pool's samples are made ahead, once for all runs of this seed", "ours", free=True
+    )
 
 
 @dataclass
@@ -111,6 +158,7 @@ class OptimConfig:
     grad_accum: int = _flag(1, "forward passes summed into one update", "release", least=1, free=True)
     lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", above=0)
     lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", above=0)
+    lr_discriminator: float = _flag(1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", above=0)
     lr_scheduler: str = _flag(
         "constant",
         "learning rates over each network's own updates: constant, or down to 0 at the run's last",
@@ -123,6 +171,14 @@ class OptimConfig:
         "adamw_8bit keeps both moments in 8 bits (bitsandbytes; not under FSDP)",
         "paper",
         choices=OPTIMIZERS,
+    )
+    ema_decay: float | None = _flag(
+        None,
+        "keep a moving average of the student's weights, this much of it after each student update; saved as "
+        "student_ema and evaluated beside the student",
+        "ours",
+        least=0,
+        below=1,
     )
     weight_decay: float = _flag(0.0, "of both optimizers", "paper", least=0)
     adam_beta1: float = _flag(0.9, "of both optimizers", "torch", least=0, below=1)

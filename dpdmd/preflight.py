@@ -12,6 +12,7 @@ import torch
 from dpdmd import checkpoint
 from dpdmd.compilation import check_compiler
 from dpdmd.config import Config
+from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS, read_note
@@ -61,8 +62,14 @@ def check(config: Config) -> Plan:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _check_tracker(config)
     _check_optimizer(config)
-    if config.data.cache_text_embeddings:
-        check_writable("--cache_text_embeddings", Path(config.data.cache_text_embeddings))
+    for flag, cache in (
+        ("--cache_text_embeddings", config.data.cache_text_embeddings),
+        ("--teacher_cache", config.method.teacher_cache),
+    ):
+        if cache:
+            check_writable(flag, Path(cache))
+    if config.method.perceptual_path:
+        check_perceptual(config.method.perceptual, Path(config.method.perceptual_path))
     prompts = read_prompts(Path(config.data.prompt_txt))
     evaluation = plan_evaluation(config.eval)
     folder = RunFolder.from_config(config.run)
@@ -225,7 +232,8 @@ def _check_space(config: Config, folder: RunFolder, stop: int, found: checkpoint
         return
     needed = count * checkpoint.size_in_bytes(config)
     if adapters(config.model) is None:  # the last export is whole
-        needed += layout.bytes_beside_network(teacher, no_t5=config.model.no_t5)
+        exports = 1 if config.optim.ema_decay is None else 2
+        needed += exports * layout.bytes_beside_network(teacher, no_t5=config.model.no_t5)
     free = shutil.disk_usage(existing(folder.ckpts)).free
     if needed > free:
         raise ValueError(

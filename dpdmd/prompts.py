@@ -4,11 +4,13 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from dpdmd.rng import numpy_generator
 
+Item = TypeVar("Item")
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
 
 
@@ -57,8 +59,8 @@ def global_samples(global_batch_size: int, num_processes: int, rank: int) -> ran
 
 
 def prompts_of_step(
-    prompts: Sequence[str], seed: int, step: int, global_batch_size: int, samples: Sequence[int]
-) -> list[str]:
+    prompts: Sequence[Item], seed: int, step: int, global_batch_size: int, samples: Sequence[int]
+) -> list[Item]:
     """Prompts of the given samples of one step's global batch; each epoch visits every prompt once, in a new order."""
     places = [step * global_batch_size + sample for sample in samples]
     return [prompts[_order(len(prompts), seed, place // len(prompts))[place % len(prompts)]] for place in places]

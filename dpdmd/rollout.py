@@ -1,5 +1,6 @@
 """The one guidance formula and the one sampler loop: teacher anchors, student roll-outs and pictures all run here."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,21 +29,40 @@ class Rollout:
 
 
 def rollout(
-    predict: Predictor, schedule: Schedule, z: Tensor, sigmas: Tensor, *, detach_first_step: bool = False
+    predict: Predictor,
+    schedule: Schedule,
+    z: Tensor,
+    sigmas: Tensor,
+    *,
+    detach_first_step: bool = False,
+    gradient_steps: Collection[int] | None = None,
+    jump_at: int | None = None,
 ) -> Rollout:
     """Run the ODE sampler from `z` at sigmas[0] along the whole grid `sigmas` [N + 1].
 
-    With `detach_first_step` the latent is detached after step 1, so a loss on `x` does not reach the first
-    prediction (paper, section 4.2: this is what keeps the DMD gradient from undoing the diversity loss).
+    Args:
+        detach_first_step: the latent is detached after step 1, so a loss on `x` does not reach the first prediction
+            (paper, section 4.2: this is what keeps the DMD gradient from undoing the diversity loss).
+        gradient_steps: steps (0 for the first) whose predictions keep gradient; without it all. The others are
+            constants, computed without a graph, so a loss on `x` reaches a kept prediction only through the latent
+            that each step adds to: by its own step of sigma, and through later kept predictions.
+        jump_at: at this step `x` is the x0 that the student predicts, and the sampler ends there; the latent that it
+            predicts from is detached (DMD2's simulation, section 4.5, along the ODE).
     """
     first_prediction = None
-    for sigma_s, sigma_t in pairwise(sigmas):
-        prediction = predict(z, sigma_s.expand(len(z)))
-        z = schedule.step(z, prediction, sigma_s, sigma_t)
+    for index, (sigma_s, sigma_t) in enumerate(pairwise(sigmas)):
+        if jump_at == index:
+            z = z.detach()
+        keep = torch.is_grad_enabled() and (gradient_steps is None or index in gradient_steps)
+        with torch.set_grad_enabled(keep):
+            prediction = predict(z, sigma_s.expand(len(z)))
         if first_prediction is None:
             first_prediction = prediction
-            if detach_first_step:
-                z = z.detach()
+        if jump_at == index:
+            return Rollout(schedule.to_x0(z, prediction, sigma_s), first_prediction)
+        z = schedule.step(z, prediction, sigma_s, sigma_t)
+        if index == 0 and detach_first_step:
+            z = z.detach()
     return Rollout(z, first_prediction)
 
 

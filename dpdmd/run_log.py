@@ -109,13 +109,13 @@ class RunLog:
             )
 
     def evaluation(self, record: dict[str, Any], table: str) -> None:
-        """Record one evaluation: `record` has `step`, `turn` and scores under names that start with eval/."""
+        """Record one evaluation: `record` has `step`, `turn` and scores, their names with eval/ or eval_ema/ first."""
         if not self.active:
             return
         self._write(record)
         self.evaluations.append(record)
         logger.info("%s", table)
-        scores = {name: value for name, value in record.items() if name.startswith("eval/") and value is not None}
+        scores = {name: value for name, value in record.items() if name.startswith("eval") and value is not None}
         self._track(self.accelerator.log, scores, step=record["step"])
 
     def _write(self, record: dict[str, Any]) -> None:

@@ -41,16 +41,16 @@ class StepUnderWay:
 
     Attributes:
         step: the update, 0 for the first.
-        trained: the network whose it is.
+        trained: the networks whose it is, by name; the first gives the turn its name.
         figures: losses and gradient norm.
         latents: what the last micro-batch's loss was made of, each [B, C, H, W].
         samples: place of each of them in the global batch.
-        learning_rate: of the update.
+        learning_rate: of the first.
         watch: stopped at the end of the update.
     """
 
     step: int
-    trained: Trained
+    trained: dict[str, Trained]
     figures: Figures
     latents: dict[str, Tensor]
     samples: Sequence[int]

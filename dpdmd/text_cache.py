@@ -6,23 +6,18 @@ where it was broken off, and is never mistaken for another. Whole embeddings are
 it, and what T5 says of it depends on the prompt, so trimming would change the training.
 """
 
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.families.base import TextEmbedding, TextEncoder
+from dpdmd.shards import is_whole, require_space, shard_path, write_shard
 from dpdmd.transfers import to_device
-from dpdmd.weight_files import read_header
 
 SHARD_SIZE = 64
 BATCH_SIZE = 8
@@ -52,22 +47,14 @@ class Shard:
     prompts: tuple[str, ...]
 
     def is_whole(self) -> bool:
-        try:
-            return set(read_header(self.path)) == {"context", "pooled"}
-        except ValueError:
-            return False
+        return is_whole(self.path, {"context", "pooled"})
 
 
 def plan_shards(folder: Path, prompts: Iterable[str], settings: CacheSettings) -> list[Shard]:
     """The files in which these prompts lie, whether they are there yet or not; the empty prompt comes with them."""
     known = sorted({"", *prompts})
-    shards = []
-    for start in range(0, len(known), SHARD_SIZE):
-        part = tuple(known[start : start + SHARD_SIZE])
-        name = json.dumps([asdict(settings), part], sort_keys=True)
-        digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-        shards.append(Shard(folder / f"shard_{digest}.safetensors", part))
-    return shards
+    parts = [tuple(known[start : start + SHARD_SIZE]) for start in range(0, len(known), SHARD_SIZE)]
+    return [Shard(shard_path(folder, [asdict(settings), part]), part) for part in parts]
 
 
 def size_in_bytes(shards: Sequence[Shard], example: TextEmbedding) -> int:
@@ -82,11 +69,7 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         ValueError: too little.
     """
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"--cache_text_embeddings {folder}: the embeddings take {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
-        )
+    require_space("--cache_text_embeddings", folder, "the embeddings", needed)
 
 
 def write_shards(encoder: TextEncoder, shards: Sequence[Shard], *, progress: bool) -> None:
@@ -97,13 +80,11 @@ def write_shards(encoder: TextEncoder, shards: Sequence[Shard], *, progress: boo
             for start in range(0, len(shard.prompts), BATCH_SIZE):
                 parts.append(encoder.encode(list(shard.prompts[start : start + BATCH_SIZE])))
                 bar.update(len(parts[-1]))
-            temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.tmp")
             tensors = {
-                "context": torch.cat([part.context for part in parts]).cpu().contiguous(),
-                "pooled": torch.cat([part.pooled for part in parts]).cpu().contiguous(),
+                "context": torch.cat([part.context for part in parts]),
+                "pooled": torch.cat([part.pooled for part in parts]),
             }
-            save_file(tensors, temporary)
-            os.replace(temporary, shard.path)
+            write_shard(shard.path, tensors)
 
 
 class CachedTextEncoder(TextEncoder):

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from dpdmd.assembly import Trained, assemble
 from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
+from dpdmd.distillation import MicroBatch
 from dpdmd.evaluation import in_loop
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.layouts import Note
@@ -27,8 +28,10 @@ from dpdmd.prompts import global_samples, prompts_of_step
 from dpdmd.run_folder import BEST, write_text
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
 from dpdmd.step_record import Figures, StepUnderWay
+from dpdmd.teacher_cache import pool_prompts
 from dpdmd.transfers import Stopwatch
 
+Item = TypeVar("Item")
 MAX_PICTURES = 8  # in process_vis
 STOP = "stop"  # the figure that tells every rank of a signal to any of them, or of a checkpoint that failed
 
@@ -54,15 +57,15 @@ class Trainer:
         self.samples = global_samples(self.global_batch_size, processes, rank)
         self.start = plan.progress.step if plan.progress else 0
         self.stop = total_steps(self.config, len(plan.prompts), self.global_batch_size)
+        self.pool = pool_prompts(plan.prompts, self.config.run.seed, self.config.method.teacher_cache_size or 0)
         self._open_folder()
         loaded = assemble(plan, self.accelerator)
-        self.student, self.fake, self.run = loaded.student, loaded.fake, loaded.run
+        self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
         self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
         self.writer = CheckpointWriter()
-        self.encoded: tuple[int, TextEmbedding] | None = None  # the last roll-out step's prompts
+        self.encoded: tuple[list[str], TextEmbedding] | None = None  # the last roll-out step's prompts
         # Steps whose figures may be on their way while the next one begins; none where the host must know them first.
-        both = (self.student, self.fake)
-        self.lag = int(all(updates.skips_on_device(trained.optimizer) for trained in both))
+        self.lag = int(all(updates.skips_on_device(trained.optimizer) for trained in self.trained.values()))
 
     def _open_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # no rank may still be checking that the folder is unused
@@ -120,12 +123,15 @@ class Trainer:
     def start_step(self, step: int) -> StepUnderWay:
         """Hand one update to the device, without waiting for it where the optimizer skips by itself."""
         watch = Stopwatch(self.accelerator.device)
-        student = turns.is_student_turn(step, self.config.method)
-        trained, compute = (self.student, methods.student_turn) if student else (self.fake, methods.fake_turn)
+        names = methods.trained_in(step, self.config.method)
+        trained = {name: self.trained[name] for name in names}
+        student = names[0] == methods.STUDENT
+        compute = methods.student_turn if student else methods.fake_turn
+        wrapped = [each.network for each in trained.values()]
         totals: dict[str, Tensor] = {}
         batches = self.micro_batches(step)
         for index, batch in enumerate(batches):
-            with distributed.synchronise_when(self.accelerator, trained.network, index == len(batches) - 1):
+            with distributed.synchronise_when(self.accelerator, wrapped, index == len(batches) - 1):
                 result = compute(self.run, batch)
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
@@ -133,13 +139,18 @@ class Trainer:
         asked = float(self.signals.received or self.writer.failure is not None)
         totals[STOP] = torch.full((), asked, device=self.accelerator.device)
         means = distributed.mean_over_processes(self.accelerator, list(totals.values()))
-        norm = distributed.gradient_norm(trained.parameters)
-        figures = Figures([*totals, "grad_norm"], torch.cat([means, norm.float().reshape(1)]))
-        rate = self._learning_rate(trained, step, student)
-        updates.update(trained, figures, norm, rate, self.config.optim.max_grad_norm)
-        trained.optimizer.zero_grad()
+        norms = {name: distributed.gradient_norm(each.parameters) for name, each in trained.items()}
+        norm_names = ["grad_norm" if name == names[0] else f"grad_norm_{name}" for name in names]
+        found = [norm.float().reshape(1) for norm in norms.values()]
+        figures = Figures([*totals, *norm_names], torch.cat([means, *found]))
+        rates = {name: self._learning_rate(each, step, student) for name, each in trained.items()}
+        for name, each in trained.items():
+            updates.update(each, figures, norms[name], rates[name], self.config.optim.max_grad_norm)
+            each.optimizer.zero_grad()
+        if student and self.average:
+            self.average.update(1 - figures.nonfinite)
         watch.stop()
-        return StepUnderWay(step, trained, figures, result.pictures, batches[-1].samples, rate, watch)
+        return StepUnderWay(step, trained, figures, result.pictures, batches[-1].samples, rates[names[0]], watch)
 
     def finish_step(self, taken: StepUnderWay) -> tuple[dict[str, Any], bool]:
         """Read what became of a step; returns its record, and whether a signal or a failure asks the run to end.
@@ -153,8 +164,9 @@ class Trainer:
             self._report_nonfinite(bad, metrics, taken)
             metrics |= {name: None for name in bad} | {"skipped": 1.0}
         else:
-            taken.trained.updates += 1
-        if taken.trained is self.student and self._shows_pictures(taken.step):
+            for trained in taken.trained.values():
+                trained.updates += 1
+        if self._turn(taken) == methods.STUDENT and self._shows_pictures(taken.step):
             self._show_pictures(taken)
         seconds = taken.watch.seconds()
         record = {
@@ -182,7 +194,7 @@ class Trainer:
         return asked_to_stop
 
     def _turn(self, taken: StepUnderWay) -> str:
-        return "student" if taken.trained is self.student else "fake"
+        return next(iter(taken.trained))
 
     def _learning_rate(self, trained: Trained, step: int, student: bool) -> float:
         """Of the update that `step` is, counted in turns of its network: one that is skipped counts."""
@@ -190,27 +202,40 @@ class Trainer:
         update, total = (before, all_steps) if student else (step - before, self.stop - all_steps)
         return learning_rate(trained.learning_rate, self.config.optim, update, total)
 
-    def micro_batches(self, step: int) -> list[methods.MicroBatch]:
+    def micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's share of the step's prompts, encoded in one go and cut into `grad_accum` pieces."""
-        source = turns.rollout_step(step, self.config.method)
-        text, size = self._text(source), self.config.optim.batch_size
+        text, size = self._text(self._prompts(step, self.samples)), self.config.optim.batch_size
+        entries, source = self._entries(step, self.samples), turns.rollout_step(step, self.config.method)
         return [
-            methods.MicroBatch(
-                TextEmbedding(text.context[start : start + size], text.pooled[start : start + size]),
+            MicroBatch(
+                text.rows(start, start + size),
                 step,
                 self.samples[start : start + size],
                 source,
+                entries and entries[start : start + size],
             )
             for start in range(0, len(self.samples), size)
         ]
 
-    def _prompts(self, source: int, samples: Sequence[int]) -> list[str]:
-        return prompts_of_step(self.plan.prompts, self.config.run.seed, source, self.global_batch_size, samples)
+    def _of_step(self, items: Sequence[Item], step: int, samples: Sequence[int]) -> list[Item]:
+        """Those of `items`, prompts or entries of the pool, that these samples of a step work on."""
+        source = turns.rollout_step(step, self.config.method)
+        return prompts_of_step(items, self.config.run.seed, source, self.global_batch_size, samples)
 
-    def _text(self, source: int) -> TextEmbedding:
+    def _entries(self, step: int, samples: Sequence[int]) -> list[int] | None:
+        """Which of the pool of teacher samples these samples of a step are; None in a turn that has new ones."""
+        if not methods.works_on_pool(step, self.config.method):
+            return None
+        return self._of_step(range(len(self.pool)), step, samples)
+
+    def _prompts(self, step: int, samples: Sequence[int]) -> list[str]:
+        entries = self._entries(step, samples)
+        return self._of_step(self.plan.prompts, step, samples) if entries is None else [self.pool[i] for i in entries]
+
+    def _text(self, prompts: list[str]) -> TextEmbedding:
         """The prompts of one roll-out step, encoded when the first of the steps that share it comes."""
-        if self.encoded is None or self.encoded[0] != source:
-            self.encoded = source, self.text_encoder.encode(self._prompts(source, self.samples))
+        if self.encoded is None or self.encoded[0] != prompts:
+            self.encoded = prompts, self.text_encoder.encode(prompts)
         return self.encoded[1]
 
     def _report_nonfinite(self, bad: list[str], metrics: dict[str, float], taken: StepUnderWay) -> None:
@@ -220,10 +245,9 @@ class Trainer:
             NonFiniteError: unless skipping.
         """
         step, turn = taken.step + 1, self._turn(taken)
-        source = turns.rollout_step(taken.step, self.config.method)
         mine = {
             "rank": self.accelerator.process_index,
-            "prompts": self._prompts(source, self.samples),
+            "prompts": self._prompts(taken.step, self.samples),
             "latents": {name: latent_statistics(value) for name, value in taken.latents.items()},
         }
         ranks = distributed.gather(self.accelerator, [mine])
@@ -268,6 +292,9 @@ class Trainer:
         """Score the student as it is, record it, and move `best` where it belongs."""
         started = time.perf_counter()
         student, teacher = self.evaluation.evaluate(step), self.evaluation.teacher_scores
+        if self.average:
+            with self.average.in_place():
+                student |= self.evaluation.evaluate_average(step)
         log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
         self.wait_for_writer()
         if self.accelerator.is_main_process:
@@ -282,12 +309,22 @@ class Trainer:
     def snapshot(self, step: int) -> checkpoint.Snapshot:
         """A copy of all state after `step` updates, whole, on the CPU of rank 0. Collective."""
         return checkpoint.Snapshot(
-            checkpoint.Progress(step, self.student.updates, self.fake.updates, self.global_batch_size),
-            student=distributed.whole_network_state(self.student.network),
-            fake=distributed.whole_network_state(self.fake.network),
-            optimizer_student=distributed.whole_optimizer_state(self.student.network, self.student.optimizer),
-            optimizer_fake=distributed.whole_optimizer_state(self.fake.network, self.fake.optimizer),
+            checkpoint.Progress(
+                step, {name: each.updates for name, each in self.trained.items()}, self.global_batch_size
+            ),
+            {name: distributed.whole_network_state(each.network) for name, each in self.trained.items()},
+            {
+                name: distributed.whole_optimizer_state(each.network, each.optimizer)
+                for name, each in self.trained.items()
+            },
+            self._average_state(),
         )
+
+    def _average_state(self) -> dict[str, Tensor] | None:
+        if self.average is None:
+            return None
+        with self.average.in_place():
+            return distributed.whole_network_state(self.trained[methods.STUDENT].network)
 
     def note(self) -> Note:
         """How the exported student wants to be sampled."""

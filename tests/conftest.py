@@ -15,6 +15,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from processes import LAUNCHER, cpu_environment, free_port
+from small_distillation import batch, decoder, embedded, make, trio  # noqa: F401
 from torch import nn
 from transformers import CLIPTextModel
 

@@ -119,6 +119,17 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, tiny_sdxl, monkeypatch) -> R
         ("--family", "sd21", "--family"),
         ("--family", "sdxl", "(it is of --family sd35)"),
         ("--method", "sgd", "--method"),
+        ("--method", "dmd_lpips", "--method dmd_lpips: give the weights of --perceptual lpips: --perceptual_path"),
+        ("--perceptual_path", "weights/tiny/dinov2", "--method dpdmd has no use for it"),
+        ("--perceptual", "ssim", "--perceptual"),
+        ("--grad_steps", "first", "--grad_steps"),
+        ("--rollout", "sde", "--rollout"),
+        ("--gan_features", "student", "--gan_features"),
+        ("--gan_weight", "-1", "--gan_weight -1"),
+        ("--teacher_cache", "cache", "--teacher_cache cache: give --teacher_cache_size"),
+        ("--teacher_cache_size", "8", "--method dpdmd looks at no sample of the teacher"),
+        ("--ema_decay", "1.0", "--ema_decay 1.0: must be at least 0 and below 1"),
+        ("--lr_discriminator", "0", "--lr_discriminator 0"),
         ("--dmd_normalizer", "x", "--dmd_normalizer"),
         ("--optimizer", "sgd", "--optimizer"),
         ("--preset", "1gb", "--preset"),
@@ -173,7 +184,7 @@ def test_a_wrong_value_gets_one_line(flags, refused, monkeypatch, flag, value, s
         ("bf16: 1", "bf16 must be bool"),
         ("- 1", "must hold keys and values"),
         ("a: [", "no YAML"),
-        ("method: {method: sgd}", "--method sgd: choose one of dpdmd, dmd"),
+        ("method: {method: sgd}", "--method sgd: choose one of dpdmd, dmd, dmd_lpips, dmd_gan"),
         ("k_anchor: null", "k_anchor must be int"),
         ("run_dir: !!python/object/apply:os.system ['touch hacked']", "no YAML"),
         ("1: 2", "unknown key 1"),
@@ -196,6 +207,28 @@ def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch
 )
 def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says):
     assert says in refused({"--lora_rank": "4", flag: value}, f"`--lora_rank 4 {flag} {value}`")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--rollout": "dmd2", "--grad_steps": "last"}, "one step alone has gradient already"),
+        ({"--method": "dmd", "--detach_first_step": "", "--stu_inference_steps": "1"}, "leaves no step to train"),
+        (
+            {"--method": "dmd_lpips", "--perceptual": "dino", "--perceptual_path": "data"},
+            "--perceptual_path data: data/config.json is missing",
+        ),
+        ({"--method": "dmd_lpips", "--perceptual_path": "weights/tiny"}, "vgg16-397923af.pth cannot be read"),
+        (
+            {"--method": "dmd_gan", "--teacher_cache_size": "8", "--teacher_cache": "README.md"},
+            "README.md is a file; give a folder",
+        ),
+    ],
+)
+def test_options_that_do_not_combine_get_one_line(refused, monkeypatch, changes, says):
+    monkeypatch.chdir(ROOT)
+    command = " ".join(f"{flag} {value}".strip() for flag, value in changes.items())
+    assert says in refused(changes, f"`{command}`")
 
 
 @pytest.mark.parametrize(
@@ -349,7 +382,7 @@ def saved(run: str, about: dict) -> None:
 
 
 def test_a_resume_of_another_configuration_says_what_differs(refused, flags):
-    progress = {"step": 10, "student_updates": 1, "fake_updates": 9, "global_batch_size": 4}
+    progress = {"step": 10, "updates": {"student": 1, "fake": 9}, "global_batch_size": 4}
     theirs = {"k_anchor": 7, "teacher_id": flags["--teacher_id"], "student_id": flags["--teacher_id"]}
     saved(flags["--run_dir"], {"progress": progress, "config": theirs})
     line = refused({"--resume_from_checkpoint": "latest"}, "resuming a run of another configuration")

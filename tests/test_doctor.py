@@ -52,7 +52,7 @@ def wrong_sign(monkeypatch):
 
 def no_detach(monkeypatch):
     healthy = rollout.rollout
-    monkeypatch.setattr(methods, "rollout", lambda *given, detach_first_step=False: healthy(*given))
+    monkeypatch.setattr(methods, "rollout", lambda *given, detach_first_step=False, **named: healthy(*given, **named))
 
 
 def same_noise(monkeypatch):

@@ -1,140 +1,31 @@
 """The two turns of each method on a small random SD3: what is computed, what gets gradient, what must not change."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
+from small_distillation import CPU, SCALE, STEPS, UNUSED, K, SpyFamily, gradients, perturb, same, weights
 from torch import Tensor, nn
 
 from dpdmd import methods
 from dpdmd.config import Config
+from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.sd35 import SD35
-from dpdmd.methods import Distillation, MicroBatch, fake_turn, student_turn
+from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks
 from dpdmd.options import MethodConfig
 from dpdmd.schedules import FlowSchedule
-from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.terms import Term, diversity_term, dmd_term
 
-CPU = torch.device("cpu")
-PROMPTS = ["a red circle", "a large square on a white background", "a shape", "a small cyan cross"]
 FLOW = FlowSchedule(shift=3.0)
-STEPS, TEACHER_STEPS, K, SCALE = 4, 6, 2, 3.5
-# SD3's last block drops its text stream: its text queries are computed and used by nothing.
-UNUSED = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.norm_added_q")
 
 
-@dataclass
-class Call:
-    """One network call as the family saw it."""
-
-    network: nn.Module
-    z: Tensor
-    sigma: Tensor
-    text: TextEmbedding
-    prediction: Tensor
-
-
-class SpyFamily(SD35):
-    """SD3.5 that remembers its calls; predictions with gradient keep it."""
-
-    def __init__(self, compute_dtype: torch.dtype = torch.float32):
-        super().__init__(CPU, compute_dtype)
-        self.calls: list[Call] = []
-
-    def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
-        prediction = super().predict(network, z, sigma, text)
-        if prediction.requires_grad:
-            prediction.retain_grad()
-        self.calls.append(Call(network, z.detach(), sigma, text, prediction))
-        return prediction
-
-    def of(self, network: nn.Module) -> list[Call]:
-        return [call for call in self.calls if call.network is network]
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Text of the tests, encoded once: the empty prompt, and one row for each of PROMPTS."""
-
-    null: TextEmbedding
-    prompts: TextEmbedding
-
-
-@pytest.fixture(scope="module")
-def embedded(tiny_pipeline: Path) -> Embedded:
-    encoder = SD35(CPU, torch.float32).load_text_encoder(tiny_pipeline, MAX_LENGTH)
-    return Embedded(encoder.encode([""]), encoder.encode(PROMPTS))
-
-
-def perturb(network: nn.Module, seed: int) -> None:
-    """Move every weight by 10% of its tensor's size, so that student, fake score and teacher are three networks."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            noise = torch.randn(parameter.shape, generator=random).to(parameter.dtype)
-            parameter.add_(0.1 * parameter.square().mean().sqrt() * noise)
-
-
-@pytest.fixture(scope="module")
-def trio(tiny_pipeline: Path) -> Networks:
-    """The three networks; tests work on copies."""
-    config = Config()
-    config.model.teacher_id = config.model.fake_id = str(tiny_pipeline)
-    networks = load_networks(config, SD35(CPU, torch.float32), tiny_pipeline)
-    perturb(networks.student, 1)
-    perturb(networks.fake, 2)
-    return networks
-
-
-Make = Callable[..., Distillation]
-
-
-@pytest.fixture
-def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path) -> Make:
-    """Builds a distillation on fresh copies of the networks, with a spying family."""
-
-    def build(family: SD35 | None = None, networks: Networks | None = None, **options) -> Distillation:
-        family = family or SpyFamily()
-        networks = networks or copy.deepcopy(trio)
-        values = {"teacher_infer_steps": TEACHER_STEPS, "k_anchor": K, "stu_inference_steps": STEPS, **options}
-        config = MethodConfig(**values)
-        schedule = family.load_schedule(tiny_pipeline)
-        return Distillation(
-            config=config,
-            family=family,
-            schedule=schedule,
-            networks=networks,
-            student_forward=networks.student,
-            fake_forward=networks.fake,
-            null=embedded.null,
-            latent_shape=(8, 8, 8),
-            seed=0,
-            **Distillation.grids(config, schedule, CPU),
-        )
-
-    return build
-
-
-def only(monkeypatch: pytest.MonkeyPatch, name: str, *terms: methods.Term) -> None:
+def only(monkeypatch: pytest.MonkeyPatch, name: str, *terms: Term) -> None:
     """Reduce a method to some of its terms; the roll-out stays as the method has it."""
     assert set(terms) <= set(methods.METHODS[name].terms)
     monkeypatch.setitem(methods.METHODS, name, replace(methods.METHODS[name], terms=terms))
-
-
-@pytest.fixture
-def batch(embedded: Embedded) -> Callable[..., MicroBatch]:
-    """Micro-batch of the samples named, of step 5 unless said; sample i has prompt i."""
-
-    def build(*samples: int, step: int = 5) -> MicroBatch:
-        rows = list(samples)
-        text = TextEmbedding(embedded.prompts.context[rows], embedded.prompts.pooled[rows])
-        return MicroBatch(text, step, rows, step)
-
-    return build
 
 
 def prediction_gradients(run: Distillation, batch: MicroBatch) -> list[Tensor | None]:
@@ -146,19 +37,6 @@ def prediction_gradients(run: Distillation, batch: MicroBatch) -> list[Tensor | 
     loss.backward()
     assert len(calls) == STEPS
     return [call.prediction.grad for call in calls]
-
-
-def gradients(network: nn.Module) -> list[Tensor | None]:
-    return [parameter.grad for parameter in network.parameters()]
-
-
-def weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 # What the tests stand on
@@ -188,7 +66,7 @@ def test_the_tiny_networks_can_tell_differences(make, batch):
 
 def test_dmd_term_of_dpdmd_never_reaches_the_first_prediction(make, batch, monkeypatch):
     """Detach after step 1: the DMD gradient on the first prediction is exactly 0, on the others it is not."""
-    only(monkeypatch, "dpdmd", methods.dmd_term)
+    only(monkeypatch, "dpdmd", dmd_term)
     first, *later = prediction_gradients(make(), batch(0, 1))
     assert first is None or not first.any()
     assert all(gradient.abs().max() > 0 for gradient in later)
@@ -196,7 +74,7 @@ def test_dmd_term_of_dpdmd_never_reaches_the_first_prediction(make, batch, monke
 
 def test_diversity_term_touches_only_the_first_prediction(make, batch, monkeypatch):
     """The diversity gradient is 2 lambda (v - target) / numel on the first prediction and nothing elsewhere."""
-    only(monkeypatch, "dpdmd", methods.diversity_term)
+    only(monkeypatch, "dpdmd", diversity_term)
     run = make()
     first, *later = prediction_gradients(run, batch(0, 1))
     assert later == [None] * (STEPS - 1)
@@ -211,10 +89,10 @@ def test_both_terms_together_give_each_prediction_its_own_gradient(make, batch, 
     """The full loss is the sum of both: bit-equal to the diversity gradient on step 1, to the DMD gradient on 2..N."""
     whole = prediction_gradients(make(), batch(0, 1))
     with monkeypatch.context() as patch:
-        only(patch, "dpdmd", methods.diversity_term)
+        only(patch, "dpdmd", diversity_term)
         diversity = prediction_gradients(make(), batch(0, 1))
     with monkeypatch.context() as patch:
-        only(patch, "dpdmd", methods.dmd_term)
+        only(patch, "dpdmd", dmd_term)
         dmd = prediction_gradients(make(), batch(0, 1))
     assert torch.equal(whole[0], diversity[0])
     assert all(torch.equal(ours, alone) for ours, alone in zip(whole[1:], dmd[1:], strict=True))

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpdmd import config, distributed, losses, methods, preflight, text_stream, train, updates
 from dpdmd.assembly import Trained
+from dpdmd.distillation import Distillation
 from dpdmd.families.base import TextEmbedding, TextEncoder
 from dpdmd.networks import Networks
 from dpdmd.step_record import Figures
@@ -101,11 +102,11 @@ def device_trainer(short_run, tmp_path, monkeypatch) -> Trainer:
         student_forward=student,
         fake_forward=fake,
         null=null,
-        **methods.Distillation.grids(run.config, run.schedule, META),
+        **Distillation.grids(run.config, run.schedule, META),
     )
     trainer.text_encoder = TextOnDevice(null)
-    trainer.student = Trained(student, SkippingOptimizer(), list(student.parameters()), 1e-3)
-    trainer.fake = Trained(fake, SkippingOptimizer(), list(fake.parameters()), 1e-3)
+    trainer.trained["student"] = Trained(student, SkippingOptimizer(), list(student.parameters()), 1e-3)
+    trainer.trained["fake"] = Trained(fake, SkippingOptimizer(), list(fake.parameters()), 1e-3)
     return trainer
 
 
@@ -113,7 +114,10 @@ def test_nothing_in_a_step_waits_for_the_device(device_trainer):
     """Six steps, both turns: no value is read and no copy waits; reading is where a step is finished, there alone."""
     with Uploads(), Makings():
         taken = [device_trainer.start_step(step) for step in range(6)]
-    assert len(device_trainer.fake.optimizer.asked) == 5 and len(device_trainer.student.optimizer.asked) == 1
+    assert (
+        len(device_trainer.trained["fake"].optimizer.asked) == 5
+        and len(device_trainer.trained["student"].optimizer.asked) == 1
+    )
     for under_way in taken:
         with pytest.raises(NOT_READABLE):
             device_trainer.finish_step(under_way)
@@ -146,7 +150,7 @@ def test_each_way_to_wait_is_seen(device_trainer, monkeypatch, wait):
 
 def test_an_optimizer_that_cannot_skip_waits_for_the_figures(device_trainer):
     """The guard of the test above: without a kernel that skips, the host has to know, and reads."""
-    device_trainer.fake.optimizer.param_groups[0]["fused"] = None
+    device_trainer.trained["fake"].optimizer.param_groups[0]["fused"] = None
     with pytest.raises(NOT_READABLE):
         device_trainer.start_step(0)
 
@@ -227,7 +231,7 @@ def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monke
     last = "ckpts/step_000008"
     assert state(late / last) == state(at_once / last)
     progress = json.loads((late / last / "manifest.json").read_text())["progress"]
-    assert progress == {"step": 8, "student_updates": 1, "fake_updates": 7, "global_batch_size": 2}
+    assert progress == {"step": 8, "updates": {"student": 1, "fake": 7}, "global_batch_size": 2}
 
 
 @pytest.mark.parametrize(("step", "turn"), [(2, "fake"), (5, "student"), (7, "fake")])
@@ -257,8 +261,8 @@ def test_a_late_skip_is_counted_and_moves_nothing(lagging, tmp_path, monkeypatch
     assert [line["step"] for line in lines if line.get("skipped")] == [step + 1]
     assert lines[step]["grad_norm"] is None
     progress = json.loads((run / "ckpts/step_000008/manifest.json").read_text())["progress"]
-    assert progress["student_updates"] == (0 if step == 5 else 1)
-    assert progress["student_updates"] + progress["fake_updates"] == 7
+    assert progress["updates"]["student"] == (0 if step == 5 else 1)
+    assert progress["updates"]["student"] + progress["updates"]["fake"] == 7
 
     def withheld(trained, figures, norm, learning_rate, max_norm):
         if figures.are_finite():
@@ -307,7 +311,7 @@ def test_a_rank_that_is_not_finite_is_known_to_all(short_run, tmp_path, run_proc
     assert result.returncode == 0, result.stderr[-3000:]
     assert [line["step"] for line in records(run) if line.get("skipped")] == [3]
     progress = json.loads((run / "ckpts/step_000006/manifest.json").read_text())["progress"]
-    assert (progress["student_updates"], progress["fake_updates"]) == (1, 4)
+    assert (progress["updates"]["student"], progress["updates"]["fake"]) == (1, 4)
     moments = load_file(run / "ckpts/step_000006/state/optimizer_fake.safetensors")
     counts = {value.item() for name, value in moments.items() if name.endswith("|step")}
     assert counts == {4.0} and all(value.isfinite().all() for value in moments.values())

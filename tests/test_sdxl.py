@@ -16,13 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpdmd import checkpoint, doctor, export, generate, lora, methods, train
+from dpdmd import checkpoint, doctor, export, generate, lora, methods, terms, train
 from dpdmd.config import Config
+from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.families import family_class
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Note, family_of, read_note
 from dpdmd.families.sdxl import SDXL
-from dpdmd.methods import Distillation, MicroBatch, fake_turn, student_turn
+from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks
 from dpdmd.options import FAMILIES, MethodConfig
 from dpdmd.rng import normal_per_sample
@@ -261,7 +262,7 @@ def test_gradient_of_the_dmd_term_stops_where_the_method_detaches(make, batch, m
     """Every weight of the trained network gets gradient, no other network any; the first prediction as the method."""
     run = make(method=method)
     turn = methods.roll_out(run, batch)
-    loss = methods.dmd_term(run, turn).loss
+    loss = terms.dmd_term(run, turn).loss
     (first,) = torch.autograd.grad(loss, turn.rollout.first_prediction, allow_unused=True, retain_graph=True)
     assert (first is not None and first.abs().max() > 0) == (method == "dmd")
     loss.backward()

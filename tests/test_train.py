@@ -83,7 +83,7 @@ def test_sixty_iterations_with_a_resume_in_the_middle(flags, tmp_path):
         == 0
     )
     manifest = json.loads((parts / "ckpts" / "step_000060" / "manifest.json").read_text())
-    assert manifest["progress"] == {"step": 60, "student_updates": 10, "fake_updates": 50, "global_batch_size": 2}
+    assert manifest["progress"] == {"step": 60, "updates": {"student": 10, "fake": 50}, "global_batch_size": 2}
     assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
     kept = ("step", "turn", "loss_fake", "loss_student", "grad_norm")
     assert [{k: r.get(k) for k in kept} for r in records(whole)] == [
@@ -223,7 +223,7 @@ def test_a_head_start_of_the_fake_score_with_a_resume_in_the_middle(flags, tmp_p
     assert train.main([*more, *resume, "--run_dir", str(parts), "--max_steps", "60"]) == 0
     for run in (whole, parts):
         manifest = json.loads((run / "ckpts" / "step_000060" / "manifest.json").read_text())
-        assert manifest["progress"] == {"step": 60, "student_updates": 8, "fake_updates": 52, "global_batch_size": 2}
+        assert manifest["progress"] == {"step": 60, "updates": {"student": 8, "fake": 52}, "global_batch_size": 2}
     assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
     assert (
         Image.open(whole / "process_vis" / "latest.png").size == Image.open(parts / "process_vis" / "latest.png").size

@@ -96,6 +96,10 @@ SOURCES = {
     "vq_path": Source(_check_chat_model, "TianheWu/VisualQuality-R1-7B"),
 }
 
+# What --perceptual_path must hold for lpips and dists, under the names of its publishers (torchvision, pyiqa).
+IMAGENET_VGG = "vgg16-397923af.pth"
+PERCEPTUAL_FILES = {"lpips": "LPIPS_v0.1_vgg-a78928a0.pth", "dists": "DISTS_weights-f5e65c96.pth"}
+
 # Scorer -> the flags it needs, all of them.
 REQUIREMENTS = {
     "div_clip": ("clip_path",),
@@ -106,6 +110,27 @@ REQUIREMENTS = {
     "maniqa": ("maniqa_path",),
     "vqr1": ("vq_path",),
 }
+
+
+def check_perceptual(name: str, folder: Path) -> None:
+    """Check the files of `--perceptual` `name`.
+
+    Raises:
+        ValueError: one line that names the flag, the file, and where to get it.
+    """
+    hint = "get it from https://huggingface.co/facebook/dinov2-base (scripts/download_weights.sh)"
+    try:
+        if name in PERCEPTUAL_FILES:
+            _need_folder(folder)
+            hint = f"get it from https://download.pytorch.org/models/{IMAGENET_VGG}"
+            check_pickle(folder / IMAGENET_VGG)
+            hint = "get it from https://huggingface.co/chaofengc/IQA-PyTorch-Weights"
+            check_pickle(folder / PERCEPTUAL_FILES[name])
+        else:
+            _check_model(folder)
+            _need_picture_processor(folder)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--perceptual_path {folder}: {error}; {hint}") from None
 
 
 def check_scorer_paths(paths: Mapping[str, str | None], names: tuple[str, ...]) -> dict[str, dict[str, Path]]:

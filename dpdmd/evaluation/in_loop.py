@@ -26,6 +26,7 @@ from dpdmd.run_folder import RunFolder, write_text
 from dpdmd.run_log import logger
 from dpdmd.sampling import Sampler, batches_of
 
+AVERAGE = "ema"
 GRID_COLUMNS = 9
 
 
@@ -58,19 +59,28 @@ class InLoopEvaluation:
             # Rank 0's file decides for all: scoring is collective, and another node may have another disk.
             known = distributed.from_main(self.accelerator, self._read_teacher())
             self.teacher_scores = known or self._score_teacher()
-        scores = self._score(self.student, f"step {step}", self.folder.eval_images)
+        scores = self._score(self.student, f"step {step}", self.folder.eval_images, show=True)
         if self.accelerator.is_main_process:
             self._keep_seed_grids(step)
         for scorer in self.scorers.values():
             self._offload(scorer)
         return scores
 
+    def evaluate_average(self, step: int) -> dict[str, Summary]:
+        """The same with the moving average in the student's place, its pictures apart, under eval_ema/ names."""
+        for scorer in self.scorers.values():
+            scorer.wake()
+        scores = self._score(self.student, f"{AVERAGE} at step {step}", self.folder.eval_images / AVERAGE, show=False)
+        for scorer in self.scorers.values():
+            self._offload(scorer)
+        return {name.replace("eval/", "eval_ema/", 1): summary for name, summary in scores.items()}
+
     def _offload(self, scorer: Scorer) -> None:
         if self.config.eval.offload_scorers:
             scorer.rest()
 
     def _score_teacher(self) -> dict[str, Summary]:
-        scores = self._score(self.teacher, TEACHER, self.folder.eval_images / TEACHER)
+        scores = self._score(self.teacher, TEACHER, self.folder.eval_images / TEACHER, show=False)
         if self.accelerator.is_main_process:
             content = {"settings": self._settings(), "metrics": {name: asdict(s) for name, s in scores.items()}}
             write_text(self.folder.teacher_scores, json.dumps(content, indent=2) + "\n")
@@ -102,13 +112,13 @@ class InLoopEvaluation:
             "scorers": {name: [str(path) for path in paths.values()] for name, paths in self.plan.paths.items()},
         }
 
-    def _score(self, sampler: Sampler, title: str, pictures: Path) -> dict[str, Summary]:
+    def _score(self, sampler: Sampler, title: str, pictures: Path, *, show: bool) -> dict[str, Summary]:
         scores = {}
         for pictured in self.plan.sets:
             scorers = [self.scorers[name] for name in pictured.scorers]
             found = self._report(sampler, pictured, scorers, title, pictures / pictured.name)
             scores |= {pictured.metric(name): summary for name, summary in found.summaries.items()}
-            if title != TEACHER and self.accelerator.is_main_process:
+            if show and self.accelerator.is_main_process:
                 self._show(pictured, title)
         return scores
 
@@ -162,11 +172,19 @@ def record(step: int, student: dict[str, Summary], teacher: dict[str, Summary], 
     return line | {"seconds": time.perf_counter() - started}
 
 
+def teacher_name(name: str) -> str:
+    """The teacher's name of a score of the student or of its moving average."""
+    return name.replace("eval_ema/", "eval/", 1)
+
+
 def text_table(step: int, student: dict[str, Summary], teacher: dict[str, Summary]) -> str:
     """Student beside teacher, a line a metric, for the log."""
     width = max(map(len, student))
     lines = [f"evaluation at step {step}: mean [95% interval over prompts]"]
-    lines += [f"  {name:{width}}  student {summary}  teacher {teacher[name]}" for name, summary in student.items()]
+    lines += [
+        f"  {name:{width}}  student {summary}  teacher {teacher[teacher_name(name)]}"
+        for name, summary in student.items()
+    ]
     return "\n".join(lines)
 
 

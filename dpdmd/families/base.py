@@ -1,6 +1,7 @@
 """What a model family offers: the rest of the package asks for these and never names a family."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,10 @@ class TextEmbedding:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    def rows(self, start: int, stop: int) -> "TextEmbedding":
+        """Those of prompts `start` to `stop` - 1."""
+        return TextEmbedding(self.context[start:stop], self.pooled[start:stop])
 
     def expand(self, batch_size: int) -> "TextEmbedding":
         """One embedding shown to `batch_size` samples, without a copy."""
@@ -50,12 +55,20 @@ class ImageDecoder(ABC):
         """(C, H, W) of the latents of a `height` x `width` picture."""
 
     @abstractmethod
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W], fp32, of latents [B, C, h, w]; black is 0, white 1, and values beyond are kept."""
+
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures [B, 3, H, W], fp32 in [0, 1], of latents [B, C, h, w]; no gradient."""
+        return self.decode_with_gradient(latents).clamp(0, 1)
 
 
 class RestingDecoder(ImageDecoder):
-    """A decoder that waits on the CPU between uses and decodes one picture at a time: less memory, more copies."""
+    """A decoder that waits on the CPU between uses and decodes one picture at a time: less memory, more copies.
+
+    For pictures without gradient: a backward pass would find its weights gone.
+    """
 
     def __init__(self, decoder: ImageDecoder, device: torch.device):
         self.decoder, self.vae, self.device = decoder, decoder.vae, device
@@ -64,10 +77,10 @@ class RestingDecoder(ImageDecoder):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.decoder.latent_shape(height, width)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
         self.vae.to(self.device)
         try:
-            return torch.cat([self.decoder.decode(latent) for latent in latents.split(1)])
+            return torch.cat([self.decoder.decode_with_gradient(latent) for latent in latents.split(1)])
         finally:
             self.vae.to("cpu")
 
@@ -134,6 +147,30 @@ class Family(ABC):
         Raises:
             ValueError: it does not fit.
         """
+
+    def feature_blocks(self, network: nn.Module) -> list[nn.Module]:
+        """The network's transformer blocks in order: each offers its output as features."""
+        return [module for module in network.modules() if type(module).__name__ == self.block_classes[0]]
+
+    def features(
+        self, network: nn.Module, blocks: Sequence[nn.Module], z: Tensor, sigma: Tensor, text: TextEmbedding
+    ) -> list[Tensor]:
+        """What some `blocks` of the network say of `z`, each [B, T, D] fp32: tokens of the picture.
+
+        Of several streams that a block returns the picture's is the last.
+        """
+        found: dict[nn.Module, Tensor] = {}
+
+        def keep(block: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            found[block] = output[-1] if isinstance(output, tuple) else output
+
+        handles = [block.register_forward_hook(keep) for block in blocks]
+        try:
+            self.predict(network, z, sigma, text)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [found[block].float() for block in blocks]
 
     def bind(self, network: nn.Module, text: TextEmbedding) -> Predictor:
         """The network with its prompts bound, conditional only."""

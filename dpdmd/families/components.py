@@ -49,10 +49,9 @@ class KLImageDecoder(ImageDecoder):
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
         raw = latents.to(self.vae.device) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
-        return (self.vae.decode(raw.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+        return self.vae.decode(raw.to(self.vae.dtype)).sample.float() / 2 + 0.5
 
 
 def export_parts(folder: Path, source: Path, parts: Sequence[str], *, without: Sequence[str] = (), copy: bool) -> None:

@@ -1,0 +1,45 @@
+"""A moving average of a network's weights: another student, smoother than the one that trains."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+class MovingAverage:
+    """decay x average + (1 - decay) x weights after each update, in the weights' own type (fp32 masters).
+
+    It starts as the weights are. Of a sharded network each process averages the shard that it has.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.averages = [weights.clone() for weights in self._weights()]
+
+    def _weights(self) -> list[Tensor]:
+        detached = [parameter.detach() for parameter in self.parameters]
+        return [weights.to_local() if isinstance(weights, DTensor) else weights for weights in detached]
+
+    @torch.no_grad()
+    def update(self, share: Tensor | float = 1.0) -> None:
+        """Take in the weights as they are; with `share` 0 nothing changes (an update that was withheld)."""
+        for average, weights in zip(self.averages, self._weights(), strict=True):
+            average += (weights - average) * ((1 - self.decay) * share)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network with the averages for weights; its own come back afterwards, bit for bit."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for average, weights in zip(self.averages, self._weights(), strict=True):
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)

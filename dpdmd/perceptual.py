@@ -1,0 +1,109 @@
+"""Perceptual distances of pictures, with gradient to the first of them: LPIPS, DISTS, or patch features of a DINO.
+
+All weights are files that the user gives; nothing is downloaded. LPIPS and DISTS are pyiqa's, on torchvision's VGG16.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpdmd import losses
+from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
+from dpdmd.evaluation.scorers.base import load_strict
+from dpdmd.weight_files import read_checkpoint
+
+# Pictures [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
+Distance = Callable[[Tensor, Tensor], Tensor]
+DINO_LAYERS = 4
+_VGG_LAYER = re.compile(r"^(?:net\.slice|stage)\d\.(\d+\.(?:weight|bias))$")  # of pyiqa's networks
+
+
+class VGGDistance:
+    """LPIPS (Zhang et al. 2018) or DISTS (Ding et al. 2020): `network` takes two batches of pictures."""
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        self.network = network.requires_grad_(False).eval().to(device)
+
+    def __call__(self, pictures: Tensor, others: Tensor) -> Tensor:
+        return self.network(pictures, others).reshape(len(pictures))
+
+
+class DinoDistance:
+    """Mean of 1 - cosine over the patches of DINO_LAYERS layers, evenly spaced up to the last (`losses`).
+
+    Pictures are resized to the side that the network was made for, and normalised as its processor does.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        from transformers import AutoImageProcessor, AutoModel
+
+        self.network = load_strict(AutoModel, folder).requires_grad_(False).eval().to(device)
+        processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+        self.mean, self.std = (
+            torch.tensor(values, device=device).reshape(1, 3, 1, 1)
+            for values in (processor.image_mean, processor.image_std)
+        )
+        config, size = self.network.config, processor.crop_size or processor.size
+        self.size = (size["height"], size["width"])
+        self.patches = (self.size[0] // config.patch_size) * (self.size[1] // config.patch_size)
+        depth = config.num_hidden_layers
+        self.layers = sorted({round(depth * (place + 1) / DINO_LAYERS) for place in range(DINO_LAYERS)} - {0})
+
+    def __call__(self, pictures: Tensor, others: Tensor) -> Tensor:
+        return losses.perceptual_distance(self._features(pictures), self._features(others))
+
+    def _features(self, pictures: Tensor) -> list[Tensor]:
+        if pictures.shape[-2:] != self.size:
+            pictures = F.interpolate(pictures, self.size, mode="bicubic", antialias=True, align_corners=False)
+        states = self.network(pixel_values=(pictures - self.mean) / self.std, output_hidden_states=True).hidden_states
+        return [states[layer][:, -self.patches :] for layer in self.layers]  # class and register tokens come first
+
+
+def _load_vgg_distance(name: str, folder: Path) -> nn.Module:
+    """pyiqa's network with the weights of `folder`: the VGG16's under torchvision's names, the others under pyiqa's.
+
+    Raises:
+        ValueError: pyiqa is not installed, or weights do not fit.
+    """
+    try:
+        import torchvision
+        from pyiqa.archs.dists_arch import DISTS
+        from pyiqa.archs.lpips_arch import LPIPS
+    except ImportError as error:
+        raise ValueError(f"--perceptual {name}: pip install -e '.[quality]' first ({error})") from None
+    build = torchvision.models.vgg16
+    # pyiqa would fetch the ImageNet weights, only to have them overwritten with the file's.
+    with mock.patch.object(torchvision.models, "vgg16", lambda weights=None: build(weights=None)):
+        network = LPIPS(net="vgg", pretrained=False) if name == "lpips" else DISTS(pretrained=False)
+    backbone, own = (read_checkpoint(folder / file) for file in (IMAGENET_VGG, PERCEPTUAL_FILES[name]))
+    state = {}
+    for key in network.state_dict():
+        if match := _VGG_LAYER.match(key):
+            state[key] = backbone.get(f"features.{match[1]}")
+        else:
+            state[key] = own.get(key, own.get(re.sub(r"^lins\.(\d)\.", r"lin\1.", key)))
+    lacking = [key for key, _ in network.named_parameters() if state[key] is None]
+    if lacking:
+        raise ValueError(f"--perceptual_path {folder}: {len(lacking)} weights lack ({lacking[0]}, ...)")
+    try:
+        network.load_state_dict({key: value for key, value in state.items() if value is not None}, strict=False)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:160]
+        raise ValueError(f"--perceptual_path {folder}: does not fit {name} ({told})") from None
+    return network
+
+
+def load_perceptual(name: str, path: Path, device: torch.device) -> Distance:
+    """The distance that `--perceptual` names, frozen, in fp32.
+
+    Raises:
+        ValueError: weights do not fit, or its package is missing.
+    """
+    if name == "dino":
+        return DinoDistance(path, device)
+    return VGGDistance(_load_vgg_distance(name, path), device)

@@ -1,0 +1,45 @@
+"""Files of a cache: named by a digest of all that their content depends on, whole or not there."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dpdmd.weight_files import read_header
+
+
+def shard_path(folder: Path, content: Any) -> Path:
+    """Where the file lies whose tensors depend on `content` (anything that JSON can hold) and on nothing else."""
+    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return folder / f"shard_{digest}.safetensors"
+
+
+def is_whole(path: Path, names: set[str]) -> bool:
+    """Whether the file is there, as it was written, with tensors of these `names`."""
+    try:
+        return set(read_header(path)) == names
+    except ValueError:
+        return False
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write under a temporary name, then rename: a reader never meets half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def require_space(flag: str, folder: Path, what: str, needed: int) -> None:
+    """Compare the bytes `needed` with what the disk has.
+
+    Raises:
+        ValueError: too little; the message names `flag`.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f"{flag} {folder}: {what} take {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")

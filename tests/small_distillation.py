@@ -1,0 +1,167 @@
+"""A distillation on small random SD3s, whose family remembers its calls; its fixtures are in every test's reach."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dpdmd.config import Config
+from dpdmd.discriminator import Critic, Discriminator, choose_blocks, token_widths
+from dpdmd.distillation import Distillation, MicroBatch
+from dpdmd.families.base import ImageDecoder, TextEmbedding
+from dpdmd.families.sd35 import SD35
+from dpdmd.methods import DISCRIMINATOR, trained
+from dpdmd.networks import Networks, blocks_owner, load_networks
+from dpdmd.options import MethodConfig
+from dpdmd.shapes.text import MAX_LENGTH
+
+CPU = torch.device("cpu")
+PROMPTS = ["a red circle", "a large square on a white background", "a shape", "a small cyan cross"]
+STEPS, TEACHER_STEPS, K, SCALE = 4, 6, 2, 3.5
+# SD3's last block drops its text stream: its text queries are computed and used by nothing.
+UNUSED = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.norm_added_q")
+
+
+@dataclass
+class Call:
+    """One network call as the family saw it."""
+
+    network: nn.Module
+    z: Tensor
+    sigma: Tensor
+    text: TextEmbedding
+    prediction: Tensor
+
+
+class SpyFamily(SD35):
+    """SD3.5 that remembers its calls; predictions with gradient keep it."""
+
+    def __init__(self, compute_dtype: torch.dtype = torch.float32):
+        super().__init__(CPU, compute_dtype)
+        self.calls: list[Call] = []
+
+    def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
+        prediction = super().predict(network, z, sigma, text)
+        if prediction.requires_grad:
+            prediction.retain_grad()
+        self.calls.append(Call(network, z.detach(), sigma, text, prediction))
+        return prediction
+
+    def of(self, network: nn.Module) -> list[Call]:
+        return [call for call in self.calls if call.network is network]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Text of the tests, encoded once: the empty prompt, and one row for each of PROMPTS."""
+
+    null: TextEmbedding
+    prompts: TextEmbedding
+
+
+@pytest.fixture(scope="session")
+def embedded(tiny_pipeline: Path) -> Embedded:
+    encoder = SD35(CPU, torch.float32).load_text_encoder(tiny_pipeline, MAX_LENGTH)
+    return Embedded(encoder.encode([""]), encoder.encode(PROMPTS))
+
+
+def perturb(network: nn.Module, seed: int) -> None:
+    """Move every weight by 10% of its tensor's size, so that student, fake score and teacher are three networks."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=random).to(parameter.dtype)
+            parameter.add_(0.1 * parameter.square().mean().sqrt() * noise)
+
+
+@pytest.fixture(scope="session")
+def trio(tiny_pipeline: Path) -> Networks:
+    """The three networks; tests work on copies."""
+    config = Config()
+    config.model.teacher_id = config.model.fake_id = str(tiny_pipeline)
+    networks = load_networks(config, SD35(CPU, torch.float32), tiny_pipeline)
+    perturb(networks.student, 1)
+    perturb(networks.fake, 2)
+    return networks
+
+
+@pytest.fixture(scope="session")
+def decoder(tiny_pipeline: Path) -> ImageDecoder:
+    return SD35(CPU, torch.float32).load_image_decoder(tiny_pipeline)
+
+
+def squared_distance(pictures: Tensor, others: Tensor) -> Tensor:
+    """A perceptual distance that is easy to write down, [B]."""
+    return (pictures - others).square().mean(dim=(1, 2, 3))
+
+
+def make_critic(family: SD35, network: nn.Module, null: TextEmbedding) -> Critic:
+    """A discriminator on `network`'s features, as the assembly makes it."""
+    blocks = choose_blocks(family, blocks_owner(network))
+    heads = Discriminator(token_widths(family, network, blocks, null, (8, 8, 8)), seed=0)
+    return Critic(heads, heads, network, blocks)
+
+
+Make = Callable[..., Distillation]
+
+
+@pytest.fixture
+def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: ImageDecoder) -> Make:
+    """Builds a distillation on fresh copies of the networks, with a spying family."""
+
+    def build(family: SD35 | None = None, networks: Networks | None = None, **options) -> Distillation:
+        family = family or SpyFamily()
+        networks = networks or copy.deepcopy(trio)
+        values = {"teacher_infer_steps": TEACHER_STEPS, "k_anchor": K, "stu_inference_steps": STEPS, **options}
+        config = MethodConfig(**values)
+        schedule = family.load_schedule(tiny_pipeline)
+        critic = None
+        if DISCRIMINATOR in trained(config):
+            critic = make_critic(family, getattr(networks, config.gan_features), embedded.null)
+            family.calls.clear()
+        return Distillation(
+            config=config,
+            family=family,
+            schedule=schedule,
+            networks=networks,
+            student_forward=networks.student,
+            fake_forward=networks.fake,
+            null=embedded.null,
+            latent_shape=(8, 8, 8),
+            seed=0,
+            decoder=decoder,
+            perceptual=squared_distance,
+            critic=critic,
+            **Distillation.grids(config, schedule, CPU),
+        )
+
+    return build
+
+
+@pytest.fixture
+def batch(embedded: Embedded) -> Callable[..., MicroBatch]:
+    """Micro-batch of the samples named, of step 5 unless said; sample i has prompt i."""
+
+    def build(*samples: int, step: int = 5) -> MicroBatch:
+        rows = list(samples)
+        text = TextEmbedding(embedded.prompts.context[rows], embedded.prompts.pooled[rows])
+        return MicroBatch(text, step, rows, step)
+
+    return build
+
+
+def gradients(network: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for parameter in network.parameters()]
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
