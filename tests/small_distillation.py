@@ -1,7 +1,7 @@
 """A distillation on small random SD3s, whose family remembers its calls; its fixtures are in every test's reach."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dpdmd.config import Config
 from dpdmd.discriminator import Critic, Discriminator, choose_blocks, token_widths
 from dpdmd.distillation import Distillation, MicroBatch
-from dpdmd.families.base import ImageDecoder, TextEmbedding
+from dpdmd.families.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.families.sd35 import SD35
 from dpdmd.methods import DISCRIMINATOR, trained
 from dpdmd.networks import Networks, blocks_owner, load_networks
@@ -99,10 +99,12 @@ def squared_distance(pictures: Tensor, others: Tensor) -> Tensor:
     return (pictures - others).square().mean(dim=(1, 2, 3))
 
 
-def make_critic(family: SD35, network: nn.Module, null: TextEmbedding) -> Critic:
+def make_critic(
+    family: Family, network: nn.Module, null: TextEmbedding, latent_shape: Sequence[int] = (8, 8, 8)
+) -> Critic:
     """A discriminator on `network`'s features, as the assembly makes it."""
     blocks = choose_blocks(family, blocks_owner(network))
-    heads = Discriminator(token_widths(family, network, blocks, null, (8, 8, 8)), seed=0)
+    heads = Discriminator(token_widths(family, network, blocks, null, latent_shape), seed=0)
     return Critic(heads, heads, network, blocks)
 
 
