@@ -108,6 +108,12 @@ def make_critic(
     return Critic(heads, heads, network, blocks)
 
 
+def method_flags(method: str, scorers: dict[str, str]) -> list[str]:
+    """A command line's part that chooses a method, with what it needs."""
+    compared = ["--perceptual", "dino", "--perceptual_path", scorers["dino_path"]] if method == "dmd_lpips" else []
+    return ["--method", method, *compared]
+
+
 Make = Callable[..., Distillation]
 
 

@@ -220,6 +220,11 @@ def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says
         ),
         ({"--method": "dmd_lpips", "--perceptual_path": "weights/tiny"}, "vgg16-397923af.pth cannot be read"),
         (
+            {"--method": "dmd_lpips", "--perceptual_path": "weights/tiny", "--offload_vae": ""},
+            "--offload_vae: dmd_lpips has a gradient through the decoder",
+        ),
+        ({"--method": "dmd_gan", "--compile": ""}, "--compile: dmd_gan's discriminator reads"),
+        (
             {"--method": "dmd_gan", "--teacher_cache_size": "8", "--teacher_cache": "README.md"},
             "README.md is a file; give a folder",
         ),

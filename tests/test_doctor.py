@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_distillation import method_flags
 
 from dpdmd import distributed, doctor, losses, methods, rng, rollout
 from dpdmd.families import base
@@ -21,6 +22,11 @@ def examine(short_run, tmp_path, tiny_scorers):
         return status, {row[0].removeprefix("| ") for row in rows if row[1] != "well"}
 
     return run
+
+
+@pytest.mark.parametrize("method", ["dmd_gan", "dmd_lpips"])
+def test_a_compared_method_is_well(examine, tiny_scorers, method):
+    assert examine(*method_flags(method, tiny_scorers), "--ema_decay", "0.9", "--rollout", "dmd2") == (0, set())
 
 
 @pytest.mark.parametrize("method", ["dpdmd", "dmd"])

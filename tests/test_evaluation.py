@@ -75,9 +75,9 @@ def test_a_run_is_evaluated_before_during_and_at_the_end(flags, tmp_path, monkey
 
     passes, score = [], InLoopEvaluation._score
 
-    def counted(self, sampler, title, folder):
+    def counted(self, sampler, title, folder, *, show):
         passes.append(title)
-        return score(self, sampler, title, folder)
+        return score(self, sampler, title, folder, show=show)
 
     monkeypatch.setattr(InLoopEvaluation, "_score", counted)
     assert train.main([*flags, "--max_steps", "18", "--resume_from_checkpoint", "latest"]) == 0

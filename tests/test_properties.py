@@ -110,6 +110,7 @@ def test_a_configuration_survives_its_file(config):
 def test_flags_and_file_give_the_same_configuration(steps, rate, method, normalizer, bf16):
     """A flag's text and a YAML value are read alike."""
     flags = ["--max_steps", str(steps), "--lr_student", str(rate), "--method", method]
+    flags += ["--perceptual_path", "weights"] if method == "dmd_lpips" else []
     flags += ["--dmd_normalizer", normalizer, "--bf16" if bf16 else "--no-bf16"]
     with tempfile.TemporaryDirectory() as folder:
         write_yaml(parse(flags), Path(folder) / "config.yaml")

@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_distillation import make_critic, squared_distance
+from small_distillation import make_critic, method_flags, squared_distance
 from torch import Tensor
 
 from dpdmd import checkpoint, doctor, export, generate, lora, methods, terms, train
@@ -290,16 +290,16 @@ def state_bytes(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_a_resumed_run_is_bit_equal(flags, tmp_path, method):
-    """Six updates at once, and four plus two: both networks and both optimizers take the same bytes."""
-    more = [*flags, "--method", method, "--ckpt_every", "4", "--per_train_fake_num", "2"]
+def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
+    """Six updates at once, and four plus two: all networks and their optimizers take the same bytes."""
+    more = [*flags, *method_flags(method, tiny_scorers), "--ckpt_every", "4", "--per_train_fake_num", "2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main([*more, "--run_dir", str(whole), "--max_steps", "6"]) == 0
     assert train.main([*more, "--run_dir", str(parts), "--max_steps", "4"]) == 0
     resume = ["--max_steps", "6", "--resume_from_checkpoint", "latest"]
     assert train.main([*more, "--run_dir", str(parts), *resume]) == 0
     ours, theirs = (state_bytes(run / "ckpts" / "step_000006") for run in (parts, whole))
-    assert len(ours) == 4 and ours == theirs
+    assert len(ours) == 2 * len(methods.trained(MethodConfig(method=method))) and ours == theirs
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["turn"] for line in records] == ["fake", "fake", "student"] * 2
     assert ("loss_div" in records[5]) == (method == "dpdmd")
@@ -361,8 +361,8 @@ def test_evaluation_in_the_loop_bf16_and_recomputation(flags, tmp_path, tiny_sco
 
 @pytest.mark.parametrize("method", methods.METHODS)
 @pytest.mark.parametrize("sigmas", ["default", "trailing"])
-def test_the_doctor_finds_it_well(flags, tmp_path, capsys, method, sigmas):
-    more = ["--method", method, "--student_sigmas", sigmas, "--out", str(tmp_path / "doctor")]
+def test_the_doctor_finds_it_well(flags, tmp_path, tiny_scorers, capsys, method, sigmas):
+    more = [*method_flags(method, tiny_scorers), "--student_sigmas", sigmas, "--out", str(tmp_path / "doctor")]
     assert doctor.main([*flags, *more]) == 0, capsys.readouterr().out
 
 

@@ -16,9 +16,9 @@ from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks
 from dpdmd.options import MethodConfig
 from dpdmd.rollout import rollout
-from dpdmd.schedules import FlowSchedule, trailing_sigmas
+from dpdmd.schedules import FlowSchedule
 
-SIGMAS = trailing_sigmas(4, 3.0)
+SIGMAS = FlowSchedule(3.0).trailing_sigmas(4)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
