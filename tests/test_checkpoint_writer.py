@@ -76,7 +76,7 @@ def test_a_snapshot_does_not_move_with_what_is_trained(flags, monkeypatch, fused
     for step in range(2):
         trainer.take_step(step)
     taken = trainer.snapshot(2)
-    parts = [taken.student, taken.fake, taken.optimizer_student, taken.optimizer_fake]
+    parts = [*taken.networks.values(), *taken.optimizers.values()]
     before = [{name: value.clone() for name, value in part.items()} for part in parts]
     assert all(before)
     for step in range(2, 4):
@@ -84,8 +84,9 @@ def test_a_snapshot_does_not_move_with_what_is_trained(flags, monkeypatch, fused
     for part, then in zip(parts, before, strict=True):
         assert all(torch.equal(part[name], value) for name, value in then.items())
     moved = trainer.snapshot(4)
-    assert any(not torch.equal(moved.student[name], value) for name, value in taken.student.items())
-    assert any(not torch.equal(moved.optimizer_fake[name], value) for name, value in taken.optimizer_fake.items())
+    student, moments = taken.networks["student"], taken.optimizers["fake"]
+    assert any(not torch.equal(moved.networks["student"][name], value) for name, value in student.items())
+    assert any(not torch.equal(moved.optimizers["fake"][name], value) for name, value in moments.items())
 
 
 def test_a_failed_write_ends_the_run_on_the_next_step(flags, tmp_path, monkeypatch, capsys):

@@ -147,9 +147,11 @@ def test_a_resting_decoder_makes_the_same_pictures_one_at_a_time(tiny_pipeline, 
     decoder = SD35(torch.device("cpu"), torch.float32).load_image_decoder(tiny_pipeline)
     latents = torch.randn(3, *decoder.latent_shape(64, 64), generator=torch.Generator().manual_seed(0))
     together = decoder.decode(latents)
-    moves, batches, healthy = [], [], decoder.decode
+    moves, batches, healthy = [], [], decoder.decode_with_gradient
     monkeypatch.setattr(decoder.vae, "to", lambda device: moves.append(str(device)))
-    monkeypatch.setattr(decoder, "decode", lambda latent: (batches.append(len(latent)), healthy(latent))[1])
+    monkeypatch.setattr(
+        decoder, "decode_with_gradient", lambda latent: (batches.append(len(latent)), healthy(latent))[1]
+    )
     resting = RestingDecoder(decoder, torch.device("cuda"))
     assert moves == ["cpu"] and resting.latent_shape(64, 64) == decoder.latent_shape(64, 64)
     torch.testing.assert_close(resting.decode(latents), together, rtol=0, atol=1e-5)
