@@ -175,7 +175,7 @@ def run_processes() -> Callable[..., subprocess.CompletedProcess]:
     def run(arguments: list[str], count: int = 2, *, check: bool = True) -> subprocess.CompletedProcess:
         launch = [sys.executable, "-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", str(count)]
         result = subprocess.run(
-            [*launch, *arguments], cwd=ROOT, env=cpu_environment(), capture_output=True, text=True, timeout=180
+            [*launch, *arguments], cwd=ROOT, env=cpu_environment(), capture_output=True, text=True, timeout=500
         )
         assert not check or result.returncode == 0, result.stderr[-3000:]
         return result
