@@ -105,13 +105,14 @@ def route(config: MethodConfig, seed: int, step: int) -> Route:
     """
     reached = range(int(detaches(config)), config.stu_inference_steps)
     first = {0} if diversity_term in METHODS[config.method].terms else set()
+    kept, jump_at = set(reached), None
     if config.rollout == "dmd2":
         jump_at = _one_of(reached, seed, "jump step", step)
-        return Route(detaches(config), frozenset({jump_at} | first), jump_at)
-    kept: Sequence[int] = reached
-    if config.grad_steps != "all":
-        kept = [reached[-1] if config.grad_steps == "last" else _one_of(reached, seed, "gradient step", step)]
-    return Route(detaches(config), frozenset({*kept, *first}), None)
+        kept = {jump_at}
+    elif config.grad_steps != "all":
+        kept = {reached[-1] if config.grad_steps == "last" else _one_of(reached, seed, "gradient step", step)}
+    # A first prediction that is kept for the diversity loss alone is out of the sample's reach.
+    return Route(0 not in kept, frozenset(kept | first), jump_at)
 
 
 def _one_of(steps: Sequence[int], seed: int, purpose: str, step: int) -> int:

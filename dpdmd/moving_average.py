@@ -19,8 +19,9 @@ class MovingAverage:
         self.averages = [weights.clone() for weights in self._weights()]
 
     def _weights(self) -> list[Tensor]:
-        detached = [parameter.detach() for parameter in self.parameters]
-        return [weights.to_local() if isinstance(weights, DTensor) else weights for weights in detached]
+        # `data`: autograd need not know of an exchange after which all is as it was, also where a graph is waiting.
+        plain = [parameter.data for parameter in self.parameters]
+        return [weights.to_local() if isinstance(weights, DTensor) else weights for weights in plain]
 
     @torch.no_grad()
     def update(self, share: Tensor | float = 1.0) -> None:

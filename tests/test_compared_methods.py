@@ -151,6 +151,11 @@ def test_a_moving_average_is_its_formula_and_gives_the_weights_back():
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-6, atol=0)
         assert parameter.requires_grad
     assert parameter.tolist() == [-1.0, -1.0]
+    waiting = parameter.square().sum()
+    with average.in_place():
+        pass
+    waiting.backward()  # an exchange that is over leaves a waiting graph right
+    assert parameter.grad.tolist() == [-2.0, -2.0]
 
 
 def test_the_average_moves_with_student_turns_is_exported_and_scored_apart(flags, tmp_path, tiny_scorers):

@@ -25,8 +25,9 @@ def examine(short_run, tmp_path, tiny_scorers):
 
 
 @pytest.mark.parametrize("method", ["dmd_gan", "dmd_lpips"])
-def test_a_compared_method_is_well(examine, tiny_scorers, method):
-    assert examine(*method_flags(method, tiny_scorers), "--ema_decay", "0.9", "--rollout", "dmd2") == (0, set())
+@pytest.mark.parametrize("more", [["--ema_decay", "0.9"], ["--rollout", "dmd2"], ["--grad_steps", "last"]], ids=str)
+def test_a_compared_method_is_well(examine, tiny_scorers, method, more):
+    assert examine(*method_flags(method, tiny_scorers), *more) == (0, set())
 
 
 @pytest.mark.parametrize("method", ["dpdmd", "dmd"])

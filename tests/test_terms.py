@@ -140,6 +140,19 @@ def test_without_the_detach_dmd_reaches_the_first_prediction_of_dpdmd(make, batc
     assert steps_with_gradient(make(detach_first_step=False), batch(0, 1))[0] is True
 
 
+def test_a_first_step_kept_for_the_diversity_loss_is_out_of_dmds_reach(make, batch, monkeypatch):
+    """Without the detach the last step alone still means the last: the first prediction's gradient is diversity's."""
+    options = {"detach_first_step": False, "grad_steps": "last"}
+    whole = make(**options)
+    student_turn(whole, batch(0, 1)).loss.backward()
+    alone = replace(methods.METHODS["dpdmd"], terms=(terms.diversity_term,))
+    monkeypatch.setitem(methods.METHODS, "dpdmd", alone)
+    run = make(**options)
+    student_turn(run, batch(0, 1)).loss.backward()
+    first, expected = (each.family.of(each.networks.student)[0].prediction.grad for each in (whole, run))
+    assert expected.any() and torch.equal(first, expected)
+
+
 def test_random_steps_are_drawn_by_step_alone_and_cover_what_may_be_reached():
     for method, reached in (("dmd", {0, 1, 2, 3}), ("dpdmd", {1, 2, 3})):
         config = MethodConfig(method=method, grad_steps="random")
