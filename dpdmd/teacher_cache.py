@@ -96,6 +96,13 @@ class StoredSamples:
         return torch.cat([self.files[number].get_slice("x")[row : row + 1] for number, row in places]).to(self.device)
 
 
+def _make_as_many(make: Make, shard: Shard, count: int) -> Tensor:
+    """The shard's samples, its last made anew until `count` are: a sharded teacher is called in step on all ranks."""
+    more = count - len(shard.prompts)
+    made = make([*shard.prompts, *shard.prompts[-1:] * more], [*shard.entries, *[shard.entries[-1]] * more])
+    return made[: len(shard.prompts)]
+
+
 def stored_samples(
     folder: Path,
     prompts: Sequence[str],
@@ -112,7 +119,7 @@ def stored_samples(
 
     Args:
         make: asks the teacher.
-        share: this rank's part of a list, as long on every rank: a sharded teacher is called in step.
+        share: this rank's part of a list, as long on every rank.
         wait: returns when every rank has come to it.
         tell: takes a line for the log.
 
@@ -127,7 +134,8 @@ def stored_samples(
         needed, count = size_in_bytes(missing, settings.latent_shape), sum(len(shard.prompts) for shard in missing)
         tell(f"making {count} teacher samples in {folder}: {needed / 1e9:.3f} GB")
         require_space("--teacher_cache", folder, "the teacher samples", needed)
+        longest = max(len(shard.prompts) for shard in missing)
         for shard in tqdm(share(missing), desc="teacher samples", unit="shard", disable=not progress):
-            write_shard(shard.path, {"x": make(shard.prompts, shard.entries)})
+            write_shard(shard.path, {"x": _make_as_many(make, shard, longest)})
     wait()
     return StoredSamples(shards, device)

@@ -123,6 +123,31 @@ def test_a_pool_shows_every_prompt_as_often_as_any_other():
     assert teacher_cache.pool_prompts(prompts, 0, 7) == pool[:7]
 
 
+def test_ranks_call_the_teacher_equally_often(tmp_path):
+    """Of 16 and 4 samples a rank each: a sharded teacher would wait for ever for the calls that do not come."""
+    settings = teacher_cache.PoolSettings("model", "torch.float32", (1.0, 0.0), 3.5, (1, 1, 1), 10, 0)
+    prompts, calls = [str(index) for index in range(20)], []
+
+    def make(prompts, entries):
+        calls.append((list(prompts), list(entries)))
+        return torch.tensor(entries).reshape(-1, 1, 1, 1).float()
+
+    stored = teacher_cache.stored_samples(
+        tmp_path,
+        prompts,
+        settings,
+        CPU,
+        make,
+        share=list,
+        wait=lambda: None,
+        tell=lambda _: None,
+        progress=False,
+    )
+    assert [len(entries) for _, entries in calls] == [16, 16]
+    assert all(made == [str(entry) for entry in entries] for made, entries in calls)
+    assert stored([19, 0, 16, 7]).flatten().tolist() == [19, 0, 16, 7]
+
+
 def test_too_little_space_for_the_pool_is_told(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dpdmd.shards.shutil.disk_usage", lambda _: Full())
     more = ["--teacher_cache", str(tmp_path / "cache"), "--teacher_cache_size", "9", "--run_dir", str(tmp_path / "run")]
