@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +117,7 @@ def main() -> None:
     lines = [
         f"# Time to result on the small world ({date})",
         "",
-        f"`{' '.join(['python', *sys.argv])}`",
+        f"`{shlex.join(['python', *sys.argv])}`",
         "",
         f"A checkpoint every {args.every} steps, 16 prompts x {args.num_seeds} seeds each; {os.cpu_count()} cores, "
         f"{args.jobs} runs at a time; {used}",

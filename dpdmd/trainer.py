@@ -23,6 +23,7 @@ from dpdmd.families.layouts import Note
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.lr_schedules import learning_rate
+from dpdmd.memory_plan import MAX_PICTURES
 from dpdmd.preflight import Plan, total_steps
 from dpdmd.prompts import global_samples, prompts_of_step
 from dpdmd.run_folder import BEST, write_text
@@ -32,7 +33,6 @@ from dpdmd.teacher_cache import pool_prompts
 from dpdmd.transfers import Stopwatch
 
 Item = TypeVar("Item")
-MAX_PICTURES = 8  # in process_vis
 STOP = "stop"  # the figure that tells every rank of a signal to any of them, or of a checkpoint that failed
 
 

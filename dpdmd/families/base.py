@@ -32,10 +32,6 @@ class TextEmbedding:
         """One embedding shown to `batch_size` samples, without a copy."""
         return TextEmbedding(self.context.expand(batch_size, -1, -1), self.pooled.expand(batch_size, -1))
 
-    def repeat_each(self, times: int) -> "TextEmbedding":
-        """Every row `times` times in a row: [B * times, ...]."""
-        return TextEmbedding(self.context.repeat_interleave(times, 0), self.pooled.repeat_interleave(times, 0))
-
 
 class TextEncoder(ABC):
     """The text encoders of one model, frozen."""
