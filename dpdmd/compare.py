@@ -31,6 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=int, help="models at work at a time (default: one a CPU core, 1 if the sweep gives a launcher)"
     )
+    parser.add_argument(
+        "--reuse",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="OUT",
+        help="other sweeps' folders: what was trained there with the same options and seed is measured only",
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train and measure these configurations alone")
     return parser
 
@@ -50,7 +58,10 @@ def check(args: argparse.Namespace) -> tuple[Sweep, list[Job]]:
     args.out = args.out or Path("outputs") / args.sweep.stem
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out}: is a file; give a folder")
-    jobs = plan_jobs(sweep, args.out)
+    for folder in args.reuse:
+        if not (folder / "runs").is_dir():
+            raise ValueError(f"--reuse {folder}: no sweep has run there; give the --out of one")
+    jobs = plan_jobs(sweep, args.out, args.reuse)
     for job in jobs:
         for stage in job.stages:
             stage.check()

@@ -210,7 +210,7 @@ class EvalConfig:
     clip_path: str | None = _flag(None, "clip-vit-large-patch14 folder", "release", free=True)
     clip_score_path: str | None = _flag(None, "CLIP folder for text alignment", "ours", free=True)
     eval_every: int | None = _flag(
-        None, "steps between evaluations; without it --ckpt_every", "release", least=1, free=True
+        None, "steps between evaluations; 0: none; without it --ckpt_every", "release", least=0, free=True
     )
     div_prompts: str = _flag("data/prompts_eval.txt", "prompts for diversity", "ours", free=True)
     num_div_seeds: int = _flag(9, "pictures of each of them, R", "paper", least=2, free=True)

@@ -125,6 +125,29 @@ def test_only_runs_what_it_names(values, tmp_path):
     assert compare.main(call(values, tmp_path, "--only", "nobody")) == 2
 
 
+def test_a_row_may_have_its_own_launcher(values, tmp_path, capsys):
+    values["configurations"]["dmd"]["launcher"] = values.pop("launcher") + " --own"
+    values["launcher"] = "no_such_program"
+    assert compare.main(call(values, tmp_path)) == 1
+    assert "Not finished: dpdmd, seed 0; dpdmd, seed 1." in capsys.readouterr().out
+    assert (
+        (tmp_path / "out/runs/dmd/seed_0/train.log").read_text().split("\n")[0].count("train.py --own -m dpdmd.train")
+    )
+
+
+def test_what_another_sweep_trained_is_measured_only(values, tmp_path, capsys):
+    """Whatever it is called there; and what was measured so is not taken for a model of the sweep's own."""
+    first, second = tmp_path / "out", tmp_path / "second"
+    assert compare.main(call(values, tmp_path, "--only", "dpdmd")) == 0
+    values["configurations"] = {"ours": {"flags": {"method": "dpdmd"}}, "dmd": {"flags": {"method": "dmd"}}}
+    arguments = [*call(values, tmp_path), "--out", str(second)]
+    assert compare.main([*arguments, "--reuse", str(first)]) == 0
+    assert not (second / "runs/ours/seed_0/run").exists() and (second / "runs/dmd/seed_0/run/value").is_file()
+    assert "| ours | 0.755" in capsys.readouterr().out
+    assert compare.main(arguments) == 2
+    assert f"was made with model '{first}/runs/dpdmd/seed_0/run'" in capsys.readouterr().err
+
+
 def process(arguments: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "dpdmd.compare", *arguments]
@@ -215,6 +238,8 @@ def test_an_option_that_came_later_counts_as_its_default(values, tmp_path):
         ({"flags": {"k_anchor": [1]}}, "configuration dmd: k_anchor must be a number, a text, true or false"),
         ({"configurations": {"a/b": {}}}, "names are letters, digits"),
         ({"configurations": {"a": {"model": "m", "flags": {}}}}, "has model, so nothing is trained"),
+        ({"configurations": {"a": {"model": "m", "launcher": "x"}}}, "nothing is trained; leave launcher out"),
+        ({"configurations": {"a": {"launcher": "x '"}}}, 'configuration a: launcher: "x \'" is no command line'),
         ({"configurations": {"a": {"paper": {"accuracie": 1}}}}, "no column is called 'accuracie'"),
         ({"configurations": {"a": {"paper": {"accuracy": "x"}}}}, "accuracy must be a number"),
         ({"measure": {"train": {}}}, "that name is the training's own"),
@@ -234,7 +259,12 @@ def test_a_wrong_sweep_gets_one_line_before_anything_runs(values, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("extra", "says"), [(["--jobs", "0"], "--jobs 0: must be at least 1"), (["--out", "README.md"], "is a file")]
+    ("extra", "says"),
+    [
+        (["--jobs", "0"], "--jobs 0: must be at least 1"),
+        (["--out", "README.md"], "is a file"),
+        (["--reuse", "data"], "--reuse data: no sweep has run there"),
+    ],
 )
 def test_a_wrong_flag_gets_one_line(values, tmp_path, capsys, monkeypatch, extra, says):
     monkeypatch.chdir(ROOT)

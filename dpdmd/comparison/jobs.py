@@ -104,27 +104,44 @@ class Job:
         return all(stage.is_done() for stage in self.stages)
 
 
-def plan_jobs(sweep: Sweep, out: Path) -> list[Job]:
-    """Every job of a sweep, seed after seed, so that an early end leaves whole rows."""
+def plan_jobs(sweep: Sweep, out: Path, reuse: Sequence[Path] = ()) -> list[Job]:
+    """Every job of a sweep, seed after seed, so that an early end leaves whole rows.
+
+    A model that was trained in one of the sweeps' folders `reuse` with the same options and seed is measured only.
+    """
     pairs = [(name, seed) for name in sweep.configurations for seed in sweep.seeds_of(name)]
     order = {seed: place for place, seed in enumerate((None, *sweep.seeds))}
-    return [_job(sweep, name, seed, out) for name, seed in sorted(pairs, key=lambda pair: order[pair[1]])]
+    return [_job(sweep, name, seed, out, reuse) for name, seed in sorted(pairs, key=lambda pair: order[pair[1]])]
 
 
-def _job(sweep: Sweep, name: str, seed: int | None, out: Path) -> Job:
+def _job(sweep: Sweep, name: str, seed: int | None, out: Path, reuse: Sequence[Path]) -> Job:
     configuration = sweep.configurations[name]
+    given = configuration.model
     folder = out / "runs" / (name if seed is None else f"{name}/seed_{seed}")
     stages = []
     if seed is not None:
-        asked = {"launcher": list(sweep.launcher), **configuration.resolved}
+        asked = {"launcher": list(configuration.launcher), **configuration.resolved}
         command = sweep.train_command(name, seed, folder / "run")
-        stages.append(Stage("train", folder, command, asked, sweep.on_cores))
-    model = folder / "run" if configuration.model is None else Path(configuration.model)
+        train = Stage("train", folder, command, asked, sweep.on_cores)
+        given = _trained_elsewhere(train, reuse)
+        stages += [train] if given is None else []
+    model = folder / "run" if given is None else Path(given)
     for measure in sweep.measures.values():
-        asked = {"command": list(measure.command), "model": configuration.model}
+        asked = {"command": list(measure.command), "model": given}
         command = sweep.measure_command(measure.name, str(model), folder / measure.name)
         stages.append(Stage(measure.name, folder, command, asked, sweep.on_cores))
     return Job(name, seed, folder, model, tuple(stages))
+
+
+def _trained_elsewhere(train: Stage, reuse: Sequence[Path]) -> str | None:
+    """The run folder of a finished training that was asked for the same; None once one has begun here."""
+    if train.record.is_file():
+        return None
+    for record in (path for out in reuse for path in sorted(out.glob(f"runs/*/{train.folder.name}/train.json"))):
+        there = json.loads(record.read_text(encoding="utf-8"))
+        if there["done"] and not _changes(train.asked, there["asked"]):
+            return str(record.with_name("run"))
+    return None
 
 
 class Workers:

@@ -11,6 +11,7 @@
       teacher: {model: weights/tiny/sd35}  # measured as it is, not trained
       dmd: {flags: {method: dmd}}
       dpdmd: {paper: {entropy: 0.8}}       # the paper's number of a column
+      dmd_gan: {flags: {method: dmd_gan}, launcher: python}  # a row's own
     measure:                            # in this order, after each training
       oracle:
         command: python -m dpdmd.shapes.measure --model {model} --out {out}/figures.json
@@ -69,7 +70,8 @@ class Configuration:
     """One row of the table.
 
     Attributes:
-        model: what is measured where nothing is trained; then `flags` and `resolved` are empty.
+        model: what is measured where nothing is trained; then `launcher`, `flags` and `resolved` are empty.
+        launcher: words before `-m dpdmd.train`.
         flags: of `dpdmd.train`, on top of the sweep's `config`.
         resolved: every option of a run but those that the sweep itself gives.
         paper: column -> the paper's number.
@@ -77,6 +79,7 @@ class Configuration:
 
     name: str
     model: str | None
+    launcher: tuple[str, ...]
     flags: dict[str, Any]
     resolved: dict[str, Any]
     paper: dict[str, float]
@@ -114,8 +117,7 @@ class Sweep:
     path: Path
     title: str
     config: str | None
-    launcher: tuple[str, ...]
-    on_cores: bool  # no launcher is given: a run is a process on one CPU core, and several go side by side
+    on_cores: bool  # no launcher is given anywhere: a run is a process on one CPU core, several side by side
     seeds: tuple[int, ...]
     baseline: str | None
     configurations: dict[str, Configuration]
@@ -136,7 +138,7 @@ class Sweep:
         words = ["--config", self.config] if self.config else []
         words += [_as_flag(flag, value) for flag, value in configuration.flags.items()]
         own = ["--seed", str(seed), "--run_dir", str(run), "--resume_from_checkpoint", "latest"]
-        return [*_interpreter(self.launcher), "-m", "dpdmd.train", *words, *own]
+        return [*_interpreter(configuration.launcher), "-m", "dpdmd.train", *words, *own]
 
     def measure_command(self, measure: str, model: str, out: Path) -> list[str]:
         """The command of one measure on one model."""
@@ -181,8 +183,7 @@ def read_sweep(path: Path) -> Sweep:
         path=path,
         title=values["title"],
         config=values.get("config"),
-        launcher=_words(values.get("launcher", "python"), f"{path}: launcher"),
-        on_cores="launcher" not in values,
+        on_cores=all("launcher" not in part for part in (values, *filter(None, values["configurations"].values()))),
         seeds=_seeds(values.get("seeds", []), configurations, f"{path}: seeds"),
         baseline=values.get("baseline"),
         configurations=configurations,
@@ -259,7 +260,7 @@ def _measure(name: Any, values: Any, place: str) -> Measure:
 
 def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[str], place: str) -> Configuration:
     _check_name(name, place)
-    values = _take(values or {}, {"model": str, "flags": dict, "paper": dict}, place)
+    values = _take(values or {}, {"model": str, "launcher": str, "flags": dict, "paper": dict}, place)
     paper = values.get("paper", {})
     for column, number in paper.items():
         if column not in columns:
@@ -267,11 +268,13 @@ def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             raise ValueError(f"{place}: paper: {column} must be a number, not {number!r}")
     if "model" in values:
-        if "flags" in values:
-            raise ValueError(f"{place}: has model, so nothing is trained; leave flags out")
-        return Configuration(name, values["model"], {}, {}, paper)
+        for key in ("flags", "launcher"):
+            if key in values:
+                raise ValueError(f"{place}: has model, so nothing is trained; leave {key} out")
+        return Configuration(name, values["model"], (), {}, {}, paper)
+    launcher = _words(values.get("launcher", sweep.get("launcher", "python")), f"{place}: launcher")
     flags = {**sweep.get("flags", {}), **values.get("flags", {})}
-    return Configuration(name, None, flags, _resolve(sweep.get("config"), flags, place), paper)
+    return Configuration(name, None, launcher, flags, _resolve(sweep.get("config"), flags, place), paper)
 
 
 def options_of(config: Config) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def plan_evaluation(config: EvalConfig) -> EvalPlan:
     Raises:
         ValueError: one line that names the flag and what to do.
     """
+    if config.eval_every == 0:
+        return EvalPlan([], {}, "")
     paths = check_scorer_paths(vars(config), IN_LOOP_SCORERS)
     missing = [f"{name} (--{REQUIREMENTS[name][0]})" for name in IN_LOOP_SCORERS if name not in paths]
     skipped = f"not scored in the loop, since not configured: {', '.join(missing)}" if missing else ""
