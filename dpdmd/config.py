@@ -248,6 +248,14 @@ def _check_what_methods_exclude(method: MethodConfig, optim: OptimConfig) -> Non
         )
 
 
+def _check_recomputed_blocks(optim: OptimConfig) -> None:
+    wanted = optim.recomputed_blocks
+    if wanted not in ("all", "auto") and not wanted.isdecimal():
+        raise ValueError(f"--recomputed_blocks {wanted}: must be a number of blocks, auto or all")
+    if wanted != "all" and not optim.gradient_checkpointing:
+        raise ValueError(f"--recomputed_blocks {wanted}: give --gradient_checkpointing, or leave it out")
+
+
 def validate(config: Config) -> None:
     """Check the values alone: ranges, choices, and fields against each other.
 
@@ -276,3 +284,4 @@ def validate(config: Config) -> None:
     _check_rollout(method)
     _check_teacher_samples(method)
     _check_what_methods_exclude(method, config.optim)
+    _check_recomputed_blocks(config.optim)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dpdmd import geneval
+from dpdmd import distributed, geneval
 from dpdmd.families.base import TextEncoder
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.prompts import read_prompts
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         prompts = check(args)
+        distributed.set_cuda_arithmetic(args.bf16)
         sampler, encoder = load_sampler(
             args.model,
             torch.device("cuda" if torch.cuda.is_available() else "cpu"),

@@ -7,7 +7,7 @@ loses gradients without an error; here requires_grad stays on, and a switch touc
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -101,8 +101,9 @@ class Role(nn.Module):
         with self.base.playing_as(self.name):
             return self.base.network(*arguments, **named)
 
-    def enable_gradient_checkpointing(self) -> None:
-        self.base.network.enable_gradient_checkpointing(self.base.checkpointed)
+    def enable_gradient_checkpointing(self, checkpointed: Callable[..., Any] | None = None) -> None:
+        """As diffusers' networks: by calls of `checkpointed(module, *arguments)`, the base's own if not given."""
+        self.base.network.enable_gradient_checkpointing(checkpointed or self.base.checkpointed)
 
     def disable_gradient_checkpointing(self) -> None:
         self.base.network.disable_gradient_checkpointing()

@@ -5,7 +5,7 @@ Figures are bytes of tensors; what a library's convolution workspace or the allo
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpdmd.config import Config
@@ -176,9 +176,9 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
 def _gathered(layout: Layout, teacher: Path) -> Row:
     """What a sharded network has whole at a time."""
     header = read_weights_header(teacher / layout.network)
-    prefix, count_blocks = layout.blocks
+    prefix, _ = layout.blocks
     in_blocks = count_numbers({name: value for name, value in header.items() if name.startswith(prefix)})
-    blocks = count_blocks(layout.network_config(teacher))
+    blocks = layout.count_blocks(teacher)
     outside = count_numbers(header) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
     return Row("gathered", numbers * FP32, "this block, the next, one block's gradients, and what is in none, in fp32")
@@ -248,17 +248,17 @@ def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, masters:
 def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
     """Graphs that wait for their backward pass, and the most that works beside them."""
     batch, calls = config.optim.batch_size, config.method.stu_inference_steps
-    checkpointed = config.optim.gradient_checkpointing
     guided = 1 if config.method.teacher_guidance_scale == 1 else 2
     call = _call(config, layout, teacher, batch, masters=config.model.lora_rank is None)
     seen = _call(config, layout, teacher, guided * batch, masters=False)
-    flags = ("--batch_size (and --grad_accum)", *(() if checkpointed else ("--gradient_checkpointing",)))
+    again = _recomputed_blocks(config, layout, teacher)
+    less = again < layout.count_blocks(teacher)
+    flags = ("--batch_size (and --grad_accum)", *(("--gradient_checkpointing",) if less else ()))
     if call is None or seen is None:
         return [Row("activations", None, "this family does not count them", TURNS, flags)]
-    kept = call.kept_checkpointed if checkpointed else call.kept
-    backward = call.backward_checkpointed if checkpointed else call.backward
-    how = "the blocks' inputs" if checkpointed else "all that the blocks keep"
-    working = "one block recomputed" if checkpointed else "one feed-forward's gradients"
+    kept, backward = call.kept(again), call.working(again)
+    how = f"the inputs of {again} blocks and all that {len(call.blocks) - again} keep"
+    working = "one block recomputed" if again else "one feed-forward's gradients"
     rows = f"{guided * batch} rows of the teacher without a graph"
     return [
         Row("student, graphs", calls * kept, f"{calls} calls x batch {batch}, {how}", (STUDENT,), flags),
@@ -267,6 +267,31 @@ def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
         Row("at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags),
         *_perceptual(config),
     ]
+
+
+def _recomputed_blocks(config: Config, layout: Layout, teacher: Path) -> int:
+    count, wanted = layout.count_blocks(teacher), config.optim.recomputed_blocks
+    if not config.optim.gradient_checkpointing:
+        return 0
+    return count if wanted == "all" else min(count, int(wanted))
+
+
+def fewest_recomputed_blocks(config: Config, evaluation: EvalPlan, topology: Topology, device: int | None) -> str:
+    """`--recomputed_blocks auto` for a device of so many bytes: the fewest with which the plan fits it, or all.
+
+    Raises:
+        ValueError: the family's activations are not counted.
+    """
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    if layout.call_memory is None:
+        raise ValueError(
+            f"--recomputed_blocks auto: no plan counts what --family {config.model.family} keeps; give a number, or all"
+        )
+    for count in range(layout.count_blocks(teacher) if device else 0):
+        tried = replace(config, optim=replace(config.optim, recomputed_blocks=str(count)))
+        if plan_memory(tried, evaluation, topology, device).fits:
+            return str(count)
+    return "all"
 
 
 def _perceptual(config: Config) -> list[Row]:

@@ -1,10 +1,13 @@
 """The three networks of a distillation: who starts from where, who is trained, in which precision."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dpdmd import lora
 from dpdmd.compilation import compile_blocks
@@ -55,6 +58,21 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
         fake = load(Path(config.model.fake_id), torch.float32)
         student, fake = student.requires_grad_(True), fake.requires_grad_(True)
     if config.optim.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
-        fake.enable_gradient_checkpointing()
+        for network in (student, fake):
+            recompute_blocks(network, family, config.optim.recomputed_blocks)
     return Networks(teacher, student, fake)
+
+
+def recompute_blocks(network: nn.Module, family: Family, count: str) -> None:
+    """Gradient checkpointing of a network's first `count` transformer blocks ("all": of them all).
+
+    What else the library recomputes, such as the residual blocks of a UNet, is recomputed whatever the count.
+    """
+    blocks = family.feature_blocks(blocks_owner(network))
+    keeping = set() if count == "all" else set(blocks[int(count) :])
+    again = network.base.checkpointed if isinstance(network, lora.Role) else partial(checkpoint, use_reentrant=False)
+
+    def call(module: nn.Module, *arguments: Any) -> Any:
+        return module(*arguments) if module in keeping else again(module, *arguments)
+
+    network.enable_gradient_checkpointing(call)

@@ -192,6 +192,13 @@ class OptimConfig:
         False, "the decoder stays on the CPU between uses and decodes one picture at a time", "ours", free=True
     )
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass", "release")
+    recomputed_blocks: str = _flag(
+        "all",
+        "with --gradient_checkpointing: so many transformer blocks, the first, instead of all; auto: as few as the "
+        "plan of memory says fit the device",
+        "ours",
+        free=True,
+    )
     compile: bool = _flag(False, "torch.compile each transformer block of all three networks", "diffusers", free=True)
 
 

@@ -16,7 +16,7 @@ from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS, read_note
-from dpdmd.memory_plan import MemoryPlan, Topology, plan_memory
+from dpdmd.memory_plan import MemoryPlan, Topology, fewest_recomputed_blocks, plan_memory
 from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
@@ -88,7 +88,10 @@ def check(config: Config) -> Plan:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
-    memory = plan_memory(config, evaluation, Topology.from_environment(), _device_bytes())
+    topology, device = Topology.from_environment(), _device_bytes()
+    if config.optim.recomputed_blocks == "auto":
+        config.optim.recomputed_blocks = fewest_recomputed_blocks(config, evaluation, topology, device)
+    memory = plan_memory(config, evaluation, topology, device)
     warnings += memory.warnings()
     return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
 

@@ -20,6 +20,7 @@ usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all that
   dinov3        1.2 GB  weights/dinov3-vitl16-pretrain-lvd1689m: test_diversity.py (accept the licence first)
   maniqa        0.5 GB  weights/MANIQA_PIPAL-ae6d356b.pth: test_quality.py
   vq           16.6 GB  weights/VisualQuality-R1-7B: test_quality.py
+  lpips         0.6 GB  weights/lpips: --method dmd_lpips --perceptual_path weights/lpips, or with --perceptual dists
 
 What is there is skipped; what was cut short is resumed.
 TEXT
@@ -47,6 +48,19 @@ fetch() {
         fail "$repo failed (see above); run this again to resume"
     fi
     for file in "$@"; do [[ -s $folder/$file ]] || fail "$repo no longer holds $file"; done
+}
+
+# fetch_url NAME URL FOLDER: one file that lies on no hub; it has its name only once it is whole.
+fetch_url() {
+    local name=$1 url=$2 file=weights/$3/${2##*/}
+    if [[ -s $file ]]; then
+        echo "$name: $file is there"
+        return
+    fi
+    echo "$name: $url -> $file"
+    mkdir -p "weights/$3"
+    curl --fail --location --continue-at - --output "$file.part" "$url" || fail "$url failed (see above); run this again to resume"
+    mv "$file.part" "$file"
 }
 
 # fetch_all NAME REPO FOLDER: a whole repository, whose shards have names of their own; complete once hf says so.
@@ -90,12 +104,15 @@ download() {
     dinov3) fetch dinov3 facebook/dinov3-vitl16-pretrain-lvd1689m dinov3-vitl16-pretrain-lvd1689m \
         config.json model.safetensors preprocessor_config.json ;;
     maniqa) fetch maniqa chaofengc/IQA-PyTorch-Weights . MANIQA_PIPAL-ae6d356b.pth ;;
+    lpips)
+        fetch lpips chaofengc/IQA-PyTorch-Weights lpips LPIPS_v0.1_vgg-a78928a0.pth DISTS_weights-f5e65c96.pth
+        fetch_url lpips https://download.pytorch.org/models/vgg16-397923af.pth lpips ;;
     vq) fetch_all vq TianheWu/VisualQuality-R1-7B VisualQuality-R1-7B ;;
     esac
 }
 
 training=(sd35 pick-clip pickscore imagereward dinov2 clip)
-all=("${training[@]}" sdxl dinov3 maniqa vq)
+all=("${training[@]}" sdxl dinov3 maniqa vq lpips)
 for name in "$@"; do
     case $name in
     -h | --help) usage && exit ;;

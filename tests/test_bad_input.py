@@ -106,6 +106,8 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, tiny_sdxl, monkeypatch) -> R
         ("--k_anchor", "31", "--k_anchor 31"),
         ("--anchor_steps", "6", "--anchor_steps 6: must be 1 to --k_anchor (5)"),
         ("--fake_rollout_reuse", "6", "--fake_rollout_reuse 6: must be 1 to --per_train_fake_num (5)"),
+        ("--recomputed_blocks", "few", "--recomputed_blocks few: must be a number of blocks, auto or all"),
+        ("--recomputed_blocks", "2", "--recomputed_blocks 2: give --gradient_checkpointing"),
         ("--fake_head_start", "5995", "--fake_head_start 5995: the run ends at step 6000, before the student's first"),
         ("--lr_scheduler", "polynomial", "--lr_scheduler"),
         ("--lr_warmup_steps", "-1", "--lr_warmup_steps -1: must be a finite number, at least 0"),

@@ -14,7 +14,18 @@ from dpdmd import config, memory_plan, options
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.call_memory import CallShape, decode_bytes, sd3_call_memory
 from dpdmd.families.layouts import LAYOUTS
-from dpdmd.memory_plan import FAKE, PICTURES, STUDENT, MemoryPlan, Row, Topology, plan_memory
+from dpdmd.families.sd35 import SD35
+from dpdmd.memory_plan import (
+    FAKE,
+    PICTURES,
+    STUDENT,
+    MemoryPlan,
+    Row,
+    Topology,
+    fewest_recomputed_blocks,
+    plan_memory,
+)
+from dpdmd.networks import recompute_blocks
 
 NO_EVALUATION = EvalPlan([], {}, "")
 ARCHITECTURES = {  # heads, width of a head, blocks, dual blocks, normed q and k
@@ -57,15 +68,16 @@ def call(network: SD3Transformer2DModel, shape: tuple[int, int, int], bf16: bool
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_what_autograd_keeps_is_what_the_formula_says(name, bf16):
-    """Unique storages, counted by saved_tensors_hooks, with and without gradient checkpointing."""
+    """Unique storages, counted by saved_tensors_hooks, with none, one and all of the blocks recomputed."""
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
         network = transformer(*ARCHITECTURES[name])
-        for shape, checkpointed in product(SHAPES, (False, True)):
-            (network.enable_gradient_checkpointing if checkpointed else network.disable_gradient_checkpointing)()
+        family, blocks = SD35(torch.device("cpu"), torch.float32), len(network.transformer_blocks)
+        for shape, recomputed in product(SHAPES, (0, 1, blocks)):
+            recompute_blocks(network, family, str(recomputed))
             counted = kept_bytes(network, lambda shape=shape: call(network, shape, bf16))
             batch, side, tokens = shape
             memory = sd3_call_memory(network.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, True), 8)
-            assert (memory.kept_checkpointed if checkpointed else memory.kept) == pytest.approx(counted, rel=0.1)
+            assert memory.kept(recomputed) == pytest.approx(counted, rel=0.1)
 
 
 def test_counting_without_data_gives_what_real_tensors_give():
@@ -77,21 +89,19 @@ def test_counting_without_data_gives_what_real_tensors_give():
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_most_that_lives_in_a_backward_pass_is_what_the_formula_says(bf16, checkpointed):
+@pytest.mark.parametrize("recomputed", [0, 1, 3])
+def test_the_most_that_lives_in_a_backward_pass_is_what_the_formula_says(bf16, recomputed):
     """Real sizes, since what works beside the graph is a few tensors; gradients of the weights are small here."""
     shape = (8, 64, 64)
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
         network = transformer(8, 32, 3, 2, "rms_norm")
-        if checkpointed:
-            network.enable_gradient_checkpointing()
+        recompute_blocks(network, SD35(torch.device("cpu"), torch.float32), str(recomputed))
         with LiveStorages([*network.parameters(), *network.buffers()]) as live:
             call(network, shape, bf16).float().mean().backward()
         with torch.no_grad(), LiveStorages([*network.parameters(), *network.buffers()]) as passing:
             call(network, shape, bf16)
     memory = sd3_call_memory(network.config, CallShape(8, 512, 512, 64, bf16, True), 8)
-    planned = memory.kept_checkpointed + memory.backward_checkpointed if checkpointed else memory.kept + memory.backward
-    assert planned == pytest.approx(live.peak, rel=0.1)
+    assert memory.kept(recomputed) + memory.working(recomputed) == pytest.approx(live.peak, rel=0.1)
     assert memory.passing == pytest.approx(passing.peak, rel=0.1)
 
 
@@ -117,9 +127,12 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def plan_config(medium: Path, *flags: str) -> config.Config:
+    return config.parse(["--teacher_id", str(medium), "--bf16", "--gradient_checkpointing", *flags])
+
+
 def plan(medium: Path, *flags: str, topology: Topology | None = None, device: int | None = None) -> MemoryPlan:
-    examined = config.parse(["--teacher_id", str(medium), "--bf16", "--gradient_checkpointing", *flags])
-    return plan_memory(examined, NO_EVALUATION, topology or Topology(), device)
+    return plan_memory(plan_config(medium, *flags), NO_EVALUATION, topology or Topology(), device)
 
 
 def sizes(planned: MemoryPlan) -> dict[str, int]:
@@ -190,6 +203,22 @@ def test_the_goals_of_sd35_medium(medium):
     lora = plan(medium, "--lora_rank", "64", "--batch_size", "1", "--cache_text_embeddings", "cache", "--offload_vae")
     assert lora.total < 16e9
     assert plan(medium, "--batch_size", "4").total < 141e9
+
+
+def test_auto_recomputes_as_few_blocks_as_fit(medium):
+    """Where none has to, none; one block fewer would not fit; where nothing helps, or there is no GPU, all."""
+
+    def chosen(gigabytes: float | None) -> str:
+        device = None if gigabytes is None else int(gigabytes * 1e9)
+        return fewest_recomputed_blocks(plan_config(medium), NO_EVALUATION, Topology(), device)
+
+    none, every = (plan(medium, "--recomputed_blocks", count).total / 1e9 for count in ("0", "all"))
+    count = int(chosen((none + every) / 2))
+    assert (chosen(none + 1), chosen(every - 1), chosen(None)) == ("0", "all", "all") and 0 < count < 24
+    few, fewer = (
+        plan(medium, "--recomputed_blocks", str(n), device=int((none + every) / 2e-9)) for n in (count, count - 1)
+    )
+    assert few.fits and not fewer.fits
 
 
 def test_only_the_largest_phase_counts_and_a_device_too_small_is_told():

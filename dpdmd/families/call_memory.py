@@ -37,18 +37,33 @@ class CallMemory:
     """Bytes of one call beside weights and gradients.
 
     Attributes:
-        kept: what autograd keeps from the call to its backward pass.
-        kept_checkpointed: the same where the blocks are recomputed.
-        backward: what the backward pass adds to `kept`.
-        backward_checkpointed: what it adds to `kept_checkpointed`: one block recomputed, and its gradients.
+        blocks: what autograd keeps of each block to its backward pass, unless it is recomputed.
+        block_input: what is kept of a recomputed one.
+        outside: what is kept beside the blocks.
+        shared: what else is kept once, where a block is recomputed.
+        backward: what the backward pass adds where none is.
+        recomputation: one block recomputed, and its gradients.
         passing: most that is alive at a time in a call without gradient.
     """
 
-    kept: int
-    kept_checkpointed: int
+    blocks: tuple[int, ...]
+    block_input: int
+    outside: int
+    shared: int
     backward: int
-    backward_checkpointed: int
+    recomputation: int
     passing: int
+
+    def kept(self, recomputed: int) -> int:
+        """What autograd keeps to the backward pass where the first `recomputed` blocks are recomputed."""
+        again = recomputed * self.block_input + (self.shared if recomputed else 0)
+        return self.outside + again + sum(self.blocks[recomputed:])
+
+    def working(self, recomputed: int) -> int:
+        """What the backward pass adds to that: it reaches a recomputed block once the others' graphs are gone."""
+        if not recomputed:
+            return self.backward
+        return max(self.backward, self.recomputation - sum(self.blocks[recomputed:]))
 
 
 @dataclass(frozen=True)
@@ -98,50 +113,55 @@ def sd3_call_memory(config: Mapping[str, Any], shape: CallShape, latent_pixels: 
     """One call of an SD3Transformer2DModel on pictures whose latents are `latent_pixels` smaller a side."""
     heads = config["num_attention_heads"]
     width = heads * config["attention_head_dim"]
-    blocks, dual = config["num_layers"], len(config.get("dual_attention_layers") or ())
+    dual = set(config.get("dual_attention_layers") or ())
     patch = latent_pixels * config["patch_size"]
     image = shape.batch * (shape.height // patch) * (shape.width // patch)
     text = shape.batch * shape.text_tokens
     stream = _Stream(shape.bf16, config.get("qk_norm") is not None)
-    twice = stream.attention(joint=False)  # a dual block's second attention, on the picture alone
+    cast = BF16 if shape.bf16 and shape.casts else 0
+    modulation = shape.batch * width * stream.number  # one chunk of it
     # Numbers beside the width: means and deviations of the norms, a number a head and row of q, k and the kernel.
     beside = FP32 * (4 + 3 * heads)
-    in_block = (image + text) * (stream.block * width + beside)
-    in_dual = in_block + image * (twice * width + FP32 * 3 * heads)
-    unread = text * width * (stream.block - stream.last_text)  # of the last block
+
+    def block(index: int) -> int:
+        """Activations, modulation of picture and text in twelve chunks, and copies of the matrices."""
+        size = (image + text) * (stream.block * width + beside) + 12 * modulation
+        if index in dual:  # a second attention, on the picture alone, and three chunks more
+            size += image * (stream.attention(joint=False) * width + FP32 * 3 * heads) + 3 * modulation
+        if index == config["num_layers"] - 1:  # only reads the text
+            size -= text * width * (stream.block - stream.last_text)
+        return size + cast * _sd3_block_numbers(config, index)
+
+    blocks = tuple(block(index) for index in range(config["num_layers"]))
     # Before and after the blocks: the latent and the text that come in, the last norm, what goes out.
     in_patch = config["patch_size"] ** 2 * config["in_channels"]
-    ends = image * ((stream.norm + stream.number) * width + stream.number * in_patch + 2 * FP32)
-    ends += text * stream.number * config["joint_attention_dim"]
-    # Modulation: nine chunks of the width for the picture in a dual block, six in any other and for the text.
-    modulation = shape.batch * width * stream.number
-    chunks = modulation * (12 * blocks + 3 * dual)
-    cast = BF16 if shape.bf16 and shape.casts else 0
-    copies = cast * _sd3_block_numbers(width, blocks, dual)
+    outside = image * ((stream.norm + stream.number) * width + stream.number * in_patch + 2 * FP32)
+    outside += text * stream.number * config["joint_attention_dim"]
     # Two of time and text, the last norm's two, and the patches' in and out.
-    ends += cast * (4 * width * width + 2 * in_patch * width)
-    largest = in_dual if dual else in_block
-    kept = (blocks - dual) * in_block + dual * in_dual - unread + ends + chunks + copies
-    inputs = blocks * (image + text) * stream.number * width
+    outside += cast * (4 * width * width + 2 * in_patch * width)
     tokens = (image + text) * width
     # By count of what is alive (benchmarks/results): most in a dual block's second attention, or around GELU.
     alive = (31 if dual else 29) if shape.bf16 else (53 if dual else 49)
     return CallMemory(
-        kept=kept,
-        kept_checkpointed=inputs + ends + modulation * 4,
+        blocks=blocks,
+        block_input=tokens * stream.number,
+        outside=outside,
+        shared=4 * modulation,
         backward=tokens * (10 if shape.bf16 else 8),
-        backward_checkpointed=largest + tokens * 4 * (shape.bf16) + copies // blocks,
+        recomputation=max(blocks) + (tokens * 4 if shape.bf16 else 0),
         passing=tokens * alive,
     )
 
 
-def _sd3_block_numbers(width: int, blocks: int, dual: int) -> int:
-    """Numbers in the blocks' matrices: modulation 6 + 6, attention 4 + 4, feed-forward 8 + 8 squares of the width.
+def _sd3_block_numbers(config: Mapping[str, Any], index: int) -> int:
+    """Numbers in a block's matrices: modulation 6 + 6, attention 4 + 4, feed-forward 8 + 8 squares of the width.
 
     A dual block has 3 more of modulation and 4 of attention; the last one's text has 4 less, no output and no
     feed-forward.
     """
-    return width * width * (36 * blocks + 7 * dual - 4 - 1 - 8)
+    squares = 36 + (7 if index in (config.get("dual_attention_layers") or ()) else 0)
+    squares -= 4 + 1 + 8 if index == config["num_layers"] - 1 else 0
+    return squares * (config["num_attention_heads"] * config["attention_head_dim"]) ** 2
 
 
 def decode_bytes(config: Mapping[str, Any], pixels: int, bf16: bool) -> int:

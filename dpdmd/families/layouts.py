@@ -200,6 +200,10 @@ class Layout:
         header = read_weights_header(folder / self.network)
         return count_numbers({name: entry for name, entry in header.items() if name not in self.fixed})
 
+    def count_blocks(self, folder: Path) -> int:
+        """How many blocks `blocks` numbers."""
+        return self.blocks[1](self.network_config(folder))
+
     def text_parts(self, folder: Path, *, no_t5: bool = False) -> list[str]:
         """The text encoders' components."""
         return [part for part in self.parts(folder, no_t5=no_t5) if part.startswith("text_encoder")]
