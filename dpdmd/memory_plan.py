@@ -13,6 +13,7 @@ from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import adapters
 from dpdmd.families.call_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.families.layouts import LAYOUTS, Layout, count_numbers
+from dpdmd.methods import DISCRIMINATOR, trained
 from dpdmd.weight_files import read_json, read_weights_header
 
 ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
@@ -263,7 +264,7 @@ def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
     return [
         Row("student, graphs", calls * kept, f"{calls} calls x batch {batch}, {how}", (STUDENT,), flags),
         Row("fake score, graph", kept, f"1 call x batch {batch}, {how}", (FAKE,), flags),
-        Row("at work", max(backward, seen.passing), f"the larger of {working} and {rows}", (STUDENT,), flags),
+        _student_at_work({working: backward, rows: seen.passing, **_critic(config, call, again)}, flags),
         Row("at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags),
         *_perceptual(config),
     ]
@@ -292,6 +293,20 @@ def fewest_recomputed_blocks(config: Config, evaluation: EvalPlan, topology: Top
         if plan_memory(tried, evaluation, topology, device).fits:
             return str(count)
     return "all"
+
+
+def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> Row:
+    """The largest of what a student turn does while its graphs wait."""
+    return Row("at work", max(uses.values()), f"the largest of {', '.join(uses)}", (STUDENT,), flags)
+
+
+def _critic(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
+    """The generator loss: a graph of its own, through the network whose features the discriminator reads."""
+    if DISCRIMINATOR not in trained(config.method):
+        return {}
+    own = config.method.gan_features == "fake" or config.model.lora_rank is not None
+    again = recomputed if own else 0
+    return {"the discriminator's view, with its graph": call.kept(again) + call.working(again)}
 
 
 def _perceptual(config: Config) -> list[Row]:

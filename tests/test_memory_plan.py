@@ -170,6 +170,16 @@ def test_a_flag_lowers_its_row(medium, flags, row, falls):
     assert after / before == pytest.approx(falls, rel=0.05)
 
 
+def test_a_discriminator_looks_through_a_graph_of_its_own(medium):
+    """Through the fake score, whose blocks are recomputed, or the teacher, whose are not."""
+    plain, fake, teacher = (
+        sizes(plan(medium, "--method", "dmd", *flags))["at work"]
+        for flags in ([], ["--method", "dmd_gan"], ["--method", "dmd_gan", "--gan_features", "teacher"])
+    )
+    call = LAYOUTS["sd35"].memory_of_call(medium, CallShape(4, 1024, 1024, 77 + 256, True, True))
+    assert plain < fake == call.kept(24) + call.working(24) < teacher == call.kept(0) + call.working(0)
+
+
 def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
     """Its row stays, in the phase that needs it."""
     before, after = plan(medium), plan(medium, "--cache_text_embeddings", "cache", "--offload_vae")
