@@ -1,7 +1,7 @@
 """Train, measure and compare: `python -m dpdmd.compare SWEEP.yaml`.
 
 Every configuration of the sweep is trained with every seed, then measured; the same command goes on after an
-interruption and skips what is finished. OUT gets table.md, table.csv, table.tex, perhaps picture.png, and runs/.
+interruption and skips what is finished. OUT gets table.md, table.csv, table.tex, the sweep's pictures, and runs/.
 Exit status: 0 done; 1 something failed, the rest is there; 2 wrong input; 128 + its number after a signal.
 """
 

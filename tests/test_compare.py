@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from dpdmd import compare, config
 from dpdmd.comparison.figures import read_figures
@@ -103,6 +104,23 @@ def test_everything_runs_once_and_the_table_is_right(values, tmp_path, capsys):
     assert r"dpdmd & $0.755 \pm 0.064$ (0.800) & $0.755 \pm 0.064$ \\" in (tmp_path / "out" / "table.tex").read_text()
     assert r"teacher & $0.900$ & $0.900$ \\" in (tmp_path / "out" / "table.tex").read_text()
     assert compare.main(call(values, tmp_path)) == 0 and starts(tmp_path) == once
+
+
+def test_the_plane_has_every_training_and_every_row(values, tmp_path, monkeypatch):
+    """Small marks where the trainings are, large ones at the means, each named once; the teacher has no small ones."""
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k))
+    values["plane"] = {"x": "entropy", "y": "accuracy"}
+    assert compare.main(call(values, tmp_path)) == 0
+    (figure,) = drawn
+    lines = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "", "_", "|")]
+    shown = {line.get_label(): line.get_xydata().tolist() for line in lines if not line.get_label().startswith("_")}
+    assert shown == {
+        name: [pytest.approx([y, y])] for name, y in {"teacher": 0.9, "dmd": 0.505, "dpdmd": 0.755}.items()
+    }
+    small = [line.get_xydata().tolist() for line in lines if line.get_label().startswith("_")]
+    assert small == [[pytest.approx([y, y]) for y in pair] for pair in ((0.5, 0.51), (0.75, 0.76))]
+    assert (tmp_path / "out" / "plane.png").is_file()
 
 
 def test_a_failing_run_is_told_and_the_others_go_on(values, tmp_path, capsys):
@@ -242,6 +260,8 @@ def test_an_option_that_came_later_counts_as_its_default(values, tmp_path):
         ({"configurations": {"a": {"launcher": "x '"}}}, 'configuration a: launcher: "x \'" is no command line'),
         ({"configurations": {"a": {"paper": {"accuracie": 1}}}}, "no column is called 'accuracie'"),
         ({"configurations": {"a": {"paper": {"accuracy": "x"}}}}, "accuracy must be a number"),
+        ({"plane": {"x": "accuracy"}}, "plane: y is missing"),
+        ({"plane": {"x": "accuracy", "y": "beauty"}}, "plane: no column is called 'beauty'; there are accuracy"),
         ({"measure": {"train": {}}}, "that name is the training's own"),
         ({"measure": {"m": {"command": "x {out}", "result": "y"}}}, "measure m: metrics is missing"),
         ({"measure": {"m": {"command": "x", "result": "y", "metrics": ["a"]}}}, "must write into {out}"),
@@ -300,9 +320,8 @@ def test_every_sweep_of_the_repository_is_right(path, monkeypatch):
 
 
 def test_the_sweeps_of_the_repository_are_the_papers():
-    assert {path.stem for path in SWEEPS} == {
-        f"{name}_{world}" for name in ("table1", "table3", "table4", "figure5") for world in ("tiny", "sd35")
-    }
+    papers = {f"{name}_{world}" for name in ("table1", "table3", "table4", "figure5") for world in ("tiny", "sd35")}
+    assert {path.stem for path in SWEEPS} - {"defaults_tiny"} == papers
     assert set(OWN_FLAGS) & set(OUTPUT_FLAGS) == {"run_dir"}
 
 

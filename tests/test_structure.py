@@ -108,6 +108,7 @@ ORDER = (
     "dpdmd.comparison.figures",
     "dpdmd.comparison.tables",
     "dpdmd.comparison.picture",
+    "dpdmd.comparison.plane",
     "dpdmd.comparison.results",
     "dpdmd.compare",
     "dpdmd.shapes",

@@ -1,4 +1,4 @@
-"""What is left of a sweep: table.md, table.csv, table.tex and picture.png, of all that is finished."""
+"""What is left of a sweep: table.md, table.csv, table.tex, picture.png and plane.png, of all that is finished."""
 
 import datetime
 import os
@@ -10,6 +10,7 @@ from dpdmd.checkpoint import versions
 from dpdmd.comparison.figures import Figure, read_figures
 from dpdmd.comparison.jobs import Job
 from dpdmd.comparison.picture import draw
+from dpdmd.comparison.plane import draw_plane
 from dpdmd.comparison.sweep import Sweep
 from dpdmd.comparison.tables import as_csv, compare, latex, markdown
 from dpdmd.run_folder import write_text
@@ -30,6 +31,8 @@ def write(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> str:
     write_text(out / "table.md", text)
     write_text(out / "table.csv", as_csv(table))
     write_text(out / "table.tex", latex(sweep, table))
+    if sweep.plane:
+        draw_plane(sweep.plane, table, out / "plane.png")
     if sweep.picture:
         first = {job.configuration: job.model for job in reversed(finished)}  # of its first seed
         models = {name: first[name] for name in sweep.picture.rows if name in first}

@@ -20,6 +20,7 @@
     picture:                            # optional: picture.png, rows of the same start noises
       prompts: [a red circle]
       rows: [teacher, dmd, dpdmd]
+    plane: {x: entropy, y: accuracy}    # optional: plane.png, all rows in the plane of two columns
 
 `python` is the interpreter that runs the sweep. {model} is the run folder or the configuration's `model`, {out} a
 folder of this measure's own; others of the same run lie beside it, such as {out}/../oracle. What `python -m
@@ -31,7 +32,7 @@ import difflib
 import re
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ _SWEEP_KEYS = {
     "configurations": dict,
     "measure": dict,
     "picture": dict,
+    "plane": dict,
 }
 _KINDS = {
     str: "a text",
@@ -111,6 +113,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Plane:
+    """A diagram: columns to the right and upwards."""
+
+    x: str
+    y: str
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A checked sweep file."""
 
@@ -122,7 +132,8 @@ class Sweep:
     baseline: str | None
     configurations: dict[str, Configuration]
     measures: dict[str, Measure]
-    picture: Picture | None = field(default=None)
+    picture: Picture | None
+    plane: Plane | None
 
     @property
     def columns(self) -> list[str]:
@@ -189,6 +200,7 @@ def read_sweep(path: Path) -> Sweep:
         configurations=configurations,
         measures=measures,
         picture=_picture(values["picture"], f"{path}: picture") if "picture" in values else None,
+        plane=_plane(values["plane"], columns, f"{path}: plane") if "plane" in values else None,
     )
     named = [("baseline", sweep.baseline)] if sweep.baseline else []
     named += [("picture", row) for row in sweep.picture.rows] if sweep.picture else []
@@ -318,3 +330,11 @@ def _picture(values: Any, place: str) -> Picture:
     if picture.num_images < 1:
         raise ValueError(f"{place}: num_images must be at least 1, not {picture.num_images}")
     return picture
+
+
+def _plane(values: Any, columns: list[str], place: str) -> Plane:
+    plane = Plane(**_take(values, {"x": str, "y": str}, place, required=("x", "y")))
+    for column in (plane.x, plane.y):
+        if column not in columns:
+            raise ValueError(f"{place}: no column is called {column!r}; there are {', '.join(columns)}")
+    return plane

@@ -22,7 +22,7 @@ MAX_POINTS = 300  # of a curve: more would not be seen, and 6,000 updates would 
 SMOOTHING = 20  # a curve's running mean spans one part in so many of its updates
 DODGE = 0.012  # of the axis between two runs' points at one step, so that their intervals can be told apart
 LOG_FROM = 30  # largest over smallest value from which an axis is logarithmic
-_SETTINGS = {
+SETTINGS = {
     "svg.fonttype": "none",  # text stays text: the page's font, searchable, read aloud
     "svg.hashsalt": "dpdmd",  # the same figure, the same bytes
     "font.size": 8,
@@ -229,7 +229,7 @@ def _name(artists: Sequence, what: str, key: str) -> None:
 
 def _svg(name: str, inches: tuple[float, float], draw: Callable[[Axes], None]) -> str:
     """Draw, and write as SVG for inside a page: no prologue, size left to the page, ids that are this figure's own."""
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=inches)
         width, height = inches
         # The same margins in all of a size, in inches, so that their axes stand in line; and no layout to compute.

@@ -1,0 +1,47 @@
+"""A sweep's rows in the plane of two columns: every training faintly, means with their intervals."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dpdmd.comparison.sweep import Plane
+from dpdmd.comparison.tables import Cell, Table
+from dpdmd.grids import save_picture
+from dpdmd.reporting.figures import SETTINGS
+from dpdmd.reporting.style import TEACHER_STYLE, Style, style
+
+INCHES, DOTS = (5.6, 3.6), 160  # of an inch
+
+
+def draw_plane(plane: Plane, table: Table, path: Path) -> None:
+    """Write the picture; a row that lacks one of the two figures is left out."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=INCHES, dpi=DOTS, layout="constrained")
+        axes = figure.add_subplot()
+        for index, (name, row) in enumerate(table.items()):
+            x, y = row[plane.x], row[plane.y]
+            if x.mean and y.mean:
+                look = TEACHER_STYLE if None in x.by_seed else style(index)
+                _draw_row(axes, name, x, y, look)
+        axes.set_xlabel(f"{plane.x} →", loc="right")
+        axes.set_ylabel(f"{plane.y} →", loc="top")
+        figure.legend(loc="outside right upper", frameon=False)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+    save_picture(Image.open(drawn), path)
+
+
+def _draw_row(axes: Axes, name: str, x: Cell, y: Cell, look: Style) -> None:
+    middle = (x.mean.mean, y.mean.mean)
+    both = [seed for seed in x.by_seed if seed in y.by_seed]
+    if len(both) > 1:
+        points = ([cell.by_seed[seed] for seed in both] for cell in (x, y))
+        axes.plot(*points, look.mark, color=look.colour, alpha=0.35, ms=4, mew=0, zorder=2)
+    bars = {"xerr": x.mean.margin, "yerr": y.mean.margin, "ecolor": look.colour, "elinewidth": 1.0, "alpha": 0.5}
+    axes.errorbar(*middle, **bars, fmt="none", zorder=1)
+    size = 12 if look is TEACHER_STYLE else 8
+    axes.plot(*middle, look.mark, color=look.colour, ms=size, mec="white", mew=0.8, zorder=3, label=name)
