@@ -6,6 +6,7 @@ Told from reading the release (its trainer, its two evaluation programs and its 
   of the encoders over the batch, where one and the kept empty prompt suffice;
 - the networks recompute activations (the sharding plug-in does it once more there; on one process it does not, nor
   here), and run eagerly;
+- the teacher takes all its own steps to the anchor, and each fake turn has a roll-out of its own;
 - at each student turn every picture is decoded by itself and saved as a PNG.
 
 An evaluation, after saving the student's weights: for each of two prompt files once for diversity, nine pictures a
@@ -19,6 +20,7 @@ precision. Left out, in the release's favour: its prints and wandb at every step
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.families.base import TextEmbedding
 from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.options import MethodConfig
 from dpdmd.sampling import batches_of, load_sampler
 from dpdmd.trainer import Trainer
 
@@ -38,8 +41,14 @@ GEN_BATCH, NUM_SEEDS = 4, 9
 EVAL_EVERY, EVAL_SHARE = 100, 0.5
 
 
+def as_released(method: MethodConfig) -> MethodConfig:
+    """The teacher's own steps to the anchor, and a roll-out for each fake turn."""
+    return replace(method, anchor_steps=None, fake_rollout_reuse=1)
+
+
 def cycle(trainer: Trainer, first: int) -> None:
     """One cycle of updates, beginning with step `first`."""
+    run, own = trainer.run, trainer.config.method
     encode, networks, size = trainer.text_encoder.encode, trainer.run.networks, trainer.config.optim.batch_size
 
     def three_times(prompts: list[str]) -> TextEmbedding:
@@ -48,6 +57,8 @@ def cycle(trainer: Trainer, first: int) -> None:
         encode([""] * len(prompts))
         return encode(prompts)
 
+    trainer.config.method = as_released(own)
+    trainer.run = replace(run, config=trainer.config.method)
     trainer.text_encoder.encode = three_times
     for network in (networks.student, networks.fake):
         network.enable_gradient_checkpointing()
@@ -58,6 +69,7 @@ def cycle(trainer: Trainer, first: int) -> None:
             picture = trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shape))
             save_picture(to_pil(picture)[0], trainer.folder.process_vis / f"stu_{index}.png")
     finally:
+        trainer.config.method, trainer.run = own, run
         trainer.text_encoder.encode = encode
         for network in (networks.student, networks.fake):
             network.disable_gradient_checkpointing()

@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/train_step.py --out benchmarks/results
     python benchmarks/train_step.py --teacher_id weights/stabilityai/stable-diffusion-3.5-medium --height 1024 ...
 
-Floor: the bare network calls that the method needs, on tensors that are there already. A fake turn: 4 student calls and
-the fake score with gradient; the student's: 2K teacher calls for the anchor, 4 student calls with gradient, 2 + 1 for
-the scores. The release's way: benchmarks/release_way.py says all that it includes. The ways take turns in one process;
-a ratio is the median of the turns' ratios, with a 95% bootstrap interval. On a CPU time is the process's own processor
-time, so that other work on the machine does not count (nor does waiting for the disk, which favours the release's way).
+Floor: the bare network calls that the method needs, on tensors that are there already. A fake turn: 4 student calls,
+unless it shares a roll-out, and the fake score with gradient; the student's: 2 teacher calls a step to the anchor, 4
+student calls with gradient, 2 + 1 for the scores. The release's way: benchmarks/release_way.py says all that it
+includes. The ways take turns in one process; a ratio is the median of the turns' ratios, with a 95% bootstrap interval.
+On a CPU time is the process's own processor time, so that other work on the machine does not count (nor does waiting
+for the disk, which favours the release's way).
 
 A whole run is put together of the measured parts, for --max_steps: ours evaluates as configured and before the first
 step, saves all state each time, and scores the teacher once; the release's way evaluates every 100 steps as its script
@@ -212,7 +213,8 @@ def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trai
         if other:
             clock.time(f"{OURS} {own.against}", lambda turn=turn: our_cycle(other, turn * length, log))
         parts(trainer, clock)
-    prompts = release_way.num_prompts(calls_a_cycle(settings.method), settings.optim.batch_size, length)
+    released = calls_a_cycle(release_way.as_released(settings.method))
+    prompts = release_way.num_prompts(released, settings.optim.batch_size, length)
     if trainer.evaluation:
         training = read_prompts(Path(settings.data.prompt_txt))
         evaluations(trainer, clock, [training[:prompts], training[prompts : 2 * prompts]], work, own.evaluations)

@@ -298,7 +298,7 @@ def test_a_wrong_weight_folder_names_the_file(refused, broken, part, content, sa
     (broken / part).unlink()
     if content is not None:
         (broken / part).write_bytes(content)
-    held = "missing" if content is None else f"holding `{content.decode(errors='replace')[-70:].strip(chr(0))}`"
+    held = "missing" if content is None else f"holding `{repr(content)[2:-1][-70:]}`"
     line = refused({"--teacher_id": str(broken)}, f"`{part}` {held}")
     assert says in line and (str(broken) in line)
 
