@@ -74,6 +74,8 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     teacher_folder = Path(config.model.teacher_id)
     # Text comes first: with a cache its encoders are gone before the networks need their memory.
     text_encoder = _load_text_encoder(plan, accelerator, family)
+    # One count on all ranks, though each asked its own device: sharded blocks gather where they are recomputed.
+    config.optim.recomputed_blocks = distributed.from_main(accelerator, config.optim.recomputed_blocks)
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
     if config.optim.shard_teacher:
         distributed.shard_frozen(networks.teacher, family.block_classes)
