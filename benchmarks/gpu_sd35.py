@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -33,7 +33,6 @@ from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dpdmd.checkpoint import versions
-from dpdmd.config import Config
 from dpdmd.families.layouts import Note
 from dpdmd.memory_plan import CONTEXT, FAKE, STUDENT
 from dpdmd.run_folder import write_text
@@ -134,10 +133,6 @@ def measure(trainer: Trainer, cycles: int, flops: float | None, compiled: bool) 
     )
 
 
-def can_compile() -> bool:
-    return any(item.name == "compile" for group in vars(Config()).values() for item in fields(group))
-
-
 def run_all(
     common: list[str], cases: list[Case], work: Path, cycles: int, until: float
 ) -> Iterator[tuple[Case, object]]:
@@ -146,9 +141,6 @@ def run_all(
     longest = 0.0
     for number, case in enumerate(cases):
         started = time.monotonic()
-        if case.compiled and not can_compile():
-            yield case, "not run: dpdmd.train has no --compile"
-            continue
         if started + longest > until:
             yield case, "not run: out of time"
             continue

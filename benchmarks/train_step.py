@@ -136,7 +136,7 @@ class Floor:
 
 def our_cycle(trainer: Trainer, first: int, log: RunLog) -> None:
     for step in range(first, first + trainer.config.method.per_train_fake_num + 1):
-        log.step(trainer.take_step(step)[0])
+        log.step(trainer.take_step(step))
 
 
 def parts(trainer: Trainer, clock: Clock) -> None:
@@ -165,12 +165,17 @@ def clip(parameters: list[torch.nn.Parameter]) -> None:
     distributed.clip_gradients(parameters, 1.0, distributed.gradient_norm(parameters))
 
 
+def save(trainer: Trainer, step: int) -> None:
+    trainer.save(step)
+    trainer.wait_for_writer()
+
+
 def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Path, count: int) -> None:
     """`count` evaluations of each way in turn; the teacher's row is scored by the first of ours."""
     clock.time(TEACHER, lambda: trainer.evaluation.evaluate(0))
     for turn in range(count):
         clock.time(EVALUATION, lambda turn=turn: trainer.evaluation.evaluate(turn + 1))
-        clock.time(SAVING, lambda turn=turn: trainer._save(turn + 1))
+        clock.time(SAVING, lambda turn=turn: save(trainer, turn + 1))
         clock.time(
             RELEASE_EVALUATION, lambda: release_way.evaluate(trainer, files, trainer.plan.evaluation.paths, work)
         )
