@@ -36,7 +36,7 @@ from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import adapters
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.sd35 import SD35
-from dpdmd.networks import Networks
+from dpdmd.networks import Networks, recompute_blocks
 from dpdmd.run_folder import write_text
 from dpdmd.schedules import FlowSchedule
 
@@ -113,8 +113,8 @@ def networks(examined: config.Config) -> Networks:
     else:
         made = Networks(teacher, _make(torch.float32), _make(torch.float32))
     if examined.optim.gradient_checkpointing:
-        made.student.enable_gradient_checkpointing()
-        made.fake.enable_gradient_checkpointing()
+        for network in (made.student, made.fake):
+            recompute_blocks(network, SD35(torch.device("cpu"), bf16), examined.optim.recomputed_blocks)
     return made
 
 
@@ -129,7 +129,7 @@ def _make(dtype: torch.dtype) -> nn.Module:
 
 def count_turns(examined: config.Config) -> dict[str, int]:
     """Phase -> the most that lives at a time in such a turn, its backward pass included, beside the weights."""
-    optim, found = examined.optim, {}
+    optim, schedule, found = examined.optim, FlowSchedule(3.0), {}
     dtype = torch.bfloat16 if optim.bf16 else torch.float32
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
         made = networks(examined)
@@ -140,14 +140,14 @@ def count_turns(examined: config.Config) -> dict[str, int]:
         run = Distillation(
             config=examined.method,
             family=SD35(torch.device("cpu"), dtype),
-            schedule=FlowSchedule(3.0),
+            schedule=schedule,
             networks=made,
             student_forward=made.student,
             fake_forward=made.fake,
             null=TextEmbedding(text.context[:1], text.pooled[:1]),
             latent_shape=(16, examined.data.height // 8, examined.data.width // 8),
             seed=0,
-            **Distillation.grids(examined.method, 3.0, torch.device("cpu")),
+            **Distillation.grids(examined.method, schedule, torch.device("cpu")),
         )
         batch = MicroBatch(text, 0, range(optim.batch_size), 0)
         everything = [made.teacher, made.student, made.fake]
@@ -177,6 +177,7 @@ CASES = {
     "full": [],
     "LoRA 64, recomputed": ["--gradient_checkpointing", "--lora_rank", "64"],
     "LoRA 64": ["--lora_rank", "64"],
+    "LoRA 64, 12 of 24 recomputed": ["--gradient_checkpointing", "--recomputed_blocks", "12", "--lora_rank", "64"],
 }
 
 
