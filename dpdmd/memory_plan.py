@@ -238,11 +238,13 @@ def _file_bytes(path: Path) -> int:
         return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
 
 
-def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, masters: bool) -> CallMemory | None:
-    """A call on `batch` rows; `masters`: of a network with fp32 weights."""
+def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained: bool) -> CallMemory | None:
+    """A call on `batch` rows of a trained network, whole or by adapters, or of the teacher."""
     data = config.data
     tokens = layout.text_tokens(teacher, data.max_sequence_length or 256)
-    shape = CallShape(batch, data.height, data.width, tokens, config.optim.bf16, masters)
+    rank = config.model.lora_rank if trained else None
+    casts = trained and rank is None
+    shape = CallShape(batch, data.height, data.width, tokens, config.optim.bf16, casts, rank)
     return layout.memory_of_call(teacher, shape)
 
 
@@ -250,8 +252,8 @@ def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
     """Graphs that wait for their backward pass, and the most that works beside them."""
     batch, calls = config.optim.batch_size, config.method.stu_inference_steps
     guided = 1 if config.method.teacher_guidance_scale == 1 else 2
-    call = _call(config, layout, teacher, batch, masters=config.model.lora_rank is None)
-    seen = _call(config, layout, teacher, guided * batch, masters=False)
+    call = _call(config, layout, teacher, batch, trained=True)
+    seen = _call(config, layout, teacher, guided * batch, trained=False)
     again = _recomputed_blocks(config, layout, teacher)
     less = again < layout.count_blocks(teacher)
     flags = ("--batch_size (and --grad_accum)", *(("--gradient_checkpointing",) if less else ()))
@@ -323,7 +325,7 @@ def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPla
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)
     one = decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)
-    sampled = _call(config, layout, teacher, 2 * evaluated, masters=False)
+    sampled = _call(config, layout, teacher, 2 * evaluated, trained=False)
     sampling = sampled.passing if sampled else 0
     return [
         Row(

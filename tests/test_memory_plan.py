@@ -2,16 +2,19 @@
 
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from memory_count import LiveStorages, as_on_cuda, kept_bytes
 from sd35_medium import VAE, save_hollow
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dpdmd import config, memory_plan, options
+from dpdmd import config, lora, memory_plan, options
 from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.families.adapters import Adapter
 from dpdmd.families.call_memory import CallShape, decode_bytes, sd3_call_memory
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.sd35 import SD35
@@ -77,6 +80,30 @@ def test_what_autograd_keeps_is_what_the_formula_says(name, bf16):
             counted = kept_bytes(network, lambda shape=shape: call(network, shape, bf16))
             batch, side, tokens = shape
             memory = sd3_call_memory(network.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, True), 8)
+            assert memory.kept(recomputed) == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_what_autograd_keeps_for_adapters_is_what_the_formula_says(name, bf16):
+    """On a base in the compute type: what only frozen weights would need is not kept."""
+    rank, before = 4, torch.get_default_dtype()
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
+        torch.set_default_dtype(torch.bfloat16 if bf16 else before)
+        try:
+            base = transformer(*ARCHITECTURES[name])
+        finally:
+            torch.set_default_dtype(before)
+        adapter = Adapter(rank, float(rank), LAYOUTS["sd35"].lora_targets)
+        # peft moves new layers to their base's device and type; tensors without data cannot be moved in place.
+        with patch.object(nn.Module, "to", lambda module, *_, **__: module):
+            _, student, _ = lora.share(base, adapter, adapter, 0)
+        family, blocks = SD35(torch.device("cpu"), torch.float32), len(base.transformer_blocks)
+        for shape, recomputed in product(SHAPES, (0, 1, blocks)):
+            recompute_blocks(student, family, str(recomputed))
+            counted = kept_bytes(base, lambda shape=shape: call(student, shape, bf16))
+            batch, side, tokens = shape
+            memory = sd3_call_memory(base.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, False, rank), 8)
             assert memory.kept(recomputed) == pytest.approx(counted, rel=0.1)
 
 

@@ -22,6 +22,7 @@ class CallShape:
         text_tokens: of one prompt.
         bf16: whether the call computes in bf16 under autocast.
         casts: whether its weights are fp32 masters, of which autocast then makes bf16 copies.
+        adapter_rank: of the LoRA adapters (on all linear layers of the blocks) that alone are trained; None: all is.
     """
 
     batch: int
@@ -30,6 +31,7 @@ class CallShape:
     text_tokens: int
     bf16: bool
     casts: bool
+    adapter_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,15 @@ class CallMemory:
 
 @dataclass(frozen=True)
 class _Stream:
-    """One token's bytes in units of the width, in fp32 or under bf16 autocast, where norms compute in fp32."""
+    """One token's bytes in units of the width, in fp32 or under bf16 autocast, where norms compute in fp32.
+
+    What is multiplied by something frozen need not be kept: with adapters alone (`frozen`) the modulation, the gates
+    and the weights of the norms are.
+    """
 
     bf16: bool
     qk_norm: bool
+    frozen: bool
 
     @property
     def number(self) -> int:
@@ -79,25 +86,31 @@ class _Stream:
 
     @property
     def norm(self) -> int:
-        """A LayerNorm's input (an fp32 copy of it under autocast) and output."""
-        return 2 * FP32
+        """A LayerNorm's input (an fp32 copy of it under autocast) and output, which the modulation keeps."""
+        return FP32 if self.frozen else 2 * FP32
+
+    @property
+    def gated(self) -> int:
+        """An output, which the gate keeps."""
+        return 0 if self.frozen else self.number
 
     def attention(self, *, joint: bool, projected: bool = True) -> int:
-        """From the modulated input to the projected output, which the gate keeps."""
+        """From the modulated input to the projected output."""
         # Autocast casts the fp32 input anew for each of the three projections.
         inputs = 3 * BF16 if self.bf16 else FP32
         # Of q and k: as projected, that in fp32 (the same tensor outside autocast), and normed.
-        normed = 2 * (BF16 + 2 * FP32 if self.bf16 else 2 * FP32) if self.qk_norm else 0
+        one = (BF16 if self.bf16 else 0) + (FP32 if self.frozen else 2 * FP32)
+        normed = 2 * one if self.qk_norm else 0
         kernel = 4 * self.number  # q, k, v, output
         if not projected:
             return inputs + normed + kernel
         copied = self.number if joint or self.bf16 else 0  # the output, cut from the joint one or cast
-        return inputs + normed + kernel + copied + self.number
+        return inputs + normed + kernel + copied + self.gated
 
     @property
     def feed_forward(self) -> int:
-        """Input, four times the width before and after GELU, and the output, which the gate keeps."""
-        return (1 + 4 + 4 + 1) * self.number
+        """Input, four times the width before and after GELU, and the output."""
+        return (1 + 4 + 4) * self.number + self.gated
 
     @property
     def block(self) -> int:
@@ -117,17 +130,20 @@ def sd3_call_memory(config: Mapping[str, Any], shape: CallShape, latent_pixels: 
     patch = latent_pixels * config["patch_size"]
     image = shape.batch * (shape.height // patch) * (shape.width // patch)
     text = shape.batch * shape.text_tokens
-    stream = _Stream(shape.bf16, config.get("qk_norm") is not None)
+    rank = shape.adapter_rank or 0
+    stream = _Stream(shape.bf16, config.get("qk_norm") is not None, frozen=rank > 0)
     cast = BF16 if shape.bf16 and shape.casts else 0
     modulation = shape.batch * width * stream.number  # one chunk of it
     # Numbers beside the width: means and deviations of the norms, a number a head and row of q, k and the kernel.
     beside = FP32 * (4 + 3 * heads)
 
     def block(index: int) -> int:
-        """Activations, modulation of picture and text in twelve chunks, and copies of the matrices."""
-        size = (image + text) * (stream.block * width + beside) + 12 * modulation
+        """Activations, modulation of picture and text in twelve chunks, and bf16 copies of what is fp32."""
+        size = (image + text) * (stream.block * width + beside + 6 * rank * stream.number) + 12 * modulation
+        size += 36 * rank * width * (BF16 if shape.bf16 else 0)  # the adapters: 8 + 8 squares in attention, 10 + 10
         if index in dual:  # a second attention, on the picture alone, and three chunks more
-            size += image * (stream.attention(joint=False) * width + FP32 * 3 * heads) + 3 * modulation
+            size += image * (stream.attention(joint=False) * width + FP32 * 3 * heads + 4 * rank * stream.number)
+            size += 3 * modulation + 8 * rank * width * (BF16 if shape.bf16 else 0)
         if index == config["num_layers"] - 1:  # only reads the text
             size -= text * width * (stream.block - stream.last_text)
         return size + cast * _sd3_block_numbers(config, index)
@@ -135,8 +151,9 @@ def sd3_call_memory(config: Mapping[str, Any], shape: CallShape, latent_pixels: 
     blocks = tuple(block(index) for index in range(config["num_layers"]))
     # Before and after the blocks: the latent and the text that come in, the last norm, what goes out.
     in_patch = config["patch_size"] ** 2 * config["in_channels"]
-    outside = image * ((stream.norm + stream.number) * width + stream.number * in_patch + 2 * FP32)
-    outside += text * stream.number * config["joint_attention_dim"]
+    outside = image * (stream.norm * width + 2 * FP32)
+    if not rank:
+        outside += image * stream.number * (width + in_patch) + text * stream.number * config["joint_attention_dim"]
     # Two of time and text, the last norm's two, and the patches' in and out.
     outside += cast * (4 * width * width + 2 * in_patch * width)
     tokens = (image + text) * width
