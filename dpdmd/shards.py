@@ -4,13 +4,16 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dpdmd.weight_files import read_header
+
+AnyShard = TypeVar("AnyShard", bound="Shard")
 
 
 def shard_path(folder: Path, content: Any) -> Path:
@@ -32,6 +35,21 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
     os.replace(temporary, path)
+
+
+class Shard(Protocol):
+    """A file of a cache."""
+
+    def is_whole(self) -> bool: ...
+
+
+def complete(shards: Sequence[AnyShard], make: Callable[[list[AnyShard]], None], wait: Callable[[], None]) -> None:
+    """Let `make` write the shards that are not whole. Collective: all ranks look before one writes, and all wait."""
+    missing = [shard for shard in shards if not shard.is_whole()]
+    wait()
+    if missing:
+        make(missing)
+    wait()
 
 
 def require_space(flag: str, folder: Path, what: str, needed: int) -> None:

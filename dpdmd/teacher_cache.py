@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.prompts import prompts_of_step
-from dpdmd.shards import is_whole, require_space, shard_path, write_shard
+from dpdmd.shards import complete, is_whole, require_space, shard_path, write_shard
 
 SHARD_SIZE = 16
 BYTES = 4  # of a number
@@ -128,14 +128,14 @@ def stored_samples(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(folder, prompts, settings)
-    missing = [shard for shard in shards if not shard.is_whole()]
-    wait()  # every rank has looked before any writes
-    if missing:
+
+    def make_missing(missing: list[Shard]) -> None:
         needed, count = size_in_bytes(missing, settings.latent_shape), sum(len(shard.prompts) for shard in missing)
         tell(f"making {count} teacher samples in {folder}: {needed / 1e9:.3f} GB")
         require_space("--teacher_cache", folder, "the teacher samples", needed)
         longest = max(len(shard.prompts) for shard in missing)
         for shard in tqdm(share(missing), desc="teacher samples", unit="shard", disable=not progress):
             write_shard(shard.path, {"x": _make_as_many(make, shard, longest)})
-    wait()
+
+    complete(shards, make_missing, wait)
     return StoredSamples(shards, device)

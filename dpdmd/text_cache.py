@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.families.base import TextEmbedding, TextEncoder
-from dpdmd.shards import is_whole, require_space, shard_path, write_shard
+from dpdmd.shards import complete, is_whole, require_space, shard_path, write_shard
 from dpdmd.transfers import to_device
 
 SHARD_SIZE = 64
@@ -140,15 +140,13 @@ def cached_encoder(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(folder, prompts, settings)
-    missing = [shard for shard in shards if not shard.is_whole()]
-    wait()  # every rank has looked before any writes
-    if missing:
+
+    def encode_missing(missing: list[Shard]) -> None:
         encoder = load()
-        needed = size_in_bytes(missing, encoder.encode([""]))
-        count = sum(len(shard.prompts) for shard in missing)
+        needed, count = size_in_bytes(missing, encoder.encode([""])), sum(len(shard.prompts) for shard in missing)
         tell(f"encoding {count} prompts into {folder}: {needed / 1e9:.3f} GB")
         check_space(folder, needed)
         write_shards(encoder, missing[rank::processes], progress=rank == 0)
-        del encoder
-    wait()
+
+    complete(shards, encode_missing, wait)
     return CachedTextEncoder(shards, device)

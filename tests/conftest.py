@@ -1,5 +1,7 @@
 """A small SD3.5 of random weights for every test that needs a model; nothing is downloaded."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,10 +176,15 @@ def run_processes() -> Callable[..., subprocess.CompletedProcess]:
 
     def run(arguments: list[str], count: int = 2, *, check: bool = True) -> subprocess.CompletedProcess:
         launch = [sys.executable, "-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", str(count)]
-        result = subprocess.run(
-            [*launch, *arguments], cwd=ROOT, env=cpu_environment(), capture_output=True, text=True, timeout=500
-        )
-        assert not check or result.returncode == 0, result.stderr[-3000:]
-        return result
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [*launch, *arguments]
+        with subprocess.Popen(command, cwd=ROOT, env=cpu_environment(), start_new_session=True, **pipes) as process:
+            try:
+                out, err = process.communicate(timeout=500)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # the launcher's workers too
+                raise
+        assert not check or process.returncode == 0, err[-3000:]
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
