@@ -4,11 +4,11 @@
     python benchmarks/gpu_sd35.py --tiny --out outputs/try           the same on a CPU, in small, to see that it runs
 
 Full fine-tuning of both networks and LoRA, eager and compiled, by dpdmd.train's own steps: bf16 compute, fp32 trained
-weights, gradient checkpointing, the paper's teacher, student and K. The text encoders have the official widths and
-lengths but one or two layers: their share is benchmarks/train_step.py's matter. MFU is against the rate of a matrix
-product in the compute type, measured in the same run; FLOPs are those that torch counts in one eager cycle,
-recomputation included, for a compiled run too. A row that does not fit the memory, or that --minutes leave no time for,
-says so.
+weights, all blocks recomputed or as few as the plan of memory says fit, the paper's teacher, student and K. The text
+encoders have the official widths and lengths but one or two layers: their share is benchmarks/train_step.py's matter.
+MFU is against the rate of a matrix product in the compute type, measured in the same run; FLOPs are those that torch
+counts in one eager cycle, recomputation included, for a compiled run too. A row that does not fit the memory, or that
+--minutes leave no time for, says so.
 """
 
 import argparse
@@ -41,7 +41,11 @@ from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.trainer import Trainer
 from dpdmd.turns import is_student_turn
 
-TRAINED = {"LoRA 64": ["--lora_rank", "64"], "full": []}
+TRAINED = {
+    "LoRA 64": ["--lora_rank", "64"],
+    "full": [],
+    "LoRA 64, recomputed by plan": ["--lora_rank", "64", "--recomputed_blocks", "auto"],
+}
 
 
 @dataclass(frozen=True)
