@@ -8,12 +8,12 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dpdmd import methods
 from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import adapters
 from dpdmd.families.call_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.families.layouts import LAYOUTS, Layout, count_numbers
-from dpdmd.methods import DISCRIMINATOR, trained
 from dpdmd.weight_files import read_json, read_weights_header
 
 ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
@@ -255,8 +255,7 @@ def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
     call = _call(config, layout, teacher, batch, trained=True)
     seen = _call(config, layout, teacher, guided * batch, trained=False)
     again = _recomputed_blocks(config, layout, teacher)
-    less = again < layout.count_blocks(teacher)
-    flags = ("--batch_size (and --grad_accum)", *(("--gradient_checkpointing",) if less else ()))
+    flags = ("--batch_size (and --grad_accum)", *_more_recomputed(config))
     if call is None or seen is None:
         return [Row("activations", None, "this family does not count them", TURNS, flags)]
     kept, backward = call.kept(again), call.working(again)
@@ -277,6 +276,13 @@ def _recomputed_blocks(config: Config, layout: Layout, teacher: Path) -> int:
     if not config.optim.gradient_checkpointing:
         return 0
     return count if wanted == "all" else min(count, int(wanted))
+
+
+def _more_recomputed(config: Config) -> tuple[str, ...]:
+    """The flag that would recompute more blocks, if there is one."""
+    if not config.optim.gradient_checkpointing:
+        return ("--gradient_checkpointing",)
+    return () if config.optim.recomputed_blocks == "all" else ("--recomputed_blocks all",)
 
 
 def fewest_recomputed_blocks(config: Config, evaluation: EvalPlan, topology: Topology, device: int | None) -> str:
@@ -304,7 +310,7 @@ def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> Row:
 
 def _critic(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
     """The generator loss: a graph of its own, through the network whose features the discriminator reads."""
-    if DISCRIMINATOR not in trained(config.method):
+    if methods.DISCRIMINATOR not in methods.trained(config.method):
         return {}
     own = config.method.gan_features == "fake" or config.model.lora_rank is not None
     again = recomputed if own else 0
