@@ -18,15 +18,28 @@ INCHES, DOTS = (5.6, 3.6), 160  # of an inch
 
 
 def draw_plane(plane: Plane, table: Table, path: Path) -> None:
-    """Write the picture; a row that lacks one of the two figures is left out."""
+    """Write the picture; a row that lacks one of the two figures is left out.
+
+    The axes show all points; the interval of two or three trainings may reach beyond them.
+    """
+    shown = [
+        (name, row[plane.x], row[plane.y], TEACHER_STYLE if None in row[plane.x].by_seed else style(index))
+        for index, (name, row) in enumerate(table.items())
+        if row[plane.x].mean and row[plane.y].mean
+    ]
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=INCHES, dpi=DOTS, layout="constrained")
         axes = figure.add_subplot()
-        for index, (name, row) in enumerate(table.items()):
-            x, y = row[plane.x], row[plane.y]
-            if x.mean and y.mean:
-                look = TEACHER_STYLE if None in x.by_seed else style(index)
-                _draw_row(axes, name, x, y, look)
+        axes.margins(0.15)
+        for name, x, y, look in shown:
+            _draw_points(axes, name, x, y, look)
+        limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
+        for _, x, y, look in shown:
+            margins = {"xerr": x.mean.margin, "yerr": y.mean.margin}
+            axes.errorbar(
+                x.mean.mean, y.mean.mean, **margins, fmt="none", ecolor=look.colour, elinewidth=1, alpha=0.5, zorder=1
+            )
+        axes.set(**limits)
         axes.set_xlabel(f"{plane.x} →", loc="right")
         axes.set_ylabel(f"{plane.y} →", loc="top")
         figure.legend(loc="outside right upper", frameon=False)
@@ -35,13 +48,10 @@ def draw_plane(plane: Plane, table: Table, path: Path) -> None:
     save_picture(Image.open(drawn), path)
 
 
-def _draw_row(axes: Axes, name: str, x: Cell, y: Cell, look: Style) -> None:
-    middle = (x.mean.mean, y.mean.mean)
+def _draw_points(axes: Axes, name: str, x: Cell, y: Cell, look: Style) -> None:
     both = [seed for seed in x.by_seed if seed in y.by_seed]
     if len(both) > 1:
         points = ([cell.by_seed[seed] for seed in both] for cell in (x, y))
         axes.plot(*points, look.mark, color=look.colour, alpha=0.35, ms=4, mew=0, zorder=2)
-    bars = {"xerr": x.mean.margin, "yerr": y.mean.margin, "ecolor": look.colour, "elinewidth": 1.0, "alpha": 0.5}
-    axes.errorbar(*middle, **bars, fmt="none", zorder=1)
     size = 12 if look is TEACHER_STYLE else 8
-    axes.plot(*middle, look.mark, color=look.colour, ms=size, mec="white", mew=0.8, zorder=3, label=name)
+    axes.plot(x.mean.mean, y.mean.mean, look.mark, color=look.colour, ms=size, mec="white", zorder=3, label=name)
