@@ -19,7 +19,8 @@ from dpdmd.evaluation import seed_grids
 from dpdmd.evaluation.pictures import file_name
 from dpdmd.manifest import write_manifest
 from dpdmd.reporting import figures, tables
-from dpdmd.reporting.runs import Metric, Score, read_runs
+from dpdmd.reporting.runs import read_runs
+from dpdmd.reporting.scores import Metric, Score
 from dpdmd.reporting.style import style
 from dpdmd.run_folder import RunFolder
 

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from dpdmd import __version__
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.reporting import figures, tables
-from dpdmd.reporting.runs import Metric, Run, Score
+from dpdmd.reporting.runs import Run
+from dpdmd.reporting.scores import Metric, Score
 from dpdmd.reporting.style import TEACHER_STYLE, Style, style
 
 TEMPLATE = Path(__file__).parent / "template"

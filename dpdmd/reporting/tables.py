@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from dpdmd.config import Config
-from dpdmd.reporting.runs import Run, Score
+from dpdmd.reporting.runs import Run
+from dpdmd.reporting.scores import Score
 
 NONE = "–"
 UNSET = object()  # an option that the run's version did not have
