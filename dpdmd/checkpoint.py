@@ -24,7 +24,8 @@ from dpdmd import __version__
 from dpdmd.config import Config, from_dict
 from dpdmd.families.adapters import adapters
 from dpdmd.families.base import Family
-from dpdmd.families.layouts import LAYOUTS, Note
+from dpdmd.families.layouts import LAYOUTS
+from dpdmd.families.notes import Note
 from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 

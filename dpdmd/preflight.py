@@ -15,7 +15,8 @@ from dpdmd.config import Config
 from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
-from dpdmd.families.layouts import LAYOUTS, read_note
+from dpdmd.families.layouts import LAYOUTS
+from dpdmd.families.notes import read_note
 from dpdmd.memory_plan import MemoryPlan, Topology, fewest_recomputed_blocks, plan_memory
 from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import read_prompts

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from dpdmd.families import family_class
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Note, family_of, read_note
+from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, family_of
+from dpdmd.families.notes import Note, read_note
 from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
@@ -199,9 +200,9 @@ def load_sampler(
     layout.check_size(folder, height, width)
     max_sequence_length = layout.text_length(folder, max_sequence_length, note)
     schedule = family.load_schedule(folder)
-    sigmas = torch.tensor(note.sigmas) if note.sigmas and steps in (None, len(note.sigmas) - 1) else None
+    own = note.sigmas and steps in (None, len(note.sigmas) - 1)
     settings = SamplerSettings(
-        schedule.default_sigmas(steps or note.steps) if sigmas is None else sigmas,
+        torch.tensor(note.sigmas) if own else schedule.named_sigmas(note.grid, steps or note.steps),
         note.guidance_scale if guidance_scale is None else guidance_scale,
         height,
         width,

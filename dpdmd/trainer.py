@@ -19,7 +19,7 @@ from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnosti
 from dpdmd.distillation import MicroBatch
 from dpdmd.evaluation import in_loop
 from dpdmd.families.base import TextEmbedding
-from dpdmd.families.layouts import Note
+from dpdmd.families.notes import Note
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.lr_schedules import learning_rate
@@ -28,6 +28,7 @@ from dpdmd.preflight import Plan, total_steps
 from dpdmd.prompts import global_samples, prompts_of_step
 from dpdmd.run_folder import BEST, write_text
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
+from dpdmd.schedules import DEFAULT, GRIDS
 from dpdmd.step_record import Figures, StepUnderWay
 from dpdmd.teacher_cache import pool_prompts
 from dpdmd.transfers import Stopwatch
@@ -328,11 +329,13 @@ class Trainer:
 
     def note(self) -> Note:
         """How the exported student wants to be sampled."""
+        grid = self.config.method.student_sigmas
         return Note(
             steps=self.config.method.stu_inference_steps,
             guidance_scale=1.0,
             max_sequence_length=self.config.data.max_sequence_length,
             sigmas=tuple(self.run.student_sigmas.tolist()),
+            grid=grid if grid in GRIDS else DEFAULT,
             no_t5=self.config.model.no_t5,
         )
 

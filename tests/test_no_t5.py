@@ -9,8 +9,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dpdmd import generate, train
-from dpdmd.families.layouts import LAYOUTS, read_note
+from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.layouts import SD35 as LAYOUT
+from dpdmd.families.notes import read_note
 from dpdmd.families.sd35 import SD35
 from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler

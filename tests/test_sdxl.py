@@ -22,7 +22,8 @@ from dpdmd.config import Config
 from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.families import family_class
 from dpdmd.families.base import TextEmbedding
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Note, family_of, read_note
+from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, family_of
+from dpdmd.families.notes import Note, read_note
 from dpdmd.families.sdxl import SDXL
 from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks

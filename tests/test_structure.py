@@ -34,6 +34,7 @@ ORDER = (
     "dpdmd.losses",
     "dpdmd.weight_files",
     "dpdmd.manifest",
+    "dpdmd.families.notes",
     "dpdmd.families.scheduler_files",
     "dpdmd.families.call_memory",
     "dpdmd.families.layouts",

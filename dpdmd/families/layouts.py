@@ -3,58 +3,20 @@
 Does not import diffusers, which takes seconds, so a wrong path is told at once.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpdmd.families.call_memory import CallMemory, CallShape, sd3_call_memory
+from dpdmd.families.notes import Note
 from dpdmd.families.scheduler_files import read_flow_schedule, read_sdxl_schedule
 from dpdmd.schedules import Schedule
 from dpdmd.weight_files import read_json, read_weights_header
 
-NOTE = "dpdmd.json"  # beside model_index.json: how this folder wants to be sampled
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-
-
-@dataclass(frozen=True)
-class Note:
-    """How a folder wants to be sampled: what its family's layout says, unless its `dpdmd.json` says otherwise.
-
-    Attributes:
-        sigmas: the exact grid [steps + 1], final 0 included, where it is not the scheduler's own.
-        base: pipeline folder that a LoRA changes; None in a pipeline folder.
-        no_t5: it was trained with `--no_t5`, and its folder holds no T5.
-    """
-
-    steps: int = 30
-    guidance_scale: float = 3.5
-    max_sequence_length: int = 256
-    sigmas: tuple[float, ...] | None = None
-    base: str | None = None
-    no_t5: bool = False
-
-    def write(self, folder: Path) -> None:
-        """Save beside the pipeline; diffusers passes over files it does not know."""
-        (folder / NOTE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-def read_note(folder: Path, default: Note) -> Note:
-    """The folder's note, or `default`, its family's.
-
-    Raises:
-        ValueError: the note is unreadable or holds unknown entries.
-    """
-    if not (folder / NOTE).exists():
-        return default
-    try:
-        note = Note(**read_json(folder / NOTE))
-    except TypeError as error:
-        raise ValueError(f"{folder / NOTE}: not of this version ({error})") from None
-    return replace(note, sigmas=tuple(note.sigmas) if note.sigmas else None)
 
 
 def count_numbers(header: Mapping[str, Any]) -> int:

@@ -20,8 +20,9 @@ from dpdmd.families.components import (
     quieten_libraries,
     read_lora,
 )
-from dpdmd.families.layouts import LORA_WEIGHTS, Note
+from dpdmd.families.layouts import LORA_WEIGHTS
 from dpdmd.families.layouts import SDXL as LAYOUT
+from dpdmd.families.notes import Note
 from dpdmd.families.scheduler_files import SDXL_SCHEDULE, read_sdxl_schedule
 from dpdmd.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.schedules import EpsilonSchedule
