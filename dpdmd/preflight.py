@@ -17,7 +17,8 @@ from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.notes import read_note
-from dpdmd.memory_plan import MemoryPlan, Topology, fewest_recomputed_blocks, plan_memory
+from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
+from dpdmd.memory_rows import Topology
 from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder

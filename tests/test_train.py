@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpdmd import export, methods, train
+from dpdmd.batches import Batches
 from dpdmd.config import read_yaml
 from dpdmd.families.scheduler_files import read_flow_schedule
 from dpdmd.families.sd35 import SD35TextEncoder
@@ -272,13 +273,13 @@ def test_prompts_that_turns_share_are_encoded_once(flags, tmp_path, monkeypatch)
     steps = [prompts for prompts in encoded if prompts != [""]]
     assert len(steps) == 5  # roll-outs of steps 1, 3, 5, 6 and 7
     encoded.clear()
-    text = Trainer._text
+    of_step = Batches.of_step
 
-    def forgetful(self, source):
-        self.encoded = None
-        return text(self, source)
+    def forgetful(self, step, encoder):
+        self._encoded = None
+        return of_step(self, step, encoder)
 
-    monkeypatch.setattr(Trainer, "_text", forgetful)
+    monkeypatch.setattr(Batches, "of_step", forgetful)
     assert train.main([*more, "--run_dir", str(anew)]) == 0
     assert len([prompts for prompts in encoded if prompts != [""]]) == 7
     assert state_bytes(once / "ckpts" / "step_000007") == state_bytes(anew / "ckpts" / "step_000007")
