@@ -204,6 +204,8 @@ def find(folder: RunFolder, wanted: str, config: Config) -> Found:
             the message says what differs.
     """
     if wanted != LATEST:
+        if not os.path.isdir(wanted):
+            raise ValueError(f"--resume_from_checkpoint {wanted}: no such folder; give latest, or a checkpoint's")
         try:
             return Found(Path(wanted), _read(Path(wanted), config), [])
         except DamagedError as error:

@@ -168,8 +168,9 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
         check_writable(flag, path)
     if wanted is None:
         if folder.is_used():
+            given = "--run_dir" if config.run.run_dir else "the run's folder, where the paths given lie,"
             raise ValueError(
-                f"--run_dir {folder.root}: is not empty; --resume_from_checkpoint latest continues it, or give another"
+                f"{given} {folder.root}: is not empty; --resume_from_checkpoint latest continues it, or give another"
             )
         return checkpoint.Found(None, None, [])
     return checkpoint.find(folder, wanted, config)
@@ -181,8 +182,11 @@ def check_writable(flag: str, path: Path) -> None:
     Raises:
         ValueError: it cannot; the message names `flag`.
     """
-    nearest = existing(path)
-    if path.is_symlink() and not path.exists():
+    try:
+        nearest, dangling = existing(path), path.is_symlink() and not path.exists()
+    except OSError as error:  # a name that is too long, a folder above it that may not be entered
+        raise ValueError(f"{flag} {path}: {error.strerror}; give another folder") from None
+    if dangling:
         raise ValueError(f"{flag} {path}: is a link that leads nowhere; give a folder")
     if not nearest.is_dir():
         raise ValueError(f"{flag} {path}: {nearest} is a file; give a folder")

@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -64,8 +64,8 @@ class Trainer:
 
     def _open_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # no rank may still be checking that the folder is unused
+        self.lock = self._lock_folder()
         if self.accelerator.is_main_process:
-            self.folder.create()
             write_yaml(self.config, self.folder.config)
             write_text(self.folder.environment, json.dumps(environment(self.accelerator), indent=2) + "\n")
         self.accelerator.wait_for_everyone()
@@ -74,6 +74,23 @@ class Trainer:
             logger.info("%s", self.plan.memory.table())
             for warning in self.plan.warnings:
                 logger.warning("%s", warning)
+
+    def _lock_folder(self) -> IO[str] | None:
+        """Rank 0 holds the folder from here on.
+
+        Raises:
+            ValueError: another run does; on every rank.
+        """
+        lock, refused = None, ""
+        if self.accelerator.is_main_process:
+            self.folder.create()
+            try:
+                lock = self.folder.lock()
+            except ValueError as error:
+                refused = str(error)
+        if refused := distributed.from_main(self.accelerator, refused):
+            raise ValueError(refused)
+        return lock
 
     def train(self) -> None:
         """Run every remaining step, saving every `ckpt_every` and at the end.

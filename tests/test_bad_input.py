@@ -150,6 +150,11 @@ def refused(flags, capsys, tmp_path, tiny_pipeline, tiny_sdxl, monkeypatch) -> R
         ("--teacher_guidance_scale", "-1", "--teacher_guidance_scale -1"),
         ("--max_steps", "0", "--max_steps 0"),
         ("--seed", "-1", "--seed -1"),
+        ("--seed", "4294967296", "--seed 4294967296"),
+        ("--eval_seed", "4294967296", "--eval_seed 4294967296"),
+        ("--lr_student", "1e300", "--lr_student 1e+300"),
+        ("--max_sequence_length", "100000", "--max_sequence_length 100000"),
+        ("--resume_from_checkpoint", "README.md", "--resume_from_checkpoint README.md: no such folder"),
         ("--clip_path", "nowhere", "--clip_path nowhere: no such folder"),
         ("--clip_path", "data", "config.json is missing"),
         ("--ir_model_path", "weights/tiny/ImageReward/ImageReward.pt", "--ir_med_config is missing"),
@@ -190,6 +195,13 @@ def test_a_wrong_value_gets_one_line(flags, refused, monkeypatch, flag, value, s
         ("k_anchor: null", "k_anchor must be int"),
         ("run_dir: !!python/object/apply:os.system ['touch hacked']", "no YAML"),
         ("1: 2", "unknown key 1"),
+        ("k_anchor: 3\nk_anchor: 20", "'k_anchor' is there twice"),
+        ("optim: {lr_fake: 1}\noptim: {bf16: true}", "'optim' is there twice"),
+        ("k_anchor: 3\nmethod: {k_anchor: 20}", "k_anchor is there twice"),
+        ("optim: {k_anchor: 3}", "k_anchor belongs under method, not under optim"),
+        ("data: 5", "data must hold keys and values, not 5"),
+        ("? [1]\n: 2", "no YAML"),
+        ("student_sigmas: [[1.0]]", "student_sigmas must be str"),
     ],
 )
 def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch, text, says):
@@ -360,6 +372,18 @@ def test_a_used_run_folder_needs_resume(refused, flags):
     assert (run / "metrics.jsonl").read_text() == "{}\n"
 
 
+def test_a_name_that_no_file_system_takes_is_told(refused):
+    assert "File name too long; give another folder" in refused({"--run_dir": "x" * 300}, "`--run_dir` of 300 letters")
+
+
+def test_a_run_folder_that_no_flag_names_is_told_by_where_it_is(refused, flags, tmp_path):
+    del flags["--run_dir"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("kept")
+    line = refused({"--ckpt_dir": str(tmp_path / "run" / "ckpts")}, "`--ckpt_dir` in a used folder")
+    assert "the run's folder, where the paths given lie," in line and (tmp_path / "run" / "notes.txt").exists()
+
+
 def test_a_read_only_run_folder_is_told(refused, monkeypatch):
     monkeypatch.setattr(preflight.os, "access", lambda path, mode: mode != os.W_OK)
     assert "is not writable" in refused({}, "a run folder that is read-only")
@@ -451,7 +475,7 @@ def test_the_table_of_errors_is_what_is_told():
 
 
 def test_wrong_flags_are_told_before_anything_heavy_is_imported():
-    """A wrong path costs the import of torch at most, not that of diffusers; it is told within five seconds."""
+    """A wrong path costs the import of torch at most, not that of diffusers; it is told within seconds."""
     code = """
 import resource
 import sys
@@ -464,7 +488,7 @@ sys.exit(3 if "diffusers" in sys.modules else status)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2 and "no such folder" in result.stderr
     # The processor's seconds: those on the wall also count whatever else the machine does.
-    assert float(result.stdout) < 5
+    assert float(result.stdout) < 10
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,16 @@ def test_nonfinite_skip_goes_on_and_counts(flags, tmp_path, monkeypatch, turn, s
     assert updates == 6
 
 
-def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20.00 GiB.\nmore"),
+    ],
+)
+def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys, error):
     def starved(healthy, run, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+        raise error
 
     on_turn(monkeypatch, "fake_turn", 2, starved)
     assert train.main([*flags, "--max_steps", "4"]) == 1

@@ -19,6 +19,7 @@ ORDER = (
     "dpdmd",
     "dpdmd.options",
     "dpdmd.presets",
+    "dpdmd.strict_yaml",
     "dpdmd.config",
     "dpdmd.turns",
     "dpdmd.lr_schedules",
