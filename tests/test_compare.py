@@ -10,81 +10,23 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from matplotlib.figure import Figure
+from small_sweep import call, starts, two_methods
 
 from dpdmd import compare, config
 from dpdmd.comparison.figures import read_figures
-from dpdmd.comparison.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of, read_sweep
+from dpdmd.comparison.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
+from dpdmd.comparison.sweep_file import read_sweep
 from dpdmd.shapes import measure
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
-# A training and a measure that take no time: they note each start, and obey what stands in FLAG_FILE.
-TRAIN = """
-import pathlib, sys, time
-flags = dict(word.lstrip("-").split("=") for word in sys.argv if "=" in word)
-run = pathlib.Path(sys.argv[sys.argv.index("--run_dir") + 1])
-seed = int(sys.argv[sys.argv.index("--seed") + 1])
-run.mkdir(exist_ok=True)
-with (run / "starts").open("a") as file:
-    file.write("x")
-obey = pathlib.Path(__file__).with_name("obey")
-if obey.exists() and obey.read_text() == f"fail {flags['method']} {seed}":
-    sys.exit("this went wrong")
-while obey.exists() and obey.read_text() == "wait":
-    time.sleep(0.05)
-(run / "value").write_text(str({"dmd": 0.5, "dpdmd": 0.75}[flags["method"]] + 0.01 * seed))
-"""
-MEASURE = """
-import json, pathlib, sys
-model, out = map(pathlib.Path, sys.argv[1:3])
-value = float((model / "value").read_text())
-out.mkdir(exist_ok=True)
-prompts = {f"prompt {i}": {"accuracy": value + 0.01 * i, "entropy": {"size": value}} for i in range(-4, 5)}
-(out / "figures.json").write_text(json.dumps({"model": {"prompts": prompts}}))
-with (out / "starts").open("a") as file:
-    file.write("x")
-"""
 MEASURED = {"command": "x {out}", "result": "y", "metrics": ["a"]}
 
 
 @pytest.fixture
-def values(tmp_path: Path) -> dict:
-    """A sweep of two methods and a teacher, two seeds each, by the programs above."""
-    (tmp_path / "train.py").write_text(TRAIN)
-    (tmp_path / "measure.py").write_text(MEASURE)
-    (tmp_path / "teacher").mkdir()
-    (tmp_path / "teacher" / "value").write_text("0.9")
-    return {
-        "title": "Two methods",
-        "launcher": f"python {tmp_path / 'train.py'}",
-        "seeds": [0, 1],
-        "baseline": "dmd",
-        "configurations": {
-            "teacher": {"model": str(tmp_path / "teacher")},
-            "dmd": {"flags": {"method": "dmd"}},
-            "dpdmd": {"flags": {"method": "dpdmd"}, "paper": {"accuracy": 0.8}},
-        },
-        "measure": {
-            "oracle": {
-                "command": f"python {tmp_path / 'measure.py'} {{model}} {{out}}",
-                "result": "figures.json",
-                "metrics": ["accuracy", "entropy"],
-            }
-        },
-    }
-
-
-def call(values: dict, folder: Path, *extra: str) -> list[str]:
-    """Command line of a sweep."""
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    return [str(folder / "sweep.yaml"), "--out", str(folder / "out"), "--jobs", "2", *extra]
-
-
-def starts(folder: Path) -> dict[str, int]:
-    """How often each training and each measure was started."""
-    return {str(p.parent.relative_to(folder / "out" / "runs")): len(p.read_text()) for p in folder.rglob("starts")}
+def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
+    return two_methods(tmp_path, tiny_pipeline)
 
 
 def test_everything_runs_once_and_the_table_is_right(values, tmp_path, capsys):
@@ -141,6 +83,21 @@ def test_only_runs_what_it_names(values, tmp_path):
         *(f"dmd/seed_{seed}/{what}" for seed in (0, 1) for what in ("run", "oracle")),
     }
     assert compare.main(call(values, tmp_path, "--only", "nobody")) == 2
+
+
+def test_a_part_of_a_sweep_is_a_command_whose_table_it_gives_again(values, tmp_path, capsys):
+    """Whatever else was finished in the same folder, and without the baseline's column where that is not asked for."""
+    part = ["--only", "teacher", "dpdmd", "--seeds", "1"]
+    assert compare.main(call(values, tmp_path, *part)) == 0
+    alone = capsys.readouterr().out
+    assert set(starts(tmp_path)) == {"teacher/oracle", "dpdmd/seed_1/run", "dpdmd/seed_1/oracle"}
+    assert "| dpdmd | 0.760 (paper" in alone and "dmd |" not in alone.replace("dpdmd |", "")
+    assert "Not finished" not in alone and "Minus" not in alone and "--only teacher dpdmd --seeds 1`" in alone
+    assert compare.main(call(values, tmp_path)) == 0
+    assert "| dpdmd | 0.755 ± " in capsys.readouterr().out
+    assert compare.main(call(values, tmp_path, *part)) == 0 and capsys.readouterr().out == alone
+    assert compare.main(call(values, tmp_path, "--seeds", "2")) == 2
+    assert "--seeds 2: not one of the sweep's seeds (0, 1)" in capsys.readouterr().err
 
 
 def test_a_row_may_have_its_own_launcher(values, tmp_path, capsys):

@@ -104,6 +104,7 @@ ORDER = (
     "dpdmd.export",
     "dpdmd.comparison",
     "dpdmd.comparison.sweep",
+    "dpdmd.comparison.sweep_file",
     "dpdmd.comparison.jobs",
     "dpdmd.comparison.figures",
     "dpdmd.comparison.tables",
