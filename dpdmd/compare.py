@@ -1,7 +1,8 @@
 """Train, measure and compare: `python -m dpdmd.compare SWEEP.yaml`.
 
 Every configuration of the sweep is trained with every seed, then measured; the same command goes on after an
-interruption and skips what is finished. OUT gets table.md, table.csv, table.tex, the sweep's pictures, and runs/.
+interruption and skips what is finished. OUT gets table.md, table.csv, table.tex and plane.png, anew after each model;
+at the end picture.png; and runs/. What models, prompts and scorers lack is told before anything starts.
 Exit status: 0 done; 1 something failed, the rest is there; 2 wrong input; 128 + its number after a signal.
 """
 
@@ -45,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("sweep", type=Path, help="the sweep's YAML file, as below")
     parser.add_argument("--out", type=Path, help="folder (default: outputs/ and the sweep's name)")
     parser.add_argument(
-        "--jobs", type=int, help="models at work at a time (default: one a CPU core, 1 if the sweep gives a launcher)"
+        "--jobs",
+        type=int,
+        help="models at work at a time (default: one a CPU core; 1 on a GPU, or if the sweep gives a launcher)",
     )
     parser.add_argument(
         "--reuse",
@@ -92,23 +95,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"dpdmd.compare: error: {error}", file=sys.stderr)
         return 2
-    workers = Workers(args.jobs or (os.cpu_count() or 1 if plan.sweep.on_cores else 1))
+    # torch takes seconds to import: only now, so that a wrong sweep is told at once.
+    from dpdmd.comparison import preflight, results
+
+    if problems := preflight.check(plan.sweep, plan.jobs):
+        for problem in problems:
+            print(f"dpdmd.compare: error: {problem}", file=sys.stderr)
+        return 2
+    command = shlex.join(["python", "-m", "dpdmd.compare", *(sys.argv[1:] if argv is None else argv)])
+
+    def write() -> results.Written:
+        return results.write(plan.sweep, plan.jobs, plan.out, command)
+
+    workers = Workers(args.jobs or default_jobs(plan.sweep), show=write)
     workers.run(plan.jobs)
+    written = write()
+    sys.stdout.write(written.text)
+    sys.stdout.flush()  # what comes may fail, or be killed
+    problems = written.problems
+    if not workers.stopped:
+        try:
+            results.draw_picture(plan.sweep, plan.jobs, plan.out)
+        except ValueError as error:
+            problems.append(f"picture.png: {error}")
+    for problem in problems:
+        print(f"dpdmd.compare: error: {problem}", file=sys.stderr)
+    if workers.failures:
+        print(f"dpdmd.compare: failed: {'; '.join(workers.failures)}; the same command tries again", file=sys.stderr)
     if workers.stopped:
         print("dpdmd.compare: stopped; the same command goes on", file=sys.stderr)
         return 128 + workers.stopped
-    # torch takes a second to import: only now, so that a wrong sweep is told at once.
-    from dpdmd.comparison import results
+    return 1 if problems or workers.failures else 0
 
-    command = shlex.join(["python", "-m", "dpdmd.compare", *(sys.argv[1:] if argv is None else argv)])
-    try:
-        sys.stdout.write(results.write(plan.sweep, plan.jobs, plan.out, command))
-    except ValueError as error:
-        print(f"dpdmd.compare: error: {error}", file=sys.stderr)
-        return 1
-    if workers.failures:
-        print(f"dpdmd.compare: failed: {'; '.join(workers.failures)}; the same command tries again", file=sys.stderr)
-    return 1 if workers.failures else 0
+
+def default_jobs(sweep: Sweep) -> int:
+    """One a CPU core; one alone where a launcher spreads it, or where all would share one GPU."""
+    import torch
+
+    return 1 if torch.cuda.device_count() or not sweep.on_cores else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

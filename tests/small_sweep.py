@@ -33,7 +33,7 @@ with (out / "starts").open("a") as file:
 
 
 def two_methods(tmp_path: Path, pipeline: Path) -> dict:
-    """A sweep of two methods and a teacher, two seeds each, by the programs above; `pipeline` is what they would train."""
+    """A sweep of two methods, two seeds each, and a teacher, by the programs above; `pipeline` is what is trained."""
     (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "measure.py").write_text(MEASURE)
     (tmp_path / "teacher").mkdir()

@@ -102,7 +102,7 @@ def test_a_part_of_a_sweep_is_a_command_whose_table_it_gives_again(values, tmp_p
 
 def test_a_row_may_have_its_own_launcher(values, tmp_path, capsys):
     values["configurations"]["dmd"]["launcher"] = values.pop("launcher") + " --own"
-    values["launcher"] = "no_such_program"
+    values["launcher"] = "false"
     assert compare.main(call(values, tmp_path)) == 1
     assert "Not finished: dpdmd, seed 0; dpdmd, seed 1." in capsys.readouterr().out
     assert (

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dpdmd.comparison.sweep import Plane
+from dpdmd.comparison.sweep import Sweep
 from dpdmd.comparison.tables import Cell, Table
 from dpdmd.grids import save_picture
 from dpdmd.reporting.figures import SETTINGS
@@ -17,11 +17,12 @@ from dpdmd.reporting.style import TEACHER_STYLE, Style, style
 INCHES, DOTS = (5.6, 3.6), 160  # of an inch
 
 
-def draw_plane(plane: Plane, table: Table, path: Path) -> None:
+def draw_plane(sweep: Sweep, table: Table, path: Path) -> None:
     """Write the picture; a row that lacks one of the two figures is left out.
 
     The axes show all points; the interval of two or three trainings may reach beyond them.
     """
+    plane = sweep.plane
     shown = [
         (name, row[plane.x], row[plane.y], TEACHER_STYLE if None in row[plane.x].by_seed else style(index))
         for index, (name, row) in enumerate(table.items())
