@@ -26,6 +26,7 @@ ORDER = (
     "dpdmd.transfers",
     "dpdmd.rng",
     "dpdmd.run_folder",
+    "dpdmd.markup",
     "dpdmd.records",
     "dpdmd.interruption",
     "dpdmd.diagnostics",
