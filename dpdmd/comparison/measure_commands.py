@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.program import Program
+from dpdmd.evaluation.runner import metric_names
 from dpdmd.evaluation.scorers import SCORERS
 from dpdmd.families.layouts import LAYOUTS, family_of
 from dpdmd.prompts import read_prompts
@@ -77,7 +78,7 @@ class Command:
                 read_prompts(Path(args.prompts_txt), "--prompts_txt")
         else:
             paths = program._check(args).paths
-        return [name for scorer in paths for name in (scorer, *SCORERS[scorer].also)]
+        return metric_names(SCORERS[name] for name in paths)
 
     def _check_world(self) -> list[str]:
         if self.args.num_seeds < 1:

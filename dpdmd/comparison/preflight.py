@@ -1,5 +1,6 @@
 """What a sweep's processes would refuse, told before the first of them starts: minutes of loading, days of training."""
 
+import os.path
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -82,8 +83,9 @@ def _check_measure(sweep: Sweep, job: Job, stage: Stage, *, to_be_made: bool) ->
         return
     _check_launcher(stage.command[: found.start])
     known = found.check(job.folder)
-    if found.result.absolute() != (stage.folder / measure.name / measure.result).absolute():
-        raise ValueError(f"result {measure.result}: {found.name} writes {found.result}")
+    written = os.path.relpath(found.result, stage.folder / measure.name)
+    if written != os.path.normpath(measure.result):
+        raise ValueError(f"result {measure.result}: {found.name} writes {written}, seen from {{out}}")
     for metric in measure.metrics.values():
         if metric not in known:
             raise ValueError(f"metrics: {found.name} gives no {metric!r}; there are {', '.join(known)}")
