@@ -129,6 +129,14 @@ def test_so_does_that_of_the_launch_scripts(tmp_path, script, given, expected):
     assert done.stdout.startswith("-m accelerate.commands.launch") and done.stdout.split()[-1] == expected
 
 
+def test_a_measure_finds_what_an_earlier_one_left(values, tmp_path):
+    """{out}/../oracle, as the system follows it: through a folder that must be there."""
+    copy = "cp {out}/../oracle/figures.json {out}/../again.json"
+    values["measure"]["second"] = {"command": copy, "result": "../again.json", "metrics": {"again": "accuracy"}}
+    assert compare.main(call(values, tmp_path, "--only", "teacher")) == 0
+    assert "| teacher | 0.900 | 0.900 | 0.900 |" in (tmp_path / "out" / "table.md").read_text()
+
+
 def test_a_failing_run_is_told_and_the_others_go_on(values, tmp_path, capsys):
     (tmp_path / "obey").write_text("fail dmd 1")
     assert compare.main(call(values, tmp_path)) == 1

@@ -184,6 +184,7 @@ def test_a_measure_is_read_as_its_program_reads_it(values, tmp_path, monkeypatch
     monkeypatch.chdir(ROOT)
     del values["configurations"]["teacher"], values["configurations"]["dpdmd"]["paper"]
     values["measure"] = {"m": {"command": command, "result": result, "metrics": metrics}}
+    (tmp_path / "out" / "runs" / "dmd" / "seed_0" / "oracle" / "pictures").mkdir(parents=True)  # of a killed measure
     lines = told(values, tmp_path)  # once, for two rows of two seeds
     assert len(lines) == bool(says) and all("measure m: " in line and says in line for line in lines)
 

@@ -203,6 +203,8 @@ class Workers:
                 if stage.is_done():
                     continue
                 stage.note(done=False)
+                if stage.name != TRAIN:  # {out}: from a folder that is not there, {out}/../oracle leads nowhere
+                    (job.folder / stage.name).mkdir(exist_ok=True)
                 status = self._run_stage(stage, lock.fileno())
                 if self.stopped:
                     return

@@ -71,8 +71,8 @@ class Command:
 
     def _check_root(self, program: Program, job: Path) -> list[str]:
         args = self.args
-        if args.images and not Path(args.images).exists() and _lies_in(Path(args.images), job):
-            # An earlier measure of this job will make them.
+        if args.images and _lies_in(Path(args.images), job):
+            # An earlier measure of this job makes them; none or a part of them may be there by now.
             paths = check_scorer_paths(vars(args), program.scorers)
             if args.prompts_txt:
                 read_prompts(Path(args.prompts_txt), "--prompts_txt")
