@@ -135,14 +135,7 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
     Raises:
         ValueError: missing, no YAML mapping, unknown key or wrong type; the message names the file.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    try:
-        values = strict_yaml.load(text)
-    except ValueError as error:
-        raise ValueError(f"--config {path}: {error}") from None
+    values = strict_yaml.read(path, f"--config {path}")
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold keys and values, such as 'k_anchor: 5'")
     return from_dict(values, f"--config {path}", onto)

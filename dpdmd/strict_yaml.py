@@ -1,6 +1,7 @@
 """YAML as people mean it: a key that stands twice is a mistake, where PyYAML keeps the last and drops the rest."""
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,15 +24,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load(text: str) -> Any:
-    """The document's plain values.
+def read(path: Path, place: str) -> Any:
+    """The file's plain values.
 
     Raises:
-        ValueError: no YAML, a tag that is no plain value, or a key that stands twice; one line.
+        ValueError: it cannot be read, is no YAML, has a tag that is no plain value, or a key that stands twice; one
+            line that begins with `place`.
     """
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"no YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{place}: no YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
-        raise ValueError("no YAML (nested too deeply)") from None
+        raise ValueError(f"{place}: no YAML (nested too deeply)") from None

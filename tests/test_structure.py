@@ -13,8 +13,9 @@ from dpdmd.options import METHODS
 ROOT = Path(__file__).parent.parent
 
 # Data flows down: a module imports only from those above it. First what knows no model (configuration, draws, paths,
-# prompts, arithmetic), then the families, what is built of them, what writes and runs, and last the small world,
-# which is a user of the package. `dpdmd` itself (the version) and `config` are for all.
+# prompts, arithmetic), then the families, what is built of them, what writes and runs, then the small world, which is a
+# user of the package, and last what runs all of these as programs. `dpdmd` itself (the version) and `config` are for
+# all.
 ORDER = (
     "dpdmd",
     "dpdmd.options",
@@ -26,6 +27,7 @@ ORDER = (
     "dpdmd.transfers",
     "dpdmd.rng",
     "dpdmd.run_folder",
+    "dpdmd.markup",
     "dpdmd.records",
     "dpdmd.interruption",
     "dpdmd.diagnostics",
@@ -106,15 +108,6 @@ ORDER = (
     "dpdmd.geneval",
     "dpdmd.generate",
     "dpdmd.export",
-    "dpdmd.comparison",
-    "dpdmd.comparison.sweep",
-    "dpdmd.comparison.jobs",
-    "dpdmd.comparison.figures",
-    "dpdmd.comparison.tables",
-    "dpdmd.comparison.picture",
-    "dpdmd.comparison.plane",
-    "dpdmd.comparison.results",
-    "dpdmd.compare",
     "dpdmd.shapes",
     "dpdmd.shapes.world",
     "dpdmd.shapes.oracle",
@@ -126,6 +119,18 @@ ORDER = (
     "dpdmd.shapes.build",
     "dpdmd.shapes.measure",
     "dpdmd.shapes.measure_scorers",
+    "dpdmd.comparison",
+    "dpdmd.comparison.sweep",
+    "dpdmd.comparison.sweep_file",
+    "dpdmd.comparison.jobs",
+    "dpdmd.comparison.measure_commands",
+    "dpdmd.comparison.preflight",
+    "dpdmd.comparison.figures",
+    "dpdmd.comparison.tables",
+    "dpdmd.comparison.picture",
+    "dpdmd.comparison.plane",
+    "dpdmd.comparison.results",
+    "dpdmd.compare",
 )
 ROOT_PROGRAMS = {"test_preference.py", "test_quality.py", "test_diversity.py"}
 

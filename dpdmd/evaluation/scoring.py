@@ -24,6 +24,7 @@ from dpdmd.evaluation.runner import UNREADABLE, Report, Row, judge, metric_names
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.markup import latex_text
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import batches_of, find_model, load_sampler
 
@@ -135,7 +136,7 @@ def _write(job: Job, result: Report, metrics: list[str], settings: dict[str, Any
 
 def table(job: Job, result: Report) -> str:
     """A row of a LaTeX table, under a comment that names its columns."""
-    name = Path(job.args.images or job.args.model).name.replace("_", r"\_")
+    name = latex_text(Path(job.args.images or job.args.model).name)
     cells = ["--" if value.mean is None else f"{value.mean:.3f}" for value in result.summaries.values()]
     return f"% {' & '.join(['model', *result.summaries])}\n{' & '.join([name, *cells])} \\\\"
 
