@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.evaluation.pictures import MANIFEST, fingerprint, is_whole, keep_or_refuse, open_picture
+from dpdmd.evaluation.pictures import MANIFEST, fingerprint, is_whole, keep_or_refuse, open_picture, read_manifest
 from dpdmd.families.base import TextEncoder
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.run_folder import write_text
@@ -56,8 +56,9 @@ def check_folder(out: Path) -> None:
     """Whether `out` is free, or holds what an earlier call left there.
 
     Raises:
-        ValueError: it holds something else, which GenEval would take for ours.
+        ValueError: it holds something else, which GenEval would take for ours, or its note cannot be read.
     """
+    read_manifest(out, "--out")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise ValueError(f"--out {out}: holds files that are not this program's; give another folder")
 

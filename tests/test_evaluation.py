@@ -12,7 +12,7 @@ from PIL import Image
 
 from dpdmd import train
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
-from dpdmd.evaluation.pictures import find_pictures
+from dpdmd.evaluation.pictures import find_pictures, open_picture
 from dpdmd.evaluation.plan import PictureSet
 from dpdmd.evaluation.statistics import mean_rank, summarise
 
@@ -237,6 +237,40 @@ def test_a_release_network_is_scored(preference, tiny_pipeline, tmp_path):
     assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 0
     manifest = json.loads((tmp_path / "out" / "pictures" / "pictures.json").read_text())
     assert len(manifest["sigmas"]) == 5 and manifest["guidance_scale"] == 1.0
+
+
+RED = (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("picture", "suffix", "seen"),
+    [
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".png", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".tiff", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.dtype(">u2"))), ".tiff", (128, 128, 128)),
+        (Image.new("L", (4, 4), 128), ".png", (128, 128, 128)),
+        (Image.new("1", (4, 4), 1), ".png", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (100, 255)), ".png", (100, 100, 100)),
+        (Image.new("LA", (4, 4), (0, 0)), ".png", (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 51)), ".png", (255, 204, 204)),
+        (Image.new("RGB", (4, 4), RED).convert("P"), ".png", RED),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)).quantize(), ".png", (255, 255, 255)),
+        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), ".tiff", RED),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_a_picture_is_read_as_a_person_would_see_it(tmp_path, picture, suffix, seen):
+    """16 bits are scaled, not clipped; what is transparent lies on white; a palette and inks have their colours."""
+    picture.save(tmp_path / f"0{suffix}")
+    found = open_picture(tmp_path / f"0{suffix}")
+    assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_picture_without_a_known_white_is_unreadable(tmp_path, mode):
+    Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=rf"0\.tiff is no whole picture .*mode {mode}, whose white is not known"):
+        open_picture(tmp_path / "0.tiff")
 
 
 def test_names_of_given_pictures(tmp_path):

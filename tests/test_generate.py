@@ -128,6 +128,16 @@ def test_geneval_refuses_a_folder_of_somebody_elses(for_geneval, tmp_path, capsy
     assert "holds files that are not this program's" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
+def test_a_damaged_note_beside_pictures_is_named(for_geneval, tmp_path, capsys, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pictures.json").write_bytes(content)
+    assert generate.main(for_geneval) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(tmp_path / "out" / "pictures.json") in line and line.endswith("give another folder")
+    assert (tmp_path / "out" / "pictures.json").read_bytes() == content
+
+
 def test_pictures_survive_the_way_to_eight_bits_and_back():
     values = torch.linspace(0, 1, 3 * 4 * 4).reshape(1, 3, 4, 4)
     assert np.abs(to_float(to_pil(values)) - values.numpy()).max() <= 0.5 / 255 + 1e-6
