@@ -205,6 +205,34 @@ def test_diversity_of_given_pictures(tiny_scorers, tmp_path):
     assert (summary["num_scored"], summary["num_missing"], summary["num_prompts"]) == (8, 1, 2)
 
 
+def test_a_batch_of_unreadable_pictures_reaches_no_scorer(tiny_scorers, tmp_path, caplog):
+    """With one picture at a time the broken one is a batch of its own, which is empty once it is left out."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for sample in range(2):
+        Image.new("RGB", (64, 64), (sample * 99, 0, 0)).save(pictures / f"00000_{sample:03d}.png")
+    (pictures / "00000_002.png").write_text("no picture")
+    scorers = ["--dino_path", tiny_scorers["dino_path"], "--clip_path", tiny_scorers["clip_path"]]
+    given = ["--images", str(pictures), "--prompts_txt", "", "--output_dir", str(tmp_path / "out"), *scorers]
+    assert program("test_diversity").main([*given, "--batch_size", "1"]) == 0
+    assert "failed" not in caplog.text
+    assert [row["div_clip"] != "" for row in rows_of(tmp_path / "out")] == [True, True, False]
+
+
+def test_programs_refuse_pictures_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
+    """They would be black, and scored as such. What was made before stays."""
+    import torch
+    from safetensors.torch import load_file
+
+    state = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+    state["proj_out.bias"][0] = float("inf")
+    torch.save(state, tmp_path / "s.pt")
+    given = [*preference, "--model", str(tmp_path / "s.pt"), "--base_model", str(tiny_pipeline)]
+    assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "s.pt: its pictures are not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["pictures.json"]
+
+
 def test_programs_refuse_wrong_input(preference, tmp_path, capsys):
     """One line that names the flag, exit status 2, before any model loads."""
     (tmp_path / "empty").mkdir()
