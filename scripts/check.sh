@@ -4,6 +4,13 @@
 #   bash scripts/check.sh --fix    formats and applies ruff's safe fixes first
 set -euo pipefail
 
+for argument in "$@"; do # before anything is looked for: --help needs neither weights nor an environment
+    case $argument in -h | --help)
+        sed -n '2,${/^#\( \|$\)/!q;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        exit ;;
+    esac
+done
+
 SETUP_EXTRA=test
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"

@@ -4,6 +4,14 @@
 # Further flags of dpdmd.train win: bash scripts/run_train_sd35.sh --resume_from_checkpoint latest
 set -euo pipefail
 
+for argument in "$@"; do # before anything is looked for: --help needs neither weights nor an environment
+    case $argument in -h | --help)
+        sed -n '2,${/^#\( \|$\)/!q;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        echo "Flags of dpdmd.train: python -m dpdmd.train --help"
+        exit ;;
+    esac
+done
+
 RUN="${RUN:-outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-weights/stabilityai/stable-diffusion-3.5-medium}"

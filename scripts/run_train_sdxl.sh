@@ -8,6 +8,14 @@
 # 249), since SDXL's own grid starts a 4-step student at time 751, far from noise, and spends its last step on time 1.
 set -euo pipefail
 
+for argument in "$@"; do # before anything is looked for: --help needs neither weights nor an environment
+    case $argument in -h | --help)
+        sed -n '2,${/^#\( \|$\)/!q;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        echo "Flags of dpdmd.train: python -m dpdmd.train --help"
+        exit ;;
+    esac
+done
+
 RUN="${RUN:-outputs/sdxl_dpdmd/sdxl_t50_1024_lr1e5_4nfe_anchor8}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-weights/stabilityai/stable-diffusion-xl-base-1.0}"

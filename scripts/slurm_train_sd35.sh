@@ -15,6 +15,14 @@
 # checkpoint of SD3.5-Medium is some 55 GB; give a slow disk more.
 set -uo pipefail
 
+for argument in "$@"; do # before anything is looked for: --help needs neither weights nor an environment
+    case $argument in -h | --help)
+        sed -n '2,${/^#\( \|$\)/!q;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        echo "Flags of dpdmd.train: python -m dpdmd.train --help"
+        exit ;;
+    esac
+done
+
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_multi_node.yaml}"
