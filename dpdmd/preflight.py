@@ -17,6 +17,7 @@ from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.notes import read_note
+from dpdmd.folders import check_writable, existing
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
 from dpdmd.options import MAX_STEPS, MethodConfig
@@ -174,29 +175,6 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
             )
         return checkpoint.Found(None, None, [])
     return checkpoint.find(folder, wanted, config)
-
-
-def check_writable(flag: str, path: Path) -> None:
-    """Check that `path` is a folder that can be written to, or that one can be made there.
-
-    Raises:
-        ValueError: it cannot; the message names `flag`.
-    """
-    try:
-        nearest, dangling = existing(path), path.is_symlink() and not path.exists()
-    except OSError as error:  # a name that is too long, a folder above it that may not be entered
-        raise ValueError(f"{flag} {path}: {error.strerror}; give another folder") from None
-    if dangling:
-        raise ValueError(f"{flag} {path}: is a link that leads nowhere; give a folder")
-    if not nearest.is_dir():
-        raise ValueError(f"{flag} {path}: {nearest} is a file; give a folder")
-    if not os.access(nearest, os.W_OK):
-        raise ValueError(f"{flag} {path}: {nearest} is not writable")
-
-
-def existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:

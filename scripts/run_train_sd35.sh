@@ -4,6 +4,8 @@
 # Further flags of dpdmd.train win: bash scripts/run_train_sd35.sh --resume_from_checkpoint latest
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 RUN="${RUN:-outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-weights/stabilityai/stable-diffusion-3.5-medium}"

@@ -8,6 +8,8 @@
 # 249), since SDXL's own grid starts a 4-step student at time 751, far from noise, and spends its last step on time 1.
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 RUN="${RUN:-outputs/sdxl_dpdmd/sdxl_t50_1024_lr1e5_4nfe_anchor8}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-weights/stabilityai/stable-diffusion-xl-base-1.0}"

@@ -25,6 +25,8 @@ ORDER = (
     "dpdmd.turns",
     "dpdmd.lr_schedules",
     "dpdmd.transfers",
+    "dpdmd.folders",
+    "dpdmd.picture_flags",
     "dpdmd.rng",
     "dpdmd.run_folder",
     "dpdmd.markup",
@@ -106,6 +108,7 @@ ORDER = (
     "dpdmd.examination",
     "dpdmd.doctor",
     "dpdmd.geneval",
+    "dpdmd.generation",
     "dpdmd.generate",
     "dpdmd.export",
     "dpdmd.shapes",
@@ -288,8 +291,24 @@ def test_wrong_input_is_told_before_the_heavy_imports():
     heavy = {"diffusers", "transformers", "accelerate"}
     roots = {target.split(".")[0] for target in import_closure("dpdmd.train")}
     assert roots & heavy == set()
-    assert {target.split(".")[0] for target in import_closure("dpdmd.config")} & {*heavy, "torch"} == set()
+    for name in ("dpdmd.config", "dpdmd.generate", "dpdmd.export", "dpdmd.picture_flags", "dpdmd.folders"):
+        assert {target.split(".")[0] for target in import_closure(name)} & {*heavy, "torch"} == set()
     assert "torch" in roots and "accelerate" in {t.split(".")[0] for t in import_closure("dpdmd.trainer")}  # it can see
+
+
+def test_a_module_with_a_main_runs_it():
+    """`python -m dpdmd.generate` once did nothing, with status 0: the last two lines had been lost."""
+    programs = {
+        name: ast.unparse(tree.body[-1]).splitlines()
+        for name, tree in TREES.items()
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    }
+    assert len(programs) >= 8
+    assert {
+        name: last
+        for name, last in programs.items()
+        if last[0] != "if __name__ == '__main__':" or "main()" not in last[1]
+    } == {}
 
 
 def test_nothing_prints():

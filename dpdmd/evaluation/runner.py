@@ -55,7 +55,7 @@ def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[
     rows = [
         Row(sample.key, sample.prompt, file) for sample, file in zip(samples, files or [""] * len(samples), strict=True)
     ]
-    for scorer in scorers:
+    for scorer in scorers if samples else ():  # no scorer needs to know what an empty batch looks like
         try:
             _apply(scorer, samples, rows)
         except Exception as error:  # whatever a scorer's libraries raise: days of training are worth more than a score
