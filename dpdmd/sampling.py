@@ -11,6 +11,7 @@ from tqdm import tqdm
 from dpdmd.families import family_class
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
 from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, family_of
+from dpdmd.families.model_folders import check_folder
 from dpdmd.families.notes import Note, read_note
 from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
@@ -150,7 +151,10 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Fami
         ValueError: it is not.
     """
     name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
-    LAYOUTS[name].check(model.folder, flag, no_t5=model.note.no_t5)
+    check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
+    from dpdmd.families.skeletons import check_contents  # imports diffusers
+
+    check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
     return family_class(name)(device, dtype)
 
 
