@@ -129,7 +129,7 @@ def _check_models(config: Config) -> None:
 
 
 def _check_contents(config: Config) -> None:
-    """Look closer at the models' folders: last, since it imports diffusers, which takes seconds."""
+    """Look closer at the models' folders; last of all, since it imports diffusers, which takes seconds."""
     from dpdmd.families.skeletons import check_contents
 
     model, layout = config.model, LAYOUTS[config.model.family]

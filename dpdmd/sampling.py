@@ -17,7 +17,7 @@ from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.schedules import Schedule
-from dpdmd.weight_files import read_checkpoint
+from dpdmd.weight_files import read_checkpoint, read_header
 
 STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
 Batch = list[tuple[int, int]]  # keys (prompt index, sample index) of pictures that are made together
@@ -115,6 +115,13 @@ def find_model(path: Path, base_model: Path | None) -> Model:
     Raises:
         ValueError: nothing to sample from, or a network alone without the `base_model` that it belongs to.
     """
+    try:
+        return _find(path, base_model)
+    except OSError as error:
+        raise ValueError(f"--model {path}: {error.filename} cannot be read ({error.strerror})") from None
+
+
+def _find(path: Path, base_model: Path | None) -> Model:
     if path.suffix == ".pt":
         if not path.is_file():
             raise ValueError(f"--model {path}: no such file")
@@ -138,6 +145,7 @@ def find_model(path: Path, base_model: Path | None) -> Model:
 def _with_base(lora: Path, base_model: Path | None) -> Model:
     """A LoRA with the pipeline that it changes: `base_model`, or what its note says."""
     note = read_note(lora, STUDENT_NOTE)
+    read_header(lora / LORA_WEIGHTS)
     base = base_model or (Path(note.base) if note.base else None)
     if base is None or not base.is_dir():
         raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")

@@ -101,11 +101,15 @@ def attach_lora(
     """Put the LoRA of `folder`, as diffusers' `lora_state_dict` reads it, beside the network's layers.
 
     Raises:
-        ValueError: it changes a layer that the network has not.
+        ValueError: it changes a layer that the network has not, or one of another size.
     """
     layers = dict(network.named_modules())
     for name in state:
         layer = name.removeprefix(f"{part}.").partition(".lora_")[0]
         if layer not in layers:  # diffusers only warns
             raise ValueError(f"{folder / LORA_WEIGHTS} changes {layer}, which the network has not")
-    network.load_lora_adapter(state, prefix=part, metadata=metadata)
+    try:
+        network.load_lora_adapter(state, prefix=part, metadata=metadata)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:160]
+        raise ValueError(f"{folder / LORA_WEIGHTS} does not fit the network ({told})") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.families.layouts import LAYOUTS, Layout
+from dpdmd.families.notes import read_note
 from dpdmd.weight_files import check_weights, holding_what_is_expected, read_json
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
@@ -37,6 +38,8 @@ def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool 
     with naming(layout, folder, flag):
         if not folder.is_dir():
             raise ValueError("no such folder")
+    read_note(folder, layout.note)  # ours, and not to be got where the weights are
+    with naming(layout, folder, flag):
         parts = [layout.network] if network_only else _check_index(layout, folder, no_t5=no_t5)
         for part in parts:
             _check_part(layout, folder, part)

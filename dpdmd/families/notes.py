@@ -82,8 +82,11 @@ def read_note(folder: Path, default: Note) -> Note:
         ValueError: the note is unreadable, or holds unknown entries or values that cannot be.
     """
     path = folder / NOTE
-    if not path.exists():
-        return default
+    try:
+        if not path.exists():
+            return default
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         note = Note(**read_json(path))
     except TypeError as error:
