@@ -16,6 +16,7 @@ from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS
+from dpdmd.families.model_folders import check_folder
 from dpdmd.families.notes import read_note
 from dpdmd.folders import check_writable, existing
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
@@ -96,6 +97,7 @@ def check(config: Config) -> Plan:
         config.optim.recomputed_blocks = fewest_recomputed_blocks(config, evaluation, topology, device)
     memory = plan_memory(config, evaluation, topology, device)
     warnings += memory.warnings()
+    _check_contents(config)
     return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
 
 
@@ -109,11 +111,11 @@ def _device_bytes() -> int | None:
 def _check_models(config: Config) -> None:
     model, data, method, layout = config.model, config.data, config.method, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
-    layout.check(teacher, "--teacher_id", no_t5=model.no_t5)
+    check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
     data.max_sequence_length = layout.text_length(teacher, data.max_sequence_length, read_note(teacher, layout.note))
     expected = layout.network_config(teacher)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
-        layout.check(Path(folder), flag, network_only=True)
+        check_folder(layout, Path(folder), flag, network_only=True)
         found = layout.network_config(Path(folder))
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if differing:
@@ -125,6 +127,17 @@ def _check_models(config: Config) -> None:
         except ValueError as error:
             raise ValueError(f"--lora_targets: {error}") from None
     _check_grids(method, layout.schedule(teacher))
+
+
+def _check_contents(config: Config) -> None:
+    """Look closer at the models' folders; last of all, since it imports diffusers, which takes seconds."""
+    from dpdmd.families.skeletons import check_contents
+
+    model, layout = config.model, LAYOUTS[config.model.family]
+    check_contents(layout, Path(model.teacher_id), "--teacher_id", no_t5=model.no_t5)
+    for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
+        if folder != model.teacher_id:
+            check_contents(layout, Path(folder), flag, network_only=True)
 
 
 def _check_grids(method: MethodConfig, schedule: Schedule) -> None:

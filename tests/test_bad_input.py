@@ -312,8 +312,13 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
             b'{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": true}',
             "use_karras_sigmas",
         ),
-        ("text_encoder_3/model.safetensors", None, "model.safetensors is missing"),
+        ("text_encoder_3/model.safetensors", None, "text_encoder_3/model.safetensors is missing"),
+        ("text_encoder/config.json", b'{"hidden_size": "x"}', "does not describe a CLIPTextModelWithProjection"),
+        ("vae/config.json", b"{}", "vae/config.json lacks 'block_out_channels'"),
+        ("tokenizer/tokenizer.json", b'{"a": 1}', "does not load as a CLIPTokenizer"),
+        ("tokenizer_3/tokenizer.json", b"no", "tokenizer_3/tokenizer.json cannot be read as JSON"),
         ("dpdmd.json", b'{"stepz": 3}', "not of this version"),
+        ("dpdmd.json", b'{"steps": "x"}', "steps is 'x', which must be a whole number, at least 1"),
     ],
 )
 def test_a_wrong_weight_folder_names_the_file(refused, broken, part, content, says):
@@ -365,6 +370,20 @@ def test_weights_of_another_model_are_told(refused, broken):
     assert "its weights have 1 blocks" in refused({"--teacher_id": str(broken)}, "weights of fewer blocks")
     save_file({name: value for name, value in weights.items() if name != "proj_out.weight"}, broken / TRANSFORMER)
     assert "its weights lack proj_out.weight" in refused({"--teacher_id": str(broken)}, "a weight missing")
+
+
+def test_a_text_encoders_weights_are_looked_at(refused, broken):
+    """test_model_folders.py has the other components, the other family and the other programs."""
+    file = broken / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    name = "text_model.embeddings.position_embedding.weight"
+    save_file({**weights, name: torch.zeros(3, 3)}, file)
+    line = refused({"--teacher_id": str(broken)}, "a text encoder's weights of another shape")
+    assert f"{name} has shape (3, 3)" in line
+    save_file({other: value for other, value in weights.items() if other != name}, file)
+    assert f"its weights lack {name}" in refused({"--teacher_id": str(broken)}, "a text encoder's weight missing")
+    file.rename(file.with_name("model.fp16.safetensors"))
+    assert "is a variant" in refused({"--teacher_id": str(broken)}, "only `model.fp16.safetensors` in `text_encoder`")
 
 
 def test_another_architecture_is_told(refused, broken):

@@ -14,6 +14,7 @@ from dpdmd.evaluation.program import Program
 from dpdmd.evaluation.runner import metric_names
 from dpdmd.evaluation.scorers import SCORERS
 from dpdmd.families.layouts import LAYOUTS, family_of
+from dpdmd.families.model_folders import check_folder
 from dpdmd.prompts import read_prompts
 from dpdmd.sampling import find_model
 from dpdmd.shapes import measure
@@ -67,7 +68,7 @@ class Command:
         for path in models:
             model = find_model(path, base)
             flag = "--model" if model.source == model.folder else "--base_model"
-            LAYOUTS[family_of(model.folder)].check(model.folder, flag, no_t5=model.note.no_t5)
+            check_folder(LAYOUTS[family_of(model.folder)], model.folder, flag, no_t5=model.note.no_t5)
 
     def _check_root(self, program: Program, job: Path) -> list[str]:
         args = self.args

@@ -16,7 +16,8 @@ from dpdmd.families.components import (
     attach_lora,
     export_network,
     export_parts,
-    load_network,
+    load_encoders,
+    load_part,
     quieten_libraries,
     read_lora,
 )
@@ -37,9 +38,10 @@ class SD35TextEncoder(TextEncoder):
         # diffusers wants to be told of a T5 that is not there, also where the folder says so itself.
         parts = LAYOUT.parts(folder, no_t5=no_t5)
         left_out = dict.fromkeys(["transformer", "vae", *(part for part in LAYOUT.t5 if part not in parts)])
-        self.pipe = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **left_out).to(
-            device
-        )
+        encoders = load_encoders(LAYOUT, folder, dtype, no_t5=no_t5)
+        self.pipe = StableDiffusion3Pipeline.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, **left_out, **encoders
+        ).to(device)
         if self.pipe.text_encoder_3 is None:
             # The zeros have the width that the transformer's configuration says, and only that is asked of it.
             self.pipe.transformer = SimpleNamespace(config=SimpleNamespace(**LAYOUT.network_config(folder)))
@@ -67,7 +69,7 @@ class SD35(Family):
         quieten_libraries()
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_network(SD3Transformer2DModel, folder / LAYOUT.network, dtype)
+        return load_part(SD3Transformer2DModel, folder / LAYOUT.network, dtype, exact=True)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SD35TextEncoder:
         return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length, no_t5)

@@ -16,7 +16,8 @@ from dpdmd.families.components import (
     attach_lora,
     export_network,
     export_parts,
-    load_network,
+    load_encoders,
+    load_part,
     quieten_libraries,
     read_lora,
 )
@@ -39,7 +40,13 @@ class SDXLTextEncoder(TextEncoder):
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.device = device
         self.pipe = StableDiffusionXLPipeline.from_pretrained(
-            folder, unet=None, vae=None, dtype=dtype, add_watermarker=False, local_files_only=True
+            folder,
+            unet=None,
+            vae=None,
+            dtype=dtype,
+            add_watermarker=False,
+            local_files_only=True,
+            **load_encoders(LAYOUT, folder, dtype),
         ).to(device)
         self.empty_is_zero = self.pipe.config.force_zeros_for_empty_prompt
 
@@ -68,7 +75,7 @@ class SDXL(Family):
         quieten_libraries()
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_network(UNet2DConditionModel, folder / LAYOUT.network, dtype)
+        return load_part(UNet2DConditionModel, folder / LAYOUT.network, dtype, exact=True)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # its tokenizers know the length
