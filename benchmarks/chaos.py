@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp())
+    work.mkdir(parents=True, exist_ok=True)
     flags = [*shlex.split(args.flags), "--max_steps", str(args.steps), "--ckpt_every", str(args.ckpt_every)]
     pace = untouched(flags, work / "untouched", args.processes)
     folder, chance, kills = RunFolder.of(work / "killed"), random.Random(args.seed), []

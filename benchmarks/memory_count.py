@@ -29,13 +29,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dpdmd import config, lora, memory_plan, methods
+from dpdmd import config, lora, methods
 from dpdmd.checkpoint import versions
 from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import adapters
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.sd35 import SD35
+from dpdmd.memory_plan import plan_memory
+from dpdmd.memory_rows import FAKE, STUDENT, Topology
 from dpdmd.networks import Networks, recompute_blocks
 from dpdmd.run_folder import write_text
 from dpdmd.schedules import FlowSchedule
@@ -154,7 +156,7 @@ def count_turns(examined: config.Config) -> dict[str, int]:
         if examined.model.lora_rank:
             everything.append(made.teacher.base.network)
         known = [tensor for network in everything for tensor in [*network.parameters(), *network.buffers()]]
-        for phase, turn in ((memory_plan.FAKE, methods.fake_turn), (memory_plan.STUDENT, methods.student_turn)):
+        for phase, turn in ((FAKE, methods.fake_turn), (STUDENT, methods.student_turn)):
             with LiveStorages(known) as live:
                 turn(run, batch).loss.backward()
             found[phase] = live.peak
@@ -165,11 +167,8 @@ def count_turns(examined: config.Config) -> dict[str, int]:
 
 def planned_turns(examined: config.Config) -> dict[str, int]:
     """The same by the plan: its rows without weights, optimizers and what is loaded beside."""
-    plan = memory_plan.plan_memory(examined, EvalPlan([], {}, ""), memory_plan.Topology())
-    return {
-        phase: sum(row.bytes for row in plan.rows if row.phases == (phase,))
-        for phase in (memory_plan.FAKE, memory_plan.STUDENT)
-    }
+    plan = plan_memory(examined, EvalPlan([], {}, ""), Topology())
+    return {phase: sum(row.bytes for row in plan.rows if row.phases == (phase,)) for phase in (FAKE, STUDENT)}
 
 
 CASES = {

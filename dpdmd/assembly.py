@@ -195,6 +195,7 @@ def _store_samples(plan: Plan, accelerator: Any, run: Distillation, text_encoder
             guidance_scale=run.config.teacher_guidance_scale,
             latent_shape=run.latent_shape,
             max_sequence_length=config.data.max_sequence_length,
+            no_t5=config.model.no_t5,
             seed=run.seed,
         ),
         accelerator.device,

@@ -24,7 +24,8 @@ from dpdmd import __version__
 from dpdmd.config import Config, from_dict
 from dpdmd.families.adapters import adapters
 from dpdmd.families.base import Family
-from dpdmd.families.layouts import LAYOUTS, Note
+from dpdmd.families.layouts import LAYOUTS
+from dpdmd.families.notes import Note
 from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 
@@ -203,6 +204,8 @@ def find(folder: RunFolder, wanted: str, config: Config) -> Found:
             the message says what differs.
     """
     if wanted != LATEST:
+        if not os.path.isdir(wanted):
+            raise ValueError(f"--resume_from_checkpoint {wanted}: no such folder; give latest, or a checkpoint's")
         try:
             return Found(Path(wanted), _read(Path(wanted), config), [])
         except DamagedError as error:

@@ -5,15 +5,17 @@ Imports nothing heavy: a wrong flag is told within a second.
 
 import argparse
 import difflib
+import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dpdmd import strict_yaml
 from dpdmd.options import (
     PAIRED_METHODS,
     DataConfig,
@@ -24,6 +26,8 @@ from dpdmd.options import (
     RunConfig,
 )
 from dpdmd.presets import PRESETS
+
+FP32_MAX = 3.4e38  # what is larger is infinite to the device
 
 
 @dataclass
@@ -67,8 +71,10 @@ def _value_type(kind: type, name: str) -> tuple[type, bool]:
 
 
 def _convert(value: Any, kind: type, name: str, place: str) -> Any:
-    """A YAML value in its field's type; numbers may be written 1e-5, which YAML reads as text."""
+    """A YAML value in its field's type; numbers may be written 1e-5, which YAML reads as text, and a,b as a list."""
     wanted, optional = _value_type(kind, name)
+    if wanted is str and isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
+        return ",".join(map(str, value))
     if value is None and optional:
         return None
     fits = (
@@ -90,18 +96,37 @@ def from_dict(values: dict[str, Any], place: str, onto: Config | None = None) ->
     Raises:
         ValueError: unknown key or wrong type; the message names `place` and the key.
     """
-    config, groups = onto or Config(), _groups()
-    owner = {name: group for group, (_, items) in groups.items() for name in items}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(value if key in groups and isinstance(value, dict) else {key: value})
-    for name, value in flat.items():
+    config, owner = onto or Config(), _owners()
+    seen = set()
+    for name, value, group in _pairs(values, place, owner):
         if name not in owner:
             near = difflib.get_close_matches(str(name), owner, n=1)
             raise ValueError(f"{place}: unknown key {name!r}" + (f" (did you mean {near[0]}?)" if near else ""))
-        group = getattr(config, owner[name])
-        setattr(group, name, _convert(value, type(group), name, place))
+        if group not in (None, owner[name]):
+            raise ValueError(f"{place}: {name} belongs under {owner[name]}, not under {group}")
+        if name in seen:
+            raise ValueError(f"{place}: {name} is there twice")
+        seen.add(name)
+        of = getattr(config, owner[name])
+        setattr(of, name, _convert(value, type(of), name, place))
     return config
+
+
+def _owners() -> dict[str, str]:
+    """Field name -> its group."""
+    return {name: group for group, (_, items) in _groups().items() for name in items}
+
+
+def _pairs(values: dict[str, Any], place: str, owner: Collection[str]) -> Iterator[tuple[str, Any, str | None]]:
+    """(name, value, the group that it stands under) of nested and flat values; an empty group is none."""
+    groups = _groups()
+    for key, value in values.items():
+        if key not in groups or (key in owner and not isinstance(value, dict)):  # `method` is a group and a field
+            yield key, value, None
+        elif isinstance(value, dict | None):
+            yield from ((name, each, key) for name, each in (value or {}).items())
+        else:
+            raise ValueError(f"{place}: {key} must hold keys and values, not {value!r}")
 
 
 def read_yaml(path: Path, onto: Config | None = None) -> Config:
@@ -110,12 +135,7 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
     Raises:
         ValueError: missing, no YAML mapping, unknown key or wrong type; the message names the file.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path}: no YAML ({' '.join(str(error).split())})") from None
+    values = strict_yaml.read(path, f"--config {path}")
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold keys and values, such as 'k_anchor: 5'")
     return from_dict(values, f"--config {path}", onto)
@@ -134,7 +154,12 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of any of the flags below; flags win")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="YAML file of any of the flags below; of several the later ones win, and flags over all",
+    )
     sets = "; ".join(f"{name}: {preset.summary()}" for name, preset in PRESETS.items())
     parser.add_argument(
         "--preset",
@@ -160,18 +185,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Defaults, then --preset, then the file of --config, then the flags.
+    """Defaults, then --preset, then the files of --config, then the flags.
 
     Raises:
         ValueError: unusable file, or values that `validate` refuses.
         SystemExit: argparse's own, status 2, on an unknown or malformed flag.
     """
     given = vars(build_parser().parse_args(argv))
-    path = given.pop("config", None)
+    paths = given.pop("config", [])
     preset = given.pop("preset", None)
     config = from_dict(PRESETS[preset].values, f"--preset {preset}") if preset else Config()
-    config = read_yaml(Path(path), config) if path is not None else config
-    owner = {name: group for group, (_, items) in _groups().items() for name in items}
+    for path in paths:
+        config = read_yaml(Path(path), config)
+    owner = _owners()
     for name, value in given.items():
         setattr(getattr(config, owner[name]), name, value)
     config.model.student_id = config.model.student_id or config.model.teacher_id
@@ -182,6 +208,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
 
 def _check_range(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> None:
     choices, least, above, below = (metadata[key] for key in ("choices", "least", "above", "below"))
+    most = FP32_MAX if isinstance(value, float) else math.inf
     if choices and value not in choices:
         raise ValueError(f"--{name} {value}: choose one of {', '.join(choices)}")
     if value is None:
@@ -190,9 +217,9 @@ def _check_range(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> N
         if not least <= value < below:
             raise ValueError(f"--{name} {value}: must be at least {least} and below {below}")
     elif above is not None:
-        if not above < value < float("inf"):
+        if not above < value <= most:
             raise ValueError(f"--{name} {value}: must be a finite number above {above}")
-    elif least is not None and not least <= value < float("inf"):
+    elif least is not None and not least <= value <= most:
         raise ValueError(f"--{name} {value}: must be a finite number, at least {least}")
 
 

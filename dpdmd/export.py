@@ -5,12 +5,15 @@ folder on any machine. Weights are fp32.
 """
 
 import argparse
+import logging
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from dpdmd.folders import check_writable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to make; must not be there yet")
     args = parser.parse_args(argv)
     try:
-        if args.out.exists():
+        if os.path.lexists(args.out):
             raise ValueError(f"--out {args.out}: is there already; give another")
+        check_writable("--out", args.out)
         export(args.model, args.base_model, args.out)
     except ValueError as error:
         print(f"dpdmd.export: error: {error}", file=sys.stderr)
@@ -53,6 +57,8 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
     from dpdmd.sampling import find_model, load_network, model_family
 
     model = find_model(path, base_model)
+    if base_model and model.source == model.folder:
+        logging.getLogger("dpdmd").warning("--base_model %s: not used, since --model is a whole pipeline", base_model)
     family = model_family(model, torch.device("cpu"), torch.float32)
     network = load_network(family, model, torch.float32)
     if model.lora:

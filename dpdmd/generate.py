@@ -9,13 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from dpdmd import distributed, geneval
-from dpdmd.families.base import TextEncoder
-from dpdmd.grids import labelled_grid, save_picture, to_pil
-from dpdmd.prompts import read_prompts
-from dpdmd.sampling import Sampler, batches_of, find_model, load_sampler
+from dpdmd import geneval
+from dpdmd.folders import check_writable
+from dpdmd.picture_flags import check_ranges
 
 NUM_IMAGES = 9
 
@@ -47,49 +43,26 @@ def check(args: argparse.Namespace) -> list[str]:
     """The prompts of a command line.
 
     Raises:
-        ValueError: a value out of range, no prompt or two kinds of them.
+        ValueError: a value out of range, no prompt or two kinds of them, or a folder that cannot be written.
     """
-    for name in ("num_images", "batch_size", "steps", "max_sequence_length"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} {value}: must be at least 1")
+    check_ranges(vars(args))
     if sum(given is not None for given in (args.prompt, args.prompt_txt, args.geneval)) != 1:
         raise ValueError("--prompt, --prompt_txt or --geneval: give one of them")
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out}: is a file; give a folder")
+    check_writable("--out", args.out)
     args.num_images = args.num_images or (geneval.NUM_IMAGES if args.geneval else NUM_IMAGES)
     if args.geneval:
         geneval.check_folder(args.out)
         return [entry.prompt for entry in geneval.read_metadata(args.geneval)]
-    prompts = args.prompt or read_prompts(args.prompt_txt)
-    if any(not prompt.strip() for prompt in prompts):
-        raise ValueError("--prompt: is empty")
-    return prompts
+    for prompt in args.prompt or ():
+        if not prompt.strip():
+            raise ValueError("--prompt: is empty")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python shows bytes that are no text
+            raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
+    if args.prompt:
+        return args.prompt
+    from dpdmd.prompts import read_prompts
 
-
-def _flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampler, encoder: TextEncoder) -> Path:
-    """OUT/00000_000.png ... and grid.png, a row a prompt; returns the grid."""
-    rows: list[list] = [[] for _ in prompts]
-    batches = batches_of(len(prompts), args.num_images, args.batch_size)
-    for keys, pictures in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
-        for (prompt, sample), picture in zip(keys, to_pil(pictures), strict=True):
-            rows[prompt].append(picture)
-            save_picture(picture, args.out / f"{prompt:05d}_{sample:03d}.png")
-    columns = NUM_IMAGES if len(prompts) > 1 else max(3, round(args.num_images**0.5))
-    save_picture(labelled_grid(rows, prompts, columns=min(columns, args.num_images)), args.out / "grid.png")
-    return args.out / "grid.png"
-
-
-def _for_geneval(args: argparse.Namespace, sampler: Sampler, encoder: TextEncoder) -> Path:
-    """GenEval's folders; returns the one that holds them."""
-    settings = {
-        "model": str(find_model(args.model, args.base_model).source.resolve()),
-        "bf16": args.bf16,
-        "max_sequence_length": args.max_sequence_length,
-    }
-    counts = {"num_images": args.num_images, "batch_size": args.batch_size, "seed": args.seed}
-    geneval.fill(sampler, encoder, geneval.read_metadata(args.geneval), args.out, settings, **counts)
-    return args.out
+    return read_prompts(args.prompt_txt)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,21 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         prompts = check(args)
-        distributed.set_cuda_arithmetic(args.bf16)
-        sampler, encoder = load_sampler(
-            args.model,
-            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-            base_model=args.base_model,
-            dtype=torch.bfloat16 if args.bf16 else torch.float32,
-            steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            height=args.height,
-            width=args.width,
-            max_sequence_length=args.max_sequence_length,
-        )
-        made = _for_geneval(args, sampler, encoder) if args.geneval else _flat(args, prompts, sampler, encoder)
+        # Seconds of imports: only now, so that wrong input is told at once.
+        from dpdmd import generation
+
+        made = generation.run(args, prompts)
     except ValueError as error:
         print(f"dpdmd.generate: error: {error}", file=sys.stderr)
         return 2
+    except (OSError, MemoryError) as error:
+        print(f"dpdmd.generate: stopped: {error}", file=sys.stderr)
+        return 1
     sys.stdout.write(f"{made}\n")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

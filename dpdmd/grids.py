@@ -1,6 +1,7 @@
 """Labelled grids of pictures, for people to look at."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +24,25 @@ def to_float(pictures: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(p.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255 for p in pictures])
 
 
+def check_finite(pictures: Tensor, model: Path | str) -> None:
+    """Refuse pictures that `to_pil` would make black, however few of their values it is.
+
+    Raises:
+        ValueError: some value is infinite or no number.
+    """
+    if not pictures.isfinite().all():
+        raise ValueError(
+            f"--model {model}: its pictures are not finite: are its weights whole, and those of this model?"
+        )
+
+
 def _fit(text: str, font: ImageFont.ImageFont, width: int) -> str:
-    """`text`, shortened to `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    """`text` on one line, shortened to `width` pixels."""
+    shown = " ".join(text[:width].split())  # no letter takes less than a pixel, and a font refuses a million of them
+    if len(text) <= width and font.getlength(shown) <= width:
+        return shown
+    fitting = bisect_right(range(len(shown) + 1), width, key=lambda count: font.getlength(shown[:count] + "..."))
+    return shown[: max(0, fitting - 1)] + "..."
 
 
 def labelled_grid(

@@ -37,8 +37,8 @@ def dmd_loss(x_student: Tensor, x0_real: Tensor, x0_fake: Tensor, z_t: Tensor, n
 
     grad = (x0_fake - x0_real) / w, with w per sample the mean over C, H, W of |z_t - x0_real| ("z_t", the authors'
     code) or |x_student - x0_real| ("x_student", DMD2). Minimising moves x toward x0_real and away from x0_fake.
-    All but `x_student` is detached. A nan element of the gradient counts as 0, as in DMD2; inputs that are not
-    finite are the caller's to refuse before the optimizer steps.
+    All but `x_student` is detached. A nan element of the gradient counts as 0, as in DMD2, an infinite one
+    stays and shows in the loss; inputs that are not finite are the caller's to refuse before the optimizer steps.
 
     Raises:
         ValueError: unknown `normalizer`.
@@ -49,7 +49,7 @@ def dmd_loss(x_student: Tensor, x0_real: Tensor, x0_fake: Tensor, z_t: Tensor, n
         real, fake, x = x0_real.float(), x0_fake.float(), x_student.float()
         reference = z_t.float() if normalizer == "z_t" else x
         weight = (reference - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(_SMALLEST_NORMALIZER)
-        gradient = torch.nan_to_num((fake - real) / weight, nan=0.0)
+        gradient = torch.nan_to_num((fake - real) / weight, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         moved = x - gradient
     return DMDLoss(0.5 * F.mse_loss(x_student.float(), moved), gradient)
 

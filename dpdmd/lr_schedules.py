@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the update, so that a resumed run needs no schedule's state.
 
-The names and the curves are diffusers' (`get_scheduler`): a linear warm-up from 0, then constant, or down to 0 at the
-last update along a line or half a cosine.
+The names and the curves are diffusers' (`get_scheduler`): a linear warm-up from 0, then constant, or down along a
+line or half a cosine that would reach 0 one update after the last.
 """
 
 import math

@@ -146,7 +146,11 @@ class DataConfig:
     height: int = _flag(1024, "pixels", "paper", least=1)
     width: int = _flag(1024, "pixels", "paper", least=1)
     max_sequence_length: int | None = _flag(
-        None, "T5 tokens of a prompt; without it what the teacher's folder says, else 256", "diffusers", least=1
+        None,
+        "T5 tokens of a prompt; without it what the teacher's folder says, else 256",
+        "diffusers",
+        least=1,
+        below=513,
     )
 
 
@@ -228,7 +232,9 @@ class EvalConfig:
         "16", "first prompts of each file, or all; 16 keep evaluation below 10% of SD3.5's training", "ours", free=True
     )
     eval_batch_size: int = _flag(4, "pictures made and scored at a time on one process", "release", least=1, free=True)
-    eval_seed: int = _flag(0, "of the start noises, the same at every evaluation", "ours", least=0, free=True)
+    eval_seed: int = _flag(
+        0, "of the start noises, the same at every evaluation", "ours", least=0, below=2**32, free=True
+    )
     offload_scorers: bool = _flag(False, "keep the scorers on the CPU between evaluations", "ours", free=True)
     best_by: str = _flag(
         "mean_rank",
@@ -278,4 +284,4 @@ class RunConfig:
         free=True,
     )
     report_to: str = _flag("tensorboard", "tracker", "diffusers", choices=TRACKERS, free=True)
-    seed: int = _flag(0, "of every random draw", "ours", least=0)
+    seed: int = _flag(0, "of every random draw", "ours", least=0, below=2**32)

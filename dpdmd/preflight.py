@@ -15,8 +15,12 @@ from dpdmd.config import Config
 from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
-from dpdmd.families.layouts import LAYOUTS, read_note
-from dpdmd.memory_plan import MemoryPlan, Topology, fewest_recomputed_blocks, plan_memory
+from dpdmd.families.layouts import LAYOUTS
+from dpdmd.families.model_folders import check_folder
+from dpdmd.families.notes import read_note
+from dpdmd.folders import check_writable, existing
+from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
+from dpdmd.memory_rows import Topology
 from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
@@ -93,6 +97,7 @@ def check(config: Config) -> Plan:
         config.optim.recomputed_blocks = fewest_recomputed_blocks(config, evaluation, topology, device)
     memory = plan_memory(config, evaluation, topology, device)
     warnings += memory.warnings()
+    _check_contents(config)
     return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
 
 
@@ -106,11 +111,11 @@ def _device_bytes() -> int | None:
 def _check_models(config: Config) -> None:
     model, data, method, layout = config.model, config.data, config.method, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
-    layout.check(teacher, "--teacher_id", no_t5=model.no_t5)
+    check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
     data.max_sequence_length = layout.text_length(teacher, data.max_sequence_length, read_note(teacher, layout.note))
     expected = layout.network_config(teacher)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
-        layout.check(Path(folder), flag, network_only=True)
+        check_folder(layout, Path(folder), flag, network_only=True)
         found = layout.network_config(Path(folder))
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if differing:
@@ -122,6 +127,17 @@ def _check_models(config: Config) -> None:
         except ValueError as error:
             raise ValueError(f"--lora_targets: {error}") from None
     _check_grids(method, layout.schedule(teacher))
+
+
+def _check_contents(config: Config) -> None:
+    """Look closer at the models' folders; last of all, since it imports diffusers, which takes seconds."""
+    from dpdmd.families.skeletons import check_contents
+
+    model, layout = config.model, LAYOUTS[config.model.family]
+    check_contents(layout, Path(model.teacher_id), "--teacher_id", no_t5=model.no_t5)
+    for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
+        if folder != model.teacher_id:
+            check_contents(layout, Path(folder), flag, network_only=True)
 
 
 def _check_grids(method: MethodConfig, schedule: Schedule) -> None:
@@ -166,31 +182,12 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
         check_writable(flag, path)
     if wanted is None:
         if folder.is_used():
+            given = "--run_dir" if config.run.run_dir else "the run's folder, where the paths given lie,"
             raise ValueError(
-                f"--run_dir {folder.root}: is not empty; --resume_from_checkpoint latest continues it, or give another"
+                f"{given} {folder.root}: is not empty; --resume_from_checkpoint latest continues it, or give another"
             )
         return checkpoint.Found(None, None, [])
     return checkpoint.find(folder, wanted, config)
-
-
-def check_writable(flag: str, path: Path) -> None:
-    """Check that `path` is a folder that can be written to, or that one can be made there.
-
-    Raises:
-        ValueError: it cannot; the message names `flag`.
-    """
-    nearest = existing(path)
-    if path.is_symlink() and not path.exists():
-        raise ValueError(f"{flag} {path}: is a link that leads nowhere; give a folder")
-    if not nearest.is_dir():
-        raise ValueError(f"{flag} {path}: {nearest} is a file; give a folder")
-    if not os.access(nearest, os.W_OK):
-        raise ValueError(f"{flag} {path}: {nearest} is not writable")
-
-
-def existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:

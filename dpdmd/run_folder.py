@@ -3,9 +3,12 @@
 RUN/config.yaml  metrics.jsonl  log/log.txt  ckpts/step_000600/{student,state}  ckpts/latest  process_vis/  ...
 """
 
+import errno
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from dpdmd.options import RunConfig
 
@@ -99,9 +102,13 @@ class RunFolder:
         return sorted(found, key=lambda path: int(path.name[5:]))
 
     def latest(self) -> Path | None:
-        """The newest finished checkpoint: what `latest` points to, else the last by number."""
-        checkpoints = self.checkpoints()
-        return self._linked(LATEST) or (checkpoints[-1] if checkpoints else None)
+        """The newest finished checkpoint: what `latest` points to, else the last by number, else `latest` itself.
+
+        A folder `latest` that is no link came with a copy of the run, and ages when the run goes on.
+        """
+        copied = self.ckpts / LATEST
+        last = self.checkpoints()[-1:] or ([copied] if copied.is_dir() else [])
+        return self._linked(LATEST) or next(iter(last), None)
 
     def best(self) -> Path | None:
         """The checkpoint that `best` points to."""
@@ -109,16 +116,18 @@ class RunFolder:
 
     def _linked(self, name: str) -> Path | None:
         link = self.ckpts / name
-        if not link.is_dir():
-            return None
-        return self.ckpts / os.readlink(link) if link.is_symlink() else link
+        return self.ckpts / os.readlink(link) if link.is_symlink() and link.is_dir() else None
 
     def point(self, name: str, target: Path) -> None:
-        """Move the link `latest` or `best` to a checkpoint, in one step."""
-        temporary = self.ckpts / f".{name}.tmp"
+        """Move the link `latest` or `best` to a checkpoint, in one step; a folder in its place is put aside."""
+        link, temporary = self.ckpts / name, self.ckpts / f".{name}.tmp"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target.name)
-        os.replace(temporary, self.ckpts / name)
+        if link.is_dir() and not link.is_symlink():
+            taken = {path.name for path in self.ckpts.iterdir()}
+            names = (f"{name}_copied_{number}" for number in range(len(taken) + 1))
+            os.replace(link, self.ckpts / next(each for each in names if each not in taken))
+        os.replace(temporary, link)
 
     def by_flag(self) -> dict[str, Path]:
         """Every folder that the run writes to, by the flag that gives it."""
@@ -137,8 +146,35 @@ class RunFolder:
         return [path for path in self.by_flag().values() if not path.absolute().is_relative_to(root)]
 
     def is_used(self) -> bool:
-        """Whether anything is here already, under the root or in a folder that was given by itself."""
-        return any(path.is_dir() and any(path.iterdir()) for path in self.by_flag().values())
+        """Whether anything is here already, under the root or in a folder that was given by itself.
+
+        What a run leaves that ended before its first step, for a model that did not load, does not count.
+        """
+        found = {path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir()}
+        begun = {self.config, self.environment, self.log_file, self._lock}
+        return not (found <= {self._lock} or (found <= begun and self.environment in found))
+
+    @property
+    def _lock(self) -> Path:
+        return self.root / ".lock"
+
+    def lock(self) -> IO[str] | None:
+        """Keep other processes from training here for as long as the file stays open; None without such locks.
+
+        Raises:
+            ValueError: one does.
+        """
+        file = self._lock.open("a")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"--run_dir {self.root}: another process is training there; wait until it ends, or give another"
+                ) from None
+            return None  # of a file system that has none
+        return file
 
     def create(self) -> None:
         """Make the folders."""

@@ -10,12 +10,14 @@ from tqdm import tqdm
 
 from dpdmd.families import family_class
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Note, family_of, read_note
+from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, family_of
+from dpdmd.families.model_folders import check_folder
+from dpdmd.families.notes import Note, read_note
 from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.schedules import Schedule
-from dpdmd.weight_files import read_checkpoint
+from dpdmd.weight_files import read_checkpoint, read_header
 
 STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
 Batch = list[tuple[int, int]]  # keys (prompt index, sample index) of pictures that are made together
@@ -113,6 +115,13 @@ def find_model(path: Path, base_model: Path | None) -> Model:
     Raises:
         ValueError: nothing to sample from, or a network alone without the `base_model` that it belongs to.
     """
+    try:
+        return _find(path, base_model)
+    except OSError as error:
+        raise ValueError(f"--model {path}: {error.filename} cannot be read ({error.strerror})") from None
+
+
+def _find(path: Path, base_model: Path | None) -> Model:
     if path.suffix == ".pt":
         if not path.is_file():
             raise ValueError(f"--model {path}: no such file")
@@ -136,6 +145,7 @@ def find_model(path: Path, base_model: Path | None) -> Model:
 def _with_base(lora: Path, base_model: Path | None) -> Model:
     """A LoRA with the pipeline that it changes: `base_model`, or what its note says."""
     note = read_note(lora, STUDENT_NOTE)
+    read_header(lora / LORA_WEIGHTS)
     base = base_model or (Path(note.base) if note.base else None)
     if base is None or not base.is_dir():
         raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
@@ -149,7 +159,10 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Fami
         ValueError: it is not.
     """
     name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
-    LAYOUTS[name].check(model.folder, flag, no_t5=model.note.no_t5)
+    check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
+    from dpdmd.families.skeletons import check_contents  # imports diffusers
+
+    check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
     return family_class(name)(device, dtype)
 
 
@@ -199,9 +212,9 @@ def load_sampler(
     layout.check_size(folder, height, width)
     max_sequence_length = layout.text_length(folder, max_sequence_length, note)
     schedule = family.load_schedule(folder)
-    sigmas = torch.tensor(note.sigmas) if note.sigmas and steps in (None, len(note.sigmas) - 1) else None
+    own = note.sigmas and steps in (None, len(note.sigmas) - 1)
     settings = SamplerSettings(
-        schedule.default_sigmas(steps or note.steps) if sigmas is None else sigmas,
+        torch.tensor(note.sigmas) if own else schedule.named_sigmas(note.grid, steps or note.steps),
         note.guidance_scale if guidance_scale is None else guidance_scale,
         height,
         width,

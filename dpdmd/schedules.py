@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
+GRIDS = DEFAULT, TRAILING = "default", "trailing"
 
 # A network with its text bound: (z [B, C, H, W] fp32, sigma [B] fp32) -> prediction [B, C, H, W] fp32.
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -85,6 +86,16 @@ class Schedule(ABC):
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
         """What it is compared with: of the teacher that came from eps at sigma_s to the anchor z_k at sigma_k."""
 
+    def named_sigmas(self, name: str, num_steps: int) -> Tensor:
+        """One of `GRIDS`, fp32 [num_steps + 1].
+
+        Raises:
+            ValueError: another name, or more steps than the schedule has times.
+        """
+        if name not in GRIDS:
+            raise ValueError(f"{name!r} is none of the grids {', '.join(GRIDS)}")
+        return self.trailing_sigmas(num_steps) if name == TRAILING else self.default_sigmas(num_steps)
+
     def parse_sigmas(self, text: str, num_steps: int) -> Tensor:
         """Grid of `--student_sigmas`: "default", "trailing", or N numbers such as "1.0,0.9,0.75,0.5" (a 0 may follow).
 
@@ -94,10 +105,8 @@ class Schedule(ABC):
         Raises:
             ValueError: not a name and not `num_steps` numbers that fall strictly and lie in the schedule's range.
         """
-        if text == "default":
-            return self.default_sigmas(num_steps)
-        if text == "trailing":
-            return self.trailing_sigmas(num_steps)
+        if text in GRIDS:
+            return self.named_sigmas(text, num_steps)
         try:
             numbers = [float(part) for part in text.split(",")]
         except ValueError:
@@ -108,10 +117,10 @@ class Schedule(ABC):
             numbers.pop()
         if len(numbers) != num_steps:
             raise ValueError(f"{text!r} has {len(numbers)} sigmas, but the student takes {num_steps} steps")
-        falling = all(earlier > later for earlier, later in zip(numbers, [*numbers[1:], 0.0], strict=True))
-        if not falling or not self.covers(numbers[0], numbers[-1]):
+        sigmas = torch.tensor([*numbers, 0.0], dtype=torch.float32)  # in which two may be one that were not as written
+        if not (sigmas.diff() < 0).all() or not self.covers(numbers[0], numbers[-1]):
             raise ValueError(f"{text!r} must {self.rule}")
-        return torch.tensor([*numbers, 0.0], dtype=torch.float32)
+        return sigmas
 
 
 def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
@@ -223,7 +232,11 @@ class EpsilonSchedule(Schedule):
         return self._grid(torch.arange(num_steps).flip(0) * spacing + self.steps_offset)
 
     def trailing_sigmas(self, num_steps: int) -> Tensor:
-        """diffusers' spacing "trailing": whole times from the last one on; N = 4 is 999, 749, 499, 249."""
+        """diffusers' spacing "trailing": whole times from the last one on; N = 4 is 999, 749, 499, 249.
+
+        Where an exact time lies midway between two, as in four places of N = 48, diffusers' rounding may fall on the
+        other, and for N such as 61 its own grid has a step too many; this one never has.
+        """
         if num_steps > NUM_TRAIN_TIMESTEPS:
             raise ValueError(f"this model has {NUM_TRAIN_TIMESTEPS} times: take no more steps")
         left = torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps

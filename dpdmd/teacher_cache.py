@@ -40,6 +40,7 @@ class PoolSettings:
     guidance_scale: float
     latent_shape: tuple[int, int, int]
     max_sequence_length: int
+    no_t5: bool
     seed: int
 
 

@@ -34,7 +34,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
         trainer = Trainer(plan)
     except ValueError as error:
         return 2, f"error: {error}"
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
         return 1, _out_of_memory(plan.memory, error)
     except OSError as error:
         return 1, f"stopped: {error}"
@@ -42,17 +42,19 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
         trainer.train()
     except Interrupted as interrupted:
         return interrupted.status, f"stopped: {interrupted}"
-    except torch.OutOfMemoryError as error:
-        return 1, _out_of_memory(plan.memory, error)
     except (NonFiniteError, SaveError) as error:
         return 1, f"stopped: {error}"
+    except RuntimeError as error:
+        return 1, _out_of_memory(plan.memory, error)
     except OSError as error:
         return 1, f"stopped: {error}; the checkpoints written before are whole"
     return 0, ""
 
 
-def _out_of_memory(memory: MemoryPlan, error: Exception) -> str:
-    """The plan's largest rows with the flags that lower them, and torch's own first line."""
+def _out_of_memory(memory: MemoryPlan, error: RuntimeError) -> str:
+    """The plan's largest rows with the flags that lower them, and torch's own first line; other errors go on."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # of a CPU
+        raise error
     told = str(error).partition("\n")[0]
     return f"stopped: out of memory ({memory.summary()}); {memory.advice()}; or see --preset in --help ({told})"
 

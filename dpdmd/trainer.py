@@ -4,35 +4,32 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from dpdmd import checkpoint, distributed, methods, report, turns, updates
 from dpdmd.assembly import Trained, assemble
+from dpdmd.batches import Batches
 from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.distillation import MicroBatch
 from dpdmd.evaluation import in_loop
-from dpdmd.families.base import TextEmbedding
-from dpdmd.families.layouts import Note
+from dpdmd.families.notes import Note
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.lr_schedules import learning_rate
-from dpdmd.memory_plan import MAX_PICTURES
+from dpdmd.memory_rows import MAX_PICTURES
 from dpdmd.preflight import Plan, total_steps
-from dpdmd.prompts import global_samples, prompts_of_step
 from dpdmd.run_folder import BEST, write_text
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
+from dpdmd.schedules import DEFAULT, GRIDS
 from dpdmd.step_record import Figures, StepUnderWay
-from dpdmd.teacher_cache import pool_prompts
 from dpdmd.transfers import Stopwatch
 
-Item = TypeVar("Item")
 STOP = "stop"  # the figure that tells every rank of a signal to any of them, or of a checkpoint that failed
 
 
@@ -54,23 +51,21 @@ class Trainer:
                 f"{plan.progress.global_batch_size}: give values with the same product"
             )
         self.signals = StopSignals()
-        self.samples = global_samples(self.global_batch_size, processes, rank)
+        self.batches = Batches(self.config, plan.prompts, self.global_batch_size, processes, rank)
         self.start = plan.progress.step if plan.progress else 0
         self.stop = total_steps(self.config, len(plan.prompts), self.global_batch_size)
-        self.pool = pool_prompts(plan.prompts, self.config.run.seed, self.config.method.teacher_cache_size or 0)
         self._open_folder()
         loaded = assemble(plan, self.accelerator)
         self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
         self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
         self.writer = CheckpointWriter()
-        self.encoded: tuple[list[str], TextEmbedding] | None = None  # the last roll-out step's prompts
         # Steps whose figures may be on their way while the next one begins; none where the host must know them first.
         self.lag = int(all(updates.skips_on_device(trained.optimizer) for trained in self.trained.values()))
 
     def _open_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # no rank may still be checking that the folder is unused
+        self.lock = self._lock_folder()
         if self.accelerator.is_main_process:
-            self.folder.create()
             write_yaml(self.config, self.folder.config)
             write_text(self.folder.environment, json.dumps(environment(self.accelerator), indent=2) + "\n")
         self.accelerator.wait_for_everyone()
@@ -79,6 +74,23 @@ class Trainer:
             logger.info("%s", self.plan.memory.table())
             for warning in self.plan.warnings:
                 logger.warning("%s", warning)
+
+    def _lock_folder(self) -> IO[str] | None:
+        """Rank 0 holds the folder from here on.
+
+        Raises:
+            ValueError: another run does; on every rank.
+        """
+        lock, refused = None, ""
+        if self.accelerator.is_main_process:
+            self.folder.create()
+            try:
+                lock = self.folder.lock()
+            except ValueError as error:
+                refused = str(error)
+        if refused := distributed.from_main(self.accelerator, refused):
+            raise ValueError(refused)
+        return lock
 
     def train(self) -> None:
         """Run every remaining step, saving every `ckpt_every` and at the end.
@@ -203,40 +215,8 @@ class Trainer:
         return learning_rate(trained.learning_rate, self.config.optim, update, total)
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """This rank's share of the step's prompts, encoded in one go and cut into `grad_accum` pieces."""
-        text, size = self._text(self._prompts(step, self.samples)), self.config.optim.batch_size
-        entries, source = self._entries(step, self.samples), turns.rollout_step(step, self.config.method)
-        return [
-            MicroBatch(
-                text.rows(start, start + size),
-                step,
-                self.samples[start : start + size],
-                source,
-                entries and entries[start : start + size],
-            )
-            for start in range(0, len(self.samples), size)
-        ]
-
-    def _of_step(self, items: Sequence[Item], step: int, samples: Sequence[int]) -> list[Item]:
-        """Those of `items`, prompts or entries of the pool, that these samples of a step work on."""
-        source = turns.rollout_step(step, self.config.method)
-        return prompts_of_step(items, self.config.run.seed, source, self.global_batch_size, samples)
-
-    def _entries(self, step: int, samples: Sequence[int]) -> list[int] | None:
-        """Which of the pool of teacher samples these samples of a step are; None in a turn that has new ones."""
-        if not methods.works_on_pool(step, self.config.method):
-            return None
-        return self._of_step(range(len(self.pool)), step, samples)
-
-    def _prompts(self, step: int, samples: Sequence[int]) -> list[str]:
-        entries = self._entries(step, samples)
-        return self._of_step(self.plan.prompts, step, samples) if entries is None else [self.pool[i] for i in entries]
-
-    def _text(self, prompts: list[str]) -> TextEmbedding:
-        """The prompts of one roll-out step, encoded when the first of the steps that share it comes."""
-        if self.encoded is None or self.encoded[0] != prompts:
-            self.encoded = prompts, self.text_encoder.encode(prompts)
-        return self.encoded[1]
+        """This rank's share of a step, in `grad_accum` pieces."""
+        return self.batches.of_step(step, self.text_encoder)
 
     def _report_nonfinite(self, bad: list[str], metrics: dict[str, float], taken: StepUnderWay) -> None:
         """Save what led here, of every rank; then stop, or with `--nonfinite skip` go on without the update.
@@ -247,7 +227,7 @@ class Trainer:
         step, turn = taken.step + 1, self._turn(taken)
         mine = {
             "rank": self.accelerator.process_index,
-            "prompts": self._prompts(taken.step, self.samples),
+            "prompts": self.batches.prompts(taken.step),
             "latents": {name: latent_statistics(value) for name, value in taken.latents.items()},
         }
         ranks = distributed.gather(self.accelerator, [mine])
@@ -272,7 +252,7 @@ class Trainer:
         count = min(MAX_PICTURES, len(taken.samples))
         decoded = to_pil(self.decoder.decode(torch.cat([value[:count] for value in taken.latents.values()])))
         rows = [decoded[start : start + count] for start in range(0, len(decoded), count)]
-        title = f"step {taken.step + 1}: {' | '.join(self._prompts(taken.step, taken.samples[:count]))}"
+        title = f"step {taken.step + 1}: {' | '.join(self.batches.prompts(taken.step, taken.samples[:count]))}"
         save_picture(labelled_grid(rows, list(taken.latents), title), self.folder.process_vis / "latest.png")
 
     def _saves(self, step: int) -> bool:
@@ -328,11 +308,13 @@ class Trainer:
 
     def note(self) -> Note:
         """How the exported student wants to be sampled."""
+        grid = self.config.method.student_sigmas
         return Note(
             steps=self.config.method.stu_inference_steps,
             guidance_scale=1.0,
             max_sequence_length=self.config.data.max_sequence_length,
             sigmas=tuple(self.run.student_sigmas.tolist()),
+            grid=grid if grid in GRIDS else DEFAULT,
             no_t5=self.config.model.no_t5,
         )
 

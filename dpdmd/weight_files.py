@@ -4,10 +4,13 @@ Imports neither torch nor diffusers, so a wrong file is told within a second.
 """
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_WEIGHTS = ("diffusion_pytorch_model", "model")
+TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # what the libraries call a weights file
+Shape = tuple[int, ...]
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
 
 
@@ -26,6 +29,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
+
+
+@contextmanager
+def holding_what_is_expected(path: Path) -> Iterator[None]:
+    """Name the file whose values do not let us compute with them."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}") from None
+    except (AttributeError, ArithmeticError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds what is not expected ({type(error).__name__}: {error})") from None
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -50,34 +64,117 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         header.pop("__metadata__", None)
         expected = 8 + header_size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = [all(isinstance(side, int) for side in entry["shape"]) for entry in header.values()]
     except (AttributeError, KeyError, IndexError, TypeError):
+        shapes = [False]
+    if not all(shapes):
         raise ValueError(f"{path} is no safetensors file (its header lists no tensors)") from None
     if size != expected:
         raise ValueError(f"{path} is truncated or altered: {size} bytes where its header promises {expected}")
     return header
 
 
-def read_weights_header(folder: Path) -> dict[str, Any]:
+def read_weights_header(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, DIFFUSERS_STEM)) -> dict[str, Any]:
     """Headers of one component's weights joined: of one .safetensors file, or of all the shards of an index.
+
+    Args:
+        stems: names that the file may have, without its ending; the first is the one that is asked for.
 
     Raises:
         ValueError: missing or not whole.
     """
-    for stem in _WEIGHTS:
+    for stem in stems:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if single.exists():
             return read_header(single)
         if index.exists():
-            header: dict[str, Any] = {}
-            for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
-                if not (folder / shard).exists():
-                    raise ValueError(f"{folder / shard} is missing (a shard of {index.name})")
-                header |= read_header(folder / shard)
-            return header
-    for stem in _WEIGHTS:
-        for pickled in (*folder.glob(f"{stem}.bin"), *folder.glob(f"{stem}*.bin.index.json")):
-            raise ValueError(f"{pickled} is a pickle, which is not read: get the .safetensors instead")
-    raise ValueError(f"{folder / _WEIGHTS[0]}.safetensors is missing")
+            return _read_shards(index)
+    raise ValueError(_instead_of_weights(folder, stems))
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+        raise ValueError(f"{index} does not say which weight is in which file (its weight_map)")
+    header: dict[str, Any] = {}
+    for shard in sorted(set(placed.values())):
+        if not (index.parent / shard).exists():
+            raise ValueError(f"{index.parent / shard} is missing (a shard of {index.name})")
+        header |= read_header(index.parent / shard)
+    return header
+
+
+def _instead_of_weights(folder: Path, stems: Sequence[str]) -> str:
+    """What to say of a folder without the weights file: what lies there in its place, and what to do."""
+    for stem in stems:
+        for shard in sorted(folder.glob(f"{stem}-?????-of-?????.safetensors")):
+            return f"{folder / stem}.safetensors.index.json is missing ({shard.name} is one of its shards)"
+    for stem in stems:  # model.fp16.safetensors, model.fp16-00001-of-00002..., model-00001-of-00002.fp16...
+        for variant in sorted([*folder.glob(f"{stem}.*.safetensors"), *folder.glob(f"{stem}-*.*.safetensors")]):
+            whole = variant.name.count("-of-") == 0
+            return f"{variant} is a variant, which is not read: get {stem}.safetensors instead" + (
+                f", or rename it to {stem}.safetensors" if whole else ""
+            )
+    for stem in (*stems, "pytorch_model"):  # the last is transformers' name for a pickle
+        for pickled in sorted([*folder.glob(f"{stem}.bin"), *folder.glob(f"{stem}*.bin.index.json")]):
+            return f"{pickled} is a pickle, which is not read: get the .safetensors instead"
+    return f"{folder / stems[0]}.safetensors is missing"
+
+
+def check_weights(
+    header: Mapping[str, Any], expected: Mapping[str, Shape], folder: Path, *, exact: bool = False
+) -> None:
+    """Compare weights, by their header, with the shapes that they should have; with `exact` nothing may lie beside.
+
+    Raises:
+        ValueError: what `refuse_misfits` says.
+    """
+    found = {name: tuple(entry["shape"]) for name, entry in header.items()}
+    refuse_misfits(
+        folder,
+        missing=[name for name in expected if name not in found],
+        mismatched=[
+            (name, found[name], tuple(shape))
+            for name, shape in expected.items()
+            if name in found and found[name] != tuple(shape)
+        ],
+        unexpected=[name for name in found if name not in expected] if exact else (),
+    )
+
+
+def refuse_misfits(
+    folder: Path,
+    *,
+    missing: Iterable[str],
+    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]] = (),
+    unexpected: Iterable[str] = (),
+) -> None:
+    """Refuse a component whose weights do not fit its configuration; the libraries would put random numbers there.
+
+    Args:
+        mismatched: (name, shape in the file, shape by the configuration).
+
+    Raises:
+        ValueError: one line that names the folder and the first of them.
+    """
+    missing, mismatched, unexpected = sorted(missing), sorted(mismatched), sorted(unexpected)
+    if missing:
+        raise ValueError(f"{folder}: its weights lack {missing[0]}{_others(missing)}: another model's?")
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        raise ValueError(
+            f"{folder}: {name} has shape {tuple(found)}, by its config.json {tuple(wanted)}{_others(mismatched)}: "
+            "another model's weights?"
+        )
+    if unexpected:
+        raise ValueError(
+            f"{folder}: its weights hold {unexpected[0]}{_others(unexpected)}, for which its config.json has no place: "
+            "another model's?"
+        )
+
+
+def _others(wrong: Sequence[Any]) -> str:
+    return f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
 
 
 def check_pickle(path: Path) -> None:

@@ -4,6 +4,8 @@
 #   bash scripts/check.sh --fix    formats and applies ruff's safe fixes first
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 SETUP_EXTRA=test
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"

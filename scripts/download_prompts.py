@@ -11,12 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-try:
-    import pyarrow.parquet
+if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
-except ImportError as error:
-    sys.exit(f"download_prompts: no {error.name}; {sys.executable} -m pip install pyarrow 'huggingface_hub>=1.33'")
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,10 @@ SETS = {
 }
 
 
-def read_prompts(hub: HfFileSystem, wanted: PromptSet) -> Iterator[str]:
+def read_prompts(hub: "HfFileSystem", wanted: PromptSet) -> Iterator[str]:
     """Its prompts in order, line breaks (and any other runs of white space) turned into one space."""
+    import pyarrow.parquet
+
     paths = sorted(hub.glob(wanted.source))
     if not paths:
         raise ValueError(f"nothing at {wanted.source}")
@@ -89,12 +89,19 @@ def write(path: Path, prompts: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Download what is not there yet."""
-    parser = argparse.ArgumentParser(prog="download_prompts", description="Download the paper's prompt sets.")
+    parser = argparse.ArgumentParser(
+        prog="download_prompts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)}; all without any")
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder (default: data)")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.sets if name not in SETS]:
         parser.error(f"unknown set {unknown[0]!r}: choose of {', '.join(SETS)}")
+    try:  # only now: --help and a wrong name need neither
+        import pyarrow.parquet  # noqa: F401
+        from huggingface_hub import HfFileSystem
+    except ImportError as error:
+        sys.exit(f"download_prompts: no {error.name}; {sys.executable} -m pip install pyarrow 'huggingface_hub>=1.33'")
 
     for name in args.sets or SETS:
         path = args.out / SETS[name].file

@@ -3,6 +3,8 @@
 #   bash scripts/run_tests.sh -k losses
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 SETUP_EXTRA=test
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"

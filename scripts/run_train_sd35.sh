@@ -4,6 +4,8 @@
 # Further flags of dpdmd.train win: bash scripts/run_train_sd35.sh --resume_from_checkpoint latest
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 RUN="${RUN:-outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-weights/stabilityai/stable-diffusion-3.5-medium}"
@@ -39,6 +41,8 @@ need "$CLIP" clip
 source scripts/setup_env.sh
 # --run_dir is the root of log, ckpts, eval_images, process_vis and div_vis; the release wanted all five by hand.
 # A checkpoint holds both networks and both optimizers, by count some 55 GB: two are kept.
+# After SIGTERM torch's launcher kills its workers in 30 seconds; they write such a checkpoint then.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 # LAUNCH_FLAGS: further flags of accelerate launch, such as --machine_rank 1
 # shellcheck disable=SC2086
 exec "$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" ${LAUNCH_FLAGS:-} -m dpdmd.train \

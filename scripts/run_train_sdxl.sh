@@ -8,6 +8,8 @@
 # 249), since SDXL's own grid starts a 4-step student at time 751, far from noise, and spends its last step on time 1.
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 RUN="${RUN:-outputs/sdxl_dpdmd/sdxl_t50_1024_lr1e5_4nfe_anchor8}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-weights/stabilityai/stable-diffusion-xl-base-1.0}"
@@ -43,6 +45,8 @@ need "$CLIP" clip
 source scripts/setup_env.sh
 # --run_dir is the root of log, ckpts, eval_images, process_vis and div_vis; the release wanted all five by hand.
 # A checkpoint holds both networks and both optimizers, by count some 62 GB: two are kept.
+# After SIGTERM torch's launcher kills its workers in 30 seconds; they write such a checkpoint then.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 # LAUNCH_FLAGS: further flags of accelerate launch, such as --machine_rank 1
 # shellcheck disable=SC2086
 exec "$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" ${LAUNCH_FLAGS:-} -m dpdmd.train \

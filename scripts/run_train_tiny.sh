@@ -5,6 +5,8 @@
 # A run that was stopped goes on from its last checkpoint when the same command is given again.
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+
 PROMPT="a circle on a white background" # leaves colour, size and position open: what the grids should vary in
 NUM_SEEDS="${NUM_SEEDS:-16}"            # pictures a prompt that the figures are taken over; the benchmarks use 64
 
@@ -14,7 +16,6 @@ cd "$ROOT"
 # `latest` starts anew where there is no checkpoint yet. One process: no launcher needed.
 flags=(--config scripts/configs/tiny.yaml --run_dir outputs/tiny/dpdmd --resume_from_checkpoint latest "$@")
 "$PYTHON" -m dpdmd.train "${flags[@]}"
-case " $* " in *" -h "* | *" --help "*) exit 0 ;; esac
 
 # Where it went and whom it learnt from: asked of the trainer's own parser, which knows every form of a flag.
 { read -r run; read -r model; read -r teacher; } < <("$PYTHON" - "${flags[@]}" <<'PY'

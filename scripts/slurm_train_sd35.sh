@@ -15,6 +15,8 @@
 # checkpoint of SD3.5-Medium is some 55 GB; give a slow disk more.
 set -uo pipefail
 
+# In a job this is a copy that lies elsewhere.
+[ -n "${SLURM_JOB_ID:-}" ] || source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_multi_node.yaml}"

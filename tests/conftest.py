@@ -21,7 +21,7 @@ from small_distillation import batch, decoder, embedded, make, trio  # noqa: F40
 from torch import nn
 from transformers import CLIPTextModel
 
-from dpdmd.families.layouts import Note
+from dpdmd.families.notes import Note
 from dpdmd.shapes import scorers
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline

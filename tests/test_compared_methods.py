@@ -112,8 +112,9 @@ def test_stored_samples_are_those_made_anew(flags, tmp_path):
     assert len(list((tmp_path / "cache").glob("shard_*"))) == 2 and not list((tmp_path / "cache").glob(".*"))
     log = [(tmp_path / name / "log" / "log.txt").read_text() for name in ("first", "second")]
     assert "making 20 teacher samples" in log[0] and "0.000 GB" in log[0] and "making" not in log[1]
-    assert train.main([*common, *cache, "--seed", "4", "--run_dir", str(tmp_path / "other")]) == 0
-    assert len(list((tmp_path / "cache").glob("shard_*"))) == 4
+    for stored, other in ((4, ["--seed", "4"]), (6, ["--no_t5"])):
+        assert train.main([*common, *cache, *other, "--run_dir", str(tmp_path / f"other_{stored}")]) == 0
+        assert len(list((tmp_path / "cache").glob("shard_*"))) == stored
 
 
 def test_a_pool_shows_every_prompt_as_often_as_any_other():
@@ -125,7 +126,7 @@ def test_a_pool_shows_every_prompt_as_often_as_any_other():
 
 def test_ranks_call_the_teacher_equally_often(tmp_path):
     """Of 16 and 4 samples a rank each: a sharded teacher would wait for ever for the calls that do not come."""
-    settings = teacher_cache.PoolSettings("model", "torch.float32", (1.0, 0.0), 3.5, (1, 1, 1), 10, 0)
+    settings = teacher_cache.PoolSettings("model", "torch.float32", (1.0, 0.0), 3.5, (1, 1, 1), 10, False, 0)
     prompts, calls = [str(index) for index in range(20)], []
 
     def make(prompts, entries):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd import config, options
+from dpdmd import config, options, strict_yaml
 from dpdmd.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +78,26 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path.write_text("method:\n  k_anchor: 7\n  div_weight: 1e-1\nseed: 9\nbf16: true\n")
     c = config.parse(["--config", str(path), "--k_anchor", "3", "--no-bf16"])
     assert (c.method.k_anchor, c.method.div_weight, c.run.seed, c.optim.bf16) == (3, 0.1, 9, False)
+
+
+def test_of_several_files_the_later_wins_and_lists_and_empty_groups_are_understood(tmp_path):
+    texts = ["k_anchor: 7\nseed: 9\ndata:\nmethod: {}", "method:\n  k_anchor: 4\nstudent_sigmas: [1.0, 0.9, 0.75, 0.5]"]
+    paths = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    c = config.parse([part for path in paths for part in ("--config", str(path))])
+    assert (c.method.k_anchor, c.run.seed, c.method.student_sigmas) == (4, 9, "1.0,0.9,0.75,0.5")
+
+
+def test_a_file_nested_too_deeply_and_one_with_a_merge_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("[" * 3000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        config.read_yaml(path)
+    path.write_text("method: &m {k_anchor: 4, div_weight: 1}\n")
+    assert config.read_yaml(path).method.k_anchor == 4
+    path.write_text("a: &m {x: 1}\nb: {<<: *m, x: 2}")
+    assert strict_yaml.read(path, "") == {"a": {"x": 1}, "b": {"x": 2}}
 
 
 def test_the_written_file_gives_the_same_configuration_back(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dpdmd import train
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
-from dpdmd.evaluation.pictures import find_pictures
+from dpdmd.evaluation.pictures import find_pictures, open_picture
 from dpdmd.evaluation.plan import PictureSet
 from dpdmd.evaluation.statistics import mean_rank, summarise
 
@@ -205,6 +205,34 @@ def test_diversity_of_given_pictures(tiny_scorers, tmp_path):
     assert (summary["num_scored"], summary["num_missing"], summary["num_prompts"]) == (8, 1, 2)
 
 
+def test_a_batch_of_unreadable_pictures_reaches_no_scorer(tiny_scorers, tmp_path, caplog):
+    """With one picture at a time the broken one is a batch of its own, which is empty once it is left out."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for sample in range(2):
+        Image.new("RGB", (64, 64), (sample * 99, 0, 0)).save(pictures / f"00000_{sample:03d}.png")
+    (pictures / "00000_002.png").write_text("no picture")
+    scorers = ["--dino_path", tiny_scorers["dino_path"], "--clip_path", tiny_scorers["clip_path"]]
+    given = ["--images", str(pictures), "--prompts_txt", "", "--output_dir", str(tmp_path / "out"), *scorers]
+    assert program("test_diversity").main([*given, "--batch_size", "1"]) == 0
+    assert "failed" not in caplog.text
+    assert [row["div_clip"] != "" for row in rows_of(tmp_path / "out")] == [True, True, False]
+
+
+def test_programs_refuse_pictures_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
+    """They would be black, and scored as such. What was made before stays."""
+    import torch
+    from safetensors.torch import load_file
+
+    state = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+    state["proj_out.bias"][0] = float("inf")
+    torch.save(state, tmp_path / "s.pt")
+    given = [*preference, "--model", str(tmp_path / "s.pt"), "--base_model", str(tiny_pipeline)]
+    assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "s.pt: its pictures are not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["pictures.json"]
+
+
 def test_programs_refuse_wrong_input(preference, tmp_path, capsys):
     """One line that names the flag, exit status 2, before any model loads."""
     (tmp_path / "empty").mkdir()
@@ -237,6 +265,40 @@ def test_a_release_network_is_scored(preference, tiny_pipeline, tmp_path):
     assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 0
     manifest = json.loads((tmp_path / "out" / "pictures" / "pictures.json").read_text())
     assert len(manifest["sigmas"]) == 5 and manifest["guidance_scale"] == 1.0
+
+
+RED = (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("picture", "suffix", "seen"),
+    [
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".png", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".tiff", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.dtype(">u2"))), ".tiff", (128, 128, 128)),
+        (Image.new("L", (4, 4), 128), ".png", (128, 128, 128)),
+        (Image.new("1", (4, 4), 1), ".png", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (100, 255)), ".png", (100, 100, 100)),
+        (Image.new("LA", (4, 4), (0, 0)), ".png", (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 51)), ".png", (255, 204, 204)),
+        (Image.new("RGB", (4, 4), RED).convert("P"), ".png", RED),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)).quantize(), ".png", (255, 255, 255)),
+        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), ".tiff", RED),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_a_picture_is_read_as_a_person_would_see_it(tmp_path, picture, suffix, seen):
+    """16 bits are scaled, not clipped; what is transparent lies on white; a palette and inks have their colours."""
+    picture.save(tmp_path / f"0{suffix}")
+    found = open_picture(tmp_path / f"0{suffix}")
+    assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_picture_without_a_known_white_is_unreadable(tmp_path, mode):
+    Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=rf"0\.tiff is no whole picture .*mode {mode}, whose white is not known"):
+        open_picture(tmp_path / "0.tiff")
 
 
 def test_names_of_given_pictures(tmp_path):

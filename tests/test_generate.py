@@ -1,18 +1,21 @@
 """`dpdmd.generate` and the sampler: pictures depend on (seed, prompt, sample) alone, and agree with diffusers."""
 
 import json
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from PIL import Image
+from PIL import Image, ImageFont
+from safetensors.torch import load_file, save_file
 
-from dpdmd import generate
+from dpdmd import export, generate, generation
 from dpdmd.families.base import RestingDecoder
 from dpdmd.families.sd35 import SD35
-from dpdmd.grids import labelled_grid, to_float, to_pil
+from dpdmd.grids import _fit, labelled_grid, to_float, to_pil
 from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler
 
@@ -54,6 +57,53 @@ def test_the_sampler_agrees_with_diffusers(tiny_pipeline, guidance):
     assert (ours - theirs).abs().max() < 1e-4 and theirs.std() > 0.1
     decoded = pipe(["a red circle", "a cross"], output_type="pt", **call).images
     assert (sampler.decoder.decode(ours) - decoded).abs().max() < 1e-4
+
+
+@pytest.fixture
+def not_finite(tiny_pipeline, tmp_path) -> Path:
+    """A pipeline with one weight that is no number, as a broken training leaves it."""
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "not_finite"))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["proj_out.bias"][0] = float("nan")
+    save_file(state, weights)
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["flat", "geneval"])
+def test_pictures_that_are_not_finite_are_refused(not_finite, for_geneval, tmp_path, capsys, layout):
+    """They would be black, with status 0; nothing is written of them."""
+    given = ["--model", str(not_finite), "--out", str(tmp_path / "out"), "--steps", "1", "--num_images", "1"]
+    wanted = ["--prompt", "a cross"] if layout == "flat" else ["--geneval", str(tmp_path / "metadata.jsonl")]
+    assert generate.main([*given, *wanted]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"dpdmd.generate: error: --model {not_finite}: its pictures are not finite")
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_base_model_without_a_use_is_told(tiny_pipeline, tmp_path, caplog):
+    """A whole pipeline has no need of one, and whoever gave it may think that it has."""
+    given = ["--model", str(tiny_pipeline), "--base_model", "nowhere"]
+    made = ["--out", str(tmp_path / "out"), "--steps", "1", "--num_images", "1", "--prompt", "a cross"]
+    assert generate.main([*given, *made]) == 0
+    assert "--base_model nowhere: not used, since --model" in caplog.text
+    caplog.clear()
+    assert export.main([*given, "--out", str(tmp_path / "whole")]) == 0
+    assert "--base_model nowhere: not used, since --model" in caplog.text
+
+
+def test_a_grid_shows_what_a_sheet_can_hold(tiny_pipeline, tmp_path, monkeypatch, caplog):
+    """Thousands of large pictures are written one by one; the grid has the first, in their places, and says so."""
+    given = ["--model", str(tiny_pipeline), "--steps", "1", "--num_images", "2", "--prompt", "a cross", "a triangle"]
+    assert generate.main([*given, "--out", str(tmp_path / "all")]) == 0 and not caplog.text
+    monkeypatch.setattr(generation, "GRID_PIXELS", 3 * 64 * 64)
+    assert generate.main([*given, "--out", str(tmp_path / "some")]) == 0
+    assert "grid.png shows the first 3 of 4 pictures" in caplog.text
+    one, two = pictures(tmp_path / "all"), pictures(tmp_path / "some")
+    assert len(one) == len(two) == 4 and all((one[name] == two[name]).all() for name in one)
+    whole, part = (np.asarray(Image.open(tmp_path / name / "grid.png")) for name in ("all", "some"))
+    assert whole.shape == part.shape
+    assert (whole[:, :68] == part[:, :68]).all() and (part[-68:, -68:] == 255).all()
 
 
 METADATA = [
@@ -128,6 +178,16 @@ def test_geneval_refuses_a_folder_of_somebody_elses(for_geneval, tmp_path, capsy
     assert "holds files that are not this program's" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
+def test_a_damaged_note_beside_pictures_is_named(for_geneval, tmp_path, capsys, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pictures.json").write_bytes(content)
+    assert generate.main(for_geneval) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(tmp_path / "out" / "pictures.json") in line and line.endswith("give another folder")
+    assert (tmp_path / "out" / "pictures.json").read_bytes() == content
+
+
 def test_pictures_survive_the_way_to_eight_bits_and_back():
     values = torch.linspace(0, 1, 3 * 4 * 4).reshape(1, 3, 4, 4)
     assert np.abs(to_float(to_pil(values)) - values.numpy()).max() <= 0.5 / 255 + 1e-6
@@ -140,6 +200,30 @@ def test_grid_shows_every_picture_in_its_place():
     assert set(colours) <= found
     with pytest.raises(ValueError, match="at least one picture"):
         labelled_grid([[]], ["none"])
+
+
+@pytest.mark.parametrize("text", ["a" * 2_600_000, "i" * 300, "one\ntwo " * 100, "猫" * 5000, "\u0301" * 5000])
+def test_a_caption_takes_one_line_however_long(text):
+    """Pillow refuses a million letters, and shortening by one at a time took half a minute."""
+    start = time.process_time()
+    sheet = labelled_grid([[Image.new("RGB", (64, 64))] * 3], [text], title=text)
+    assert time.process_time() - start < 2
+    short = labelled_grid([[Image.new("RGB", (64, 64))] * 3], ["a"], title="a")
+    assert sheet.size == short.size
+    assert sheet.getpixel((8, 50)) == (0, 0, 0) == short.getpixel((8, 50))  # no second line over the pictures
+
+
+def test_a_caption_is_cut_where_it_no_longer_fits():
+    font = ImageFont.load_default(size=10)
+    for text in ("a red circle on a white background, small", "iiiiiiiiiiiiiiiiiiiiiiiii", "WWWWWWWWWWWW"):
+        for width in (20, 60, 100, 1000):
+            shown = _fit(text, font, width)
+            if font.getlength(text) <= width:
+                assert shown == text
+                continue
+            assert shown.endswith("...") and font.getlength(shown) <= width
+            longer = text[: len(shown) - 2] + "..."
+            assert font.getlength(longer) > width
 
 
 def test_a_resting_decoder_makes_the_same_pictures_one_at_a_time(tiny_pipeline, monkeypatch):

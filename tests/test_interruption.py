@@ -1,20 +1,23 @@
 """What ends a run early: signals, losses that are not finite, too little memory; and what must not end it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import accelerate
 import pytest
 import torch
+from PIL import Image
 
 from dpdmd import methods, train
-from dpdmd.evaluation.runner import judge, report
-from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, ValueScorer
+from dpdmd.evaluation.runner import NOT_FINITE, judge, report
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer
 from dpdmd.run_folder import RunFolder
 
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
@@ -121,9 +124,16 @@ def test_nonfinite_skip_goes_on_and_counts(flags, tmp_path, monkeypatch, turn, s
     assert updates == 6
 
 
-def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20.00 GiB.\nmore"),
+    ],
+)
+def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys, error):
     def starved(healthy, run, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+        raise error
 
     on_turn(monkeypatch, "fake_turn", 2, starved)
     assert train.main([*flags, "--max_steps", "4"]) == 1
@@ -161,8 +171,6 @@ class BrokenValues(ValueScorer):
 
 
 def test_a_scorer_that_fails_is_reported_and_missing(caplog):
-    from PIL import Image
-
     samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
     with caplog.at_level("WARNING", logger="dpdmd"):
         rows = judge(samples, [BrokenFeatures(), BrokenValues()])
@@ -170,6 +178,32 @@ def test_a_scorer_that_fails_is_reported_and_missing(caplog):
     assert found.summaries["div_broken"].num_missing == found.summaries["broken"].num_missing == 3
     assert found.summaries["broken"].mean is None
     assert "no kernel for this device" in found.rows[0].notes["div_broken"]
+
+
+class OverflowingFeatures(FeatureScorer):
+    name = "div_overflowing"
+
+    def features(self, samples):
+        return torch.tensor([[1.0, 0.0], [0.0, torch.nan], [0.0, 1.0]])
+
+
+class OverflowingValues(ValueScorer):
+    name = "overflowing"
+    also: ClassVar = {"half": 0.5}
+
+    def score(self, samples):
+        return [Score(1.0), Score(math.nan), Score(math.inf)]
+
+
+def test_a_score_that_is_not_finite_is_missing():
+    """One nan would make the mean nan; the others still count."""
+    samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
+    found = report(
+        judge(samples, [OverflowingFeatures(), OverflowingValues()]), ["div_overflowing", "overflowing", "half"]
+    )
+    told = {name: (each.mean, each.num_missing) for name, each in found.summaries.items()}
+    assert told == {"div_overflowing": (1.0, 1), "overflowing": (1.0, 2), "half": (0.5, 2)}
+    assert found.rows[1].notes == {"div_overflowing": NOT_FINITE, "overflowing": NOT_FINITE}
 
 
 def test_sigkill_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(short_run, tmp_path):

@@ -118,6 +118,13 @@ def test_dmd_nan_counts_as_zero():
     assert x.grad[0, 1, 2, 3] == 0 and torch.isfinite(x.grad).all()
 
 
+def test_dmd_of_an_infinite_fake_score_is_not_finite():
+    """It would be the largest finite number, and a step like any other, if it were not kept."""
+    x, real, fake, z_t = _tensors(4)
+    fake[0, 1, 2, 3] = -torch.inf
+    assert dmd_loss(x, real, fake, z_t).loss == torch.inf
+
+
 def test_dmd_of_nan_predictions_shows_in_the_cosine():
     """The gradient's nan -> 0 must not hide a broken network: the logged cosine is nan, and the trainer stops on it."""
     x, real, fake, _ = _tensors(4)

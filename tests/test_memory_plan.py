@@ -12,22 +12,14 @@ from sd35_medium import VAE, save_hollow
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dpdmd import config, lora, memory_plan, options
+from dpdmd import config, lora, options
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import Adapter
 from dpdmd.families.call_memory import CallShape, decode_bytes, sd3_call_memory
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.sd35 import SD35
-from dpdmd.memory_plan import (
-    FAKE,
-    PICTURES,
-    STUDENT,
-    MemoryPlan,
-    Row,
-    Topology,
-    fewest_recomputed_blocks,
-    plan_memory,
-)
+from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
+from dpdmd.memory_rows import ENCODING, FAKE, PICTURES, STUDENT, Row, Topology
 from dpdmd.networks import recompute_blocks
 
 NO_EVALUATION = EvalPlan([], {}, "")
@@ -213,7 +205,7 @@ def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
     gone = sizes(before)["text encoders"] + sizes(before)["autoencoder"]
     assert before.of_phase(STUDENT) - after.of_phase(STUDENT) == gone
     assert before.of_phase(PICTURES) > after.of_phase(PICTURES)
-    assert after.of_phase(memory_plan.ENCODING) > sizes(before)["text encoders"]
+    assert after.of_phase(ENCODING) > sizes(before)["text encoders"]
 
 
 def test_sharding_divides_and_ddp_adds_buckets(medium):

@@ -9,8 +9,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dpdmd import generate, train
-from dpdmd.families.layouts import LAYOUTS, read_note
+from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.layouts import SD35 as LAYOUT
+from dpdmd.families.model_folders import check_folder
+from dpdmd.families.notes import read_note
 from dpdmd.families.sd35 import SD35
 from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler
@@ -96,4 +98,4 @@ def test_the_cache_keeps_the_two_apart(short_run, tmp_path):
 
 def test_a_family_that_has_no_t5_refuses(tiny_pipeline):
     with pytest.raises(ValueError, match="--no_t5: a StableDiffusion3Pipeline has no T5 to leave out"):
-        replace(LAYOUT, t5=()).check(tiny_pipeline, "--teacher_id", no_t5=True)
+        check_folder(replace(LAYOUT, t5=()), tiny_pipeline, "--teacher_id", no_t5=True)

@@ -246,7 +246,7 @@ def test_a_late_stop_tells_of_the_right_step(lagging, tmp_path, monkeypatch, cap
     expected = {"student", "x0_real", "x0_fake"} if turn == "student" else {"student"}
     assert rank["latents"].keys() == expected and rank["latents"]["student"]["std"] > 0
     reference = Trainer(preflight.check(config.parse([*lagging, "--run_dir", str(tmp_path / "other")])))
-    assert rank["prompts"] == reference._prompts(step, reference.samples)
+    assert rank["prompts"] == reference.batches.prompts(step)
     assert [line["step"] for line in records(tmp_path / "run")] == list(range(1, step + 1))
 
 

@@ -88,6 +88,7 @@ def test_parse_sigmas_accepts_names_and_numbers():
         ("1,0.75,0.5,0", "staying above 0"),
         ("1,0.75,0.5,-0.25", "staying above 0"),
         ("1,0.75,nan,0.25", "fall strictly"),
+        ("1,0.99999999,0.5,0.25", "fall strictly"),  # as written, not in fp32
         ("inf,0.75,0.5,0.25", "must start at 1"),
     ],
 )

@@ -213,6 +213,13 @@ def test_pickles_that_could_run_code_are_refused(tmp_path):
         ("<answer>7.5</answer>", None),
         ("<answer>-3</answer>", None),
         ("<answer>0.5</answer>", None),
+        ("<answer>4.5, good</answer>", 4.5),
+        ("<answer>4,5</answer>", None),
+        ("<answer>1e1</answer>", None),
+        ("the rating from 1 to 5 is 4.5", None),
+        ("a rating between 1-5", None),
+        ("<think>It has 2 birds, the quality", None),
+        ("<think>It has 2 birds and 3 trees, the quality", None),
     ],
 )
 def test_ratings_are_parsed_or_missing(answer, rating):

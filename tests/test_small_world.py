@@ -10,6 +10,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from dpdmd.evaluation.scorers.base import Scorer
 from dpdmd.families.layouts import SD35
+from dpdmd.families.model_folders import check_folder
 from dpdmd.families.sd35 import SD35TextEncoder
 from dpdmd.sampling import load_sampler
 from dpdmd.shapes import build, measure_scorers, teacher, text
@@ -28,7 +29,7 @@ def pipe() -> StableDiffusion3Pipeline:
 
 
 def test_the_folder_is_whole_and_small():
-    SD35.check(TEACHER, "--teacher_id")
+    check_folder(SD35, TEACHER, "--teacher_id")
     assert sum(path.stat().st_size for path in TEACHER.rglob("*") if path.is_file()) <= 25e6
     assert not [path for path in TEACHER.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 

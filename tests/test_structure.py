@@ -13,18 +13,23 @@ from dpdmd.options import METHODS
 ROOT = Path(__file__).parent.parent
 
 # Data flows down: a module imports only from those above it. First what knows no model (configuration, draws, paths,
-# prompts, arithmetic), then the families, what is built of them, what writes and runs, and last the small world,
-# which is a user of the package. `dpdmd` itself (the version) and `config` are for all.
+# prompts, arithmetic), then the families, what is built of them, what writes and runs, then the small world, which is a
+# user of the package, and last what runs all of these as programs. `dpdmd` itself (the version) and `config` are for
+# all.
 ORDER = (
     "dpdmd",
     "dpdmd.options",
     "dpdmd.presets",
+    "dpdmd.strict_yaml",
     "dpdmd.config",
     "dpdmd.turns",
     "dpdmd.lr_schedules",
     "dpdmd.transfers",
+    "dpdmd.folders",
+    "dpdmd.picture_flags",
     "dpdmd.rng",
     "dpdmd.run_folder",
+    "dpdmd.markup",
     "dpdmd.records",
     "dpdmd.interruption",
     "dpdmd.diagnostics",
@@ -34,14 +39,17 @@ ORDER = (
     "dpdmd.losses",
     "dpdmd.weight_files",
     "dpdmd.manifest",
+    "dpdmd.families.notes",
     "dpdmd.families.scheduler_files",
     "dpdmd.families.call_memory",
     "dpdmd.families.layouts",
+    "dpdmd.families.model_folders",
     "dpdmd.families.adapters",
     "dpdmd.families.base",
     "dpdmd.lora",
     "dpdmd.discriminator",
     "dpdmd.families.components",
+    "dpdmd.families.skeletons",
     "dpdmd.families.sd35",
     "dpdmd.families.sdxl",
     "dpdmd.families",
@@ -65,6 +73,7 @@ ORDER = (
     "dpdmd.evaluation.plan",
     "dpdmd.evaluation.pictures",
     "dpdmd.evaluation.seed_grids",
+    "dpdmd.memory_rows",
     "dpdmd.memory_plan",
     "dpdmd.preflight",
     "dpdmd.run_log",
@@ -85,6 +94,7 @@ ORDER = (
     "dpdmd.evaluation.scoring",
     "dpdmd.evaluation.program",
     "dpdmd.assembly",
+    "dpdmd.batches",
     "dpdmd.step_record",
     "dpdmd.updates",
     "dpdmd.checkpoint_writer",
@@ -100,17 +110,9 @@ ORDER = (
     "dpdmd.examination",
     "dpdmd.doctor",
     "dpdmd.geneval",
+    "dpdmd.generation",
     "dpdmd.generate",
     "dpdmd.export",
-    "dpdmd.comparison",
-    "dpdmd.comparison.sweep",
-    "dpdmd.comparison.jobs",
-    "dpdmd.comparison.figures",
-    "dpdmd.comparison.tables",
-    "dpdmd.comparison.picture",
-    "dpdmd.comparison.plane",
-    "dpdmd.comparison.results",
-    "dpdmd.compare",
     "dpdmd.shapes",
     "dpdmd.shapes.world",
     "dpdmd.shapes.oracle",
@@ -122,6 +124,18 @@ ORDER = (
     "dpdmd.shapes.build",
     "dpdmd.shapes.measure",
     "dpdmd.shapes.measure_scorers",
+    "dpdmd.comparison",
+    "dpdmd.comparison.sweep",
+    "dpdmd.comparison.sweep_file",
+    "dpdmd.comparison.jobs",
+    "dpdmd.comparison.measure_commands",
+    "dpdmd.comparison.preflight",
+    "dpdmd.comparison.figures",
+    "dpdmd.comparison.tables",
+    "dpdmd.comparison.picture",
+    "dpdmd.comparison.plane",
+    "dpdmd.comparison.results",
+    "dpdmd.compare",
 )
 ROOT_PROGRAMS = {"test_preference.py", "test_quality.py", "test_diversity.py"}
 
@@ -279,8 +293,24 @@ def test_wrong_input_is_told_before_the_heavy_imports():
     heavy = {"diffusers", "transformers", "accelerate"}
     roots = {target.split(".")[0] for target in import_closure("dpdmd.train")}
     assert roots & heavy == set()
-    assert {target.split(".")[0] for target in import_closure("dpdmd.config")} & {*heavy, "torch"} == set()
+    for name in ("dpdmd.config", "dpdmd.generate", "dpdmd.export", "dpdmd.picture_flags", "dpdmd.folders"):
+        assert {target.split(".")[0] for target in import_closure(name)} & {*heavy, "torch"} == set()
     assert "torch" in roots and "accelerate" in {t.split(".")[0] for t in import_closure("dpdmd.trainer")}  # it can see
+
+
+def test_a_module_with_a_main_runs_it():
+    """`python -m dpdmd.generate` once did nothing, with status 0: the last two lines had been lost."""
+    programs = {
+        name: ast.unparse(tree.body[-1]).splitlines()
+        for name, tree in TREES.items()
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    }
+    assert len(programs) >= 8
+    assert {
+        name: last
+        for name, last in programs.items()
+        if last[0] != "if __name__ == '__main__':" or "main()" not in last[1]
+    } == {}
 
 
 def test_nothing_prints():

@@ -12,15 +12,19 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from dpdmd import methods, train
+from dpdmd import export, methods, train
+from dpdmd.batches import Batches
 from dpdmd.config import read_yaml
+from dpdmd.families.scheduler_files import read_flow_schedule
 from dpdmd.families.sd35 import SD35TextEncoder
 from dpdmd.rng import normal_per_sample
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling import load_sampler
+from dpdmd.schedules import FlowSchedule
 from dpdmd.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -134,10 +138,28 @@ def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
     theirs = pipe(
         "a red circle", latents=eps, guidance_scale=1.0, max_sequence_length=10, output_type="latent", **call
     ).images
-    sampler, encoder = load_sampler(run, torch.device("cpu"))
+    sampler, encoder = load_sampler(run, CPU)
     ours = sampler.latents(encoder.encode(["a red circle"]), eps)
     # The same arithmetic in fp32; diffusers rounds its sigmas in another order (1 unit in the last place).
     assert (ours - theirs).abs().max() < 1e-4 and theirs.std() > 0.1
+
+
+def test_another_number_of_steps_is_taken_on_the_grid_of_that_name(flags, tmp_path):
+    """The exported scheduler's shift is 1 for the student's own two sigmas: not for eight, nor for another student."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    shift = read_flow_schedule(Path(flags[flags.index("--teacher_id") + 1])).shift
+    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "1", "--student_sigmas", "trailing"]) == 0
+    assert export.main(["--model", str(run), "--out", str(whole)]) == 0
+    for model in (run, whole):
+        sampler, _ = load_sampler(model, CPU, steps=8)
+        assert shift != 1 and torch.equal(sampler.settings.sigmas, FlowSchedule(shift).trailing_sigmas(8))
+    assert json.loads((whole / "scheduler" / "scheduler_config.json").read_text())["shift"] == 1
+    again = [*flags, "--teacher_id", str(whole), "--run_dir", str(tmp_path / "again"), "--max_steps", "1"]
+    assert train.main(again) == 0
+    grids = [load_sampler(tmp_path / "again", CPU)[0].settings.sigmas, FlowSchedule(shift).default_sigmas(2)]
+    assert torch.equal(*grids)
+    back = json.loads((tmp_path / "again/ckpts/latest/student/scheduler/scheduler_config.json").read_text())
+    assert back["shift"] == shift
 
 
 def test_the_readmes_snippet_works_as_printed(flags, tmp_path, monkeypatch):
@@ -251,13 +273,13 @@ def test_prompts_that_turns_share_are_encoded_once(flags, tmp_path, monkeypatch)
     steps = [prompts for prompts in encoded if prompts != [""]]
     assert len(steps) == 5  # roll-outs of steps 1, 3, 5, 6 and 7
     encoded.clear()
-    text = Trainer._text
+    of_step = Batches.of_step
 
-    def forgetful(self, source):
-        self.encoded = None
-        return text(self, source)
+    def forgetful(self, step, encoder):
+        self._encoded = None
+        return of_step(self, step, encoder)
 
-    monkeypatch.setattr(Trainer, "_text", forgetful)
+    monkeypatch.setattr(Batches, "of_step", forgetful)
     assert train.main([*more, "--run_dir", str(anew)]) == 0
     assert len([prompts for prompts in encoded if prompts != [""]]) == 7
     assert state_bytes(once / "ckpts" / "step_000007") == state_bytes(anew / "ckpts" / "step_000007")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,13 @@ from dpdmd.config import Config
 from dpdmd.interruption import StopSignals
 from dpdmd.run_folder import write_text
 
+TRAIN = "train"  # the stage that makes a model; every other one measures it
 POLL_SECONDS = 0.2
 TAIL_LINES = 15  # of a failing process's log
 NO_COMMAND = 127  # as shells say it
+# Seconds that torch's launcher leaves its workers after SIGTERM before it kills them. Its own 30 are less than a
+# checkpoint of 55 GB takes, and a run that is stopped ends by writing one.
+LAUNCHER_PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def _job(sweep: Sweep, name: str, seed: int | None, out: Path, reuse: Sequence[P
     if seed is not None:
         asked = {"launcher": list(configuration.launcher), **configuration.resolved}
         command = sweep.train_command(name, seed, folder / "run")
-        train = Stage("train", folder, command, asked, sweep.on_cores)
+        train = Stage(TRAIN, folder, command, asked, sweep.on_cores)
         given = _trained_elsewhere(train, reuse)
         stages += [train] if given is None else []
     model = folder / "run" if given is None else Path(given)
@@ -155,8 +159,11 @@ class Workers:
         failures: the jobs of which a process failed; each was told, with the end of its log.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, show: Callable[[], object] = lambda: None):
+        """`count` jobs at a time; `show` is called after each one that is finished, never twice at once."""
         self._count = count
+        self._show = show
+        self._showing = threading.Lock()
         self._running: set[subprocess.Popen] = set()
         self._mutex = threading.Lock()
         self.stopped = 0
@@ -196,6 +203,8 @@ class Workers:
                 if stage.is_done():
                     continue
                 stage.note(done=False)
+                if stage.name != TRAIN:  # {out}: from a folder that is not there, {out}/../oracle leads nowhere
+                    (job.folder / stage.name).mkdir(exist_ok=True)
                 status = self._run_stage(stage, lock.fileno())
                 if self.stopped:
                     return
@@ -205,6 +214,12 @@ class Workers:
                     return
                 stage.note(done=True)
                 bar.update()
+        # Here and not in `run`, which must hear a signal at once: the tests over 10,000 prompts take a while.
+        with self._showing:
+            try:
+                self._show()
+            except Exception as error:  # whatever it is, the trainings go on; the end of the sweep shows it again
+                _tell(f"the tables so far could not be written ({type(error).__name__}: {error})")
 
     def _acquire(self, lock: int, job: Job) -> bool:
         told = False
@@ -221,7 +236,7 @@ class Workers:
 
     def _run_stage(self, stage: Stage, lock: int) -> int:
         """Exit status of the stage's process, which inherits the lock."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"} if stage.own_core else None
+        environment = {**LAUNCHER_PATIENCE, **os.environ, **({"OMP_NUM_THREADS": "1"} if stage.own_core else {})}
         with stage.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(stage.command)}\n")
             log.flush()

@@ -1,9 +1,10 @@
-"""What is left of a sweep: table.md, table.csv, table.tex, picture.png and plane.png, of all that is finished."""
+"""What is left of a sweep: table.md, table.csv, table.tex, plane.png and picture.png, of all that is finished."""
 
 import datetime
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.checkpoint import versions
@@ -16,29 +17,54 @@ from dpdmd.comparison.tables import as_csv, compare, latex, markdown
 from dpdmd.run_folder import write_text
 
 
-def write(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> str:
-    """Write all of it; the Markdown table.
+@dataclass(frozen=True)
+class Written:
+    """What became of the results.
+
+    Attributes:
+        text: the table in Markdown.
+        problems: a line about each result that is missing or cannot be read, and about a plane that is not there.
+    """
+
+    text: str
+    problems: list[str]
+
+
+def write(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> Written:
+    """Write the tables, then the plane; a figure that is not there leaves its cell empty.
 
     Raises:
-        ValueError: a result that cannot be read or lacks a metric, or a model that cannot be sampled.
+        OSError: the tables cannot be written.
     """
     finished = [job for job in jobs if job.is_done()]
     results: dict[str, dict[int | None, dict[str, Figure]]] = {}
+    problems: list[str] = []
     for job in finished:
-        results.setdefault(job.configuration, {})[job.seed] = _figures(sweep, job)
+        results.setdefault(job.configuration, {})[job.seed] = _figures(sweep, job, problems)
     table = compare(sweep, results)
     text = markdown(sweep, table, _head(jobs, finished, command))
     write_text(out / "table.md", text)
     write_text(out / "table.csv", as_csv(table))
     write_text(out / "table.tex", latex(sweep, table))
     if sweep.plane:
-        draw_plane(sweep.plane, table, out / "plane.png")
-    if sweep.picture:
-        first = {job.configuration: job.model for job in reversed(finished)}  # of its first seed
-        models = {name: first[name] for name in sweep.picture.rows if name in first}
-        if models and not _is_newer(out / "picture.png", [sweep.path, *_records(finished)]):
-            draw(sweep.picture, models, out / "picture.png")
-    return text
+        try:
+            draw_plane(sweep, table, out / "plane.png")
+        except Exception as error:  # whatever a drawing library raises, the table is worth more
+            problems.append(f"plane.png: {type(error).__name__}: {' '.join(str(error).split())}")
+    return Written(text, problems)
+
+
+def draw_picture(sweep: Sweep, jobs: Sequence[Job], out: Path) -> None:
+    """Sample the finished rows of the sweep's picture, unless that was done since they were finished.
+
+    Raises:
+        ValueError: a model that cannot be sampled.
+    """
+    finished = [job for job in jobs if job.is_done()]
+    first = {job.configuration: job.model for job in reversed(finished)}  # of its first seed
+    models = {name: first[name] for name in sweep.picture.rows if name in first} if sweep.picture else {}
+    if models and not _is_newer(out / "picture.png", [sweep.path, *_records(finished)]):
+        draw(sweep.picture, models, out / "picture.png")
 
 
 def _records(jobs: Sequence[Job]) -> list[Path]:
@@ -49,18 +75,23 @@ def _is_newer(path: Path, sources: Sequence[Path]) -> bool:
     return path.is_file() and path.stat().st_mtime > max(source.stat().st_mtime for source in sources)
 
 
-def _figures(sweep: Sweep, job: Job) -> dict[str, Figure]:
-    """Column -> figure of one finished job."""
-    found = {}
+def _figures(sweep: Sweep, job: Job, problems: list[str]) -> dict[str, Figure]:
+    """Column -> figure of one finished job; what is missing is empty and told in `problems`."""
+    found = {column: Figure(None, {}) for column in sweep.columns}
     for name, measure in sweep.measures.items():
         path = job.folder / name / measure.result
-        figures = read_figures(path)
+        try:
+            figures = read_figures(path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
         for column, metric in measure.metrics.items():
-            if metric not in figures:
-                raise ValueError(
+            if metric in figures:
+                found[column] = figures[metric]
+            else:
+                problems.append(
                     f"{sweep.path}: measure {name}: no {metric!r} in {path}; there are {', '.join(figures)}"
                 )
-            found[column] = figures[metric]
     return found
 
 

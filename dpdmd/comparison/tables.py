@@ -10,6 +10,7 @@ import numpy as np
 from dpdmd.comparison.figures import Figure
 from dpdmd.comparison.sweep import Sweep
 from dpdmd.evaluation.statistics import Difference, SeedMean, mean_over_seeds, paired_difference
+from dpdmd.markup import latex_text, markdown_cell
 
 # Seed of training (None: not trained) -> column -> figure.
 Runs = Mapping[int | None, Mapping[str, Figure]]
@@ -96,7 +97,7 @@ def _grid(sweep: Sweep, rows: Mapping[str, list[str]]) -> str:
         ["---"] * (len(sweep.columns) + 1),
         *([name, *cells] for name, cells in rows.items()),
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(markdown_cell, line))} |" for line in lines)
 
 
 def _shown(cell: Cell) -> str:
@@ -154,24 +155,26 @@ def as_csv(table: Table) -> str:
 
 
 def latex(sweep: Sweep, table: Table) -> str:
-    """A booktabs table; the paper's number in brackets behind ours."""
+    """A table for booktabs, with caption and label; the paper's number in brackets behind ours.
+
+    No value is set bold: a sweep does not say of which columns more is better.
+    """
     lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_text(sweep.title)}.}}",
+        rf"\label{{tab:{sweep.path.stem}}}",
         rf"\begin{{tabular}}{{l{'c' * len(sweep.columns)}}}",
         r"\toprule",
-        rf"{' & '.join(['', *map(_escape, sweep.columns)])} \\",
+        rf"{' & '.join(['', *map(latex_text, sweep.columns)])} \\",
         r"\midrule",
     ]
     for name, row in table.items():
-        lines.append(rf"{' & '.join([_escape(name), *map(_latex_cell, row.values())])} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        lines.append(rf"{' & '.join([latex_text(name), *map(_latex_cell, row.values())])} \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
 def _latex_cell(cell: Cell) -> str:
     ours = "--" if cell.mean is None else f"${cell.mean}$".replace("±", r"\pm")
     return ours if cell.paper is None else f"{ours} ({cell.paper:.3f})"
-
-
-def _escape(text: str) -> str:
-    for character in ("\\", "_", "%", "&", "#", "$"):
-        text = text.replace(character, "\\textbackslash{}" if character == "\\" else f"\\{character}")
-    return text

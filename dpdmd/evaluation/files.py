@@ -77,15 +77,22 @@ class Source:
     Attributes:
         check: raises ValueError where a path is not that.
         repository: where the official one comes from.
+        others: repositories of others that fit; a path of the same name means that one.
     """
 
     check: Callable[[Path], object]
     repository: str
+    others: tuple[str, ...] = ()
+
+    def hint(self, path: Path) -> str:
+        """Where to get what should be at `path`."""
+        named = (other for other in self.others if other.rpartition("/")[2] == path.name)
+        return f"get it from https://huggingface.co/{next(named, self.repository)} (scripts/download_weights.sh)"
 
 
 SOURCES = {
     "clip_path": Source(_check_vision, "openai/clip-vit-large-patch14"),
-    "dino_path": Source(_check_vision, "facebook/dinov2-base"),
+    "dino_path": Source(_check_vision, "facebook/dinov2-base", ("facebook/dinov3-vitl16-pretrain-lvd1689m",)),
     "pick_processor_path": Source(_check_processor, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
     "pick_model_path": Source(_check_model, "yuvalkirstain/PickScore_v1"),
     "ir_model_path": Source(check_pickle, "zai-org/ImageReward"),
@@ -156,7 +163,6 @@ def check_scorer_paths(paths: Mapping[str, str | None], names: tuple[str, ...]) 
             try:
                 source.check(path)
             except (ValueError, OSError) as error:
-                hint = f"get it from https://huggingface.co/{source.repository} (scripts/download_weights.sh)"
-                raise ValueError(f"--{flag} {path}: {error}; {hint}") from None
+                raise ValueError(f"--{flag} {path}: {error}; {source.hint(path)}") from None
         found[name] = given
     return found

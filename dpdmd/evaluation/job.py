@@ -7,6 +7,8 @@ from typing import Any
 
 from dpdmd.evaluation.pictures import PictureFile
 
+PICTURES = "pictures"  # of the output folder: what a model made
+
 
 @dataclass(frozen=True)
 class Job:

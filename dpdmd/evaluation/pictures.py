@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dpdmd.run_folder import write_text
+from dpdmd.weight_files import read_json
 
 MANIFEST = "pictures.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")
 _OUR_NAME = re.compile(r"(\d+)_(\d+)")
 _RELEASE_NAME = re.compile(r"(\d+)")
+_PAPER = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,29 @@ def file_name(key: tuple[int, int]) -> str:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """RGB pixels of a whole picture file.
+    """RGB pixels of a whole picture file, as a person would see them: what is transparent lies on white.
 
     Raises:
-        ValueError: missing, truncated or no picture.
+        ValueError: missing, truncated, no picture, or one whose values have no known white.
     """
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            return _as_seen(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no whole picture ({' '.join(str(error).split())[:120]})") from None
+
+
+def _as_seen(picture: Image.Image) -> Image.Image:
+    """To RGB. Pillow's own conversion clips what has more than 8 bits, and shows what lies under transparent pixels."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):  # no PNG has 32 bits
+        grey = np.asarray(picture, dtype=np.float64) / 65535
+        return Image.fromarray((grey * 255).round().astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {picture.mode}, whose white is not known: save it with 8 bits")
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        seen = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, _PAPER), seen).convert("RGB")
+    return picture.convert("RGB")
 
 
 def is_whole(path: Path) -> bool:
@@ -59,22 +75,38 @@ def fingerprint(prompts: Sequence[str]) -> str:
     return hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
 
 
+def read_manifest(folder: Path, flag: str) -> dict[str, Any] | None:
+    """The settings that a picture folder notes; None where it holds no pictures yet.
+
+    Raises:
+        ValueError: they cannot be read, or it holds pictures of nobody knows which.
+    """
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        try:
+            return read_json(manifest)
+        except ValueError as error:
+            raise ValueError(
+                f"{flag}: {error}, so nobody knows whose pictures are beside it; give another folder"
+            ) from None
+    if folder.is_dir() and any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        raise ValueError(f"{flag} {folder}: holds pictures that are not this program's; give another folder")
+    return None
+
+
 def keep_or_refuse(folder: Path, settings: dict[str, Any], flag: str) -> None:
     """Note the settings in a picture folder; pictures that are there already must be of the same ones. Rank 0 only.
 
     Raises:
         ValueError: the folder holds pictures of other settings, or of nobody knows which.
     """
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        differing = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
-        if differing:
-            told = ", ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in differing)
-            raise ValueError(f"{flag} {folder}: holds pictures of other settings ({told}); give another folder")
-    elif folder.is_dir() and any(path.suffix in SUFFIXES for path in folder.iterdir()):
-        raise ValueError(f"{flag} {folder}: holds pictures that are not this program's; give another folder")
-    write_text(manifest, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    found = read_manifest(folder, flag)
+    if found is None:
+        write_text(folder / MANIFEST, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        return
+    if differing := sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k)):
+        told = ", ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in differing)
+        raise ValueError(f"{flag} {folder}: holds pictures of other settings ({told}); give another folder")
 
 
 def find_pictures(folder: Path, prompts: Sequence[str]) -> list[PictureFile]:

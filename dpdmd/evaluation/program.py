@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
-from dpdmd.evaluation.job import Job
-from dpdmd.evaluation.pictures import find_pictures
+from dpdmd.evaluation.job import PICTURES, Job
+from dpdmd.evaluation.pictures import PictureFile, find_pictures, is_whole, read_manifest
+from dpdmd.evaluation.plan import DIVERSITY
+from dpdmd.folders import check_writable
+from dpdmd.picture_flags import check_ranges
 from dpdmd.prompts import read_prompts
 
 
@@ -45,6 +48,9 @@ class Program:
         except ValueError as error:
             print(f"{self.name}: error: {error}", file=sys.stderr)
             return 2
+        except OSError as error:
+            print(f"{self.name}: stopped: {error}", file=sys.stderr)
+            return 1
         return 0
 
     def _parser(self) -> argparse.ArgumentParser:
@@ -68,29 +74,50 @@ class Program:
         Raises:
             ValueError: one line that names the flag and what to do.
         """
-        for flag in ("num_samples", "gen_batch_size", "batch_size", "steps", "num_crops"):
-            value = getattr(args, flag, None)
-            if value is not None and value < 1:
-                raise ValueError(f"--{flag} {value}: must be at least 1")
+        check_ranges(vars(args))
+        out = Path(args.output_dir)
+        check_writable("--output_dir", out)
         paths = check_scorer_paths(vars(args), self.scorers)
         if not paths:
             flags = [f"--{REQUIREMENTS[name][0]}" for name in self.scorers]
             raise ValueError(f"no scorer is given: {' or '.join(flags)}")
-        if args.images is None and not args.model:
+        if not args.images and not args.model:
             raise ValueError("--model or --images: give what to score")
         prompts = read_prompts(Path(args.prompts_txt), "--prompts_txt") if args.prompts_txt else []
-        if args.images is None and not prompts:
+        if not args.images and not prompts:
             raise ValueError("--prompts_txt: give the prompts to make pictures of")
         if set(paths) & NEED_PROMPTS and not prompts:
             raise ValueError("--prompts_txt: these scorers compare pictures with their prompts; give them")
-        out = Path(args.output_dir)
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--output_dir {out}: is a file; give a folder")
         options = {
             name: {option: getattr(args, flag) for option, flag in self.options.get(name, {}).items()} for name in paths
         }
         found = find_pictures(Path(args.images), prompts) if args.images else []
+        if args.images:
+            _check_found(Path(args.images), found)
+        else:
+            read_manifest(out / PICTURES, "--output_dir")
+        if set(paths) <= set(DIVERSITY):
+            _check_pairs(args, found)
         return Job(args, paths, options, prompts, found, out)
+
+
+def _check_found(folder: Path, found: list[PictureFile]) -> None:
+    """One that can be read is enough: the others will be counted as missing."""
+    if not any(is_whole(picture.path) for picture in found):
+        raise ValueError(
+            f"--images {folder}: none of its {len(found)} pictures can be read; {found[0].path} is the first"
+        )
+
+
+def _check_pairs(args: argparse.Namespace, found: list[PictureFile]) -> None:
+    """Diversity is of pairs: without one there would be nothing to report."""
+    if not args.images and args.num_samples < 2:
+        raise ValueError(f"--num_samples {args.num_samples}: diversity compares pictures of a prompt; give at least 2")
+    if args.images and len({picture.key[0] for picture in found}) == len(found):
+        raise ValueError(
+            f"--images {args.images}: no two pictures are of one prompt, and diversity compares such; name them "
+            "00012_000.png and 00012_001.png"
+        )
 
 
 # Flags of every root program; None: what the model's folder says.

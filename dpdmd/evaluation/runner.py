@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from dpdmd.run_folder import write_text
 
 logger = logging.getLogger("dpdmd")
 UNREADABLE = "unreadable"
+NOT_FINITE = "not finite"  # such a score is missing: one of them would make the mean nan, and nan wins comparisons
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[
     rows = [
         Row(sample.key, sample.prompt, file) for sample, file in zip(samples, files or [""] * len(samples), strict=True)
     ]
-    for scorer in scorers:
+    for scorer in scorers if samples else ():  # no scorer needs to know what an empty batch looks like
         try:
             _apply(scorer, samples, rows)
         except Exception as error:  # whatever a scorer's libraries raise: days of training are worth more than a score
@@ -67,13 +69,17 @@ def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[
 def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
     if isinstance(scorer, FeatureScorer):
         for row, features in zip(rows, scorer.features(samples), strict=True):
-            row.features[scorer.name] = features
+            if features.isfinite().all():
+                row.features[scorer.name] = features
+            else:
+                row.notes[scorer.name] = NOT_FINITE
     elif isinstance(scorer, ValueScorer):
         for row, score in zip(rows, scorer.score(samples), strict=True):
-            row.values[scorer.name] = score.value
-            row.values.update({n: None if score.value is None else f * score.value for n, f in scorer.also.items()})
-            if score.text:
-                row.notes[scorer.name] = score.text
+            finite = score.value is not None and math.isfinite(score.value)
+            row.values[scorer.name] = score.value if finite else None
+            row.values.update({name: factor * score.value if finite else None for name, factor in scorer.also.items()})
+            if note := score.text or ("" if finite or score.value is None else NOT_FINITE):
+                row.notes[scorer.name] = note
 
 
 def report(rows: Sequence[Row], metrics: Sequence[str], seed: int = 0) -> Report:

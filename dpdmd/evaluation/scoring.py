@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dpdmd import distributed
 from dpdmd.checkpoint import versions
-from dpdmd.evaluation.job import Job
+from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.pictures import (
     PictureFile,
     file_name,
@@ -23,7 +23,8 @@ from dpdmd.evaluation.pictures import (
 from dpdmd.evaluation.runner import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
+from dpdmd.markup import latex_text
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import batches_of, find_model, load_sampler
 
@@ -51,7 +52,7 @@ def run(job: Job) -> Report:
 
 def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], dict[str, Any]]:
     """Make this rank's share of the pictures that are not there yet; all pictures of all ranks, and their settings."""
-    args, folder = job.args, job.out / "pictures"
+    args, folder = job.args, job.out / PICTURES
     sampler, encoder = load_sampler(
         Path(args.model),
         accelerator.device,
@@ -77,20 +78,30 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], di
         try:
             keep_or_refuse(folder, settings, "--output_dir")
         except ValueError as error:
-            problem = str(error)
-    if problem := distributed.from_main(accelerator, problem):
-        raise ValueError(problem)
+            problem = error
+    _raise_everywhere(accelerator, problem)
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     # A batch is made whole or not at all: a picture's last bits may depend on the batch it was made in.
     todo = [batch for batch in mine if not all(is_whole(folder / file_name(key)) for key in batch)]
     progress = "generating" if accelerator.is_main_process else ""
-    for keys, made in sampler.sweep(encoder, job.prompts, todo, args.seed, progress=progress):
-        for key, picture in zip(keys, to_pil(made), strict=True):
-            save_picture(picture, folder / file_name(key))
-    accelerator.wait_for_everyone()
+    try:
+        for keys, made in sampler.sweep(encoder, job.prompts, todo, args.seed, progress=progress):
+            check_finite(made, args.model)
+            for key, picture in zip(keys, to_pil(made), strict=True):
+                save_picture(picture, folder / file_name(key))
+    except (ValueError, OSError) as error:
+        problem = error
+    _raise_everywhere(accelerator, problem)
     keys = [key for batch in batches for key in batch]
     return [PictureFile(key, job.prompts[key[0]], folder / file_name(key)) for key in keys], settings
+
+
+def _raise_everywhere(accelerator: Accelerator, problem: Exception | None) -> None:
+    """Raise the first rank's problem on all of them: one that went on would wait for the others. Collective."""
+    for found in distributed.gather(accelerator, [problem]):
+        if found is not None:
+            raise found
 
 
 def _score(job: Job, pictures: list[PictureFile], scorers: list[Scorer], accelerator: Accelerator) -> list[Row]:
@@ -135,7 +146,7 @@ def _write(job: Job, result: Report, metrics: list[str], settings: dict[str, Any
 
 def table(job: Job, result: Report) -> str:
     """A row of a LaTeX table, under a comment that names its columns."""
-    name = Path(job.args.images or job.args.model).name.replace("_", r"\_")
+    name = latex_text(Path(job.args.images or job.args.model).name)
     cells = ["--" if value.mean is None else f"{value.mean:.3f}" for value in result.summaries.values()]
     return f"% {' & '.join(['model', *result.summaries])}\n{' & '.join([name, *cells])} \\\\"
 

@@ -16,6 +16,7 @@ from dpdmd.rng import numpy_generator
 NUM_RESAMPLES = 2000
 NUM_FLIPS = 10_000
 COVERAGE = 0.95
+ROUNDING = 1e-12  # below it a difference of scores is none
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class Difference:
     """One model minus another, paired.
 
     Attributes:
-        p_seeds: two-sided paired t test over seeds: would other trainings differ too? None with one seed.
+        p_seeds: two-sided paired t test over seeds: would other trainings differ too? None with one seed, and where
+            all seeds differ by the same: so small a spread of so few is luck, and t has no bound.
         p_prompts: two-sided sign-flip test over prompts of the differences' means over seeds: would these models differ
             on other prompts too? None with fewer than two prompts.
     """
@@ -143,8 +145,10 @@ def paired_difference(by_seed: Sequence[float], by_prompt: Sequence[float], seed
     p_seeds = None
     if len(by_seed) > 1:
         error = float(np.std(by_seed, ddof=1)) / math.sqrt(len(by_seed))
-        t = abs(over_seeds.mean) / error if error else math.inf if over_seeds.mean else 0.0
-        p_seeds = 1 - t_central(t, len(by_seed) - 1)
+        if error > ROUNDING * np.abs(by_seed).max():
+            p_seeds = 1 - t_central(abs(over_seeds.mean) / error, len(by_seed) - 1)
+        elif abs(over_seeds.mean) <= ROUNDING:
+            p_seeds = 1.0
     return Difference(over_seeds, p_seeds, _sign_flip_p(np.asarray(by_prompt), seed) if len(by_prompt) > 1 else None)
 
 
@@ -152,7 +156,7 @@ def _sign_flip_p(differences: np.ndarray, seed: int) -> float:
     """Share of random signs that give a mean as far from 0; the signs that are there count as one of them."""
     random = numpy_generator(seed, "sign flips")
     observed = abs(differences.sum())
-    slack = 1e-12 * np.abs(differences).sum()  # sums of the same numbers in another order
+    slack = ROUNDING * np.abs(differences).sum()  # sums of the same numbers in another order
     as_far = 0
     for _ in range(0, NUM_FLIPS, 100):  # in parts: 10,000 prompts x 10,000 signs would fill the memory
         signs = random.integers(2, size=(100, len(differences))) * 2 - 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.families.adapters import Adapter
-from dpdmd.families.layouts import Note
+from dpdmd.families.notes import Note
 from dpdmd.rollout import guide
 from dpdmd.schedules import Predictor, Schedule
 

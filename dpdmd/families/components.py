@@ -12,10 +12,11 @@ import transformers
 from diffusers import AutoencoderKL, ModelMixin
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from dpdmd.families.base import ImageDecoder
-from dpdmd.families.layouts import LORA_WEIGHTS
-from dpdmd.weight_files import read_json
+from dpdmd.families.layouts import LORA_WEIGHTS, Layout
+from dpdmd.weight_files import read_json, refuse_misfits
 
 
 def quieten_libraries() -> None:
@@ -25,25 +26,39 @@ def quieten_libraries() -> None:
         library.disable_progress_bar()
 
 
-def load_network(kind: type[ModelMixin], folder: Path, dtype: torch.dtype) -> nn.Module:
-    """One component, every weight of it from its files, in evaluation mode.
+def load_part(
+    kind: type[ModelMixin | PreTrainedModel], folder: Path, dtype: torch.dtype, *, exact: bool = False
+) -> nn.Module:
+    """One component, every weight of it from its files, in evaluation mode; with `exact` they hold nothing else.
 
     Raises:
-        ValueError: weights that do not fit the configuration beside them.
+        ValueError: weights that do not fit the configuration beside them; the libraries only warn, and go on with
+            random numbers.
     """
-    network, info = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if wrong:  # diffusers only warns, and goes on with random numbers
-        raise ValueError(f"{folder}: {len(wrong)} weights do not fit its config.json ({wrong[0]}, ...)")
-    return network.eval()
+    part, info = kind.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    refuse_misfits(
+        folder,
+        missing=info["missing_keys"],
+        mismatched=info["mismatched_keys"],
+        unexpected=info["unexpected_keys"] if exact else (),
+    )
+    return part.eval()
+
+
+def load_encoders(layout: Layout, folder: Path, dtype: torch.dtype, *, no_t5: bool = False) -> dict[str, nn.Module]:
+    """The text encoders of a pipeline folder by component, to hand to the pipeline, which would load them leniently."""
+    parts = layout.text_parts(folder, no_t5=no_t5)
+    return {part: load_part(getattr(transformers, layout.classes[part]), folder / part, dtype) for part in parts}
 
 
 class KLImageDecoder(ImageDecoder):
     """The decoder half of the AutoencoderKL."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype, local_files_only=True)
-        self.vae.eval().requires_grad_(False).to(device)
+        self.vae = load_part(AutoencoderKL, folder / "vae", dtype)
+        self.vae.requires_grad_(False).to(device)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -86,11 +101,15 @@ def attach_lora(
     """Put the LoRA of `folder`, as diffusers' `lora_state_dict` reads it, beside the network's layers.
 
     Raises:
-        ValueError: it changes a layer that the network has not.
+        ValueError: it changes a layer that the network has not, or one of another size.
     """
     layers = dict(network.named_modules())
     for name in state:
         layer = name.removeprefix(f"{part}.").partition(".lora_")[0]
         if layer not in layers:  # diffusers only warns
             raise ValueError(f"{folder / LORA_WEIGHTS} changes {layer}, which the network has not")
-    network.load_lora_adapter(state, prefix=part, metadata=metadata)
+    try:
+        network.load_lora_adapter(state, prefix=part, metadata=metadata)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:160]
+        raise ValueError(f"{folder / LORA_WEIGHTS} does not fit the network ({told})") from None

@@ -3,58 +3,25 @@
 Does not import diffusers, which takes seconds, so a wrong path is told at once.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpdmd.families.call_memory import CallMemory, CallShape, sd3_call_memory
+from dpdmd.families.notes import Note
 from dpdmd.families.scheduler_files import read_flow_schedule, read_sdxl_schedule
 from dpdmd.schedules import Schedule
-from dpdmd.weight_files import read_json, read_weights_header
+from dpdmd.weight_files import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    holding_what_is_expected,
+    read_json,
+    read_weights_header,
+)
 
-NOTE = "dpdmd.json"  # beside model_index.json: how this folder wants to be sampled
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
-_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-
-
-@dataclass(frozen=True)
-class Note:
-    """How a folder wants to be sampled: what its family's layout says, unless its `dpdmd.json` says otherwise.
-
-    Attributes:
-        sigmas: the exact grid [steps + 1], final 0 included, where it is not the scheduler's own.
-        base: pipeline folder that a LoRA changes; None in a pipeline folder.
-        no_t5: it was trained with `--no_t5`, and its folder holds no T5.
-    """
-
-    steps: int = 30
-    guidance_scale: float = 3.5
-    max_sequence_length: int = 256
-    sigmas: tuple[float, ...] | None = None
-    base: str | None = None
-    no_t5: bool = False
-
-    def write(self, folder: Path) -> None:
-        """Save beside the pipeline; diffusers passes over files it does not know."""
-        (folder / NOTE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-def read_note(folder: Path, default: Note) -> Note:
-    """The folder's note, or `default`, its family's.
-
-    Raises:
-        ValueError: the note is unreadable or holds unknown entries.
-    """
-    if not (folder / NOTE).exists():
-        return default
-    try:
-        note = Note(**read_json(folder / NOTE))
-    except TypeError as error:
-        raise ValueError(f"{folder / NOTE}: not of this version ({error})") from None
-    return replace(note, sigmas=tuple(note.sigmas) if note.sigmas else None)
 
 
 def count_numbers(header: Mapping[str, Any]) -> int:
@@ -69,6 +36,7 @@ class Layout:
     Attributes:
         pipeline: class name that model_index.json must give.
         network: component that is distilled.
+        classes: component -> the class that it must be, of those whose weights we read.
         repository: where the official weights come from, for the messages.
         shapes: of some of the network's weights, by its configuration; enough to tell another model's.
         blocks: (prefix of the numbered blocks, how many there are by its configuration).
@@ -86,6 +54,7 @@ class Layout:
 
     pipeline: str
     network: str
+    classes: Mapping[str, str]
     repository: str
     shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
     blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
@@ -102,75 +71,22 @@ class Layout:
 
     def parts(self, folder: Path, *, no_t5: bool = False) -> list[str]:
         """Components that model_index.json lists and that are not null; without the T5 if `no_t5`."""
+        return list(self.listed(folder, no_t5=no_t5))
+
+    def listed(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:
+        """Each of those components with its class, by model_index.json."""
         index = read_json(folder / "model_index.json")
-        listed = [name for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[0]]
-        return [name for name in listed if not (no_t5 and name in self.t5)]
+        listed = {
+            name: value[1]
+            for name, value in index.items()
+            if isinstance(value, list) and len(value) == 2 and all(isinstance(word, str) for word in value)
+        }
+        return {name: kind for name, kind in listed.items() if not (no_t5 and name in self.t5)}
 
-    def _check_part(self, folder: Path, part: str) -> None:
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder / part} is missing")
-        if part == "scheduler":
-            self.schedule(folder)
-        elif part.startswith("tokenizer"):
-            if not any(all((folder / part / name).exists() for name in names) for names in _TOKENIZER_FILES):
-                raise ValueError(
-                    f"{folder / part} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or spiece.model)"
-                )
-        elif not part.startswith("feature_extractor"):
-            read_json(folder / part / "config.json")
-            header = read_weights_header(folder / part)
-            if part == self.network:
-                self._check_network(folder / part, header)
-            elif part == "vae" and self.factor not in (None, self._factor(folder)):
-                raise ValueError(
-                    f"{folder / part / 'config.json'}: a latent spans {self._factor(folder)} pixels, not {self.factor}"
-                )
-
-    def _check_network(self, folder: Path, header: Mapping[str, Any]) -> None:
-        """Compare the weights' names and shapes with the configuration beside them."""
-        config = read_json(folder / "config.json")
-        prefix, count = self.blocks
-        found = {name.removeprefix(prefix).partition(".")[0] for name in header if name.startswith(prefix)}
-        try:
-            expected = self.shapes(config)
-            if len(found) != count(config):
-                raise ValueError(f"{folder}: its weights have {len(found)} blocks, its config.json {count(config)}")
-        except KeyError as error:
-            raise ValueError(f"{folder / 'config.json'} lacks {error}") from None
-        for name, shape in expected.items():
-            if name not in header:
-                raise ValueError(f"{folder}: its weights lack {name}: another model's?")
-            if tuple(header[name]["shape"]) != shape:
-                raise ValueError(
-                    f"{folder}: {name} has shape {tuple(header[name]['shape'])}, by its config.json {shape}: "
-                    "another model's weights?"
-                )
-
-    def check(self, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:
-        """Check a pipeline folder, or only the part that is distilled; with `no_t5` its T5 need not be there.
-
-        Raises:
-            ValueError: one line that names the flag, the file, and where to get it.
-        """
-        if no_t5 and not self.t5:
-            raise ValueError(f"--no_t5: a {self.pipeline} has no T5 to leave out; leave the flag out")
-        hint = f"get it from https://huggingface.co/{self.repository} (scripts/download_weights.sh)"
-        if not folder.is_dir():
-            raise ValueError(f"{flag} {folder}: no such folder; {hint}")
-        try:
-            parts = [self.network] if network_only else self.parts(folder, no_t5=no_t5)
-            if not network_only:
-                found = read_json(folder / "model_index.json").get("_class_name")
-                if found != self.pipeline:
-                    other = [f" (it is of --family {name})" for name, it in LAYOUTS.items() if it.pipeline == found]
-                    told = f"model_index.json is of a {found}, but a {self.pipeline} is needed"
-                    raise ValueError(told + "".join(other))
-                if lacking := [name for name in (self.network, *self.needed) if name not in parts]:
-                    raise ValueError(f"model_index.json lacks {', '.join(lacking)}")
-            for part in parts:
-                self._check_part(folder, part)
-        except ValueError as error:
-            raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
+    def weights_header(self, folder: Path, part: str) -> dict[str, Any]:
+        """Header of a component's weights, under the name that its library reads."""
+        diffusers = part in (self.network, "vae")
+        return read_weights_header(folder / part, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
 
     def text_length(self, folder: Path, asked: int | None, note: Note) -> int:
         """Tokens of a prompt: those asked for, else what the note says, unless the folder's tokenizer decides.
@@ -180,8 +96,7 @@ class Layout:
         """
         if not self.fixed_text:
             return asked or note.max_sequence_length
-        said = read_json(folder / "tokenizer" / "tokenizer_config.json")
-        length = int(said.get("model_max_length", self.note.max_sequence_length))
+        length = _clip_tokens(folder, self.note.max_sequence_length)
         if asked not in (None, length):
             raise ValueError(f"--max_sequence_length {asked}: this model's prompts have {length} tokens; leave it out")
         return length
@@ -193,11 +108,11 @@ class Layout:
 
     def count_parameters(self, folder: Path) -> int:
         """Numbers in the weights of the network that is distilled."""
-        return count_numbers(read_weights_header(folder / self.network))
+        return count_numbers(self.weights_header(folder, self.network))
 
     def count_trained(self, folder: Path) -> int:
         """Those of them that full fine-tuning trains."""
-        header = read_weights_header(folder / self.network)
+        header = self.weights_header(folder, self.network)
         return count_numbers({name: entry for name, entry in header.items() if name not in self.fixed})
 
     def count_blocks(self, folder: Path) -> int:
@@ -210,14 +125,13 @@ class Layout:
 
     def text_tokens(self, folder: Path, max_sequence_length: int) -> int:
         """Tokens that the network sees of a prompt: CLIP's, then T5's."""
-        settings = read_json(folder / "tokenizer" / "tokenizer_config.json")
-        return int(settings.get("model_max_length", 77)) + max_sequence_length
+        return _clip_tokens(folder, 77) + max_sequence_length
 
     def memory_of_call(self, folder: Path, shape: CallShape) -> CallMemory | None:
         """Device memory of one call of the network, or None where the family does not know."""
         if self.call_memory is None:
             return None
-        return self.call_memory(self.network_config(folder), shape, self._factor(folder))
+        return self.call_memory(self.network_config(folder), shape, self.factor_of(folder))
 
     def adapted_layers(self, folder: Path, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Layer -> (outputs, inputs) of the linear layers of the network whose names end in one of `targets`.
@@ -225,7 +139,7 @@ class Layout:
         Raises:
             ValueError: a target that no layer has.
         """
-        header = read_weights_header(folder / self.network)
+        header = self.weights_header(folder, self.network)
         linear = {
             name.removesuffix(".weight"): tuple(entry["shape"])
             for name, entry in header.items()
@@ -249,13 +163,13 @@ class Layout:
         parts = [folder / part for part in self.parts(folder, no_t5=no_t5) if part != self.network]
         return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
 
-    def _factor(self, folder: Path) -> int:
+    def factor_of(self, folder: Path) -> int:
         """Pixels of one latent."""
-        return 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", ())) - 1)
+        return 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
 
     def default_size(self, folder: Path) -> int:
         """Height and width, in pixels, that the network was made for."""
-        return int(self.network_config(folder).get("sample_size", 128)) * self._factor(folder)
+        return int(self.network_config(folder).get("sample_size", 128)) * self.factor_of(folder)
 
     def check_size(self, folder: Path, height: int, width: int) -> None:
         """Check that the network can make pictures of this size.
@@ -263,12 +177,20 @@ class Layout:
         Raises:
             ValueError: not a multiple of the autoencoder's factor times the patch, or beyond the position table.
         """
-        multiple, largest = (self._factor(folder) * number for number in self.latents(self.network_config(folder)))
+        multiple, largest = (self.factor_of(folder) * number for number in self.latents(self.network_config(folder)))
         for flag, value in (("--height", height), ("--width", width)):
             if value <= 0 or value % multiple:
                 raise ValueError(f"{flag} {value}: must be a multiple of {multiple} for this model")
             if value > largest:
                 raise ValueError(f"{flag} {value}: this model has positions for {largest} pixels at most")
+
+
+def _clip_tokens(folder: Path, default: int) -> int:
+    """Tokens of a prompt, by the first tokenizer's own configuration."""
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    said = read_json(path)
+    with holding_what_is_expected(path):
+        return int(said.get("model_max_length", default))
 
 
 def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -306,6 +228,13 @@ def _sdxl_blocks(config: Mapping[str, Any]) -> int:
 SD35 = Layout(
     pipeline="StableDiffusion3Pipeline",
     network="transformer",
+    classes={
+        "transformer": "SD3Transformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    },
     repository="stabilityai/stable-diffusion-3.5-medium",
     shapes=_sd3_shapes,
     blocks=("transformer_blocks.", lambda config: config["num_layers"]),
@@ -325,6 +254,12 @@ SD35 = Layout(
 SDXL = Layout(
     pipeline="StableDiffusionXLPipeline",
     network="unet",
+    classes={
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
     shapes=_sdxl_shapes,
     blocks=("mid_block.attentions.0.transformer_blocks.", _sdxl_blocks),

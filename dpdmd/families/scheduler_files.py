@@ -1,8 +1,10 @@
 """Our schedule from a folder's scheduler_config.json; refused where our own arithmetic would not be the scheduler's."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+from dpdmd.families.notes import Note, read_note
 from dpdmd.schedules import EpsilonSchedule, FlowSchedule
 from dpdmd.weight_files import read_json
 
@@ -41,7 +43,7 @@ def _read(folder: Path, scheduler: str) -> tuple[Path, dict[str, Any]]:
 
 
 def read_flow_schedule(folder: Path) -> FlowSchedule:
-    """Of a FlowMatchEulerDiscreteScheduler whose grid nothing but its shift bends.
+    """Of a FlowMatchEulerDiscreteScheduler whose grid nothing but its shift bends; the folder's note knows it better.
 
     Raises:
         ValueError: another scheduler class, or an option that we do not reproduce.
@@ -50,7 +52,10 @@ def read_flow_schedule(folder: Path) -> FlowSchedule:
     bent = [name for name in _FLOW_OPTIONS if config.get(name)]
     if bent or config.get("num_train_timesteps", 1000) != 1000:
         raise ValueError(f"{path} sets {', '.join(bent) or 'num_train_timesteps'}, which this family does not use")
-    return FlowSchedule(float(config.get("shift", 1.0)))
+    shift = read_note(folder, Note()).shift or config.get("shift", 1.0)
+    if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
+        raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
+    return FlowSchedule(float(shift))
 
 
 def read_sdxl_schedule(folder: Path) -> EpsilonSchedule:

@@ -16,12 +16,14 @@ from dpdmd.families.components import (
     attach_lora,
     export_network,
     export_parts,
-    load_network,
+    load_encoders,
+    load_part,
     quieten_libraries,
     read_lora,
 )
-from dpdmd.families.layouts import LORA_WEIGHTS, Note
+from dpdmd.families.layouts import LORA_WEIGHTS
 from dpdmd.families.layouts import SD35 as LAYOUT
+from dpdmd.families.notes import Note
 from dpdmd.families.scheduler_files import read_flow_schedule
 from dpdmd.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule
@@ -36,9 +38,10 @@ class SD35TextEncoder(TextEncoder):
         # diffusers wants to be told of a T5 that is not there, also where the folder says so itself.
         parts = LAYOUT.parts(folder, no_t5=no_t5)
         left_out = dict.fromkeys(["transformer", "vae", *(part for part in LAYOUT.t5 if part not in parts)])
-        self.pipe = StableDiffusion3Pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **left_out).to(
-            device
-        )
+        encoders = load_encoders(LAYOUT, folder, dtype, no_t5=no_t5)
+        self.pipe = StableDiffusion3Pipeline.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, **left_out, **encoders
+        ).to(device)
         if self.pipe.text_encoder_3 is None:
             # The zeros have the width that the transformer's configuration says, and only that is asked of it.
             self.pipe.transformer = SimpleNamespace(config=SimpleNamespace(**LAYOUT.network_config(folder)))
@@ -66,7 +69,7 @@ class SD35(Family):
         quieten_libraries()
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_network(SD3Transformer2DModel, folder / LAYOUT.network, dtype)
+        return load_part(SD3Transformer2DModel, folder / LAYOUT.network, dtype, exact=True)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SD35TextEncoder:
         return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length, no_t5)
@@ -78,12 +81,11 @@ class SD35(Family):
         return read_flow_schedule(folder)
 
     def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
-            folder, subfolder="scheduler", local_files_only=True
-        )
         if sigmas:
+            scheduler = _scheduler(folder)
             scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
         else:
+            scheduler = _scheduler(folder, shift=read_flow_schedule(folder).shift)
             scheduler.set_timesteps(steps)
         return scheduler.sigmas
 
@@ -106,17 +108,7 @@ class SD35(Family):
         kept = [part for part in parts if part not in (LAYOUT.network, "scheduler")]
         export_parts(folder, source, kept, without=LAYOUT.t5 if note.no_t5 else (), copy=copy)
         export_network(SD3Transformer2DModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
-        self._export_scheduler(folder, source, note)
-        note.write(folder)
-
-    def _export_scheduler(self, folder: Path, source: Path, note: Note) -> None:
-        # On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other is given as `sigmas=`, which
-        # the scheduler would shift once more: so its shift is saved as 1, and the note's sigmas are final.
-        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
-        default = FlowSchedule(scheduler.config.shift).default_sigmas(note.steps)
-        if note.sigmas and not torch.equal(torch.tensor(note.sigmas), default):
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, shift=1.0)
-        scheduler.save_pretrained(folder / "scheduler")
+        _export_scheduler(folder, source, note).write(folder)
 
     def export_lora(self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: Note) -> None:
         state = {name: value.contiguous() for name, value in state.items()}
@@ -124,8 +116,7 @@ class SD35(Family):
             folder, transformer_lora_layers=state, transformer_lora_adapter_metadata=peft_config(adapter).to_dict()
         )
         save_file(for_comfyui(state, adapter.alpha, LAYOUT.network), folder / COMFYUI_WEIGHTS)
-        self._export_scheduler(folder, source, note)
-        replace(note, base=str(source)).write(folder)
+        replace(_export_scheduler(folder, source, note), base=str(source)).write(folder)
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         return read_lora(folder, LAYOUT.network)
@@ -135,3 +126,22 @@ class SD35(Family):
             folder, weight_name=LORA_WEIGHTS, return_lora_metadata=True, local_files_only=True, use_safetensors=True
         )
         attach_lora(network, LAYOUT.network, folder, state, metadata)
+
+
+def _scheduler(folder: Path, **other: float) -> FlowMatchEulerDiscreteScheduler:
+    """The folder's, with `other` values in its configuration."""
+    return FlowMatchEulerDiscreteScheduler.from_pretrained(
+        folder, subfolder="scheduler", local_files_only=True, **other
+    )
+
+
+def _export_scheduler(folder: Path, source: Path, note: Note) -> Note:
+    """Write scheduler/ of an exported student or LoRA; its note, which says what the file no longer does.
+
+    On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other is given as `sigmas=`, which the
+    scheduler would shift once more: so its shift is saved as 1, and the note's sigmas are final.
+    """
+    schedule = read_flow_schedule(source)
+    final = note.sigmas and not torch.equal(torch.tensor(note.sigmas), schedule.default_sigmas(note.steps))
+    _scheduler(source, shift=1.0 if final else schedule.shift).save_pretrained(folder / "scheduler")
+    return replace(note, shift=schedule.shift if final else None)

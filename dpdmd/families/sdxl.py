@@ -16,12 +16,14 @@ from dpdmd.families.components import (
     attach_lora,
     export_network,
     export_parts,
-    load_network,
+    load_encoders,
+    load_part,
     quieten_libraries,
     read_lora,
 )
-from dpdmd.families.layouts import LORA_WEIGHTS, Note
+from dpdmd.families.layouts import LORA_WEIGHTS
 from dpdmd.families.layouts import SDXL as LAYOUT
+from dpdmd.families.notes import Note
 from dpdmd.families.scheduler_files import SDXL_SCHEDULE, read_sdxl_schedule
 from dpdmd.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.schedules import EpsilonSchedule
@@ -38,7 +40,13 @@ class SDXLTextEncoder(TextEncoder):
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
         self.device = device
         self.pipe = StableDiffusionXLPipeline.from_pretrained(
-            folder, unet=None, vae=None, dtype=dtype, add_watermarker=False, local_files_only=True
+            folder,
+            unet=None,
+            vae=None,
+            dtype=dtype,
+            add_watermarker=False,
+            local_files_only=True,
+            **load_encoders(LAYOUT, folder, dtype),
         ).to(device)
         self.empty_is_zero = self.pipe.config.force_zeros_for_empty_prompt
 
@@ -67,7 +75,7 @@ class SDXL(Family):
         quieten_libraries()
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_network(UNet2DConditionModel, folder / LAYOUT.network, dtype)
+        return load_part(UNet2DConditionModel, folder / LAYOUT.network, dtype, exact=True)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # its tokenizers know the length

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
-from dpdmd.families.layouts import Note
+from dpdmd.families.notes import Note
 from dpdmd.shapes.autoencoder import train_autoencoder
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import train_teacher

@@ -21,16 +21,21 @@ NUM_NEW_TOKENS = 512
 TOP_K = 50  # of the paper's sampling
 
 
-def parse_rating(answer: str) -> float | None:
-    """The rating in an answer: the last <answer>'s first number, or the whole answer's if it has no such tag.
+# A number that stands alone: not a part of 4,5 or 1e1 or 1-5.
+_NUMBER = re.compile(r"(?<![\w.,-])-?\d+(?:\.\d+)?(?!\w|[.,-]\d)")
 
-    None, that is missing, where there is no number or one outside 1 to 5.
+
+def parse_rating(answer: str) -> float | None:
+    """The rating in an answer: the last <answer>'s first number, or without such a tag the only number there is.
+
+    None, that is missing, where there is no number, one outside 1 to 5, or several without a tag, as in a train of
+    thought that was cut off.
     """
     tagged = re.findall(r"<answer>(.*?)</answer>", answer, re.DOTALL)
-    number = re.search(r"(?<![\d.])-?\d+(?:\.\d+)?", tagged[-1] if tagged else answer)
-    if number is None or not LOWEST <= float(number[0]) <= HIGHEST:
+    numbers = _NUMBER.findall(tagged[-1] if tagged else answer)
+    if not numbers or not (tagged or ("<think>" not in answer and len(numbers) == 1)):
         return None
-    return float(number[0])
+    return float(numbers[0]) if LOWEST <= float(numbers[0]) <= HIGHEST else None
 
 
 class VisualQualityR1(ValueScorer):

@@ -1,0 +1,133 @@
+"""Command lines of the measures that are our own, read as those programs read them: the root programs, and the small
+world's oracle. Of anybody else's nothing is known."""
+
+import argparse
+import os.path
+import runpy
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+from dpdmd.evaluation.files import check_scorer_paths
+from dpdmd.evaluation.program import Program
+from dpdmd.evaluation.runner import metric_names
+from dpdmd.evaluation.scorers import SCORERS
+from dpdmd.families.layouts import LAYOUTS, family_of
+from dpdmd.families.model_folders import check_folder
+from dpdmd.prompts import read_prompts
+from dpdmd.sampling import find_model
+from dpdmd.shapes import measure
+from dpdmd.shapes.categories import category
+from dpdmd.shapes.oracle import PromptMetrics
+
+ROOT_PROGRAMS = ("test_diversity.py", "test_preference.py", "test_quality.py")
+WORLD = "dpdmd.shapes.measure"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One of them.
+
+    Attributes:
+        name: of the program.
+        start: words before it, the launcher's.
+        args: its flags.
+        result: the file that it will write.
+        program: of a root program; None for the small world's.
+    """
+
+    name: str
+    start: int
+    args: argparse.Namespace
+    result: Path
+    program: Program | None
+
+    def check(self, job: Path) -> list[str]:
+        """Check all that it points to but the model; `job` is the folder in which earlier measures leave theirs.
+
+        Returns:
+            Names of the metrics that it will give.
+
+        Raises:
+            ValueError: one line that names the flag and what to do.
+        """
+        return self._check_world() if self.program is None else self._check_root(self.program, job)
+
+    def check_model(self) -> None:
+        """Check that the model is there and one that the program can load.
+
+        Raises:
+            ValueError: one line that names the flag and what to do.
+        """
+        if self.program is None:
+            models, base = self.args.model, None
+        else:
+            models = [] if self.args.images else [Path(self.args.model)]
+            base = Path(self.args.base_model) if self.args.base_model else None
+        for path in models:
+            model = find_model(path, base)
+            flag = "--model" if model.source == model.folder else "--base_model"
+            check_folder(LAYOUTS[family_of(model.folder)], model.folder, flag, no_t5=model.note.no_t5)
+
+    def _check_root(self, program: Program, job: Path) -> list[str]:
+        args = self.args
+        if args.images and _lies_in(Path(args.images), job):
+            # An earlier measure of this job makes them; none or a part of them may be there by now.
+            paths = check_scorer_paths(vars(args), program.scorers)
+            if args.prompts_txt:
+                read_prompts(Path(args.prompts_txt), "--prompts_txt")
+        else:
+            paths = program._check(args).paths
+        return metric_names(SCORERS[name] for name in paths)
+
+    def _check_world(self) -> list[str]:
+        if self.args.num_seeds < 1:
+            raise ValueError(f"--num_seeds {self.args.num_seeds}: must be at least 1")
+        categories = dict.fromkeys(category(prompt) for prompt in read_prompts(self.args.prompt_txt))
+        return [*(item.name for item in fields(PromptMetrics)), *(f"accuracy/{name}" for name in categories)]
+
+
+def find(words: Sequence[str]) -> Command | None:
+    """The one of them that a command line starts, with any launcher before it; None if it is none.
+
+    Raises:
+        ValueError: no such file, or flags that it does not know.
+    """
+    for start, word in enumerate(words):
+        if word == WORLD and words[start - 1] == "-m":
+            args = _parse(world_parser(), words[start + 1 :])
+            return Command(word, start, args, args.out, None)
+        if Path(word).name in ROOT_PROGRAMS:
+            if not Path(word).is_file():
+                raise ValueError(f"{word}: no such file")
+            program = runpy.run_path(word)["PROGRAM"]  # with the paths at the top of the file as they are edited
+            args = _parse(program._parser(), words[start + 1 :])
+            return Command(program.name, start, args, Path(args.output_dir) / "summary.json", program)
+    return None
+
+
+def world_parser() -> argparse.ArgumentParser:
+    """The flags of `dpdmd.shapes.measure`."""
+    parser = argparse.ArgumentParser(prog=WORLD, allow_abbrev=False)
+    parser.add_argument("--model", type=Path, nargs="+", required=True)
+    parser.add_argument("--prompt_txt", type=Path, default=Path(measure.EVAL_PROMPTS))
+    parser.add_argument("--num_seeds", type=int, default=64)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance_scale", type=float)
+    parser.add_argument("--out", type=Path, required=True)  # without it, it leaves no result
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{parser.prog}: {message}")
+
+    parser.error = refuse
+    return parser.parse_args(words)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Also where `path` goes up and down: {out}/../pick_preference/pictures."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))

@@ -1,0 +1,233 @@
+"""The sweep file: which configurations are trained with which seeds, and how each is measured.
+
+    title: DMD and DP-DMD on the small world
+    config: scripts/configs/tiny.yaml   # --config of every training; without it the defaults
+    flags: {max_steps: 1800}            # flags of every training, on top of it
+    launcher: python                    # starts a training, before `-m dpdmd.train`; on GPUs
+                                        # python -m accelerate.commands.launch --config_file FILE
+    seeds: [0, 1, 2]
+    baseline: dmd                       # optional: what the others are tested against
+    configurations:
+      teacher: {model: weights/tiny/sd35}  # measured as it is, not trained
+      dmd: {flags: {method: dmd}}
+      dpdmd: {paper: {entropy: 0.8}}       # the paper's number of a column
+      dmd_gan: {flags: {method: dmd_gan}, launcher: python}  # a row's own
+    measure:                            # in this order, after each training
+      oracle:
+        command: python -m dpdmd.shapes.measure --model {model} --out {out}/figures.json
+        result: figures.json            # of {out}; or the summary.json of test_diversity.py and its like
+        metrics: [accuracy, entropy]    # or column: name in the result, ...
+    picture:                            # optional: picture.png, rows of the same start noises
+      prompts: [a red circle]
+      rows: [teacher, dmd, dpdmd]
+    plane: {x: entropy, y: accuracy}    # optional: plane.png, all rows in the plane of two columns
+
+`python` is the interpreter that runs the sweep. {model} is the run folder or the configuration's `model`, {out} a
+folder of this measure's own; others of the same run lie beside it, such as {out}/../oracle. What `python -m
+dpdmd.shapes.measure` gives is named accuracy, unrecognised, entropy, coverage and spread, and accuracy/colour_shape for
+a category of prompts.
+"""
+
+import difflib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from dpdmd import strict_yaml
+from dpdmd.comparison.sweep import (
+    OUTPUT_FLAGS,
+    OWN_FLAGS,
+    PLACE,
+    Configuration,
+    Measure,
+    Picture,
+    Plane,
+    Sweep,
+    options_of,
+)
+from dpdmd.config import Config, from_dict, read_yaml, validate
+
+_NAME = re.compile(r"\w[\w.=+-]*")  # also a folder's name
+_SWEEP_KEYS = {
+    "title": str,
+    "config": str,
+    "flags": dict,
+    "launcher": str,
+    "seeds": list,
+    "baseline": str,
+    "configurations": dict,
+    "measure": dict,
+    "picture": dict,
+    "plane": dict,
+}
+_KINDS = {
+    str: "a text",
+    dict: "keys and values",
+    list: "a list",
+    int: "a whole number",
+    list | dict: "a list, or column: name in the result",
+}
+_TAKEN = ("train", "run")  # by the training, beside the measures' folders
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The sweep of a YAML file, every configuration of it checked as `dpdmd.train` would check its flags.
+
+    Raises:
+        ValueError: one line that names the file and the place in it.
+    """
+    values = _take(
+        strict_yaml.read(path, str(path)), _SWEEP_KEYS, str(path), required=("title", "configurations", "measure")
+    )
+    measures = {name: _measure(name, given, f"{path}: measure {name}") for name, given in values["measure"].items()}
+    columns = [column for measure in measures.values() for column in measure.metrics]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise ValueError(f"{path}: two columns are called {column!r}; write metrics as column: name in the result")
+    configurations = {
+        name: _configuration(name, given, values, columns, f"{path}: configuration {name}")
+        for name, given in values["configurations"].items()
+    }
+    sweep = Sweep(
+        path=path,
+        title=values["title"],
+        config=values.get("config"),
+        on_cores=all("launcher" not in part for part in (values, *filter(None, values["configurations"].values()))),
+        seeds=_seeds(values.get("seeds", []), configurations, f"{path}: seeds"),
+        baseline=values.get("baseline"),
+        configurations=configurations,
+        measures=measures,
+        picture=_picture(values["picture"], f"{path}: picture") if "picture" in values else None,
+        plane=_plane(values["plane"], columns, f"{path}: plane") if "plane" in values else None,
+    )
+    named = [("baseline", sweep.baseline)] if sweep.baseline else []
+    named += [("picture", row) for row in sweep.picture.rows] if sweep.picture else []
+    for place, name in named:
+        if name not in configurations:
+            raise ValueError(f"{path}: {place}: no configuration is called {name!r}")
+    return sweep
+
+
+def _take(values: Any, keys: dict[str, Any], place: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`values`, once it is known to hold only `keys`, each of its type, and all of the `required` ones."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{place}: must hold keys and values")
+    for key, value in values.items():
+        if key not in keys:
+            near = difflib.get_close_matches(str(key), keys, n=1)
+            raise ValueError(f"{place}: unknown key {key!r}" + (f" (did you mean {near[0]}?)" if near else ""))
+        if not isinstance(value, keys[key]) or isinstance(value, bool):
+            raise ValueError(f"{place}: {key} must be {_KINDS[keys[key]]}, not {value!r}")
+        if value in ("", [], {}) and key in required:
+            raise ValueError(f"{place}: {key} is empty")
+    for key in required:
+        if key not in values:
+            raise ValueError(f"{place}: {key} is missing")
+    return values
+
+
+def _words(command: str, place: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise ValueError(f"{place}: {command!r} is no command line ({error})") from None
+    if not words:
+        raise ValueError(f"{place}: is empty")
+    return words
+
+
+def _check_name(name: Any, place: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{place}: names are letters, digits and _ . = + -")
+    return name
+
+
+def _seeds(seeds: list[Any], configurations: dict[str, Configuration], place: str) -> tuple[int, ...]:
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{place}: must be different whole numbers, at least 0, not {seeds}")
+    if not seeds and any(configuration.model is None for configuration in configurations.values()):
+        raise ValueError(f"{place}: give at least one to train with")
+    return tuple(seeds)
+
+
+def _measure(name: Any, values: Any, place: str) -> Measure:
+    if _check_name(name, place) in _TAKEN:
+        raise ValueError(f"{place}: that name is the training's own; choose another")
+    keys = {"command": str, "result": str, "metrics": list | dict}
+    values = _take(values, keys, place, required=tuple(keys))
+    command = _words(values["command"], f"{place}: command")
+    places = [found for word in command for found in PLACE.findall(word)]
+    for unknown in set(places) - {"model", "out"}:
+        raise ValueError(f"{place}: command: {{{unknown}}} stands for nothing; there are {{model}} and {{out}}")
+    if "out" not in places:
+        raise ValueError(f"{place}: command: must write into {{out}}, a folder of its own")
+    given = values["metrics"]
+    pairs = list(given.items()) if isinstance(given, dict) else [(column, column) for column in given]
+    if not all(isinstance(text, str) for pair in pairs for text in pair) or len(dict(pairs)) < len(pairs):
+        raise ValueError(f"{place}: metrics must be different names, not {given}")
+    return Measure(name, command, values["result"], dict(pairs))
+
+
+def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[str], place: str) -> Configuration:
+    _check_name(name, place)
+    values = _take(values or {}, {"model": str, "launcher": str, "flags": dict, "paper": dict}, place)
+    paper = values.get("paper", {})
+    for column, number in paper.items():
+        if column not in columns:
+            raise ValueError(f"{place}: paper: no column is called {column!r}; there are {', '.join(columns)}")
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            raise ValueError(f"{place}: paper: {column} must be a number, not {number!r}")
+    if "model" in values:
+        for key in ("flags", "launcher"):
+            if key in values:
+                raise ValueError(f"{place}: has model, so nothing is trained; leave {key} out")
+        return Configuration(name, values["model"], (), {}, {}, paper)
+    launcher = _words(values.get("launcher", sweep.get("launcher", "python")), f"{place}: launcher")
+    flags = {**sweep.get("flags", {}), **values.get("flags", {})}
+    return Configuration(name, None, launcher, flags, _resolve(sweep.get("config"), flags, place), paper)
+
+
+def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str, Any]:
+    """Options of what `dpdmd.train --config config` with these flags would run.
+
+    Raises:
+        ValueError: as from there, after the name of the configuration.
+    """
+    for flag, value in flags.items():
+        if flag in (*OWN_FLAGS, *OUTPUT_FLAGS):
+            raise ValueError(f"{place}: {flag} is the sweep's own to give; leave it out")
+        if value is None or isinstance(value, (list, dict)):
+            raise ValueError(f"{place}: {flag} must be a number, a text, true or false, not {value!r}")
+    try:
+        base = read_yaml(Path(config)) if config else Config()
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    scattered = [flag for flag in OUTPUT_FLAGS if getattr(base.run, flag) is not None]
+    if scattered:
+        raise ValueError(f"{place}: {config} gives {scattered[0]}, and every run has a folder of its own; leave it out")
+    resolved = from_dict({**options_of(base), **flags}, place)
+    try:
+        validate(resolved)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return options_of(resolved)
+
+
+def _picture(values: Any, place: str) -> Picture:
+    keys = {"prompts": list, "rows": list, "num_images": int}
+    values = _take(values, keys, place, required=("prompts", "rows"))
+    if not all(isinstance(text, str) and text.strip() for text in [*values["prompts"], *values["rows"]]):
+        raise ValueError(f"{place}: prompts and rows must be texts")
+    picture = Picture(tuple(values["prompts"]), tuple(values["rows"]), values.get("num_images", 9))
+    if picture.num_images < 1:
+        raise ValueError(f"{place}: num_images must be at least 1, not {picture.num_images}")
+    return picture
+
+
+def _plane(values: Any, columns: list[str], place: str) -> Plane:
+    plane = Plane(**_take(values, {"x": str, "y": str}, place, required=("x", "y")))
+    for column in (plane.x, plane.y):
+        if column not in columns:
+            raise ValueError(f"{place}: no column is called {column!r}; there are {', '.join(columns)}")
+    return plane

@@ -1,0 +1,101 @@
+"""Whether a model's folder is whole and of its family, by its small files and the headers of its large ones.
+
+Does not import diffusers, which takes seconds, so a wrong path is told at once; `skeletons.py` looks closer.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpdmd.families.layouts import LAYOUTS, Layout
+from dpdmd.families.notes import read_note
+from dpdmd.weight_files import check_weights, holding_what_is_expected, read_json
+
+_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+
+
+@contextmanager
+def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
+    """Complete what is told of a folder's files with the flag that gave it, and where to get a whole one."""
+    hint = f"get it from https://huggingface.co/{layout.repository} (scripts/download_weights.sh)"
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
+    except OSError as error:
+        raise ValueError(f"{flag} {folder}: {error.filename} cannot be read ({error.strerror})") from None
+
+
+def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:
+    """Check a pipeline folder, or only the part that is distilled; with `no_t5` its T5 need not be there.
+
+    Raises:
+        ValueError: one line that names the flag, the file, and where to get it.
+    """
+    if no_t5 and not layout.t5:
+        raise ValueError(f"--no_t5: a {layout.pipeline} has no T5 to leave out; leave the flag out")
+    with naming(layout, folder, flag):
+        if not folder.is_dir():
+            raise ValueError("no such folder")
+    read_note(folder, layout.note)  # ours, and not to be got where the weights are
+    with naming(layout, folder, flag):
+        parts = [layout.network] if network_only else _check_index(layout, folder, no_t5=no_t5)
+        for part in parts:
+            _check_part(layout, folder, part)
+
+
+def _check_index(layout: Layout, folder: Path, *, no_t5: bool) -> list[str]:
+    """Components of a whole pipeline, of the family's classes."""
+    found = read_json(folder / "model_index.json").get("_class_name")
+    if found != layout.pipeline:
+        other = [f" (it is of --family {name})" for name, it in LAYOUTS.items() if it.pipeline == found]
+        told = f"model_index.json is of a {found}, but a {layout.pipeline} is needed"
+        raise ValueError(told + "".join(other))
+    listed = layout.listed(folder, no_t5=no_t5)
+    if lacking := [name for name in (layout.network, *layout.needed) if name not in listed]:
+        raise ValueError(f"model_index.json lacks {', '.join(lacking)}")
+    for part, kind in listed.items():
+        if kind != layout.classes.get(part, kind):
+            raise ValueError(f"model_index.json says {part} is a {kind}, but a {layout.classes[part]} is needed")
+    return list(listed)
+
+
+def _check_part(layout: Layout, folder: Path, part: str) -> None:
+    if not (folder / part).is_dir():
+        raise ValueError(f"{folder / part} is missing")
+    if part == "scheduler":
+        layout.schedule(folder)
+    elif part.startswith("tokenizer"):
+        if not any(all((folder / part / name).exists() for name in names) for names in _TOKENIZER_FILES):
+            raise ValueError(
+                f"{folder / part} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or spiece.model)"
+            )
+    elif not part.startswith("feature_extractor"):
+        read_json(folder / part / "config.json")
+        header = layout.weights_header(folder, part)
+        if part == layout.network:
+            _check_network(layout, folder / part, header)
+        elif part == "vae":
+            _check_vae(layout, folder)
+
+
+def _check_network(layout: Layout, folder: Path, header: Mapping[str, Any]) -> None:
+    """Compare some of the weights' names and shapes with the configuration beside them."""
+    config = read_json(folder / "config.json")
+    prefix, count = layout.blocks
+    found = {name.removeprefix(prefix).partition(".")[0] for name in header if name.startswith(prefix)}
+    with holding_what_is_expected(folder / "config.json"):
+        expected, blocks = layout.shapes(config), count(config)
+        int(config.get("sample_size", 0)), layout.latents(config)  # what is read of it later
+    if len(found) != blocks:
+        raise ValueError(f"{folder}: its weights have {len(found)} blocks, its config.json {blocks}")
+    check_weights(header, expected, folder)
+
+
+def _check_vae(layout: Layout, folder: Path) -> None:
+    path = folder / "vae" / "config.json"
+    with holding_what_is_expected(path):
+        factor = layout.factor_of(folder)
+    if layout.factor not in (None, factor):
+        raise ValueError(f"{path}: a latent spans {factor} pixels, not {layout.factor}")

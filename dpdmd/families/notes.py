@@ -1,0 +1,98 @@
+"""`dpdmd.json`, the note beside a pipeline or a LoRA that says how it wants to be sampled."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from dpdmd.schedules import DEFAULT, GRIDS
+from dpdmd.weight_files import read_json
+
+NOTE = "dpdmd.json"  # beside model_index.json
+
+
+@dataclass(frozen=True)
+class Note:
+    """How a folder wants to be sampled: what its family's layout says, unless its `dpdmd.json` says otherwise.
+
+    Attributes:
+        sigmas: the exact grid [steps + 1], final 0 included, where it is not the scheduler's own.
+        grid: name of the grid (`schedules.GRIDS`) on which it takes any other number of steps.
+        shift: the model's own shift, where its scheduler's file holds 1 because `sigmas` are shifted already.
+        base: pipeline folder that a LoRA changes; None in a pipeline folder.
+        no_t5: it was trained with `--no_t5`, and its folder holds no T5.
+    """
+
+    steps: int = 30
+    guidance_scale: float = 3.5
+    max_sequence_length: int = 256
+    sigmas: tuple[float, ...] | None = None
+    grid: str = DEFAULT
+    shift: float | None = None
+    base: str | None = None
+    no_t5: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Save beside the pipeline; diffusers passes over files it does not know."""
+        (folder / NOTE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_grid(value: Any, steps: int) -> bool:
+    """Whether `value` is `steps` + 1 numbers that fall strictly to 0."""
+    if not (isinstance(value, list | tuple) and len(value) == steps + 1 and all(map(_is_number, value))):
+        return False
+    return value[-1] == 0 and all(above > below for above, below in pairwise(value))
+
+
+def _check(note: Note) -> None:
+    """Compare a note's values with what they must be: a file may hold anything.
+
+    Raises:
+        ValueError: the first that is something else.
+    """
+    for name, holds, wanted in (
+        ("steps", _is_count(note.steps), "a whole number, at least 1"),
+        ("guidance_scale", _is_number(note.guidance_scale) and note.guidance_scale >= 0, "a number, at least 0"),
+        ("max_sequence_length", _is_count(note.max_sequence_length), "a whole number, at least 1"),
+        ("grid", note.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
+        ("shift", note.shift is None or (_is_number(note.shift) and note.shift > 0), "a number above 0, or null"),
+        ("base", note.base is None or (isinstance(note.base, str) and note.base), "a path, or null"),
+        ("no_t5", isinstance(note.no_t5, bool), "true or false"),
+    ):
+        if not holds:
+            raise ValueError(f"{name} is {getattr(note, name)!r}, which must be {wanted}")
+    if note.sigmas is not None and not _is_grid(note.sigmas, note.steps):
+        raise ValueError(f"sigmas must be null or {note.steps + 1} numbers (steps + 1) that fall strictly to 0")
+
+
+def read_note(folder: Path, default: Note) -> Note:
+    """The folder's note, or `default`, its family's.
+
+    Raises:
+        ValueError: the note is unreadable, or holds unknown entries or values that cannot be.
+    """
+    path = folder / NOTE
+    try:
+        if not path.exists():
+            return default
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        note = Note(**read_json(path))
+    except TypeError as error:
+        raise ValueError(f"{path}: not of this version ({error})") from None
+    try:
+        _check(note)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return replace(note, sigmas=None if note.sigmas is None else tuple(note.sigmas))

@@ -1,0 +1,120 @@
+"""What `dpdmd.generate` does once its command line is known to be right."""
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dpdmd import distributed, geneval
+from dpdmd.evaluation.pictures import fingerprint, is_whole, keep_or_refuse, open_picture
+from dpdmd.families.base import TextEncoder
+from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
+from dpdmd.run_folder import write_text
+from dpdmd.sampling import Batch, Sampler, batches_of, find_model, load_sampler
+
+logger = logging.getLogger("dpdmd")
+COLUMNS = 9
+GRID_PIXELS = 2**26  # 64 pictures of 1024 x 1024; a sheet of thousands can be neither held in memory nor opened
+
+
+def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
+    """Make the pictures; returns the grid, or for GenEval the folder.
+
+    Raises:
+        ValueError: the model does not load, or makes no finite pictures; or OUT holds pictures of other settings.
+        OSError: they cannot be written.
+        MemoryError: the device has too little.
+    """
+    try:
+        return _run(args, prompts)
+    except torch.OutOfMemoryError as error:
+        told = str(error).partition("\n")[0]
+        raise MemoryError(f"out of memory; lower --batch_size, --height or --width, or give --bf16 ({told})") from None
+
+
+def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
+    model = find_model(args.model, args.base_model)
+    if args.base_model and model.source == model.folder:
+        logger.warning("--base_model %s: not used, since --model %s is a whole pipeline", args.base_model, args.model)
+    distributed.set_cuda_arithmetic(args.bf16)
+    sampler, encoder = load_sampler(
+        args.model,
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        base_model=args.base_model,
+        dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        height=args.height,
+        width=args.width,
+        max_sequence_length=args.max_sequence_length,
+    )
+    if args.geneval:
+        return for_geneval(args, model.source, sampler, encoder)
+    return flat(args, prompts, sampler, encoder)
+
+
+def _swept(
+    args: argparse.Namespace, sampler: Sampler, encoder: TextEncoder, prompts: Sequence[str], batches: Sequence[Batch]
+) -> Iterator[tuple[Batch, list[Image.Image]]]:
+    """(keys, finite pictures) of each batch."""
+    for keys, pictures in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
+        check_finite(pictures, args.model)
+        yield keys, to_pil(pictures)
+
+
+def flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampler, encoder: TextEncoder) -> Path:
+    """OUT/00000_000.png ... and grid.png, a row a prompt as far as GRID_PIXELS reach; returns the grid."""
+    rows: list[list[Image.Image]] = [[] for _ in prompts]
+    total = len(prompts) * args.num_images
+    shown = min(total, max(1, GRID_PIXELS // (sampler.settings.height * sampler.settings.width)))
+    batches = batches_of(len(prompts), args.num_images, args.batch_size)
+    for keys, pictures in _swept(args, sampler, encoder, prompts, batches):
+        for (prompt, sample), picture in zip(keys, pictures, strict=True):
+            if prompt * args.num_images + sample < shown:
+                rows[prompt].append(picture)
+            save_picture(picture, args.out / f"{prompt:05d}_{sample:03d}.png")
+    columns = COLUMNS if len(prompts) > 1 else max(3, round(shown**0.5))
+    rows = [row for row in rows if row]
+    grid = labelled_grid(rows, prompts[: len(rows)], columns=min(columns, args.num_images))
+    save_picture(grid, args.out / "grid.png")
+    if shown < total:
+        logger.warning("%s shows the first %d of %d pictures", args.out / "grid.png", shown, total)
+    return args.out / "grid.png"
+
+
+def for_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, encoder: TextEncoder) -> Path:
+    """Make what is not there yet of each entry's pictures, and return OUT; a command goes on where one was killed.
+
+    A batch is made whole or not at all, since a picture's last bits may depend on the batch that it was made in.
+
+    Raises:
+        ValueError: OUT holds pictures of other settings.
+    """
+    entries = geneval.read_metadata(args.geneval)
+    prompts, out = [entry.prompt for entry in entries], args.out
+    settings = {
+        "model": str(source.resolve()),
+        "bf16": args.bf16,
+        "max_sequence_length": args.max_sequence_length,
+        **sampler.settings.as_dict(),
+        "seed": args.seed,
+        "num_images": args.num_images,
+        "batch_size": args.batch_size,
+        "prompts": fingerprint(prompts),
+    }
+    keep_or_refuse(out, settings, "--out")
+    for index, entry in enumerate(entries):
+        write_text(geneval.folder_of(out, index) / "metadata.jsonl", entry.line + "\n")
+    batches = batches_of(len(prompts), args.num_images, args.batch_size)
+    todo = [batch for batch in batches if not all(is_whole(geneval.sample_of(out, *key)) for key in batch)]
+    for keys, pictures in _swept(args, sampler, encoder, prompts, todo):
+        for key, picture in zip(keys, pictures, strict=True):
+            save_picture(picture, geneval.sample_of(out, *key))
+    columns = max(1, round(args.num_images**0.5))
+    for index, prompt in enumerate(prompts):
+        row = [open_picture(geneval.sample_of(out, index, sample)) for sample in range(args.num_images)]
+        save_picture(labelled_grid([row], [prompt], columns=columns), geneval.folder_of(out, index) / "grid.png")
+    return out

@@ -1,0 +1,273 @@
+"""The rows of a memory plan: what a process keeps on its device, each use with its formula.
+
+Counted from the configuration and the small files of the weights alone. Figures are bytes of tensors; what a library's
+convolution workspace or the allocator's fragments take comes on top.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpdmd import methods
+from dpdmd.config import Config
+from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.families.adapters import adapters
+from dpdmd.families.call_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
+from dpdmd.families.layouts import LAYOUTS, Layout, count_numbers
+from dpdmd.weight_files import read_json, read_weights_header
+
+ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
+TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)
+MAX_PICTURES = 8  # in process_vis
+CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
+_ADAM_8BIT = 2 * (1 + FP32 / 256)  # bytes a number: two moments of one byte, and an fp32 scale each 256
+_SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Over how many processes a run is spread, and whether weights are sharded over them."""
+
+    processes: int = 1
+    sharded: bool = False
+
+    @staticmethod
+    def from_environment() -> "Topology":
+        """What the launcher says: accelerate itself is not up yet."""
+        sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+        return Topology(int(os.environ.get("WORLD_SIZE", "1")), sharded)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One use of memory.
+
+    Attributes:
+        bytes: None where the family does not know.
+        formula: how they are counted.
+        phases: when they are there.
+        flags: what lowers them.
+    """
+
+    name: str
+    bytes: int | None
+    formula: str
+    phases: tuple[str, ...] = LOADED
+    flags: tuple[str, ...] = ()
+
+
+def memory_rows(config: Config, evaluation: EvalPlan, topology: Topology) -> list[Row]:
+    """All rows of one process, those that take nothing left out."""
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    rows = [
+        *_weights(config, layout, teacher, topology),
+        *_beside(config, layout, teacher, evaluation),
+        *_turns(config, layout, teacher),
+        *_pictures(config, layout, teacher, evaluation),
+        Row("CUDA", CONTEXT, "context and libraries, assumed", PHASES),
+    ]
+    return [row for row in rows if row.bytes is None or row.bytes > 0]
+
+
+def _number(config: Config) -> tuple[int, str]:
+    """Bytes of a number in the compute type, and its name."""
+    return (BF16, "bf16") if config.optim.bf16 else (FP32, "fp32")
+
+
+def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
+    """Numbers that each trained network updates."""
+    if pair := adapters(config.model):
+        parts = {"student": pair.student, "fake score": pair.fake}
+        return {name: layout.count_adapter_parameters(teacher, part.targets, part.rank) for name, part in parts.items()}
+    return dict.fromkeys(("student", "fake score"), layout.count_trained(teacher))
+
+
+def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) -> list[Row]:
+    """Weights, gradients and moments, divided over processes where they are sharded."""
+    whole, trained = layout.count_parameters(teacher), _trained(config, layout, teacher)
+    number, kind = _number(config)
+    shards = topology.processes if topology.sharded else 1
+    share, lora = f" / {shards} processes" if shards > 1 else "", config.model.lora_rank is not None
+    frozen = shards if config.optim.shard_teacher else 1
+    base = "teacher, the base of all three" if lora else "teacher"
+    over = f" / {frozen} processes" if frozen > 1 else ""
+    smaller = () if lora else ("--lora_rank", "sharding by scripts/accelerate_sd35_fsdp.yaml")
+    rows = [Row(base, whole * number // frozen, f"{whole / 1e6:.1f} M numbers in {kind}{over}", flags=_bf16(config))]
+    eight = config.optim.optimizer == "adamw_8bit"
+    moment = _ADAM_8BIT if eight else 2 * FP32
+    for (name, numbers), phase in zip(trained.items(), (STUDENT, FAKE), strict=True):
+        masters = numbers + (0 if lora else whole - layout.count_trained(teacher))
+        what = "adapter" if lora else "master weights"
+        count = f"{numbers / 1e6:.1f} M numbers"
+        rows += [
+            Row(f"{name}, {what}", masters * FP32 // shards, f"{masters / 1e6:.1f} M in fp32{share}", flags=smaller),
+            Row(f"{name}, gradients", numbers * FP32 // shards, f"{count} in fp32{share}", (phase,), flags=smaller),
+            Row(
+                f"{name}, optimizer",
+                int(numbers * moment) // shards,
+                f"{count} x {moment:.3g} bytes, two moments{share}",
+                flags=smaller if eight else ("--optimizer adamw_8bit", *smaller),
+            ),
+        ]
+        if topology.processes > 1 and not topology.sharded:
+            rows.append(Row(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
+    if config.optim.ema_decay is not None:
+        averaged = trained["student"] + (0 if lora else whole - layout.count_trained(teacher))
+        rows.append(
+            Row("student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", flags=smaller)
+        )
+    if shards > 1:
+        rows.append(_gathered(layout, teacher))
+    return rows
+
+
+def _gathered(layout: Layout, teacher: Path) -> Row:
+    """What a sharded network has whole at a time."""
+    header = read_weights_header(teacher / layout.network)
+    prefix, _ = layout.blocks
+    in_blocks = count_numbers({name: value for name, value in header.items() if name.startswith(prefix)})
+    blocks = layout.count_blocks(teacher)
+    outside = count_numbers(header) - in_blocks
+    numbers = outside + 3 * in_blocks // blocks
+    return Row("gathered", numbers * FP32, "this block, the next, one block's gradients, and what is in none, in fp32")
+
+
+def _bf16(config: Config) -> tuple[str, ...]:
+    return () if config.optim.bf16 else ("--bf16",)
+
+
+def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
+    """Text encoders, decoder and scorers."""
+    number, kind = _number(config)
+    encoders = layout.text_parts(teacher, no_t5=config.model.no_t5)
+    text = sum(count_numbers(read_weights_header(teacher / part)) for part in encoders)
+    cached = bool(config.data.cache_text_embeddings)
+    vae = count_numbers(read_weights_header(teacher / "vae"))
+    resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers
+    scorers = sum(
+        _file_bytes(path)
+        for paths in evaluation.paths.values()
+        for name, path in paths.items()
+        if name in _SCORER_WEIGHTS
+    )
+    return [
+        Row(
+            "text encoders",
+            text * number,
+            f"{text / 1e6:.1f} M numbers in {kind}" + (", gone before the networks come" if cached else ""),
+            (ENCODING,) if cached else LOADED,
+            flags=_bf16(config) if cached else ("--cache_text_embeddings",),
+        ),
+        Row(
+            "autoencoder",
+            vae * number,
+            f"{vae / 1e6:.1f} M numbers in {kind}",
+            (PICTURES,) if resting else LOADED,
+            flags=() if resting else ("--offload_vae",),
+        ),
+        Row(
+            "scorers",
+            scorers,
+            "weights in fp32",
+            (PICTURES,) if offloaded else LOADED,
+            flags=() if offloaded else ("--offload_scorers",),
+        ),
+    ]
+
+
+def _file_bytes(path: Path) -> int:
+    """Bytes of a scorer's weights in fp32: by their header, or else their files' size."""
+    if path.is_file():
+        return path.stat().st_size
+    try:
+        return FP32 * count_numbers(read_weights_header(path))
+    except ValueError:  # OpenCLIP's layout has names of its own
+        return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
+
+
+def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained: bool) -> CallMemory | None:
+    """A call on `batch` rows of a trained network, whole or by adapters, or of the teacher."""
+    data = config.data
+    tokens = layout.text_tokens(teacher, data.max_sequence_length or 256)
+    rank = config.model.lora_rank if trained else None
+    casts = trained and rank is None
+    shape = CallShape(batch, data.height, data.width, tokens, config.optim.bf16, casts, rank)
+    return layout.memory_of_call(teacher, shape)
+
+
+def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
+    """Graphs that wait for their backward pass, and the most that works beside them."""
+    batch, calls = config.optim.batch_size, config.method.stu_inference_steps
+    guided = 1 if config.method.teacher_guidance_scale == 1 else 2
+    call = _call(config, layout, teacher, batch, trained=True)
+    seen = _call(config, layout, teacher, guided * batch, trained=False)
+    again = _recomputed_blocks(config, layout, teacher)
+    flags = ("--batch_size (and --grad_accum)", *_more_recomputed(config))
+    if call is None or seen is None:
+        return [Row("activations", None, "this family does not count them", TURNS, flags)]
+    kept, backward = call.kept(again), call.working(again)
+    how = f"the inputs of {again} blocks and all that {len(call.blocks) - again} keep"
+    working = "one block recomputed" if again else "one feed-forward's gradients"
+    rows = f"{guided * batch} rows of the teacher without a graph"
+    return [
+        Row("student, graphs", calls * kept, f"{calls} calls x batch {batch}, {how}", (STUDENT,), flags),
+        Row("fake score, graph", kept, f"1 call x batch {batch}, {how}", (FAKE,), flags),
+        _student_at_work({working: backward, rows: seen.passing, **_critic(config, call, again)}, flags),
+        Row("at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags),
+        *_perceptual(config),
+    ]
+
+
+def _recomputed_blocks(config: Config, layout: Layout, teacher: Path) -> int:
+    count, wanted = layout.count_blocks(teacher), config.optim.recomputed_blocks
+    if not config.optim.gradient_checkpointing:
+        return 0
+    return count if wanted == "all" else min(count, int(wanted))
+
+
+def _more_recomputed(config: Config) -> tuple[str, ...]:
+    """The flag that would recompute more blocks, if there is one."""
+    if not config.optim.gradient_checkpointing:
+        return ("--gradient_checkpointing",)
+    return () if config.optim.recomputed_blocks == "all" else ("--recomputed_blocks all",)
+
+
+def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> Row:
+    """The largest of what a student turn does while its graphs wait."""
+    return Row("at work", max(uses.values()), f"the largest of {', '.join(uses)}", (STUDENT,), flags)
+
+
+def _critic(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
+    """The generator loss: a graph of its own, through the network whose features the discriminator reads."""
+    if methods.DISCRIMINATOR not in methods.trained(config.method):
+        return {}
+    own = config.method.gan_features == "fake" or config.model.lora_rank is not None
+    again = recomputed if own else 0
+    return {"the discriminator's view, with its graph": call.kept(again) + call.working(again)}
+
+
+def _perceptual(config: Config) -> list[Row]:
+    """What is there beside the student's graphs where its pictures are compared."""
+    if config.method.perceptual_path is None:
+        return []
+    return [Row("perceptual loss", None, "one picture decoded and looked at, with its graph", (STUDENT,))]
+
+
+def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
+    """Sampling for an evaluation, and decoding."""
+    evaluated = config.eval.eval_batch_size if evaluation.sets else 0
+    shown = 3 * min(MAX_PICTURES, config.optim.batch_size) if config.run.vis_every else 0
+    decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
+    pixels, (_, kind) = config.data.height * config.data.width, _number(config)
+    one = decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)
+    sampled = _call(config, layout, teacher, 2 * evaluated, trained=False)
+    sampling = sampled.passing if sampled else 0
+    return [
+        Row(
+            "making pictures",
+            max(decoded * one, sampling),
+            f"the larger of decoding {decoded} at a time in {kind} and {2 * evaluated} rows of the teacher",
+            (PICTURES,),
+            ("--eval_batch_size",) if config.optim.offload_vae else ("--offload_vae", "--eval_batch_size"),
+        )
+    ]

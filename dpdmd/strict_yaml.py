@@ -1,0 +1,41 @@
+"""YAML as people mean it: a key that stands twice is a mistake, where PyYAML keeps the last and drops the rest."""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key!r} is there twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read(path: Path, place: str) -> Any:
+    """The file's plain values.
+
+    Raises:
+        ValueError: it cannot be read, is no YAML, has a tag that is no plain value, or a key that stands twice; one
+            line that begins with `place`.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{place}: no YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise ValueError(f"{place}: no YAML (nested too deeply)") from None

@@ -1,0 +1,91 @@
+"""The run folder: whose it is while a run goes on, when it is unused, and what becomes of a copy without links."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpdmd import train
+from dpdmd.options import RunConfig
+from dpdmd.run_folder import LATEST, RunFolder
+
+
+@pytest.fixture
+def flags(short_run: list[str], tmp_path: Path) -> list[str]:
+    return [*short_run, "--run_dir", str(tmp_path / "run"), "--vis_every", "0"]
+
+
+def test_two_processes_do_not_train_in_one_folder(flags, tmp_path, capsys):
+    """The second would take the checkpoint that the first is writing for a leftover, and delete it."""
+    folder = RunFolder.of(tmp_path / "run")
+    folder.create()
+    holds = "import sys; from pathlib import Path; from dpdmd.run_folder import RunFolder\n"
+    holds += f"lock = RunFolder.of(Path({str(tmp_path / 'run')!r})).lock(); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        assert train.main([*flags, "--max_steps", "1"]) == 2
+        assert "another process is training there" in capsys.readouterr().err
+        first.kill()
+    assert train.main([*flags, "--max_steps", "1"]) == 0
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    folder = RunFolder.of(tmp_path / "run")
+    folder.create()
+
+    def none(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("dpdmd.run_folder.fcntl.lockf", none)
+    assert folder.lock() is None
+
+
+def test_a_run_that_never_began_leaves_its_folder_unused(flags, tmp_path, monkeypatch):
+    """The corrected command must not need --resume_from_checkpoint, which has nothing to continue."""
+    folder, other = RunFolder.of(tmp_path / "run"), tmp_path / "run" / "process_vis" / "mine.png"
+
+    def broken(*_):
+        raise ValueError("a model that does not load")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dpdmd.trainer.assemble", broken)
+        assert train.main([*flags, "--max_steps", "1"]) == 2
+    assert folder.config.is_file() and not folder.is_used()
+    other.write_text("somebody's")
+    assert folder.is_used()
+    other.unlink()
+    assert train.main([*flags, "--max_steps", "1"]) == 0
+    assert folder.is_used() and train.main([*flags, "--max_steps", "1"]) == 2
+
+
+def test_a_configuration_alone_is_somebodys(tmp_path):
+    (tmp_path / "config.yaml").write_text("k_anchor: 5")
+    assert RunFolder.of(tmp_path).is_used()
+    assert not RunFolder.from_config(RunConfig(run_dir=str(tmp_path / "none"))).is_used()
+
+
+def test_a_copy_without_links_goes_on(flags, tmp_path):
+    """`latest` is a folder there: it would be in the way of the next link, and stay what it was."""
+    assert train.main([*flags, "--max_steps", "6"]) == 0
+    copy = RunFolder.of(tmp_path / "copy")
+    shutil.copytree(tmp_path / "run", copy.root, symlinks=False)
+    assert (copy.ckpts / LATEST).is_dir() and not (copy.ckpts / LATEST).is_symlink()
+    again = [*flags, "--run_dir", str(copy.root), "--resume_from_checkpoint", "latest", "--ckpt_every", "6"]
+    for steps in ("12", "18"):
+        assert train.main([*again, "--max_steps", steps]) == 0
+        assert copy.latest() == copy.checkpoint(int(steps)) and (copy.ckpts / LATEST).is_symlink()
+    assert (copy.ckpts / "latest_copied_0" / "manifest.json").is_file()
+    assert [path.name for path in copy.checkpoints()] == ["step_000006", "step_000012", "step_000018"]
+
+
+def test_latest_alone_is_a_checkpoint(flags, tmp_path):
+    assert train.main([*flags, "--max_steps", "6"]) == 0
+    alone = RunFolder.of(tmp_path / "alone")
+    shutil.copytree(tmp_path / "run" / "ckpts" / LATEST, alone.ckpts / LATEST)
+    assert alone.latest() == alone.ckpts / LATEST
+    again = [*flags, "--run_dir", str(alone.root), "--resume_from_checkpoint", "latest", "--max_steps", "12"]
+    assert train.main(again) == 0 and alone.latest() == alone.checkpoint(12)
