@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+AVERAGE_PREFIX, PREFIX = "eval_ema/", "eval/"  # of the moving average's metrics, and of the student's
 _METRIC = re.compile(r"eval/(?P<set>.+)_(?P<kind>div|preference)_(?P<scorer>.+)")
 _ASIDE = ("_low", "_high", "_missing", "_teacher")  # what stands beside a metric's mean in its record
 _SCORERS = {
