@@ -72,6 +72,11 @@ class RunFolder:
         return self.root / "teacher_scores.json"
 
     @property
+    def figures(self) -> Path:
+        """What `dpdmd.shapes.measure` says of the run, where it was told to write it here."""
+        return self.root / "figures.json"
+
+    @property
     def environment(self) -> Path:
         return self.root / "environment.json"
 

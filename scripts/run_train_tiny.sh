@@ -37,6 +37,7 @@ for name in student teacher; do
 done
 echo
 "$PYTHON" -m dpdmd.shapes.measure --model "$teacher" "$model" --num_seeds "$NUM_SEEDS" --out "$run/figures.json"
+"$PYTHON" -m dpdmd.report "$run" >/dev/null # once more: it shows these figures too
 cat <<EOT
 
 "$PROMPT", the same nine start noises:
@@ -44,4 +45,5 @@ cat <<EOT
   student   $pictures/student/grid.png
 training    $run/process_vis/latest.png
 figures     $run/figures.json
+report      $run/report.html
 EOT

@@ -19,13 +19,14 @@ from dpdmd.evaluation import seed_grids
 from dpdmd.evaluation.pictures import file_name
 from dpdmd.manifest import write_manifest
 from dpdmd.reporting import figures, tables
-from dpdmd.reporting.runs import Metric, Score, read_runs
+from dpdmd.reporting.runs import read_runs
+from dpdmd.reporting.scores import Metric, Score
 from dpdmd.reporting.style import style
 from dpdmd.run_folder import RunFolder
 
 PROMPTS = ['a "red" <circle> & co', "</script><script>alert(1)</script>", "ein grünes Dreieck, 猫", "d", "e"]
 METRICS = ("eval/set_div_clip", "eval/set_div_dino", "eval/set_preference_pickscore")
-VOID = {"meta", "img", "input", "path", "use", "br", "link", "rect"}
+VOID = {"meta", "img", "input", "path", "use", "br", "link", "rect", "wbr"}
 
 
 def make_run(
@@ -161,6 +162,76 @@ def test_the_page_says_what_the_files_say(tmp_path):
     differing = [option.name for option in tables.options(read_runs([run, other])) if option.differs]
     assert differing == ["k_anchor", "max_steps"]
     assert re.search(r"k_anchor teacher steps to the anchor, K 5 7 5", text)
+
+
+def test_the_moving_average_stands_beside_its_run(tmp_path):
+    """Its evaluations are under names of their own: a row, a curve and a path, of the run's colour."""
+    run, other = make_run(tmp_path / "first", ema_decay=0.9), make_run(tmp_path / "second", shift=0.1)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["turn"] == "eval":
+            scores = {k: v for k, v in line.items() if k.startswith("eval/") and not k.endswith("_teacher")}
+            line |= {k.replace("eval/", "eval_ema/"): v + 0.25 for k, v in scores.items()}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(run, other, tmp_path=tmp_path)
+    last = [line for line in lines if line["turn"] == "eval"][-1]
+    shown = [tables.number(last[METRICS[0].replace("eval/", "eval_ema/") + part]) for part in ("", "_low", "_high")]
+    assert "first, average 12 {} {} – {}".format(*shown) in page.text
+    assert page.text.count("first, average") == 2  # at a glance, and in the table of every evaluation
+    assert {"score0-mean-run0", "score0-2.mean-run0", "plane0-2.path-run0"} <= set(page.attributes("id"))
+    assert "score0-2.mean-run1" not in page.attributes("id")
+    assert read_runs([other])[0].of_average() is None
+
+
+def test_prompt_following_is_a_table_where_it_was_measured(tmp_path):
+    """Of the run's own model, and once of the teacher; a broken file is told."""
+    interval = {"num_prompts": 3, "num_scored": 9, "num_missing": 0}
+
+    def entry(steps: int, accuracy: float) -> dict:
+        world = {"accuracy": accuracy, "unrecognised": 0.1, "entropy": 0.8125, "coverage": 0.9, "spread": 0.7}
+        found = {"mean": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.02, **interval}
+        kinds = {"single_attribute": found, "colour_shape": {**found, "mean": accuracy + 0.01}}
+        return {"steps": steps, "mean": world, "categories": kinds}
+
+    runs = [make_run(tmp_path / name, teacher_id="the/teacher") for name in ("first", "second")]
+    for index, run in enumerate(runs):
+        said = {"the/teacher": entry(30, 0.95), str(run / "ckpts" / "latest"): entry(4, 0.5 + index / 10)}
+        (run / "figures.json").write_text(json.dumps(said))
+    text = page_of(*runs, tmp_path=tmp_path).text
+    assert "Model Sampling steps Single attribute Colour shape Overall Entropy Coverage Spread" in text
+    assert "teacher 30 0.9500 0.8500 – 0.9700 0.9600 0.8500 – 0.9700 0.9550 0.8125 0.9000 0.7000" in text
+    assert "first 4 0.5000 0.4000 – 0.5200" in text and "second 4 0.6000 0.5000 – 0.6200" in text
+    assert text.count("teacher 30") == 1
+    (runs[0] / "figures.json").write_text('{"x": 3}')
+    assert "figures.json cannot be read" in page_of(runs[0], tmp_path=tmp_path).text
+    assert "Prompt following" not in page_of(make_run(tmp_path / "third"), tmp_path=tmp_path).text
+
+
+def test_an_unfinished_run_and_the_share_of_the_teachers_diversity(tmp_path):
+    text = page_of(make_run(tmp_path / "run", max_steps=6000), tmp_path=tmp_path).text
+    assert "12 of 6,000, not finished" in text
+    assert "49% of the teacher’s" in text and text.count("% of the teacher’s") == 2  # .2435 of .5, and DINO's
+    assert "not finished" not in page_of(make_run(tmp_path / "done"), tmp_path=tmp_path).text
+
+
+def test_what_is_no_number_in_a_record_is_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = (run / "metrics.jsonl").read_text().replace('"seconds": 0.5', '"seconds": NaN', 1)
+    (run / "metrics.jsonl").write_text(text.replace('"memory_gb": 1.02', '"memory_gb": "much"'))
+    assert "1.120 GB" in page_of(run, tmp_path=tmp_path).text
+
+
+def test_names_break_where_their_words_end():
+    assert tables.breakable("a_b/<c>.d") == "a_<wbr>b/&lt;c&gt;.<wbr>d"
+
+
+def test_points_of_many_runs_stay_near_their_step():
+    """Eight runs at one step lie within a fiftieth of the axis."""
+    curves = [figures.Curve(f"run{n}", style(n), np.array([0.0, 100]), *[np.array([0.1, 0.2])] * 3) for n in range(8)]
+    svg = figures.score_figure("s", curves, [])
+    ends = [np.array(re.findall(r"[ML] (\S+) (\S+)", _group(svg, f"s-mean-run{n}")), dtype=float)[:2] for n in range(8)]
+    starts, width = [end[0, 0] for end in ends], ends[0][1, 0] - ends[0][0, 0]
+    assert 0 < max(starts) - min(starts) <= 1.01 * figures.MAX_DODGE * width
 
 
 def test_what_is_drawn_lies_where_the_values_are():

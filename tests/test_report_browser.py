@@ -211,6 +211,23 @@ def test_the_page_fits_a_phone_and_paper(browser, page):
     assert browser.complaints() == []
 
 
+@pytest.mark.parametrize("width", [1280, 390, 360])
+def test_many_runs_with_long_names_fit(browser, tmp_path, width):
+    """No sideways scroll, and the legend, of as many lines as it needs, leaves the slider free."""
+    runs = [make_run(tmp_path / f"sd35m_t30_1024_lr1e5_4nfe_anchor5_seed_{n}", shift=n / 20) for n in range(8)]
+    out = tmp_path / "report.html"
+    assert report.main([*map(str, runs), "--out", str(out)]) == 0
+    browser.size(width, 900)
+    browser.open(out)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    browser.value("document.querySelectorAll('.prompt')[1].scrollIntoView()")
+    edges = "['.legend', '.slide'].map(name => document.querySelector(name).getBoundingClientRect())"
+    browser.until(f"{edges}[1].top < 200")  # both stick
+    assert browser.value(f"{edges}[0].top") == 0
+    assert browser.value(f"{edges}[1].top - {edges}[0].bottom") > -1
+    assert browser.complaints() == []
+
+
 def test_the_browser_sees_what_it_looks_for(browser, tmp_path):
     """A check that hears of no request and no error would pass for ever."""
     bad = tmp_path / "bad.html"

@@ -99,6 +99,8 @@ ORDER = (
     "dpdmd.updates",
     "dpdmd.checkpoint_writer",
     "dpdmd.reporting",
+    "dpdmd.reporting.scores",
+    "dpdmd.reporting.measured",
     "dpdmd.reporting.runs",
     "dpdmd.reporting.style",
     "dpdmd.reporting.figures",

@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dpdmd.reporting.runs import Score
+from dpdmd.reporting.scores import Score
 from dpdmd.reporting.style import FAINT, INK, SOFT, TEACHER_COLOUR, TEACHER_STYLE, Style
 
 MAX_POINTS = 300  # of a curve: more would not be seen, and 6,000 updates would make megabytes
 SMOOTHING = 20  # a curve's running mean spans one part in so many of its updates
 DODGE = 0.012  # of the axis between two runs' points at one step, so that their intervals can be told apart
+MAX_DODGE = 0.02  # of the axis between the first run's and the last's: their step must not be mistaken
+RAW_INK = 0.5  # of all runs' raw curves together, or the means would drown in them
 LOG_FROM = 30  # largest over smallest value from which an axis is logarithmic
 SETTINGS = {
     "svg.fonttype": "none",  # text stays text: the page's font, searchable, read aloud
@@ -70,7 +72,6 @@ class Path:
 
     key: str
     style: Style
-    steps: Sequence[int]
     points: Sequence[tuple[Score, Score]]
 
 
@@ -112,7 +113,8 @@ def training_figure(name: str, curves: Sequence[Curve]) -> str:
             mean = running_mean(curve.values, max(1, len(curve.values) // SMOOTHING))
             means.append(mean)
             colour = curve.style.colour
-            raw = axes.plot(*envelope(curve.steps, curve.values), color=colour, alpha=0.25, linewidth=0.7)
+            ink = min(0.25, RAW_INK / len(curves))
+            raw = axes.plot(*envelope(curve.steps, curve.values), color=colour, alpha=ink, linewidth=0.7, zorder=1)
             places = np.unique(np.linspace(0, len(mean) - 1, min(len(mean), MAX_POINTS)).astype(int))
             line = axes.plot(curve.steps[places], mean[places], color=colour, linestyle=curve.style.dash)
             _name(raw, "raw", curve.key), _name(line, "mean", curve.key)
@@ -148,7 +150,7 @@ def score_figure(name: str, curves: Sequence[Curve], teachers: Sequence[Score]) 
                 band = axes.axhspan(teacher.low, teacher.high, color=TEACHER_COLOUR, alpha=0.08, linewidth=0)
                 _name([band], "interval", "teacher")
         steps = np.concatenate([curve.steps for curve in curves] or [np.zeros(1)])
-        apart = DODGE * (np.ptp(steps) or 1.0)
+        apart = min(DODGE, MAX_DODGE / max(1, len(curves) - 1)) * (np.ptp(steps) or 1.0)
         for index, curve in enumerate(curves):
             colour, places = curve.style.colour, curve.steps + apart * (index - (len(curves) - 1) / 2)
             bars = axes.vlines(places, curve.low, curve.high, color=colour, alpha=0.45, linewidth=1.1)
@@ -171,9 +173,8 @@ def plane_figure(
             _cross(axes, x, y, TEACHER_COLOUR, "teacher", strong=True)
             star = axes.plot(x.mean, y.mean, "*", color=TEACHER_COLOUR, ms=12, mec="white", mew=0.8, zorder=4)
             _name(star, "point", "teacher")
-        ends = [path.points[-1][0].mean for path in paths]
-        for path, end in zip(paths, ends, strict=True):
-            _draw_path(axes, path, to_the_right=end >= np.mean(ends))
+        for path in paths:
+            _draw_path(axes, path)
         axes.set_xlabel(f"{labels[0]} →", loc="right")
         axes.set_ylabel(f"{labels[1]} →", loc="top")
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -182,8 +183,7 @@ def plane_figure(
     return _svg(name, (4.9, 3.9), draw)
 
 
-def _draw_path(axes: Axes, path: Path, *, to_the_right: bool) -> None:
-    """`to_the_right`: of its last point stands its label."""
+def _draw_path(axes: Axes, path: Path) -> None:
     colour, last = path.style.colour, len(path.points) - 1
     xs, ys = ([point[axis].mean for point in path.points] for axis in (0, 1))
     line = axes.plot(xs, ys, color=colour, linestyle=path.style.dash, linewidth=1.3, alpha=0.8, zorder=2)
@@ -194,16 +194,6 @@ def _draw_path(axes: Axes, path: Path, *, to_the_right: bool) -> None:
         size = 7 if index == last else 4.5
         mark = axes.plot(x.mean, y.mean, path.style.mark, mfc=fill, mec=colour, ms=size, mew=1.2, zorder=3)
         _name(mark, f"point{index}", path.key)
-    text = axes.annotate(
-        f"step {path.steps[last]:,}",
-        (xs[last], ys[last]),
-        xytext=(8 if to_the_right else -8, 6),
-        textcoords="offset points",
-        horizontalalignment="left" if to_the_right else "right",
-        fontsize=7.5,
-        zorder=5,
-    )
-    _name([text], "label", path.key)
 
 
 def _cross(axes: Axes, x: Score, y: Score, colour: str, key: str, *, strong: bool) -> None:

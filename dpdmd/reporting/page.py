@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from markupsafe import Markup
 from dpdmd import __version__
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.reporting import figures, tables
-from dpdmd.reporting.runs import Metric, Run, Score
-from dpdmd.reporting.style import TEACHER_STYLE, Style, style
+from dpdmd.reporting.measured import COLUMNS, Measured, kinds
+from dpdmd.reporting.runs import Run
+from dpdmd.reporting.scores import Metric, Score
+from dpdmd.reporting.style import AVERAGE_DASH, TEACHER_STYLE, Style, style
 
 TEMPLATE = Path(__file__).parent / "template"
 # Figures of a step that are told in the table of time and memory, and what is no figure.
@@ -27,17 +29,31 @@ _CURVES = {
     "dmd_gradient_norm": "DMD gradient norm",
     "score_error_cosine": "Cosine of real and fake errors",
     "grad_norm": "Gradient norm",
+    "grad_norm_discriminator": "Gradient norm of the discriminator",
+    "loss_perceptual": "Perceptual loss",
+    "loss_gan": "Generator loss (GAN)",
+    "loss_discriminator": "Discriminator loss",
+    "logit_real": "Discriminator's logit, teacher samples",
+    "logit_fake": "Discriminator's logit, student samples",
+    "lr": "Learning rate",
 }
+_ONE_TURN = ("loss", "logit", "discriminator", "dmd", "score")  # figures that only one turn has: it need not be told
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A run with its place in the report: `key` names it in ids and classes."""
+    """A run, or the moving average of one, with its place in the report.
+
+    Attributes:
+        key: names it in ids and classes; an average has its run's.
+        average: it has evaluations alone.
+    """
 
     key: str
     style: Style
     run: Run
     spent: tables.Spent
+    average: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,9 @@ class Prompt:
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs, complete in itself: no script, style, font or picture from elsewhere."""
     shown = [Shown(f"run{index}", style(index), run, tables.spent(run)) for index, run in enumerate(runs)]
+    scored = [each for item in shown for each in (item, *_average(item))]
     metrics = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
+    measured = _measured(shown)
     labels = _labels(metrics)
     rows, prompts = tables.options(runs), _prompts(shown)
     steps = sorted({step for prompt in prompts for cell in prompt.cells for step in cell.sheets if step is not None})
@@ -84,20 +102,27 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=tables.number, interval=tables.interval, duration=tables.duration)
+    environment.filters.update(
+        number=tables.number, interval=tables.interval, duration=tables.duration, breakable=tables.breakable
+    )
     return environment.get_template("report.html").render(
         css=Markup((TEMPLATE / "report.css").read_text(encoding="utf-8")),
         js=Markup((TEMPLATE / "report.js").read_text(encoding="utf-8")),
         version=__version__,
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
         shown=shown,
+        scored=scored,
+        share=tables.share,
+        measured=measured,
+        kinds=kinds([each for _, _, each in measured]),
+        world_columns=COLUMNS,
         teacher_style=TEACHER_STYLE,
         metrics=metrics,
         labels=labels,
         teachers=_teacher_rows(shown),
         dash=tables.NONE,
-        planes=_planes(shown, metrics, labels),
-        scores=_scores(shown, metrics, labels),
+        planes=_planes(scored, metrics, labels),
+        scores=_scores(scored, metrics, labels),
         training=_training(shown),
         smoothing=figures.SMOOTHING,
         prompts=prompts,
@@ -108,6 +133,27 @@ def render(runs: Sequence[Run]) -> str:
         grouped=tables.by_group(rows),
         environment=tables.environment(runs),
     )
+
+
+def _average(item: Shown) -> list[Shown]:
+    """The moving average of a run, if it was evaluated: the run's colour and mark, other dashes."""
+    run = item.run.of_average()
+    look = replace(item.style, dash=AVERAGE_DASH)
+    return [replace(item, run=run, style=look, spent=tables.spent(run), average=True)] if run else []
+
+
+def _measured(shown: Sequence[Shown]) -> list[tuple[str, Style, Measured]]:
+    """(name, look, what was measured) of every model; others than the runs' own once, and first."""
+    others: dict[str, tuple[str, Style, Measured]] = {}
+    own = []
+    for item in shown:
+        for each in item.run.measured:
+            if each.of_run:
+                own.append((item.run.name, item.style, each))
+            else:
+                name = "teacher" if each.model == item.run.config.get("teacher_id") else each.model
+                others.setdefault(repr(each), (name, TEACHER_STYLE, each))
+    return [*others.values(), *own]
 
 
 def _labels(metrics: Sequence[Metric]) -> dict[str, str]:
@@ -171,11 +217,10 @@ def _planes(shown: Sequence[Shown], metrics: Sequence[Metric], labels: dict[str,
     for index, (across, upward) in enumerate(pairs):
         paths = []
         for item in shown:
-            points = [(r["step"], item.run.score(r, across), item.run.score(r, upward)) for r in item.run.evaluations]
-            points = [(step, x, y) for step, x, y in points if x.mean is not None and y.mean is not None]
+            points = [(item.run.score(r, across), item.run.score(r, upward)) for r in item.run.evaluations]
+            points = [(x, y) for x, y in points if x.mean is not None and y.mean is not None]
             if points:
-                steps = [step for step, _, _ in points]
-                paths.append(figures.Path(item.key, item.style, steps, [(x, y) for _, x, y in points]))
+                paths.append(figures.Path(item.key, item.style, points))
         names = labels[across.name], labels[upward.name]
         teachers = _teachers(shown, across.name, upward.name)
         svg = figures.plane_figure(f"plane{index}", names, paths, teachers)
@@ -204,7 +249,8 @@ def _training(shown: Sequence[Shown]) -> list[Drawn]:
                 curves.append(
                     figures.Curve(item.key, item.style, steps, figures.numbers([record[name] for record in records]))
                 )
-        title = _CURVES.get(name, name.replace("_", " ")) + ("" if "loss" in name else f", {turn} turn")
+        title = _CURVES.get(name, name.replace("_", " ").capitalize())
+        title += "" if any(part in name for part in _ONE_TURN) else f", {turn} turn"
         svg = figures.training_figure(f"training{index}", curves)
         drawn.append(Drawn(title, Markup(svg), f"{title} over steps, of {len(curves)} run{'s'[: len(curves) > 1]}."))
     return drawn

@@ -1,9 +1,8 @@
 """What a run left in its folder, read for a report. Whatever is missing or broken is left out and told in `notes`."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +12,10 @@ from dpdmd.evaluation import seed_grids
 from dpdmd.manifest import read_manifest
 from dpdmd.options import MAX_STEPS
 from dpdmd.records import EVAL_TURN, read_records
+from dpdmd.reporting.measured import Measured, read_measured
+from dpdmd.reporting.scores import AVERAGE_PREFIX, PREFIX, Metric, Score
 from dpdmd.run_folder import RunFolder
 from dpdmd.weight_files import read_json
-
-_METRIC = re.compile(r"eval/(?P<set>.+)_(?P<kind>div|preference)_(?P<scorer>.+)")
-_ASIDE = ("_low", "_high", "_missing", "_teacher")  # what stands beside a metric's mean in its record
-_SCORERS = {
-    "div_clip": "CLIP diversity",
-    "div_dino": "DINO diversity",
-    "pickscore": "PickScore",
-    "imagereward": "ImageReward",
-    "clip_score": "CLIP score",
-}
-_RESCALED = "_release"  # PickScore / 26, as the authors print it: the same curve, so it is in the tables alone
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One score of the evaluations.
-
-    Attributes:
-        name: as metrics.jsonl has it.
-        diversity: else a preference.
-        rescaled: another score of the run times a constant.
-    """
-
-    name: str
-    pictured: str
-    label: str
-    diversity: bool
-    rescaled: bool
-
-    @classmethod
-    def of(cls, name: str) -> "Metric | None":
-        """Metric of a record's key; None for what is no metric's mean."""
-        match = _METRIC.fullmatch(name)
-        if match is None or name.endswith(_ASIDE):
-            return None
-        diversity, scorer = match["kind"] == "div", match["scorer"]
-        scorer = f"div_{scorer}" if diversity else scorer
-        rescaled = scorer.endswith(_RESCALED)
-        label = _SCORERS.get(scorer.removesuffix(_RESCALED), scorer) + (" / 26" if rescaled else "")
-        return cls(name, match["set"], label, diversity, rescaled)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean with its 95% interval; None where there is none."""
-
-    mean: float | None
-    low: float | None = None
-    high: float | None = None
-    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +29,7 @@ class Run:
         teacher: metric's name -> the teacher's score.
         config: option -> value, flat.
         environment: as environment.json has it, else a checkpoint's versions.
+        measured: what the small world's oracle said of its models.
         grids: step or `seed_grids.TEACHER` -> sheets.
         best: step of the checkpoint that `best` points to.
         notes: one line about each file that could not be read.
@@ -91,6 +43,7 @@ class Run:
     teacher: dict[str, Score]
     config: dict[str, Any]
     environment: dict[str, Any]
+    measured: list[Measured]
     grids: dict[int | str, list[seed_grids.SeedGrid]]
     best: int | None
     notes: list[str]
@@ -103,6 +56,27 @@ class Run:
     def planned_steps(self) -> int | None:
         """Length of the run; None where epochs decide, which the folder does not tell."""
         return self.config.get("max_steps") or (None if self.config.get("max_epoch") else MAX_STEPS)
+
+    @property
+    def unfinished(self) -> bool:
+        return self.planned_steps is not None and self.last_step < self.planned_steps
+
+    def of_average(self) -> "Run | None":
+        """The moving average's evaluations as those of a run, where there are any: no updates, no pictures."""
+        records = [
+            {
+                "step": record["step"],
+                **{
+                    PREFIX + k.removeprefix(AVERAGE_PREFIX): v
+                    for k, v in record.items()
+                    if k.startswith(AVERAGE_PREFIX)
+                },
+            }
+            for record in self.evaluations
+        ]
+        known = [record for record in records if len(record) > 1]
+        name = f"{self.name}, average"
+        return replace(self, name=name, steps=[], evaluations=known, grids={}, best=None, notes=[]) if known else None
 
     def score(self, record: dict[str, Any], metric: Metric) -> Score:
         """A metric in one of the evaluations."""
@@ -151,6 +125,7 @@ def _read(root: Path, name: str) -> Run:
         teacher=_read_teacher(folder, evaluations, notes),
         config=_read_config(folder.config, notes),
         environment=_read_environment(folder),
+        measured=_read_measured(folder, notes),
         grids=seed_grids.read(folder.seed_grids),
         best=_step_of(folder.best()),
         notes=notes,
@@ -186,6 +161,14 @@ def _read_teacher(folder: RunFolder, evaluations: dict[int, dict[str, Any]], not
     except (ValueError, KeyError, TypeError, AttributeError):
         notes.append(f"{folder.teacher_scores.name} cannot be read: the teacher has no intervals")
     return teacher
+
+
+def _read_measured(folder: RunFolder, notes: list[str]) -> list[Measured]:
+    try:
+        return read_measured(folder.figures, folder.root)
+    except ValueError as error:
+        notes.append(str(error))
+        return []
 
 
 def _read_environment(folder: RunFolder) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Style:
         return _OUTLINES[self.mark]
 
 
+AVERAGE_DASH = (0, (2, 1.5))
 TEACHER_STYLE = Style(TEACHER_COLOUR, "*", (0, (4, 2)))
 
 

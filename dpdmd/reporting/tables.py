@@ -1,14 +1,18 @@
 """The report's tables: figures, differences of configuration, environment, time. Cells are text, not yet escaped."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
 from statistics import median
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from dpdmd.config import Config
-from dpdmd.reporting.runs import Run, Score
+from dpdmd.reporting.runs import Run
+from dpdmd.reporting.scores import Score
 
 NONE = "–"
 UNSET = object()  # an option that the run's version did not have
@@ -29,6 +33,17 @@ def number(value: float | None) -> str:
 def interval(score: Score) -> str:
     """The 95% interval, "" where there is none."""
     return "" if score.low is None else f"{number(score.low)} – {number(score.high)}"
+
+
+def share(score: Score, teacher: Score | None) -> str:
+    """How much of the teacher's that is: "96%"; "" where one of them is not known."""
+    known = teacher is not None and teacher.mean and score.mean is not None
+    return f"{100 * score.mean / teacher.mean:.0f}%" if known else ""
+
+
+def breakable(name: str) -> Markup:
+    """A name that may break after what joins its words, and nowhere else."""
+    return Markup(re.sub(r"([_.,/=-])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def duration(seconds: float) -> str:
@@ -124,8 +139,10 @@ def spent(run: Run) -> Spent:
     seconds = {f"{turn} updates": sum(values) for turn, values in times.items()}
     if run.evaluations:
         seconds["evaluation"] = sum(_plain(record.get("seconds")) for record in run.evaluations)
-    rates = [record["samples_per_second"] for record in run.steps if record.get("samples_per_second")]
-    memory = [record["memory_gb"] for record in run.steps if record.get("memory_gb")]
+    rates, memory = (
+        [value for record in run.steps if (value := _plain(record.get(name)))]
+        for name in ("samples_per_second", "memory_gb")
+    )
     return Spent(
         updates={turn: len(values) for turn, values in times.items()},
         seconds=seconds,
@@ -136,5 +153,6 @@ def spent(run: Run) -> Spent:
     )
 
 
-def _plain(value: float | None) -> float:
-    return value or 0.0
+def _plain(value: Any) -> float:
+    """A record's number; 0 for what is none."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else 0.0

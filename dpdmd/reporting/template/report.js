@@ -20,6 +20,12 @@ if (axes) {
   choose();
 }
 
+// The slider sticks below the legend, which has as many lines as its runs need.
+const legend = document.querySelector(".legend");
+new ResizeObserver(() =>
+  document.documentElement.style.setProperty("--legend", legend.offsetHeight + "px")
+).observe(legend);
+
 // The pictures at a step: each run's last evaluation up to it, or its first.
 const atStep = (known, step) => known.reduce((found, each) => (each <= step ? each : found), known[0]);
 const showStep = (step) => {
