@@ -16,7 +16,6 @@ from dpdmd.comparison.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
 from dpdmd.comparison.sweep_file import read_sweep
 from dpdmd.evaluation import program
 from dpdmd.prompts import read_prompts
-from dpdmd.shapes import measure
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
@@ -196,14 +195,6 @@ def test_a_model_is_one_that_its_measure_can_load(values, tmp_path, monkeypatch,
     del values["baseline"], values["launcher"], values["flags"]
     (line,) = told(values, tmp_path)
     assert "measure m: --model " in line and "teacher: neither a pipeline folder" in line
-
-
-def test_the_small_worlds_flags_are_those_of_its_program(capsys):
-    with pytest.raises(SystemExit):
-        measure.main(["--help"])
-    theirs = {word.strip("[],") for word in capsys.readouterr().out.split() if word.strip("[],").startswith("--")}
-    ours = {flag for action in measure_commands.world_parser()._actions for flag in action.option_strings}
-    assert ours - {"-h"} == theirs | {"--help"}
 
 
 def test_jobs_are_one_at_a_time_on_a_gpu(values, tmp_path, monkeypatch):

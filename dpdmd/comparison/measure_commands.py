@@ -78,7 +78,7 @@ class Command:
             if args.prompts_txt:
                 read_prompts(Path(args.prompts_txt), "--prompts_txt")
         else:
-            paths = program._check(args).paths
+            paths = program.check(args).paths
         return metric_names(SCORERS[name] for name in paths)
 
     def _check_world(self) -> list[str]:
@@ -96,28 +96,17 @@ def find(words: Sequence[str]) -> Command | None:
     """
     for start, word in enumerate(words):
         if word == WORLD and words[start - 1] == "-m":
-            args = _parse(world_parser(), words[start + 1 :])
+            args = _parse(measure.build_parser(), words[start + 1 :])
+            if args.out is None:
+                raise ValueError(f"{WORLD}: give --out, or it leaves no result")
             return Command(word, start, args, args.out, None)
         if Path(word).name in ROOT_PROGRAMS:
             if not Path(word).is_file():
                 raise ValueError(f"{word}: no such file")
             program = runpy.run_path(word)["PROGRAM"]  # with the paths at the top of the file as they are edited
-            args = _parse(program._parser(), words[start + 1 :])
+            args = _parse(program.parser(), words[start + 1 :])
             return Command(program.name, start, args, Path(args.output_dir) / "summary.json", program)
     return None
-
-
-def world_parser() -> argparse.ArgumentParser:
-    """The flags of `dpdmd.shapes.measure`."""
-    parser = argparse.ArgumentParser(prog=WORLD, allow_abbrev=False)
-    parser.add_argument("--model", type=Path, nargs="+", required=True)
-    parser.add_argument("--prompt_txt", type=Path, default=Path(measure.EVAL_PROMPTS))
-    parser.add_argument("--num_seeds", type=int, default=64)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance_scale", type=float)
-    parser.add_argument("--out", type=Path, required=True)  # without it, it leaves no result
-    return parser
 
 
 def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

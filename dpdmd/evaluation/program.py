@@ -38,9 +38,9 @@ class Program:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Score; exit status 2 on wrong input."""
-        args = self._parser().parse_args(argv)
+        args = self.parser().parse_args(argv)
         try:
-            job = self._check(args)
+            job = self.check(args)
             # Seconds of imports: only now, so that wrong input is told at once.
             from dpdmd.evaluation.scoring import run
 
@@ -53,7 +53,8 @@ class Program:
             return 1
         return 0
 
-    def _parser(self) -> argparse.ArgumentParser:
+    def parser(self) -> argparse.ArgumentParser:
+        """The program's flags, with the paths at the top of its file as their defaults."""
         parser = argparse.ArgumentParser(
             prog=self.name,
             description=f"{self.description} Paths are variables at the top of the file, and flags.",
@@ -68,7 +69,7 @@ class Program:
                 parser.add_argument(f"--{flag}", type=kind, default=value, help=HELP.get(flag, "a scorer's weights"))
         return parser
 
-    def _check(self, args: argparse.Namespace) -> Job:
+    def check(self, args: argparse.Namespace) -> Job:
         """All that can be told before anything loads.
 
         Raises:

@@ -62,8 +62,8 @@ def _interval(summary: Summary) -> str:
     return f"{summary.mean:.3f}" + ("" if summary.low is None else f" [{summary.low:.3f}, {summary.high:.3f}]")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure models; exit status 2 on wrong input."""
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of `dpdmd.shapes.measure`."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--model", type=Path, nargs="+", required=True, help="run folders, checkpoints or pipeline folders"
@@ -75,8 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
     parser.add_argument("--guidance_scale", type=float, help="(default: what the model's folder says)")
-    parser.add_argument("--out", type=Path, help="also write the figures, each prompt's included, to this JSON file")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="also write the figures, each prompt's included, to this JSON file; a run's report shows RUN/figures.json",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure models; exit status 2 on wrong input."""
+    args = build_parser().parse_args(argv)
     rows, followed, details = {}, {}, {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
