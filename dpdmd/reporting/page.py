@@ -127,7 +127,13 @@ def render(runs: Sequence[Run]) -> str:
         smoothing=figures.SMOOTHING,
         prompts=prompts,
         steps=steps,
-        sheets={cell.key: cell.sheets for prompt in prompts for cell in prompt.cells if None not in cell.sheets},
+        # The last step's stand in the page itself.
+        sheets={
+            cell.key: dict(list(cell.sheets.items())[:-1])
+            for prompt in prompts
+            for cell in prompt.cells
+            if None not in cell.sheets
+        },
         options=rows,
         differing=[row for row in rows if row.differs],
         grouped=tables.by_group(rows),

@@ -26,6 +26,10 @@ new ResizeObserver(() =>
   document.documentElement.style.setProperty("--legend", legend.offsetHeight + "px")
 ).observe(legend);
 
+for (const [id, byStep] of Object.entries(sheets)) {
+  const picture = byId(id);
+  byStep[picture.dataset.last] = picture.src;
+}
 // The pictures at a step: each run's last evaluation up to it, or its first.
 const atStep = (known, step) => known.reduce((found, each) => (each <= step ? each : found), known[0]);
 const showStep = (step) => {
