@@ -219,6 +219,33 @@ def test_a_batch_of_unreadable_pictures_reaches_no_scorer(tiny_scorers, tmp_path
     assert [row["div_clip"] != "" for row in rows_of(tmp_path / "out")] == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("test_quality", ["cat.png", "dog (2).jpg"]),
+        ("test_diversity", ["05000_000.png", "05000_001.png"]),
+    ],
+)
+def test_pictures_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_path, monkeypatch, name, files):
+    """The default --prompts_txt is of a model's pictures; one that is given is of these, and refuses what it lacks."""
+    monkeypatch.chdir(ROOT)
+    for file in files:
+        Image.new("RGB", (64, 64)).save(tmp_path / file)
+    (tmp_path / "maniqa.pth").write_bytes(b"PK\x03\x04")
+    scorers = {
+        "test_quality": ["--vq_path", "", "--maniqa_path", str(tmp_path / "maniqa.pth")],
+        "test_diversity": ["--dino_path", tiny_scorers["dino_path"], "--clip_path", ""],
+    }
+    root = program(name)
+    given = ["--images", str(tmp_path), "--output_dir", str(tmp_path / "out"), *scorers[name]]
+    job = root.check(root.parser().parse_args(given))
+    assert [picture.path.name for picture in job.found] == files and job.prompts == []
+    with pytest.raises(ValueError, match=r"--prompts_txt nowhere\.txt"):
+        root.check(root.parser().parse_args([*given, "--prompts_txt", "nowhere.txt"]))
+    with pytest.raises(ValueError, match="--images"):
+        root.check(root.parser().parse_args([*given, "--prompts_txt", "data/shapes_eval.txt"]))
+
+
 def test_programs_refuse_pictures_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
     """They would be black, and scored as such. What was made before stays."""
     import torch

@@ -75,8 +75,7 @@ class Command:
         if args.images and _lies_in(Path(args.images), job):
             # An earlier measure of this job makes them; none or a part of them may be there by now.
             paths = check_scorer_paths(vars(args), program.scorers)
-            if args.prompts_txt:
-                read_prompts(Path(args.prompts_txt), "--prompts_txt")
+            program.prompts(args, paths)
         else:
             paths = program.check(args).paths
         return metric_names(SCORERS[name] for name in paths)

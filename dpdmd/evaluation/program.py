@@ -5,7 +5,7 @@ OUT/pictures/  per_image.csv  summary.json  table.txt
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Program:
             raise ValueError(f"no scorer is given: {' or '.join(flags)}")
         if not args.images and not args.model:
             raise ValueError("--model or --images: give what to score")
-        prompts = read_prompts(Path(args.prompts_txt), "--prompts_txt") if args.prompts_txt else []
+        prompts = self.prompts(args, paths)
         if not args.images and not prompts:
             raise ValueError("--prompts_txt: give the prompts to make pictures of")
         if set(paths) & NEED_PROMPTS and not prompts:
@@ -100,6 +100,19 @@ class Program:
         if set(paths) <= set(DIVERSITY):
             _check_pairs(args, found)
         return Job(args, paths, options, prompts, found, out)
+
+    def prompts(self, args: argparse.Namespace, scorers: Collection[str]) -> list[str]:
+        """Those of --prompts_txt, where they are needed or were asked for.
+
+        The default file says nothing of the pictures of --images: most scorers do without, and take any names then.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        needed = not args.images or not NEED_PROMPTS.isdisjoint(scorers)
+        if not args.prompts_txt or not (needed or args.prompts_txt != self.defaults["prompts_txt"]):
+            return []
+        return read_prompts(Path(args.prompts_txt), "--prompts_txt")
 
 
 def _check_found(folder: Path, found: list[PictureFile]) -> None:
@@ -138,7 +151,7 @@ HELP = {
     "model": "run folder, checkpoint, pipeline folder, or a student's .pt with --base_model",
     "base_model": "pipeline folder that a .pt network belongs to",
     "images": "score the pictures of this folder instead of making any",
-    "prompts_txt": "prompts, one a line",
+    "prompts_txt": "prompts, one a line; the default is read with --images only if a scorer compares with prompts",
     "output_dir": "pictures, per_image.csv, summary.json and table.txt",
     "num_samples": "pictures a prompt",
     "seed": "of the start noises and of whatever a scorer draws",
