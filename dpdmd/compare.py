@@ -17,6 +17,7 @@ from pathlib import Path
 from dpdmd.comparison import sweep_file
 from dpdmd.comparison.jobs import Job, Workers, plan_jobs
 from dpdmd.comparison.sweep import Sweep
+from dpdmd.folders import check_writable
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def check(args: argparse.Namespace) -> Plan:
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: must be at least 1")
     out = args.out or Path("outputs") / args.sweep.stem
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file; give a folder")
+    check_writable("--out", out)
     for folder in args.reuse:
         if not (folder / "runs").is_dir():
             raise ValueError(f"--reuse {folder}: no sweep has run there; give the --out of one")
@@ -109,15 +109,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     workers = Workers(args.jobs or default_jobs(plan.sweep), show=write)
     workers.run(plan.jobs)
-    written = write()
-    sys.stdout.write(written.text)
-    sys.stdout.flush()  # what comes may fail, or be killed
-    problems = written.problems
-    if not workers.stopped:
-        try:
-            results.draw_picture(plan.sweep, plan.jobs, plan.out)
-        except ValueError as error:
-            problems.append(f"picture.png: {error}")
+    problems = []
+    try:
+        written = write()
+        problems += written.problems
+        sys.stdout.write(written.text)
+        sys.stdout.flush()  # what comes may fail, or be killed
+        if not workers.stopped:
+            problems += results.draw_picture(plan.sweep, plan.jobs, plan.out)
+    except OSError as error:
+        problems.append(f"{plan.out}: the tables could not be written ({error})")
     for problem in problems:
         print(f"dpdmd.compare: error: {problem}", file=sys.stderr)
     if workers.failures:

@@ -1,6 +1,7 @@
 """`dpdmd.compare`: sweeps are checked first, run once whatever happens meanwhile, and told in one table."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from small_sweep import call, starts, two_methods
 
 from dpdmd import compare
-from dpdmd.comparison import results
+from dpdmd.comparison import jobs, results
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,6 +86,29 @@ def test_a_picture_or_plane_that_fails_keeps_the_table(values, tmp_path, capsys,
     told = capsys.readouterr()
     assert "| dpdmd | 0.755" in told.out and (tmp_path / "out" / "table.csv").is_file()
     assert "plane.png: RuntimeError: no font" in told.err and "picture.png: --model" in told.err
+
+
+def test_a_disk_that_is_full_is_told_in_one_line(values, tmp_path, capsys, monkeypatch):
+    """At the end, with the picture, and in the thread of one model, which leaves the others alone."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    values["picture"] = {"prompts": ["a red circle"], "rows": ["teacher"]}
+    note = jobs.Stage.note
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "draw", full)
+        patch.setattr(
+            jobs.Stage, "note", lambda stage, done: (full if "dpdmd/seed_1" in str(stage.folder) else note)(stage, done)
+        )
+        assert compare.main(call(values, tmp_path)) == 1
+    told = capsys.readouterr()
+    assert "dpdmd, seed 1: [Errno 28] No space left on device" in told.err and "| dmd | 0.505 ±" in told.out
+    assert "error: picture.png: [Errno 28] No space left on device" in told.err
+    monkeypatch.setattr(results, "write_text", full)
+    assert compare.main(call(values, tmp_path)) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].endswith("out: the tables could not be written ([Errno 28] No space left on device)")
 
 
 def test_a_metric_that_the_result_lacks_leaves_its_cells_empty(values, tmp_path, capsys):

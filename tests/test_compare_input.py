@@ -73,7 +73,9 @@ def test_a_wrong_sweep_gets_one_line_before_anything_runs(values, tmp_path, caps
     ("extra", "says"),
     [
         (["--jobs", "0"], "--jobs 0: must be at least 1"),
-        (["--out", "README.md"], "is a file"),
+        (["--out", "README.md"], "README.md is a file; give a folder"),
+        (["--out", "README.md/foo"], "README.md is a file; give a folder"),
+        (["--out", "x" * 300], "cannot be made (File name too long)"),
         (["--reuse", "data"], "--reuse data: no sweep has run there"),
     ],
 )
@@ -81,6 +83,29 @@ def test_a_wrong_flag_gets_one_line(values, tmp_path, capsys, monkeypatch, extra
     monkeypatch.chdir(ROOT)
     assert compare.main(call(values, tmp_path, *extra)) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("{}", "lacks 'done'"),
+        ('{"done": true}', "lacks 'asked'"),
+        ('{"done": true, "asked": 3}', "holds what is not expected"),
+    ],
+)
+def test_a_damaged_record_is_named_before_anything_runs(values, tmp_path, capsys, content, says):
+    """Of this sweep's own stage, and of one that --reuse looks at."""
+    own = tmp_path / "out" / "runs" / "teacher" / "oracle.json"
+    theirs = tmp_path / "other" / "runs" / "dmd" / "seed_0" / "train.json"
+    for record, extra in ((own, []), (theirs, ["--reuse", str(tmp_path / "other")])):
+        record.parent.mkdir(parents=True)
+        record.write_text(content)
+        assert compare.main(call(values, tmp_path, *extra)) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert str(record) in line and says in line and "delete it" in line
+        record.unlink()
+    assert starts(tmp_path) == {}
 
 
 def test_a_wrong_sweep_is_told_without_torch(tmp_path):

@@ -25,6 +25,7 @@ from dpdmd.comparison.sweep import Sweep, options_of
 from dpdmd.config import Config
 from dpdmd.interruption import StopSignals
 from dpdmd.run_folder import write_text
+from dpdmd.weight_files import holding_what_is_expected, read_json
 
 TRAIN = "train"  # the stage that makes a model; every other one measures it
 POLL_SECONDS = 0.2
@@ -60,7 +61,7 @@ class Stage:
         return self.folder / f"{self.name}.json"
 
     def is_done(self) -> bool:
-        return self.record.is_file() and json.loads(self.record.read_text(encoding="utf-8"))["done"]
+        return self.record.is_file() and _read_record(self.record)[0]
 
     def note(self, done: bool) -> None:
         write_text(self.record, json.dumps({"done": done, "asked": self.asked}, indent=2) + "\n")
@@ -69,13 +70,27 @@ class Stage:
         """Whether what is here already was made as it would be now.
 
         Raises:
-            ValueError: it was not.
+            ValueError: it was not, or its record is damaged.
         """
         if not self.record.is_file():
             return
-        there = json.loads(self.record.read_text(encoding="utf-8"))["asked"]
+        _, there = _read_record(self.record)
         if changes := _changes(self.asked, there):
             raise ValueError(f"{self.folder}: was made with {changes}; give another --out, or delete that folder")
+
+
+def _read_record(path: Path) -> tuple[bool, dict[str, Any]]:
+    """Whether a stage is done, and what was asked for.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    try:
+        record = read_json(path)
+        with holding_what_is_expected(path):
+            return bool(record["done"]), {**record["asked"]}
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it: what it is about goes on, or is done once more") from None
 
 
 def _changes(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -138,12 +153,16 @@ def _job(sweep: Sweep, name: str, seed: int | None, out: Path, reuse: Sequence[P
 
 
 def _trained_elsewhere(train: Stage, reuse: Sequence[Path]) -> str | None:
-    """The run folder of a finished training that was asked for the same; None once one has begun here."""
+    """The run folder of a finished training that was asked for the same; None once one has begun here.
+
+    Raises:
+        ValueError: a record of a training elsewhere is damaged.
+    """
     if train.record.is_file():
         return None
     for record in (path for out in reuse for path in sorted(out.glob(f"runs/*/{train.folder.name}/train.json"))):
-        there = json.loads(record.read_text(encoding="utf-8"))
-        if there["done"] and not _changes(train.asked, there["asked"]):
+        done, there = _read_record(record)
+        if done and not _changes(train.asked, there):
             return str(record.with_name("run"))
     return None
 
@@ -178,7 +197,7 @@ class Workers:
             StopSignals() as signals,
             ThreadPoolExecutor(self._count) as pool,
         ):
-            waiting = {pool.submit(self._run_job, job, bar) for job in jobs}
+            waiting = {pool.submit(self._try_job, job, bar) for job in jobs}
             while waiting:
                 finished, waiting = wait(waiting, timeout=POLL_SECONDS)
                 if signals.received and not self.stopped:
@@ -191,6 +210,13 @@ class Workers:
             self.stopped = number
             for process in self._running:
                 os.killpg(process.pid, signal.SIGTERM)
+
+    def _try_job(self, job: Job, bar: tqdm) -> None:
+        try:
+            self._run_job(job, bar)
+        except OSError as error:  # a full disk, a folder that is gone: no reason to wait for the others and then fall
+            self.failures.append(job.label)
+            _tell(f"{job.label}: {error}")
 
     def _run_job(self, job: Job, bar: tqdm) -> None:
         if job.is_done() or self.stopped:

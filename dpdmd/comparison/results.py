@@ -54,17 +54,21 @@ def write(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> Written
     return Written(text, problems)
 
 
-def draw_picture(sweep: Sweep, jobs: Sequence[Job], out: Path) -> None:
+def draw_picture(sweep: Sweep, jobs: Sequence[Job], out: Path) -> list[str]:
     """Sample the finished rows of the sweep's picture, unless that was done since they were finished.
 
-    Raises:
-        ValueError: a model that cannot be sampled.
+    Returns:
+        A line about a model that cannot be sampled, or a picture that cannot be written; none if all is well.
     """
     finished = [job for job in jobs if job.is_done()]
     first = {job.configuration: job.model for job in reversed(finished)}  # of its first seed
     models = {name: first[name] for name in sweep.picture.rows if name in first} if sweep.picture else {}
-    if models and not _is_newer(out / "picture.png", [sweep.path, *_records(finished)]):
-        draw(sweep.picture, models, out / "picture.png")
+    try:
+        if models and not _is_newer(out / "picture.png", [sweep.path, *_records(finished)]):
+            draw(sweep.picture, models, out / "picture.png")
+    except (OSError, ValueError) as error:
+        return [f"picture.png: {error}"]
+    return []
 
 
 def _records(jobs: Sequence[Job]) -> list[Path]:
