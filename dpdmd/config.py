@@ -26,6 +26,7 @@ from dpdmd.options import (
     RunConfig,
 )
 from dpdmd.presets import PRESETS
+from dpdmd.run_folder import write_text
 
 FP32_MAX = 3.4e38  # what is larger is infinite to the device
 
@@ -143,7 +144,7 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
 
 def write_yaml(config: Config, path: Path) -> None:
     """Write the resolved configuration; `read_yaml` gives it back."""
-    path.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(config.as_dict(), sort_keys=False))
 
 
 def build_parser() -> argparse.ArgumentParser:
