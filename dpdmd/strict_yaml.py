@@ -23,19 +23,30 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # 2026-13-45 looks like a date, and PyYAML leaves it to Python to find that it is none.
+            shown = repr(node.value)[:60] if isinstance(node, yaml.ScalarNode) else "this"
+            raise yaml.constructor.ConstructorError(
+                problem=f"{shown} is no {node.tag.rpartition(':')[2]} (a text wants quotes)",
+                problem_mark=node.start_mark,
+            ) from None
+
 
 def read(path: Path, place: str) -> Any:
     """The file's plain values.
 
     Raises:
-        ValueError: it cannot be read, is no YAML, has a tag that is no plain value, or a key that stands twice; one
-            line that begins with `place`.
+        ValueError: it cannot be read, is no YAML, has a tag that is no plain value, a value that is not what it looks
+            like, or a key that stands twice; one line that begins with `place`.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, OverflowError, ValueError) as error:  # Python's own, of a letter that is none
         raise ValueError(f"{place}: no YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
         raise ValueError(f"{place}: no YAML (nested too deeply)") from None

@@ -212,6 +212,13 @@ def test_a_wrong_value_gets_one_line(flags, refused, monkeypatch, flag, value, s
         ("data: 5", "data must hold keys and values, not 5"),
         ("? [1]\n: 2", "no YAML"),
         ("student_sigmas: [[1.0]]", "student_sigmas must be str"),
+        ("seed: 2026-13-45", "'2026-13-45' is no timestamp (a text wants quotes) in"),
+        ("bf16: true\nk_anchor: 0b_", "'0b_' is no int (a text wants quotes) in \"<unicode string>\", line 2"),
+        ("bf16: !!bool maybe", "'maybe' is no bool"),
+        ("seed: !!timestamp x", "'x' is no timestamp"),
+        ('seed: !!int ""', "'' is no int"),
+        ("seed: !!set 3", "no YAML"),
+        (r'run_dir: "\U00110000"', "no YAML"),
     ],
 )
 def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch, text, says):

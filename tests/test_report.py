@@ -317,7 +317,7 @@ def test_runs_of_every_state(tmp_path):
     assert list(runs[4].grids) == ["teacher", 0, 12, 18]
     text = page_of(cut, bare, started, broken, whole, tmp_path=tmp_path).text
     assert "forgotten_option" in text and "not an option then" in text
-    assert "broken: config.yaml cannot be read" in text and "the teacher has no intervals" in text and "1.2.3" in text
+    assert "broken: config.yaml: no YAML" in text and "the teacher has no intervals" in text and "1.2.3" in text
     alone = page_of(cut, tmp_path=tmp_path)
     assert "No run was evaluated" in alone.text and "slide" not in alone.attributes("class")
     assert "No update was recorded yet" in page_of(started, tmp_path=tmp_path).text
@@ -325,6 +325,22 @@ def test_runs_of_every_state(tmp_path):
     lines = (bare / "metrics.jsonl").read_text().replace('_teacher": 0.5', '_teacher": 0.7')
     (bare / "metrics.jsonl").write_text(lines)
     assert "The teachers differ" in page_of(bare, whole, tmp_path=tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("config", "note"),
+    [
+        ("run: {max_steps: 0b_}", "config.yaml: no YAML ('0b_' is no int"),
+        ("run: {seed: 2026-13-45}", "is no timestamp"),
+        ("- 1", "config.yaml: holds no groups of options"),
+        ("run: 3", "config.yaml: holds no groups of options"),
+        ("run: {max_steps: many}", "config.yaml: max_steps is no number: 'many'"),
+    ],
+)
+def test_a_damaged_configuration_is_a_note_of_the_report(tmp_path, config, note):
+    run = make_run(tmp_path / "run", pictures=False)
+    (run / "config.yaml").write_text(config)
+    assert note in page_of(run, tmp_path=tmp_path).text
 
 
 def test_what_is_no_run_is_told(tmp_path, capsys):

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dpdmd import strict_yaml
 from dpdmd.evaluation import seed_grids
 from dpdmd.manifest import read_manifest
 from dpdmd.options import MAX_STEPS
@@ -140,11 +139,17 @@ def _step_of(checkpoint: Path | None) -> int | None:
 def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
     """Flat values, whatever version wrote them: a report must not refuse an option that was renamed since."""
     try:
-        groups = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {name: value for group in groups.values() for name, value in group.items()}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        notes.append(f"{path.name} cannot be read ({type(error).__name__})")
+        groups = strict_yaml.read(path, path.name)
+        flat = {str(name): value for group in groups.values() for name, value in group.items()}
+    except ValueError as error:
+        notes.append(str(error))
         return {}
+    except AttributeError:
+        notes.append(f"{path.name}: holds no groups of options")
+        return {}
+    if not isinstance(flat.get("max_steps"), int | None):
+        notes.append(f"{path.name}: max_steps is no number: {flat.pop('max_steps')!r}")
+    return flat
 
 
 def _read_teacher(folder: RunFolder, evaluations: dict[int, dict[str, Any]], notes: list[str]) -> dict[str, Score]:
