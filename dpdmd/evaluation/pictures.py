@@ -44,8 +44,9 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return _as_seen(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no whole picture ({' '.join(str(error).split())[:120]})") from None
+    except Exception as error:  # Pillow raises whatever the broken file led to
+        told = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{path} is no whole picture ({told})") from None
 
 
 def _as_seen(picture: Image.Image) -> Image.Image:
