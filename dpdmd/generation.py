@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dpdmd import distributed, geneval
+from dpdmd import distributed, geneval, out_of_memory
 from dpdmd.evaluation.pictures import fingerprint, is_whole, keep_or_refuse, open_picture
 from dpdmd.families.base import TextEncoder
 from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
@@ -28,11 +28,8 @@ def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
         OSError: they cannot be written.
         MemoryError: the device has too little.
     """
-    try:
+    with out_of_memory.told("lower --batch_size, --height or --width, or give --bf16"):
         return _run(args, prompts)
-    except torch.OutOfMemoryError as error:
-        told = str(error).partition("\n")[0]
-        raise MemoryError(f"out of memory; lower --batch_size, --height or --width, or give --bf16 ({told})") from None
 
 
 def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:

@@ -7,9 +7,7 @@ little memory); 2 wrong input; 128 + its number after SIGINT (130), SIGUSR1 (138
 import sys
 from collections.abc import Sequence
 
-import torch
-
-from dpdmd import config, preflight
+from dpdmd import config, out_of_memory, preflight
 from dpdmd.checkpoint import SaveError
 from dpdmd.diagnostics import NonFiniteError
 from dpdmd.interruption import Interrupted
@@ -53,9 +51,7 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
 
 def _out_of_memory(memory: MemoryPlan, error: RuntimeError) -> str:
     """The plan's largest rows with the flags that lower them, and torch's own first line; other errors go on."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # of a CPU
-        raise error
-    told = str(error).partition("\n")[0]
+    told = out_of_memory.first_line(error)
     return f"stopped: out of memory ({memory.summary()}); {memory.advice()}; or see --preset in --help ({told})"
 
 

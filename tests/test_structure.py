@@ -26,6 +26,7 @@ ORDER = (
     "dpdmd.turns",
     "dpdmd.lr_schedules",
     "dpdmd.transfers",
+    "dpdmd.out_of_memory",
     "dpdmd.folders",
     "dpdmd.picture_flags",
     "dpdmd.rng",

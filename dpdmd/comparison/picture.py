@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from dpdmd import out_of_memory
 from dpdmd.comparison.sweep import Picture
-from dpdmd.grids import labelled_grid, save_picture, to_pil
+from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
 from dpdmd.sampling import batches_of, load_sampler
 
 SEED = 0
@@ -19,16 +20,16 @@ def draw(picture: Picture, models: Mapping[str, Path], path: Path) -> None:
     """Sample every model (name -> what `--model` would be) and write the grid; on a GPU in bf16.
 
     Raises:
-        ValueError: a model does not load, or is too large for the device.
+        ValueError: a model does not load, is too large for the device, or makes no finite pictures.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[dict[str, list[Image.Image]]] = [{} for _ in picture.prompts]
     for name, model in models.items():
         try:
-            label, tiles = _sample(picture, name, model, device)
-        except torch.OutOfMemoryError as error:
-            told = str(error).partition("\n")[0]
-            raise ValueError(f"{name}: out of memory, is the device in use elsewhere? ({told})") from None
+            with out_of_memory.told("is the device in use elsewhere?"):
+                label, tiles = _sample(picture, name, model, device)
+        except MemoryError as error:
+            raise ValueError(f"{name}: {error}") from None
         for row, made in zip(rows, tiles, strict=True):
             row[label] = made
     labels = [f'{label}: "{text}"' for text, of in zip(picture.prompts, rows, strict=True) for label in of]
@@ -43,6 +44,7 @@ def _sample(picture: Picture, name: str, model: Path, device: torch.device) -> t
     batches = batches_of(len(picture.prompts), picture.num_images, at_a_time)
     tiles: list[list[Image.Image]] = [[] for _ in picture.prompts]
     for keys, made in sampler.sweep(encoder, picture.prompts, batches, SEED, progress=f"picture: {name}"):
+        check_finite(made, model)
         for (prompt, _), image in zip(keys, to_pil(made), strict=True):
             image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)  # never enlarges
             tiles[prompt].append(image)

@@ -48,7 +48,7 @@ class Program:
         except ValueError as error:
             print(f"{self.name}: error: {error}", file=sys.stderr)
             return 2
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             print(f"{self.name}: stopped: {error}", file=sys.stderr)
             return 1
         return 0

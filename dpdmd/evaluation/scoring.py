@@ -1,6 +1,8 @@
 """A checked job of a root program, done: generate what is missing, score everything, write the results."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dpdmd import distributed
+from dpdmd import distributed, out_of_memory
 from dpdmd.checkpoint import versions
 from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.pictures import (
@@ -28,6 +30,8 @@ from dpdmd.markup import latex_text
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import batches_of, find_model, load_sampler
 
+LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
+FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
 GRIDS = 32  # prompts whose pictures are also laid out in a grid
 
 
@@ -36,33 +40,39 @@ def run(job: Job) -> Report:
 
     Raises:
         ValueError: the model's or a scorer's files do not load, or `output_dir` holds other pictures.
+        OSError: what was made cannot be written.
+        MemoryError: the device has too little.
     """
     accelerator = Accelerator(mixed_precision="no")
     distributed.set_cuda_arithmetic(job.args.bf16)
     pictures, settings = (job.found, {}) if job.found else _generate(job, accelerator)
-    scorers = [build_scorer(name, paths, accelerator.device, **job.options[name]) for name, paths in job.paths.items()]
+    with _raised_everywhere(accelerator, FEWER_SCORERS):
+        scorers = [
+            build_scorer(name, paths, accelerator.device, **job.options[name]) for name, paths in job.paths.items()
+        ]
     rows = _score(job, pictures, scorers, accelerator)
     metrics = metric_names(scorers)
     result = report(distributed.gather(accelerator, rows), metrics, job.args.seed)
-    if accelerator.is_main_process:
-        _write(job, result, metrics, settings)
-    accelerator.wait_for_everyone()
+    with _raised_everywhere(accelerator):
+        if accelerator.is_main_process:
+            _write(job, result, metrics, settings)
     return result
 
 
 def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], dict[str, Any]]:
     """Make this rank's share of the pictures that are not there yet; all pictures of all ranks, and their settings."""
     args, folder = job.args, job.out / PICTURES
-    sampler, encoder = load_sampler(
-        Path(args.model),
-        accelerator.device,
-        base_model=Path(args.base_model) if args.base_model else None,
-        dtype=torch.bfloat16 if args.bf16 else torch.float32,
-        steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        height=args.height,
-        width=args.width,
-    )
+    with _raised_everywhere(accelerator, LOWER):
+        sampler, encoder = load_sampler(
+            Path(args.model),
+            accelerator.device,
+            base_model=Path(args.base_model) if args.base_model else None,
+            dtype=torch.bfloat16 if args.bf16 else torch.float32,
+            steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            height=args.height,
+            width=args.width,
+        )
     source = find_model(Path(args.model), Path(args.base_model) if args.base_model else None).source
     settings = {
         "model": str(source.resolve()),
@@ -73,32 +83,36 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], di
         "gen_batch_size": args.gen_batch_size,
         "prompts": fingerprint(job.prompts),
     }
-    problem = None
-    if accelerator.is_main_process:
-        try:
+    with _raised_everywhere(accelerator):
+        if accelerator.is_main_process:
             keep_or_refuse(folder, settings, "--output_dir")
-        except ValueError as error:
-            problem = error
-    _raise_everywhere(accelerator, problem)
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     # A batch is made whole or not at all: a picture's last bits may depend on the batch it was made in.
     todo = [batch for batch in mine if not all(is_whole(folder / file_name(key)) for key in batch)]
     progress = "generating" if accelerator.is_main_process else ""
-    try:
+    with _raised_everywhere(accelerator, LOWER):
         for keys, made in sampler.sweep(encoder, job.prompts, todo, args.seed, progress=progress):
             check_finite(made, args.model)
             for key, picture in zip(keys, to_pil(made), strict=True):
                 save_picture(picture, folder / file_name(key))
-    except (ValueError, OSError) as error:
-        problem = error
-    _raise_everywhere(accelerator, problem)
     keys = [key for batch in batches for key in batch]
     return [PictureFile(key, job.prompts[key[0]], folder / file_name(key)) for key in keys], settings
 
 
-def _raise_everywhere(accelerator: Accelerator, problem: Exception | None) -> None:
-    """Raise the first rank's problem on all of them: one that went on would wait for the others. Collective."""
+@contextmanager
+def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterator[None]:
+    """Raise what goes wrong on one rank on all of them: one that went on would wait for the others. Collective.
+
+    Raises:
+        ValueError, OSError, MemoryError: the first rank's; one that ran out of memory gives `advice`.
+    """
+    problem = None
+    try:
+        with out_of_memory.told(advice):
+            yield
+    except (ValueError, OSError, MemoryError) as error:
+        problem = error
     for found in distributed.gather(accelerator, [problem]):
         if found is not None:
             raise found

@@ -1,0 +1,30 @@
+"""Too little memory, told in one line that says what to lower. torch has an error of its own for a GPU's alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def first_line(error: RuntimeError) -> str:
+    """torch's own first line about memory that is full.
+
+    Raises:
+        RuntimeError: it is about something else.
+    """
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # of a CPU
+        raise error
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
+def told(advice: str) -> Iterator[None]:
+    """Run what may need more memory than there is.
+
+    Raises:
+        MemoryError: it did; one line with `advice`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise MemoryError(f"out of memory; {advice} ({first_line(error)})") from None

@@ -1,0 +1,24 @@
+"""`test_preference.py`, whose rank 1 alone runs out of memory when it makes pictures."""
+
+import os
+import runpy
+import sys
+import time
+
+import torch
+
+from dpdmd.sampling import Sampler
+
+healthy = Sampler.pictures
+
+
+def starved(*arguments):
+    if os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    return healthy(*arguments)
+
+
+Sampler.pictures = starved
+status = runpy.run_path("test_preference.py")["PROGRAM"].main(sys.argv[1:])
+time.sleep(2)  # the launcher kills the other as soon as one has ended
+sys.exit(status)
