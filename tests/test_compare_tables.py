@@ -249,6 +249,18 @@ def test_the_picture_fits_a_gpu_and_a_screen(tmp_path, monkeypatch, on_gpu, size
         assert 9 * 256 <= made.width < 9 * 264 and made.height < 2 * 256
 
 
+def test_a_picture_that_is_not_finite_is_one_line(tmp_path, monkeypatch):
+    """It would be black, as if the model had painted so."""
+
+    class Broken(Sampled):
+        def sweep(self, *arguments, **more):
+            yield from ((keys, made * float("nan")) for keys, made in super().sweep(*arguments, **more))
+
+    monkeypatch.setattr(picture, "load_sampler", lambda *arguments, **more: (Broken(64), None))
+    with pytest.raises(ValueError, match=f"--model {tmp_path}: its pictures are not finite"):
+        picture.draw(Picture(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
+
+
 def test_a_picture_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
     def full(*arguments, **more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")

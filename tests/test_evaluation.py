@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dpdmd import train
+from dpdmd.evaluation import scoring
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
-from dpdmd.evaluation.pictures import find_pictures, open_picture
+from dpdmd.evaluation.pictures import find_pictures, is_whole, open_picture
 from dpdmd.evaluation.plan import PictureSet
 from dpdmd.evaluation.statistics import mean_rank, summarise
+from dpdmd.sampling import Sampler
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red circle", "ein grünes Dreieck, 猫 и кот", "a shape " * 250]
@@ -111,6 +115,25 @@ def test_the_best_checkpoint_outlives_the_limit(flags, tmp_path):
     assert (best / "student" / "model_index.json").is_file()
     kept = {path.name for path in (run / "ckpts").glob("step_*")}
     assert kept == {best.name, "step_000030"}
+
+
+def test_pictures_that_are_not_finite_have_no_scores(flags, tmp_path, monkeypatch):
+    """They would be scored as black ones, which are all alike; the others of the batch keep theirs."""
+    made = Sampler.pictures
+
+    def broken(self, text, keys, seed):
+        pictures = made(self, text, keys, seed)
+        pictures[[prompt == 1 for prompt, _ in keys], 0, 3, 3] = float("nan")
+        return pictures
+
+    monkeypatch.setattr(Sampler, "pictures", broken)
+    assert train.main([*flags, "--max_steps", "2", "--eval_batch_size", "2"]) == 0
+    found = evaluations(tmp_path / "run")
+    assert [line["step"] for line in found] == [0, 2]
+    assert all(line["eval/eval_div_clip_missing"] == 3 for line in found)
+    assert all(line["eval/eval_preference_pickscore_missing"] == 3 for line in found)
+    assert all(line["eval/eval_div_clip"] > 0 for line in found)
+    assert "step 2: 1 of 2 pictures are not finite, and have no scores" in (tmp_path / "run/log/log.txt").read_text()
 
 
 def test_scorers_are_checked_before_the_start(flags, tmp_path, capsys):
@@ -248,9 +271,6 @@ def test_pictures_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_p
 
 def test_programs_refuse_pictures_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
     """They would be black, and scored as such. What was made before stays."""
-    import torch
-    from safetensors.torch import load_file
-
     state = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
     state["proj_out.bias"][0] = float("inf")
     torch.save(state, tmp_path / "s.pt")
@@ -258,6 +278,31 @@ def test_programs_refuse_pictures_that_are_not_finite(preference, tiny_pipeline,
     assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 2
     assert "s.pt: its pictures are not finite" in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["pictures.json"]
+
+
+def test_programs_tell_in_one_line_that_memory_is_full(preference, tmp_path, monkeypatch, capsys):
+    """While pictures are made, and while a scorer loads."""
+
+    def full(*arguments, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
+
+    out = ["--output_dir", str(tmp_path / "out")]
+    for place, name, says in (
+        (Sampler, "pictures", "lower --gen_batch_size, --height or --width, or give --bf16"),
+        (scoring, "build_scorer", "give fewer scorers at a time"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            assert program("test_preference").main([*preference, *out]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"test_preference.py: stopped: out of memory; {says}") and "allocate 2 GiB" in line
+
+
+def test_a_rank_that_runs_out_of_memory_ends_the_others(preference, tmp_path, run_processes):
+    """Each of them says so by itself: none waits for the launcher to kill it."""
+    given = ["tests/drivers/starved_rank.py", *preference, "--output_dir", str(tmp_path / "out")]
+    done = run_processes(given, check=False)
+    assert done.returncode == 1 and done.stderr.count("test_preference.py: stopped: out of memory; lower") == 2
 
 
 def test_programs_refuse_wrong_input(preference, tmp_path, capsys):
@@ -283,9 +328,6 @@ def test_programs_refuse_wrong_input(preference, tmp_path, capsys):
 
 def test_a_release_network_is_scored(preference, tiny_pipeline, tmp_path):
     """A bare .pt state dict samples as a 4-step student of its base model."""
-    import torch
-    from safetensors.torch import load_file
-
     torch.save(load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors"), tmp_path / "s.pt")
     given = [*preference[:4], *preference[6:]]  # without --steps
     given += ["--model", str(tmp_path / "s.pt"), "--base_model", str(tiny_pipeline)]
@@ -319,6 +361,17 @@ def test_a_picture_is_read_as_a_person_would_see_it(tmp_path, picture, suffix, s
     picture.save(tmp_path / f"0{suffix}")
     found = open_picture(tmp_path / f"0{suffix}")
     assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
+
+
+def test_a_damaged_tiff_is_unreadable(tmp_path):
+    """Whatever the broken file makes Pillow raise: here a TypeError, for a tag of another type."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.tiff")
+    content = bytearray((tmp_path / "0.tiff").read_bytes())
+    content[72] = 2
+    (tmp_path / "0.tiff").write_bytes(content)
+    assert not is_whole(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=r"0\.tiff is no whole picture"):
+        open_picture(tmp_path / "0.tiff")
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

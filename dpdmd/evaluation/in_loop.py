@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dpdmd import distributed
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
 from dpdmd.evaluation.pictures import file_name, open_picture
 from dpdmd.evaluation.plan import DIVERSITY, EvalPlan, PictureSet
-from dpdmd.evaluation.runner import Report, Row, judge, metric_names, report
+from dpdmd.evaluation.runner import NOT_FINITE, UNREADABLE, Report, Row, judge, metric_names, report
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.seed_grids import TEACHER
@@ -137,7 +139,7 @@ class InLoopEvaluation:
             ]
             for sample in samples:
                 save_picture(sample.picture, folder / file_name(sample.key))
-            rows += judge(samples, scorers)
+            rows += _judge_finite(samples, made, scorers, title)
         return report(distributed.gather(self.accelerator, rows), metric_names(scorers), self.config.eval.eval_seed)
 
     def _show(self, pictured: PictureSet, title: str) -> None:
@@ -159,6 +161,16 @@ class InLoopEvaluation:
             seed_grids.keep(self.folder, step, [(s.name, s.prompts, s.num_samples) for s in self.plan.sets])
         except (OSError, ValueError) as error:
             logger.warning("the report will lack the pictures of step %d: %s", step, error)
+
+
+def _judge_finite(samples: list[Sample], made: Tensor, scorers: list[Scorer], title: str) -> list[Row]:
+    """Rows of a batch; a picture of values that are not finite has no scores: to a scorer it would just be black."""
+    finite = made.flatten(1).isfinite().all(1).tolist()
+    lost = [sample for sample, whole in zip(samples, finite, strict=True) if not whole]
+    if lost:
+        logger.warning("%s: %d of %d pictures are not finite, and have no scores", title, len(lost), len(samples))
+    rows = judge([sample for sample, whole in zip(samples, finite, strict=True) if whole], scorers)
+    return rows + [Row(sample.key, sample.prompt, notes={UNREADABLE: NOT_FINITE}) for sample in lost]
 
 
 def record(step: int, student: dict[str, Summary], teacher: dict[str, Summary], started: float) -> dict[str, Any]:
