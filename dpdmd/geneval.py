@@ -28,7 +28,7 @@ def read_metadata(path: Path) -> list[Entry]:
         ValueError: cannot be read, or a line that is no JSON object with a tag and a prompt; names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         told = getattr(error, "strerror", None) or error
         raise ValueError(f"--geneval {path}: cannot be read ({told}); give evaluation_metadata.jsonl") from None

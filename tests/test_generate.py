@@ -12,7 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image, ImageFont
 from safetensors.torch import load_file, save_file
 
-from dpdmd import export, generate, generation
+from dpdmd import export, generate, generation, geneval
 from dpdmd.families.base import RestingDecoder
 from dpdmd.families.sd35 import SD35
 from dpdmd.grids import _fit, labelled_grid, to_float, to_pil
@@ -149,6 +149,13 @@ def test_geneval_goes_on_where_it_was_killed(for_geneval, tmp_path, capsys):
     assert [path.stat().st_mtime_ns == before[path][1] for path in paths] == [True] * 4 + [False] * 4
     assert generate.main([*for_geneval, "--seed", "1"]) == 2
     assert "holds pictures of other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
+
+
+def test_metadata_may_begin_with_a_byte_order_mark(tmp_path):
+    """As editors on Windows write it; GenEval's copy of the line is without."""
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, METADATA)), encoding="utf-8-sig")
+    entries = geneval.read_metadata(tmp_path / "metadata.jsonl")
+    assert [json.loads(entry.line) for entry in entries] == METADATA
 
 
 @pytest.mark.parametrize(
