@@ -200,7 +200,7 @@ def find(folder: RunFolder, wanted: str, config: Config) -> Found:
     Nothing for "latest" where there is none yet: a job that is always launched to resume starts its first run so.
 
     Raises:
-        ValueError: a path that is no whole checkpoint, none whole among several, or one of another configuration;
+        ValueError: a path that is no whole checkpoint, none whole among those there, or one of another configuration;
             the message says what differs.
     """
     if wanted != LATEST:
@@ -218,7 +218,7 @@ def find(folder: RunFolder, wanted: str, config: Config) -> Found:
             return Found(path, _read(path, config), passed_over)
         except DamagedError as error:
             passed_over.append(f"{path} is not whole ({error}): passed over")
-    if folder.checkpoints():
+    if newest:  # also where it is a copied run's `latest` alone: its steps are not to be trained anew unasked
         raise ValueError(
             f"--resume_from_checkpoint latest: no checkpoint in {folder.ckpts} is whole ({passed_over[-1]}); "
             "give another --run_dir"

@@ -89,3 +89,13 @@ def test_latest_alone_is_a_checkpoint(flags, tmp_path):
     assert alone.latest() == alone.ckpts / LATEST
     again = [*flags, "--run_dir", str(alone.root), "--resume_from_checkpoint", "latest", "--max_steps", "12"]
     assert train.main(again) == 0 and alone.latest() == alone.checkpoint(12)
+
+
+def test_latest_alone_and_damaged_is_refused_rather_than_started_anew(flags, tmp_path, capsys):
+    assert train.main([*flags, "--max_steps", "6"]) == 0
+    alone = RunFolder.of(tmp_path / "alone")
+    shutil.copytree(tmp_path / "run" / "ckpts" / LATEST, alone.ckpts / LATEST)
+    (alone.ckpts / LATEST / "state" / "fake.safetensors").unlink()
+    again = [*flags, "--run_dir", str(alone.root), "--resume_from_checkpoint", "latest", "--max_steps", "12"]
+    assert train.main(again) == 2 and not alone.checkpoints()
+    assert f"no checkpoint in {alone.ckpts} is whole" in capsys.readouterr().err.splitlines()[-1]
