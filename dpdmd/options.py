@@ -273,7 +273,7 @@ class RunConfig:
     ckpt_every: int = _flag(600, "steps between checkpoints", "ours", least=1, free=True)
     vis_every: int = _flag(60, "steps between pictures in process_vis; 0: none", "ours", least=0, free=True)
     checkpoints_total_limit: int | None = _flag(
-        None, "checkpoints to keep, the newest", "diffusers", least=1, free=True
+        None, "checkpoints to keep, the newest; the best stays beside them", "diffusers", least=1, free=True
     )
     resume_from_checkpoint: str | None = _flag(None, "'latest' or a checkpoint folder", "diffusers", free=True)
     nonfinite: str = _flag(

@@ -80,7 +80,7 @@ def check(config: Config) -> Plan:
     found = _check_folder(config, folder)
     stop = total_steps(config, len(prompts), _global_batch_size(config))
     _check_turns(config, stop)
-    _check_space(config, folder, stop, found)
+    _check_space(config, folder, stop, found, evaluation)
     warnings = [
         f"{path} does not lie under {folder.root}: this run's files are scattered" for path in folder.scattered()
     ]
@@ -220,14 +220,19 @@ def _check_turns(config: Config, stop: int) -> None:
         )
 
 
-def _check_space(config: Config, folder: RunFolder, stop: int, found: checkpoint.Found) -> None:
-    """Compare what the checkpoints to come will take with what the disk has."""
+def _check_space(config: Config, folder: RunFolder, stop: int, found: checkpoint.Found, evaluation: EvalPlan) -> None:
+    """Compare what the checkpoints to come will take with what the disk has.
+
+    Raises:
+        ValueError: it has too little.
+    """
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     run, start = config.run, found.progress.step if found.progress else 0
     count = max(0, math.ceil(stop / run.ckpt_every) - start // run.ckpt_every)
     if run.checkpoints_total_limit:
-        # One more than the limit: the oldest goes when the newest is whole.
-        count = min(count, max(1, run.checkpoints_total_limit + 1 - len(folder.checkpoints())))
+        # One more than the limit: the oldest goes when the newest is whole. And the best, which stays beside them.
+        most = run.checkpoints_total_limit + 1 + bool(evaluation.sets)
+        count = min(count, max(1, most - len(folder.checkpoints())))
     if not count:
         return
     needed = count * checkpoint.size_in_bytes(config)

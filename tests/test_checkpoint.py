@@ -174,7 +174,8 @@ def test_a_really_full_disk(short_run, small_disk, capsys, monkeypatch):
     assert found.progress.step >= 1 and not found.passed_over
 
 
-def test_too_little_space_is_told_at_the_start(flags, capsys, monkeypatch, tmp_path):
+def test_too_little_space_is_told_at_the_start(flags, tiny_scorers, capsys, monkeypatch, tmp_path):
+    """With a limit one more than it, and where the student is evaluated the best of them besides."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
     assert train.main([*flags, "--max_steps", "6"]) == 2
@@ -182,6 +183,9 @@ def test_too_little_space_is_told_at_the_start(flags, capsys, monkeypatch, tmp_p
     assert not (tmp_path / "run").exists()
     assert train.main([*flags, "--max_steps", "6", "--checkpoints_total_limit", "1"]) == 2
     assert "but 2 checkpoints" in capsys.readouterr().err
+    evaluated = ["--checkpoints_total_limit", "1", "--dino_path", tiny_scorers["dino_path"]]
+    assert train.main([*flags, "--max_steps", "12", *evaluated]) == 2
+    assert "but 3 checkpoints" in capsys.readouterr().err
 
 
 def test_the_estimate_is_what_a_checkpoint_takes(finished, tiny_pipeline):

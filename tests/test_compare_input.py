@@ -15,6 +15,8 @@ from dpdmd.comparison.jobs import plan_jobs
 from dpdmd.comparison.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
 from dpdmd.comparison.sweep_file import read_sweep
 from dpdmd.evaluation import program
+from dpdmd.evaluation.files import REQUIREMENTS
+from dpdmd.options import IN_LOOP_SCORERS
 from dpdmd.prompts import read_prompts
 
 ROOT = Path(__file__).parent.parent
@@ -275,3 +277,5 @@ def test_the_four_sweeps_of_sd35_share_a_training():
     first, *others = [read[name].configurations[row] for name, row in rows.items()]
     assert all((other.resolved, other.launcher) == (first.resolved, first.launcher) for other in others)
     assert all("--reuse" in sweep.path.read_text() for sweep in read.values())
+    # One checkpoint a training, as they say too: none is kept for being the best, since nothing is scored in the loop.
+    assert not any(first.resolved[REQUIREMENTS[name][0]] for name in IN_LOOP_SCORERS)
