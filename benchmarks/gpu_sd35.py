@@ -36,6 +36,7 @@ from dpdmd.checkpoint import versions
 from dpdmd.families.notes import Note
 from dpdmd.memory_rows import CONTEXT, FAKE, STUDENT
 from dpdmd.run_folder import write_text
+from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.trainer import Trainer
@@ -76,7 +77,7 @@ class Measured:
 
 def save_pipeline(folder: Path, tiny: bool) -> None:
     """A pipeline folder in the official layout, random weights."""
-    pipe: StableDiffusion3Pipeline = build_pipeline(build_autoencoder())
+    pipe: StableDiffusion3Pipeline = build_pipeline(build_autoencoder(), world)
     if not tiny:
         parts = {"transformer": SD3Transformer2DModel(**TRANSFORMER), "vae": AutoencoderKL(**VAE)}
         for suffix, width in (("", 768), ("_2", 1280)):

@@ -13,6 +13,7 @@ MOST_TOKENS = 512  # of T5, as in diffusers
 RANGES = {
     "num_images": (1, MOST_IMAGES),
     "num_samples": (1, MOST_IMAGES),
+    "num_seeds": (1, MOST_IMAGES),
     "batch_size": (1, math.inf),
     "gen_batch_size": (1, math.inf),
     "seed": (0, LARGEST_SEED),

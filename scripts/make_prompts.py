@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from dpdmd.rng import numpy_generator
-from dpdmd.shapes.categories import BY_COUNT, CATEGORIES, category
+from dpdmd.shapes import pairs
+from dpdmd.shapes.categories import COLOUR_SHAPE, OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, caption
 
 NUM_TRAIN, NUM_EVAL, NUM_EVAL_SHORT = 4000, 200, 16
 NUM_GENEVAL = 16  # of each category
+NUM_PAIRS = 1491  # training captions of two objects, beside the small world's 509: 2,000
 MIN_WORDS, MAX_WORDS = 4, 40
 
 # Blocks of word lists. "[name < parent]" begins one that also knows its parent's lists; an indented line continues the
@@ -339,17 +341,18 @@ def shapes_eval_captions(rng: np.random.Generator) -> list[str]:
     return captions
 
 
-def shapes_geneval_captions(rng: np.random.Generator) -> list[str]:
-    """16 distinct captions of each category of `dpdmd.shapes.categories` that names something, in their order."""
+def geneval_captions(captions: Sequence[str], categories: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """16 distinct ones of `captions` of each of the categories, in their order."""
     groups: dict[str, list[str]] = {}
-    for text in all_captions():
+    for text in captions:
         groups.setdefault(category(text), []).append(text)
-    return [
-        groups[name][index]
-        for name in CATEGORIES
-        if name != BY_COUNT[0]
-        for index in rng.permutation(len(groups[name]))[:NUM_GENEVAL]
-    ]
+    return [groups[name][index] for name in categories for index in rng.permutation(len(groups[name]))[:NUM_GENEVAL]]
+
+
+def tells_apart(named: dict[str, str]) -> bool:
+    """Whether a caption of two objects names a colour of both or a shape of both, and not the same."""
+    both = [(named.get(name), named.get(f"second_{name}")) for name in ("colour", "shape")]
+    return any(first and second and first != second for first, second in both)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -362,14 +365,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     shapes_eval = shapes_eval_captions(numpy_generator(args.seed, "shapes eval captions"))
     shapes_train = [text for text in all_captions() if text not in shapes_eval]
     order = numpy_generator(args.seed, "shapes train order").permutation(len(shapes_train))
+    shapes_train = [shapes_train[i] for i in order]
+    geneval = geneval_captions(all_captions(), OF_ONE[1:], numpy_generator(args.seed, "shapes geneval captions"))
+
+    of_two = [text for text in pairs.all_captions() if category(text) in OF_TWO]
+    asked = [text for text in of_two if tells_apart(pairs.parse_caption(text))]
+    pairs_geneval = geneval_captions(asked, OF_TWO, numpy_generator(args.seed, "pairs geneval captions"))
+    of_two = sorted(set(of_two) - set(pairs_geneval))
+    random = numpy_generator(args.seed, "pairs train captions")
+    pairs_train = shapes_train + [of_two[i] for i in random.permutation(len(of_two))[:NUM_PAIRS]]
+    one_object = [text for text in geneval if category(text) in ("single_attribute", COLOUR_SHAPE, "two_attributes")]
+
     english = english_prompts(numpy_generator(args.seed, "english prompts"))
     prompts_eval = list(itertools.islice(english, NUM_EVAL))
 
     args.out.mkdir(parents=True, exist_ok=True)
     for name, prompts in {
-        "shapes_train.txt": [shapes_train[i] for i in order],
+        "shapes_train.txt": shapes_train,
         "shapes_eval.txt": shapes_eval,
-        "shapes_geneval.txt": shapes_geneval_captions(numpy_generator(args.seed, "shapes geneval captions")),
+        "shapes_geneval.txt": geneval,
+        "pairs_train.txt": [pairs_train[i] for i in random.permutation(len(pairs_train))],
+        "pairs_geneval.txt": one_object + pairs_geneval,
         "prompts_train.txt": list(itertools.islice(english, NUM_TRAIN)),
         "prompts_eval.txt": prompts_eval,
         "prompts_eval_16.txt": prompts_eval[:NUM_EVAL_SHORT],  # one of each family

@@ -2,16 +2,22 @@
 # Distils the small world's 30-step teacher into a 4-step student, then shows figures and pictures.
 #   bash scripts/run_train_tiny.sh                                   the whole run
 #   bash scripts/run_train_tiny.sh --max_steps 12 --run_dir X        further flags of dpdmd.train win
+#   GRID_PROMPT="a circle above a square" MEASURED_PROMPTS=data/pairs_geneval.txt bash scripts/run_train_tiny.sh \
+#       --teacher_id weights/tiny/sd35_pairs --prompt_txt data/pairs_train.txt --run_dir outputs/tiny/pairs
+#                                                                    two objects: GenEval's kinds of prompts
 # A run that was stopped goes on from its last checkpoint when the same command is given again.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
-PROMPT="a circle on a white background" # leaves colour, size and position open: what the grids should vary in
-NUM_SEEDS="${NUM_SEEDS:-16}"            # pictures a prompt that the figures are taken over; the benchmarks use 64
+# The default leaves colour, size and position open: what the grids should vary in.
+GRID_PROMPT="${GRID_PROMPT:-a circle on a white background}"
+MEASURED_PROMPTS="${MEASURED_PROMPTS:-data/shapes_eval.txt}" # what the figures are taken over
+NUM_SEEDS="${NUM_SEEDS:-16}"                                 # pictures of each of them; the benchmarks use 64
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
+[ -f "$MEASURED_PROMPTS" ] || { echo "run_train_tiny.sh: MEASURED_PROMPTS=$MEASURED_PROMPTS: no such file" >&2 && exit 2; }
 
 # `latest` starts anew where there is no checkpoint yet. One process: no launcher needed.
 flags=(--config scripts/configs/tiny.yaml --run_dir outputs/tiny/dpdmd --resume_from_checkpoint latest "$@")
@@ -33,14 +39,15 @@ PY
 pictures="$run/pictures"
 for name in student teacher; do
     [ "$name" = student ] && source_of="$model" || source_of="$teacher"
-    "$PYTHON" -m dpdmd.generate --model "$source_of" --prompt "$PROMPT" --num_images 9 --seed 0 --out "$pictures/$name" >/dev/null
+    "$PYTHON" -m dpdmd.generate --model "$source_of" --prompt "$GRID_PROMPT" --num_images 9 --seed 0 --out "$pictures/$name" >/dev/null
 done
 echo
-"$PYTHON" -m dpdmd.shapes.measure --model "$teacher" "$model" --num_seeds "$NUM_SEEDS" --out "$run/figures.json"
+"$PYTHON" -m dpdmd.shapes.measure --model "$teacher" "$model" --prompt_txt "$MEASURED_PROMPTS" \
+    --num_seeds "$NUM_SEEDS" --out "$run/figures.json"
 "$PYTHON" -m dpdmd.report "$run" >/dev/null # once more: it shows these figures too
 cat <<EOT
 
-"$PROMPT", the same nine start noises:
+"$GRID_PROMPT", the same nine start noises:
   teacher   $pictures/teacher/grid.png
   student   $pictures/student/grid.png
 training    $run/process_vis/latest.png

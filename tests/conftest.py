@@ -22,7 +22,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from dpdmd.families.notes import Note
-from dpdmd.shapes import scorers
+from dpdmd.shapes import scorers, world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.shapes.text import CLIP_WIDTH, MAX_LENGTH, build_clip_encoder, build_clip_tokenizer
@@ -53,7 +53,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         vae = build_autoencoder()
         vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
-        pipe = build_pipeline(vae)
+        pipe = build_pipeline(vae, world)
         smaller = {
             "num_layers": 2,
             "dual_attention_layers": (0,),
@@ -93,7 +93,7 @@ def _build_unet() -> UNet2DConditionModel:
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionXLPipeline folder in the official layout: 64 x 64 pictures, random weights."""
     folder = tmp_path_factory.mktemp("weights") / "tiny_sdxl"
-    tokenizer, tokenizer_2 = build_clip_tokenizer("<|endoftext|>"), build_clip_tokenizer("!")
+    tokenizer, tokenizer_2 = (build_clip_tokenizer(pad, world) for pad in ("<|endoftext|>", "!"))
     with torch.random.fork_rng():
         torch.manual_seed(2)
         vae = AutoencoderKL(

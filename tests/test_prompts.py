@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dpdmd.prompts import _order, global_samples, prompts_of_step, read_prompts
-from dpdmd.shapes.categories import CATEGORIES, category
+from dpdmd.shapes import pairs
+from dpdmd.shapes.categories import OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,8 @@ SIZES = {
     "shapes_train.txt": 509,
     "shapes_eval.txt": 16,
     "shapes_geneval.txt": 80,
+    "pairs_train.txt": 2000,
+    "pairs_geneval.txt": 96,
 }
 LETTERS = list("abcdefghij")
 
@@ -267,11 +270,20 @@ def test_shapes_eval_is_balanced(data: dict[str, list[str]]):
 def test_shapes_geneval_has_sixteen_captions_of_each_category(data: dict[str, list[str]]):
     """Every single attribute there is, and every colour and shape among the bindings."""
     counts = Counter(map(category, data["shapes_geneval.txt"]))
-    assert counts == dict.fromkeys(set(CATEGORIES) - {"nothing_named"}, 16)
+    assert counts == dict.fromkeys(OF_ONE[1:], 16)
     bound = [parse_caption(text) for text in data["shapes_geneval.txt"] if category(text) == "colour_shape"]
     assert {kind: {some[kind] for some in bound} for kind in bound[0]} == {
         kind: set(ATTRIBUTES[kind]) for kind in ("colour", "shape")
     }
+
+
+def test_captions_of_two_objects_are_the_small_worlds_and_more(data: dict[str, list[str]]):
+    """Training has all of shapes_train.txt, and three in four of two objects, of every relation."""
+    kinds = Counter(category(text) in OF_TWO for text in data["pairs_train.txt"])
+    assert kinds == {True: 1491, False: 509} and set(data["shapes_train.txt"]) < set(data["pairs_train.txt"])
+    named = [pairs.parse_caption(text) for text in data["pairs_train.txt"] if category(text) in OF_TWO]
+    assert {said["relation"] for said in named} == set(pairs.ATTRIBUTES["relation"])
+    assert data["pairs_geneval.txt"][:48] == data["shapes_geneval.txt"][:48]
 
 
 def test_every_shapes_caption_parses(data: dict[str, list[str]]):

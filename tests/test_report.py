@@ -187,20 +187,22 @@ def test_prompt_following_is_a_table_where_it_was_measured(tmp_path):
     """Of the run's own model, and once of the teacher; a broken file is told."""
     interval = {"num_prompts": 3, "num_scored": 9, "num_missing": 0}
 
-    def entry(steps: int, accuracy: float) -> dict:
-        world = {"accuracy": accuracy, "unrecognised": 0.1, "entropy": 0.8125, "coverage": 0.9, "spread": 0.7}
+    def entry(steps: int, accuracy: float, spread: float | None = 0.7) -> dict:
+        world = {"accuracy": accuracy, "unrecognised": 0.1, "entropy": 0.8125, "coverage": 0.9, "spread": spread}
         found = {"mean": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.02, **interval}
         kinds = {"single_attribute": found, "colour_shape": {**found, "mean": accuracy + 0.01}}
         return {"steps": steps, "mean": world, "categories": kinds}
 
     runs = [make_run(tmp_path / name, teacher_id="the/teacher") for name in ("first", "second")]
     for index, run in enumerate(runs):
-        said = {"the/teacher": entry(30, 0.95), str(run / "ckpts" / "latest"): entry(4, 0.5 + index / 10)}
+        student = entry(4, 0.5 + index / 10, None if index else 0.7)  # prompts of two objects have no spread
+        said = {"the/teacher": entry(30, 0.95), str(run / "ckpts" / "latest"): student}
         (run / "figures.json").write_text(json.dumps(said))
     text = page_of(*runs, tmp_path=tmp_path).text
     assert "Model Sampling steps Single attribute Colour shape Overall Entropy Coverage Spread" in text
     assert "teacher 30 0.9500 0.8500 – 0.9700 0.9600 0.8500 – 0.9700 0.9550 0.8125 0.9000 0.7000" in text
     assert "first 4 0.5000 0.4000 – 0.5200" in text and "second 4 0.6000 0.5000 – 0.6200" in text
+    assert "0.8125 0.9000 0.7000 first" in text and "0.8125 0.9000 – " in text
     assert text.count("teacher 30") == 1
     (runs[0] / "figures.json").write_text('{"x": 3}')
     assert "figures.json cannot be read" in page_of(runs[0], tmp_path=tmp_path).text

@@ -64,3 +64,11 @@ def test_every_default_weight_can_be_fetched_and_is_listed():
                     value.split("/")[1] if value.startswith("weights/ImageReward/") else value.removeprefix("weights/")
                 )
                 assert name in fetched and f"`weights/{name}`" in listed
+
+
+def test_what_the_small_worlds_run_measures_is_checked_before_it_trains(tmp_path):
+    environment = os.environ | {"MEASURED_PROMPTS": "no/such.txt"}
+    command = ["bash", str(ROOT / "scripts" / "run_train_tiny.sh"), "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (2, "run_train_tiny.sh: MEASURED_PROMPTS=no/such.txt: no such file\n")
+    assert not (tmp_path / "run").exists()

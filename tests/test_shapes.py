@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dpdmd.prompts import read_prompts
-from dpdmd.shapes.categories import CATEGORIES, category, following
+from dpdmd.shapes.categories import OF_ONE, category, following
 from dpdmd.shapes.oracle import PromptMetrics, Reading, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.world import (
     ATTRIBUTES,
@@ -62,6 +62,7 @@ def test_oracle_reads_every_rendered_attribute():
         truth = np.array([values.index(getattr(scene, name)) for scene in scenes])
         assert np.mean(reading.values[name] == truth) >= 0.99
     assert np.abs(reading.position - [scene.position for scene in scenes]).max() < 0.01
+    assert np.abs(reading.centre - [scene.centre for scene in scenes]).max() < 0.5
 
 
 def test_oracle_reads_extreme_positions():
@@ -111,7 +112,8 @@ def test_oracle_refuses_other_sizes():
 def reading_of(scenes: list[Scene], recognised: list[bool] | None = None) -> Reading:
     values = {n: np.array([v.index(getattr(scene, n)) for scene in scenes]) for n, v in ATTRIBUTES.items()}
     seen = np.array(recognised if recognised is not None else [True] * len(scenes))
-    return Reading(values, np.array([scene.position for scene in scenes]), seen, np.zeros(len(scenes)))
+    centre, position = (np.array([getattr(scene, name) for scene in scenes]) for name in ("centre", "position"))
+    return Reading(values, centre, position, seen, np.zeros(len(scenes)))
 
 
 def test_identical_pictures_have_no_diversity():
@@ -173,7 +175,7 @@ def true_scenes(prompt: str, index: int) -> list[Scene]:
 
 def test_renders_of_the_prompts_are_followed_in_every_category():
     accuracies = followed([true_scenes(prompt, index) for index, prompt in enumerate(GENEVAL)])
-    assert accuracies == dict.fromkeys(CATEGORIES[1:], 1.0)
+    assert accuracies == dict.fromkeys(OF_ONE[1:], 1.0)
 
 
 def test_renders_with_one_attribute_swapped_are_not_followed():
@@ -185,7 +187,7 @@ def test_renders_with_one_attribute_swapped_are_not_followed():
         return replace(scene, **{name: values[(values.index(getattr(scene, name)) + 1) % len(values)]})
 
     scenes = [[swapped(s, prompt) for s in true_scenes(prompt, index)] for index, prompt in enumerate(GENEVAL)]
-    assert followed(scenes) == dict.fromkeys(CATEGORIES[1:], 0.0)
+    assert followed(scenes) == dict.fromkeys(OF_ONE[1:], 0.0)
 
 
 def test_a_prompt_counts_once_in_its_category():
@@ -204,4 +206,4 @@ def test_a_prompt_counts_once_in_its_category():
 
 def test_categories_go_by_what_a_caption_names():
     named = ["a shape", "a large shape", "a red circle", "a red shape on a grey background", "a small red cross"]
-    assert [category(text) for text in [*named, "a small red cross on a white background"]] == list(CATEGORIES)
+    assert [category(text) for text in [*named, "a small red cross on a white background"]] == list(OF_ONE)

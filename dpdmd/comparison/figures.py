@@ -74,5 +74,5 @@ def _numbers(entry: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
                 yield name, float(np.mean(list(value.values())))
         elif name == "category":
             yield f"accuracy/{value}", entry["accuracy"]
-        else:
+        elif value is not None:
             yield name, value

@@ -15,7 +15,7 @@ from dpdmd.evaluation.runner import metric_names
 from dpdmd.evaluation.scorers import SCORERS
 from dpdmd.families.layouts import LAYOUTS, family_of
 from dpdmd.families.model_folders import check_folder
-from dpdmd.prompts import read_prompts
+from dpdmd.picture_flags import check_ranges
 from dpdmd.sampling import find_model
 from dpdmd.shapes import measure
 from dpdmd.shapes.categories import category
@@ -81,9 +81,8 @@ class Command:
         return metric_names(SCORERS[name] for name in paths)
 
     def _check_world(self) -> list[str]:
-        if self.args.num_seeds < 1:
-            raise ValueError(f"--num_seeds {self.args.num_seeds}: must be at least 1")
-        categories = dict.fromkeys(category(prompt) for prompt in read_prompts(self.args.prompt_txt))
+        check_ranges(vars(self.args))
+        categories = dict.fromkeys(category(caption) for caption in measure.read_captions(self.args.prompt_txt))
         return [*(item.name for item in fields(PromptMetrics)), *(f"accuracy/{name}" for name in categories)]
 
 

@@ -54,7 +54,7 @@ def _read(model: str, entry: dict[str, Any], root: Path) -> Measured:
         model=model,
         of_run=Path(model).absolute().is_relative_to(root.absolute()),
         steps=int(entry["steps"]),
-        figures={name: Score(float(entry["mean"][name])) for name in COLUMNS},
+        figures={name: Score(None if (mean := entry["mean"][name]) is None else float(mean)) for name in COLUMNS},
         following={
             name: Score(found["mean"], found["low"], found["high"]) for name, found in entry["categories"].items()
         },

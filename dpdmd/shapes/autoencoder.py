@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from dpdmd.rng import torch_generator
-from dpdmd.shapes.world import IMAGE_SIZE, render, sample_scene
+from dpdmd.shapes.world import IMAGE_SIZE, World
 
 LATENT_CHANNELS = 8
 LATENT_SIZE = 8
@@ -28,19 +28,26 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def train_autoencoder(seed: int, num_steps: int, batch_size: int = 16, lr: float = 2e-3) -> AutoencoderKL:
-    """Train on freshly rendered scenes; squared plus absolute error, and a small KL term.
+def train_autoencoder(
+    seed: int,
+    num_steps: int,
+    world: World,
+    start: AutoencoderKL | None = None,
+    batch_size: int = 16,
+    lr: float = 2e-3,
+) -> AutoencoderKL:
+    """Train on freshly rendered scenes, from `start` on if given; squared plus absolute error, and a small KL term.
 
     Pictures are in [-1, 1]. `scaling_factor` and `shift_factor` are set from the latents' measured moments.
     """
     torch.manual_seed(seed)
-    vae = build_autoencoder()
+    vae = start or build_autoencoder()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=num_steps, pct_start=0.1)
     noise = torch_generator(seed, "autoencoder posterior")
     progress = tqdm(range(num_steps), desc="autoencoder")
     for step in progress:
-        pictures = render([sample_scene(seed, step * batch_size + i) for i in range(batch_size)])
+        pictures = world.render([world.sample_scene(seed, step * batch_size + i) for i in range(batch_size)])
         x = torch.from_numpy(pictures) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):  # a third faster; the loss stays fp32
             posterior = vae.encode(x).latent_dist
@@ -56,24 +63,24 @@ def train_autoencoder(seed: int, num_steps: int, batch_size: int = 16, lr: float
         if step % 20 == 0:
             progress.set_postfix(mse=f"{error.square().mean().item():.5f}", loss=f"{loss.item():.5f}")
     vae.eval().requires_grad_(False)
-    latents = encode_scenes(vae, seed, range(10**7, 10**7 + 1024))
+    latents = encode_scenes(vae, seed, range(10**7, 10**7 + 1024), world)
     vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
     return vae
 
 
 @torch.no_grad()
-def encode_scenes(vae: AutoencoderKL, seed: int, indices: range, batch_size: int = 64) -> torch.Tensor:
+def encode_scenes(vae: AutoencoderKL, seed: int, indices: range, world: World, batch_size: int = 64) -> torch.Tensor:
     """Posterior means of scenes, raw latents: [N, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE]."""
     encoded = []
     for start in tqdm(range(0, len(indices), batch_size), desc="encoding scenes", disable=len(indices) < 10_000):
-        scenes = [sample_scene(seed, index) for index in indices[start : start + batch_size]]
-        encoded.append(vae.encode(torch.from_numpy(render(scenes)) * 2 - 1).latent_dist.mean)
+        scenes = [world.sample_scene(seed, index) for index in indices[start : start + batch_size]]
+        encoded.append(vae.encode(torch.from_numpy(world.render(scenes)) * 2 - 1).latent_dist.mean)
     return torch.cat(encoded)
 
 
 @torch.no_grad()
-def reconstruct_scenes(vae: AutoencoderKL, seed: int, indices: range, batch_size: int = 64) -> np.ndarray:
+def reconstruct_scenes(vae: AutoencoderKL, seed: int, indices: range, world: World, batch_size: int = 64) -> np.ndarray:
     """What the autoencoder makes of scenes: [N, 3, 64, 64] in [0, 1]; to measure how much the oracle still reads."""
-    latents = encode_scenes(vae, seed, indices, batch_size)
+    latents = encode_scenes(vae, seed, indices, world, batch_size)
     decoded = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
     return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).numpy()

@@ -1,6 +1,7 @@
 """Oracle metrics of a model on the small world: `python -m dpdmd.shapes.measure --model RUN_OR_PIPELINE`.
 
-`--prompt_txt data/shapes_geneval.txt` measures prompt-following by category, as GenEval does.
+`--prompt_txt data/shapes_geneval.txt` measures prompt-following by category, as GenEval does, and
+`data/pairs_geneval.txt`, for models of two objects (`weights/tiny/sd35_pairs`), with colour binding and position.
 """
 
 import argparse
@@ -11,32 +12,68 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.families.base import TextEncoder
-from dpdmd.grids import to_float, to_pil
+from dpdmd.folders import check_writable
+from dpdmd.grids import check_finite, to_float, to_pil
+from dpdmd.picture_flags import check_ranges
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import write_text
-from dpdmd.sampling import Sampler, batches_of, load_sampler
+from dpdmd.sampling import Sampler, batches_of, find_model, load_sampler
 from dpdmd.shapes.categories import category, following
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
-from dpdmd.shapes.world import parse_caption
+from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
+from dpdmd.shapes.pairs import parse_caption
 
 EVAL_PROMPTS = "data/shapes_eval.txt"
+BATCH_SIZE = 64
 COLUMNS = ("accuracy", "unrecognised", "entropy", "coverage", "spread")
 
 
-def measure_sampler(
-    sampler: Sampler, encoder: TextEncoder, prompts: Sequence[str], num_seeds: int, seed: int, batch_size: int = 64
+def read_captions(path: Path) -> list[str]:
+    """Captions of the small world, each once, in the order of a prompt file.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is no caption; the message names it.
+    """
+    captions = list(dict.fromkeys(read_prompts(path)))
+    for caption in captions:
+        try:
+            parse_caption(caption)
+        except ValueError as error:
+            raise ValueError(f"--prompt_txt {path}: {error}") from None
+    return captions
+
+
+def measure_model(
+    model: Path, sampler: Sampler, encoder: TextEncoder, prompts: Sequence[str], num_seeds: int, seed: int
 ) -> list[PromptMetrics]:
-    """Metrics of each prompt over `num_seeds` pictures, 8-bit as a person would see them."""
+    """Metrics of each prompt over `num_seeds` pictures, 8-bit as a person would see them.
+
+    Raises:
+        ValueError: pictures that are not finite; the message names `model`.
+    """
     pictures: dict[int, list] = {index: [] for index in range(len(prompts))}
-    batches = batches_of(len(prompts), num_seeds, batch_size)
+    batches = batches_of(len(prompts), num_seeds, BATCH_SIZE)
     for keys, batch in sampler.sweep(encoder, prompts, batches, seed, progress="measuring"):
+        check_finite(batch, model)
         for (prompt, _), picture in zip(keys, to_pil(batch), strict=True):
             pictures[prompt].append(picture)
-    return [measure_prompt(prompt, read_pictures(to_float(pictures[index]))) for index, prompt in enumerate(prompts)]
+    return [measure_pictures(prompt, to_float(pictures[index])) for index, prompt in enumerate(prompts)]
+
+
+def measure_pictures(prompt: str, pictures: np.ndarray) -> PromptMetrics:
+    """Metrics of one prompt's pictures, [N, 3, 64, 64] in [0, 1], by the oracle for as many objects as it names.
+
+    Raises:
+        ValueError: `prompt` is no caption of the small world, or there is no picture.
+    """
+    if "relation" in parse_caption(prompt):
+        return measure_pair_prompt(prompt, read_pairs(pictures))
+    return measure_prompt(prompt, read_pictures(pictures))
 
 
 def table(rows: dict[str, WorldMetrics]) -> str:
@@ -44,8 +81,12 @@ def table(rows: dict[str, WorldMetrics]) -> str:
     lines = ["| model | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for name, metrics in rows.items():
         values = metrics.as_dict()
-        lines.append(f"| {name} | " + " | ".join(f"{values[column]:.3f}" for column in COLUMNS) + " |")
+        lines.append(f"| {name} | " + " | ".join(map(_figure, (values[column] for column in COLUMNS))) + " |")
     return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def following_table(rows: Mapping[str, Mapping[str, Summary]]) -> str:
@@ -83,21 +124,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check(args: argparse.Namespace) -> list[str]:
+    """The captions to measure with; all that can be wrong is told before a model loads.
+
+    Raises:
+        ValueError: one line that names the flag and what to do.
+    """
+    check_ranges(vars(args))
+    captions = read_captions(args.prompt_txt)
+    for model in args.model:
+        find_model(model, None)
+    if args.out:
+        check_writable("--out", args.out.parent)
+        if args.out.is_dir():
+            raise ValueError(f"--out {args.out}: is a folder; give a file")
+    return captions
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure models; exit status 2 on wrong input."""
+    """Measure models; exit status 2 on wrong input, 1 where the figures cannot be written."""
     args = build_parser().parse_args(argv)
     rows, followed, details = {}, {}, {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        prompts = read_prompts(args.prompt_txt)
-        for prompt in prompts:
-            parse_caption(prompt)
-        if args.num_seeds < 1:
-            raise ValueError(f"--num_seeds {args.num_seeds}: must be at least 1")
+        prompts = check(args)
         for model in args.model:
             started = time.perf_counter()
             sampler, encoder = load_sampler(model, device, steps=args.steps, guidance_scale=args.guidance_scale)
-            metrics = measure_sampler(sampler, encoder, prompts, args.num_seeds, args.seed)
+            metrics = measure_model(model, sampler, encoder, prompts, args.num_seeds, args.seed)
             rows[str(model)] = summarise(metrics)
             followed[str(model)] = following(prompts, metrics)
             details[str(model)] = {
@@ -114,7 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = f"{len(prompts)} prompts x {args.num_seeds} seeds, seed {args.seed}"
     sys.stdout.write(f"{head}\n\n{table(rows)}\n\n{following_table(followed)}\n")
     if args.out:
-        write_text(args.out, json.dumps(details, indent=2) + "\n")
+        try:
+            write_text(args.out, json.dumps(details, indent=2) + "\n")
+        except OSError as error:
+            print(f"dpdmd.shapes.measure: error: --out {args.out}: {error.strerror}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -4,7 +4,7 @@ It works by analysis through synthesis: guess the attributes, render them, and a
 render agrees with the picture. A blend of two objects, a blurred object or an empty picture is "unrecognised".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -35,13 +35,15 @@ class Reading:
 
     Attributes:
         values: attribute name -> [N] index into `ATTRIBUTES[name]`; meaningless where not recognised.
-        position: [N, 2] in about [0, 1]: (x, y) relative to where an object of that size may lie.
+        centre: [N, 2] pixels: (x, y) of the object's centre.
+        position: [N, 2] in about [0, 1]: the same, relative to where an object of that size may lie.
         recognised: [N] bool; False where the picture is no clean render.
         error: [N] RMS difference between a picture and the render of its reading, divided by the RMS difference of
             the two colours read, so that a limit means the same for cyan on black and for blue on brown.
     """
 
     values: dict[str, np.ndarray]
+    centre: np.ndarray
     position: np.ndarray
     recognised: np.ndarray
     error: np.ndarray
@@ -57,22 +59,32 @@ def _nearest(
     return index, entries[index], distances.min(axis=1)
 
 
-def read_pictures(pictures: np.ndarray) -> Reading:
-    """Recover every attribute from the pictures alone.
-
-    Args:
-        pictures: [N, 3, 64, 64], float in [0, 1].
+def read_ground(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The backgrounds of [N, 3, 64, 64] pictures, read off their borders: as `_nearest` of the colours there.
 
     Raises:
         ValueError: the pictures have another shape.
     """
     if pictures.ndim != 4 or pictures.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(f"the oracle reads [N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}] pictures, not {list(pictures.shape)}")
-    pictures = np.asarray(pictures, dtype=np.float32)
     border = np.concatenate(
         [pictures[:, :, 0], pictures[:, :, -1], pictures[:, :, :, 0], pictures[:, :, :, -1]], axis=2
     )
-    background, ground, ground_error = _nearest(np.median(border, axis=2), BACKGROUNDS)
+    return _nearest(np.median(border, axis=2), BACKGROUNDS)
+
+
+def read_pictures(pictures: np.ndarray, sizes: Mapping[str, float] = SIZES) -> Reading:
+    """Recover every attribute from the pictures of one object alone.
+
+    Args:
+        pictures: [N, 3, 64, 64], float in [0, 1].
+        sizes: the half extents that an object may have, in pixels, by name.
+
+    Raises:
+        ValueError: the pictures have another shape.
+    """
+    pictures = np.asarray(pictures, dtype=np.float32)
+    background, ground, ground_error = read_ground(pictures)
 
     # The object's pixels stand at least half as far from the background as the farthest one (99th percentile).
     distance = np.sqrt(np.sum((pictures - ground[:, :, None, None]) ** 2, axis=1))
@@ -92,7 +104,7 @@ def read_pictures(pictures: np.ndarray) -> Reading:
     pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
     centroid = np.stack([(coverage.sum(1) * pixel).sum(1) / area, (coverage.sum(2) * pixel).sum(1) / area], axis=1)
 
-    templates = [(shape, size, object_mask(shape, SIZES[size], centroid)) for shape in SHAPES for size in SIZES]
+    templates = [(shape, size, object_mask(shape, sizes[size], centroid)) for shape in SHAPES for size in sizes]
     overlap = np.stack(
         [np.minimum(coverage, t).sum((1, 2)) / np.maximum(coverage, t).sum((1, 2)) for _, _, t in templates], axis=1
     )
@@ -101,8 +113,8 @@ def read_pictures(pictures: np.ndarray) -> Reading:
     rendered = ground[:, :, None, None] + mask[:, None] * line[:, :, None, None]
     error = np.sqrt(np.mean((pictures - rendered) ** 2, axis=(1, 2, 3)) / np.mean(line**2, axis=1))
 
-    size = np.array([list(SIZES).index(templates[b][1]) for b in best], dtype=np.int64)
-    low = np.array(list(SIZES.values()))[size, None] + MARGIN
+    size = np.array([list(sizes).index(templates[b][1]) for b in best], dtype=np.int64)
+    low = np.array(list(sizes.values()))[size, None] + MARGIN
     recognised = (
         (overlap.max(axis=1) >= MIN_OVERLAP)
         & (np.maximum(ground_error, paint_error) <= MAX_COLOUR_ERROR)
@@ -110,7 +122,7 @@ def read_pictures(pictures: np.ndarray) -> Reading:
     )
     shape = np.array([SHAPES.index(templates[b][0]) for b in best], dtype=np.int64)
     values = {"colour": colour, "shape": shape, "background": background, "size": size}
-    return Reading(values, (centroid - low) / (IMAGE_SIZE - 2 * low), recognised, error)
+    return Reading(values, centroid, (centroid - low) / (IMAGE_SIZE - 2 * low), recognised, error)
 
 
 @dataclass(frozen=True)
@@ -124,13 +136,21 @@ class PromptMetrics:
         entropy: attribute -> Shannon entropy of its values among the recognised pictures, divided by that of the
             world's own (uniform) distribution: 1 is as varied as the world (open attributes only).
         spread: standard deviation of the recognised positions, mean of x and y, divided by the world's own 1/sqrt(12).
+            None for prompts of two objects.
     """
 
     accuracy: float
     unrecognised: float
     coverage: dict[str, float]
     entropy: dict[str, float]
-    spread: float
+    spread: float | None
+
+
+def variety(values: np.ndarray, num_values: int) -> tuple[float, float]:
+    """Coverage and entropy of one attribute (see `PromptMetrics`) from its indices in the recognised pictures."""
+    counts = np.bincount(values, minlength=num_values)
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.mean(counts > 0)), float(-(share * np.log(share)).sum() / np.log(num_values))
 
 
 def measure_prompt(prompt: str, reading: Reading) -> PromptMetrics:
@@ -146,11 +166,9 @@ def measure_prompt(prompt: str, reading: Reading) -> PromptMetrics:
     for name, value in named.items():
         right &= reading.values[name] == ATTRIBUTES[name].index(value)
     coverage, entropy = {}, {}
-    for name in (name for name in ATTRIBUTES if name not in named):
-        counts = np.bincount(reading.values[name][reading.recognised], minlength=len(ATTRIBUTES[name]))
-        share = counts[counts > 0] / max(counts.sum(), 1)
-        coverage[name] = float(np.mean(counts > 0))
-        entropy[name] = float(-(share * np.log(share)).sum() / np.log(len(counts)))
+    for name, values in ATTRIBUTES.items():
+        if name not in named:
+            coverage[name], entropy[name] = variety(reading.values[name][reading.recognised], len(values))
     seen = reading.position[reading.recognised]
     spread = float(seen.std(axis=0).mean() * np.sqrt(12)) if len(seen) > 1 else 0.0
     return PromptMetrics(float(right.mean()), float(1 - reading.recognised.mean()), coverage, entropy, spread)
@@ -158,27 +176,31 @@ def measure_prompt(prompt: str, reading: Reading) -> PromptMetrics:
 
 @dataclass(frozen=True)
 class WorldMetrics:
-    """Means over prompts of `PromptMetrics`; coverage and entropy first averaged over a prompt's open attributes."""
+    """Means over prompts of `PromptMetrics`; coverage and entropy first averaged over a prompt's open attributes.
+
+    `spread` is None where every prompt is of two objects.
+    """
 
     accuracy: float
     unrecognised: float
     coverage: float
     entropy: float
-    spread: float
+    spread: float | None
     num_prompts: int
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
 
 def summarise(metrics: Sequence[PromptMetrics]) -> WorldMetrics:
     """Average over prompts; prompts that leave nothing open count for accuracy, not for coverage and entropy."""
     open_prompts = [m for m in metrics if m.entropy]
+    spreads = [m.spread for m in metrics if m.spread is not None]
     return WorldMetrics(
         accuracy=float(np.mean([m.accuracy for m in metrics])),
         unrecognised=float(np.mean([m.unrecognised for m in metrics])),
         coverage=float(np.mean([np.mean(list(m.coverage.values())) for m in open_prompts])) if open_prompts else 1.0,
         entropy=float(np.mean([np.mean(list(m.entropy.values())) for m in open_prompts])) if open_prompts else 1.0,
-        spread=float(np.mean([m.spread for m in metrics])),
+        spread=float(np.mean(spreads)) if spreads else None,
         num_prompts=len(metrics),
     )

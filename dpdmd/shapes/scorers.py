@@ -27,7 +27,8 @@ from transformers import (
 
 from dpdmd.evaluation.scorers import imagereward
 from dpdmd.rng import numpy_generator
-from dpdmd.shapes.text import CHARACTERS, MAX_LENGTH, WORDS, build_clip_tokenizer
+from dpdmd.shapes import world
+from dpdmd.shapes.text import CHARACTERS, MAX_LENGTH, build_clip_tokenizer, words_of
 from dpdmd.shapes.world import ATTRIBUTES, IMAGE_SIZE, Scene, caption, render, sample_scene
 
 BATCH_SIZE = 48
@@ -94,7 +95,7 @@ def fit(name: str, trained: nn.Module, loss_of: Callable[[int], Tensor]) -> None
 
 def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
     """A CLIP for 64 x 64 pictures, random weights, and its processor."""
-    tokenizer = build_clip_tokenizer("<|endoftext|>")
+    tokenizer = build_clip_tokenizer("<|endoftext|>", world)
     config = CLIPConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -217,7 +218,7 @@ def train_dinov2(seed: int) -> tuple[Dinov2Model, BitImageProcessor]:
 def build_bert_tokenizer() -> BertTokenizer:
     """BERT's tokenizer with the world's words; every other word is spelled out."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = dict.fromkeys([*specials, *WORDS, *CHARACTERS, *("##" + character for character in CHARACTERS)])
+    pieces = dict.fromkeys([*specials, *words_of(world), *CHARACTERS, *("##" + character for character in CHARACTERS)])
     return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=512)
 
 

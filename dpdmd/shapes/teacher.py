@@ -13,15 +13,14 @@ from tqdm import tqdm
 
 from dpdmd.rng import numpy_generator, torch_generator
 from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule, shift_sigmas
-from dpdmd.shapes import text
+from dpdmd.shapes import pairs, text, world
 from dpdmd.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE, encode_scenes
-from dpdmd.shapes.world import all_captions, sample_caption, sample_scene
+from dpdmd.shapes.world import World
 
 SHIFT = 3.0  # SD3.5-Medium's
 TRAINING_SHIFT = 1.5  # of the training times: attributes are decided at high noise, so train there more often
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
-NUM_SCENES = 24_000
 # Threads that take a part of each batch and of the matrices: faster than threads inside each small operation, and as
 # the number is fixed, a seed gives the same weights on machines of any size.
 NUM_WORKERS = 2
@@ -60,10 +59,10 @@ def _is_modulation(name: str) -> bool:
     return ".linear" in name and "norm" in name
 
 
-def build_pipeline(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-    """The complete pipeline around `vae`, every other weight random."""
-    tokenizer, tokenizer_2 = text.build_clip_tokenizer("<|endoftext|>"), text.build_clip_tokenizer("!")
-    tokenizer_3 = text.build_t5_tokenizer()
+def build_pipeline(vae: AutoencoderKL, world: World) -> StableDiffusion3Pipeline:
+    """The complete pipeline around `vae` for the captions of `world`, every other weight random."""
+    tokenizer, tokenizer_2 = (text.build_clip_tokenizer(pad, world) for pad in ("<|endoftext|>", "!"))
+    tokenizer_3 = text.build_t5_tokenizer(world)
     return StableDiffusion3Pipeline(
         transformer=build_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
@@ -90,9 +89,9 @@ def build_optimizers(transformer: SD3Transformer2DModel, lr_matrices: float, lr:
     return [*(muon(matrices[worker::NUM_WORKERS]) for worker in range(NUM_WORKERS)), adamw]
 
 
-def encode_captions(pipe: StableDiffusion3Pipeline) -> tuple[dict[str, int], Tensor, Tensor]:
-    """Every caption's row, and by row its context [526, tokens, width] and pooled [526, width]; row 0 is empty."""
-    captions = ["", *all_captions()]
+def encode_captions(pipe: StableDiffusion3Pipeline, world: World) -> tuple[dict[str, int], Tensor, Tensor]:
+    """Every caption's row, and by row its context [N, tokens, width] and pooled [N, width]; row 0 is empty."""
+    captions = ["", *world.all_captions()]
     context, _, pooled, _ = pipe.encode_prompt(
         captions, None, None, do_classifier_free_guidance=False, max_sequence_length=text.MAX_LENGTH
     )
@@ -120,9 +119,42 @@ class Cycle:
         return shift_sigmas(uniform, TRAINING_SHIFT)
 
 
-# The second starts from the average of the first; it turns drawn-together shapes into clean ones. A third of 1,600
-# steps at a quarter of the rate added 0.2 points of accuracy, so it is not here.
-CYCLES = (Cycle(9000, 1.0, logit_normal=False), Cycle(6000, 0.5, logit_normal=True))
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights of one world are made.
+
+    Attributes:
+        world: what pictures and captions there are.
+        vae_steps: updates of the autoencoder.
+        text_steps: updates of each text encoder: enough for it to name every attribute.
+        num_scenes: different pictures that the teacher sees.
+        cycles: of the teacher's training.
+    """
+
+    world: World
+    vae_steps: int
+    text_steps: int
+    num_scenes: int
+    cycles: tuple[Cycle, ...]
+
+
+# The second cycle starts from the average of the first; it turns drawn-together shapes into clean ones. A third of
+# 1,600 steps at a quarter of the rate added 0.2 points of accuracy, so it is not here.
+ONE_OBJECT = Recipe(
+    world, 2400, 300, 24_000, (Cycle(9000, 1.0, logit_normal=False), Cycle(6000, 0.5, logit_normal=True))
+)
+# Goes on from the weights of ONE_OBJECT, but for its encoders, which know fewer words.
+PAIRS = Recipe(
+    pairs,
+    1200,
+    1000,
+    48_000,
+    (
+        Cycle(5000, 1.0, logit_normal=False),
+        Cycle(4000, 0.5, logit_normal=True),
+        Cycle(5000, 1.0, logit_normal=False),
+    ),
+)
 
 
 def lr_factor(num_steps: int, index: int) -> float:
@@ -133,26 +165,34 @@ def lr_factor(num_steps: int, index: int) -> float:
 def train_teacher(
     vae: AutoencoderKL,
     seed: int,
+    recipe: Recipe,
+    start: SD3Transformer2DModel | None = None,
     batch_size: int = 48,
     lr_matrices: float = 1e-2,
     lr: float = 2e-3,
 ) -> StableDiffusion3Pipeline:
     """Flow matching on encoded scenes with captions; returns the pipeline with averaged (EMA) weights.
 
-    Times are stratified over the batch; a tenth of the captions is empty, for guidance.
+    The transformer begins with the weights of `start`, if given. Times are stratified over the batch; a tenth of the
+    captions is empty, for guidance.
     """
     torch.manual_seed(seed)
-    pipe = build_pipeline(vae)
+    world = recipe.world
+    pipe = build_pipeline(vae, world)
     for suffix in ("", "_2", "_3"):
-        text.train_text_encoder(getattr(pipe, "text_encoder" + suffix), getattr(pipe, "tokenizer" + suffix), seed)
-    row_of, context, pooled = encode_captions(pipe)
-    scenes = [sample_scene(seed, index) for index in range(NUM_SCENES)]
-    latents = (encode_scenes(vae, seed, range(NUM_SCENES)) - vae.config.shift_factor) * vae.config.scaling_factor
+        encoder, tokenizer = getattr(pipe, "text_encoder" + suffix), getattr(pipe, "tokenizer" + suffix)
+        text.train_text_encoder(encoder, tokenizer, seed, world, recipe.text_steps)
+    row_of, context, pooled = encode_captions(pipe, world)
+    scenes = [world.sample_scene(seed, index) for index in range(recipe.num_scenes)]
+    latents = encode_scenes(vae, seed, range(recipe.num_scenes), world)
+    latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    if start is not None:
+        pipe.transformer.load_state_dict(start.state_dict())
     flow, noise = FlowSchedule(SHIFT), torch_generator(seed, "teacher noise")
     transformer = pipe.transformer.train()
     parameters = list(transformer.parameters())
     workers = ThreadPoolExecutor(NUM_WORKERS, initializer=torch.set_num_threads, initargs=(1,))
-    progress = tqdm(total=sum(cycle.num_steps for cycle in CYCLES), desc="teacher")
+    progress = tqdm(total=sum(cycle.num_steps for cycle in recipe.cycles), desc="teacher")
 
     def loss_and_gradient(
         x0: Tensor, eps: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
@@ -171,9 +211,9 @@ def train_teacher(
     def train_step(step: int, cycle: Cycle) -> Tensor:
         """Loss of one batch, its gradient in the transformer."""
         draw = numpy_generator(seed, "teacher batch", step)
-        picked = draw.integers(NUM_SCENES, size=batch_size)
+        picked = draw.integers(recipe.num_scenes, size=batch_size)
         dropped = draw.random(batch_size) < CAPTION_DROPOUT
-        said = [sample_caption(scenes[p], seed, step * batch_size + i) for i, p in enumerate(picked)]
+        said = [world.sample_caption(scenes[p], seed, step * batch_size + i) for i, p in enumerate(picked)]
         rows = [0 if empty else row_of[caption] for caption, empty in zip(said, dropped, strict=True)]
         x0 = latents[picked]
         sigma = cycle.sample_sigmas((torch.arange(batch_size) + torch.rand(batch_size, generator=noise)) / batch_size)
@@ -185,8 +225,8 @@ def train_teacher(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         return sum(losses) / NUM_WORKERS
 
-    start = 0
-    for cycle in CYCLES:
+    done = 0
+    for cycle in recipe.cycles:
         average = copy.deepcopy(transformer).requires_grad_(False)
         optimizers = build_optimizers(transformer, lr_matrices * cycle.lr_factor, lr * cycle.lr_factor)
         schedules = [
@@ -194,7 +234,7 @@ def train_teacher(
             for optimizer in optimizers
         ]
         for index in range(cycle.num_steps):
-            loss = train_step(start + index, cycle)
+            loss = train_step(done + index, cycle)
             list(workers.map(lambda optimizer: optimizer.step(), optimizers))
             for schedule in schedules:
                 schedule.step()
@@ -204,7 +244,7 @@ def train_teacher(
             if index % 50 == 0:
                 progress.set_postfix(loss=f"{loss.item():.4f}")
         transformer.load_state_dict(average.state_dict())
-        start += cycle.num_steps
+        done += cycle.num_steps
     workers.shutdown()
     transformer.eval().requires_grad_(False)
     return pipe

@@ -12,20 +12,18 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
+from dpdmd.shapes.world import World
 
 MAX_LENGTH = 10  # tokens: the longest caption has 8 words, and CLIP adds a start and an end
 CLIP_WIDTH = 64
-TRAINING_STEPS = 300  # enough for each encoder to name every attribute
 T5_WIDTH = 2 * CLIP_WIDTH  # SD3 pads the two CLIPs' joined features to the T5's width: here nothing to pad
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-()&:;\"/"
-WORDS = (
-    "a",
-    "on",
-    "shape",
-    "background",
-    *(value for values in ATTRIBUTES.values() for value in values if value != "background"),
-)
+
+
+def words_of(world: World) -> list[str]:
+    """Each word of a world's captions, once, in a fixed order."""
+    values = " ".join(value for values in world.ATTRIBUTES.values() for value in values)
+    return list(dict.fromkeys(["a", "on", "shape", "background", *values.split()]))
 
 
 def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
@@ -39,14 +37,14 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def build_clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+def build_clip_tokenizer(pad_token: str, world: World) -> CLIPTokenizer:
     """Byte-pair tokenizer that knows each word of the world as one token and spells out every other one.
 
     A word's merges are added after the earlier words' merges have been applied to it, since BPE applies the
     oldest merge first: "red" joins r + e, so "grey" has to go on from g, re, y.
     """
     merges: list[tuple[str, str]] = []
-    for word in dict.fromkeys(WORDS):
+    for word in words_of(world):
         pieces = [*word[:-1], word[-1] + "</w>"]
         for pair in merges:
             pieces = _merge(pieces, pair)
@@ -61,10 +59,10 @@ def build_clip_tokenizer(pad_token: str) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=MAX_LENGTH)
 
 
-def build_t5_tokenizer() -> T5TokenizerFast:
+def build_t5_tokenizer(world: World) -> T5TokenizerFast:
     """Unigram tokenizer: a piece a word of the world, then single characters at a lower score; ids 0, 1, 2 as T5's."""
     specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    words = [("\u2581" + word, -2.0) for word in dict.fromkeys(WORDS) if len(word) > 1]
+    words = [("\u2581" + word, -2.0) for word in words_of(world) if len(word) > 1]
     letters = [(piece, -8.0) for piece in ("\u2581", *CHARACTERS)]
     return T5TokenizerFast(
         vocab=[*specials, *words, ("\u2581a", -2.0), *letters], extra_ids=0, model_max_length=MAX_LENGTH
@@ -108,6 +106,8 @@ def train_text_encoder(
     encoder: CLIPTextModelWithProjection | T5EncoderModel,
     tokenizer: CLIPTokenizer | T5TokenizerFast,
     seed: int,
+    world: World,
+    num_steps: int,
 ) -> None:
     """Teach an encoder what captions say, in place and then frozen: linear heads on its summary name each attribute.
 
@@ -115,19 +115,19 @@ def train_text_encoder(
     SD3's encoders come trained and frozen as well; the heads are thrown away.
     """
     torch.manual_seed(seed)
-    captions = all_captions()
-    named = [parse_caption(text) for text in captions]
+    captions = world.all_captions()
+    named = [world.parse_caption(text) for text in captions]
     labels = {
         name: torch.tensor([values.index(n[name]) if name in n else len(values) for n in named])
-        for name, values in ATTRIBUTES.items()
+        for name, values in world.ATTRIBUTES.items()
     }
     ids = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
     width = encoder.config.d_model if isinstance(encoder, T5EncoderModel) else encoder.config.projection_dim
-    heads = nn.ModuleDict({name: nn.Linear(width, len(values) + 1) for name, values in ATTRIBUTES.items()})
+    heads = nn.ModuleDict({name: nn.Linear(width, len(values) + 1) for name, values in world.ATTRIBUTES.items()})
     trained = nn.ModuleList([encoder, heads]).train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=TRAINING_STEPS)
-    for _ in range(TRAINING_STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=num_steps)
+    for _ in range(num_steps):
         rows = torch.randint(len(captions), (64,))
         output = encoder(ids[rows])
         summary = output[0].mean(dim=1) if isinstance(encoder, T5EncoderModel) else output.text_embeds

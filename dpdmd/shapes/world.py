@@ -6,6 +6,7 @@ caption names some of the first four; what it leaves open is the diversity of th
 
 import itertools
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +34,22 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
     "size": tuple(SIZES),
 }
+
+
+class World(Protocol):
+    """What captions, encoders and a teacher are made for: this module, or `dpdmd.shapes.pairs`."""
+
+    ATTRIBUTES: dict[str, tuple[str, ...]]
+
+    def sample_scene(self, seed: int, index: int) -> Any: ...
+
+    def sample_caption(self, scene: Any, seed: int, index: int) -> str: ...
+
+    def parse_caption(self, text: str) -> dict[str, str]: ...
+
+    def all_captions(self) -> list[str]: ...
+
+    def render(self, scenes: list[Any]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -117,13 +134,16 @@ def object_mask(shape: str, half_extent: float, centres: np.ndarray) -> np.ndarr
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
+def rgb(colour: tuple[int, int, int]) -> np.ndarray:
+    """A colour as a picture of one pixel: [3, 1, 1] in [0, 1]."""
+    return np.array(colour)[:, None, None] / 255
+
+
 def render(scenes: list[Scene]) -> np.ndarray:
     """Pictures of `scenes`: [N, 3, 64, 64], float32 in [0, 1]."""
     pictures = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     for picture, scene in zip(pictures, scenes, strict=True):
         mask = object_mask(scene.shape, SIZES[scene.size], np.array([scene.centre]))
-        ground, paint = (
-            np.array(rgb)[:, None, None] / 255 for rgb in (BACKGROUNDS[scene.background], COLOURS[scene.colour])
-        )
+        ground, paint = rgb(BACKGROUNDS[scene.background]), rgb(COLOURS[scene.colour])
         picture[:] = ground + mask * (paint - ground)
     return pictures

@@ -1,0 +1,100 @@
+"""The oracle for pictures of two objects: parts them at the gap, and reads each as a picture of its own."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpdmd.shapes.oracle import PromptMetrics, Reading, read_ground, read_pictures, variety
+from dpdmd.shapes.pairs import HALF_EXTENT, RELATIONS, TOGETHER, parse_caption
+from dpdmd.shapes.world import ATTRIBUTES
+
+FAINT = 0.2  # distance from the background, of 3**0.5 from black to white: the closest two colours are .44 apart
+MIN_APART = 2 * HALF_EXTENT - 2  # pixels between centres along an axis, for one object to lie beside the other there
+
+
+@dataclass(frozen=True)
+class PairReading:
+    """What the oracle sees in N pictures of two objects.
+
+    Attributes:
+        objects: the readings of the two, in no order that a caption could know.
+        centres: [N, 2, 2] pixels, (x, y) of each.
+        recognised: [N] bool; False where there are not two clean renders, apart by a gap.
+    """
+
+    objects: tuple[Reading, Reading]
+    centres: np.ndarray
+    recognised: np.ndarray
+
+    def shows(self, first: int, named: dict[str, str]) -> np.ndarray:
+        """Whether object number `first` and the other one are what a caption names first and second: [N] bool."""
+        one, other = self.objects[first], self.objects[1 - first]
+        right = self.recognised.copy()
+        for name in ("colour", "shape"):
+            for reading, said in ((one, named.get(name)), (other, named.get(f"second_{name}"))):
+                if said:
+                    right &= reading.values[name] == ATTRIBUTES[name].index(said)
+        if named["relation"] != TOGETHER:
+            axis, sign = RELATIONS[named["relation"]]
+            right &= sign * (self.centres[:, first, axis] - self.centres[:, 1 - first, axis]) >= MIN_APART
+        return right
+
+
+def _gap(occupied: np.ndarray) -> int | None:
+    """Middle of the one gap between two runs of True; None where there are not two runs."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], occupied, [False]]).astype(np.int8)))
+    return int(edges[1] + edges[2]) // 2 if len(edges) == 4 else None
+
+
+def read_pairs(pictures: np.ndarray) -> PairReading:
+    """Recover both objects of each picture from the pictures alone.
+
+    Args:
+        pictures: [N, 3, 64, 64], float in [0, 1].
+
+    Raises:
+        ValueError: the pictures have another shape.
+    """
+    pictures = np.asarray(pictures, dtype=np.float32)
+    _, ground, _ = read_ground(pictures)
+    inside = np.sqrt(np.sum((pictures - ground[:, :, None, None]) ** 2, axis=1)) > FAINT
+    parts = np.stack([pictures, pictures])
+    parted = np.zeros(len(pictures), dtype=bool)
+    for index, mask in enumerate(inside):
+        across, down = _gap(mask.any(axis=0)), _gap(mask.any(axis=1))
+        fill = ground[index, :, None, None]
+        if across is not None:
+            parts[0, index, :, :, across:] = fill
+            parts[1, index, :, :, :across] = fill
+        elif down is not None:
+            parts[0, index, :, down:] = fill
+            parts[1, index, :, :down] = fill
+        parted[index] = across is not None or down is not None
+    first, second = (read_pictures(part, {"small": HALF_EXTENT}) for part in parts)
+    centres = np.stack([reading.centre for reading in (first, second)], axis=1)
+    return PairReading((first, second), centres, parted & first.recognised & second.recognised)
+
+
+def measure_pair_prompt(prompt: str, reading: PairReading) -> PromptMetrics:
+    """Metrics of the pictures of one prompt; of what it leaves open, the background alone is counted.
+
+    A picture is right if its two objects, in either order, are what the prompt names, and where.
+
+    Raises:
+        ValueError: `prompt` is no caption of two objects, or there is no picture.
+    """
+    named = parse_caption(prompt)
+    if "relation" not in named:
+        raise ValueError(f"{prompt!r} names one object")
+    if len(reading.recognised) == 0:
+        raise ValueError(f"no picture to measure for {prompt!r}")
+    right = reading.shows(0, named) | reading.shows(1, named)
+    backgrounds = reading.objects[0].values["background"][reading.recognised]
+    coverage, entropy = variety(backgrounds, len(ATTRIBUTES["background"]))
+    return PromptMetrics(
+        accuracy=float(right.mean()),
+        unrecognised=float(1 - reading.recognised.mean()),
+        coverage={"background": coverage},
+        entropy={"background": entropy},
+        spread=None,
+    )

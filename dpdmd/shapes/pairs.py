@@ -1,0 +1,149 @@
+"""The small world with a second object: pictures of one or two objects, and captions that say which is where.
+
+A superset of `dpdmd.shapes.world`, for what GenEval asks beyond one object (Ghosh et al., arXiv 2310.11513): two
+objects at once, the colour of each, and where one lies from the other. Half of its pictures are the world's own. In
+the other half two objects of one size stand on one background, apart by a clear gap along x or y.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpdmd.rng import numpy_generator
+from dpdmd.shapes import world
+from dpdmd.shapes.world import BACKGROUNDS, COLOURS, IMAGE_SIZE, MARGIN, SHAPES, Scene
+
+HALF_EXTENT = 10.0  # pixels, of each of two objects
+GAP = 8.0  # pixels between the two along the axis that parts them: a latent's cell
+TOGETHER = "and"  # both are there, and nothing is said of where
+# Relation -> (axis, sign): the first object's centre minus the second's has that sign on that axis, y downwards.
+RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+
+# An object of a pair is named by its colour and shape; a caption with a "relation" is one of two objects.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    **world.ATTRIBUTES,
+    "relation": (TOGETHER, *RELATIONS),
+    "second_colour": world.ATTRIBUTES["colour"],
+    "second_shape": world.ATTRIBUTES["shape"],
+}
+NAMED = 0.7  # probability that a caption names a colour or shape of a pair, or its relation
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture of two objects; `relation` is one that is true of their `centres`, [2, 2] pixels (x, y)."""
+
+    colours: tuple[str, str]
+    shapes: tuple[str, str]
+    relation: str
+    centres: tuple[tuple[float, float], tuple[float, float]]
+    background: str
+
+    @property
+    def named(self) -> dict[str, str]:
+        """All that a caption can say of it."""
+        (colour, second_colour), (shape, second_shape) = self.colours, self.shapes
+        return {
+            "colour": colour,
+            "shape": shape,
+            "second_colour": second_colour,
+            "second_shape": second_shape,
+            "relation": self.relation,
+        }
+
+
+def sample_scene(seed: int, index: int) -> Scene | Pair:
+    """Picture number `index` of the world `seed`: one object if `index` is even, two if it is odd."""
+    if index % 2 == 0:
+        return world.sample_scene(seed, index)
+    random = numpy_generator(seed, "pair", index)
+    colours, shapes = ([str(random.choice(list(values))) for _ in range(2)] for values in (COLOURS, SHAPES))
+    relation = str(random.choice(list(RELATIONS)))
+    axis, sign = RELATIONS[relation]
+    low, high = HALF_EXTENT + MARGIN, IMAGE_SIZE - HALF_EXTENT - MARGIN
+    centres = random.uniform(low, high, size=(2, 2))
+    along = np.sort(random.uniform(0, high - low - 2 * HALF_EXTENT - GAP, size=2)) + low
+    centres[:, axis] = along + np.array([0, 2 * HALF_EXTENT + GAP])
+    if sign > 0:
+        centres[:, axis] = centres[::-1, axis]
+    return Pair(
+        colours=(colours[0], colours[1]),
+        shapes=(shapes[0], shapes[1]),
+        relation=relation,
+        centres=tuple(tuple(map(float, centre)) for centre in centres),
+        background=str(random.choice(list(BACKGROUNDS))),
+    )
+
+
+def _phrase(colour: str | None, shape: str | None) -> str:
+    return " ".join(word for word in ("a", colour, shape or "shape") if word)
+
+
+def caption(named: dict[str, str]) -> str:
+    """The caption that names exactly `named`, some of `ATTRIBUTES`: "a red circle left of a blue shape".
+
+    One without a relation is the world's own, of one object.
+    """
+    if "relation" not in named:
+        return world.caption(named)
+    first, second = (_phrase(named.get(p + "colour"), named.get(p + "shape")) for p in ("", "second_"))
+    return f"{first} {named['relation']} {second}"
+
+
+def sample_caption(scene: Scene | Pair, seed: int, index: int) -> str:
+    """A true caption of `scene`, which names some of it."""
+    if isinstance(scene, Scene):
+        return world.sample_caption(scene, seed, index)
+    keep = numpy_generator(seed, "pair caption", index).random(len(scene.named)) < NAMED
+    named = {name: value for (name, value), kept in zip(scene.named.items(), keep, strict=True) if kept}
+    return caption({"relation": TOGETHER, **named})
+
+
+def parse_caption(text: str) -> dict[str, str]:
+    """What a caption names; the inverse of `caption`.
+
+    Raises:
+        ValueError: `text` is no caption of one object or of two.
+    """
+    for relation in ATTRIBUTES["relation"]:
+        phrases = text.split(f" {relation} ")
+        if len(phrases) == 2:
+            words = {name: set(phrase.split()) for name, phrase in zip(("", "second_"), phrases, strict=True)}
+            named = {"relation": relation} | {
+                prefix + name: value
+                for prefix, said in words.items()
+                for name in ("colour", "shape")
+                for value in world.ATTRIBUTES[name]
+                if value in said
+            }
+            if caption(named) != text:
+                raise ValueError(f"{text!r} is no caption of two objects (an example: 'a red circle above a square')")
+            return named
+    return world.parse_caption(text)
+
+
+def all_captions() -> list[str]:
+    """Every caption, in a fixed order: the world's 525 and 35 x 5 x 35 of two objects."""
+    objects = [
+        {name: value for name, value in (("colour", colour), ("shape", shape)) if value}
+        for colour, shape in itertools.product([None, *COLOURS], [None, *SHAPES])
+    ]
+    pairs = itertools.product(objects, ATTRIBUTES["relation"], objects)
+    return world.all_captions() + [
+        caption({**first, "relation": relation, **{f"second_{name}": value for name, value in second.items()}})
+        for first, relation, second in pairs
+    ]
+
+
+def render(scenes: list[Scene | Pair]) -> np.ndarray:
+    """Pictures of `scenes`: [N, 3, 64, 64], float32 in [0, 1]."""
+    return np.stack([_render(s) if isinstance(s, Pair) else world.render([s])[0] for s in scenes])
+
+
+def _render(pair: Pair) -> np.ndarray:
+    picture = np.broadcast_to(world.rgb(BACKGROUNDS[pair.background]), (3, IMAGE_SIZE, IMAGE_SIZE))
+    for colour, shape, centre in zip(pair.colours, pair.shapes, pair.centres, strict=True):
+        mask = world.object_mask(shape, HALF_EXTENT, np.array([centre]))
+        picture = picture + mask * (world.rgb(COLOURS[colour]) - picture)
+    return picture.astype(np.float32)
