@@ -262,7 +262,7 @@ def test_the_measures_of_every_sweep_give_what_it_shows(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for module in (measure_commands, program):
         monkeypatch.setattr(module, "check_scorer_paths", lambda flags, names: dict.fromkeys(names))
-        monkeypatch.setattr(module, "read_prompts", lambda path, *flag: read_prompts(path) if path.exists() else ["a"])
+    monkeypatch.setattr(program, "read_prompts", lambda path, flag: read_prompts(path) if path.exists() else ["a"])
     sweep = read_sweep(path)
     for job in plan_jobs(sweep, Path("nowhere")):
         for stage in job.stages:
