@@ -76,10 +76,6 @@ def sample_scene(seed: int, index: int) -> Scene | Pair:
     )
 
 
-def _phrase(colour: str | None, shape: str | None) -> str:
-    return " ".join(word for word in ("a", colour, shape or "shape") if word)
-
-
 def caption(named: dict[str, str]) -> str:
     """The caption that names exactly `named`, some of `ATTRIBUTES`: "a red circle left of a blue shape".
 
@@ -87,8 +83,9 @@ def caption(named: dict[str, str]) -> str:
     """
     if "relation" not in named:
         return world.caption(named)
-    first, second = (_phrase(named.get(p + "colour"), named.get(p + "shape")) for p in ("", "second_"))
-    return f"{first} {named['relation']} {second}"
+    first = {name: value for name, value in named.items() if name in ("colour", "shape")}
+    second = {name.removeprefix("second_"): value for name, value in named.items() if name.startswith("second_")}
+    return f"{world.caption(first)} {named['relation']} {world.caption(second)}"
 
 
 def sample_caption(scene: Scene | Pair, seed: int, index: int) -> str:
