@@ -1,5 +1,6 @@
 """All that knows ranks: the accelerator, wrapping, reductions, and whole state dicts of sharded networks."""
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -162,6 +163,18 @@ def from_main(accelerator: Accelerator, value: Item) -> Item:
     holder = [value]
     broadcast_object_list(holder)
     return holder[0]
+
+
+def leave() -> None:
+    """End the process group after the last collective, once nothing wraps a network; nothing where there is none.
+
+    Gloo's threads let go of a collective's tensors in their own time, and abort a process whose interpreter is gone
+    by then. They are joined when the last reference to the group goes; after sharding, torch's own caches keep some
+    (on a GPU that group is NCCL's). Collective.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()  # DistributedDataParallel holds it, and itself in a circle
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:

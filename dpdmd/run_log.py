@@ -147,7 +147,8 @@ class RunLog:
         if self.active:
             os.fsync(self.file.fileno())
             self.file.close()
-            self._track(self.accelerator.end_training)
+            for tracker in self.accelerator.trackers:  # end_training would also leave the other ranks
+                self._track(tracker.finish)
 
 
 def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:

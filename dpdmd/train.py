@@ -6,6 +6,7 @@ little memory); 2 wrong input; 128 + its number after SIGINT (130), SIGUSR1 (138
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dpdmd import config, out_of_memory, preflight
 from dpdmd.checkpoint import SaveError
@@ -14,16 +15,27 @@ from dpdmd.interruption import Interrupted
 from dpdmd.memory_plan import MemoryPlan
 
 
+class End(NamedTuple):
+    """How a run ended: exit status, the line to leave on the terminal, whether every rank ended so, none waiting."""
+
+    status: int
+    why: str = ""
+    together: bool = False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
-    status, why = _run(argv)
-    if why:
-        print(f"dpdmd.train: {why}", file=sys.stderr)
-    return status
+    end = _run(argv)
+    if end.why:
+        print(f"dpdmd.train: {end.why}", file=sys.stderr)
+    if end.together:
+        from dpdmd import distributed
+
+        distributed.leave()
+    return end.status
 
 
-def _run(argv: Sequence[str] | None) -> tuple[int, str]:
-    """Exit status, and the line to leave on the terminal."""
+def _run(argv: Sequence[str] | None) -> End:
     try:
         plan = preflight.check(config.parse(argv))
         # diffusers takes seconds to import: only now, so that wrong input is told at once.
@@ -31,22 +43,22 @@ def _run(argv: Sequence[str] | None) -> tuple[int, str]:
 
         trainer = Trainer(plan)
     except ValueError as error:
-        return 2, f"error: {error}"
+        return End(2, f"error: {error}")
     except RuntimeError as error:
-        return 1, _out_of_memory(plan.memory, error)
+        return End(1, _out_of_memory(plan.memory, error))
     except OSError as error:
-        return 1, f"stopped: {error}"
+        return End(1, f"stopped: {error}")
     try:
         trainer.train()
     except Interrupted as interrupted:
-        return interrupted.status, f"stopped: {interrupted}"
+        return End(interrupted.status, f"stopped: {interrupted}", together=True)
     except (NonFiniteError, SaveError) as error:
-        return 1, f"stopped: {error}"
+        return End(1, f"stopped: {error}", together=True)
     except RuntimeError as error:
-        return 1, _out_of_memory(plan.memory, error)
+        return End(1, _out_of_memory(plan.memory, error))
     except OSError as error:
-        return 1, f"stopped: {error}; the checkpoints written before are whole"
-    return 0, ""
+        return End(1, f"stopped: {error}; the checkpoints written before are whole")
+    return End(0, together=True)
 
 
 def _out_of_memory(memory: MemoryPlan, error: RuntimeError) -> str:

@@ -89,6 +89,7 @@ def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
     result = run_processes(command, check=False)
     assert result.returncode != 0
     assert result.stderr.count("dpdmd.train: stopped: SIGTERM: saved at step 3") == 2
+    assert "threads left" not in result.stderr
     assert os.readlink(tmp_path / "run" / "ckpts" / "latest") == "step_000003"
 
 

@@ -42,9 +42,11 @@ class Program:
         try:
             job = self.check(args)
             # Seconds of imports: only now, so that wrong input is told at once.
+            from dpdmd import distributed
             from dpdmd.evaluation.scoring import run
 
             run(job)
+            distributed.leave()
         except ValueError as error:
             print(f"{self.name}: error: {error}", file=sys.stderr)
             return 2
