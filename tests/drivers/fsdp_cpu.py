@@ -1,5 +1,6 @@
 """`dpdmd.train` under FSDP2 on CPU processes. accelerate ignores an FSDP plugin there, so its state is set by hand."""
 
+import os
 import sys
 
 import accelerate
@@ -27,4 +28,7 @@ def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
 
 
 distributed.Accelerator = sharding_accelerator
-sys.exit(train.main(sys.argv[1:]))
+status = train.main(sys.argv[1:])
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)  # torch's caches keep the sharded group, and with it gloo's threads: see `distributed.leave`
