@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "dpdmd",
     "dpdmd.options",
+    "dpdmd.option_checks",
     "dpdmd.presets",
     "dpdmd.strict_yaml",
     "dpdmd.run_folder",
@@ -271,11 +272,11 @@ def test_a_second_family_is_a_word_of_families_alone():
 
 
 def test_only_methods_decide_by_method():
-    """No `if method ==` elsewhere: a method is a row of METHODS. The configuration may check its values."""
+    """No `if method ==` elsewhere: a method is a row of METHODS. The options may be checked against it."""
     found = {
         name: decisions_by(tree, "method", set(METHODS))
         for name, tree in TREES.items()
-        if name not in ("dpdmd.methods", "dpdmd.config")
+        if name not in ("dpdmd.methods", "dpdmd.option_checks")
     }
     assert {name: lines for name, lines in found.items() if lines} == {}
 

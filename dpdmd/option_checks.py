@@ -1,0 +1,126 @@
+"""What options may be: each one alone, and against the others. Nothing here looks at a file or a device."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dpdmd.options import PAIRED_METHODS, EvalConfig, MethodConfig, ModelConfig, OptimConfig
+
+FP32_MAX = 3.4e38  # what is larger is infinite to the device
+
+
+def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    """Compare a value with what its field's metadata allow: `choices`, or `least`, `above` and `below`.
+
+    Raises:
+        ValueError: one line that names the flag and what it may be.
+    """
+    choices, least, above, below = (metadata[key] for key in ("choices", "least", "above", "below"))
+    most = FP32_MAX if isinstance(value, float) else math.inf
+    if choices and value not in choices:
+        raise ValueError(f"--{name} {value}: choose one of {', '.join(choices)}")
+    if value is None:
+        return
+    if below is not None:
+        if not least <= value < below:
+            raise ValueError(f"--{name} {value}: must be at least {least} and below {below}")
+    elif above is not None:
+        if not above < value <= most:
+            raise ValueError(f"--{name} {value}: must be a finite number above {above}")
+    elif least is not None and not least <= value <= most:
+        raise ValueError(f"--{name} {value}: must be a finite number, at least {least}")
+
+
+def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig, evaluation: EvalConfig) -> None:
+    """Compare options with each other.
+
+    Raises:
+        ValueError: one line that names the flag and what to do.
+    """
+    _check_lora(model)
+    _check_prompts_limit(evaluation)
+    _check_anchor(method)
+    _check_rollout(method)
+    _check_teacher_samples(method)
+    _check_what_methods_exclude(method, optim)
+    _check_recomputed_blocks(optim)
+
+
+def _check_lora(model: ModelConfig) -> None:
+    if model.lora_rank is None:
+        for name in ("lora_alpha", "lora_targets", "fake_lora_rank"):
+            if getattr(model, name) is not None:
+                raise ValueError(f"--{name} {getattr(model, name)}: give --lora_rank with it")
+        return
+    for name in ("student_id", "fake_id"):
+        if (given := getattr(model, name)) not in (None, model.teacher_id):
+            raise ValueError(f"--{name} {given}: with --lora_rank all three networks are the teacher's; leave it out")
+    if model.lora_targets is not None and not all(model.lora_targets.split(",")):
+        raise ValueError(f"--lora_targets {model.lora_targets}: must be names such as to_q,to_k,to_v")
+
+
+def _check_prompts_limit(evaluation: EvalConfig) -> None:
+    limit = evaluation.eval_prompts_limit
+    if limit != "all" and not (limit.isdecimal() and int(limit) > 0):
+        raise ValueError(f"--eval_prompts_limit {limit}: must be a number of prompts, at least 1, or all")
+
+
+def _check_anchor(method: MethodConfig) -> None:
+    if not 1 <= method.k_anchor <= method.teacher_infer_steps:
+        raise ValueError(
+            f"--k_anchor {method.k_anchor}: must be 1 to --teacher_infer_steps ({method.teacher_infer_steps})"
+        )
+    if method.anchor_steps is not None and not 1 <= method.anchor_steps <= method.k_anchor:
+        raise ValueError(f"--anchor_steps {method.anchor_steps}: must be 1 to --k_anchor ({method.k_anchor})")
+
+
+def _check_rollout(method: MethodConfig) -> None:
+    if not 1 <= method.fake_rollout_reuse <= method.per_train_fake_num:
+        raise ValueError(
+            f"--fake_rollout_reuse {method.fake_rollout_reuse}: must be 1 to --per_train_fake_num "
+            f"({method.per_train_fake_num})"
+        )
+    if method.stu_inference_steps < 2 and method.detach_first_step:
+        raise ValueError("--stu_inference_steps 1: --detach_first_step leaves no step to train; give at least 2")
+    if method.stu_inference_steps < 2 and method.detach_first_step is None and method.method == "dpdmd":
+        raise ValueError(
+            "--stu_inference_steps 1: dpdmd trains the steps after the first; give at least 2, or --method dmd"
+        )
+    if method.rollout != "ode" and method.grad_steps != "all":
+        raise ValueError(
+            f"--grad_steps {method.grad_steps}: with --rollout {method.rollout} one step alone has gradient already; "
+            "leave it out"
+        )
+
+
+def _check_teacher_samples(method: MethodConfig) -> None:
+    if method.method == "dmd_lpips" and method.perceptual_path is None:
+        raise ValueError(f"--method dmd_lpips: give the weights of --perceptual {method.perceptual}: --perceptual_path")
+    if method.method != "dmd_lpips" and method.perceptual_path is not None:
+        raise ValueError(f"--perceptual_path {method.perceptual_path}: --method {method.method} has no use for it")
+    if method.teacher_cache is not None and method.teacher_cache_size is None:
+        raise ValueError(f"--teacher_cache {method.teacher_cache}: give --teacher_cache_size, how many samples")
+    if method.teacher_cache_size is not None and method.method not in PAIRED_METHODS:
+        raise ValueError(
+            f"--teacher_cache_size {method.teacher_cache_size}: --method {method.method} looks at no sample of the "
+            f"teacher; {' and '.join(PAIRED_METHODS)} do"
+        )
+
+
+def _check_what_methods_exclude(method: MethodConfig, optim: OptimConfig) -> None:
+    if method.method == "dmd_lpips" and optim.offload_vae:
+        raise ValueError(
+            "--offload_vae: dmd_lpips has a gradient through the decoder in every turn; give --no-offload_vae"
+        )
+    if method.method == "dmd_gan" and optim.compile:
+        raise ValueError(
+            "--compile: dmd_gan's discriminator reads what compiled blocks keep to themselves; give --no-compile"
+        )
+
+
+def _check_recomputed_blocks(optim: OptimConfig) -> None:
+    wanted = optim.recomputed_blocks
+    if wanted not in ("all", "auto") and not wanted.isdecimal():
+        raise ValueError(f"--recomputed_blocks {wanted}: must be a number of blocks, auto or all")
+    if wanted != "all" and not optim.gradient_checkpointing:
+        raise ValueError(f"--recomputed_blocks {wanted}: give --gradient_checkpointing, or leave it out")
