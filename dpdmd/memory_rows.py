@@ -14,13 +14,13 @@ from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import adapters
 from dpdmd.families.call_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.families.layouts import LAYOUTS, Layout, count_numbers
+from dpdmd.optimizers import bytes_of_moments
 from dpdmd.weight_files import read_json, read_weights_header
 
 ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
 TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)
 MAX_PICTURES = 8  # in process_vis
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
-_ADAM_8BIT = 2 * (1 + FP32 / 256)  # bytes a number: two moments of one byte, and an fp32 scale each 256
 _SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
 
 
@@ -94,7 +94,7 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     smaller = () if lora else ("--lora_rank", "sharding by scripts/accelerate_sd35_fsdp.yaml")
     rows = [Row(base, whole * number // frozen, f"{whole / 1e6:.1f} M numbers in {kind}{over}", flags=_bf16(config))]
     eight = config.optim.optimizer == "adamw_8bit"
-    moment = _ADAM_8BIT if eight else 2 * FP32
+    moment = bytes_of_moments(config.optim)
     for (name, numbers), phase in zip(trained.items(), (STUDENT, FAKE), strict=True):
         masters = numbers + (0 if lora else whole - layout.count_trained(teacher))
         what = "adapter" if lora else "master weights"
