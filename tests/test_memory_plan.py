@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from memory_count import LiveStorages, as_on_cuda, kept_bytes
-from sd35_medium import VAE, save_hollow
+from sd35_medium import TRANSFORMER, VAE, save_hollow
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -218,13 +218,37 @@ def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
 
 
 def test_sharding_divides_and_ddp_adds_buckets(medium):
-    alone = sizes(plan(medium))
+    """Parameters are divided; the position table, a buffer, is whole on each process, in each network."""
+    alone, table = sizes(plan(medium)), 384 * 384 * 1536
     sharded = sizes(plan(medium, topology=Topology(8, sharded=True)))
     replicated = sizes(plan(medium, topology=Topology(8)))
-    for name in ("student, master weights", "student, gradients", "student, optimizer"):
+    for name in ("student, gradients", "student, optimizer"):
         assert sharded[name] == alone[name] // 8 and replicated[name] == alone[name]
-    assert sharded["teacher"] == alone["teacher"] and sharded["gathered"] > 0
+    masters = "student, master weights"
+    assert replicated[masters] == alone[masters]
+    assert sharded[masters] == (alone[masters] - 4 * table) // 8 + 4 * table
+    assert sharded["teacher"] == alone["teacher"]
+    frozen = sizes(plan(medium, "--shard_teacher", topology=Topology(8, sharded=True)))["teacher"]
+    assert frozen == (alone["teacher"] - 2 * table) // 8 + 2 * table
     assert replicated["student, DDP's buckets"] == alone["student, gradients"]
+
+
+def test_what_is_gathered_is_parameters(medium):
+    """Those in no block, of SD3.5-M 19.5 M, and three blocks of the mean 92.7 M; the buffer is counted where it is."""
+    with torch.device("meta"):
+        network = SD3Transformer2DModel(**TRANSFORMER)
+    in_blocks = sum(p.numel() for p in network.transformer_blocks.parameters())
+    outside = sum(p.numel() for p in network.parameters()) - in_blocks
+    sharded = sizes(plan(medium, topology=Topology(8, sharded=True)))
+    assert sharded["gathered"] == 4 * (outside + 3 * in_blocks // 24)
+
+
+def test_an_average_is_of_parameters(medium):
+    """`MovingAverage` holds what is trained; its export takes the position table from the student."""
+    found = sizes(plan(medium, "--ema_decay", "0.99"))
+    assert found["student, average"] == found["student, gradients"]
+    lora = sizes(plan(medium, "--ema_decay", "0.99", "--lora_rank", "64"))
+    assert lora["student, average"] == lora["student, adapter"]
 
 
 def test_the_topology_is_what_the_launcher_says(monkeypatch):
