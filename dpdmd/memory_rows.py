@@ -263,9 +263,11 @@ def _perceptual(config: Config) -> list[Row]:
 
 
 def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
-    """Sampling for an evaluation, and decoding."""
+    """Sampling for an evaluation, and decoding: in process_vis student, x0_real, x0_fake, and a teacher's sample where
+    the student's turn has one."""
     evaluated = config.eval.eval_batch_size if evaluation.sets else 0
-    shown = 3 * min(MAX_PICTURES, config.optim.batch_size) if config.run.vis_every else 0
+    kinds = 4 if methods.METHODS[config.method.method].paired_turn == methods.STUDENT else 3
+    shown = kinds * min(MAX_PICTURES, config.optim.batch_size) if config.run.vis_every else 0
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)
     one = decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)

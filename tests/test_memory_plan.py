@@ -217,6 +217,20 @@ def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
     assert after.of_phase(ENCODING) > sizes(before)["text encoders"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "kinds"),
+    [
+        (["--method", "dpdmd"], 3),
+        (["--method", "dmd_gan"], 3),  # whose fake turn has the teacher's samples
+        (["--method", "dmd_lpips", "--perceptual_path", "weights"], 4),
+    ],
+)
+@pytest.mark.parametrize(("batch", "columns"), [(2, 2), (16, 8)])
+def test_pictures_of_a_student_turn_are_decoded_together(medium, flags, kinds, batch, columns):
+    found = sizes(plan(medium, "--batch_size", str(batch), *flags))["making pictures"]
+    assert found == kinds * columns * decode_bytes(VAE, 1024 * 1024, True)
+
+
 def test_sharding_divides_and_ddp_adds_buckets(medium):
     """Parameters are divided; the position table, a buffer, is whole on each process, in each network."""
     alone, table = sizes(plan(medium)), 384 * 384 * 1536
