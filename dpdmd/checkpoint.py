@@ -24,13 +24,14 @@ from dpdmd import __version__
 from dpdmd.config import Config, from_dict
 from dpdmd.families.adapters import adapters
 from dpdmd.families.base import Family
+from dpdmd.families.call_memory import FP32
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.notes import Note
 from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
+from dpdmd.optimizers import bytes_of_moments
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 
 STATE, OPTIMIZER = "state", "optimizer_"
-MOMENTS = 2  # of each trained number in AdamW
 
 
 class SaveError(RuntimeError):
@@ -116,18 +117,20 @@ def average_folder(checkpoint: Path, config: Config) -> Path:
 
 
 def size_in_bytes(config: Config) -> int:
-    """What one checkpoint takes, by count: fp32 weights of student, average and fake score, and AdamW's moments.
+    """What one checkpoint takes, by count: fp32 weights of student, average and fake score, and moments.
 
-    A discriminator's heads are small beside them.
+    Both moments of what is trained, so not of SD3's position table. A discriminator's heads are small beside them.
     """
     exports = 1 if config.optim.ema_decay is None else 2
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    moments = bytes_of_moments(config.optim)
     if pair := adapters(config.model):
         student, fake = (
             layout.count_adapter_parameters(teacher, part.targets, part.rank) for part in (pair.student, pair.fake)
         )
-        return 4 * ((2 * exports + MOMENTS) * student + (1 + MOMENTS) * fake)  # the student's also for ComfyUI
-    return 4 * (exports + 1 + 2 * MOMENTS) * layout.count_parameters(teacher)
+        weights = 2 * exports * student + fake  # the student's also for ComfyUI
+        return FP32 * weights + int(moments * (student + fake))
+    return FP32 * (exports + 1) * layout.count_parameters(teacher) + int(2 * moments * layout.count_trained(teacher))
 
 
 def export_student(

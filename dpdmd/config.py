@@ -144,10 +144,22 @@ def write_yaml(config: Config, path: Path) -> None:
     write_text(path, yaml.safe_dump(config.as_dict(), sort_keys=False))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong, for each program to tell it in one line: argparse would print a hundred flags above it."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
+            near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
+            message += f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The flags of `dpdmd.train`, grouped, each with its default and where that comes from."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dpdmd.train",
+        usage="%(prog)s [--config FILE ...] [--preset NAME] [--FLAG VALUE ...]",
         description="Distil a slow guided teacher into a few-step student that keeps its diversity.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -172,7 +184,10 @@ def build_parser() -> argparse.ArgumentParser:
             options: dict[str, Any] = {
                 "help": f"{item.metadata['help']} (default: {item.default}{source})".replace("%", "%%")
             }
-            if wanted is bool:
+            if wanted is bool and name.startswith("no_"):  # its opposite, --no-no_..., is not worth a line of help
+                group.add_argument(f"--no-{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
+                options["action"] = "store_true"
+            elif wanted is bool:
                 options["action"] = argparse.BooleanOptionalAction
             else:
                 options.update(type=wanted, metavar=wanted.__name__.upper())
@@ -186,8 +201,8 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     """Defaults, then --preset, then the files of --config, then the flags.
 
     Raises:
-        ValueError: unusable file, or values that `validate` refuses.
-        SystemExit: argparse's own, status 2, on an unknown or malformed flag.
+        ValueError: unknown or malformed flag, unusable file, or values that `validate` refuses.
+        SystemExit: after --help.
     """
     given = vars(build_parser().parse_args(argv))
     paths = given.pop("config", [])

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Examine; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="dpdmd.doctor",
+        usage="%(prog)s [--out OUT] [the flags of dpdmd.train, such as --config FILE]",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,6 +5,7 @@ goes on after an interruption.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,11 +59,26 @@ def check(args: argparse.Namespace) -> list[str]:
             raise ValueError("--prompt: is empty")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python shows bytes that are no text
             raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
-    if args.prompt:
-        return args.prompt
-    from dpdmd.prompts import read_prompts
+    prompts = args.prompt or _read(args.prompt_txt)
+    _check_leftovers(args.out, len(prompts), args.num_images)
+    return prompts
 
-    return read_prompts(args.prompt_txt)
+
+def _read(path: Path) -> list[str]:
+    from dpdmd.prompts import read_prompts  # imports torch, which takes seconds
+
+    return read_prompts(path)
+
+
+def _check_leftovers(out: Path, num_prompts: int, num_images: int) -> None:
+    """Pictures of an earlier call that this one would not overwrite would pass for its own."""
+    numbers = ((re.fullmatch(r"(\d{5,})_(\d{3,})\.png", path.name), path.name) for path in out.glob("*.png"))
+    left = [name for key, name in numbers if key and not (int(key[1]) < num_prompts and int(key[2]) < num_images)]
+    if left:
+        raise ValueError(
+            f"--out {out}: {len(left)} pictures of an earlier call would stay between the new ones, such as "
+            f"{min(left)}; give another folder, or delete them"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

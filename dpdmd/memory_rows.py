@@ -14,13 +14,13 @@ from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import adapters
 from dpdmd.families.call_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.families.layouts import LAYOUTS, Layout, count_numbers
+from dpdmd.optimizers import bytes_of_moments
 from dpdmd.weight_files import read_json, read_weights_header
 
 ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
 TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)
 MAX_PICTURES = 8  # in process_vis
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
-_ADAM_8BIT = 2 * (1 + FP32 / 256)  # bytes a number: two moments of one byte, and an fp32 scale each 256
 _SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
 
 
@@ -83,24 +83,26 @@ def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
 
 
 def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) -> list[Row]:
-    """Weights, gradients and moments, divided over processes where they are sharded."""
+    """Weights, gradients and moments, divided over processes where they are sharded; buffers are on each of them."""
     whole, trained = layout.count_parameters(teacher), _trained(config, layout, teacher)
+    buffers = whole - layout.count_trained(teacher)
     number, kind = _number(config)
     shards = topology.processes if topology.sharded else 1
-    share, lora = f" / {shards} processes" if shards > 1 else "", config.model.lora_rank is not None
+    share, lora = _over(shards), config.model.lora_rank is not None
     frozen = shards if config.optim.shard_teacher else 1
     base = "teacher, the base of all three" if lora else "teacher"
-    over = f" / {frozen} processes" if frozen > 1 else ""
     smaller = () if lora else ("--lora_rank", "sharding by scripts/accelerate_sd35_fsdp.yaml")
-    rows = [Row(base, whole * number // frozen, f"{whole / 1e6:.1f} M numbers in {kind}{over}", flags=_bf16(config))]
+    held = (whole - buffers) * number // frozen + buffers * number
+    rows = [Row(base, held, f"{whole / 1e6:.1f} M numbers in {kind}{_over(frozen, buffers)}", flags=_bf16(config))]
     eight = config.optim.optimizer == "adamw_8bit"
-    moment = _ADAM_8BIT if eight else 2 * FP32
+    moment = bytes_of_moments(config.optim)
     for (name, numbers), phase in zip(trained.items(), (STUDENT, FAKE), strict=True):
-        masters = numbers + (0 if lora else whole - layout.count_trained(teacher))
+        besides = 0 if lora else buffers
+        masters = f"{(numbers + besides) / 1e6:.1f} M in fp32{_over(shards, besides)}"
         what = "adapter" if lora else "master weights"
         count = f"{numbers / 1e6:.1f} M numbers"
         rows += [
-            Row(f"{name}, {what}", masters * FP32 // shards, f"{masters / 1e6:.1f} M in fp32{share}", flags=smaller),
+            Row(f"{name}, {what}", numbers * FP32 // shards + besides * FP32, masters, flags=smaller),
             Row(f"{name}, gradients", numbers * FP32 // shards, f"{count} in fp32{share}", (phase,), flags=smaller),
             Row(
                 f"{name}, optimizer",
@@ -112,7 +114,7 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
         if topology.processes > 1 and not topology.sharded:
             rows.append(Row(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
     if config.optim.ema_decay is not None:
-        averaged = trained["student"] + (0 if lora else whole - layout.count_trained(teacher))
+        averaged = trained["student"]
         rows.append(
             Row("student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", flags=smaller)
         )
@@ -121,13 +123,20 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     return rows
 
 
+def _over(processes: int, whole: int = 0) -> str:
+    """How a row's numbers are divided, `whole` of them not, in words."""
+    if processes == 1:
+        return ""
+    return f" / {processes} processes" + (f", {whole / 1e6:.1f} M of them on each" if whole else "")
+
+
 def _gathered(layout: Layout, teacher: Path) -> Row:
-    """What a sharded network has whole at a time."""
+    """What a sharded network has whole at a time, beside its buffers, which are never sharded."""
     header = read_weights_header(teacher / layout.network)
     prefix, _ = layout.blocks
     in_blocks = count_numbers({name: value for name, value in header.items() if name.startswith(prefix)})
     blocks = layout.count_blocks(teacher)
-    outside = count_numbers(header) - in_blocks
+    outside = layout.count_trained(teacher) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
     return Row("gathered", numbers * FP32, "this block, the next, one block's gradients, and what is in none, in fp32")
 
@@ -254,9 +263,11 @@ def _perceptual(config: Config) -> list[Row]:
 
 
 def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
-    """Sampling for an evaluation, and decoding."""
+    """Sampling for an evaluation, and decoding: in process_vis student, x0_real, x0_fake, and a teacher's sample where
+    the student's turn has one."""
     evaluated = config.eval.eval_batch_size if evaluation.sets else 0
-    shown = 3 * min(MAX_PICTURES, config.optim.batch_size) if config.run.vis_every else 0
+    kinds = 4 if methods.METHODS[config.method.method].paired_turn == methods.STUDENT else 3
+    shown = kinds * min(MAX_PICTURES, config.optim.batch_size) if config.run.vis_every else 0
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)
     one = decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)

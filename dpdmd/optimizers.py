@@ -28,6 +28,11 @@ def make_optimizer(
     return bitsandbytes.optim.AdamW8bit(parameters, **settings)
 
 
+def bytes_of_moments(optim: OptimConfig) -> float:
+    """Bytes that both moments of one trained number take: two fp32, or two of one byte with an fp32 scale each 256."""
+    return 2 * (1 + 4 / 256) if optim.optimizer == "adamw_8bit" else 2 * 4
+
+
 def is_quantised(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its state is bitsandbytes', which torch's own way to whole state dicts does not know."""
     return hasattr(optimizer, "non_castable_tensor_keys")

@@ -191,7 +191,7 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
 
 
 def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:
-    """Updates of a run: `max_steps` or `max_epoch`, whichever ends first."""
+    """Updates of a run: `max_steps` or `max_epoch` x ceil(prompts / global batch), whichever ends first."""
     by_epoch = config.run.max_epoch and config.run.max_epoch * math.ceil(num_prompts / global_batch_size)
     return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=MAX_STEPS)
 

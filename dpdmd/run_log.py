@@ -115,6 +115,8 @@ class RunLog:
         self._write(record)
         self.evaluations.append(record)
         logger.info("%s", table)
+        if self.bar.n == self.bar.initial:
+            self.bar.unpause()  # else the first step would seem to have lasted as long as the evaluation before it
         scores = {name: value for name, value in record.items() if name.startswith("eval") and value is not None}
         self._track(self.accelerator.log, scores, step=record["step"])
 

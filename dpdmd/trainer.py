@@ -246,7 +246,8 @@ class Trainer:
         return every > 0 and (step + 1) // every > turns.last_student_step(step, self.config.method) // every
 
     def _show_pictures(self, taken: StepUnderWay) -> None:
-        """Overwrite process_vis/latest.png: student, x0_real and x0_fake below each other, decoded in one batch."""
+        """Overwrite process_vis/latest.png: the turn's pictures (student, x0_real, x0_fake, of dmd_lpips the teacher's
+        sample) below each other, decoded in one batch."""
         if not self.accelerator.is_main_process:
             return
         count = min(MAX_PICTURES, len(taken.samples))

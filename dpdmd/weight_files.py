@@ -14,6 +14,13 @@ Shape = tuple[int, ...]
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
 
 
+def where_to_get(path: Path, repository: str) -> str:
+    """What to do about weights that should be at `path`: the hub's, or ours, which nothing else has."""
+    if path.parts[:2] == ("weights", "tiny"):
+        return "it comes with this code; start in the checkout, where these paths lead"
+    return f"get it from https://huggingface.co/{repository} (scripts/download_weights.sh)"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 

@@ -50,7 +50,10 @@ cat <<EOT
 "$GRID_PROMPT", the same nine start noises:
   teacher   $pictures/teacher/grid.png
   student   $pictures/student/grid.png
-training    $run/process_vis/latest.png
+EOT
+training="$run/process_vis/latest.png" # none in a run shorter than --vis_every
+[ ! -f "$training" ] || echo "training    $training"
+cat <<EOT
 figures     $run/figures.json
 report      $run/report.html
 EOT

@@ -16,7 +16,11 @@
 set -uo pipefail
 
 # In a job this is a copy that lies elsewhere.
-[ -n "${SLURM_JOB_ID:-}" ] || source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+    source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
+    echo "this is a job: sbatch scripts/slurm_train_sd35.sh (without SLURM: scripts/run_train_sd35.sh)" >&2
+    exit 2
+fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_multi_node.yaml}"

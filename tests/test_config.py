@@ -69,8 +69,14 @@ def test_help_names_every_flag_and_every_source():
     for group in vars(config.Config()).values():
         assert type(group).__doc__.splitlines()[0] in text
         for item in fields(group):
-            assert f"--{item.name} " in text
+            assert re.search(f"--{item.name}[ ,]", text)
             assert item.metadata["source"] in text
+    assert "--no-no_t5" not in text and text.startswith("usage: dpdmd.train [--config FILE ...]")
+
+
+def test_a_flag_that_says_no_can_be_taken_back():
+    assert config.parse(["--no_t5"]).model.no_t5
+    assert not config.parse(["--no_t5", "--no-no_t5"]).model.no_t5
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):

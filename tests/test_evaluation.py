@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from dpdmd import train
 from dpdmd.evaluation import scoring
+from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
 from dpdmd.evaluation.pictures import find_pictures, is_whole, open_picture
 from dpdmd.evaluation.plan import PictureSet
@@ -150,6 +151,18 @@ def test_scorers_are_checked_before_the_start(flags, tmp_path, capsys):
         lines = capsys.readouterr().err.strip().splitlines()
         assert told in lines[-1] and sum("error" in line for line in lines) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_path_leaves_a_scorer_out(tiny_scorers):
+    """One of its paths is enough, whatever the defaults of the others are."""
+    names = ("pickscore", "imagereward", "clip_score")
+    assert set(check_scorer_paths(tiny_scorers, names)) == set(names)
+    for flag, name in (
+        ("pick_model_path", "pickscore"),
+        ("ir_med_config", "imagereward"),
+        ("clip_score_path", names[2]),
+    ):
+        assert set(check_scorer_paths({**tiny_scorers, flag: ""}, names)) == set(names) - {name}
 
 
 def program(name: str):

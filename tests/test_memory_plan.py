@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from memory_count import LiveStorages, as_on_cuda, kept_bytes
-from sd35_medium import VAE, save_hollow
+from sd35_medium import TRANSFORMER, VAE, save_hollow
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dpdmd import config, lora, options
+from dpdmd import checkpoint, config, lora, options
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import Adapter
 from dpdmd.families.call_memory import CallShape, decode_bytes, sd3_call_memory
@@ -168,6 +168,15 @@ def test_weights_gradients_and_moments_are_counted_by_number(medium):
     assert found["student, optimizer"] == found["fake score, optimizer"] == 8 * trained
 
 
+@pytest.mark.parametrize(("flags", "moments"), [([], 8), (["--optimizer", "adamw_8bit"], 2 * (1 + 4 / 256))])
+def test_a_checkpoint_holds_moments_of_what_is_trained_alone(medium, flags, moments):
+    """55.6 GB with AdamW, 28.9 with 8 bits; a moving average is one more export."""
+    trained, whole = LAYOUTS["sd35"].count_trained(medium), LAYOUTS["sd35"].count_parameters(medium)
+    config, averaged = plan_config(medium, *flags), plan_config(medium, *flags, "--ema_decay", "0.99")
+    assert checkpoint.size_in_bytes(config) == int(2 * 4 * whole + 2 * moments * trained)
+    assert checkpoint.size_in_bytes(averaged) == checkpoint.size_in_bytes(config) + 4 * whole
+
+
 def test_lora_has_one_base_and_small_adapters(medium):
     found, whole = sizes(plan(medium, "--lora_rank", "64")), LAYOUTS["sd35"].count_parameters(medium)
     assert found["teacher, the base of all three"] == 2 * whole
@@ -208,14 +217,52 @@ def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
     assert after.of_phase(ENCODING) > sizes(before)["text encoders"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "kinds"),
+    [
+        (["--method", "dpdmd"], 3),
+        (["--method", "dmd_gan"], 3),  # whose fake turn has the teacher's samples
+        (["--method", "dmd_lpips", "--perceptual_path", "weights"], 4),
+    ],
+)
+@pytest.mark.parametrize(("batch", "columns"), [(2, 2), (16, 8)])
+def test_pictures_of_a_student_turn_are_decoded_together(medium, flags, kinds, batch, columns):
+    found = sizes(plan(medium, "--batch_size", str(batch), *flags))["making pictures"]
+    assert found == kinds * columns * decode_bytes(VAE, 1024 * 1024, True)
+
+
 def test_sharding_divides_and_ddp_adds_buckets(medium):
-    alone = sizes(plan(medium))
+    """Parameters are divided; the position table, a buffer, is whole on each process, in each network."""
+    alone, table = sizes(plan(medium)), 384 * 384 * 1536
     sharded = sizes(plan(medium, topology=Topology(8, sharded=True)))
     replicated = sizes(plan(medium, topology=Topology(8)))
-    for name in ("student, master weights", "student, gradients", "student, optimizer"):
+    for name in ("student, gradients", "student, optimizer"):
         assert sharded[name] == alone[name] // 8 and replicated[name] == alone[name]
-    assert sharded["teacher"] == alone["teacher"] and sharded["gathered"] > 0
+    masters = "student, master weights"
+    assert replicated[masters] == alone[masters]
+    assert sharded[masters] == (alone[masters] - 4 * table) // 8 + 4 * table
+    assert sharded["teacher"] == alone["teacher"]
+    frozen = sizes(plan(medium, "--shard_teacher", topology=Topology(8, sharded=True)))["teacher"]
+    assert frozen == (alone["teacher"] - 2 * table) // 8 + 2 * table
     assert replicated["student, DDP's buckets"] == alone["student, gradients"]
+
+
+def test_what_is_gathered_is_parameters(medium):
+    """Those in no block, of SD3.5-M 19.5 M, and three blocks of the mean 92.7 M; the buffer is counted where it is."""
+    with torch.device("meta"):
+        network = SD3Transformer2DModel(**TRANSFORMER)
+    in_blocks = sum(p.numel() for p in network.transformer_blocks.parameters())
+    outside = sum(p.numel() for p in network.parameters()) - in_blocks
+    sharded = sizes(plan(medium, topology=Topology(8, sharded=True)))
+    assert sharded["gathered"] == 4 * (outside + 3 * in_blocks // 24)
+
+
+def test_an_average_is_of_parameters(medium):
+    """`MovingAverage` holds what is trained; its export takes the position table from the student."""
+    found = sizes(plan(medium, "--ema_decay", "0.99"))
+    assert found["student, average"] == found["student, gradients"]
+    lora = sizes(plan(medium, "--ema_decay", "0.99", "--lora_rank", "64"))
+    assert lora["student, average"] == lora["student, adapter"]
 
 
 def test_the_topology_is_what_the_launcher_says(monkeypatch):

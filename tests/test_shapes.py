@@ -119,6 +119,7 @@ def reading_of(scenes: list[Scene], recognised: list[bool] | None = None) -> Rea
 def test_identical_pictures_have_no_diversity():
     metrics = measure_prompt("a red circle", reading_of([Scene("red", "circle", "grey", "small", (0.3, 0.3))] * 8))
     assert metrics == PromptMetrics(1.0, 0.0, {"background": 0.25, "size": 0.5}, {"background": 0.0, "size": 0.0}, 0.0)
+    assert not any(np.signbit(list(metrics.entropy.values())))  # "-0.000" in a table
 
 
 def test_metrics_by_hand():

@@ -57,3 +57,10 @@ def test_only_what_a_signal_stopped_is_queued_again(tmp_path, status, last_line,
     assert requeued == again and done.returncode == (0 if again else status)
     if again:
         assert (tmp_path / "calls" / "scontrol").read_text() == "requeue 41\n"
+
+
+def test_outside_a_job_it_says_how_to_start_one():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    command = ["bash", str(ROOT / "scripts" / "slurm_train_sd35.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("this is a job: sbatch scripts/slurm_")

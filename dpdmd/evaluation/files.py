@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.weight_files import check_pickle, read_json, read_weights_header
+from dpdmd.weight_files import check_pickle, read_json, read_weights_header, where_to_get
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -87,7 +87,7 @@ class Source:
     def hint(self, path: Path) -> str:
         """Where to get what should be at `path`."""
         named = (other for other in self.others if other.rpartition("/")[2] == path.name)
-        return f"get it from https://huggingface.co/{next(named, self.repository)} (scripts/download_weights.sh)"
+        return where_to_get(path, next(named, self.repository))
 
 
 SOURCES = {
@@ -125,7 +125,7 @@ def check_perceptual(name: str, folder: Path) -> None:
     Raises:
         ValueError: one line that names the flag, the file, and where to get it.
     """
-    hint = "get it from https://huggingface.co/facebook/dinov2-base (scripts/download_weights.sh)"
+    hint = where_to_get(folder, "facebook/dinov2-base")
     try:
         if name in PERCEPTUAL_FILES:
             _need_folder(folder)
@@ -143,13 +143,15 @@ def check_perceptual(name: str, folder: Path) -> None:
 def check_scorer_paths(paths: Mapping[str, str | None], names: tuple[str, ...]) -> dict[str, dict[str, Path]]:
     """Scorer -> its paths, of those among `names` that are configured; `paths` is flag -> value.
 
-    ImageReward's tokenizer, where not given, is looked for beside its weights.
+    An empty path leaves its scorer out. ImageReward's tokenizer, where not given, is looked for beside its weights.
 
     Raises:
         ValueError: a path that is not what its flag needs, or a scorer with only some of its flags.
     """
     found: dict[str, dict[str, Path]] = {}
     for name in names:
+        if any(paths.get(flag) == "" for flag in REQUIREMENTS[name] if flag != "ir_tokenizer_path"):
+            continue
         given = {flag: Path(paths[flag]) for flag in REQUIREMENTS[name] if paths.get(flag)}
         if name == "imagereward" and "ir_model_path" in given and "ir_tokenizer_path" not in given:
             given["ir_tokenizer_path"] = given["ir_model_path"].parent

@@ -59,7 +59,8 @@ class Program:
         """The program's flags, with the paths at the top of its file as their defaults."""
         parser = argparse.ArgumentParser(
             prog=self.name,
-            description=f"{self.description} Paths are variables at the top of the file, and flags.",
+            description=f"{self.description} Paths are variables at the top of the file, and flags; an empty one "
+            "leaves its scorer out.",
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
@@ -68,7 +69,7 @@ class Program:
                 parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=value, help=HELP[flag])
             else:
                 kind = type(value) if isinstance(value, (int, float)) else TYPES.get(flag, str)
-                parser.add_argument(f"--{flag}", type=kind, default=value, help=HELP.get(flag, "a scorer's weights"))
+                parser.add_argument(f"--{flag}", type=kind, default=value, help=HELP[flag])
         return parser
 
     def check(self, args: argparse.Namespace) -> Job:
@@ -155,6 +156,16 @@ HELP = {
     "images": "score the pictures of this folder instead of making any",
     "prompts_txt": "prompts, one a line; the default is read with --images only if a scorer compares with prompts",
     "output_dir": "pictures, per_image.csv, summary.json and table.txt",
+    "pick_processor_path": "PickScore's processor, the folder of CLIP ViT-H-14",
+    "pick_model_path": "PickScore's folder",
+    "ir_model_path": "ImageReward.pt",
+    "ir_med_config": "ImageReward's med_config.json",
+    "ir_tokenizer_path": "folder of BERT's tokenizer; without it the folder of ImageReward.pt",
+    "clip_score_path": "CLIP's folder, for text alignment",
+    "clip_path": "CLIP's folder",
+    "dino_path": "DINOv2's or DINOv3's folder",
+    "maniqa_path": "MANIQA's .pth",
+    "vq_path": "VisualQuality-R1's folder",
     "num_samples": "pictures a prompt",
     "seed": "of the start noises and of whatever a scorer draws",
     "steps": "sampling steps; without it what the model's folder says",

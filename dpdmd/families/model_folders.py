@@ -10,7 +10,7 @@ from typing import Any
 
 from dpdmd.families.layouts import LAYOUTS, Layout
 from dpdmd.families.notes import read_note
-from dpdmd.weight_files import check_weights, holding_what_is_expected, read_json
+from dpdmd.weight_files import check_weights, holding_what_is_expected, read_json, where_to_get
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
@@ -18,7 +18,7 @@ _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.
 @contextmanager
 def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
     """Complete what is told of a folder's files with the flag that gave it, and where to get a whole one."""
-    hint = f"get it from https://huggingface.co/{layout.repository} (scripts/download_weights.sh)"
+    hint = where_to_get(folder, layout.repository)
     try:
         yield
     except ValueError as error:

@@ -150,7 +150,8 @@ def variety(values: np.ndarray, num_values: int) -> tuple[float, float]:
     """Coverage and entropy of one attribute (see `PromptMetrics`) from its indices in the recognised pictures."""
     counts = np.bincount(values, minlength=num_values)
     share = counts[counts > 0] / max(counts.sum(), 1)
-    return float(np.mean(counts > 0)), float(-(share * np.log(share)).sum() / np.log(num_values))
+    # 0 - x, since of one value alone -x would be -0
+    return float(np.mean(counts > 0)), float((0 - (share * np.log(share)).sum()) / np.log(num_values))
 
 
 def measure_prompt(prompt: str, reading: Reading) -> PromptMetrics:
