@@ -73,7 +73,7 @@ def coarse_pictures() -> list[Image.Image]:
 
 def make_pictures(work: Path) -> None:
     """The pictures, the tokenizer, and med_config.json."""
-    from dpdmd.shapes.scorers import build_bert_tokenizer
+    from dpdmd.shapes.scorer_models import build_bert_tokenizer
 
     for index, picture in enumerate(coarse_pictures()):
         picture.save(work / f"{index}.png")

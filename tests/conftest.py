@@ -22,7 +22,7 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from dpdmd.families.notes import Note
-from dpdmd.shapes import scorers, world
+from dpdmd.shapes import scorer_models, world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.shapes.text import CLIP_WIDTH, MAX_LENGTH, build_clip_encoder, build_clip_tokenizer
@@ -140,14 +140,14 @@ def tiny_scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("scorers")
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        scorers.save_model(root / "clip", *scorers.build_clip())
-        scorers.save_model(root / "pickscore", *scorers.build_clip())
-        scorers.save_model(root / "dinov2", *scorers.build_dinov2())
-        network, med_config, tokenizer = scorers.build_imagereward()
+        scorer_models.save_model(root / "clip", *scorer_models.build_clip())
+        scorer_models.save_model(root / "pickscore", *scorer_models.build_clip())
+        scorer_models.save_model(root / "dinov2", *scorer_models.build_dinov2())
+        network, med_config, tokenizer = scorer_models.build_imagereward()
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))  # as initialised, it hardly looks at its input
-        scorers.save_imagereward(root / "ImageReward", network, med_config, tokenizer)
+        scorer_models.save_imagereward(root / "ImageReward", network, med_config, tokenizer)
     return {
         "clip_path": str(root / "clip"),
         "clip_score_path": str(root / "clip"),

@@ -28,7 +28,7 @@ from dpdmd.evaluation.runner import judge
 from dpdmd.evaluation.scorers import SCORERS, build_scorer, imagereward
 from dpdmd.evaluation.scorers.base import Sample
 from dpdmd.evaluation.scorers.visualquality import VisualQualityR1, parse_rating
-from dpdmd.shapes.scorers import build_bert_tokenizer
+from dpdmd.shapes.scorer_models import build_bert_tokenizer
 from dpdmd.weight_files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent

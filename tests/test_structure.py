@@ -125,6 +125,7 @@ ORDER = (
     "dpdmd.shapes.categories",
     "dpdmd.shapes.text",
     "dpdmd.shapes.autoencoder",
+    "dpdmd.shapes.scorer_models",
     "dpdmd.shapes.scorers",
     "dpdmd.shapes.teacher",
     "dpdmd.shapes.build",

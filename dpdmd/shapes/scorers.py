@@ -4,7 +4,6 @@ They judge pictures of this world as the large ones judge photographs, so that i
 How well they do is measured by `dpdmd.shapes.measure_scorers` and written beside the weights.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,29 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import (
-    BertTokenizer,
-    BitImageProcessor,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    Dinov2Config,
-    Dinov2Model,
-)
+from transformers import BertTokenizer, BitImageProcessor, CLIPModel, CLIPProcessor, Dinov2Model
 
 from dpdmd.evaluation.scorers import imagereward
 from dpdmd.rng import numpy_generator
-from dpdmd.shapes import world
-from dpdmd.shapes.text import CHARACTERS, MAX_LENGTH, build_clip_tokenizer, words_of
-from dpdmd.shapes.world import ATTRIBUTES, IMAGE_SIZE, Scene, caption, render, sample_scene
+from dpdmd.shapes.scorer_models import (
+    WIDTH,
+    build_clip,
+    build_dinov2,
+    build_imagereward,
+    save_imagereward,
+    save_model,
+)
+from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 
 BATCH_SIZE = 48
 NUM_STEPS = {"clip": 1500, "pickscore": 1500, "dinov2": 1200, "ImageReward": 1500}
 LEARNING_RATE = 1e-3
 SIMILARITY_WEIGHT = 10.0
-WIDTH, PATCH, DEPTH = 64, 8, 4  # of every picture encoder; 64 tokens and a class token
-TEXT_WIDTH, TEXT_DEPTH = 64, 2
 SPOILT = 0.5  # share of pictures that PickScore is shown spoilt, to tell clean ones from
 NUM_OTHERS = 4  # other pictures that ImageReward compares a caption's own with
 
@@ -93,36 +88,6 @@ def fit(name: str, trained: nn.Module, loss_of: Callable[[int], Tensor]) -> None
     trained.eval()
 
 
-def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
-    """A CLIP for 64 x 64 pictures, random weights, and its processor."""
-    tokenizer = build_clip_tokenizer("<|endoftext|>", world)
-    config = CLIPConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": TEXT_WIDTH,
-            "intermediate_size": 4 * TEXT_WIDTH,
-            "num_hidden_layers": TEXT_DEPTH,
-            "num_attention_heads": 2,
-            "max_position_embeddings": MAX_LENGTH,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            "hidden_size": WIDTH,
-            "intermediate_size": 4 * WIDTH,
-            "num_hidden_layers": DEPTH,
-            "num_attention_heads": WIDTH // 64,
-            "image_size": IMAGE_SIZE,
-            "patch_size": PATCH,
-        },
-        projection_dim=64,
-    )
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    image_processor = CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
-    return CLIPModel(config), CLIPProcessor(image_processor, tokenizer)
-
-
 def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
     """Contrast captions with pictures, both ways; every picture that a caption is true of is a right answer.
 
@@ -177,19 +142,6 @@ def contrastive_loss(logits: Tensor, right: Tensor) -> Tensor:
     return (one_way(logits, right) + one_way(logits.T, right.T)) / 2
 
 
-def build_dinov2() -> tuple[Dinov2Model, BitImageProcessor]:
-    """A DINOv2 for 64 x 64 pictures, random weights, and its processor."""
-    config = Dinov2Config(
-        hidden_size=WIDTH,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=WIDTH // 64,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH,
-    )
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return Dinov2Model(config), BitImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
-
-
 def train_dinov2(seed: int) -> tuple[Dinov2Model, BitImageProcessor]:
     """A DINOv2 whose pooled output tells what a picture shows, and where: linear heads read it off, then go.
 
@@ -213,46 +165,6 @@ def train_dinov2(seed: int) -> tuple[Dinov2Model, BitImageProcessor]:
 
     fit("dinov2", nn.ModuleList([model, heads, place]), loss_of)
     return model, processor
-
-
-def build_bert_tokenizer() -> BertTokenizer:
-    """BERT's tokenizer with the world's words; every other word is spelled out."""
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = dict.fromkeys([*specials, *words_of(world), *CHARACTERS, *("##" + character for character in CHARACTERS)])
-    return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=512)
-
-
-def build_imagereward() -> tuple[imagereward.ImageRewardNetwork, dict[str, Any], BertTokenizer]:
-    """An ImageReward for 64 x 64 pictures, random weights, with its med_config and tokenizer."""
-    tokenizer = build_bert_tokenizer()
-    med_config = {
-        "architectures": ["BertModel"],
-        "hidden_act": "gelu",
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": 4 * TEXT_WIDTH,
-        "layer_norm_eps": 1e-12,
-        "max_position_embeddings": imagereward.NUM_TEXT_TOKENS,
-        "model_type": "bert",
-        "num_attention_heads": 2,
-        "num_hidden_layers": TEXT_DEPTH,
-        "encoder_width": WIDTH,
-        "vocab_size": len(tokenizer),
-        "add_cross_attention": True,
-    }
-    sizes = imagereward.Sizes(
-        vision_width=WIDTH,
-        vision_mlp=4 * WIDTH,
-        vision_depth=DEPTH,
-        image_size=IMAGE_SIZE,
-        patch=PATCH,
-        text_width=TEXT_WIDTH,
-        text_mlp=4 * TEXT_WIDTH,
-        text_depth=TEXT_DEPTH,
-        vocabulary=len(tokenizer),
-        positions=imagereward.NUM_TEXT_TOKENS,
-        head={0: (TEXT_WIDTH, 64), 2: (64, 32), 4: (32, 16), 6: (16, 8), 7: (8, 1)},
-    )
-    return imagereward.ImageRewardNetwork(sizes, med_config), med_config, tokenizer
 
 
 def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[str, Any], BertTokenizer]:
@@ -295,19 +207,3 @@ def build_scorers(out: Path, seed: int) -> None:
             logger.info("%s is there already", out / name)
         else:
             build()
-
-
-def save_model(folder: Path, model: nn.Module, processor: CLIPProcessor | BitImageProcessor) -> None:
-    """A transformers folder."""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-def save_imagereward(
-    folder: Path, network: imagereward.ImageRewardNetwork, med_config: dict[str, Any], tokenizer: BertTokenizer
-) -> None:
-    """ImageReward.pt under the official keys, med_config.json, and the tokenizer beside them."""
-    folder.mkdir(parents=True)
-    torch.save(imagereward.to_official(network.state_dict()), folder / "ImageReward.pt")
-    (folder / "med_config.json").write_text(json.dumps(med_config, indent=2) + "\n")
-    tokenizer.save_pretrained(folder)
