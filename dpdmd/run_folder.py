@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dpdmd.interruption import unfinished
 from dpdmd.options import RunConfig
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
@@ -20,12 +21,12 @@ STUDENT, LORA = "student", "lora"  # of a checkpoint: the whole pipeline, or wit
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, and whoever comes after a kill, finds the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with unfinished(path.with_name(f".{path.name}.tmp")) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 @dataclass(frozen=True)
