@@ -6,6 +6,11 @@
 Edit the paths below, or give each as a flag of the same name in small letters (--help lists them).
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("test_diversity.py")
+
 import sys
 
 from dpdmd.evaluation.program import Program
@@ -36,4 +41,4 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
-    sys.exit(PROGRAM.main())
+    sys.exit(interruption.done(PROGRAM.main()))

@@ -29,6 +29,7 @@ from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.notes import Note
 from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from dpdmd.optimizers import bytes_of_moments
+from dpdmd.records import read_records
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 
 STATE, OPTIMIZER = "state", "optimizer_"
@@ -153,8 +154,6 @@ def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, 
         SaveError: the disk is full or gone; nothing half-written is left behind.
     """
     target = folder.checkpoint(snapshot.progress.step)
-    for leftover in _half_written(folder):
-        shutil.rmtree(leftover)
     temporary = folder.ckpts / f".{target.name}.tmp"
     try:
         (temporary / STATE).mkdir(parents=True)
@@ -172,29 +171,31 @@ def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, 
         about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
         write_manifest(temporary, about)
         _sync_tree(temporary)
-        if target.exists():  # a run resumed from an older checkpoint comes past this step again
-            _remove(target)
+        replaced = _set_aside(target) if target.exists() else None  # a run resumed from an older one is here again
         os.replace(temporary, target)
         folder.point(LATEST, target)
+        if replaced:
+            shutil.rmtree(replaced)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise SaveError(f"checkpoint {target} could not be written ({error}); the ones before it are whole") from error
-    if limit := config.run.checkpoints_total_limit:
-        for old in folder.checkpoints()[:-limit]:
-            if old not in (target, folder.best()):
-                _remove(old)
+    thin(folder, config)
     return target
 
 
-def _half_written(folder: RunFolder) -> list[Path]:
-    return sorted(folder.ckpts.glob(".step_*.tmp"))
+def thin(folder: RunFolder, config: Config) -> None:
+    """Delete what is more than `checkpoints_total_limit`: the oldest, but neither `latest` nor `best`. Rank 0 only."""
+    if limit := config.run.checkpoints_total_limit:
+        for old in folder.checkpoints()[:-limit]:
+            if old not in (folder.latest(), folder.best()):
+                shutil.rmtree(_set_aside(old))
 
 
-def _remove(checkpoint: Path) -> None:
-    """Delete under another name: whoever comes after a kill must not find half a checkpoint under its own."""
+def _set_aside(checkpoint: Path) -> Path:
+    """Another name for what is to be deleted: who comes after a kill must not find half a checkpoint under its own."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
     os.replace(checkpoint, doomed)
-    shutil.rmtree(doomed)
+    return doomed
 
 
 def find(folder: RunFolder, wanted: str, config: Config) -> Found:
@@ -213,20 +214,45 @@ def find(folder: RunFolder, wanted: str, config: Config) -> Found:
             return Found(Path(wanted), _read(Path(wanted), config), [])
         except DamagedError as error:
             raise ValueError(f"--resume_from_checkpoint {wanted}: no whole checkpoint: {error}") from None
-    newest = folder.latest()
-    others = [path for path in reversed(folder.checkpoints()) if path != newest]
-    passed_over = [f"{path} is half-written: passed over" for path in _half_written(folder)]
-    for path in [newest, *others] if newest else others:
+    candidates = _newest_first(folder)
+    passed_over = [f"{path} is half-written: passed over" for path in folder.half_written()]
+    for path in candidates:
         try:
             return Found(path, _read(path, config), passed_over)
         except DamagedError as error:
             passed_over.append(f"{path} is not whole ({error}): passed over")
-    if newest:  # also where it is a copied run's `latest` alone: its steps are not to be trained anew unasked
+    if candidates:  # also where it is a copied run's `latest` alone: its steps are not to be trained anew unasked
         raise ValueError(
             f"--resume_from_checkpoint latest: no checkpoint in {folder.ckpts} is whole ({passed_over[-1]}); "
             "give another --run_dir"
         )
     return Found(None, None, passed_over)
+
+
+def _newest_first(folder: RunFolder) -> list[Path]:
+    """Where to look for the newest: at what `latest` points to, then down the steps.
+
+    One of a later step was left by a run that was resumed from an earlier one since, and comes last. Unless it is the
+    younger one and its step is on record: then the process was killed before it moved the link.
+    """
+    found, newest = folder.checkpoints()[::-1], folder.latest()
+    if newest not in found:
+        return [newest, *found] if newest else found
+    later, below = found[: found.index(newest)], found[found.index(newest) :]
+    recorded = max((each["step"] for each in read_records(folder.metrics)), default=0) if folder.metrics.exists() else 0
+    unlinked = [path for path in later if _written(path) > _written(newest) and step_of(path) <= recorded]
+    return [*unlinked, *below, *(path for path in later if path not in unlinked)]
+
+
+def _written(checkpoint: Path) -> float:
+    """When a checkpoint's last file was written; 0 where that is gone."""
+    manifest = checkpoint / MANIFEST
+    return manifest.stat().st_mtime if manifest.is_file() else 0.0
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.rpartition("_")[2])
 
 
 def _read(checkpoint: Path, config: Config) -> Progress:

@@ -6,6 +6,11 @@ at the end picture.png; and runs/. What models, prompts and scorers lack is told
 Exit status: 0 done; 1 something failed, the rest is there; 2 wrong input; 128 + its number after a signal.
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.compare")
+
 import argparse
 import os
 import shlex
@@ -137,4 +142,4 @@ def default_jobs(sweep: Sweep) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

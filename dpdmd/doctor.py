@@ -4,6 +4,11 @@ Loads all that a run would load, on one process, and checks the arithmetic where
 and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed, 2 wrong input.
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.doctor")
+
 import argparse
 import os
 import shutil
@@ -13,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpdmd import config, preflight
+from dpdmd.run_folder import write_text
 
 
 @contextmanager
@@ -21,10 +27,9 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     folder = out / ".scratch"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    try:
+    with interruption.unfinished(folder):
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare(examined: config.Config, run_dir: Path) -> preflight.Plan:
@@ -70,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"dpdmd.doctor: error: {error}", file=sys.stderr)
         return 2
-    (own.out / "table.md").write_text(table(findings) + "\n", encoding="utf-8")
-    (own.out / "memory.txt").write_text(plan.memory.table() + "\n", encoding="utf-8")
+    write_text(own.out / "table.md", table(findings) + "\n")
+    write_text(own.out / "memory.txt", plan.memory.table() + "\n")
     sys.stdout.write(f"{table(findings)}\n\n{plan.memory.table()}\n")
     return 0 if all(finding.passed for finding in findings) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

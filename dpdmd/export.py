@@ -4,6 +4,11 @@ A LoRA is added into the weights, a .pt network is put among the other parts, li
 folder on any machine. Weights are fp32.
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.export")
+
 import argparse
 import logging
 import os
@@ -67,13 +72,11 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
         network = merged(network)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with interruption.unfinished(temporary):
         note = replace(model.note, base=None)
         family.export(temporary, dict(network.state_dict()), model.folder, note, copy=True)
         os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

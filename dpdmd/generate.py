@@ -4,6 +4,11 @@ With `--geneval evaluation_metadata.jsonl` they are laid out for GenEval (script
 goes on after an interruption.
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.generate")
+
 import argparse
 import re
 import sys
@@ -101,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

@@ -1,6 +1,5 @@
 """Labelled grids of pictures, for people to look at."""
 
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from dpdmd.whole_files import replacing
 
 _GAP = 4
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -82,6 +83,5 @@ def labelled_grid(
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG so that a reader never meets half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two ranks may make the same picture
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+    with replacing(path) as file:
+        picture.save(file, format="PNG")

@@ -1,14 +1,89 @@
-"""Signals that end a run early: the step is finished, a checkpoint saved, and the exit status says which it was.
+"""Signals that end a program early: one line, exit status 128 + the signal's number, nothing half-written left.
 
 SIGTERM comes from a scheduler that takes the machine back, SIGUSR1 from one that warns before it does, SIGINT from a
-person. A second SIGINT does not wait.
+person. Training finishes its step and saves a checkpoint first (`StopSignals`); a second SIGINT does not wait. Every
+other program, and training while it loads, ends at once (`answer`). Imports nothing heavy: it comes before what does.
 """
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_unfinished: set[Path] = set()
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """While entered, `path` is a half-written file or folder: it goes if the block fails or a signal ends the program.
+
+    What the block has renamed is not there any more, and stays.
+    """
+    _unfinished.add(path)
+    try:
+        yield path
+    except BaseException:
+        _delete(path)
+        raise
+    finally:
+        _unfinished.discard(path)
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):  # it may not be there yet, or no longer; why the block failed is what is to be told
+        if path.is_dir() and not path.is_symlink():
+            import shutil  # and with it three compressions, which would come before a program can answer
+
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def answer(program: str) -> None:
+    """From here on the first of SIGNALS ends this process, wherever it is: for a program's first line, no function's.
+
+    Python's own answer to SIGINT is an exception, which libraries swallow while they are imported, in threads and in
+    callbacks, or tell with a traceback; and a process group that is still joined aborts an interpreter that ends in
+    order. So the process ends here, with one line.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ignore()  # a launcher sends a second one, and people press twice
+        for path in list(_unfinished):
+            _delete(path)
+        line = f"{program}: stopped: {signal.Signals(number).name}; what was written before is whole\n"
+        # Not print: the signal may have come while it wrote.
+        os.write(sys.__stderr__.fileno(), (("\n" if _draws_bar() else "") + line).encode())
+        os._exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+def ignore() -> None:
+    """From here on no signal but SIGKILL ends this process: for one that is telling how it ended."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def done(status: int) -> int:
+    """The exit status of a program that has done its work: a signal that comes while Python tidies up changes nothing.
+
+    Python gives signals back to the system then, and the process would end without a word.
+    """
+    ignore()
+    return status
+
+
+def _draws_bar() -> bool:
+    """Whether a progress bar stands in the terminal's last line."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    return any(not bar.disable for bar in list(getattr(bars, "_instances", ())))
 
 
 class Interrupted(Exception):
@@ -46,5 +121,8 @@ class StopSignals:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            before = self._before[number]
+            if not callable(before):  # of a process that was started to ignore it
+                raise KeyboardInterrupt
+            before(number, frame)
         self.received = self.received or number

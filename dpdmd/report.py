@@ -4,6 +4,11 @@ The page needs no network and no other file. Every run keeps one of its own as R
 2 wrong input.
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.report")
+
 import argparse
 import logging
 import sys
@@ -73,4 +78,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

@@ -6,11 +6,14 @@ RUN/config.yaml  metrics.jsonl  log/log.txt  ckpts/step_000600/{student,state}  
 import errno
 import fcntl
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dpdmd.interruption import unfinished
 from dpdmd.options import RunConfig
+from dpdmd.whole_files import clear_leftovers
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 LATEST, BEST = "latest", "best"
@@ -20,12 +23,17 @@ STUDENT, LORA = "student", "lora"  # of a checkpoint: the whole pipeline, or wit
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, and whoever comes after a kill, finds the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with unfinished(_half_of(path)) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _half_of(path: Path) -> Path:
+    """Where a text or a link is until it is whole."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class RunFolder:
 
     def point(self, name: str, target: Path) -> None:
         """Move the link `latest` or `best` to a checkpoint, in one step; a folder in its place is put aside."""
-        link, temporary = self.ckpts / name, self.ckpts / f".{name}.tmp"
+        link, temporary = self.ckpts / name, _half_of(self.ckpts / name)
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target.name)
         if link.is_dir() and not link.is_symlink():
@@ -133,6 +141,12 @@ class RunFolder:
             names = (f"{name}_copied_{number}" for number in range(len(taken) + 1))
             os.replace(link, self.ckpts / next(each for each in names if each not in taken))
         os.replace(temporary, link)
+
+    def continue_from(self, checkpoint: Path) -> None:
+        """Move `latest` to a checkpoint of this run; one of another run, or a copied `latest`, changes nothing."""
+        for path in self.checkpoints():
+            if path.resolve() == checkpoint.resolve():
+                self.point(LATEST, path)
 
     def by_flag(self) -> dict[str, Path]:
         """Every folder that the run writes to, by the flag that gives it."""
@@ -157,7 +171,8 @@ class RunFolder:
         """
         found = {path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir()}
         begun = {self.config, self.environment, self.log_file, self._lock}
-        return not (found <= {self._lock} or (found <= begun and self.environment in found))
+        begun |= {_half_of(path) for path in (self.config, self.environment)}
+        return not (found <= begun and (not found or found & {self._lock, self.environment}))
 
     @property
     def _lock(self) -> Path:
@@ -185,3 +200,19 @@ class RunFolder:
         """Make the folders."""
         for path in self.by_flag().values():
             path.mkdir(parents=True, exist_ok=True)
+
+    def half_written(self) -> list[Path]:
+        """Checkpoints that a killed process was writing, or deleting."""
+        return sorted(self.ckpts.glob(".step_*.tmp"))
+
+    def clear_leftovers(self) -> None:
+        """Delete what a killed process left half-written; for the one that holds the lock."""
+        for path in (*self.half_written(), *self.seed_grids.glob(".*.tmp")):
+            shutil.rmtree(path, ignore_errors=True)
+        texts = (self.config, self.environment, self.metrics, self.teacher_scores, self.report)
+        links = (self.ckpts / LATEST, self.ckpts / BEST)
+        dangling = [link for link in links if link.is_symlink() and not link.exists()]
+        for path in (*map(_half_of, (*texts, *links)), *self.diagnostics.glob(".*.tmp"), *dangling):
+            path.unlink(missing_ok=True)
+        for pictures in (self.eval_images, self.process_vis, self.div_vis):
+            clear_leftovers(path for path in (pictures, *pictures.rglob("*")) if path.is_dir())

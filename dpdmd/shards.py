@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dpdmd.weight_files import read_header
+from dpdmd.whole_files import clear_leftovers, replacing
 
 AnyShard = TypeVar("AnyShard", bound="Shard")
 
@@ -31,20 +31,23 @@ def is_whole(path: Path, names: set[str]) -> bool:
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write under a temporary name, then rename: a reader never meets half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    """Write a file so that a reader never meets half of it."""
+    with replacing(path) as file:
+        file.write(save({name: value.cpu().contiguous() for name, value in tensors.items()}))
 
 
 class Shard(Protocol):
     """A file of a cache."""
+
+    @property
+    def path(self) -> Path: ...
 
     def is_whole(self) -> bool: ...
 
 
 def complete(shards: Sequence[AnyShard], make: Callable[[list[AnyShard]], None], wait: Callable[[], None]) -> None:
     """Let `make` write the shards that are not whole. Collective: all ranks look before one writes, and all wait."""
+    clear_leftovers({shard.path.parent for shard in shards})
     missing = [shard for shard in shards if not shard.is_whole()]
     wait()
     if missing:

@@ -4,6 +4,11 @@ Exit status: 0 done; 1 stopped by a failure that is told in one line (a loss tha
 little memory); 2 wrong input; 128 + its number after SIGINT (130), SIGUSR1 (138) or SIGTERM (143), all saved.
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.train")
+
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,4 +73,4 @@ def _out_of_memory(memory: MemoryPlan, error: RuntimeError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

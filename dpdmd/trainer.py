@@ -55,6 +55,9 @@ class Trainer:
         self.start = plan.progress.step if plan.progress else 0
         self.stop = total_steps(self.config, len(plan.prompts), self.global_batch_size)
         self._open_folder()
+        if self.accelerator.is_main_process and plan.checkpoint:
+            # What is recorded after it is dropped: had `latest` stayed ahead, a second resumption would leave a gap.
+            self.folder.continue_from(plan.checkpoint)
         loaded = assemble(plan, self.accelerator)
         self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
         self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
@@ -86,6 +89,7 @@ class Trainer:
             self.folder.create()
             try:
                 lock = self.folder.lock()
+                self.folder.clear_leftovers()
             except ValueError as error:
                 refused = str(error)
         if refused := distributed.from_main(self.accelerator, refused):
@@ -104,6 +108,7 @@ class Trainer:
         under_way: deque[StepUnderWay] = deque()
         reported = report.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
         with self.signals, reported, log, self.writer:
+            self._tidy(log)
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
@@ -279,13 +284,24 @@ class Trainer:
         log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
         self.wait_for_writer()
         if self.accelerator.is_main_process:
-            saved = {int(path.name.rpartition("_")[2]): path for path in self.folder.checkpoints()}
-            best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
-            if best is not None:
-                self.folder.point(BEST, saved[best])
+            self._point_best(log)
             if step < self.stop:
                 report.refresh(self.folder)
         self.accelerator.wait_for_everyone()
+
+    def _point_best(self, log: RunLog) -> None:
+        """Move `best` to the best checkpoint by what is recorded; rank 0 only."""
+        saved = {checkpoint.step_of(path): path for path in self.folder.checkpoints()}
+        best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
+        if best is not None:
+            self.folder.point(BEST, saved[best])
+
+    def _tidy(self, log: RunLog) -> None:
+        """Bring up to date what a process that was killed had no time for: `best`, and what is too old to keep."""
+        if self.accelerator.is_main_process and self.plan.checkpoint:
+            if self.evaluation is not None:
+                self._point_best(log)
+            checkpoint.thin(self.folder, self.config)
 
     def snapshot(self, step: int) -> checkpoint.Snapshot:
         """A copy of all state after `step` updates, whole, on the CPU of rank 0. Collective."""

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 # all.
 ORDER = (
     "dpdmd",
+    "dpdmd.interruption",
     "dpdmd.options",
     "dpdmd.option_checks",
     "dpdmd.presets",
@@ -29,11 +30,11 @@ ORDER = (
     "dpdmd.transfers",
     "dpdmd.out_of_memory",
     "dpdmd.folders",
+    "dpdmd.whole_files",
     "dpdmd.picture_flags",
     "dpdmd.rng",
     "dpdmd.markup",
     "dpdmd.records",
-    "dpdmd.interruption",
     "dpdmd.diagnostics",
     "dpdmd.prompts",
     "dpdmd.schedules",

@@ -3,6 +3,11 @@
 `--pairs` goes on from the pipeline of one object to that of one or two.
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.shapes.build")
+
 import argparse
 import logging
 import sys
@@ -62,4 +67,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

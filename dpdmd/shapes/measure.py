@@ -4,6 +4,11 @@
 `data/pairs_geneval.txt`, for models of two objects (`weights/tiny/sd35_pairs`), with colour binding and position.
 """
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.shapes.measure")
+
 import argparse
 import json
 import sys
@@ -177,4 +182,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

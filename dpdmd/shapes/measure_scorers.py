@@ -1,5 +1,10 @@
 """How well the small world's scorers judge: `python -m dpdmd.shapes.measure_scorers`."""
 
+from dpdmd import interruption
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    interruption.answer("dpdmd.shapes.measure_scorers")
+
 import argparse
 import json
 import sys
@@ -152,4 +157,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruption.done(main()))

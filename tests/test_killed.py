@@ -1,0 +1,133 @@
+"""What a process that was killed between two of its writes leaves, and how the next one makes it whole."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpdmd import checkpoint, train
+from dpdmd.config import read_yaml
+from dpdmd.evaluation import in_loop
+from dpdmd.manifest import MANIFEST
+from dpdmd.run_folder import BEST, RunFolder
+from dpdmd.trainer import Trainer
+
+
+class Killed(BaseException):
+    """Nothing in the package catches it."""
+
+
+@pytest.fixture
+def flags(short_run: list[str], tmp_path: Path) -> list[str]:
+    return [*short_run, "--run_dir", str(tmp_path / "run"), "--ckpt_every", "2", "--vis_every", "0"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, short_run: list[str]) -> Path:
+    """A run of six steps with three checkpoints; copied, never changed."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    flags = ["--ckpt_every", "2", "--vis_every", "0", "--max_steps", "6"]
+    assert train.main([*short_run, "--run_dir", str(run), *flags]) == 0
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> RunFolder:
+    return RunFolder.of(Path(shutil.copytree(finished, tmp_path / "run", symlinks=True)))
+
+
+def steps(run: RunFolder) -> list[int]:
+    return [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
+
+
+def test_best_is_moved_by_the_next_process(flags, tiny_scorers, tmp_path, monkeypatch):
+    """Killed between an evaluation's record and the link: the evaluation is not made again, and with a limit the next
+    checkpoint would push the best one out."""
+    flags = [*flags, "--max_steps", "6", "--dino_path", tiny_scorers["dino_path"], "--checkpoints_total_limit", "1"]
+    run, point = RunFolder.of(tmp_path / "run"), RunFolder.point
+    monkeypatch.setattr(in_loop, "best_step", lambda records, available, *_: 2 if 2 in available else None)
+
+    def killed(self, name, target):
+        if name == BEST:
+            raise Killed
+        point(self, name, target)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(RunFolder, "point", killed)
+        train.main(flags)
+    assert run.best() is None and steps(run)[-1] == 2
+    assert train.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert run.best() == run.checkpoint(2) and run.checkpoints() == [run.checkpoint(2), run.checkpoint(6)]
+    assert sorted(path.name for path in run.ckpts.iterdir()) == ["best", "latest", "step_000002", "step_000006"]
+
+
+def test_a_checkpoint_that_latest_was_not_moved_to_is_found(run):
+    """And one that was left by a run which went back to an earlier one since is not."""
+    config = read_yaml(run.config)
+    run.point("latest", run.checkpoint(4))
+    assert checkpoint.find(run, "latest", config).path == run.checkpoint(6)
+    os.utime(run.checkpoint(6) / MANIFEST, (0, 0))
+    assert checkpoint.find(run, "latest", config).path == run.checkpoint(4)
+    (run.checkpoint(4) / MANIFEST).unlink()
+    assert checkpoint.find(run, "latest", config).path == run.checkpoint(2)
+
+
+def test_a_run_that_went_back_and_was_killed_goes_on_from_there(flags, run, monkeypatch):
+    """Else `latest` would be ahead of what is recorded, and the steps between on no record."""
+
+    def killed(self, step):
+        raise Killed
+
+    back = [*flags, "--max_steps", "6", "--resume_from_checkpoint", str(run.checkpoint(2))]
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Trainer, "start_step", killed)
+        train.main(back)
+    assert run.latest() == run.checkpoint(2)
+    assert train.main([*back[:-1], "latest"]) == 0
+    assert steps(run) == [1, 2, 3, 4, 5, 6] and run.latest() == run.checkpoint(6)
+
+
+def test_a_checkpoint_is_not_gone_while_its_successor_takes_its_place(flags, run, monkeypatch):
+    """The old one is deleted last: a large one takes a while."""
+    seen, healthy = [], shutil.rmtree
+
+    def watched(path, **options):
+        if Path(path).name == ".step_000004.old.tmp":
+            seen.append((run.checkpoint(4) / MANIFEST).is_file() and run.latest() == run.checkpoint(4))
+        healthy(path, **options)
+
+    monkeypatch.setattr("dpdmd.checkpoint.shutil.rmtree", watched)
+    back = ["--max_steps", "4", "--resume_from_checkpoint", str(run.checkpoint(2))]
+    assert train.main([*flags, *back]) == 0
+    assert seen == [True]
+
+
+def test_leftovers_go_when_the_run_goes_on(flags, run):
+    """Also where nothing is left to train, and what had not been thinned out."""
+    (run.ckpts / ".step_000002.old.tmp" / "state").mkdir(parents=True)
+    (run.ckpts / ".latest.tmp").symlink_to("step_000002")
+    (run.ckpts / "best").symlink_to("step_000001")
+    (run.seed_grids / ".step_000002.tmp").mkdir(parents=True)
+    for half in (
+        *(run.root / ".metrics.jsonl.tmp", run.root / ".report.html.tmp"),
+        *(run.eval_images / "pick" / ".00000_000.png.123.tmp", run.process_vis / ".latest.png.123.tmp"),
+    ):
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text("half")
+    resumed = ["--max_steps", "6", "--resume_from_checkpoint", "latest", "--checkpoints_total_limit", "1"]
+    assert train.main([*flags, *resumed]) == 0
+    assert list(run.root.rglob(".*.tmp")) == []
+    assert sorted(path.name for path in run.ckpts.iterdir()) == ["latest", "step_000006"]
+
+
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.yaml.tmp"], [".lock", "config.yaml"]])
+def test_a_run_that_was_killed_before_it_began_leaves_its_folder_unused(flags, tmp_path, left):
+    """The same command works again."""
+    run = RunFolder.of(tmp_path / "run")
+    run.create()
+    for name in left:
+        (run.root / name).write_text("")
+    assert not run.is_used()
+    assert train.main([*flags, "--max_steps", "1"]) == 0
