@@ -27,6 +27,8 @@ from dpdmd.options import (
 from dpdmd.presets import PRESETS
 from dpdmd.run_folder import write_text
 
+MOST_TOLD = 400  # letters of argparse's own lines
+
 
 @dataclass
 class Config:
@@ -152,6 +154,8 @@ class _Parser(argparse.ArgumentParser):
             wrong = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
             near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
             message += f" (did you mean {near[0]}?)" if near else ""
+        if len(message) > MOST_TOLD:  # argparse repeats what was given, however long
+            message = f"{message[:MOST_TOLD]}..."
         raise ValueError(message)
 
 

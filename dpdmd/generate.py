@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dpdmd import geneval
 from dpdmd.folders import check_writable
-from dpdmd.picture_flags import check_ranges
+from dpdmd.picture_flags import check_ranges, check_total
 
 NUM_IMAGES = 9
 
@@ -53,13 +53,16 @@ def check(args: argparse.Namespace) -> list[str]:
     args.num_images = args.num_images or (geneval.NUM_IMAGES if args.geneval else NUM_IMAGES)
     if args.geneval:
         geneval.check_folder(args.out)
-        return [entry.prompt for entry in geneval.read_metadata(args.geneval)]
+        prompts = [entry.prompt for entry in geneval.read_metadata(args.geneval)]
+        check_total("num_images", len(prompts), args.num_images)
+        return prompts
     for prompt in args.prompt or ():
         if not prompt.strip():
             raise ValueError("--prompt: is empty")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python shows bytes that are no text
             raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
     prompts = args.prompt or _read(args.prompt_txt)
+    check_total("num_images", len(prompts), args.num_images)
     _check_leftovers(args.out, len(prompts), args.num_images)
     return prompts
 

@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> End:
     try:
         plan = preflight.check(config.parse(argv))
+    except (ValueError, OSError, MemoryError) as error:
+        return End(2, f"error: {error}")
+    try:
         # diffusers takes seconds to import: only now, so that wrong input is told at once.
         from dpdmd.trainer import Trainer
 

@@ -15,7 +15,7 @@ from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.pictures import PictureFile, find_pictures, is_whole, read_manifest
 from dpdmd.evaluation.plan import DIVERSITY
 from dpdmd.folders import check_writable
-from dpdmd.picture_flags import check_ranges
+from dpdmd.picture_flags import check_ranges, check_total
 from dpdmd.prompts import read_prompts
 
 
@@ -99,6 +99,7 @@ class Program:
         if args.images:
             _check_found(Path(args.images), found)
         else:
+            check_total("num_samples", len(prompts), args.num_samples)
             read_manifest(out / PICTURES, "--output_dir")
         if set(paths) <= set(DIVERSITY):
             _check_pairs(args, found)

@@ -19,7 +19,7 @@ from dpdmd.evaluation.statistics import Summary
 from dpdmd.families.base import TextEncoder
 from dpdmd.folders import check_writable
 from dpdmd.grids import check_finite, to_float, to_pil
-from dpdmd.picture_flags import check_ranges
+from dpdmd.picture_flags import check_ranges, check_total
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import Sampler, batches_of, find_model, load_sampler
@@ -132,6 +132,7 @@ def check(args: argparse.Namespace) -> list[str]:
     """
     check_ranges(vars(args))
     captions = read_captions(args.prompt_txt)
+    check_total("num_seeds", len(captions), args.num_seeds)
     for model in args.model:
         find_model(model, None)
     if args.out:
