@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from dpdmd import strict_yaml
+from dpdmd.folders import expanded
 from dpdmd.option_checks import check_range, check_relations
 from dpdmd.options import (
     DataConfig,
@@ -213,14 +214,32 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     preset = given.pop("preset", None)
     config = from_dict(PRESETS[preset].values, f"--preset {preset}") if preset else Config()
     for path in paths:
-        config = read_yaml(Path(path), config)
+        config = read_yaml(_expanded("config", path), config)
     owner = _owners()
     for name, value in given.items():
         setattr(getattr(config, owner[name]), name, value)
+    _expand_paths(config)
+    validate(config)
     config.model.student_id = config.model.student_id or config.model.teacher_id
     config.model.fake_id = config.model.fake_id or config.model.teacher_id
-    validate(config)
     return config
+
+
+def _expanded(name: str, text: str) -> Path:
+    if not text.strip():
+        raise ValueError(f"--{name} {text!r}: is empty; give a file, or leave it out")
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise ValueError(f"--{name} {error}") from None
+
+
+def _expand_paths(config: Config) -> None:
+    """Replace a leading ~, with which no text but a path begins, by the home that it stands for."""
+    for group in vars(config).values():
+        for name, value in vars(group).items():
+            if isinstance(value, str) and value.startswith("~"):
+                setattr(group, name, str(_expanded(name, value)))
 
 
 def validate(config: Config) -> None:

@@ -1,5 +1,6 @@
 """What options may be: each one alone, and against the others. Nothing here looks at a file or a device."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"--{name} {value}: choose one of {', '.join(choices)}")
     if isinstance(value, str) and not value.strip() and not metadata["empty"]:
         raise ValueError(f"--{name} {value!r}: is empty; give a value, or leave it out")
+    if isinstance(value, str) and not _is_text(value):
+        raise ValueError(f"--{name} {value!a}: is no text that a path or a name can be")
     if value is None:
         return
     if below is not None:
@@ -34,6 +37,14 @@ def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     elif isinstance(value, int) and not (-MOST_COUNT if least is None else least) <= value <= metadata["most"]:
         told = f"at most {metadata['most']}" if least is None else f"{least} to {metadata['most']}"
         raise ValueError(f"--{name} {shown(value)}: must be {told}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether the system takes it: no zero byte, and no half of a letter, both of which YAML can write."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def shown(value: Any) -> str:

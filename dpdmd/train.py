@@ -13,6 +13,7 @@ from dpdmd.checkpoint import SaveError
 from dpdmd.diagnostics import NonFiniteError
 from dpdmd.interruption import Interrupted
 from dpdmd.memory_plan import MemoryPlan
+from dpdmd.text_files import one_line
 
 
 class End(NamedTuple):
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
     end = _run(argv)
     if end.why:
-        print(f"dpdmd.train: {end.why}", file=sys.stderr)
+        print(f"dpdmd.train: {one_line(end.why)}", file=sys.stderr)
     if end.together:
         from dpdmd import distributed
 
