@@ -22,7 +22,8 @@ from pathlib import Path
 from dpdmd.comparison import sweep_file
 from dpdmd.comparison.jobs import Job, Workers, plan_jobs
 from dpdmd.comparison.sweep import Sweep
-from dpdmd.folders import check_writable
+from dpdmd.folders import check_writable, user_path
+from dpdmd.text_files import one_line
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sweep", type=Path, help="the sweep's YAML file, as below")
-    parser.add_argument("--out", type=Path, help="folder (default: outputs/ and the sweep's name)")
+    parser.add_argument("sweep", type=user_path, help="the sweep's YAML file, as below")
+    parser.add_argument("--out", type=user_path, help="folder (default: outputs/ and the sweep's name)")
     parser.add_argument(
         "--jobs",
         type=int,
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reuse",
         nargs="+",
-        type=Path,
+        type=user_path,
         default=[],
         metavar="OUT",
         help="other sweeps' folders: what was trained there with the same options and seed is measured only",
@@ -98,14 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan = check(args)
     except ValueError as error:
-        print(f"dpdmd.compare: error: {error}", file=sys.stderr)
+        print(f"dpdmd.compare: error: {one_line(error)}", file=sys.stderr)
         return 2
     # torch takes seconds to import: only now, so that a wrong sweep is told at once.
     from dpdmd.comparison import preflight, results
 
     if problems := preflight.check(plan.sweep, plan.jobs):
         for problem in problems:
-            print(f"dpdmd.compare: error: {problem}", file=sys.stderr)
+            print(f"dpdmd.compare: error: {one_line(problem)}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "dpdmd.compare", *(sys.argv[1:] if argv is None else argv)])
 
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         problems.append(f"{plan.out}: the tables could not be written ({error})")
     for problem in problems:
-        print(f"dpdmd.compare: error: {problem}", file=sys.stderr)
+        print(f"dpdmd.compare: error: {one_line(problem)}", file=sys.stderr)
     if workers.failures:
         print(f"dpdmd.compare: failed: {'; '.join(workers.failures)}; the same command tries again", file=sys.stderr)
     if workers.stopped:

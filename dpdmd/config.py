@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from dpdmd import strict_yaml
+from dpdmd.folders import expanded
 from dpdmd.option_checks import check_range, check_relations
 from dpdmd.options import (
     DataConfig,
@@ -26,6 +27,8 @@ from dpdmd.options import (
 )
 from dpdmd.presets import PRESETS
 from dpdmd.run_folder import write_text
+
+MOST_TOLD = 400  # letters of argparse's own lines
 
 
 @dataclass
@@ -152,6 +155,8 @@ class _Parser(argparse.ArgumentParser):
             wrong = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
             near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
             message += f" (did you mean {near[0]}?)" if near else ""
+        if len(message) > MOST_TOLD:  # argparse repeats what was given, however long
+            message = f"{message[:MOST_TOLD]}..."
         raise ValueError(message)
 
 
@@ -209,14 +214,32 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     preset = given.pop("preset", None)
     config = from_dict(PRESETS[preset].values, f"--preset {preset}") if preset else Config()
     for path in paths:
-        config = read_yaml(Path(path), config)
+        config = read_yaml(_expanded("config", path), config)
     owner = _owners()
     for name, value in given.items():
         setattr(getattr(config, owner[name]), name, value)
+    _expand_paths(config)
+    validate(config)
     config.model.student_id = config.model.student_id or config.model.teacher_id
     config.model.fake_id = config.model.fake_id or config.model.teacher_id
-    validate(config)
     return config
+
+
+def _expanded(name: str, text: str) -> Path:
+    if not text.strip():
+        raise ValueError(f"--{name} {text!r}: is empty; give a file, or leave it out")
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise ValueError(f"--{name} {error}") from None
+
+
+def _expand_paths(config: Config) -> None:
+    """Replace a leading ~, with which no text but a path begins, by the home that it stands for."""
+    for group in vars(config).values():
+        for name, value in vars(group).items():
+            if isinstance(value, str) and value.startswith("~"):
+                setattr(group, name, str(_expanded(name, value)))
 
 
 def validate(config: Config) -> None:

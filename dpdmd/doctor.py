@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpdmd import config, preflight
+from dpdmd.folders import user_path
 from dpdmd.run_folder import write_text
+from dpdmd.text_files import one_line
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("outputs/doctor"), help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=user_path, default=Path("outputs/doctor"), help="folder (default: %(default)s)")
     own, flags = parser.parse_known_args(argv)
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             findings = examine(Trainer(plan), own.out, scratch, run_dir)
     except ValueError as error:
-        print(f"dpdmd.doctor: error: {error}", file=sys.stderr)
+        print(f"dpdmd.doctor: error: {one_line(error)}", file=sys.stderr)
         return 2
     write_text(own.out / "table.md", table(findings) + "\n")
     write_text(own.out / "memory.txt", plan.memory.table() + "\n")

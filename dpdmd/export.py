@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dpdmd.folders import check_writable
+from dpdmd.folders import check_writable, user_path
+from dpdmd.text_files import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", type=Path, required=True, help="run folder, checkpoint, LoRA folder, pipeline folder, or .pt"
+        "--model", type=user_path, required=True, help="run folder, checkpoint, LoRA folder, pipeline folder, or .pt"
     )
-    parser.add_argument("--base_model", type=Path, help="pipeline folder that a LoRA or a .pt network belongs to")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; must not be there yet")
+    parser.add_argument("--base_model", type=user_path, help="pipeline folder that a LoRA or a .pt network belongs to")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to make; must not be there yet")
     args = parser.parse_args(argv)
     try:
         if os.path.lexists(args.out):
@@ -41,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable("--out", args.out)
         export(args.model, args.base_model, args.out)
     except ValueError as error:
-        print(f"dpdmd.export: error: {error}", file=sys.stderr)
+        print(f"dpdmd.export: error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"dpdmd.export: stopped: {error}", file=sys.stderr)
+        print(f"dpdmd.export: stopped: {one_line(error)}", file=sys.stderr)
         return 1
     sys.stdout.write(f"{args.out}\n")
     return 0

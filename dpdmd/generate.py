@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdmd import geneval
-from dpdmd.folders import check_writable
-from dpdmd.picture_flags import check_ranges
+from dpdmd.folders import check_writable, user_path
+from dpdmd.picture_flags import check_ranges, check_total
+from dpdmd.text_files import one_line
 
 NUM_IMAGES = 9
 
@@ -25,16 +26,18 @@ NUM_IMAGES = 9
 def build_parser() -> argparse.ArgumentParser:
     """The flags of `dpdmd.generate`."""
     parser = argparse.ArgumentParser(prog="dpdmd.generate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--model", type=Path, required=True, help="run folder, checkpoint, pipeline folder, or .pt")
-    parser.add_argument("--base_model", type=Path, help="pipeline folder that a .pt network belongs to")
+    parser.add_argument(
+        "--model", type=user_path, required=True, help="run folder, checkpoint, pipeline folder, or .pt"
+    )
+    parser.add_argument("--base_model", type=user_path, help="pipeline folder that a .pt network belongs to")
     parser.add_argument("--prompt", nargs="+", help="one or more prompts")
-    parser.add_argument("--prompt_txt", type=Path, help="or a file of prompts, one a line")
-    parser.add_argument("--geneval", type=Path, help="or GenEval's evaluation_metadata.jsonl; OUT gets its layout")
+    parser.add_argument("--prompt_txt", type=user_path, help="or a file of prompts, one a line")
+    parser.add_argument("--geneval", type=user_path, help="or GenEval's evaluation_metadata.jsonl; OUT gets its layout")
     parser.add_argument(
         "--num_images", type=int, help=f"pictures a prompt (default: {NUM_IMAGES}, with --geneval {geneval.NUM_IMAGES})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and grid.png")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for the pictures and grid.png")
     parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
     parser.add_argument("--guidance_scale", type=float, help="guidance (default: what the model's folder says)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
@@ -58,13 +61,16 @@ def check(args: argparse.Namespace) -> list[str]:
     args.num_images = args.num_images or (geneval.NUM_IMAGES if args.geneval else NUM_IMAGES)
     if args.geneval:
         geneval.check_folder(args.out)
-        return [entry.prompt for entry in geneval.read_metadata(args.geneval)]
+        prompts = [entry.prompt for entry in geneval.read_metadata(args.geneval)]
+        check_total("num_images", len(prompts), args.num_images)
+        return prompts
     for prompt in args.prompt or ():
         if not prompt.strip():
             raise ValueError("--prompt: is empty")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python shows bytes that are no text
             raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
     prompts = args.prompt or _read(args.prompt_txt)
+    check_total("num_images", len(prompts), args.num_images)
     _check_leftovers(args.out, len(prompts), args.num_images)
     return prompts
 
@@ -96,10 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         made = generation.run(args, prompts)
     except ValueError as error:
-        print(f"dpdmd.generate: error: {error}", file=sys.stderr)
+        print(f"dpdmd.generate: error: {one_line(error)}", file=sys.stderr)
         return 2
     except (OSError, MemoryError) as error:
-        print(f"dpdmd.generate: stopped: {error}", file=sys.stderr)
+        print(f"dpdmd.generate: stopped: {one_line(error)}", file=sys.stderr)
         return 1
     sys.stdout.write(f"{made}\n")
     return 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.evaluation.pictures import MANIFEST, read_manifest
+from dpdmd.text_files import read_text
 
 NUM_IMAGES = 4  # GenEval's
 NEEDED = ("tag", "prompt")  # of each line: what its evaluation reads of all of them
@@ -28,7 +29,7 @@ def read_metadata(path: Path) -> list[Entry]:
         ValueError: cannot be read, or a line that is no JSON object with a tag and a prompt; names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
+        lines = read_text(path, "utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         told = getattr(error, "strerror", None) or error
         raise ValueError(f"--geneval {path}: cannot be read ({told}); give evaluation_metadata.jsonl") from None

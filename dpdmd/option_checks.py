@@ -1,34 +1,56 @@
 """What options may be: each one alone, and against the others. Nothing here looks at a file or a device."""
 
-import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
-from dpdmd.options import PAIRED_METHODS, EvalConfig, MethodConfig, ModelConfig, OptimConfig
+from dpdmd.options import MOST_BATCH, MOST_COUNT, PAIRED_METHODS, EvalConfig, MethodConfig, ModelConfig, OptimConfig
 
 FP32_MAX = 3.4e38  # what is larger is infinite to the device
+MOST_SHOWN = 40  # letters of a number
 
 
 def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    """Compare a value with what its field's metadata allow: `choices`, or `least`, `above` and `below`.
+    """Compare a value with what its field's metadata allow: `choices`, or `least`, `above`, `below` and `most`.
 
     Raises:
         ValueError: one line that names the flag and what it may be.
     """
     choices, least, above, below = (metadata[key] for key in ("choices", "least", "above", "below"))
-    most = FP32_MAX if isinstance(value, float) else math.inf
     if choices and value not in choices:
         raise ValueError(f"--{name} {value}: choose one of {', '.join(choices)}")
+    if isinstance(value, str) and not value.strip() and not metadata["empty"]:
+        raise ValueError(f"--{name} {value!r}: is empty; give a value, or leave it out")
+    if isinstance(value, str) and not _is_text(value):
+        raise ValueError(f"--{name} {value!a}: is no text that a path or a name can be")
     if value is None:
         return
     if below is not None:
         if not least <= value < below:
-            raise ValueError(f"--{name} {value}: must be at least {least} and below {below}")
+            raise ValueError(f"--{name} {shown(value)}: must be at least {least} and below {below}")
     elif above is not None:
-        if not above < value <= most:
+        if not above < value <= FP32_MAX:
             raise ValueError(f"--{name} {value}: must be a finite number above {above}")
-    elif least is not None and not least <= value <= most:
-        raise ValueError(f"--{name} {value}: must be a finite number, at least {least}")
+    elif isinstance(value, float) and least is not None:
+        if not least <= value <= FP32_MAX:
+            raise ValueError(f"--{name} {value}: must be a finite number, at least {least}")
+    elif isinstance(value, int) and not (-MOST_COUNT if least is None else least) <= value <= metadata["most"]:
+        told = f"at most {metadata['most']}" if least is None else f"{least} to {metadata['most']}"
+        raise ValueError(f"--{name} {shown(value)}: must be {told}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether the system takes it: no zero byte, and no half of a letter, both of which YAML can write."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value as a message has it; of a number of hundreds of digits only its beginning."""
+    text = str(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} digits)"
 
 
 def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig, evaluation: EvalConfig) -> None:
@@ -44,6 +66,11 @@ def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig
     _check_teacher_samples(method)
     _check_what_methods_exclude(method, optim)
     _check_recomputed_blocks(optim)
+    if optim.batch_size * optim.grad_accum > MOST_BATCH:
+        raise ValueError(
+            f"--grad_accum {optim.grad_accum}: with --batch_size {optim.batch_size} these are "
+            f"{optim.batch_size * optim.grad_accum} prompts an update of one process; give {MOST_BATCH} at most"
+        )
 
 
 def _check_lora(model: ModelConfig) -> None:
@@ -61,8 +88,13 @@ def _check_lora(model: ModelConfig) -> None:
 
 def _check_prompts_limit(evaluation: EvalConfig) -> None:
     limit = evaluation.eval_prompts_limit
-    if limit != "all" and not (limit.isdecimal() and int(limit) > 0):
-        raise ValueError(f"--eval_prompts_limit {limit}: must be a number of prompts, at least 1, or all")
+    if limit != "all" and not (_is_count(limit) and int(limit) > 0):
+        raise ValueError(f"--eval_prompts_limit {shown(limit)}: must be a number of prompts, at least 1, or all")
+
+
+def _is_count(text: str) -> bool:
+    """Whether a text is a whole number in plain digits, of no absurd length: Python refuses to read 4,300 of them."""
+    return text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_COUNT))
 
 
 def _check_anchor(method: MethodConfig) -> None:
@@ -120,7 +152,7 @@ def _check_what_methods_exclude(method: MethodConfig, optim: OptimConfig) -> Non
 
 def _check_recomputed_blocks(optim: OptimConfig) -> None:
     wanted = optim.recomputed_blocks
-    if wanted not in ("all", "auto") and not wanted.isdecimal():
-        raise ValueError(f"--recomputed_blocks {wanted}: must be a number of blocks, auto or all")
+    if wanted not in ("all", "auto") and not _is_count(wanted):
+        raise ValueError(f"--recomputed_blocks {shown(wanted)}: must be a number of blocks, auto or all")
     if wanted != "all" and not optim.gradient_checkpointing:
         raise ValueError(f"--recomputed_blocks {wanted}: give --gradient_checkpointing, or leave it out")

@@ -20,6 +20,12 @@ NONFINITE = ("stop", "skip")
 OPTIMIZERS = ("adamw", "adamw_8bit")
 TRACKERS = ("tensorboard", "wandb", "none")
 IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
+MOST_COUNT = 10**9  # of anything: far beyond any use, and small enough for every count made of it
+MOST_STEPS = 1000  # of a grid: the times that the models were trained at
+MOST_BATCH = 2**16
+MOST_IMAGES = 100_000  # of a prompt
+MOST_PIXELS = 2**16  # a side
+MOST_RANK = 2**14  # beyond the width of any layer
 MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
 
 
@@ -32,10 +38,13 @@ def _flag(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    most: int = MOST_COUNT,
+    empty: bool = False,
     free: bool = False,
 ) -> Any:
-    """A field that is a flag, with its range. `free`: may differ between a run and its resumption."""
-    values = {"choices": choices, "least": least, "above": above, "below": below}
+    """A field that is a flag, with its range (`most`: of whole numbers). `empty`: an empty text stands for none.
+    `free`: may differ between a run and its resumption."""
+    values = {"choices": choices, "least": least, "above": above, "below": below, "most": most, "empty": empty}
     return field(default=default, metadata={"help": help, "source": source, "free": free, **values})
 
 
@@ -48,14 +57,17 @@ class ModelConfig:
     student_id: str | None = _flag(None, "folder the student starts from", "release: the teacher's")
     fake_id: str | None = _flag(None, "folder the fake score starts from", "release: the teacher's")
     lora_rank: int | None = _flag(
-        None, "train LoRA adapters of this rank on the teacher's own weights, shared by all three networks", least=1
+        None,
+        "train LoRA adapters of this rank on the teacher's own weights, shared by all three networks",
+        least=1,
+        most=MOST_RANK,
     )
     lora_alpha: float | None = _flag(None, "their alpha; without it the rank", "peft", above=0)
     lora_targets: str | None = _flag(
         None, "layers that get one, by the ends of their names, a,b,...; without it attention and feed-forward", "ours"
     )
     fake_lora_rank: int | None = _flag(
-        None, "the fake score's rank; without it lora_rank, and it should not be lower", "ours", least=1
+        None, "the fake score's rank; without it lora_rank, and it should not be lower", "ours", least=1, most=MOST_RANK
     )
     no_t5: bool = _flag(
         False, "SD3's third text encoder, a T5, is not loaded: zeros stand where its tokens were", "diffusers"
@@ -73,8 +85,8 @@ class MethodConfig:
         "paper",
         choices=METHODS,
     )
-    teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", least=1)
-    stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", least=1)
+    teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", least=1, most=MOST_STEPS)
+    stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", least=1, most=MOST_STEPS)
     k_anchor: int = _flag(5, "teacher steps to the anchor, K", "paper, table 3")
     anchor_steps: int | None = _flag(
         None, "go to the anchor in so many longer steps of the teacher; without it in its own, k_anchor", "ours"
@@ -126,6 +138,7 @@ class MethodConfig:
         "without it on new ones in every step",
         "ours",
         least=1,
+        most=1_000_000,
     )
     teacher_cache: str | None = _flag(
         None, "folder: that pool's samples are made ahead, once for all runs of this seed", "ours", free=True
@@ -143,8 +156,8 @@ class DataConfig:
         "ours",
         free=True,
     )
-    height: int = _flag(1024, "pixels", "paper", least=1)
-    width: int = _flag(1024, "pixels", "paper", least=1)
+    height: int = _flag(1024, "pixels", "paper", least=1, most=MOST_PIXELS)
+    width: int = _flag(1024, "pixels", "paper", least=1, most=MOST_PIXELS)
     max_sequence_length: int | None = _flag(
         None,
         "T5 tokens of a prompt; without it what the teacher's folder says, else 256",
@@ -158,8 +171,10 @@ class DataConfig:
 class OptimConfig:
     """Optimisation: per process; the global batch is batch_size x grad_accum x processes"""
 
-    batch_size: int = _flag(4, "prompts of one forward pass on one process", "paper", least=1, free=True)
-    grad_accum: int = _flag(1, "forward passes summed into one update", "release", least=1, free=True)
+    batch_size: int = _flag(
+        4, "prompts of one forward pass on one process", "paper", least=1, most=MOST_BATCH, free=True
+    )
+    grad_accum: int = _flag(1, "forward passes summed into one update", "release", least=1, most=MOST_BATCH, free=True)
     lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", above=0)
     lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", above=0)
     lr_discriminator: float = _flag(1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", above=0)
@@ -210,28 +225,36 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation in the loop: scorers that are given here look at pictures of the live student"""
 
-    pick_processor_path: str | None = _flag(None, "CLIP-ViT-H-14-laion2B-s32B-b79K folder", "release", free=True)
-    pick_model_path: str | None = _flag(None, "PickScore_v1 folder", "release", free=True)
-    ir_model_path: str | None = _flag(None, "ImageReward.pt", "release", free=True)
-    ir_med_config: str | None = _flag(None, "ImageReward's med_config.json", "release", free=True)
-    ir_tokenizer_path: str | None = _flag(
-        None, "bert-base-uncased tokenizer folder; without it the folder of ImageReward.pt", "ours", free=True
+    pick_processor_path: str | None = _flag(
+        None, "CLIP-ViT-H-14-laion2B-s32B-b79K folder", "release", empty=True, free=True
     )
-    dino_path: str | None = _flag(None, "dinov2-base folder", "release", free=True)
-    clip_path: str | None = _flag(None, "clip-vit-large-patch14 folder", "release", free=True)
-    clip_score_path: str | None = _flag(None, "CLIP folder for text alignment", "ours", free=True)
+    pick_model_path: str | None = _flag(None, "PickScore_v1 folder", "release", empty=True, free=True)
+    ir_model_path: str | None = _flag(None, "ImageReward.pt", "release", empty=True, free=True)
+    ir_med_config: str | None = _flag(None, "ImageReward's med_config.json", "release", empty=True, free=True)
+    ir_tokenizer_path: str | None = _flag(
+        None,
+        "bert-base-uncased tokenizer folder; without it the folder of ImageReward.pt",
+        "ours",
+        empty=True,
+        free=True,
+    )
+    dino_path: str | None = _flag(None, "dinov2-base folder", "release", empty=True, free=True)
+    clip_path: str | None = _flag(None, "clip-vit-large-patch14 folder", "release", empty=True, free=True)
+    clip_score_path: str | None = _flag(None, "CLIP folder for text alignment", "ours", empty=True, free=True)
     eval_every: int | None = _flag(
         None, "steps between evaluations; 0: none; without it --ckpt_every", "release", least=0, free=True
     )
     div_prompts: str = _flag("data/prompts_eval.txt", "prompts for diversity", "ours", free=True)
-    num_div_seeds: int = _flag(9, "pictures of each of them, R", "paper", least=2, free=True)
+    num_div_seeds: int = _flag(9, "pictures of each of them, R", "paper", least=2, most=MOST_IMAGES, free=True)
     pref_prompts: str = _flag(
         "data/prompts_eval.txt", "prompts for preference; the same file shares the pictures", "ours", free=True
     )
     eval_prompts_limit: str = _flag(
         "16", "first prompts of each file, or all; 16 keep evaluation below 10% of SD3.5's training", "ours", free=True
     )
-    eval_batch_size: int = _flag(4, "pictures made and scored at a time on one process", "release", least=1, free=True)
+    eval_batch_size: int = _flag(
+        4, "pictures made and scored at a time on one process", "release", least=1, most=MOST_BATCH, free=True
+    )
     eval_seed: int = _flag(
         0, "of the start noises, the same at every evaluation", "ours", least=0, below=2**32, free=True
     )

@@ -4,18 +4,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-MOST_IMAGES = 100_000  # of a prompt
+from dpdmd.option_checks import shown
+from dpdmd.options import MOST_BATCH, MOST_IMAGES, MOST_PIXELS, MOST_STEPS
+
 LARGEST_SEED = 2**32 - 1  # what numpy and accelerate take
-MOST_STEPS = 1000  # the times that the models were trained at: more steps add nothing
-MOST_PIXELS = 2**16  # a side
 MOST_TOKENS = 512  # of T5, as in diffusers
+MOST_IN_ALL = 10_000_000  # pictures of one call: each has a line in memory
 # Flag -> (least, most). What is None was not given, and the model's folder decides.
 RANGES = {
     "num_images": (1, MOST_IMAGES),
     "num_samples": (1, MOST_IMAGES),
     "num_seeds": (1, MOST_IMAGES),
-    "batch_size": (1, math.inf),
-    "gen_batch_size": (1, math.inf),
+    "batch_size": (1, MOST_BATCH),
+    "gen_batch_size": (1, MOST_BATCH),
     "seed": (0, LARGEST_SEED),
     "steps": (1, MOST_STEPS),
     "guidance_scale": (0, math.inf),
@@ -38,4 +39,17 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         if value is None or (least <= value <= most and value != math.inf):
             continue
         told = f"{least} to {most}" if most < math.inf else f"a finite number, at least {least}"
-        raise ValueError(f"--{flag} {value}: must be {told}")
+        raise ValueError(f"--{flag} {shown(value)}: must be {told}")
+
+
+def check_total(flag: str, num_prompts: int, num_images: int) -> None:
+    """Check how many pictures a command line asks for; `flag` is the one that says how many a prompt.
+
+    Raises:
+        ValueError: more than can be made in years.
+    """
+    if num_prompts * num_images > MOST_IN_ALL:
+        raise ValueError(
+            f"--{flag} {num_images}: with {num_prompts} prompts these are {num_prompts * num_images} pictures, and one "
+            f"call makes at most {MOST_IN_ALL}; give fewer"
+        )

@@ -27,6 +27,8 @@ from dpdmd.run_folder import RunFolder
 from dpdmd.schedules import Schedule
 from dpdmd.turns import student_turns
 
+OUT_OF_PROPORTION = 10  # times this machine's memory: no error of the plan, and no swap, is as large
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -92,11 +94,13 @@ def check(config: Config) -> Plan:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
+    if not student_turns(stop, config.method):
+        warnings.append(f"the run ends at step {stop}, before the student's first update: it learns nothing")
     topology, device = Topology.from_environment(), _device_bytes()
     if config.optim.recomputed_blocks == "auto":
         config.optim.recomputed_blocks = fewest_recomputed_blocks(config, evaluation, topology, device)
     memory = plan_memory(config, evaluation, topology, device)
-    warnings += memory.warnings()
+    warnings += memory.warnings() if device else _check_host(memory)
     _check_contents(config)
     return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
 
@@ -106,6 +110,25 @@ def _device_bytes() -> int | None:
     if not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
+
+
+def _check_host(memory: MemoryPlan) -> list[str]:
+    """Compare the plan with this machine's memory, where a run without a GPU would have to live.
+
+    Returns:
+        A warning where it may not fit; a system without such figures has none.
+
+    Raises:
+        ValueError: it is out of all proportion, and the system would kill the run without a word.
+    """
+    try:
+        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return []
+    told = f"{memory.summary()}; this machine has {host / 1e9:.1f} GB of memory; {memory.advice()}"
+    if memory.total > OUT_OF_PROPORTION * host:
+        raise ValueError(f"--batch_size, --height, --width: the run cannot fit: {told}")
+    return [f"the run may not fit this machine: {told}"] if memory.total > host else []
 
 
 def _check_models(config: Config) -> None:

@@ -1,5 +1,6 @@
 """Prompt files, and the prompts of a step: a pure function of (seed, step, sample), so a resumed run needs no state."""
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from dpdmd.rng import numpy_generator
+from dpdmd.text_files import read_text
 
 Item = TypeVar("Item")
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
@@ -18,13 +20,14 @@ def read_prompts(path: Path, flag: str = "--prompt_txt") -> list[str]:
     """Prompts of a text file, one a line, in file order.
 
     UTF-8 with or without a byte-order mark, LF or CRLF; blank lines are left out, and so is a leading "12 - "
-    numbering. Only line ends separate prompts: characters such as U+2028 are part of one.
+    numbering. Only line ends separate prompts: characters such as U+2028 are part of one. A line of nothing that shows,
+    such as a zero-width space, is blank.
 
     Raises:
-        ValueError: missing, unreadable, not UTF-8, or without any prompt; the message names `flag` and the file.
+        ValueError: missing, unreadable, not UTF-8, JSON, or without any prompt; the message names `flag` and the file.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{flag} {path}: line {line} is not UTF-8; save the file as UTF-8") from None
@@ -32,12 +35,25 @@ def read_prompts(path: Path, flag: str = "--prompt_txt") -> list[str]:
         raise ValueError(
             f"{flag} {path}: cannot be read ({error.strerror}); give a text file, one prompt a line"
         ) from None
-    lines = [line for line in (_NUMBERING.sub("", line.strip()).strip() for line in text.split("\n")) if line]
+    if "\0" in text:
+        raise ValueError(f"{flag} {path}: holds zero bytes; give a text file, one prompt a line")
+    lines = [_NUMBERING.sub("", line.strip()).strip() for line in text.split("\n")]
+    lines = [line for line in lines if any(letter.isprintable() and not letter.isspace() for letter in line)]
     if not lines:
         raise ValueError(f"{flag} {path}: no prompt in it; give a text file, one prompt a line")
-    if any("\0" in line for line in lines):
-        raise ValueError(f"{flag} {path}: holds zero bytes; give a text file, one prompt a line")
+    if _is_json(lines[0]) or _is_json(text):
+        raise ValueError(f"{flag} {path}: is JSON, whose lines are no prompts; give a text file, one prompt a line")
     return lines
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is a JSON list or object; one that no prompt begins as is not parsed."""
+    if not text.lstrip().startswith(("[", "{")):
+        return False
+    try:
+        return isinstance(json.loads(text), list | dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 @lru_cache(maxsize=2)

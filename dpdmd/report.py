@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dpdmd.folders import user_path
 from dpdmd.run_folder import RunFolder, write_text
+from dpdmd.text_files import one_line
 
 logger = logging.getLogger("dpdmd")
 
@@ -61,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--out", type=Path, help="file (default: RUN/report.html, of several runs ./report.html)")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folder")
+    parser.add_argument("--out", type=user_path, help="file (default: RUN/report.html, of several runs ./report.html)")
     args = parser.parse_args(argv)
     out = args.out or (RunFolder.of(args.runs[0]).report if len(args.runs) == 1 else Path("report.html"))
     try:
         write(args.runs, out)
     except ValueError as error:
-        print(f"dpdmd.report: error: {error}", file=sys.stderr)
+        print(f"dpdmd.report: error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"dpdmd.report: error: --out {out}: cannot be written ({error.strerror})", file=sys.stderr)

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from dpdmd.text_files import read_text
+
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -43,7 +45,7 @@ def read(path: Path, place: str) -> Any:
             like, or a key that stands twice; one line that begins with `place`.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return yaml.load(read_text(path), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except (yaml.YAMLError, OverflowError, ValueError) as error:  # Python's own, of a letter that is none

@@ -18,6 +18,7 @@ from dpdmd.checkpoint import SaveError
 from dpdmd.diagnostics import NonFiniteError
 from dpdmd.interruption import Interrupted
 from dpdmd.memory_plan import MemoryPlan
+from dpdmd.text_files import one_line
 
 
 class End(NamedTuple):
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
     end = _run(argv)
     if end.why:
-        print(f"dpdmd.train: {end.why}", file=sys.stderr)
+        print(f"dpdmd.train: {one_line(end.why)}", file=sys.stderr)
     if end.together:
         from dpdmd import distributed
 
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> End:
     try:
         plan = preflight.check(config.parse(argv))
+    except (ValueError, OSError, MemoryError) as error:
+        return End(2, f"error: {error}")
+    try:
         # diffusers takes seconds to import: only now, so that wrong input is told at once.
         from dpdmd.trainer import Trainer
 

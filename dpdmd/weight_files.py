@@ -4,13 +4,22 @@ Imports neither torch nor diffusers, so a wrong file is told within a second.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dpdmd.text_files import read_text, require_regular
+
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # what the libraries call a weights file
 Shape = tuple[int, ...]
+_BYTES = {  # of a number; of types that are not here nothing is known
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
 
 
@@ -28,14 +37,26 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: missing, unreadable, or no JSON object; the message names the file.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise ValueError(f"{path} cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value
+
+
+def require_folder(folder: Path) -> None:
+    """Check that a folder of weights is one.
+
+    Raises:
+        ValueError: there is none, or a file in its place, such as all of a model's weights in one.
+    """
+    if folder.is_file():
+        raise ValueError("is a file; give the folder of a model in its library's layout, with its config.json")
+    if not folder.is_dir():
+        raise ValueError("no such folder")
 
 
 @contextmanager
@@ -58,27 +79,42 @@ def read_header(path: Path) -> dict[str, Any]:
         ValueError: the header does not parse or the data it promises is not there; the message names the file.
     """
     try:
+        require_regular(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
-            if not 2 <= header_size <= min(size - 8, 100_000_000):
-                raise ValueError(f"{path} is no safetensors file (a git-lfs pointer or a broken download?)")
-            header = json.loads(file.read(header_size))
+            raw = file.read(header_size) if 2 <= header_size <= min(size - 8, 100_000_000) else b""
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    if not raw:
+        raise ValueError(f"{path} is no safetensors file (a git-lfs pointer or a broken download?)")
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} is no safetensors file (its header does not parse)") from None
     try:
         header.pop("__metadata__", None)
-        expected = 8 + header_size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        shapes = [all(isinstance(side, int) for side in entry["shape"]) for entry in header.values()]
-    except (AttributeError, KeyError, IndexError, TypeError):
-        shapes = [False]
-    if not all(shapes):
+        places = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+        fitting = all(_fits(entry) for entry in header.values())
+        end = places[-1][1] if places else 0
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         raise ValueError(f"{path} is no safetensors file (its header lists no tensors)") from None
-    if size != expected:
-        raise ValueError(f"{path} is truncated or altered: {size} bytes where its header promises {expected}")
+    if size != 8 + header_size + end:
+        raise ValueError(
+            f"{path} is truncated or altered: {size} bytes where its header promises {8 + header_size + end}"
+        )
+    if not fitting or [0, *(stop for _, stop in places)][: len(places)] != [start for start, _ in places]:
+        raise ValueError(f"{path} is no safetensors file (the places of its tensors do not fit their shapes)")
     return header
+
+
+def _fits(entry: Mapping[str, Any]) -> bool:
+    """Whether a tensor of a header takes as many bytes as its shape and type say."""
+    shape, (start, stop) = entry["shape"], entry["data_offsets"]
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
+        return False
+    wanted = _BYTES.get(entry["dtype"])
+    return wanted is None or math.prod(shape) * wanted == stop - start
 
 
 def read_weights_header(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, DIFFUSERS_STEM)) -> dict[str, Any]:
@@ -191,6 +227,7 @@ def check_pickle(path: Path) -> None:
         ValueError: missing, or something else.
     """
     try:
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(4)
     except OSError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bad_input import broken, diversity, flags, no_model_loads, refused, refused_by  # noqa: F401
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,

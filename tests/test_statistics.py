@@ -34,6 +34,29 @@ def test_t_in_closed_form(t):
     assert t_central(t, 2001) == pytest.approx(math.erf(t / math.sqrt(2)), abs=1e-3)  # nearly normal
 
 
+@pytest.mark.parametrize("freedom", [*range(1, 60), 1000, 10_001])
+def test_a_probability_is_one_whatever_rounding_does(freedom):
+    """Summed in floating point, P came out a bit above 1 for 20 degrees of freedom, and p below 0."""
+    found = [t_central(t, freedom) for t in (0.0, 0.5, 1.0, 2.0, 5.0, 50.0, 1000.0, 1e12)]
+    assert np.diff(found).min() > -1e-12 and found[0] == 0 and max(found) <= 1
+    for coverage in (0.5, 0.8, 0.95, 0.999, 0.9999):
+        assert t_central(t_quantile(coverage, freedom), freedom) == pytest.approx(coverage, abs=1e-12)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 8, 9, 40])
+def test_t_is_the_integral_of_its_density(freedom):
+    """With x = sqrt(n) tan(a) the density is proportional to cos(a)^(n - 1): Simpson's rule, far from the series."""
+
+    def integral(angle):
+        places = np.linspace(0, angle, 4001)
+        weights = np.r_[1, np.tile([4, 2], 1999), 4, 1]
+        return (weights * np.cos(places) ** (freedom - 1)).sum() * angle / 12_000
+
+    for t in (0.1, 1.0, 4.0, 30.0):
+        share = integral(math.atan(t / math.sqrt(freedom))) / integral(math.pi / 2)
+        assert t_central(t, freedom) == pytest.approx(share, abs=1e-9)
+
+
 def test_mean_over_seeds_by_hand():
     three = mean_over_seeds([1.0, 2.0, 3.0])
     assert three.mean == 2 and three.margin == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)

@@ -47,6 +47,7 @@ from dpdmd.comparison.sweep import (
     options_of,
 )
 from dpdmd.config import Config, from_dict, read_yaml, validate
+from dpdmd.folders import expanded
 
 _NAME = re.compile(r"\w[\w.=+-]*")  # also a folder's name
 _SWEEP_KEYS = {
@@ -182,10 +183,17 @@ def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[
         for key in ("flags", "launcher"):
             if key in values:
                 raise ValueError(f"{place}: has model, so nothing is trained; leave {key} out")
-        return Configuration(name, values["model"], (), {}, {}, paper)
+        return Configuration(name, _model(values["model"], place), (), {}, {}, paper)
     launcher = _words(values.get("launcher", sweep.get("launcher", "python")), f"{place}: launcher")
     flags = {**sweep.get("flags", {}), **values.get("flags", {})}
     return Configuration(name, None, launcher, flags, _resolve(sweep.get("config"), flags, place), paper)
+
+
+def _model(text: str, place: str) -> str:
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise ValueError(f"{place}: model {error}") from None
 
 
 def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str,
         if value is None or isinstance(value, (list, dict)):
             raise ValueError(f"{place}: {flag} must be a number, a text, true or false, not {value!r}")
     try:
-        base = read_yaml(Path(config)) if config else Config()
+        base = read_yaml(Path(expanded(config))) if config else Config()
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     scattered = [flag for flag in OUTPUT_FLAGS if getattr(base.run, flag) is not None]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.weight_files import check_pickle, read_json, read_weights_header, where_to_get
+from dpdmd.weight_files import check_pickle, read_json, read_weights_header, require_folder, where_to_get
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -17,11 +17,6 @@ _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)
 def is_open_clip(folder: Path) -> bool:
     """Whether a folder is in OpenCLIP's layout rather than transformers'."""
     return (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()
-
-
-def _need_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError("no such folder")
 
 
 def _need_picture_processor(folder: Path) -> None:
@@ -35,13 +30,13 @@ def _need_tokenizer(folder: Path) -> None:
 
 
 def _check_model(folder: Path) -> None:
-    _need_folder(folder)
+    require_folder(folder)
     read_json(folder / "config.json")
     read_weights_header(folder)
 
 
 def _check_vision(folder: Path) -> None:
-    _need_folder(folder)
+    require_folder(folder)
     if is_open_clip(folder):
         read_json(folder / OPEN_CLIP_CONFIG)
     else:
@@ -56,7 +51,7 @@ def _check_vision_and_text(folder: Path) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    _need_folder(folder)
+    require_folder(folder)
     _need_tokenizer(folder)
 
 
@@ -128,7 +123,7 @@ def check_perceptual(name: str, folder: Path) -> None:
     hint = where_to_get(folder, "facebook/dinov2-base")
     try:
         if name in PERCEPTUAL_FILES:
-            _need_folder(folder)
+            require_folder(folder)
             hint = f"get it from https://download.pytorch.org/models/{IMAGENET_VGG}"
             check_pickle(folder / IMAGENET_VGG)
             hint = "get it from https://huggingface.co/chaofengc/IQA-PyTorch-Weights"

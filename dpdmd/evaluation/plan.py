@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
 from dpdmd.options import IN_LOOP_SCORERS, EvalConfig
+from dpdmd.picture_flags import check_total
 from dpdmd.prompts import read_prompts
 
 DIVERSITY = ("div_clip", "div_dino")
@@ -76,6 +77,8 @@ def plan_evaluation(config: EvalConfig) -> EvalPlan:
         for flag, file, count, scorers in wanted
         if scorers
     ]
+    for pictures in sets:
+        check_total("num_div_seeds", len(pictures.prompts), pictures.num_samples)
     return EvalPlan(sets, paths, skipped)
 
 

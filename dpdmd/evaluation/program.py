@@ -14,9 +14,10 @@ from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
 from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.pictures import PictureFile, find_pictures, is_whole, read_manifest
 from dpdmd.evaluation.plan import DIVERSITY
-from dpdmd.folders import check_writable
-from dpdmd.picture_flags import check_ranges
+from dpdmd.folders import check_writable, user_path
+from dpdmd.picture_flags import check_ranges, check_total
 from dpdmd.prompts import read_prompts
+from dpdmd.text_files import one_line
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class Program:
             run(job)
             distributed.leave()
         except ValueError as error:
-            print(f"{self.name}: error: {error}", file=sys.stderr)
+            print(f"{self.name}: error: {one_line(error)}", file=sys.stderr)
             return 2
         except (OSError, MemoryError) as error:
-            print(f"{self.name}: stopped: {error}", file=sys.stderr)
+            print(f"{self.name}: stopped: {one_line(error)}", file=sys.stderr)
             return 1
         return 0
 
@@ -68,7 +69,7 @@ class Program:
             if isinstance(value, bool):
                 parser.add_argument(f"--{flag}", action=argparse.BooleanOptionalAction, default=value, help=HELP[flag])
             else:
-                kind = type(value) if isinstance(value, (int, float)) else TYPES.get(flag, str)
+                kind = type(value) if isinstance(value, (int, float)) else TYPES.get(flag, _path)
                 parser.add_argument(f"--{flag}", type=kind, default=value, help=HELP[flag])
         return parser
 
@@ -79,6 +80,8 @@ class Program:
             ValueError: one line that names the flag and what to do.
         """
         check_ranges(vars(args))
+        if not args.output_dir:
+            raise ValueError("--output_dir: is empty; give a folder")
         out = Path(args.output_dir)
         check_writable("--output_dir", out)
         paths = check_scorer_paths(vars(args), self.scorers)
@@ -99,6 +102,7 @@ class Program:
         if args.images:
             _check_found(Path(args.images), found)
         else:
+            check_total("num_samples", len(prompts), args.num_samples)
             read_manifest(out / PICTURES, "--output_dir")
         if set(paths) <= set(DIVERSITY):
             _check_pairs(args, found)
@@ -116,6 +120,11 @@ class Program:
         if not args.prompts_txt or not (needed or args.prompts_txt != self.defaults["prompts_txt"]):
             return []
         return read_prompts(Path(args.prompts_txt), "--prompts_txt")
+
+
+def _path(text: str) -> str:
+    """A path as a flag's value; an empty one stands for none."""
+    return str(user_path(text)) if text else text
 
 
 def _check_found(folder: Path, found: list[PictureFile]) -> None:

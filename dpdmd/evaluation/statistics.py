@@ -174,7 +174,8 @@ def t_central(t: float, freedom: int) -> float:
     for power in range(1 + odd, freedom, 2):
         total += term
         term *= cosine * cosine * power / (power + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return min(inside, 1.0)  # its sum rounds: without this a p value could fall below 0
 
 
 def t_quantile(coverage: float, freedom: int) -> float:

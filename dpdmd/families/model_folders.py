@@ -10,7 +10,7 @@ from typing import Any
 
 from dpdmd.families.layouts import LAYOUTS, Layout
 from dpdmd.families.notes import read_note
-from dpdmd.weight_files import check_weights, holding_what_is_expected, read_json, where_to_get
+from dpdmd.weight_files import check_weights, holding_what_is_expected, read_json, require_folder, where_to_get
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
@@ -36,8 +36,7 @@ def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool 
     if no_t5 and not layout.t5:
         raise ValueError(f"--no_t5: a {layout.pipeline} has no T5 to leave out; leave the flag out")
     with naming(layout, folder, flag):
-        if not folder.is_dir():
-            raise ValueError("no such folder")
+        require_folder(folder)
     read_note(folder, layout.note)  # ours, and not to be got where the weights are
     with naming(layout, folder, flag):
         parts = [layout.network] if network_only else _check_index(layout, folder, no_t5=no_t5)

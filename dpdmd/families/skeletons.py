@@ -17,6 +17,7 @@ import transformers
 from dpdmd.families.components import quieten_libraries
 from dpdmd.families.layouts import Layout
 from dpdmd.families.model_folders import naming
+from dpdmd.text_files import read_text
 from dpdmd.weight_files import check_weights, read_json, refuse_misfits
 
 
@@ -80,8 +81,8 @@ def _check_tokenizer(name: str, folder: Path) -> None:
 def _read_any_json(path: Path) -> Any:
     """transformers does not say which of a tokenizer's files it cannot parse."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_text(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error})") from None
 
 

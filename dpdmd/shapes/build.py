@@ -18,6 +18,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from dpdmd.families.notes import Note
+from dpdmd.folders import user_path
 from dpdmd.shapes.autoencoder import train_autoencoder
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import ONE_OBJECT, PAIRS, train_teacher
@@ -35,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--scorers", action="store_true", help="train the scorers instead, beside the pipeline")
     what.add_argument("--pairs", action="store_true", help="train the pipeline for two objects, from that for one on")
-    parser.add_argument("--out", type=Path, help=f"pipeline folder (default: {OUT}, with --pairs {OUT_PAIRS})")
-    parser.add_argument("--start", type=Path, default=OUT, help="with --pairs: the pipeline for one (%(default)s)")
+    parser.add_argument("--out", type=user_path, help=f"pipeline folder (default: {OUT}, with --pairs {OUT_PAIRS})")
+    parser.add_argument("--start", type=user_path, default=OUT, help="with --pairs: the pipeline for one (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all of it (default: %(default)s)")
-    parser.add_argument("--vae", type=Path, help="take this trained autoencoder instead of training one")
+    parser.add_argument("--vae", type=user_path, help="take this trained autoencoder instead of training one")
     args = parser.parse_args(argv)
     out = args.out or (OUT_PAIRS if args.pairs else OUT)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

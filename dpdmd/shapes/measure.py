@@ -22,9 +22,9 @@ import torch
 
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.families.base import TextEncoder
-from dpdmd.folders import check_writable
+from dpdmd.folders import check_writable, user_path
 from dpdmd.grids import check_finite, to_float, to_pil
-from dpdmd.picture_flags import check_ranges
+from dpdmd.picture_flags import check_ranges, check_total
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import Sampler, batches_of, find_model, load_sampler
@@ -32,6 +32,7 @@ from dpdmd.shapes.categories import category, following
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
+from dpdmd.text_files import one_line
 
 EVAL_PROMPTS = "data/shapes_eval.txt"
 BATCH_SIZE = 64
@@ -112,10 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of `dpdmd.shapes.measure`."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--model", type=Path, nargs="+", required=True, help="run folders, checkpoints or pipeline folders"
+        "--model", type=user_path, nargs="+", required=True, help="run folders, checkpoints or pipeline folders"
     )
     parser.add_argument(
-        "--prompt_txt", type=Path, default=Path(EVAL_PROMPTS), help="captions of the small world (default: %(default)s)"
+        "--prompt_txt",
+        type=user_path,
+        default=Path(EVAL_PROMPTS),
+        help="captions of the small world (default: %(default)s)",
     )
     parser.add_argument("--num_seeds", type=int, default=64, help="pictures a prompt (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
@@ -123,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance_scale", type=float, help="(default: what the model's folder says)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         help="also write the figures, each prompt's included, to this JSON file; a run's report shows RUN/figures.json",
     )
     return parser
@@ -137,6 +141,7 @@ def check(args: argparse.Namespace) -> list[str]:
     """
     check_ranges(vars(args))
     captions = read_captions(args.prompt_txt)
+    check_total("num_seeds", len(captions), args.num_seeds)
     for model in args.model:
         find_model(model, None)
     if args.out:
@@ -168,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "prompts": {p: {"category": category(p), **vars(m)} for p, m in zip(prompts, metrics, strict=True)},
             }
     except ValueError as error:
-        print(f"dpdmd.shapes.measure: error: {error}", file=sys.stderr)
+        print(f"dpdmd.shapes.measure: error: {one_line(error)}", file=sys.stderr)
         return 2
     head = f"{len(prompts)} prompts x {args.num_seeds} seeds, seed {args.seed}"
     sys.stdout.write(f"{head}\n\n{table(rows)}\n\n{following_table(followed)}\n")

@@ -20,11 +20,13 @@ from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.runner import judge
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.folders import user_path
 from dpdmd.grids import to_pil
 from dpdmd.rng import numpy_generator
 from dpdmd.run_folder import write_text
 from dpdmd.shapes.oracle import read_pictures
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
+from dpdmd.text_files import one_line
 
 TEST_SEED = 1_000  # scenes that no scorer was trained on
 NUM_PAIRS, NUM_SETS, SET_SIZE = 500, 80, 32
@@ -135,13 +137,13 @@ def agreement_with_oracle(scorer: Scorer, sets: list[list[Scene]]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; exit status 2 where a scorer is missing."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure_scorers", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--root", type=Path, default=Path("weights/tiny"), help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--root", type=user_path, default=Path("weights/tiny"), help="(default: %(default)s)")
+    parser.add_argument("--out", type=user_path, help="also write the figures to this JSON file")
     args = parser.parse_args(argv)
     try:
         scorers = load(args.root)
     except ValueError as error:
-        print(f"dpdmd.shapes.measure_scorers: error: {error}", file=sys.stderr)
+        print(f"dpdmd.shapes.measure_scorers: error: {one_line(error)}", file=sys.stderr)
         return 2
     figures = {
         f"{name}: true against false pictures": pair_accuracy(scorers[name])

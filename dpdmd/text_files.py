@@ -1,0 +1,43 @@
+"""Text files read whole, and what is told of them in one line. Imports nothing heavy.
+
+A pipe or a device in place of a file would keep the reader waiting for ever, or never end; and on several ranks, or
+read a second time, a pipe holds nothing any more. So only regular files are read.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def require_regular(path: Path) -> None:
+    """Check that a path is a file that can be read again and again.
+
+    Raises:
+        OSError: missing, a folder, a pipe or a device.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "No regular file but a pipe or a device", str(path))
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """All of a file's text.
+
+    Raises:
+        OSError: missing, unreadable, or no regular file.
+        UnicodeDecodeError: it is in another encoding.
+    """
+    require_regular(path)
+    return path.read_text(encoding=encoding)
+
+
+def one_line(told: object) -> str:
+    """An error's text for a terminal: a line break or a control character, as a path may hold, stands as its escape."""
+    letters = (
+        letter if letter == " " or letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(told)
+    )
+    return "".join(letters)

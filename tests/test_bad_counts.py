@@ -1,0 +1,112 @@
+"""Absurd counts and sizes: refused in one line before any model loads, and before anything is allocated for them."""
+
+import pytest
+
+from dpdmd import config, generate, preflight
+
+pytestmark = pytest.mark.usefixtures("no_model_loads")
+
+HUGE = str(10**12)
+LONGER = "9" * 400  # more than a float holds
+UNREADABLE = "9" * 5000  # more digits than Python reads
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--batch_size", HUGE, f"--batch_size {HUGE}: must be 1 to 65536"),
+        ("--grad_accum", HUGE, f"--grad_accum {HUGE}: must be 1 to 65536"),
+        ("--grad_accum", "65536", "--grad_accum 65536: with --batch_size 4 these are 262144 prompts an update"),
+        ("--eval_batch_size", HUGE, "must be 1 to 65536"),
+        ("--max_steps", LONGER, f"--max_steps {LONGER[:40]}... (400 digits): must be 1 to 1000000000"),
+        ("--max_epoch", str(10**30), "must be 1 to 1000000000"),
+        ("--ckpt_every", str(10**30), "must be 1 to 1000000000"),
+        ("--per_train_fake_num", str(10**30), "must be 1 to 1000000000"),
+        ("--k_anchor", str(10**30), "must be at most 1000000000"),
+        ("--teacher_infer_steps", HUGE, f"--teacher_infer_steps {HUGE}: must be 1 to 1000"),
+        ("--stu_inference_steps", HUGE, f"--stu_inference_steps {HUGE}: must be 1 to 1000"),
+        ("--num_div_seeds", HUGE, "must be 2 to 100000"),
+        ("--teacher_cache_size", HUGE, "must be 1 to 1000000"),
+        ("--lora_rank", HUGE, "--lora_rank 1000000000000: must be 1 to 16384"),
+        ("--height", str(10**30), "must be 1 to 65536"),
+        ("--seed", str(2**63), f"--seed {2**63}: must be at least 0 and below 4294967296"),
+        ("--batch_size", UNREADABLE, "argument --batch_size: invalid int value: '999"),
+        ("--eval_prompts_limit", UNREADABLE, f"--eval_prompts_limit {UNREADABLE[:40]}... (5000 digits): must be a num"),
+        ("--recomputed_blocks", UNREADABLE, "(5000 digits): must be a number of blocks, auto or all"),
+        ("--batch_size", "²", "argument --batch_size: invalid int value: '²'"),
+        ("--eval_prompts_limit", "²", "--eval_prompts_limit ²: must be a number of prompts"),
+        ("--eval_prompts_limit", "٣", "--eval_prompts_limit ٣: must be a number of prompts"),
+        ("--recomputed_blocks", "²", "--recomputed_blocks ²: must be a number of blocks, auto or all"),
+        ("--lr_student", "1e400", "--lr_student inf: must be a finite number above 0"),
+        ("--lr_student", "1e-400", "--lr_student 0.0: must be a finite number above 0"),
+        ("--adam_beta1", "nan", "--adam_beta1 nan: must be at least 0 and below 1"),
+        ("--student_sigmas", "1,nan,.5,.2", "must start at 1 and fall strictly"),
+        ("--student_sigmas", "1,1,.5,.2", "must start at 1 and fall strictly"),
+        ("--student_sigmas", ".2,.5,.9,1", "must start at 1 and fall strictly"),
+        ("--student_sigmas", "1,.9,.8,1e-60", "must start at 1 and fall strictly"),
+        ("--student_sigmas", " ", "--student_sigmas ' ': is empty; give a value, or leave it out"),
+    ],
+)
+def test_absurd_values_get_one_line(refused, flag, value, says):
+    shown = value if len(value) <= 60 else f"{value[:3]}...` of {len(value)} digits, `"
+    line = refused({flag: value}, f"`{flag} {shown}`")
+    assert says in line and len(line) < 800
+
+
+def test_a_pool_of_absurd_size_is_not_listed(refused):
+    """A list of its prompts was made before anything else looked at the number."""
+    told = refused(
+        {"--method": "dmd_gan", "--teacher_cache_size": HUGE}, f"`--method dmd_gan --teacher_cache_size {HUGE}`"
+    )
+    assert "must be 1 to 1000000" in told
+
+
+def test_a_run_out_of_all_proportion_to_the_machine(flags, refused, monkeypatch):
+    """Without a GPU the system would kill it, without a word. Somewhat too large a run is warned of."""
+    memory = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(preflight.os, "sysconf", memory.get)
+    line = refused({"--batch_size": "512"}, "`--batch_size 512` on a machine of 4 MB")
+    assert "--batch_size, --height, --width: the run cannot fit: " in line
+    memory["SC_PHYS_PAGES"] = 100_000
+    plan = preflight.check(config.parse([*_words(flags), "--batch_size", "512", "--report_to", "none"]))
+    assert any(warning.startswith("the run may not fit this machine: ") for warning in plan.warnings)
+
+
+def _words(flags):
+    return [word for pair in flags.items() for word in pair]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--batch_size", HUGE, "must be 1 to 65536"),
+        ("--num_images", str(10**30), "must be 1 to 100000"),
+        ("--height", LONGER, "... (400 digits): must be 1 to 65536"),
+        ("--seed", str(2**64), "must be 0 to 4294967295"),
+        ("--steps", "²", "invalid int value: '²'"),
+        ("--guidance_scale", "1e400", "--guidance_scale inf: must be a finite number, at least 0"),
+    ],
+)
+def test_generate_refuses_absurd_values(refused_by, tiny_pipeline, tmp_path, flag, value, says):
+    given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a", f"{flag}={value}"]
+    shown = value if len(value) <= 60 else f"{value[:3]}...` of {len(value)} digits, `"
+    assert says in refused_by("dpdmd.generate", generate.main, given, f"`dpdmd.generate {flag} {shown}`")
+
+
+def test_more_pictures_than_a_call_can_make_are_told(refused_by, tiny_pipeline, tmp_path):
+    """Every picture's key lies in a list: a large number of each of many prompts would fill the memory."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(map(str, range(200))))
+    given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt_txt", str(prompts)]
+    line = refused_by(
+        "dpdmd.generate", generate.main, [*given, "--num_images", "100000"], "200 prompts with `--num_images 100000`"
+    )
+    assert "--num_images 100000: with 200 prompts these are 20000000 pictures" in line and "10000000" in line
+
+
+def test_a_student_that_never_has_its_turn_is_warned_of(flags):
+    """Not refused: a first look at a run may be that short."""
+    plan = preflight.check(config.parse([*_words(flags), "--max_steps", "5", "--report_to", "none"]))
+    assert any("step 5, before the student's first update" in warning for warning in plan.warnings)
+    plan = preflight.check(config.parse([*_words(flags), "--max_steps", "6", "--report_to", "none"]))
+    assert not any("first update" in warning for warning in plan.warnings)

@@ -1,0 +1,189 @@
+"""Paths that are no such thing, and files that are not what they should be: told in one line before any model loads."""
+
+import errno
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from bad_input import ROOT
+
+from dpdmd import config, export, generate, report
+from dpdmd.folders import check_writable
+from dpdmd.prompts import read_prompts
+from dpdmd.run_folder import RunFolder
+from dpdmd.text_files import one_line
+from dpdmd.weight_files import read_header
+
+pytestmark = pytest.mark.usefixtures("no_model_loads")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--run_dir", " ", "--run_dir ' ': is empty; give a value, or leave it out"),
+        ("--run_dir", "~nobody_at_all/run", "~nobody_at_all is nobody's home; write ./~ for a folder called so"),
+        ("--config", "~nobody_at_all/a.yaml", "--config ~nobody_at_all/a.yaml: ~nobody_at_all is nobody's home"),
+        ("--run_dir", "weights/tiny/sd35/run", "lies in a model's folder, "),
+        ("--cache_text_embeddings", "weights/tiny/sd35", "lies in a model's folder, "),
+        ("--prompt_txt", "/dev/zero", "cannot be read (No regular file but a pipe or a device)"),
+        ("--teacher_id", "README.md", "--teacher_id README.md: is a file; give the folder of a model"),
+        ("--clip_path", "README.md", "--clip_path README.md: is a file; give the folder of a model"),
+        (
+            "--teacher_id",
+            "stabilityai/stable-diffusion-3.5-medium",
+            "no such folder; get it from https://huggingface.co",
+        ),
+    ],
+)
+def test_a_path_that_is_no_such_thing_gets_one_line(refused, monkeypatch, flag, value, says):
+    monkeypatch.chdir(ROOT)
+    assert says in refused({flag: value}, f"`{flag} {value}`")
+
+
+@pytest.mark.parametrize("flag", ["--run_dir", "--cache_text_embeddings"])
+def test_a_folder_that_only_seems_writable_is_told(refused, tmp_path, monkeypatch, flag):
+    """To root, by its rights, every folder seems so."""
+
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("dpdmd.folders.tempfile.TemporaryFile", refuse)
+    line = refused({flag: str(tmp_path / "new")}, f"`{flag}` on a read-only file system")
+    assert f"{tmp_path} cannot be written to (Read-only file system)" in line
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"--out /proc/new: /proc (cannot be written to|is not writable)"):
+        check_writable("--out", Path("/proc/new"))
+
+
+@pytest.mark.parametrize(
+    "flag", ["--run_dir", "--ckpt_dir", "--teacher_id", "--student_id", "--prompt_txt", "--config"]
+)
+def test_an_empty_path_is_not_the_folder_one_stands_in(flags, refused, flag):
+    """`--run_dir "$RUN"` of a variable that is not set would train into the default folder."""
+    flags[f"{flag}="] = ""
+    assert f"{flag} '': is empty" in refused({}, f'`{flag} ""`')
+
+
+def test_an_empty_scorers_path_leaves_it_out():
+    given = config.parse(["--clip_path", "", "--ir_med_config", ""])
+    assert (given.eval.clip_path, given.eval.ir_med_config) == ("", "")
+
+
+def test_a_tilde_is_ones_home(tmp_path, monkeypatch):
+    """The shell leaves it alone after `--run_dir=`, and a file of flags knows no shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "flags.yaml").write_text("data: {prompt_txt: ~/prompts.txt}\nrun_dir: ~/run\n")
+    given = config.parse(["--config=~/flags.yaml", "--teacher_id=~/sd35", "--clip_path=~"])
+    assert given.data.prompt_txt == str(tmp_path / "prompts.txt") and given.eval.clip_path == str(tmp_path)
+    assert RunFolder.from_config(given.run).root == tmp_path / "run"
+    assert given.model.student_id == given.model.teacher_id == str(tmp_path / "sd35")
+    parsed = generate.build_parser().parse_args(["--model=~/m", "--out=~", "--prompt", "~"])
+    assert (parsed.model, parsed.out, parsed.prompt) == (tmp_path / "m", tmp_path, ["~"])
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [("~nobody_at_all/x", "argument --out: ~nobody_at_all/x: "), ("", "argument --out: '' is empty")]
+)
+def test_generate_knows_paths_too(refused_by, tiny_pipeline, value, says):
+    given = ["--model", str(tiny_pipeline), "--prompt", "a", f"--out={value}"]
+    assert says in refused_by("dpdmd.generate", generate.main, given, f'`dpdmd.generate --out "{value}"`')
+
+
+@pytest.mark.parametrize("inside", ["", "new", "transformer/new"])
+def test_a_models_folder_is_not_written_into(refused_by, broken, inside):
+    """An export into its own model would copy itself for ever; pictures would stay in the next copy."""
+    out = broken / inside
+    given = ["--model", str(broken), "--out", str(out), "--prompt", "a"]
+    what = f"`dpdmd.generate --model TMP/broken --out TMP/broken/{inside}`"
+    assert "lies in a model's folder" in refused_by("dpdmd.generate", generate.main, given, what)
+    if inside:
+        what = f"`dpdmd.export --model TMP/broken --out TMP/broken/{inside}`"
+        assert "lies in a model's folder" in refused_by("dpdmd.export", export.main, given[:4], what)
+    assert inside == "" or not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "says"),
+    [
+        ('["a cat", "a dog"]\n', "a JSON list of prompts", "is JSON, whose lines are no prompts"),
+        ('{"prompts": [\n"a cat"]}\n', "a JSON object of prompts", "is JSON, whose lines are no prompts"),
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', "JSON lines of prompts", "is JSON, whose lines are no prompts"),
+        ("\u200b\n\ufeff\n\x07\n", "a prompt file of what does not show", "no prompt in it"),
+        ("a cat\n\0\0\n", "zero bytes after the prompts", "holds zero bytes"),
+    ],
+)
+def test_a_file_that_holds_no_prompts_gets_one_line(refused, tmp_path, content, what, says):
+    (tmp_path / "prompts.txt").write_text(content)
+    assert says in refused({"--prompt_txt": str(tmp_path / "prompts.txt")}, what)
+
+
+def test_prompts_that_only_look_like_json_are_prompts(tmp_path):
+    lines = ["[a cat] on a mat", "{a} dog", '"quoted"', "[1, 2", "5", "a\tb\u2028c", "naïve café ²", "a" * 100_000]
+    (tmp_path / "prompts.txt").write_text("\ufeff" + "\r\n".join(lines))
+    assert read_prompts(tmp_path / "prompts.txt") == lines
+
+
+@pytest.mark.parametrize("flag", ["--prompt_txt", "--config", "--div_prompts"])
+def test_a_pipe_does_not_keep_a_run_waiting(refused, tiny_scorers, tmp_path, flag):
+    """Nobody writes into it: to open it would last for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    clip = {"--clip_path": tiny_scorers["clip_path"]}
+    line = refused({flag: str(tmp_path / "pipe"), **clip}, f"a pipe for `{flag}`")
+    assert "cannot be read (No regular file but a pipe or a device)" in line
+
+
+def test_pipes_in_a_models_folder_do_not_either(refused, broken):
+    for name in ("model_index.json", "transformer/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"):
+        file, kept = broken / name, broken.parent / "kept"
+        file.rename(kept)
+        os.mkfifo(file)
+        assert "No regular file" in refused({"--teacher_id": str(broken)}, f"a pipe for the teacher's `{name}`")
+        file.unlink()
+        kept.rename(file)
+
+
+def test_what_is_told_is_one_line(refused):
+    """Whatever a path holds: a line break, or what would move a terminal's cursor."""
+    assert one_line("a\nb\x1b[2J ü ²\u2028") == "a\\nb\\x1b[2J ü ²\\u2028"
+    assert "--teacher_id no\\nwhere: no such folder" in refused({"--teacher_id": "no\nwhere"}, "a line break in a path")
+
+
+@pytest.mark.parametrize("text", ['run_dir: "a\\0b"', 'teacher_id: "\\ud800"'])
+def test_a_text_that_is_none_is_told(refused, tmp_path, flags, text):
+    (tmp_path / "wrong.yaml").write_text(text)
+    del flags["--run_dir"], flags["--teacher_id"]
+    assert "is no text that a path or a name can be" in refused({"--config": str(tmp_path / "wrong.yaml")}, f"`{text}`")
+
+
+def _tensors(**entries: tuple[str, list, list]) -> dict:
+    return {
+        name: {"dtype": kind, "shape": shape, "data_offsets": place} for name, (kind, shape, place) in entries.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        _tensors(a=("F32", [2], [0, 4])),
+        _tensors(a=("F32", [1], [0, 4]), b=("F32", [1], [0, 4])),
+        _tensors(a=("F32", [1], [4, 8])),
+        _tensors(a=("F32", [-1], [0, 4])),
+        _tensors(a=("F32", [1], [0, 4, 8])),
+        {"a": 3},
+    ],
+)
+def test_a_header_whose_tensors_do_not_fit_is_told(tmp_path, header):
+    """safetensors would say so when the weights are loaded, minutes later."""
+    raw = json.dumps(header).encode()
+    data = max((entry["data_offsets"][1] for entry in header.values() if isinstance(entry, dict)), default=0)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * data)
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        read_header(path)
+
+
+def test_report_takes_no_folder_that_is_none(capsys, tmp_path):
+    assert report.main([str(tmp_path / "nowhere")]) == 2
+    assert "is no run folder" in capsys.readouterr().err
