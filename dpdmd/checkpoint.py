@@ -51,11 +51,13 @@ class Progress:
         step: updates done, student's and fake score's together.
         updates: of each network that the method trains, by its name.
         global_batch_size: prompts an update uses; fixes the data position.
+        prompts: fingerprint of all of them, in their order; "" in what an older version saved.
     """
 
     step: int
     updates: dict[str, int]
     global_batch_size: int
+    prompts: str = ""
 
 
 @dataclass(frozen=True)

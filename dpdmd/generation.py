@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from dpdmd import distributed, geneval, out_of_memory
-from dpdmd.evaluation.pictures import fingerprint, is_whole, keep_or_refuse, open_picture
+from dpdmd.evaluation.pictures import is_whole, keep_or_refuse, open_picture
 from dpdmd.families.base import TextEncoder
 from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
+from dpdmd.prompts import fingerprint
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import Batch, Sampler, batches_of, find_model, load_sampler
 

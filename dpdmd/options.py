@@ -149,7 +149,8 @@ class MethodConfig:
 class DataConfig:
     """Data: prompts only"""
 
-    prompt_txt: str = _flag("data/prompts_train.txt", "training prompts, one a line", "release: DiffusionDB")
+    # Free, since a checkpoint knows the prompts themselves.
+    prompt_txt: str = _flag("data/prompts_train.txt", "training prompts, one a line", "release: DiffusionDB", free=True)
     cache_text_embeddings: str | None = _flag(
         None,
         "folder: every prompt is encoded ahead, once for all runs, and the text encoders leave memory",

@@ -22,7 +22,7 @@ from dpdmd.folders import check_writable, existing
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
 from dpdmd.options import MAX_STEPS, MethodConfig
-from dpdmd.prompts import read_prompts
+from dpdmd.prompts import fingerprint, read_prompts
 from dpdmd.run_folder import RunFolder
 from dpdmd.schedules import Schedule
 from dpdmd.turns import student_turns
@@ -80,6 +80,7 @@ def check(config: Config) -> Plan:
     evaluation = plan_evaluation(config.eval)
     folder = RunFolder.from_config(config.run)
     found = _check_folder(config, folder)
+    _check_prompts(config, prompts, found)
     stop = total_steps(config, len(prompts), _global_batch_size(config))
     _check_turns(config, stop)
     _check_space(config, folder, stop, found, evaluation)
@@ -211,6 +212,16 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
             )
         return checkpoint.Found(None, None, [])
     return checkpoint.find(folder, wanted, config)
+
+
+def _check_prompts(config: Config, prompts: list[str], found: checkpoint.Found) -> None:
+    """A run goes through one list of prompts: with another, or in another order, its epochs would not be any."""
+    began_with = found.progress and found.progress.prompts
+    if began_with and began_with != fingerprint(prompts):
+        raise ValueError(
+            f"--prompt_txt {config.data.prompt_txt}: not the prompts that {found.path} was trained on; give those, or "
+            "another --run_dir"
+        )
 
 
 def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:

@@ -1,5 +1,6 @@
 """Prompt files, and the prompts of a step: a pure function of (seed, step, sample), so a resumed run needs no state."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -54,6 +55,11 @@ def _is_json(text: str) -> bool:
         return isinstance(json.loads(text), list | dict)
     except (ValueError, RecursionError):
         return False
+
+
+def fingerprint(prompts: Sequence[str]) -> str:
+    """Names a list of prompts, whichever file it came from."""
+    return hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
 
 
 @lru_cache(maxsize=2)

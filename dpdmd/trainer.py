@@ -24,6 +24,7 @@ from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.lr_schedules import learning_rate
 from dpdmd.memory_rows import MAX_PICTURES
 from dpdmd.preflight import Plan, total_steps
+from dpdmd.prompts import fingerprint
 from dpdmd.run_folder import BEST, write_text
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
 from dpdmd.schedules import DEFAULT, GRIDS
@@ -307,7 +308,10 @@ class Trainer:
         """A copy of all state after `step` updates, whole, on the CPU of rank 0. Collective."""
         return checkpoint.Snapshot(
             checkpoint.Progress(
-                step, {name: each.updates for name, each in self.trained.items()}, self.global_batch_size
+                step,
+                {name: each.updates for name, each in self.trained.items()},
+                self.global_batch_size,
+                fingerprint(self.plan.prompts),
             ),
             {name: distributed.whole_network_state(each.network) for name, each in self.trained.items()},
             {

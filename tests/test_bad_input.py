@@ -16,8 +16,10 @@ from bad_input import LONG, ROOT, program
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dpdmd import export, generate, preflight
+from dpdmd import config, export, generate, preflight
 from dpdmd.manifest import write_manifest
+from dpdmd.prompts import fingerprint
+from dpdmd.shapes.text import MAX_LENGTH
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 
@@ -381,6 +383,19 @@ def test_a_resume_of_another_configuration_says_what_differs(refused, flags):
     saved(flags["--run_dir"], {"progress": progress, "config": theirs})
     line = refused({"--resume_from_checkpoint": "latest"}, "resuming a run of another configuration")
     assert "another configuration" in line and "k_anchor: 5 here, 7 there" in line
+
+
+def test_a_resume_on_other_prompts(refused, flags):
+    """Under the same name as well: what counts is what the file holds, in its order."""
+    prompts = Path(flags["--prompt_txt"])
+    prompts.write_text("a blue circle\na red circle\n")
+    progress = {"step": 10, "updates": {"student": 1, "fake": 9}, "global_batch_size": 4}
+    progress["prompts"] = fingerprint(["a red circle", "a blue circle"])
+    theirs = config.parse([part for pair in flags.items() for part in pair])
+    theirs.data.prompt_txt, theirs.data.max_sequence_length = "elsewhere.txt", MAX_LENGTH
+    saved(flags["--run_dir"], {"progress": progress, "config": theirs.as_dict()})
+    line = refused({"--resume_from_checkpoint": "latest"}, "resuming a run on other prompts")
+    assert f"--prompt_txt {prompts}: not the prompts that" in line and "step_000010 was trained on" in line
 
 
 def test_a_checkpoint_of_another_version_is_told(refused, flags):

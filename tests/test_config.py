@@ -127,7 +127,7 @@ def test_release_preset_differs_from_ours_only_in_choices():
 
 def test_what_may_change_on_resume():
     ours = config.parse(["--max_steps", "10", "--k_anchor", "5"])
-    assert ours.differences(config.parse(["--max_steps", "20", "--run_dir", "x"])) == []
+    assert ours.differences(config.parse(["--max_steps", "20", "--run_dir", "x", "--prompt_txt", "y.txt"])) == []
     assert ours.differences(config.parse(["--k_anchor", "6"])) == ["k_anchor: 5 here, 6 there"]
 
 

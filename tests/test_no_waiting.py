@@ -231,7 +231,7 @@ def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monke
     last = "ckpts/step_000008"
     assert state(late / last) == state(at_once / last)
     progress = json.loads((late / last / "manifest.json").read_text())["progress"]
-    assert progress == {"step": 8, "updates": {"student": 1, "fake": 7}, "global_batch_size": 2}
+    assert progress["step"] == 8 and progress["updates"] == {"student": 1, "fake": 7}
 
 
 @pytest.mark.parametrize(("step", "turn"), [(2, "fake"), (5, "student"), (7, "fake")])

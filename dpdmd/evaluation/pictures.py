@@ -1,6 +1,5 @@
 """Pictures on disk for the root programs: made once and kept, or found in a folder that somebody else filled."""
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -69,11 +68,6 @@ def is_whole(path: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def fingerprint(prompts: Sequence[str]) -> str:
-    """Names a list of prompts."""
-    return hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
 
 
 def read_manifest(folder: Path, flag: str) -> dict[str, Any] | None:

@@ -17,7 +17,6 @@ from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.pictures import (
     PictureFile,
     file_name,
-    fingerprint,
     is_whole,
     keep_or_refuse,
     open_picture,
@@ -27,6 +26,7 @@ from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
 from dpdmd.markup import latex_text
+from dpdmd.prompts import fingerprint
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import batches_of, find_model, load_sampler
 
