@@ -14,6 +14,8 @@ from dpdmd.manifest import MANIFEST
 from dpdmd.run_folder import BEST, RunFolder
 from dpdmd.trainer import Trainer
 
+DRIVER = str(Path(__file__).parent / "drivers" / "killed_rank.py")
+
 
 class Killed(BaseException):
     """Nothing in the package catches it."""
@@ -131,3 +133,30 @@ def test_a_run_that_was_killed_before_it_began_leaves_its_folder_unused(flags, t
         (run.root / name).write_text("")
     assert not run.is_used()
     assert train.main([*flags, "--max_steps", "1"]) == 0
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_others_end_when_a_rank_is_killed(flags, tmp_path, run_processes, monkeypatch, rank):
+    """With a line each; and a checkpoint that rank 0 had begun is written whole, where it is not rank 0."""
+    monkeypatch.setenv("KILLED", rank)
+    result = run_processes([DRIVER, "train", *flags, "--max_steps", "60"], check=False)
+    run = RunFolder.of(tmp_path / "run")
+    assert result.returncode != 0
+    assert result.stderr.count("dpdmd.train: stopped: another process of this run is gone (") == 1
+    assert result.stderr.count("Traceback") <= 1  # the launcher's
+    if rank == "1":
+        assert checkpoint.find(run, "latest", read_yaml(run.config)).path == run.checkpoint(2)
+
+
+def test_a_root_program_ends_when_a_rank_is_killed(tiny_pipeline, tiny_scorers, tmp_path, run_processes, monkeypatch):
+    monkeypatch.setenv("KILLED", "1")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na small cross\n")
+    paths = ["--model", str(tiny_pipeline), "--prompts_txt", str(prompts), "--output_dir", str(tmp_path / "out")]
+    scorers = ["--pick_model_path", "", "--ir_model_path", "", "--clip_score_path", tiny_scorers["clip_score_path"]]
+    result = run_processes(
+        [DRIVER, "test_preference.py", *paths, *scorers, "--steps", "2", "--gen_batch_size", "1"], check=False
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("test_preference.py: stopped: another process of this call is gone (") == 1
+    assert result.stderr.count("Traceback") <= 1

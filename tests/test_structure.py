@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "dpdmd",
     "dpdmd.interruption",
+    "dpdmd.whole_files",
     "dpdmd.options",
     "dpdmd.option_checks",
     "dpdmd.presets",
@@ -30,7 +31,6 @@ ORDER = (
     "dpdmd.transfers",
     "dpdmd.out_of_memory",
     "dpdmd.folders",
-    "dpdmd.whole_files",
     "dpdmd.picture_flags",
     "dpdmd.rng",
     "dpdmd.markup",
