@@ -270,16 +270,37 @@ def _read(checkpoint: Path, config: Config) -> Progress:
         raise DamagedError(str(error)) from None
     try:
         progress = Progress(**manifest["progress"])
+        _check_counts(progress)
         theirs = from_dict(manifest["config"], MANIFEST)
-    except (ValueError, KeyError, TypeError) as error:
+    except DamagedError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: not of this version ({error})") from None
     if differences := config.differences(theirs):
-        raise ValueError(f"--resume_from_checkpoint {checkpoint}: of another configuration ({'; '.join(differences)})")
+        teacher = theirs.model.teacher_id
+        moved = "" if os.path.isdir(teacher) else f"; was the model {teacher} moved? Put it back, or a link to it"
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: of another configuration ({'; '.join(differences)}){moved}"
+        )
     try:
         check_files(checkpoint, manifest)
     except ValueError as error:
         raise DamagedError(str(error)) from None
     return progress
+
+
+def _check_counts(progress: Progress) -> None:
+    """Compare what a manifest counts with what can be: a file may hold anything.
+
+    Raises:
+        DamagedError: the first that is something else.
+    """
+    for name, count in {"step": progress.step, "global_batch_size": progress.global_batch_size}.items():
+        if type(count) is not int or count < 1:
+            raise DamagedError(f"{MANIFEST} says that {name} is {count!r}, which must be a whole number, at least 1")
+    for name, count in progress.updates.items():
+        if type(count) is not int or not 0 <= count <= progress.step:
+            raise DamagedError(f"{MANIFEST} counts {count!r} updates of {name} in {progress.step} steps")
 
 
 def load_state(checkpoint: Path, name: str) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from dpdmd.comparison.jobs import Job, Workers, plan_jobs
 from dpdmd.comparison.sweep import Sweep
 from dpdmd.folders import check_writable, user_path
 from dpdmd.text_files import one_line
+from dpdmd.whole_files import clear_leftovers
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in problems:
             print(f"dpdmd.compare: error: {one_line(problem)}", file=sys.stderr)
         return 2
+    clear_leftovers([plan.out])
     command = shlex.join(["python", "-m", "dpdmd.compare", *(sys.argv[1:] if argv is None else argv)])
 
     def write() -> results.Written:

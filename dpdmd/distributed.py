@@ -2,6 +2,8 @@
 
 import gc
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -175,6 +177,28 @@ def leave() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         gc.collect()  # DistributedDataParallel holds it, and itself in a circle
+
+
+def lost_peer(error: RuntimeError) -> str | None:
+    """What torch says of a process of this run that is gone, in one line; None of an error about something else.
+
+    Gloo tells it by a plain RuntimeError, with its own file's name before the words.
+    """
+    if not (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
+        return None
+    told = " ".join(str(error).split())
+    return re.sub(r"^\[[^]]*\] ", "", told).partition(". ")[0][:160]
+
+
+def abandon(status: int) -> None:
+    """End this process without its group, whose other processes are gone or will be; nothing where there is none.
+
+    To leave a group in order takes all of it, and gloo's threads abort an interpreter that ends with the group alive.
+    """
+    if torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:

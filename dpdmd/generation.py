@@ -15,6 +15,7 @@ from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
 from dpdmd.prompts import fingerprint
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import Batch, Sampler, batches_of, find_model, load_sampler
+from dpdmd.whole_files import clear_leftovers
 
 logger = logging.getLogger("dpdmd")
 COLUMNS = 9
@@ -49,6 +50,7 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
         width=args.width,
         max_sequence_length=args.max_sequence_length,
     )
+    clear_leftovers([args.out])
     if args.geneval:
         return for_geneval(args, model.source, sampler, encoder)
     return flat(args, prompts, sampler, encoder)
@@ -105,7 +107,9 @@ def for_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, encode
     }
     keep_or_refuse(out, settings, "--out")
     for index, entry in enumerate(entries):
-        write_text(geneval.folder_of(out, index) / "metadata.jsonl", entry.line + "\n")
+        folder = geneval.folder_of(out, index)
+        clear_leftovers([folder, folder / geneval.SAMPLES])
+        write_text(folder / "metadata.jsonl", entry.line + "\n")
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
     todo = [batch for batch in batches if not all(is_whole(geneval.sample_of(out, *key)) for key in batch)]
     for keys, pictures in _swept(args, sampler, encoder, prompts, todo):

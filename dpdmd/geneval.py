@@ -11,6 +11,7 @@ from dpdmd.evaluation.pictures import MANIFEST, read_manifest
 from dpdmd.text_files import read_text
 
 NUM_IMAGES = 4  # GenEval's
+SAMPLES = "samples"
 NEEDED = ("tag", "prompt")  # of each line: what its evaluation reads of all of them
 
 
@@ -54,7 +55,8 @@ def check_folder(out: Path) -> None:
         ValueError: it holds something else, which GenEval would take for ours, or its note cannot be read.
     """
     read_manifest(out, "--out")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+    others = [path for path in out.iterdir() if path.name != f".{MANIFEST}.tmp"] if out.is_dir() else []
+    if others and not (out / MANIFEST).is_file():  # that one alone is of a call that was killed at its start
         raise ValueError(f"--out {out}: holds files that are not this program's; give another folder")
 
 
@@ -65,4 +67,4 @@ def folder_of(out: Path, index: int) -> Path:
 
 def sample_of(out: Path, index: int, sample: int) -> Path:
     """One of its pictures."""
-    return folder_of(out, index) / "samples" / f"{sample:04d}.png"
+    return folder_of(out, index) / SAMPLES / f"{sample:04d}.png"

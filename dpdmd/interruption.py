@@ -52,8 +52,11 @@ def answer(program: str) -> None:
     order. So the process ends here, with one line.
     """
 
+    ending = threading.Lock()
+
     def end(number: int, frame: FrameType | None) -> None:
-        ignore()  # a launcher sends a second one, and people press twice
+        if not ending.acquire(blocking=False):
+            return  # a launcher sends a second one, and people press twice
         for path in list(_unfinished):
             _delete(path)
         line = f"{program}: stopped: {signal.Signals(number).name}; what was written before is whole\n"
@@ -61,6 +64,17 @@ def answer(program: str) -> None:
         os.write(sys.__stderr__.fileno(), (("\n" if _draws_bar() else "") + line).encode())
         os._exit(128 + number)
 
+    def watch() -> None:
+        """Python hands signals to the main thread alone, which may be waiting inside torch for another process."""
+        while True:
+            for number in os.read(heard, 1):
+                if signal.getsignal(number) is end:
+                    end(number, None)
+
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
     for number in SIGNALS:
         signal.signal(number, end)
 

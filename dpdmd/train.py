@@ -1,7 +1,8 @@
 """`accelerate launch -m dpdmd.train`: parse, check, run.
 
 Exit status: 0 done; 1 stopped by a failure that is told in one line (a loss that is not finite, a full disk, too
-little memory); 2 wrong input; 128 + its number after SIGINT (130), SIGUSR1 (138) or SIGTERM (143), all saved.
+little memory, another process of the run that was killed); 2 wrong input; 128 + its number after SIGINT (130), SIGUSR1
+(138) or SIGTERM (143), all saved.
 """
 
 from dpdmd import interruption
@@ -12,6 +13,8 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
 
 from dpdmd import config, out_of_memory, preflight
 from dpdmd.checkpoint import SaveError
@@ -34,10 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = _run(argv)
     if end.why:
         print(f"dpdmd.train: {one_line(end.why)}", file=sys.stderr)
-    if end.together:
+    if torch.distributed.is_initialized():
         from dpdmd import distributed
 
-        distributed.leave()
+        if end.together:
+            distributed.leave()
+        else:
+            distributed.abandon(end.status)
     return end.status
 
 
@@ -54,7 +60,7 @@ def _run(argv: Sequence[str] | None) -> End:
     except ValueError as error:
         return End(2, f"error: {error}")
     except RuntimeError as error:
-        return End(1, _out_of_memory(plan.memory, error))
+        return End(1, _failure(plan.memory, error))
     except OSError as error:
         return End(1, f"stopped: {error}")
     try:
@@ -64,14 +70,22 @@ def _run(argv: Sequence[str] | None) -> End:
     except (NonFiniteError, SaveError) as error:
         return End(1, f"stopped: {error}", together=True)
     except RuntimeError as error:
-        return End(1, _out_of_memory(plan.memory, error))
+        return End(1, _failure(plan.memory, error))
     except OSError as error:
         return End(1, f"stopped: {error}; the checkpoints written before are whole")
     return End(0, together=True)
 
 
-def _out_of_memory(memory: MemoryPlan, error: RuntimeError) -> str:
-    """The plan's largest rows with the flags that lower them, and torch's own first line; other errors go on."""
+def _failure(memory: MemoryPlan, error: RuntimeError) -> str:
+    """Of a peer that is gone, how to go on; of memory that is full, the plan's largest rows with the flags that lower
+    them; with torch's own first line. Other errors go on."""
+    from dpdmd import distributed
+
+    if lost := distributed.lost_peer(error):
+        return (
+            f"stopped: another process of this run is gone ({lost}); the checkpoints written before are whole, and "
+            "--resume_from_checkpoint latest goes on"
+        )
     told = out_of_memory.first_line(error)
     return f"stopped: out of memory ({memory.summary()}); {memory.advice()}; or see --preset in --help ({told})"
 

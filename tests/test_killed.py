@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd import checkpoint, train
+from dpdmd import checkpoint, export, generate, train
 from dpdmd.config import read_yaml
 from dpdmd.evaluation import in_loop
-from dpdmd.manifest import MANIFEST
+from dpdmd.manifest import MANIFEST, read_manifest, write_manifest
 from dpdmd.run_folder import BEST, RunFolder
 from dpdmd.trainer import Trainer
+
+DRIVER = str(Path(__file__).parent / "drivers" / "killed_rank.py")
 
 
 class Killed(BaseException):
@@ -131,3 +133,81 @@ def test_a_run_that_was_killed_before_it_began_leaves_its_folder_unused(flags, t
         (run.root / name).write_text("")
     assert not run.is_used()
     assert train.main([*flags, "--max_steps", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [{"step": "6"}, {"step": -6}, {"updates": {"student": 7, "fake": 5}}, {"updates": {"student": 1.0, "fake": 5}}],
+)
+def test_counts_that_cannot_be_are_passed_over(run, progress):
+    """In one line, for the checkpoint before it; also where the manifest's checksum is right."""
+    manifest = read_manifest(run.checkpoint(6))
+    manifest["progress"].update(progress)
+    write_manifest(run.checkpoint(6), manifest)
+    found = checkpoint.find(run, "latest", read_yaml(run.config))
+    assert found.path == run.checkpoint(4)
+    (told,) = found.passed_over
+    assert f"{run.checkpoint(6)} is not whole (manifest.json" in told and told.endswith("passed over")
+
+
+def test_a_moved_teacher_is_named(short_run, tiny_pipeline, tmp_path, capsys):
+    """By the link in a checkpoint on the way that leads to it, and when the run goes on."""
+    teacher, moved = tmp_path / "teacher", tmp_path / "moved"
+    shutil.copytree(tiny_pipeline, teacher)
+    run = RunFolder.of(tmp_path / "run")
+    flags = [*short_run, "--run_dir", str(run.root), "--ckpt_every", "1", "--vis_every", "0", "--max_steps", "2"]
+    assert train.main([*flags, "--teacher_id", str(teacher)]) == 0
+    teacher.rename(moved)
+    for main, arguments, part in (
+        (export.main, ["--model", str(run.checkpoint(1)), "--out", str(tmp_path / "out")], "text_encoder"),
+        (generate.main, ["--model", str(run.checkpoint(1)), "--out", str(tmp_path / "out"), "--prompt", "a"], "text_"),
+        (train.main, [*flags, "--teacher_id", str(moved), "--resume_from_checkpoint", "latest"], ""),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert str(teacher / part) in line and "moved? Put it back, or a link to it" in line and "http" not in line
+    assert export.main(["--model", str(run.root), "--out", str(tmp_path / "out")]) == 0  # the last export is whole
+
+
+def test_leftovers_of_the_pictures_go(tiny_pipeline, tmp_path):
+    """Those of `dpdmd.generate`, also in GenEval's layout, which is not refused for a note that was half-written."""
+    entries = tmp_path / "entries.jsonl"
+    entries.write_text(json.dumps({"tag": "single_object", "prompt": "a red circle"}) + "\n")
+    made = ["--model", str(tiny_pipeline), "--num_images", "1", "--steps", "1"]
+    plain, laid_out = tmp_path / "plain", tmp_path / "laid_out"
+    for half in (plain / ".00000_000.png.123.tmp", laid_out / ".pictures.json.tmp"):
+        half.parent.mkdir()
+        half.write_text("half")
+    assert generate.main([*made, "--prompt", "a red circle", "--out", str(plain)]) == 0
+    assert generate.main([*made, "--geneval", str(entries), "--out", str(laid_out)]) == 0
+    (laid_out / "00000" / "samples" / ".0000.png.123.tmp").write_text("half")
+    assert generate.main([*made, "--geneval", str(entries), "--out", str(laid_out)]) == 0
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_others_end_when_a_rank_is_killed(flags, tmp_path, run_processes, monkeypatch, rank):
+    """With a line each; and a checkpoint that rank 0 had begun is written whole, where it is not rank 0."""
+    monkeypatch.setenv("KILLED", rank)
+    result = run_processes([DRIVER, "train", *flags, "--max_steps", "60"], check=False)
+    run = RunFolder.of(tmp_path / "run")
+    assert result.returncode != 0
+    assert result.stderr.count("dpdmd.train: stopped: another process of this run is gone (") == 1
+    assert result.stderr.count("Traceback") <= 1  # the launcher's
+    if rank == "1":
+        assert checkpoint.find(run, "latest", read_yaml(run.config)).path == run.checkpoint(2)
+
+
+def test_a_root_program_ends_when_a_rank_is_killed(tiny_pipeline, tiny_scorers, tmp_path, run_processes, monkeypatch):
+    monkeypatch.setenv("KILLED", "1")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na small cross\n")
+    paths = ["--model", str(tiny_pipeline), "--prompts_txt", str(prompts), "--output_dir", str(tmp_path / "out")]
+    scorers = ["--pick_model_path", "", "--ir_model_path", "", "--clip_score_path", tiny_scorers["clip_score_path"]]
+    result = run_processes(
+        [DRIVER, "test_preference.py", *paths, *scorers, "--steps", "2", "--gen_batch_size", "1"], check=False
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("test_preference.py: stopped: another process of this call is gone (") == 1
+    assert result.stderr.count("Traceback") <= 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.grids import Image, save_picture
-from dpdmd.interruption import unfinished
+from dpdmd.interruption import SIGNALS, unfinished
 from dpdmd.run_folder import write_text
 from dpdmd.whole_files import clear_leftovers, replacing
 
@@ -38,7 +38,7 @@ def test_an_interrupt_while_a_program_is_imported_is_one_line(name):
     command = [sys.executable, *COMMANDS[name]]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 60
-        while not answers(process, signal.SIGTERM) and time.monotonic() < until:
+        while not answers(process, SIGNALS[-1]) and time.monotonic() < until:
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -53,7 +53,7 @@ from dpdmd import interruption
 interruption.answer("program")
 import tqdm
 from pathlib import Path
-from dpdmd.interruption import unfinished
+from dpdmd.interruption import SIGNALS, unfinished
 from dpdmd.whole_files import replacing
 folder = Path(sys.argv[1])
 with unfinished(folder / ".model.tmp") as model, replacing(folder / "picture.png") as picture:

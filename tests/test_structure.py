@@ -19,12 +19,12 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "dpdmd",
     "dpdmd.interruption",
+    "dpdmd.whole_files",
     "dpdmd.options",
     "dpdmd.option_checks",
     "dpdmd.presets",
     "dpdmd.text_files",
     "dpdmd.folders",
-    "dpdmd.whole_files",
     "dpdmd.strict_yaml",
     "dpdmd.run_folder",
     "dpdmd.config",

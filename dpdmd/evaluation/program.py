@@ -54,6 +54,13 @@ class Program:
         except (OSError, MemoryError) as error:
             print(f"{self.name}: stopped: {one_line(error)}", file=sys.stderr)
             return 1
+        except RuntimeError as error:
+            lost = distributed.lost_peer(error)
+            if lost is None:
+                raise
+            told = f"another process of this call is gone ({lost}); the same command goes on with the pictures made"
+            print(f"{self.name}: stopped: {told}", file=sys.stderr)
+            distributed.abandon(1)
         return 0
 
     def parser(self) -> argparse.ArgumentParser:

@@ -29,10 +29,11 @@ from dpdmd.markup import latex_text
 from dpdmd.prompts import fingerprint
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import batches_of, find_model, load_sampler
+from dpdmd.whole_files import clear_leftovers
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
 FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
-GRIDS = 32  # prompts whose pictures are also laid out in a grid
+GRIDS, NUM_GRIDS = "grids", 32  # folder, and prompts whose pictures are also laid out in a grid
 
 
 def run(job: Job) -> Report:
@@ -45,6 +46,8 @@ def run(job: Job) -> Report:
     """
     accelerator = Accelerator(mixed_precision="no")
     distributed.set_cuda_arithmetic(job.args.bf16)
+    if accelerator.is_main_process:
+        clear_leftovers([job.out / PICTURES, job.out / GRIDS])
     pictures, settings = (job.found, {}) if job.found else _generate(job, accelerator)
     with _raised_everywhere(accelerator, FEWER_SCORERS):
         scorers = [
@@ -170,9 +173,9 @@ def _grids(job: Job, result: Report) -> None:
     for row in result.rows:
         if UNREADABLE not in row.notes:
             groups.setdefault(row.key[0], []).append(row)
-    for prompt, rows in list(groups.items())[:GRIDS]:
+    for prompt, rows in list(groups.items())[:NUM_GRIDS]:
         if len(rows) > 1:
             grid = labelled_grid(
                 [[open_picture(Path(row.file)) for row in rows]], [rows[0].prompt or str(prompt)], columns=9
             )
-            save_picture(grid, job.out / "grids" / f"{prompt:05d}.png")
+            save_picture(grid, job.out / GRIDS / f"{prompt:05d}.png")

@@ -3,6 +3,7 @@
 Does not import diffusers, which takes seconds, so a wrong path is told at once; `skeletons.py` looks closer.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,18 @@ from dpdmd.weight_files import check_weights, holding_what_is_expected, read_jso
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
+class MovedError(ValueError):
+    """A part is a link to a folder that is not there."""
+
+
 @contextmanager
 def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
     """Complete what is told of a folder's files with the flag that gave it, and where to get a whole one."""
     hint = where_to_get(folder, layout.repository)
     try:
         yield
+    except MovedError as error:  # nothing that could be got anywhere
+        raise ValueError(f"{flag} {folder}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
     except OSError as error:
@@ -62,6 +69,11 @@ def _check_index(layout: Layout, folder: Path, *, no_t5: bool) -> list[str]:
 
 def _check_part(layout: Layout, folder: Path, part: str) -> None:
     if not (folder / part).is_dir():
+        if (folder / part).is_symlink():  # of a checkpoint on the way: the part is the teacher's
+            raise MovedError(
+                f"{folder / part} is a link to {os.readlink(folder / part)}, which is not there: was the model moved? "
+                "Put it back, or a link to it"
+            )
         raise ValueError(f"{folder / part} is missing")
     if part == "scheduler":
         layout.schedule(folder)

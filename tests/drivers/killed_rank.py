@@ -1,0 +1,36 @@
+"""A program of which one rank, $KILLED, is killed: training in its fourth step, while rank 0 slowly writes a
+checkpoint; `test_preference.py` when it makes pictures."""
+
+import os
+import runpy
+import signal
+import sys
+import time
+
+from dpdmd import checkpoint, methods, train
+from dpdmd.sampling import Sampler
+
+
+def killed(healthy, reached):
+    def call(*arguments, **options):
+        if os.environ["RANK"] == os.environ["KILLED"] and reached(*arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return healthy(*arguments, **options)
+
+    return call
+
+
+def slow(*arguments, **options):
+    time.sleep(2)
+    return save(*arguments, **options)
+
+
+save, checkpoint.save = checkpoint.save, slow
+methods.fake_turn = killed(methods.fake_turn, lambda run, batch: batch.step == 3)
+Sampler.pictures = killed(Sampler.pictures, lambda *_: True)
+if sys.argv[1] == "train":
+    sys.exit(train.main(sys.argv[2:]))
+signal.signal(
+    signal.SIGTERM, signal.SIG_IGN
+)  # the launcher's, which would come before the other rank waits for this one
+sys.exit(runpy.run_path(sys.argv[1])["PROGRAM"].main(sys.argv[2:]))
