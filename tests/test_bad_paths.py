@@ -53,7 +53,7 @@ def test_a_folder_that_only_seems_writable_is_told(refused, tmp_path, monkeypatc
     line = refused({flag: str(tmp_path / "new")}, f"`{flag}` on a read-only file system")
     assert f"{tmp_path} cannot be written to (Read-only file system)" in line
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="--out /proc/new: /proc (cannot be written to|is not writable)"):
+    with pytest.raises(ValueError, match=r"--out /proc/new: /proc (cannot be written to|is not writable)"):
         check_writable("--out", Path("/proc/new"))
 
 
