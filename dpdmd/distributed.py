@@ -30,6 +30,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from dpdmd.config import Config
+from dpdmd.launcher import read_launch
 from dpdmd.methods import DISCRIMINATOR, trained
 from dpdmd.optimizers import is_quantised, quantised_state, restore_quantised_state
 
@@ -41,23 +42,17 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
     """The only place where accelerate is configured; accumulation and autocast are ours, topology is accelerate's.
 
     Raises:
-        ValueError: accelerate's file sets a knob of ours to something else, or the processes do not see each other.
+        ValueError: the processes do not see each other, or are spread in a way that this configuration does not take.
     """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", "bf16" if config.optim.bf16 else "no"):
-        raise ValueError(
-            f"accelerate's mixed_precision is {asked}, --bf16 is {config.optim.bf16}: set it to 'no' there"
-        )
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulation not in ("1", str(config.optim.grad_accum)):
-        raise ValueError(
-            f"accelerate's gradient_accumulation_steps is {accumulation}, --grad_accum is {config.optim.grad_accum}"
-        )
     tracker = None if config.run.report_to == "none" else config.run.report_to
-    accelerator = Accelerator(
-        mixed_precision="no", gradient_accumulation_steps=1, log_with=tracker, project_dir=tracker_folder
-    )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no", gradient_accumulation_steps=1, log_with=tracker, project_dir=tracker_folder
+        )
+    except (AssertionError, ImportError, RuntimeError) as error:  # a port that is taken, a backend that is not there
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"the launch: accelerate does not start ({type(error).__name__}: {told})") from None
+    launched = read_launch().processes
     if launched != accelerator.num_processes:
         raise ValueError(
             f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: on a CPU set "

@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     interruption.answer("dpdmd.doctor")
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from dpdmd import config, preflight
 from dpdmd.folders import user_path
+from dpdmd.launcher import check_launch
 from dpdmd.run_folder import write_text
 from dpdmd.text_files import one_line
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=user_path, default=Path("outputs/doctor"), help="folder (default: %(default)s)")
     own, flags = parser.parse_known_args(argv)
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if check_launch().processes > 1:
             raise ValueError("start it on one process: it checks what ranks would do by itself")
         preflight.check_writable("--out", own.out)
         examined = config.parse(flags)

@@ -4,7 +4,6 @@ Counted from the configuration and the small files of the weights alone. Figures
 convolution workspace or the allocator's fragments take comes on top.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.families.adapters import adapters
 from dpdmd.families.call_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.families.layouts import LAYOUTS, Layout, count_numbers
+from dpdmd.launcher import is_on, read_launch
 from dpdmd.optimizers import bytes_of_moments
 from dpdmd.weight_files import read_json, read_weights_header
 
@@ -34,8 +34,7 @@ class Topology:
     @staticmethod
     def from_environment() -> "Topology":
         """What the launcher says: accelerate itself is not up yet."""
-        sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
-        return Topology(int(os.environ.get("WORLD_SIZE", "1")), sharded)
+        return Topology(read_launch().processes, is_on("ACCELERATE_USE_FSDP"))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.model_folders import check_folder
 from dpdmd.families.notes import read_note
 from dpdmd.folders import check_writable, existing
+from dpdmd.launcher import check_agreement, check_launch, read_launch
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
 from dpdmd.options import MAX_STEPS, MethodConfig
@@ -56,6 +57,8 @@ def check(config: Config) -> Plan:
     Raises:
         ValueError: one line that names the flag or file and what to do.
     """
+    check_launch()
+    check_agreement(config.optim)
     try:
         _check_models(config)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -110,7 +113,7 @@ def _device_bytes() -> int | None:
     """What this process's GPU has; None on a CPU."""
     if not torch.cuda.is_available():
         return None
-    return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
+    return torch.cuda.get_device_properties(read_launch().local_rank).total_memory
 
 
 def _check_host(memory: MemoryPlan) -> list[str]:
@@ -176,7 +179,7 @@ def _check_grids(method: MethodConfig, schedule: Schedule) -> None:
 
 
 def _check_device(config: Config) -> None:
-    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    rank, count = read_launch().local_rank, torch.cuda.device_count()
     if torch.cuda.is_available() and rank >= count:
         raise ValueError(
             f"--num_processes of the launcher: process {rank + 1} of this machine has no device, there are {count}; "
@@ -231,8 +234,7 @@ def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int
 
 
 def _global_batch_size(config: Config) -> int:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return config.optim.batch_size * config.optim.grad_accum * processes
+    return config.optim.batch_size * config.optim.grad_accum * read_launch().processes
 
 
 def _check_turns(config: Config, stop: int) -> None:

@@ -110,7 +110,8 @@ def test_a_wrong_value_gets_one_line(flags, refused, monkeypatch, flag, value, s
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, text in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, text)
     assert says in refused({flag: value}, f"`{flag} {value}`")
     assert not Path(flags["--run_dir"]).exists()
 

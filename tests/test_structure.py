@@ -25,6 +25,7 @@ ORDER = (
     "dpdmd.presets",
     "dpdmd.text_files",
     "dpdmd.folders",
+    "dpdmd.launcher",
     "dpdmd.strict_yaml",
     "dpdmd.run_folder",
     "dpdmd.config",
@@ -302,7 +303,14 @@ def test_wrong_input_is_told_before_the_heavy_imports():
     heavy = {"diffusers", "transformers", "accelerate"}
     roots = {target.split(".")[0] for target in import_closure("dpdmd.train")}
     assert roots & heavy == set()
-    for name in ("dpdmd.config", "dpdmd.generate", "dpdmd.export", "dpdmd.picture_flags", "dpdmd.folders"):
+    for name in (
+        "dpdmd.config",
+        "dpdmd.generate",
+        "dpdmd.export",
+        "dpdmd.picture_flags",
+        "dpdmd.folders",
+        "dpdmd.launcher",
+    ):
         assert {target.split(".")[0] for target in import_closure(name)} & {*heavy, "torch"} == set()
     assert "torch" in roots and "accelerate" in {t.split(".")[0] for t in import_closure("dpdmd.trainer")}  # it can see
 

@@ -15,6 +15,7 @@ from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.pictures import PictureFile, find_pictures, is_whole, read_manifest
 from dpdmd.evaluation.plan import DIVERSITY
 from dpdmd.folders import check_writable, user_path
+from dpdmd.launcher import check_launch
 from dpdmd.picture_flags import check_ranges, check_total
 from dpdmd.prompts import read_prompts
 from dpdmd.text_files import one_line
@@ -86,6 +87,7 @@ class Program:
         Raises:
             ValueError: one line that names the flag and what to do.
         """
+        check_launch()
         check_ranges(vars(args))
         if not args.output_dir:
             raise ValueError("--output_dir: is empty; give a folder")
