@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
+STDERR = 2
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _unfinished: set[Path] = set()
 
@@ -60,8 +61,9 @@ def answer(program: str) -> None:
         for path in list(_unfinished):
             _delete(path)
         line = f"{program}: stopped: {signal.Signals(number).name}; what was written before is whole\n"
-        # Not print: the signal may have come while it wrote.
-        os.write(sys.__stderr__.fileno(), (("\n" if _draws_bar() else "") + line).encode())
+        with suppress(OSError):  # nobody may be listening any more
+            # Not print: the signal may have come while it wrote.
+            os.write(STDERR, (("\n" if _draws_bar() else "") + line).encode())
         os._exit(128 + number)
 
     def watch() -> None:
