@@ -2,7 +2,7 @@
 
     python benchmarks/chaos.py --kills 20 --steps 60 --out benchmarks/results
 
-The whole process group dies at once, so nothing can be saved on the way out. Kills fall anywhere between the first
+All its processes die at once, so nothing can be saved on the way out. Kills fall anywhere between the first
 line of the program and its end; every other one waits for a checkpoint that is being written. Prints how many steps
 were lost to each, and whether the final student and fake score have the bytes of the uninterrupted run.
 """
@@ -10,10 +10,8 @@ were lost to each, and whether the final student and fake score have the bytes o
 import argparse
 import datetime
 import json
-import os
 import random
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import LAUNCHER, cpu_environment, free_port
+from processes import LAUNCHER, cpu_environment, free_port, kill_all
 from safetensors.torch import load_file
 
 from dpdmd.checkpoint import versions
@@ -116,7 +114,7 @@ def kill_once(
     if process.poll() is not None:
         return None
     writing = is_writing(folder)
-    os.killpg(process.pid, signal.SIGKILL)
+    kill_all(process.pid)
     process.wait()
     return Kill(last_step(folder), last_saved(folder), writing)
 

@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
+STDERR = 2
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of what torch's launcher starts
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _unfinished: set[Path] = set()
 
@@ -60,8 +63,9 @@ def answer(program: str) -> None:
         for path in list(_unfinished):
             _delete(path)
         line = f"{program}: stopped: {signal.Signals(number).name}; what was written before is whole\n"
-        # Not print: the signal may have come while it wrote.
-        os.write(sys.__stderr__.fileno(), (("\n" if _draws_bar() else "") + line).encode())
+        with suppress(OSError):  # nobody may be listening any more
+            # Not print: the signal may have come while it wrote.
+            os.write(STDERR, (("\n" if _draws_bar() else "") + line).encode())
         os._exit(128 + number)
 
     def watch() -> None:
@@ -77,6 +81,19 @@ def answer(program: str) -> None:
     threading.Thread(target=watch, name="signals", daemon=True).start()
     for number in SIGNALS:
         signal.signal(number, end)
+    _follow_launcher()
+
+
+def _follow_launcher() -> None:
+    """Get SIGTERM when the launcher is killed: else its processes would train on, and refuse the folder to the next."""
+    if LAUNCHED not in os.environ or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # it was killed before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def ignore() -> None:

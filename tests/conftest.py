@@ -1,7 +1,5 @@
 """A small SD3.5 of random weights for every test that needs a model; nothing is downloaded."""
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from processes import LAUNCHER, cpu_environment, free_port
+from processes import LAUNCHER, cpu_environment, free_port, kill_all
 from small_distillation import batch, decoder, embedded, make, trio  # noqa: F401
 from torch import nn
 from transformers import CLIPTextModel
@@ -187,7 +185,7 @@ def run_processes() -> Callable[..., subprocess.CompletedProcess]:
             try:
                 out, err = process.communicate(timeout=500)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # the launcher's workers too
+                kill_all(process.pid)
                 raise
         assert not check or (process.returncode == 0 and "threads left" not in err), err[-3000:]
         return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -3,9 +3,14 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from processes import LAUNCHER, cpu_environment, free_port
 
 from dpdmd import checkpoint, export, generate, train
 from dpdmd.config import read_yaml
@@ -14,7 +19,8 @@ from dpdmd.manifest import MANIFEST, read_manifest, write_manifest
 from dpdmd.run_folder import BEST, RunFolder
 from dpdmd.trainer import Trainer
 
-DRIVER = str(Path(__file__).parent / "drivers" / "killed_rank.py")
+ROOT = Path(__file__).parent.parent
+DRIVER = str(ROOT / "tests" / "drivers" / "killed_rank.py")
 
 
 class Killed(BaseException):
@@ -197,6 +203,25 @@ def test_the_others_end_when_a_rank_is_killed(flags, tmp_path, run_processes, mo
     assert result.stderr.count("Traceback") <= 1  # the launcher's
     if rank == "1":
         assert checkpoint.find(run, "latest", read_yaml(run.config)).path == run.checkpoint(2)
+
+
+def test_the_ranks_of_a_killed_launcher_save_and_end(flags, tmp_path):
+    """They are told by the system: else they would train on, and the resumed run be refused."""
+    run = RunFolder.of(tmp_path / "run")
+    launch = [sys.executable, "-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", "2", "-m"]
+    command = [*launch, "dpdmd.train", *flags, "--max_steps", "2000", "--ckpt_every", "1000"]
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(command, cwd=ROOT, env=cpu_environment(), stdout=log, stderr=log)
+        until = time.monotonic() + 300
+        while not (run.metrics.is_file() and steps(run)) and launcher.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        os.kill(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+    told = "dpdmd.train: stopped: SIGTERM: saved at step"
+    while (lines := (tmp_path / "log").read_text()).count(told) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert lines.count(told) == 2 and "Traceback" not in lines
+    assert 0 < checkpoint.step_of(run.latest()) < 1000
 
 
 def test_a_root_program_ends_when_a_rank_is_killed(tiny_pipeline, tiny_scorers, tmp_path, run_processes, monkeypatch):

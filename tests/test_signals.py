@@ -75,6 +75,16 @@ def test_what_is_half_written_goes_with_the_program(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_second_interrupt_of_a_training_is_one_line(short_run, tmp_path):
+    """It does not wait for the step; what was saved before is there."""
+    run = ["--run_dir", str(tmp_path / "run"), "--max_steps", "6", "--ckpt_every", "1", "--vis_every", "0"]
+    command = [sys.executable, str(ROOT / "tests" / "drivers" / "impatient.py"), *short_run, *run]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "dpdmd.train: stopped: SIGINT; what was written before is whole"
+    assert (tmp_path / "run" / "ckpts" / "step_000001" / "manifest.json").is_file()
+
+
 def test_a_program_that_is_done_is_not_ended_any_more(tmp_path):
     """Python gives signals back to the system while it tidies up, and would end without a word."""
     script = (
