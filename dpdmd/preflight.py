@@ -24,6 +24,7 @@ from dpdmd.folders import check_writable, existing
 from dpdmd.launcher import check_agreement, check_launch, read_launch
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
+from dpdmd.option_checks import without_effect
 from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
@@ -107,6 +108,7 @@ def _warnings(config: Config, folder: RunFolder, found: checkpoint.Found, evalua
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
+    warnings += without_effect(config.method.method, config.given, evaluates=bool(evaluation.sets))
     if not student_turns(stop, config.method):
         warnings.append(f"the run ends at step {stop}, before the student's first update: it learns nothing")
     return warnings
