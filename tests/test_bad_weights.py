@@ -9,7 +9,7 @@ import torch
 from bad_input import program
 from safetensors.torch import load_file, save_file
 
-from dpdmd import config, preflight
+from dpdmd import config, export, generate, preflight
 from dpdmd.evaluation.scorer_contents import check_perceptual_contents, check_scorer_contents
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
@@ -157,3 +157,53 @@ def test_an_odd_value_in_a_models_folder_is_told(refused, broken, file, changes,
     path = broken / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     assert says in refused({"--teacher_id": str(broken)}, f"`{file}` with `{json.dumps(changes)}`")
+
+
+@pytest.mark.parametrize(
+    ("flag", "folder", "says"),
+    [
+        ("--dino_path", "clip", "clip/config.json is of a clip, but a DINO is needed"),
+        ("--clip_path", "dinov2", "its weights lack"),
+    ],
+)
+def test_another_model_for_a_scorer_is_told(refused, copies, flag, folder, says):
+    assert says in refused({flag: str(copies / folder)}, f"`{flag}` with the folder of a {folder}")
+
+
+def test_a_student_that_is_another_models_is_told_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
+    weights = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+    given = ["--base_model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a"]
+
+    def told(state: dict, what: str) -> str:
+        torch.save(state, tmp_path / "student.pt")
+        command = ["--model", str(tmp_path / "student.pt"), *given]
+        assert refused_by("dpdmd.export", export.main, command[:-2], f"`dpdmd.export --model` with {what}")
+        return refused_by("dpdmd.generate", generate.main, command, f"`dpdmd.generate --model` with {what}")
+
+    assert "proj_out.weight has shape (4, 4)" in told(
+        {**weights, "proj_out.weight": torch.zeros(4, 4)}, "a `.pt` of others"
+    )
+    assert "lack proj_out.weight" in told(
+        {n: v for n, v in weights.items() if n != "proj_out.weight"}, "a `.pt` that lacks"
+    )
+    assert "hold more" in told({**weights, "more": torch.zeros(2)}, "a `.pt` that holds more")
+    (tmp_path / "student.pt").write_bytes(b"PK\x03\x04")
+    command = ["--model", str(tmp_path / "student.pt"), *given]
+    line = refused_by("dpdmd.generate", generate.main, command, "`dpdmd.generate --model` with half a `.pt`")
+    assert "is no checkpoint" in line
+
+
+def test_a_lora_of_another_size_is_told_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
+    (tmp_path / "lora").mkdir()
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    state = {f"{layer}.lora_A.weight": torch.zeros(2, 99), f"{layer}.lora_B.weight": torch.zeros(32, 2)}
+    save_file(state, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    given = ["--model", str(tmp_path / "lora"), "--base_model", str(tiny_pipeline), "--out", str(tmp_path / "out")]
+    line = refused_by("dpdmd.export", export.main, given, "`dpdmd.export --model` with another network's LoRA")
+    assert "transformer_blocks.0.attn.to_q has 32 inputs, and it 99" in line
+
+
+def test_a_prompt_that_does_not_show_is_empty(refused_by, tiny_pipeline, tmp_path):
+    given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "\u200b"]
+    line = refused_by("dpdmd.generate", generate.main, given, "`dpdmd.generate --prompt` of a zero-width space")
+    assert line == "--prompt: is empty"

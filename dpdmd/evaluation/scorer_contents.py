@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES, SOURCES, is_open_clip
 from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS, load_network
@@ -26,6 +27,8 @@ def check_scorer_contents(paths: Mapping[str, Mapping[str, Path]]) -> None:
     Raises:
         ValueError: one line that names the flag, the file, and where to get it.
     """
+    transformers.utils.logging.set_verbosity_error()  # its report of what does not fit is a table of many lines
+    transformers.utils.logging.disable_progress_bar()
     for name, given in paths.items():
         for flag, check in CHECKS[name].items():
             try:
@@ -101,7 +104,9 @@ def _check_text(kind: str, folder: Path, length: int, vocabulary: int) -> None:
 
 
 def _check_dino(given: Mapping[str, Path]) -> None:
-    check_network("AutoModel", given["dino_path"])
+    config = check_network("AutoModel", given["dino_path"])
+    if hasattr(config, "vision_config") or not hasattr(config, "image_size"):
+        raise ValueError(f"{given['dino_path'] / 'config.json'} is of a {config.model_type}, but a DINO is needed")
     check_picture_processor(given["dino_path"])
 
 
