@@ -1,7 +1,8 @@
 """`python -m dpdmd.doctor` with the flags of `dpdmd.train`: does your configuration do what it should on your weights?
 
 Loads all that a run would load, on one process, and checks the arithmetic where such trainers go wrong. Writes a table
-and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed, 2 wrong input.
+and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed or the disk did,
+2 wrong input.
 """
 
 import argparse
@@ -72,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"dpdmd.doctor: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"dpdmd.doctor: stopped: {one_line(error)}", file=sys.stderr)
+        return 1
     (own.out / "table.md").write_text(table(findings) + "\n", encoding="utf-8")
     (own.out / "memory.txt").write_text(plan.memory.table() + "\n", encoding="utf-8")
     sys.stdout.write(f"{table(findings)}\n\n{plan.memory.table()}\n")
