@@ -42,6 +42,9 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    # Names that the command line itself gave: no option, so no field, and empty where a file or a test made this.
+    given = frozenset()
+
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values, group by group: what config.yaml holds."""
         return {group.name: dict(vars(getattr(self, group.name))) for group in fields(self)}
@@ -222,6 +225,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     validate(config)
     config.model.student_id = config.model.student_id or config.model.teacher_id
     config.model.fake_id = config.model.fake_id or config.model.teacher_id
+    config.given = frozenset(given)
     return config
 
 

@@ -1,7 +1,8 @@
 """`python -m dpdmd.doctor` with the flags of `dpdmd.train`: does your configuration do what it should on your weights?
 
 Loads all that a run would load, on one process, and checks the arithmetic where such trainers go wrong. Writes a table
-and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed, 2 wrong input.
+and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed or the disk did,
+2 wrong input.
 """
 
 from dpdmd import interruption
@@ -74,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from dpdmd.trainer import Trainer
 
             findings = examine(Trainer(plan), own.out, scratch, run_dir)
+        write_text(own.out / "table.md", table(findings) + "\n")
+        write_text(own.out / "memory.txt", plan.memory.table() + "\n")
     except ValueError as error:
         print(f"dpdmd.doctor: error: {one_line(error)}", file=sys.stderr)
         return 2
-    write_text(own.out / "table.md", table(findings) + "\n")
-    write_text(own.out / "memory.txt", plan.memory.table() + "\n")
+    except OSError as error:
+        print(f"dpdmd.doctor: stopped: {one_line(error)}", file=sys.stderr)
+        return 1
     sys.stdout.write(f"{table(findings)}\n\n{plan.memory.table()}\n")
     return 0 if all(finding.passed for finding in findings) else 1
 

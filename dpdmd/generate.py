@@ -65,10 +65,10 @@ def check(args: argparse.Namespace) -> list[str]:
         check_total("num_images", len(prompts), args.num_images)
         return prompts
     for prompt in args.prompt or ():
-        if not prompt.strip():
-            raise ValueError("--prompt: is empty")
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python shows bytes that are no text
             raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
+        if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
+            raise ValueError("--prompt: is empty")
     prompts = args.prompt or _read(args.prompt_txt)
     check_total("num_images", len(prompts), args.num_images)
     _check_leftovers(args.out, len(prompts), args.num_images)

@@ -23,6 +23,11 @@ MAX_PICTURES = 8  # in process_vis
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
 _SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
 
+_ONLY_SEE, _PICTURE_TOWER = (
+    ("div_clip",),
+    "vision_model.",
+)  # of a whole CLIP they load this alone, by transformers' names
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -153,8 +158,8 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan)
     vae = count_numbers(read_weights_header(teacher / "vae"))
     resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers
     scorers = sum(
-        _file_bytes(path)
-        for paths in evaluation.paths.values()
+        _file_bytes(path, _PICTURE_TOWER if scorer in _ONLY_SEE else "")
+        for scorer, paths in evaluation.paths.items()
         for name, path in paths.items()
         if name in _SCORER_WEIGHTS
     )
@@ -183,12 +188,13 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan)
     ]
 
 
-def _file_bytes(path: Path) -> int:
-    """Bytes of a scorer's weights in fp32: by their header, or else their files' size."""
+def _file_bytes(path: Path, prefix: str = "") -> int:
+    """Bytes of a scorer's weights in fp32, of names with `prefix`: by their header, or else their files' size."""
     if path.is_file():
         return path.stat().st_size
     try:
-        return FP32 * count_numbers(read_weights_header(path))
+        header = read_weights_header(path)
+        return FP32 * count_numbers({name: entry for name, entry in header.items() if name.startswith(prefix)})
     except ValueError:  # OpenCLIP's layout has names of its own
         return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
 

@@ -1,7 +1,7 @@
 """What options may be: each one alone, and against the others. Nothing here looks at a file or a device."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dpdmd.options import MOST_BATCH, MOST_COUNT, PAIRED_METHODS, EvalConfig, MethodConfig, ModelConfig, OptimConfig
@@ -71,6 +71,24 @@ def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig
             f"--grad_accum {optim.grad_accum}: with --batch_size {optim.batch_size} these are "
             f"{optim.batch_size * optim.grad_accum} prompts an update of one process; give {MOST_BATCH} at most"
         )
+
+
+# Option -> the one method that reads it.
+OWN_OPTIONS = {
+    **dict.fromkeys(("div_weight", "k_anchor", "anchor_steps"), "dpdmd"),
+    **dict.fromkeys(("perceptual", "perceptual_weight"), "dmd_lpips"),
+    **dict.fromkeys(("gan_weight", "gan_features", "lr_discriminator"), "dmd_gan"),
+}
+OF_EVALUATION = ("div_prompts", "num_div_seeds", "pref_prompts", "eval_prompts_limit", "eval_batch_size", "best_by")
+
+
+def without_effect(method: str, given: Collection[str], *, evaluates: bool) -> list[str]:
+    """A line about the flags `given` that change nothing. Of the command line alone, and no error: files and scripts
+    set what other methods read, and flags after theirs win."""
+    unread = [f"--{name}" for name, reader in OWN_OPTIONS.items() if name in given and reader != method]
+    lines = [f"{', '.join(unread)}: given, but --method {method} has no use for it"] if unread else []
+    unscored = [f"--{name}" for name in OF_EVALUATION if name in given and not evaluates]
+    return lines + ([f"{', '.join(unscored)}: given, but no scorer is, so nothing is evaluated"] if unscored else [])
 
 
 def _check_lora(model: ModelConfig) -> None:

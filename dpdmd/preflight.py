@@ -3,6 +3,8 @@
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ from dpdmd.folders import check_writable, existing
 from dpdmd.launcher import check_agreement, check_launch, read_launch
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
+from dpdmd.option_checks import without_effect
 from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import fingerprint, read_prompts
 from dpdmd.run_folder import RunFolder
@@ -59,13 +62,8 @@ def check(config: Config) -> Plan:
     """
     check_launch()
     check_agreement(config.optim)
-    try:
+    with _odd_files_told(config):
         _check_models(config)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"--teacher_id {config.model.teacher_id}: one of its configuration files holds what is not expected "
-            f"({type(error).__name__}: {error})"
-        ) from None
     _check_device(config)
     if config.optim.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -87,6 +85,19 @@ def check(config: Config) -> Plan:
     stop = total_steps(config, len(prompts), _global_batch_size(config))
     _check_turns(config, stop)
     _check_space(config, folder, stop, found, evaluation)
+    warnings = _warnings(config, folder, found, evaluation, stop)
+    topology, device = Topology.from_environment(), _device_bytes()
+    with _odd_files_told(config):
+        if config.optim.recomputed_blocks == "auto":
+            config.optim.recomputed_blocks = fewest_recomputed_blocks(config, evaluation, topology, device)
+        memory = plan_memory(config, evaluation, topology, device)
+    warnings += memory.warnings() if device else _check_host(memory)
+    _check_contents(config, evaluation)
+    return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
+
+
+def _warnings(config: Config, folder: RunFolder, found: checkpoint.Found, evaluation: EvalPlan, stop: int) -> list[str]:
+    """What may be meant, and should be known: a line each."""
     warnings = [
         f"{path} does not lie under {folder.root}: this run's files are scattered" for path in folder.scattered()
     ]
@@ -98,15 +109,10 @@ def check(config: Config) -> Plan:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
+    warnings += without_effect(config.method.method, config.given, evaluates=bool(evaluation.sets))
     if not student_turns(stop, config.method):
         warnings.append(f"the run ends at step {stop}, before the student's first update: it learns nothing")
-    topology, device = Topology.from_environment(), _device_bytes()
-    if config.optim.recomputed_blocks == "auto":
-        config.optim.recomputed_blocks = fewest_recomputed_blocks(config, evaluation, topology, device)
-    memory = plan_memory(config, evaluation, topology, device)
-    warnings += memory.warnings() if device else _check_host(memory)
-    _check_contents(config)
-    return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
+    return warnings
 
 
 def _device_bytes() -> int | None:
@@ -135,6 +141,22 @@ def _check_host(memory: MemoryPlan) -> list[str]:
     return [f"the run may not fit this machine: {told}"] if memory.total > host else []
 
 
+@contextmanager
+def _odd_files_told(config: Config) -> Iterator[None]:
+    """One line in place of what our own arithmetic makes of a configuration file of values that it does not expect.
+
+    Raises:
+        ValueError: it met one.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(
+            f"--teacher_id {config.model.teacher_id}: one of its configuration files holds what is not expected "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
 def _check_models(config: Config) -> None:
     model, data, method, layout = config.model, config.data, config.method, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
@@ -156,8 +178,9 @@ def _check_models(config: Config) -> None:
     _check_grids(method, layout.schedule(teacher))
 
 
-def _check_contents(config: Config) -> None:
-    """Look closer at the models' folders; last of all, since it imports diffusers, which takes seconds."""
+def _check_contents(config: Config, evaluation: EvalPlan) -> None:
+    """Look closer at the models' and the scorers' files; last of all, since it imports what takes seconds."""
+    from dpdmd.evaluation.scorer_contents import check_perceptual_contents, check_scorer_contents
     from dpdmd.families.skeletons import check_contents
 
     model, layout = config.model, LAYOUTS[config.model.family]
@@ -165,6 +188,9 @@ def _check_contents(config: Config) -> None:
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
         if folder != model.teacher_id:
             check_contents(layout, Path(folder), flag, network_only=True)
+    check_scorer_contents(evaluation.paths)
+    if config.method.perceptual_path:
+        check_perceptual_contents(config.method.perceptual, Path(config.method.perceptual_path))
 
 
 def _check_grids(method: MethodConfig, schedule: Schedule) -> None:

@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 from dpdmd.families import family_class
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, family_of
+from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Layout, family_of
 from dpdmd.families.model_folders import check_folder
 from dpdmd.families.notes import Note, read_note
 from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.schedules import Schedule
-from dpdmd.weight_files import read_checkpoint, read_header
+from dpdmd.weight_files import check_weights, read_checkpoint, read_header
 
 STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
 Batch = list[tuple[int, int]]  # keys (prompt index, sample index) of pictures that are made together
@@ -163,7 +163,32 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Fami
     from dpdmd.families.skeletons import check_contents  # imports diffusers
 
     check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
+    _check_source(model, LAYOUTS[name])
     return family_class(name)(device, dtype)
+
+
+def _check_source(model: Model, layout: Layout) -> None:
+    """Compare a network or a LoRA that lies alone with the pipeline that it belongs to, by names and shapes.
+
+    Raises:
+        ValueError: it is another's.
+    """
+    header = layout.weights_header(model.folder, layout.network)
+    if model.state_dict:
+        found = {name: {"shape": tuple(value.shape)} for name, value in read_checkpoint(model.state_dict).items()}
+        try:
+            check_weights(found, {name: entry["shape"] for name, entry in header.items()}, model.state_dict, exact=True)
+        except ValueError as error:
+            raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({error})") from None
+    for name, entry in read_header(model.lora / LORA_WEIGHTS).items() if model.lora else ():
+        layer, _, half = name.removeprefix(f"{layout.network}.").partition(".lora_")
+        if half not in ("A.weight", "B.weight") or f"{layer}.weight" not in header:
+            continue  # told when it is attached
+        side = int(half == "A.weight")  # A is [rank, inputs], B [outputs, rank]
+        found, wanted = entry["shape"], header[f"{layer}.weight"]["shape"]
+        if len(found) == len(wanted) == 2 and found[side] != wanted[side]:
+            told = f"{layer} has {wanted[side]} {'inputs' if side else 'outputs'}, and it {found[side]}"
+            raise ValueError(f"{model.lora / LORA_WEIGHTS} does not fit the network ({told})")
 
 
 def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:

@@ -5,6 +5,8 @@ Imports neither torch nor diffusers, so a wrong file is told within a second.
 
 import json
 import math
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,7 +248,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped where the format allows it: whoever only looks at names and shapes reads nothing large.
+        with warnings.catch_warnings(action="ignore"):  # of a pickle's protocol: what is wrong is told below
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except Exception as error:  # torch raises whatever the broken pickle led to

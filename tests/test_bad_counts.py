@@ -110,3 +110,23 @@ def test_a_student_that_never_has_its_turn_is_warned_of(flags):
     assert any("step 5, before the student's first update" in warning for warning in plan.warnings)
     plan = preflight.check(config.parse([*_words(flags), "--max_steps", "6", "--report_to", "none"]))
     assert not any("first update" in warning for warning in plan.warnings)
+
+
+def test_a_flag_without_effect_is_told(flags, tiny_scorers, tmp_path):
+    """As a warning, and of the command line alone: a file sets what several methods read."""
+    (tmp_path / "shared.yaml").write_text("{div_weight: 5, k_anchor: 20, perceptual: dists}")
+    words = [*_words(flags), "--report_to", "none", "--config", str(tmp_path / "shared.yaml"), "--method", "dmd"]
+
+    def told(*more):
+        return [each for each in preflight.check(config.parse([*words, *more])).warnings if "given, but" in each]
+
+    assert told() == []
+    assert told("--div_weight", "3", "--gan_weight", "1") == [
+        "--div_weight, --gan_weight: given, but --method dmd has no use for it"
+    ]
+    assert told("--div_weight", "3", "--method", "dpdmd") == []
+    assert told("--num_div_seeds", "4") == ["--num_div_seeds: given, but no scorer is, so nothing is evaluated"]
+    assert (
+        told("--num_div_seeds", "4", "--clip_path", tiny_scorers["clip_path"], "--div_prompts", flags["--prompt_txt"])
+        == []
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bad_input import ROOT
 
-from dpdmd import config, export, generate, report
+from dpdmd import config, doctor, export, generate, report
 from dpdmd.folders import check_writable
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
@@ -187,3 +187,13 @@ def test_a_header_whose_tensors_do_not_fit_is_told(tmp_path, header):
 def test_report_takes_no_folder_that_is_none(capsys, tmp_path):
     assert report.main([str(tmp_path / "nowhere")]) == 2
     assert "is no run folder" in capsys.readouterr().err
+
+
+def test_the_doctor_tells_of_a_disk_in_one_line(capsys, monkeypatch, tmp_path):
+    def full(out):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
+
+    monkeypatch.setattr("dpdmd.doctor.scratch_folder", full)
+    assert doctor.main(["--out", str(tmp_path / "doctor")]) == 1
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("dpdmd.doctor: stopped: ") and "No space left" in told and "\n" not in told

@@ -13,13 +13,26 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpdmd import checkpoint, config, lora, options
+from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.families.adapters import Adapter
 from dpdmd.families.call_memory import CallShape, decode_bytes, sd3_call_memory
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.sd35 import SD35
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
-from dpdmd.memory_rows import ENCODING, FAKE, PICTURES, STUDENT, Row, Topology
+from dpdmd.memory_rows import (
+    _ONLY_SEE,
+    _PICTURE_TOWER,
+    _SCORER_WEIGHTS,
+    ENCODING,
+    FAKE,
+    PICTURES,
+    STUDENT,
+    Row,
+    Topology,
+    _file_bytes,
+)
 from dpdmd.networks import recompute_blocks
 
 NO_EVALUATION = EvalPlan([], {}, "")
@@ -311,3 +324,18 @@ def test_a_family_that_does_not_count_says_so(medium, monkeypatch):
     planned = plan(medium)
     assert "not known  activations" in planned.table() and planned.summary().startswith("at least ")
     assert options.ModelConfig().family == "sd35"
+
+
+def test_the_scorers_row_is_what_they_load(tiny_scorers):
+    """Diversity by CLIP looks at pictures alone, and loads no more of the model than that."""
+    scorers = ("div_clip", "div_dino", "pickscore", "clip_score")
+    paths = check_scorer_paths(tiny_scorers, scorers)
+    for name in scorers:
+        network = build_scorer(name, paths[name], torch.device("cpu")).network
+        loaded = 4 * sum(parameter.numel() for parameter in network.parameters())
+        counted = sum(
+            _file_bytes(path, _PICTURE_TOWER if name in _ONLY_SEE else "")
+            for flag, path in paths[name].items()
+            if flag in _SCORER_WEIGHTS
+        )
+        assert counted == loaded, name

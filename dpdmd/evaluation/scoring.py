@@ -22,6 +22,7 @@ from dpdmd.evaluation.pictures import (
     open_picture,
 )
 from dpdmd.evaluation.runner import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
+from dpdmd.evaluation.scorer_contents import check_scorer_contents
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
@@ -44,6 +45,7 @@ def run(job: Job) -> Report:
         OSError: what was made cannot be written.
         MemoryError: the device has too little.
     """
+    check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no")
     distributed.set_cuda_arithmetic(job.args.bf16)
     if accelerator.is_main_process:

@@ -83,6 +83,19 @@ class Layout:
         }
         return {name: kind for name, kind in listed.items() if not (no_t5 and name in self.t5)}
 
+    def check_index(self, folder: Path) -> None:
+        """Check that model_index.json gives each component a library and a class, or null for both.
+
+        Raises:
+            ValueError: it says something else of one, which `listed` would leave out.
+        """
+        index = read_json(folder / "model_index.json")
+        for name in (self.network, *self.classes, *self.needed, *self.t5):
+            value = index.get(name, [None, None])
+            whole = isinstance(value, list) and len(value) == 2
+            if not whole or any(isinstance(word, str) != isinstance(value[0], str) for word in value):
+                raise ValueError(f"model_index.json says {name} is {value!r}, where a library and a class belong")
+
     def weights_header(self, folder: Path, part: str) -> dict[str, Any]:
         """Header of a component's weights, under the name that its library reads."""
         diffusers = part in (self.network, "vae")
@@ -239,7 +252,7 @@ SD35 = Layout(
     shapes=_sd3_shapes,
     blocks=("transformer_blocks.", lambda config: config["num_layers"]),
     latents=_sd3_latents,
-    needed=("vae", "scheduler"),
+    needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     schedule=read_flow_schedule,
     note=Note(),
     lora_targets=(

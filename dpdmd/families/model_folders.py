@@ -3,6 +3,7 @@
 Does not import diffusers, which takes seconds, so a wrong path is told at once; `skeletons.py` looks closer.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,12 +59,16 @@ def _check_index(layout: Layout, folder: Path, *, no_t5: bool) -> list[str]:
         other = [f" (it is of --family {name})" for name, it in LAYOUTS.items() if it.pipeline == found]
         told = f"model_index.json is of a {found}, but a {layout.pipeline} is needed"
         raise ValueError(told + "".join(other))
+    layout.check_index(folder)
     listed = layout.listed(folder, no_t5=no_t5)
     if lacking := [name for name in (layout.network, *layout.needed) if name not in listed]:
         raise ValueError(f"model_index.json lacks {', '.join(lacking)}")
     for part, kind in listed.items():
         if kind != layout.classes.get(part, kind):
             raise ValueError(f"model_index.json says {part} is a {kind}, but a {layout.classes[part]} is needed")
+    for encoder in (part for part in listed if part.startswith("text_encoder")):
+        if (tokenizer := encoder.replace("text_encoder", "tokenizer")) not in listed:
+            raise ValueError(f"model_index.json lists {encoder}, but no {tokenizer}")
     return list(listed)
 
 
@@ -110,3 +115,12 @@ def _check_vae(layout: Layout, folder: Path) -> None:
         factor = layout.factor_of(folder)
     if layout.factor not in (None, factor):
         raise ValueError(f"{path}: a latent spans {factor} pixels, not {layout.factor}")
+    config = read_json(path)
+    for name, least in (("scaling_factor", True), ("shift_factor", False)):  # read when the first picture is decoded
+        value = config.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (value is None or number) or (least and number and value <= 0):
+            raise ValueError(f"{path} sets {name} {value!r}, which must be a number")
+    channels, wanted = config.get("latent_channels", 4), layout.network_config(folder).get("in_channels")
+    if channels != wanted:
+        raise ValueError(f"{path}: its latents have {channels} channels, the {layout.network}'s {wanted}")

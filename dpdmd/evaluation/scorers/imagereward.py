@@ -174,6 +174,26 @@ class ImageRewardNetwork(nn.Module):
         return (out.squeeze(-1) - MEAN) / STD
 
 
+def load_network(model_path: Path, med_config: Path) -> ImageRewardNetwork:
+    """The network of the official files.
+
+    Raises:
+        ValueError: weights that are not ImageReward's, or do not fit each other or the configuration.
+    """
+    state, config = from_official(read_checkpoint(model_path)), read_json(med_config)
+    if "num_attention_heads" not in config:
+        raise ValueError(f"{med_config} lacks 'num_attention_heads'")
+    try:
+        sizes = Sizes.from_state(state)
+        if not sizes.head:
+            raise KeyError("mlp.layers: its head is missing")
+        network = ImageRewardNetwork(sizes, config)
+        network.load_state_dict(state, strict=True, assign=True)
+    except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{model_path} is no whole ImageReward ({' '.join(str(error).split())[:200]})") from None
+    return network
+
+
 class ImageReward(ValueScorer):
     """ImageReward, standardised: the mean over its training set is 0 (paper, table 1: about 1)."""
 
@@ -183,12 +203,7 @@ class ImageReward(ValueScorer):
         from transformers import BertTokenizer
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-        try:
-            state = from_official(read_checkpoint(model_path))
-            network = ImageRewardNetwork(Sizes.from_state(state), read_json(med_config))
-            network.load_state_dict(state, strict=True)
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{model_path} is no whole ImageReward ({' '.join(str(error).split())[:200]})") from None
+        network = load_network(model_path, med_config)
         self.tokenizer = BertTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
         size = network.image_size
         # BLIP squashes to a square; ImageReward crops: short side, then centre.

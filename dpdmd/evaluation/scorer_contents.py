@@ -1,0 +1,144 @@
+"""Whether the scorers will load, looked at closer than `files` does: by what their libraries make of the files.
+
+Nothing is loaded onto a device; of weights only names and shapes are read. Imports transformers, which takes seconds.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES, SOURCES, is_open_clip
+from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS, load_network
+from dpdmd.transformers_parts import (
+    check_network,
+    check_picture_processor,
+    check_tokenizer,
+    told_in_one_line,
+)
+from dpdmd.weight_files import read_checkpoint, where_to_get
+
+
+def check_scorer_contents(paths: Mapping[str, Mapping[str, Path]]) -> None:
+    """Check the files of every scorer that `check_scorer_paths` let pass; scorer -> flag -> path.
+
+    Raises:
+        ValueError: one line that names the flag, the file, and where to get it.
+    """
+    transformers.utils.logging.set_verbosity_error()  # its report of what does not fit is a table of many lines
+    transformers.utils.logging.disable_progress_bar()
+    for name, given in paths.items():
+        for flag, check in CHECKS[name].items():
+            try:
+                check(given)
+            except (ValueError, OSError) as error:
+                hint = SOURCES[flag].hint(given[flag])
+                raise ValueError(f"--{flag} {given[flag]}: {error}; {hint}") from None
+
+
+def check_perceptual_contents(name: str, folder: Path) -> None:
+    """Check the files of `--perceptual` `name`.
+
+    Raises:
+        ValueError: one line that names the flag and the file.
+    """
+    try:
+        if name in PERCEPTUAL_FILES:
+            for file in (IMAGENET_VGG, PERCEPTUAL_FILES[name]):
+                read_checkpoint(folder / file)
+        else:
+            check_network("AutoModel", folder)
+            check_picture_processor(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"--perceptual_path {folder}: {error}; {where_to_get(folder, 'facebook/dinov2-base')}"
+        ) from None
+
+
+def _picture_tower(flag: str) -> Callable[[Mapping[str, Path]], None]:
+    """Of a CLIP only the picture's half."""
+
+    def check(given: Mapping[str, Path]) -> None:
+        folder = given[flag]
+        if not is_open_clip(folder):
+            _check_size(folder, check_network("CLIPVisionModel", folder), check_picture_processor(folder))
+
+    return check
+
+
+def _clip(network: str, processor: str) -> Callable[[Mapping[str, Path]], None]:
+    """A whole CLIP, and the tokenizer and processor that may lie elsewhere."""
+
+    def check(given: Mapping[str, Path]) -> None:
+        folder = given[network]
+        if is_open_clip(folder):
+            return
+        config = check_network("CLIPModel", folder)
+        _check_size(given[processor], config.vision_config, check_picture_processor(given[processor]))
+        length = config.text_config.max_position_embeddings
+        _check_text("AutoTokenizer", given[processor], length, config.text_config.vocab_size)
+
+    return check
+
+
+def _check_size(folder: Path, config: Any, size: tuple[int, int]) -> None:
+    """A CLIP has positions for pictures of one size alone."""
+    if size != (config.image_size, config.image_size):
+        raise ValueError(
+            f"{folder}: its processor makes pictures of {size[0]} x {size[1]} pixels, but the network takes "
+            f"{config.image_size} x {config.image_size}: another model's?"
+        )
+
+
+def _check_text(kind: str, folder: Path, length: int, vocabulary: int) -> None:
+    """A tokenizer that pads to `length`, and knows no token that the network has not."""
+    tokenizer = check_tokenizer(kind, folder)
+    with told_in_one_line(f"{folder}: its tokenizer does not pad to {length} tokens"):
+        tokenizer(["a picture"], padding="max_length", truncation=True, max_length=length)
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens, but the network {vocabulary}: another model's?"
+        )
+
+
+def _check_dino(given: Mapping[str, Path]) -> None:
+    config = check_network("AutoModel", given["dino_path"])
+    if hasattr(config, "vision_config") or not hasattr(config, "image_size"):
+        raise ValueError(f"{given['dino_path'] / 'config.json'} is of a {config.model_type}, but a DINO is needed")
+    check_picture_processor(given["dino_path"])
+
+
+def _check_imagereward(given: Mapping[str, Path]) -> None:
+    with torch.device("meta"):
+        load_network(given["ir_model_path"], given["ir_med_config"])
+
+
+def _check_imagereward_text(given: Mapping[str, Path]) -> None:
+    _check_text("BertTokenizer", given["ir_tokenizer_path"], NUM_TEXT_TOKENS, 2**63)
+
+
+def _check_maniqa(given: Mapping[str, Path]) -> None:
+    read_checkpoint(given["maniqa_path"])
+
+
+def _check_chat_model(given: Mapping[str, Path]) -> None:
+    check_network("Qwen2_5_VLForConditionalGeneration", given["vq_path"])
+    check_tokenizer("AutoTokenizer", given["vq_path"])
+    check_picture_processor(given["vq_path"])
+
+
+# Scorer -> flag to name -> check, which is given all of the scorer's paths.
+CHECKS: dict[str, dict[str, Callable[[Mapping[str, Path]], None]]] = {
+    "div_clip": {"clip_path": _picture_tower("clip_path")},
+    "div_dino": {"dino_path": _check_dino},
+    "pickscore": {
+        "pick_processor_path": lambda given: check_picture_processor(given["pick_processor_path"]) and None,
+        "pick_model_path": _clip("pick_model_path", "pick_processor_path"),
+    },
+    "imagereward": {"ir_model_path": _check_imagereward, "ir_tokenizer_path": _check_imagereward_text},
+    "clip_score": {"clip_score_path": _clip("clip_score_path", "clip_score_path")},
+    "maniqa": {"maniqa_path": _check_maniqa},
+    "vqr1": {"vq_path": _check_chat_model},
+}

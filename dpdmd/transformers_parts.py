@@ -1,0 +1,101 @@
+"""Whether a folder holds what transformers will load from it, without its numbers: networks, tokenizers, processors.
+
+The library puts random numbers where a file has none, and says so only in a warning; and what a wrong file gets it to
+raise is anything from KeyError to errors of its own.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from PIL import Image
+
+from dpdmd.text_files import read_text
+from dpdmd.weight_files import refuse_misfits
+
+
+def check_network(name: str, folder: Path) -> Any:
+    """Check that a network of this class will load with every weight of it from the folder; gives its configuration.
+
+    Raises:
+        ValueError: it will not.
+    """
+    kind = getattr(transformers, name)
+    read_any_json(folder / "config.json")
+    with told_in_one_line(f"{folder / 'config.json'} does not describe a {name}"):
+        config_class = getattr(kind, "config_class", None) or transformers.AutoConfig
+        config = config_class.from_pretrained(folder, local_files_only=True)
+    with told_in_one_line(f"{folder} does not load as a {name}"):
+        _, info = kind.from_pretrained(
+            folder,
+            config=config,
+            device_map="meta",
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told with the others
+        )
+    refuse_misfits(folder, missing=info["missing_keys"], mismatched=info["mismatched_keys"])
+    return config
+
+
+def check_tokenizer(name: str, folder: Path) -> Any:
+    """Check that a tokenizer of this class, or an AutoTokenizer, will load; gives it.
+
+    Raises:
+        ValueError: it will not; the message names the file where it can.
+    """
+    _read_all_json(folder)
+    with told_in_one_line(f"{folder} does not load as a {name}"):
+        tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
+        tokenizer("a picture")
+    return tokenizer
+
+
+def check_picture_processor(folder: Path) -> tuple[int, int]:
+    """Check that pictures can be prepared as the folder says; gives the (height, width) that they then have.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    _read_all_json(folder)
+    with told_in_one_line(f"{folder} does not load as a picture's processor"):
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        pixels = processor(images=[Image.new("RGB", (96, 64))], return_tensors="pt")["pixel_values"]
+        height, width = pixels.shape[-2:]
+    return height, width
+
+
+def _read_all_json(folder: Path) -> None:
+    """The configurations and vocabularies of a folder; transformers does not say which of them it cannot parse."""
+    for path in sorted(folder.glob("*.json")):
+        read_any_json(path)
+
+
+def read_any_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: it holds none; the message names it.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from None
+
+
+@contextmanager
+def told_in_one_line(what: str) -> Iterator[None]:
+    """One line in place of whatever the libraries raise: a wrong file gets them to anything from KeyError to their own.
+
+    Nothing of ours runs inside, so that no mistake of ours is told as one in a file.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"{what} ({type(error).__name__}: {' '.join(lines)[:200]})") from None

@@ -1,0 +1,209 @@
+"""Files of scorers and models that are missing, odd or another's: told before any model loads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from bad_input import program
+from safetensors.torch import load_file, save_file
+
+from dpdmd import config, export, generate, preflight
+from dpdmd.evaluation.scorer_contents import check_perceptual_contents, check_scorer_contents
+
+pytestmark = pytest.mark.usefixtures("no_model_loads")
+ENTRIES = {  # folder -> the flags that it is given by
+    "clip": ("clip_path", "clip_score_path"),
+    "pickscore": ("pick_model_path", "pick_processor_path"),
+    "dinov2": ("dino_path",),
+}
+
+
+@pytest.fixture
+def copies(tiny_scorers, tmp_path) -> Path:
+    """Copies of the scorers' folders, to be broken."""
+    root = Path(tiny_scorers["clip_path"]).parent
+    return Path(shutil.copytree(root, tmp_path / "scorers"))
+
+
+def _flags(copies: Path, folder: str) -> dict[str, str]:
+    if folder == "ImageReward":
+        place = copies / folder
+        return {
+            "--ir_model_path": str(place / "ImageReward.pt"),
+            "--ir_med_config": str(place / "med_config.json"),
+        }
+    return {f"--{flag}": str(copies / folder) for flag in ENTRIES[folder]}
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "content", "says"),
+    [
+        (
+            "clip",
+            "tokenizer.json",
+            b"no",
+            "--clip_path TMP/scorers/clip: TMP/scorers/clip/tokenizer.json cannot be read",
+        ),
+        (
+            "clip",
+            "tokenizer.json",
+            b"{}",
+            "--clip_score_path TMP/scorers/clip: TMP/scorers/clip does not load as a Auto",
+        ),
+        ("clip", "processor_config.json", b"", "clip/processor_config.json cannot be read as JSON"),
+        ("clip", "processor_config.json", b"{}", "does not load as a picture's processor"),
+        ("clip", "config.json", b"{}", "its weights lack"),
+        (
+            "pickscore",
+            "tokenizer.json",
+            b"{}",
+            "--pick_model_path TMP/scorers/pickscore: TMP/scorers/pickscore does not",
+        ),
+        ("pickscore", "processor_config.json", b"[", "--pick_processor_path TMP/scorers/pickscore: TMP/scorers/pick"),
+        (
+            "dinov2",
+            "preprocessor_config.json",
+            b"[]",
+            "--dino_path TMP/scorers/dinov2: TMP/scorers/dinov2 does not load",
+        ),
+        ("dinov2", "config.json", b"{}", "does not describe a AutoModel"),
+        ("ImageReward", "med_config.json", b"{}", "med_config.json lacks 'num_attention_heads'"),
+        ("ImageReward", "tokenizer.json", b"{}", "does not load as a BertTokenizer"),
+        ("ImageReward", "ImageReward.pt", b"\x80\x04x", "--ir_model_path TMP/scorers/ImageReward/ImageReward.pt: TMP/"),
+    ],
+)
+def test_a_scorers_wrong_file_is_named(refused, copies, tmp_path, folder, file, content, says):
+    (copies / folder / file).write_bytes(content)
+    line = refused(_flags(copies, folder), f"a scorer's `{folder}/{file}` holding `{repr(content)[2:-1]}`")
+    assert says in line.replace(str(tmp_path), "TMP") and "get it from https://huggingface.co/" in line
+
+
+def test_a_truncated_imagereward_is_told(refused, copies):
+    path = copies / "ImageReward" / "ImageReward.pt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "ImageReward.pt is no checkpoint" in refused(_flags(copies, "ImageReward"), "half of an `ImageReward.pt`")
+
+
+def test_an_imagereward_of_other_weights_is_told(refused, copies):
+    path = copies / "ImageReward" / "ImageReward.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in state.items() if not name.startswith("mlp.")}, path)
+    line = refused(_flags(copies, "ImageReward"), "an `ImageReward.pt` without its head")
+    assert "ImageReward.pt" in line and "--ir_model_path" in line
+    torch.save({"weight": torch.zeros(2)}, path)
+    assert "unknown weight weight" in refused(_flags(copies, "ImageReward"), "another model's `.pt` for ImageReward")
+
+
+@pytest.mark.parametrize("folder", ["clip", "pickscore", "dinov2"])
+def test_a_scorers_missing_weight_is_told(refused, copies, folder):
+    file = copies / folder / "model.safetensors"
+    weights = load_file(file)
+    lacking = next(name for name in weights if "layernorm" in name or "norm" in name)
+    save_file({name: value for name, value in weights.items() if name != lacking}, file)
+    line = refused(_flags(copies, folder), f"a scorer's `{folder}` without one of its weights")
+    assert f"its weights lack {lacking}" in line
+
+
+def test_a_tokenizer_of_more_tokens_than_the_network_is_told(refused, copies):
+    """Its last tokens would be looked up beyond the table, in the middle of an evaluation."""
+    path = copies / "clip" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary.update({f"more{number}": len(vocabulary) + number for number in range(500)})
+    path.write_text(json.dumps(values))
+    assert "its tokenizer has" in refused(_flags(copies, "clip"), "a CLIP with a larger model's tokenizer")
+
+
+def test_whole_scorers_pass(flags, tiny_scorers):
+    words = [word for pair in flags.items() for word in pair]
+    scorers = [word for flag, path in tiny_scorers.items() for word in (f"--{flag}", path)]
+    plan = preflight.check(config.parse([*words, *scorers, "--report_to", "none"]))
+    assert set(plan.evaluation.paths) == {"div_clip", "div_dino", "pickscore", "imagereward", "clip_score"}
+    check_scorer_contents(plan.evaluation.paths)
+    check_perceptual_contents("dino", Path(tiny_scorers["dino_path"]))
+
+
+def test_perceptual_files_are_looked_at(tmp_path):
+    (tmp_path / "vgg16-397923af.pth").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"--perceptual_path .*vgg16-397923af.pth is no checkpoint"):
+        check_perceptual_contents("lpips", tmp_path)
+
+
+def test_root_programs_look_before_they_load(refused_by, diversity, copies):
+    (copies / "dinov2" / "preprocessor_config.json").write_text("{")
+    given = [*diversity, "--dino_path", str(copies / "dinov2")]
+    what = "`test_diversity.py --dino_path` with half a `preprocessor_config.json`"
+    line = refused_by("test_diversity.py", program("test_diversity.py"), given, what)
+    assert "--dino_path" in line and "preprocessor_config.json cannot be read as JSON" in line
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        ("model_index.json", {"text_encoder_2": "x"}, "says text_encoder_2 is 'x', where a library and a class belong"),
+        ("model_index.json", {"text_encoder": [None, None]}, "model_index.json lacks text_encoder"),
+        ("model_index.json", {"tokenizer_3": [None, None]}, "lists text_encoder_3, but no tokenizer_3"),
+        ("model_index.json", {"tokenizer": ["transformers", None]}, "says tokenizer is ['transformers', None], where"),
+        ("vae/config.json", {"scaling_factor": "x"}, "sets scaling_factor 'x', which must be a number"),
+        ("vae/config.json", {"shift_factor": "x"}, "sets shift_factor 'x', which must be a number"),
+        ("vae/config.json", {"latent_channels": 16}, "its latents have 16 channels, the transformer's"),
+        ("transformer/config.json", {"dual_attention_layers": "x"}, "holds what is not expected (TypeError: "),
+    ],
+)
+def test_an_odd_value_in_a_models_folder_is_told(refused, broken, file, changes, says):
+    """Nothing of it is read before the first prompt is encoded, the first picture decoded, or a call counted."""
+    path = broken / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert says in refused({"--teacher_id": str(broken)}, f"`{file}` with `{json.dumps(changes)}`")
+
+
+@pytest.mark.parametrize(
+    ("flag", "folder", "says"),
+    [
+        ("--dino_path", "clip", "clip/config.json is of a clip, but a DINO is needed"),
+        ("--clip_path", "dinov2", "its weights lack"),
+    ],
+)
+def test_another_model_for_a_scorer_is_told(refused, copies, flag, folder, says):
+    assert says in refused({flag: str(copies / folder)}, f"`{flag}` with the folder of a {folder}")
+
+
+def test_a_student_that_is_another_models_is_told_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
+    weights = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+    given = ["--base_model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a"]
+
+    def told(state: dict, what: str) -> str:
+        torch.save(state, tmp_path / "student.pt")
+        command = ["--model", str(tmp_path / "student.pt"), *given]
+        assert refused_by("dpdmd.export", export.main, command[:-2], f"`dpdmd.export --model` with {what}")
+        return refused_by("dpdmd.generate", generate.main, command, f"`dpdmd.generate --model` with {what}")
+
+    assert "proj_out.weight has shape (4, 4)" in told(
+        {**weights, "proj_out.weight": torch.zeros(4, 4)}, "a `.pt` of others"
+    )
+    assert "lack proj_out.weight" in told(
+        {n: v for n, v in weights.items() if n != "proj_out.weight"}, "a `.pt` that lacks"
+    )
+    assert "hold more" in told({**weights, "more": torch.zeros(2)}, "a `.pt` that holds more")
+    (tmp_path / "student.pt").write_bytes(b"PK\x03\x04")
+    command = ["--model", str(tmp_path / "student.pt"), *given]
+    line = refused_by("dpdmd.generate", generate.main, command, "`dpdmd.generate --model` with half a `.pt`")
+    assert "is no checkpoint" in line
+
+
+def test_a_lora_of_another_size_is_told_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
+    (tmp_path / "lora").mkdir()
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    state = {f"{layer}.lora_A.weight": torch.zeros(2, 99), f"{layer}.lora_B.weight": torch.zeros(32, 2)}
+    save_file(state, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    given = ["--model", str(tmp_path / "lora"), "--base_model", str(tiny_pipeline), "--out", str(tmp_path / "out")]
+    line = refused_by("dpdmd.export", export.main, given, "`dpdmd.export --model` with another network's LoRA")
+    assert "transformer_blocks.0.attn.to_q has 32 inputs, and it 99" in line
+
+
+def test_a_prompt_that_does_not_show_is_empty(refused_by, tiny_pipeline, tmp_path):
+    given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "\u200b"]
+    line = refused_by("dpdmd.generate", generate.main, given, "`dpdmd.generate --prompt` of a zero-width space")
+    assert line == "--prompt: is empty"
