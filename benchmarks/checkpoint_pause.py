@@ -45,14 +45,14 @@ class Rounds:
     def stretch(self, way: str) -> None:
         started = self.now()
         if way != NONE:
-            self.trainer.save(self.step)
+            self.trainer.saving.save(self.step)
         if way == IN_LINE:
-            self.trainer.wait_for_writer()
+            self.trainer.saving.wait()
         paused = self.now()
         for _ in range(self.steps):
             self.trainer.take_step(self.step)
             self.step += 1
-        self.trainer.wait_for_writer()
+        self.trainer.saving.wait()
         self.pauses[way].append(paused - started)
         self.stretches[way].append(self.now() - started)
 

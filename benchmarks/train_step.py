@@ -166,8 +166,8 @@ def clip(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def save(trainer: Trainer, step: int) -> None:
-    trainer.save(step)
-    trainer.wait_for_writer()
+    trainer.saving.save(step)
+    trainer.saving.wait()
 
 
 def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Path, count: int) -> None:

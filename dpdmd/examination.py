@@ -53,9 +53,9 @@ def check_grids(trainer: Trainer, folder: Path) -> Finding:
         run.teacher_sigmas,
         run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps),
     )
-    note, export = trainer.note(), folder / "student"
+    note, export = trainer.saving.note(), folder / "student"
     checkpoint.export_student(
-        export, trainer.snapshot(0).networks[methods.STUDENT], trainer.config, run.family, note, copy=False
+        export, trainer.saving.snapshot(0).networks[methods.STUDENT], trainer.config, run.family, note, copy=False
     )
     given = None if method.student_sigmas == "default" else note.sigmas
     student = relative(run.student_sigmas, run.family.library_sigmas(export, note.steps, given))
@@ -171,7 +171,7 @@ def check_training(trainer: Trainer) -> Iterator[Finding]:
     begin = [parameter.detach().clone() for parameter in parameters]
     for step in range(STEPS):
         trainer.take_step(step)
-    kept = trainer.snapshot(STEPS)
+    kept = trainer.saving.snapshot(STEPS)
     pairs, total = list(zip(parameters, begin, strict=True)), sum(p.numel() for p in parameters)
     share = sum((now != then).sum().item() for now, then in pairs) / total
     rounded = sum((now.bfloat16() != then.bfloat16()).sum().item() for now, then in pairs) / total
@@ -183,10 +183,10 @@ def check_training(trainer: Trainer) -> Iterator[Finding]:
         "weights are kept in fp32, so that small updates are not rounded away",
     )
     records = [_losses(trainer.take_step(step)) for step in range(STEPS, 2 * STEPS)]
-    after = trainer.snapshot(2 * STEPS)
+    after = trainer.saving.snapshot(2 * STEPS)
     _restore(trainer, kept)
     again = [_losses(trainer.take_step(step)) for step in range(STEPS, 2 * STEPS)]
-    resumed = trainer.snapshot(2 * STEPS)
+    resumed = trainer.saving.snapshot(2 * STEPS)
     difference = max(
         largest(ours[name] - theirs[name])
         for network in trainer.trained

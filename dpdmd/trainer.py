@@ -4,30 +4,26 @@ import json
 import math
 import time
 from collections import deque
-from functools import partial
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, methods, report, turns, updates
+from dpdmd import distributed, methods, report, turns, updates
 from dpdmd.assembly import Trained, assemble
 from dpdmd.batches import Batches
-from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.distillation import MicroBatch
 from dpdmd.evaluation import in_loop
-from dpdmd.families.notes import Note
 from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.lr_schedules import learning_rate
 from dpdmd.memory_rows import MAX_PICTURES
 from dpdmd.preflight import Plan, total_steps
-from dpdmd.prompts import fingerprint
-from dpdmd.run_folder import BEST, write_text
+from dpdmd.run_folder import write_text
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
-from dpdmd.schedules import DEFAULT, GRIDS
+from dpdmd.saving import Saving
 from dpdmd.step_record import Figures, StepUnderWay
 from dpdmd.transfers import Stopwatch
 
@@ -62,7 +58,7 @@ class Trainer:
         loaded = assemble(plan, self.accelerator)
         self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
         self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
-        self.writer = CheckpointWriter()
+        self.saving = Saving(plan, self.accelerator, loaded, self.global_batch_size, self.stop)
         # Steps whose figures may be on their way while the next one begins; none where the host must know them first.
         self.lag = int(all(updates.skips_on_device(trained.optimizer) for trained in self.trained.values()))
 
@@ -108,8 +104,8 @@ class Trainer:
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
         under_way: deque[StepUnderWay] = deque()
         reported = report.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
-        with self.signals, reported, log, self.writer:
-            self._tidy(log)
+        with self.signals, reported, log, self.saving.writer:
+            self.saving.tidy(log)
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
@@ -120,15 +116,15 @@ class Trainer:
                 saves, evaluates = self._saves(done), self._evaluates(done)
                 asked_to_stop = self._finish_steps(under_way, log, 0 if saves or evaluates else self.lag)
                 if saves or asked_to_stop:
-                    self.save(done)
+                    self.saving.save(done)
                 if asked_to_stop and done < self.stop:
-                    self.wait_for_writer()
+                    self.saving.wait()
                     interrupted = Interrupted(self._signal_of_all(), done)
                     logger.info("stopped: %s", interrupted)
                     raise interrupted
                 if evaluates:
                     self._evaluate(done, log)
-            self.wait_for_writer()
+            self.saving.wait()
 
     def _signal_of_all(self) -> int:
         """The signal that any rank got, the same on every rank."""
@@ -154,7 +150,7 @@ class Trainer:
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
                 totals[name] = totals.get(name, 0) + value / len(batches)
-        asked = float(self.signals.received or self.writer.failure is not None)
+        asked = float(self.signals.received or self.saving.writer.failure is not None)
         totals[STOP] = torch.full((), asked, device=self.accelerator.device)
         means = distributed.mean_over_processes(self.accelerator, list(totals.values()))
         norms = {name: distributed.gradient_norm(each.parameters) for name, each in trained.items()}
@@ -283,75 +279,8 @@ class Trainer:
             with self.average.in_place():
                 student |= self.evaluation.evaluate_average(step)
         log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
-        self.wait_for_writer()
-        if self.accelerator.is_main_process:
-            self._point_best(log)
-            if step < self.stop:
-                report.refresh(self.folder)
+        self.saving.wait()
+        self.saving.point_best(log)
+        if self.accelerator.is_main_process and step < self.stop:
+            report.refresh(self.folder)
         self.accelerator.wait_for_everyone()
-
-    def _point_best(self, log: RunLog) -> None:
-        """Move `best` to the best checkpoint by what is recorded; rank 0 only."""
-        saved = {checkpoint.step_of(path): path for path in self.folder.checkpoints()}
-        best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
-        if best is not None:
-            self.folder.point(BEST, saved[best])
-
-    def _tidy(self, log: RunLog) -> None:
-        """Bring up to date what a process that was killed had no time for: `best`, and what is too old to keep."""
-        if self.accelerator.is_main_process and self.plan.checkpoint:
-            if self.evaluation is not None:
-                self._point_best(log)
-            checkpoint.thin(self.folder, self.config)
-
-    def snapshot(self, step: int) -> checkpoint.Snapshot:
-        """A copy of all state after `step` updates, whole, on the CPU of rank 0. Collective."""
-        return checkpoint.Snapshot(
-            checkpoint.Progress(
-                step,
-                {name: each.updates for name, each in self.trained.items()},
-                self.global_batch_size,
-                fingerprint(self.plan.prompts),
-            ),
-            {name: distributed.whole_network_state(each.network) for name, each in self.trained.items()},
-            {
-                name: distributed.whole_optimizer_state(each.network, each.optimizer)
-                for name, each in self.trained.items()
-            },
-            self._average_state(),
-        )
-
-    def _average_state(self) -> dict[str, Tensor] | None:
-        if self.average is None:
-            return None
-        with self.average.in_place():
-            return distributed.whole_network_state(self.trained[methods.STUDENT].network)
-
-    def note(self) -> Note:
-        """How the exported student wants to be sampled."""
-        grid = self.config.method.student_sigmas
-        return Note(
-            steps=self.config.method.stu_inference_steps,
-            guidance_scale=1.0,
-            max_sequence_length=self.config.data.max_sequence_length,
-            sigmas=tuple(self.run.student_sigmas.tolist()),
-            grid=grid if grid in GRIDS else DEFAULT,
-            no_t5=self.config.model.no_t5,
-        )
-
-    def save(self, step: int) -> None:
-        """Take a snapshot, which rank 0 writes while training goes on; the one before is written first. Collective."""
-        self.wait_for_writer()
-        snapshot, last = self.snapshot(step), step == self.stop
-        if self.accelerator.is_main_process:
-            family, note = self.run.family, self.note()
-            self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, note, last=last))
-
-    def wait_for_writer(self) -> None:
-        """Until every checkpoint that was begun is whole. Collective.
-
-        Raises:
-            SaveError: one could not be written.
-        """
-        if failure := distributed.from_main(self.accelerator, self.writer.wait()):
-            raise checkpoint.SaveError(failure)

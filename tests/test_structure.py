@@ -105,6 +105,7 @@ ORDER = (
     "dpdmd.step_record",
     "dpdmd.updates",
     "dpdmd.checkpoint_writer",
+    "dpdmd.saving",
     "dpdmd.reporting",
     "dpdmd.reporting.scores",
     "dpdmd.reporting.measured",

@@ -1,0 +1,105 @@
+"""What a run leaves to go on from: snapshots of its state, checkpoints written beside the steps, the link `best`."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from dpdmd import checkpoint, distributed, methods
+from dpdmd.assembly import Assembly
+from dpdmd.checkpoint_writer import CheckpointWriter
+from dpdmd.evaluation import in_loop
+from dpdmd.families.notes import Note
+from dpdmd.preflight import Plan
+from dpdmd.prompts import fingerprint
+from dpdmd.run_folder import BEST
+from dpdmd.run_log import RunLog
+from dpdmd.schedules import DEFAULT, GRIDS
+
+
+class Saving:
+    """Takes a run's state and keeps its checkpoints. Call every method on every rank.
+
+    Args:
+        loaded: whose state it is.
+        global_batch_size: samples a step, of all ranks.
+        stop: the run's last step, whose export is whole.
+    """
+
+    def __init__(self, plan: Plan, accelerator: Any, loaded: Assembly, global_batch_size: int, stop: int):
+        self.plan, self.config, self.folder = plan, plan.config, plan.folder
+        self.accelerator, self.global_batch_size, self.stop = accelerator, global_batch_size, stop
+        self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
+        self.writer = CheckpointWriter()
+
+    def snapshot(self, step: int) -> checkpoint.Snapshot:
+        """A copy of all state after `step` updates, whole, on the CPU of rank 0."""
+        return checkpoint.Snapshot(
+            checkpoint.Progress(
+                step,
+                {name: each.updates for name, each in self.trained.items()},
+                self.global_batch_size,
+                fingerprint(self.plan.prompts),
+            ),
+            {name: distributed.whole_network_state(each.network) for name, each in self.trained.items()},
+            {
+                name: distributed.whole_optimizer_state(each.network, each.optimizer)
+                for name, each in self.trained.items()
+            },
+            self._average_state(),
+        )
+
+    def _average_state(self) -> dict[str, Tensor] | None:
+        if self.average is None:
+            return None
+        with self.average.in_place():
+            return distributed.whole_network_state(self.trained[methods.STUDENT].network)
+
+    def note(self) -> Note:
+        """How the exported student wants to be sampled."""
+        grid = self.config.method.student_sigmas
+        return Note(
+            steps=self.config.method.stu_inference_steps,
+            guidance_scale=1.0,
+            max_sequence_length=self.config.data.max_sequence_length,
+            sigmas=tuple(self.run.student_sigmas.tolist()),
+            grid=grid if grid in GRIDS else DEFAULT,
+            no_t5=self.config.model.no_t5,
+        )
+
+    def save(self, step: int) -> None:
+        """Take a snapshot, which rank 0 writes while training goes on; the one before is written first.
+
+        Raises:
+            SaveError: the one before could not be written.
+        """
+        self.wait()
+        snapshot, last = self.snapshot(step), step == self.stop
+        if self.accelerator.is_main_process:
+            family, note = self.run.family, self.note()
+            self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, note, last=last))
+
+    def wait(self) -> None:
+        """Until every checkpoint that was begun is whole.
+
+        Raises:
+            SaveError: one could not be written.
+        """
+        if failure := distributed.from_main(self.accelerator, self.writer.wait()):
+            raise checkpoint.SaveError(failure)
+
+    def point_best(self, log: RunLog) -> None:
+        """Move `best` to the best of the checkpoints that are there, by what is recorded."""
+        if not self.accelerator.is_main_process:
+            return
+        saved = {checkpoint.step_of(path): path for path in self.folder.checkpoints()}
+        best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
+        if best is not None:
+            self.folder.point(BEST, saved[best])
+
+    def tidy(self, log: RunLog) -> None:
+        """Bring up to date what a process that was killed had no time for: `best`, and what is too old to keep."""
+        if self.accelerator.is_main_process and self.plan.checkpoint:
+            if self.plan.evaluation.sets:
+                self.point_best(log)
+            checkpoint.thin(self.folder, self.config)
