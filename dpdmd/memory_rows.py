@@ -22,11 +22,7 @@ TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)
 MAX_PICTURES = 8  # in process_vis
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
 _SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
-
-_ONLY_SEE, _PICTURE_TOWER = (
-    ("div_clip",),
-    "vision_model.",
-)  # of a whole CLIP they load this alone, by transformers' names
+_PICTURE_TOWER = {"div_clip": "vision_model."}  # scorer -> prefix of all that it loads of a whole CLIP
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan)
     vae = count_numbers(read_weights_header(teacher / "vae"))
     resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers
     scorers = sum(
-        _file_bytes(path, _PICTURE_TOWER if scorer in _ONLY_SEE else "")
+        _file_bytes(path, _PICTURE_TOWER.get(scorer, ""))
         for scorer, paths in evaluation.paths.items()
         for name, path in paths.items()
         if name in _SCORER_WEIGHTS

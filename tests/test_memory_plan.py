@@ -22,7 +22,6 @@ from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.sd35 import SD35
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import (
-    _ONLY_SEE,
     _PICTURE_TOWER,
     _SCORER_WEIGHTS,
     ENCODING,
@@ -334,7 +333,7 @@ def test_the_scorers_row_is_what_they_load(tiny_scorers):
         network = build_scorer(name, paths[name], torch.device("cpu")).network
         loaded = 4 * sum(parameter.numel() for parameter in network.parameters())
         counted = sum(
-            _file_bytes(path, _PICTURE_TOWER if name in _ONLY_SEE else "")
+            _file_bytes(path, _PICTURE_TOWER.get(name, ""))
             for flag, path in paths[name].items()
             if flag in _SCORER_WEIGHTS
         )

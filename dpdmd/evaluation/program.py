@@ -62,6 +62,7 @@ class Program:
             told = f"another process of this call is gone ({lost}); the same command goes on with the pictures made"
             print(f"{self.name}: stopped: {told}", file=sys.stderr)
             distributed.abandon(1)
+            return 1
         return 0
 
     def parser(self) -> argparse.ArgumentParser:
