@@ -97,5 +97,5 @@ def told_in_one_line(what: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"{what} ({type(error).__name__}: {' '.join(lines)[:200]})") from None
+        sentence = " ".join(str(error).split()).partition(". ")[0]  # what follows is advice about hubs
+        raise ValueError(f"{what} ({type(error).__name__}: {sentence[:200]})") from None
