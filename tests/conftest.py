@@ -20,6 +20,7 @@ from small_distillation import batch, decoder, embedded, make, trio  # noqa: F40
 from torch import nn
 from transformers import CLIPTextModel
 
+from dpdmd import train
 from dpdmd.families.notes import Note
 from dpdmd.shapes import scorer_models, world
 from dpdmd.shapes.autoencoder import build_autoencoder
@@ -168,6 +169,15 @@ def short_run(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         *("--teacher_infer_steps", "4", "--k_anchor", "2", "--stu_inference_steps", "2", "--batch_size", "2"),
         *("--lr_student", "1e-3", "--lr_fake", "1e-3", "--report_to", "none", "--seed", "3"),
     ]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, short_run: list[str]) -> Path:
+    """A run of six steps with three checkpoints; copied, never changed."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    more = ["--ckpt_every", "2", "--vis_every", "0", "--max_steps", "6"]
+    assert train.main([*short_run, "--run_dir", str(run), *more]) == 0
+    return run
 
 
 @pytest.fixture

@@ -32,15 +32,6 @@ def flags(short_run: list[str], tmp_path: Path) -> list[str]:
     return [*short_run, "--run_dir", str(tmp_path / "run"), "--ckpt_every", "2", "--vis_every", "0"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, short_run: list[str]) -> Path:
-    """A run of six steps with three checkpoints; copied, never changed."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    flags = ["--ckpt_every", "2", "--vis_every", "0", "--max_steps", "6"]
-    assert train.main([*short_run, "--run_dir", str(run), *flags]) == 0
-    return run
-
-
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> RunFolder:
     return RunFolder.of(Path(shutil.copytree(finished, tmp_path / "run", symlinks=True)))
