@@ -33,6 +33,7 @@ EXTRAS = {
     "test": [
         "pytest>=9",
         "pytest-timeout",
+        "pytest-xdist>=3.8",
         "hypothesis",
         "ruff>=0.17,<0.18",  # the formatter's style changes between minor versions
     ],

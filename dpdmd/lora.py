@@ -3,29 +3,35 @@
 The teacher is the base with its adapters off, student and fake score are an adapter each. peft's own switches
 (`set_adapter`, `disable_adapters`) toggle requires_grad, and a switch between a forward pass and its backward then
 loses gradients without an error; here requires_grad stays on, and a switch touches the layers' active adapter alone.
+
+peft takes seconds to import: only when an adapter is made, so that wrong input is told at once.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpdmd.families.adapters import Adapter
 from dpdmd.rng import torch_generator
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
 STUDENT, FAKE = "student", "fake"
 COMFYUI_WEIGHTS = "comfyui_lora.safetensors"
 
 
-def peft_config(adapter: Adapter) -> LoraConfig:
+def peft_config(adapter: Adapter) -> "LoraConfig":
     """The adapter as peft describes it."""
+    from peft import LoraConfig
+
     return LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets))
 
 
@@ -40,6 +46,9 @@ class SharedBase:
     def add(self, name: str, adapter: Adapter, seed: int) -> None:
         """Put one adapter beside its layers: A drawn from (seed, name, layer), B zero, both fp32 (a bf16 base would
         make them bf16)."""
+        from peft import inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         with warnings.catch_warnings():  # peft warns of a second adapter, which is the point
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(peft_config(adapter), self.network, adapter_name=name)

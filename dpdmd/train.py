@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -34,20 +35,21 @@ class End(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the exit status."""
-    end = _run(argv)
-    if end.why:
-        print(f"dpdmd.train: {one_line(end.why)}", file=sys.stderr)
-    if torch.distributed.is_initialized():
-        from dpdmd import distributed
+    with ExitStack() as ending:
+        end = _run(argv, ending)
+        if end.why:
+            print(f"dpdmd.train: {one_line(end.why)}", file=sys.stderr)
+        if torch.distributed.is_initialized():
+            from dpdmd import distributed
 
-        if end.together:
-            distributed.leave()
-        else:
-            distributed.abandon(end.status)
+            if end.together:
+                distributed.leave()
+            else:
+                distributed.abandon(end.status)
     return end.status
 
 
-def _run(argv: Sequence[str] | None) -> End:
+def _run(argv: Sequence[str] | None, ending: ExitStack) -> End:
     try:
         plan = preflight.check(config.parse(argv))
     except (ValueError, OSError, MemoryError) as error:
@@ -63,6 +65,8 @@ def _run(argv: Sequence[str] | None) -> End:
         return End(1, _failure(plan.memory, error))
     except OSError as error:
         return End(1, f"stopped: {error}")
+    # Until the end is told, too: of a peer that was killed a launcher's SIGTERM follows at once.
+    ending.enter_context(trainer.signals)
     try:
         trainer.train()
     except Interrupted as interrupted:

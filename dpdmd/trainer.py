@@ -33,6 +33,9 @@ STOP = "stop"  # the figure that tells every rank of a signal to any of them, or
 class Trainer:
     """One run, from loading to the last checkpoint.
 
+    Attributes:
+        signals: entered by the caller around `train`, and until it has told how that ended.
+
     Raises:
         ValueError: topology and configuration do not fit each other.
     """
@@ -104,7 +107,7 @@ class Trainer:
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
         under_way: deque[StepUnderWay] = deque()
         reported = report.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
-        with self.signals, reported, log, self.saving.writer:
+        with reported, log, self.saving.writer:
             self.saving.tidy(log)
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):

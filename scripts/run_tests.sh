@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests; makes the environment first where needed. Further arguments go to pytest:
+# Runs the tests, on up to four cores; makes the environment first where needed. Further arguments go to pytest:
 #   bash scripts/run_tests.sh -k losses
+#   bash scripts/run_tests.sh -n 0 --pdb    # in one process
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
@@ -8,4 +9,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 SETUP_EXTRA=test
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
-exec "$PYTHON" -m pytest "$@" # without a path: tests/, as pyproject.toml says
+# Without a path: tests/, as pyproject.toml says; in the order of tests/conftest.py.
+exec "$PYTHON" -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder "$@"

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,24 @@ def _strengthen(transformer: nn.Module) -> None:
         for name, parameter in transformer.named_parameters():
             if name.startswith(("time_text_embed", "norm_out")) or ".norm1." in name or ".norm1_context." in name:
                 parameter.mul_(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: begun last, one worker would be at it while the others have nothing left to do."""
+    items.sort(key=lambda item: item.path.stem != "test_topologies")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One worker takes a whole file, whose fixtures it shares; and all of which docs/errors.md is made."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "errors" if Path(file).name.startswith(("test_bad_", "test_errors_table")) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -571,20 +571,21 @@ def test_folders_that_are_read_only_are_told(refused_by, tiny_pipeline, diversit
 
 
 def test_wrong_flags_are_told_before_anything_heavy_is_imported():
-    """A wrong path costs the import of torch at most, not that of diffusers; it is told within seconds."""
+    """A wrong path costs the import of torch and little more, not that of diffusers."""
     code = """
-import resource
 import sys
+import time
+import torch
+imported = time.process_time()
 from dpdmd import train
 status = train.main(["--teacher_id", "nowhere"])
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime + used.ru_stime)
+print((time.process_time() - imported) / imported)
 sys.exit(3 if "diffusers" in sys.modules else status)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2 and "no such folder" in result.stderr
-    # The processor's seconds: those on the wall also count whatever else the machine does.
-    assert float(result.stdout) < 10
+    # In the processor's seconds: those on the wall also count whatever else the machine does.
+    assert float(result.stdout) < 0.5
 
 
 @pytest.mark.parametrize("program", ["generate", "export"])

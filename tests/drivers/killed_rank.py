@@ -1,5 +1,5 @@
 """A program of which one rank, $KILLED, is killed: training in its fourth step, while rank 0 slowly writes a
-checkpoint; `test_preference.py` when it makes pictures."""
+checkpoint; `test_preference.py` when it makes pictures. The launcher's SIGTERM comes while the others tell of it."""
 
 import os
 import runpy
@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from dpdmd import checkpoint, methods, train
+from dpdmd import checkpoint, distributed, methods, train
 from dpdmd.sampling import Sampler
 
 
@@ -25,7 +25,13 @@ def slow(*arguments, **options):
     return save(*arguments, **options)
 
 
+def told(error):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return lost_peer(error)
+
+
 save, checkpoint.save = checkpoint.save, slow
+lost_peer, distributed.lost_peer = distributed.lost_peer, told
 methods.fake_turn = killed(methods.fake_turn, lambda run, batch: batch.step == 3)
 Sampler.pictures = killed(Sampler.pictures, lambda *_: True)
 if sys.argv[1] == "train":
