@@ -33,6 +33,7 @@ from dpdmd.config import Config
 from dpdmd.launcher import read_launch
 from dpdmd.methods import DISCRIMINATOR, trained
 from dpdmd.optimizers import is_quantised, quantised_state, restore_quantised_state
+from dpdmd.text_files import in_short
 
 Item = TypeVar("Item")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -50,8 +51,7 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
             mixed_precision="no", gradient_accumulation_steps=1, log_with=tracker, project_dir=tracker_folder
         )
     except (AssertionError, ImportError, RuntimeError) as error:  # a port that is taken, a backend that is not there
-        told = " ".join(str(error).split())[:200]
-        raise ValueError(f"the launch: accelerate does not start ({type(error).__name__}: {told})") from None
+        raise ValueError(f"the launch: accelerate does not start ({type(error).__name__}: {in_short(error)})") from None
     launched = read_launch().processes
     if launched != accelerator.num_processes:
         raise ValueError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dpdmd import losses
 from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.evaluation.scorers.base import load_strict
+from dpdmd.text_files import in_short
 from dpdmd.weight_files import read_checkpoint
 
 # Pictures [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
@@ -93,8 +94,7 @@ def _load_vgg_distance(name: str, folder: Path) -> nn.Module:
     try:
         network.load_state_dict({key: value for key, value in state.items() if value is not None}, strict=False)
     except RuntimeError as error:
-        told = " ".join(str(error).split())[:160]
-        raise ValueError(f"--perceptual_path {folder}: does not fit {name} ({told})") from None
+        raise ValueError(f"--perceptual_path {folder}: does not fit {name} ({in_short(error)})") from None
     return network
 
 

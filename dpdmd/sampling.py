@@ -17,6 +17,7 @@ from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.schedules import Schedule
+from dpdmd.text_files import in_short
 from dpdmd.weight_files import check_weights, read_checkpoint, read_header
 
 STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
@@ -202,8 +203,7 @@ def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
         try:
             network.load_state_dict(read_checkpoint(model.state_dict), strict=True)
         except RuntimeError as error:
-            told = " ".join(str(error).split())[:160]
-            raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({told})") from None
+            raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({in_short(error)})") from None
     if model.lora:
         family.load_lora(network, model.lora)
     return network

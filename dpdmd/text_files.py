@@ -41,3 +41,8 @@ def one_line(told: object) -> str:
         for letter in str(told)
     )
     return "".join(letters)
+
+
+def in_short(error: BaseException) -> str:
+    """A library's error for the brackets of ours: on one line, cut at 160 letters."""
+    return " ".join(str(error).split())[:160] or type(error).__name__

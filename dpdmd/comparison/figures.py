@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dpdmd.text_files import in_short
+
 PER_IMAGE = "per_image.csv"  # beside summary.json
 
 
@@ -38,9 +40,8 @@ def read_figures(path: Path) -> dict[str, Figure]:
         (details,) = values.values()
         return _of_world(details["prompts"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        told = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"{path}: neither a summary.json nor the figures of one model of the small world ({told})"
+            f"{path}: neither a summary.json nor the figures of one model of the small world ({in_short(error)})"
         ) from None
 
 

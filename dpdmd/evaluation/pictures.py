@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dpdmd.run_folder import write_text
+from dpdmd.text_files import in_short
 from dpdmd.weight_files import read_json
 
 MANIFEST = "pictures.json"
@@ -44,8 +45,7 @@ def open_picture(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             return _as_seen(picture)
     except Exception as error:  # Pillow raises whatever the broken file led to
-        told = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(f"{path} is no whole picture ({told})") from None
+        raise ValueError(f"{path} is no whole picture ({in_short(error)})") from None
 
 
 def _as_seen(picture: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from dpdmd.families.base import ImageDecoder
 from dpdmd.families.layouts import LORA_WEIGHTS, Layout
+from dpdmd.text_files import in_short
 from dpdmd.weight_files import read_json, refuse_misfits
 
 
@@ -111,5 +112,4 @@ def attach_lora(
     try:
         network.load_lora_adapter(state, prefix=part, metadata=metadata)
     except RuntimeError as error:
-        told = " ".join(str(error).split())[:160]
-        raise ValueError(f"{folder / LORA_WEIGHTS} does not fit the network ({told})") from None
+        raise ValueError(f"{folder / LORA_WEIGHTS} does not fit the network ({in_short(error)})") from None
