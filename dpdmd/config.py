@@ -25,7 +25,7 @@ from dpdmd.options import (
     OptimConfig,
     RunConfig,
 )
-from dpdmd.presets import PRESETS
+from dpdmd.presets import FAMILIES, PRESETS
 from dpdmd.run_folder import write_text
 
 MOST_TOLD = 400  # letters of argparse's own lines
@@ -206,7 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Defaults, then --preset, then the files of --config, then the flags.
+    """Defaults, of the family where it has its own, then --preset, then the files of --config, then the flags.
 
     Raises:
         ValueError: unknown or malformed flag, unusable file, or values that `validate` refuses.
@@ -215,9 +215,9 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     given = vars(build_parser().parse_args(argv))
     paths = given.pop("config", [])
     preset = given.pop("preset", None)
-    config = from_dict(PRESETS[preset].values, f"--preset {preset}") if preset else Config()
-    for path in paths:
-        config = read_yaml(_expanded("config", path), config)
+    config = _layered(Config(), preset, paths)
+    if defaults := FAMILIES.get(given.get("family", config.model.family)):  # a wrong one is refused with all else below
+        config = _layered(from_dict(defaults, "--family"), preset, paths)
     owner = _owners()
     for name, value in given.items():
         setattr(getattr(config, owner[name]), name, value)
@@ -226,6 +226,15 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     config.model.student_id = config.model.student_id or config.model.teacher_id
     config.model.fake_id = config.model.fake_id or config.model.teacher_id
     config.given = frozenset(given)
+    return config
+
+
+def _layered(config: Config, preset: str | None, paths: Sequence[str]) -> Config:
+    """The configuration with a preset, then files of --config, over it."""
+    if preset:
+        config = from_dict(PRESETS[preset].values, f"--preset {preset}", config)
+    for path in paths:
+        config = read_yaml(_expanded("config", path), config)
     return config
 
 

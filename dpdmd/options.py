@@ -6,7 +6,8 @@ An option stands once, here: flags, help, the YAML reader and the check of its r
 from dataclasses import dataclass, field
 from typing import Any
 
-FAMILIES = ("sd35", "sdxl")
+from dpdmd.presets import FAMILIES, as_typed
+
 METHODS = ("dpdmd", "dmd", "dmd_lpips", "dmd_gan")
 PAIRED_METHODS = ("dmd_lpips", "dmd_gan")  # they look at the teacher's samples
 PERCEPTUAL = ("lpips", "dists", "dino")
@@ -20,6 +21,7 @@ NONFINITE = ("stop", "skip")
 OPTIMIZERS = ("adamw", "adamw_8bit")
 TRACKERS = ("tensorboard", "wandb", "none")
 IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
+FAMILY_DEFAULTS = "; ".join(f"{name}'s own defaults: {as_typed(own)}" for name, own in FAMILIES.items() if own)
 MOST_COUNT = 10**9  # of anything: far beyond any use, and small enough for every count made of it
 MOST_STEPS = 1000  # of a grid: the times that the models were trained at
 MOST_BATCH = 2**16
@@ -52,7 +54,7 @@ def _flag(
 class ModelConfig:
     """Model: the networks, each a pipeline folder in the official layout"""
 
-    family: str = _flag("sd35", "model family", choices=FAMILIES)
+    family: str = _flag("sd35", f"model family ({FAMILY_DEFAULTS})", choices=tuple(FAMILIES))
     teacher_id: str = _flag("weights/stabilityai/stable-diffusion-3.5-medium", "teacher's pipeline folder", "release")
     student_id: str | None = _flag(None, "folder the student starts from", "release: the teacher's")
     fake_id: str | None = _flag(None, "folder the fake score starts from", "release: the teacher's")
@@ -130,7 +132,7 @@ class MethodConfig:
         free=True,
     )
     perceptual_weight: float = _flag(0.25, "weight of the perceptual loss", "DMD", least=0)
-    gan_weight: float = _flag(0.005, "weight of dmd_gan's generator loss", "DMD2, SDXL", least=0)
+    gan_weight: float = _flag(0.005, "weight of dmd_gan's generator loss", "DMD2", least=0)
     gan_features: str = _flag("fake", "network whose features its discriminator reads", "DMD2", choices=GAN_FEATURES)
     teacher_cache_size: int | None = _flag(
         None,

@@ -10,8 +10,9 @@ from dpdmd import config
 from dpdmd.evaluation.plan import EvalPlan, PictureSet
 from dpdmd.memory_plan import plan_memory
 from dpdmd.memory_rows import PICTURES, Topology
-from dpdmd.presets import PRESETS
+from dpdmd.presets import FAMILIES, PRESETS
 
+ROOT = Path(__file__).parent.parent
 # PickScore 3.95, ImageReward 1.8, CLIP 1.7, DINOv2 0.35 GB in fp32, rounded up.
 ALL_SCORERS, WITHOUT_PICKSCORE = 8_000_000_000, 4_050_000_000
 
@@ -57,6 +58,28 @@ def test_defaults_then_preset_then_file_then_flags(tmp_path):
     assert chosen.method == config.Config().method
     config.write_yaml(chosen, tmp_path / "resolved.yaml")
     assert config.read_yaml(tmp_path / "resolved.yaml") == chosen
+
+
+@pytest.mark.parametrize("place", ["flag", "file"])
+def test_a_family_has_defaults_of_its_own_under_all_that_is_given(tmp_path, place):
+    """SDXL's are what scripts/run_train_sdxl.sh spells out."""
+    path = tmp_path / "c.yaml"
+    path.write_text("family: sdxl\nk_anchor: 6\n" if place == "file" else "k_anchor: 6\n")
+    given = ["--config", str(path), *(["--family", "sdxl"] if place == "flag" else [])]
+    chosen = config.parse([*given, "--preset", "16gb", "--teacher_guidance_scale", "5"])
+    method = chosen.method
+    assert (method.teacher_infer_steps, method.student_sigmas) == (50, "trailing")
+    assert (method.k_anchor, method.teacher_guidance_scale, chosen.model.lora_rank) == (6, 5.0, 64)
+    assert chosen.model.student_id == chosen.model.teacher_id == "weights/stabilityai/stable-diffusion-xl-base-1.0"
+    config.write_yaml(chosen, tmp_path / "resolved.yaml")
+    assert config.read_yaml(tmp_path / "resolved.yaml") == chosen
+    script = (ROOT / "scripts" / "run_train_sdxl.sh").read_text()
+    spelt = dict(re.findall(r"^ +--(\w+) (\S+)", script, re.MULTILINE)) | {
+        "teacher_id": re.search(r'TEACHER="\$\{TEACHER:-(.+)\}"', script)[1]
+    }
+    assert {name: str(value) for name, value in FAMILIES["sdxl"].items()} == {
+        name: spelt[name] for name in FAMILIES["sdxl"]
+    }
 
 
 def test_help_says_what_each_sets():

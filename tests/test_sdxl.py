@@ -28,7 +28,8 @@ from dpdmd.families.notes import Note, read_note
 from dpdmd.families.sdxl import SDXL
 from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks
-from dpdmd.options import FAMILIES, MethodConfig
+from dpdmd.options import MethodConfig
+from dpdmd.presets import FAMILIES
 from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler
 
@@ -411,7 +412,7 @@ def test_lora_files_are_what_the_run_samples(flags, tmp_path, tiny_sdxl, recompu
 
 
 def test_families_and_layouts_are_the_same_names(tiny_sdxl, tiny_pipeline):
-    assert tuple(LAYOUTS) == FAMILIES
+    assert tuple(LAYOUTS) == tuple(FAMILIES)
     assert [family_class(name).__name__ for name in FAMILIES] == ["SD35", "SDXL"]
     assert (family_of(tiny_sdxl), family_of(tiny_pipeline)) == ("sdxl", "sd35")
 

@@ -20,9 +20,9 @@ ORDER = (
     "dpdmd",
     "dpdmd.interruption",
     "dpdmd.whole_files",
+    "dpdmd.presets",
     "dpdmd.options",
     "dpdmd.option_checks",
-    "dpdmd.presets",
     "dpdmd.text_files",
     "dpdmd.folders",
     "dpdmd.launcher",
@@ -271,11 +271,11 @@ def test_only_families_decide_by_family():
 
 
 def test_a_second_family_is_a_word_of_families_alone():
-    """The rest of the package does not learn that it exists; its option is one of the names that are listed there."""
+    """The rest of the package does not learn that it exists; its option and its defaults are a row among those."""
     added = [name for name in LAYOUTS if name != "sd35"]
     sources = {name: path.read_text(encoding="utf-8").lower() for name, path in SOURCES.items()}
     found = {name for name, text in sources.items() for family in added if family in text}
-    assert added and {name for name in found if not name.startswith("dpdmd.families")} == {"dpdmd.options"}
+    assert added and {name for name in found if not name.startswith("dpdmd.families")} == {"dpdmd.presets"}
 
 
 def test_only_methods_decide_by_method():
