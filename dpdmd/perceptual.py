@@ -65,18 +65,17 @@ class DinoDistance:
         return [states[layer][:, -self.patches :] for layer in self.layers]  # class and register tokens come first
 
 
-def _load_vgg_distance(name: str, folder: Path) -> nn.Module:
+def load_vgg_distance(name: str, folder: Path) -> nn.Module:
     """pyiqa's network with the weights of `folder`: the VGG16's under torchvision's names, the others under pyiqa's.
 
     Raises:
-        ValueError: pyiqa is not installed, or weights do not fit.
+        ImportError: pyiqa is not installed.
+        ValueError: weights do not fit.
     """
-    try:
-        import torchvision
-        from pyiqa.archs.dists_arch import DISTS
-        from pyiqa.archs.lpips_arch import LPIPS
-    except ImportError as error:
-        raise ValueError(f"--perceptual {name}: pip install -e '.[quality]' first ({error})") from None
+    import torchvision
+    from pyiqa.archs.dists_arch import DISTS
+    from pyiqa.archs.lpips_arch import LPIPS
+
     build = torchvision.models.vgg16
     # pyiqa would fetch the ImageNet weights, only to have them overwritten with the file's.
     with mock.patch.object(torchvision.models, "vgg16", lambda weights=None: build(weights=None)):
@@ -90,11 +89,12 @@ def _load_vgg_distance(name: str, folder: Path) -> nn.Module:
             state[key] = own.get(key, own.get(re.sub(r"^lins\.(\d)\.", r"lin\1.", key)))
     lacking = [key for key, _ in network.named_parameters() if state[key] is None]
     if lacking:
-        raise ValueError(f"--perceptual_path {folder}: {len(lacking)} weights lack ({lacking[0]}, ...)")
+        raise ValueError(f"{len(lacking)} weights lack ({lacking[0]}, ...)")
     try:
-        network.load_state_dict({key: value for key, value in state.items() if value is not None}, strict=False)
+        given = {key: value for key, value in state.items() if value is not None}
+        network.load_state_dict(given, strict=False, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"--perceptual_path {folder}: does not fit {name} ({in_short(error)})") from None
+        raise ValueError(f"the weights do not fit {name} ({in_short(error)})") from None
     return network
 
 
@@ -102,8 +102,9 @@ def load_perceptual(name: str, path: Path, device: torch.device) -> Distance:
     """The distance that `--perceptual` names, frozen, in fp32.
 
     Raises:
-        ValueError: weights do not fit, or its package is missing.
+        ImportError: pyiqa is not installed.
+        ValueError: weights do not fit.
     """
     if name == "dino":
         return DinoDistance(path, device)
-    return VGGDistance(_load_vgg_distance(name, path), device)
+    return VGGDistance(load_vgg_distance(name, path), device)

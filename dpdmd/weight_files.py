@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dpdmd.text_files import read_text, require_regular
+from dpdmd.text_files import in_short, read_text, require_regular
 
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # what the libraries call a weights file
 Shape = tuple[int, ...]
@@ -256,7 +256,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises whatever the broken pickle led to
         if "weights_only" in str(error).lower():
             raise ValueError(f"{path} holds more than tensors, and running it could do anything: refused") from None
-        raise ValueError(f"{path} is no checkpoint ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"{path} is no checkpoint ({in_short(error)})") from None
     state = state.get("params", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,20 @@ def test_whole_scorers_pass(flags, tiny_scorers):
 
 
 def test_perceptual_files_are_looked_at(tmp_path):
+    pytest.importorskip("pyiqa", reason="pip install -e '.[quality]'")
     (tmp_path / "vgg16-397923af.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"--perceptual_path .*vgg16-397923af.pth is no checkpoint"):
         check_perceptual_contents("lpips", tmp_path)
+
+
+def test_a_package_that_lacks_is_told_before_anything_loads(tmp_path, monkeypatch):
+    for name in ("lpips", "dists", "maniqa"):
+        monkeypatch.setitem(sys.modules, f"pyiqa.archs.{name}_arch", None)
+    for name in ("lpips", "dists"):
+        with pytest.raises(ValueError, match=rf"^--perceptual {name}: pip install -e '.\[quality\]' first \("):
+            check_perceptual_contents(name, tmp_path)
+    with pytest.raises(ValueError, match=r"^--maniqa_path: pip install -e '.\[quality\]' first \("):
+        check_scorer_contents({"maniqa": {"maniqa_path": tmp_path / "maniqa.pth"}})
 
 
 def test_root_programs_look_before_they_load(refused_by, diversity, copies):

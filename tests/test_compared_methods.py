@@ -10,6 +10,7 @@ from torch import nn
 
 from dpdmd import generate, perceptual, teacher_cache, train
 from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
+from dpdmd.evaluation.scorer_contents import check_perceptual_contents
 from dpdmd.moving_average import MovingAverage
 from dpdmd.perceptual import DINO_LAYERS, load_perceptual
 
@@ -276,8 +277,9 @@ def test_lpips_and_dists_load_from_files_alone(name, tmp_path, monkeypatch):
     if name == "dists":
         own = {key: torch.rand(1, 3 + sum(widths), 1, 1) for key in ("alpha", "beta")}
     torch.save(own, tmp_path / PERCEPTUAL_FILES[name])
+    check_perceptual_contents(name, tmp_path)
     check_distance(load_perceptual(name, tmp_path, CPU))
     own.popitem()
     torch.save(own, tmp_path / PERCEPTUAL_FILES[name])
-    with pytest.raises(ValueError, match="1 weights lack"):
-        load_perceptual(name, tmp_path, CPU)
+    with pytest.raises(ValueError, match=r"^--perceptual_path .*: 1 weights lack"):
+        check_perceptual_contents(name, tmp_path)

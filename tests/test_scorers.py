@@ -25,6 +25,7 @@ from transformers import (
 from dpdmd.evaluation.diversity import diversity_per_picture
 from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.runner import judge
+from dpdmd.evaluation.scorer_contents import check_scorer_contents
 from dpdmd.evaluation.scorers import SCORERS, build_scorer, imagereward
 from dpdmd.evaluation.scorers.base import Sample
 from dpdmd.evaluation.scorers.visualquality import VisualQualityR1, parse_rating
@@ -334,9 +335,14 @@ def test_maniqa_crops_by_the_pictures_key(tmp_path):
         network = MANIQA(pretrained=False)
     for layer in (network.fc_score[-2], network.fc_weight[-2]):
         torch.nn.init.constant_(layer.bias, 0.5)  # away from the ReLU's flat side
-    torch.save({"params": network.state_dict()}, tmp_path / "maniqa.pth")
-    del network
+    state = network.state_dict()
+    torch.save({"params": state}, tmp_path / "maniqa.pth")
+    torch.save({"params": {key: value for key, value in state.items() if "fc_score" not in key}}, tmp_path / "half.pth")
+    with pytest.raises(ValueError, match=r"^--maniqa_path .*half.pth is no MANIQA checkpoint \(.*fc_score"):
+        check_scorer_contents({"maniqa": {"maniqa_path": tmp_path / "half.pth"}})
+    del network, state
     paths = check_scorer_paths({"maniqa_path": str(tmp_path / "maniqa.pth")}, ("maniqa",))["maniqa"]
+    check_scorer_contents({"maniqa": paths})
     scorer = build_scorer("maniqa", paths, CPU, num_crops=1, seed=0)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 260, 3), dtype=np.uint8))
     twice, other = Sample(noise, "", (0, 0)), Sample(noise, "", (1, 0))

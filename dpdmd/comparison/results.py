@@ -15,6 +15,7 @@ from dpdmd.comparison.plane import draw_plane
 from dpdmd.comparison.sweep import Sweep
 from dpdmd.comparison.tables import as_csv, compare, latex, markdown
 from dpdmd.run_folder import write_text
+from dpdmd.text_files import in_short
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def write(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> Written
         try:
             draw_plane(sweep, table, out / "plane.png")
         except Exception as error:  # whatever a drawing library raises, the table is worth more
-            problems.append(f"plane.png: {type(error).__name__}: {' '.join(str(error).split())}")
+            problems.append(f"plane.png: {type(error).__name__}: {in_short(error)}")
     return Written(text, problems)
 
 

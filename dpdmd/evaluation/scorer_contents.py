@@ -10,15 +10,20 @@ from typing import Any
 import torch
 import transformers
 
-from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES, SOURCES, is_open_clip
-from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS, load_network
+from dpdmd.evaluation.files import PERCEPTUAL_FILES, SOURCES, is_open_clip
+from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS
+from dpdmd.evaluation.scorers.imagereward import load_network as load_imagereward
+from dpdmd.evaluation.scorers.maniqa import load_network as load_maniqa
+from dpdmd.perceptual import load_vgg_distance
 from dpdmd.transformers_parts import (
     check_network,
     check_picture_processor,
     check_tokenizer,
     told_in_one_line,
 )
-from dpdmd.weight_files import read_checkpoint, where_to_get
+from dpdmd.weight_files import where_to_get
+
+QUALITY = "pip install -e '.[quality]' first"  # pyiqa
 
 
 def check_scorer_contents(paths: Mapping[str, Mapping[str, Path]]) -> None:
@@ -33,6 +38,8 @@ def check_scorer_contents(paths: Mapping[str, Mapping[str, Path]]) -> None:
         for flag, check in CHECKS[name].items():
             try:
                 check(given)
+            except ImportError as error:
+                raise ValueError(f"--{flag}: {QUALITY} ({error})") from None
             except (ValueError, OSError) as error:
                 hint = SOURCES[flag].hint(given[flag])
                 raise ValueError(f"--{flag} {given[flag]}: {error}; {hint}") from None
@@ -46,11 +53,13 @@ def check_perceptual_contents(name: str, folder: Path) -> None:
     """
     try:
         if name in PERCEPTUAL_FILES:
-            for file in (IMAGENET_VGG, PERCEPTUAL_FILES[name]):
-                read_checkpoint(folder / file)
+            with torch.device("meta"):
+                load_vgg_distance(name, folder)
         else:
             check_network("AutoModel", folder)
             check_picture_processor(folder)
+    except ImportError as error:
+        raise ValueError(f"--perceptual {name}: {QUALITY} ({error})") from None
     except ValueError as error:
         raise ValueError(
             f"--perceptual_path {folder}: {error}; {where_to_get(folder, 'facebook/dinov2-base')}"
@@ -112,7 +121,7 @@ def _check_dino(given: Mapping[str, Path]) -> None:
 
 def _check_imagereward(given: Mapping[str, Path]) -> None:
     with torch.device("meta"):
-        load_network(given["ir_model_path"], given["ir_med_config"])
+        load_imagereward(given["ir_model_path"], given["ir_med_config"])
 
 
 def _check_imagereward_text(given: Mapping[str, Path]) -> None:
@@ -120,7 +129,7 @@ def _check_imagereward_text(given: Mapping[str, Path]) -> None:
 
 
 def _check_maniqa(given: Mapping[str, Path]) -> None:
-    read_checkpoint(given["maniqa_path"])
+    load_maniqa(given["maniqa_path"])  # not on meta: timm computes with its layers' rates
 
 
 def _check_chat_model(given: Mapping[str, Path]) -> None:

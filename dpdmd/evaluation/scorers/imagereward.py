@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
+from dpdmd.text_files import in_short
 from dpdmd.weight_files import read_checkpoint, read_json
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the package's training rewards
@@ -190,7 +191,7 @@ def load_network(model_path: Path, med_config: Path) -> ImageRewardNetwork:
         network = ImageRewardNetwork(sizes, config)
         network.load_state_dict(state, strict=True, assign=True)
     except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{model_path} is no whole ImageReward ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{model_path} is no whole ImageReward ({in_short(error)})") from None
     return network
 
 

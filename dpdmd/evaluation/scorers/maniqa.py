@@ -7,14 +7,37 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
 from dpdmd.rng import numpy_generator
+from dpdmd.text_files import in_short
 from dpdmd.weight_files import read_checkpoint
 
 CROP = 224
 NUM_CROPS = 10  # of the authors' release
 RELEASE_SCALE = 0.8  # of the release; pyiqa's own for PIPAL is 0.13
+
+
+def load_network(path: Path, scale: float = RELEASE_SCALE) -> nn.Module:
+    """pyiqa's MANIQA with the weights of a file; its attention is multiplied by `scale`.
+
+    Raises:
+        ImportError: pyiqa is not installed.
+        ValueError: the weights do not fit.
+    """
+    import timm
+    from pyiqa.archs.maniqa_arch import MANIQA
+
+    build = timm.create_model
+    # pyiqa would fetch the backbone's ImageNet weights, only to overwrite them with the checkpoint's.
+    with mock.patch.object(timm, "create_model", lambda name, pretrained: build(name, pretrained=False)):
+        network = MANIQA(pretrained=False, scale=scale, test_sample=1)
+    try:
+        network.load_state_dict(read_checkpoint(path), strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is no MANIQA checkpoint ({in_short(error)})") from None
+    return network
 
 
 class Maniqa(ValueScorer):
@@ -34,19 +57,7 @@ class Maniqa(ValueScorer):
         scale: float = RELEASE_SCALE,
         seed: int = 0,
     ):
-        try:
-            import timm
-            from pyiqa.archs.maniqa_arch import MANIQA
-        except ImportError as error:
-            raise ValueError(f"--maniqa_path: pip install -e '.[quality]' first ({error})") from None
-        build = timm.create_model
-        # pyiqa would fetch the backbone's ImageNet weights, only to overwrite them with the checkpoint's.
-        with mock.patch.object(timm, "create_model", lambda name, pretrained: build(name, pretrained=False)):
-            network = MANIQA(pretrained=False, scale=scale, test_sample=1)
-        try:
-            network.load_state_dict(read_checkpoint(path), strict=True)
-        except RuntimeError as error:
-            raise ValueError(f"{path} is no MANIQA checkpoint ({' '.join(str(error).split())[:160]})") from None
+        network = load_network(path, scale)
         self.num_crops, self.seed = num_crops, seed
         self._place(network, device, widen=False)  # one picture's crops are a batch of their own
 
