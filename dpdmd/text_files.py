@@ -9,6 +9,8 @@ import os
 import stat
 from pathlib import Path
 
+IN_BRACKETS = 160  # letters
+
 
 def require_regular(path: Path) -> None:
     """Check that a path is a file that can be read again and again.
@@ -44,5 +46,6 @@ def one_line(told: object) -> str:
 
 
 def in_short(error: BaseException) -> str:
-    """A library's error for the brackets of ours: on one line, cut at 160 letters."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    """A library's error for the brackets of ours: on one line; of a long one its first sentence, cut at IN_BRACKETS."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return told if len(told) <= IN_BRACKETS else told.partition(". ")[0][:IN_BRACKETS]
