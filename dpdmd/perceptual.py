@@ -66,7 +66,7 @@ class DinoDistance:
 
 
 def load_vgg_distance(name: str, folder: Path) -> nn.Module:
-    """pyiqa's network with the weights of `folder`: the VGG16's under torchvision's names, the others under pyiqa's.
+    """pyiqa's network, fp32, with the weights of `folder`: VGG16's under torchvision's names, the others under pyiqa's.
 
     Raises:
         ImportError: pyiqa is not installed.
@@ -95,7 +95,7 @@ def load_vgg_distance(name: str, folder: Path) -> nn.Module:
         network.load_state_dict(given, strict=False, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit {name} ({in_short(error)})") from None
-    return network
+    return network.float()  # whatever the files' numbers are
 
 
 def load_perceptual(name: str, path: Path, device: torch.device) -> Distance:

@@ -20,7 +20,7 @@ RELEASE_SCALE = 0.8  # of the release; pyiqa's own for PIPAL is 0.13
 
 
 def load_network(path: Path, scale: float = RELEASE_SCALE) -> nn.Module:
-    """pyiqa's MANIQA with the weights of a file; its attention is multiplied by `scale`.
+    """pyiqa's MANIQA, fp32, with the weights of a file; its attention is multiplied by `scale`.
 
     Raises:
         ImportError: pyiqa is not installed.
@@ -37,7 +37,7 @@ def load_network(path: Path, scale: float = RELEASE_SCALE) -> nn.Module:
         network.load_state_dict(read_checkpoint(path), strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{path} is no MANIQA checkpoint ({in_short(error)})") from None
-    return network
+    return network.float()  # whatever the file's numbers are
 
 
 class Maniqa(ValueScorer):
