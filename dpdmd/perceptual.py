@@ -72,7 +72,8 @@ def load_vgg_distance(name: str, folder: Path) -> nn.Module:
         ImportError: pyiqa is not installed.
         ValueError: weights do not fit.
     """
-    import torchvision
+    backbone, own = (read_checkpoint(folder / file) for file in (IMAGENET_VGG, PERCEPTUAL_FILES[name]))
+    import torchvision  # after the files: a broken one is told of without pyiqa, too
     from pyiqa.archs.dists_arch import DISTS
     from pyiqa.archs.lpips_arch import LPIPS
 
@@ -80,7 +81,6 @@ def load_vgg_distance(name: str, folder: Path) -> nn.Module:
     # pyiqa would fetch the ImageNet weights, only to have them overwritten with the file's.
     with mock.patch.object(torchvision.models, "vgg16", lambda weights=None: build(weights=None)):
         network = LPIPS(net="vgg", pretrained=False) if name == "lpips" else DISTS(pretrained=False)
-    backbone, own = (read_checkpoint(folder / file) for file in (IMAGENET_VGG, PERCEPTUAL_FILES[name]))
     state = {}
     for key in network.state_dict():
         if match := _VGG_LAYER.match(key):

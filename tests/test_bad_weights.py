@@ -11,6 +11,7 @@ from bad_input import program
 from safetensors.torch import load_file, save_file
 
 from dpdmd import config, export, generate, preflight
+from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.evaluation.scorer_contents import check_perceptual_contents, check_scorer_contents
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
@@ -127,7 +128,6 @@ def test_whole_scorers_pass(flags, tiny_scorers):
 
 
 def test_perceptual_files_are_looked_at(tmp_path):
-    pytest.importorskip("pyiqa", reason="pip install -e '.[quality]'")
     (tmp_path / "vgg16-397923af.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"--perceptual_path .*vgg16-397923af.pth is no checkpoint"):
         check_perceptual_contents("lpips", tmp_path)
@@ -136,6 +136,8 @@ def test_perceptual_files_are_looked_at(tmp_path):
 def test_a_package_that_lacks_is_told_before_anything_loads(tmp_path, monkeypatch):
     for name in ("lpips", "dists", "maniqa"):
         monkeypatch.setitem(sys.modules, f"pyiqa.archs.{name}_arch", None)
+    for file in (IMAGENET_VGG, *PERCEPTUAL_FILES.values(), "maniqa.pth"):
+        torch.save({}, tmp_path / file)
     for name in ("lpips", "dists"):
         with pytest.raises(ValueError, match=rf"^--perceptual {name}: pip install -e '.\[quality\]' first \("):
             check_perceptual_contents(name, tmp_path)

@@ -26,7 +26,8 @@ def load_network(path: Path, scale: float = RELEASE_SCALE) -> nn.Module:
         ImportError: pyiqa is not installed.
         ValueError: the weights do not fit.
     """
-    import timm
+    state = read_checkpoint(path)
+    import timm  # after the files: a broken one is told of without pyiqa, too
     from pyiqa.archs.maniqa_arch import MANIQA
 
     build = timm.create_model
@@ -34,7 +35,7 @@ def load_network(path: Path, scale: float = RELEASE_SCALE) -> nn.Module:
     with mock.patch.object(timm, "create_model", lambda name, pretrained: build(name, pretrained=False)):
         network = MANIQA(pretrained=False, scale=scale, test_sample=1)
     try:
-        network.load_state_dict(read_checkpoint(path), strict=True, assign=True)
+        network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{path} is no MANIQA checkpoint ({in_short(error)})") from None
     return network.float()  # whatever the file's numbers are
