@@ -6,10 +6,10 @@
 Edit the paths below, or give each as a flag of the same name in small letters (--help lists them).
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("test_diversity.py")
+    signals.answer("test_diversity.py")
 
 import sys
 
@@ -41,4 +41,4 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(PROGRAM.main()))
+    sys.exit(signals.done(PROGRAM.main()))

@@ -29,10 +29,10 @@ from dpdmd.evaluation.diversity import diversity_per_picture
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.families.base import TextEmbedding
-from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.options import MethodConfig
 from dpdmd.sampling import batches_of, load_sampler
 from dpdmd.trainer import Trainer
+from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
 
 GEN_BATCH, NUM_SEEDS = 4, 9
 # Its script evaluates every 100 steps, with ten pictures of each prompt of two files in four network calls each. The

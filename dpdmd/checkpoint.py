@@ -27,10 +27,10 @@ from dpdmd.families.base import Family
 from dpdmd.families.call_memory import FP32
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.notes import Note
-from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from dpdmd.optimizers import bytes_of_moments
 from dpdmd.records import read_records
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
+from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest, write_manifest
 
 STATE, OPTIMIZER = "state", "optimizer_"
 

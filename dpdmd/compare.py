@@ -6,10 +6,10 @@ at the end picture.png; and runs/. What models, prompts and scorers lack is told
 Exit status: 0 done; 1 something failed, the rest is there; 2 wrong input; 128 + its number after a signal.
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.compare")
+    signals.answer("dpdmd.compare")
 
 import argparse
 import os
@@ -22,9 +22,9 @@ from pathlib import Path
 from dpdmd.comparison import sweep_file
 from dpdmd.comparison.jobs import Job, Workers, plan_jobs
 from dpdmd.comparison.sweep import Sweep
-from dpdmd.folders import check_writable, user_path
-from dpdmd.text_files import one_line
-from dpdmd.whole_files import clear_leftovers
+from dpdmd.utils.atomic_files import clear_leftovers
+from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.text_files import one_line
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,4 @@ def default_jobs(sweep: Sweep) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

@@ -14,8 +14,6 @@ from typing import Any
 
 import yaml
 
-from dpdmd import strict_yaml
-from dpdmd.folders import expanded
 from dpdmd.option_checks import check_range, check_relations
 from dpdmd.options import (
     DataConfig,
@@ -27,6 +25,8 @@ from dpdmd.options import (
 )
 from dpdmd.presets import FAMILIES, PRESETS
 from dpdmd.run_folder import write_text
+from dpdmd.utils import strict_yaml
+from dpdmd.utils.paths import expanded
 
 MOST_TOLD = 400  # letters of argparse's own lines
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.families.base import Family, TextEmbedding
-from dpdmd.rng import torch_generator
+from dpdmd.utils.rng import torch_generator
 
 WIDTH = 128  # of the heads; SD3.5-Medium's tokens have 1536
 DEPTHS = (0.25, 0.5, 0.75)  # of the network, where the heads are

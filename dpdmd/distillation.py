@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from dpdmd import rng
 from dpdmd.discriminator import Critic
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.networks import Networks
 from dpdmd.options import MethodConfig
 from dpdmd.rollout import rollout
 from dpdmd.schedules import Schedule
+from dpdmd.utils import rng
 
 
 @dataclass(frozen=True)

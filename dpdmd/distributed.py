@@ -33,7 +33,7 @@ from dpdmd.config import Config
 from dpdmd.launcher import read_launch
 from dpdmd.methods import DISCRIMINATOR, trained
 from dpdmd.optimizers import is_quantised, quantised_state, restore_quantised_state
-from dpdmd.text_files import in_short
+from dpdmd.utils.text_files import in_short
 
 Item = TypeVar("Item")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

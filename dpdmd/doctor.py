@@ -5,10 +5,10 @@ and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well,
 2 wrong input.
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.doctor")
+    signals.answer("dpdmd.doctor")
 
 import argparse
 import shutil
@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpdmd import config, preflight
-from dpdmd.folders import user_path
 from dpdmd.launcher import check_launch
 from dpdmd.run_folder import write_text
-from dpdmd.text_files import one_line
+from dpdmd.utils.paths import user_path
+from dpdmd.utils.text_files import one_line
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     folder = out / ".scratch"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with interruption.unfinished(folder):
+    with signals.unfinished(folder):
         yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -88,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

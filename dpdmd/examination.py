@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, losses, methods, preflight, rng
+from dpdmd import checkpoint, distributed, losses, methods, preflight
 from dpdmd.distillation import Look, MicroBatch
-from dpdmd.grids import labelled_grid, save_picture, to_pil
 from dpdmd.rollout import Rollout
 from dpdmd.trainer import Trainer
+from dpdmd.utils import rng
+from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
 
 STUDENT_STEP = 1  # with one fake update before each student update
 STEPS = 2  # before and after the resumption

@@ -4,10 +4,10 @@ A LoRA is added into the weights, a .pt network is put among the other parts, li
 folder on any machine. Weights are fp32.
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.export")
+    signals.answer("dpdmd.export")
 
 import argparse
 import logging
@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dpdmd.folders import check_writable, user_path
-from dpdmd.text_files import one_line
+from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.text_files import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,11 +73,11 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
         network = merged(network)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with interruption.unfinished(temporary):
+    with signals.unfinished(temporary):
         note = replace(model.note, base=None)
         family.export(temporary, dict(network.state_dict()), model.folder, note, copy=True)
         os.replace(temporary, out)
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

@@ -4,10 +4,10 @@ With `--geneval evaluation_metadata.jsonl` they are laid out for GenEval (script
 goes on after an interruption.
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.generate")
+    signals.answer("dpdmd.generate")
 
 import argparse
 import re
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdmd import geneval
-from dpdmd.folders import check_writable, user_path
 from dpdmd.picture_flags import check_ranges, check_total
-from dpdmd.text_files import one_line
+from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.text_files import one_line
 
 NUM_IMAGES = 9
 
@@ -112,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

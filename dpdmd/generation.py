@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dpdmd import distributed, geneval, out_of_memory
+from dpdmd import distributed, geneval
 from dpdmd.evaluation.pictures import is_whole, keep_or_refuse, open_picture
 from dpdmd.families.base import TextEncoder
-from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
 from dpdmd.prompts import fingerprint
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import Batch, Sampler, batches_of, find_model, load_sampler
-from dpdmd.whole_files import clear_leftovers
+from dpdmd.utils import out_of_memory
+from dpdmd.utils.atomic_files import clear_leftovers
+from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
 
 logger = logging.getLogger("dpdmd")
 COLUMNS = 9

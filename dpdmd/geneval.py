@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.evaluation.pictures import MANIFEST, read_manifest
-from dpdmd.text_files import read_text
+from dpdmd.utils.text_files import read_text
 
 NUM_IMAGES = 4  # GenEval's
 SAMPLES = "samples"

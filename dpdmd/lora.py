@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpdmd.families.adapters import Adapter
-from dpdmd.rng import torch_generator
+from dpdmd.utils.rng import torch_generator
 
 if TYPE_CHECKING:
     from peft import LoraConfig

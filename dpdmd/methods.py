@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpdmd import rng
 from dpdmd.distillation import Distillation, MicroBatch, TurnResult
 from dpdmd.options import MethodConfig
 from dpdmd.rollout import rollout
@@ -27,6 +26,7 @@ from dpdmd.terms import (
     perceptual_term,
 )
 from dpdmd.turns import is_student_turn
+from dpdmd.utils import rng
 
 STUDENT, FAKE, DISCRIMINATOR = "student", "fake", "discriminator"  # what is trained; the first two name turns as well
 

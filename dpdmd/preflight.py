@@ -20,7 +20,6 @@ from dpdmd.families.adapters import adapters
 from dpdmd.families.layouts import LAYOUTS
 from dpdmd.families.model_folders import check_folder
 from dpdmd.families.notes import read_note
-from dpdmd.folders import check_writable, existing
 from dpdmd.launcher import check_agreement, check_launch, read_launch
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
@@ -30,6 +29,7 @@ from dpdmd.prompts import fingerprint, read_prompts
 from dpdmd.run_folder import RunFolder
 from dpdmd.schedules import Schedule
 from dpdmd.turns import student_turns
+from dpdmd.utils.paths import check_writable, existing
 
 OUT_OF_PROPORTION = 10  # times this machine's memory: no error of the plan, and no swap, is as large
 

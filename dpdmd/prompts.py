@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from dpdmd.rng import numpy_generator
-from dpdmd.text_files import read_text
+from dpdmd.utils.rng import numpy_generator
+from dpdmd.utils.text_files import read_text
 
 Item = TypeVar("Item")
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")

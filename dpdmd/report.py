@@ -4,10 +4,10 @@ The page needs no network and no other file. Every run keeps one of its own as R
 2 wrong input.
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.report")
+    signals.answer("dpdmd.report")
 
 import argparse
 import logging
@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpdmd.folders import user_path
 from dpdmd.run_folder import RunFolder, write_text
-from dpdmd.text_files import one_line
+from dpdmd.utils.paths import user_path
+from dpdmd.utils.text_files import one_line
 
 logger = logging.getLogger("dpdmd")
 
@@ -80,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

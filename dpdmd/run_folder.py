@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dpdmd.interruption import unfinished
 from dpdmd.options import RunConfig
-from dpdmd.whole_files import clear_leftovers
+from dpdmd.utils.atomic_files import clear_leftovers
+from dpdmd.utils.signals import unfinished
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 LATEST, BEST = "latest", "best"

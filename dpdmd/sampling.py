@@ -13,11 +13,11 @@ from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
 from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Layout, family_of
 from dpdmd.families.model_folders import check_folder
 from dpdmd.families.notes import Note, read_note
-from dpdmd.rng import normal_per_sample
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.schedules import Schedule
-from dpdmd.text_files import in_short
+from dpdmd.utils.rng import normal_per_sample
+from dpdmd.utils.text_files import in_short
 from dpdmd.weight_files import check_weights, read_checkpoint, read_header
 
 STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dpdmd.assembly import Trained
-from dpdmd.transfers import Stopwatch, ToHost
+from dpdmd.utils.device_transfer import Stopwatch, ToHost
 
 
 class Figures:

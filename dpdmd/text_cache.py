@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dpdmd.families.base import TextEmbedding, TextEncoder
 from dpdmd.shards import complete, is_whole, require_space, shard_path, write_shard
-from dpdmd.transfers import to_device
+from dpdmd.utils.device_transfer import to_device
 
 SHARD_SIZE = 64
 BATCH_SIZE = 8

@@ -5,10 +5,10 @@ little memory, another process of the run that was killed); 2 wrong input; 128 +
 (138) or SIGTERM (143), all saved.
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.train")
+    signals.answer("dpdmd.train")
 
 import sys
 from collections.abc import Sequence
@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 import torch
 
-from dpdmd import config, out_of_memory, preflight
+from dpdmd import config, preflight
 from dpdmd.checkpoint import SaveError
 from dpdmd.diagnostics import NonFiniteError
-from dpdmd.interruption import Interrupted
 from dpdmd.memory_plan import MemoryPlan
-from dpdmd.text_files import one_line
+from dpdmd.utils import out_of_memory
+from dpdmd.utils.signals import Interrupted
+from dpdmd.utils.text_files import one_line
 
 
 class End(NamedTuple):
@@ -95,4 +96,4 @@ def _failure(memory: MemoryPlan, error: RuntimeError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

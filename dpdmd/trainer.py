@@ -16,8 +16,6 @@ from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.distillation import MicroBatch
 from dpdmd.evaluation import in_loop
-from dpdmd.grids import labelled_grid, save_picture, to_pil
-from dpdmd.interruption import Interrupted, StopSignals
 from dpdmd.lr_schedules import learning_rate
 from dpdmd.memory_rows import MAX_PICTURES
 from dpdmd.preflight import Plan, total_steps
@@ -25,7 +23,9 @@ from dpdmd.run_folder import write_text
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
 from dpdmd.saving import Saving
 from dpdmd.step_record import Figures, StepUnderWay
-from dpdmd.transfers import Stopwatch
+from dpdmd.utils.device_transfer import Stopwatch
+from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
+from dpdmd.utils.signals import Interrupted, StopSignals
 
 STOP = "stop"  # the figure that tells every rank of a signal to any of them, or of a checkpoint that failed
 

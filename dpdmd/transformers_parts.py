@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 from PIL import Image
 
-from dpdmd.text_files import read_text
+from dpdmd.utils.text_files import read_text
 from dpdmd.weight_files import refuse_misfits
 
 

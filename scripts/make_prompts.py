@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dpdmd.rng import numpy_generator
 from dpdmd.shapes import pairs
 from dpdmd.shapes.categories import COLOUR_SHAPE, OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, caption
+from dpdmd.utils.rng import numpy_generator
 
 NUM_TRAIN, NUM_EVAL, NUM_EVAL_SHORT = 4000, 200, 16
 NUM_GENEVAL = 16  # of each category

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpdmd import config, export, generate, preflight
-from dpdmd.manifest import write_manifest
 from dpdmd.prompts import fingerprint
 from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.utils.manifest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 
@@ -558,7 +558,7 @@ def test_export_refuses_wrong_input(refused_by, tiny_pipeline, monkeypatch, out,
 
 
 def test_folders_that_are_read_only_are_told(refused_by, tiny_pipeline, diversity, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpdmd.folders.os.access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("dpdmd.utils.paths.os.access", lambda path, mode: mode != os.W_OK)
     out = tmp_path / "read_only" / "out"
     given = ["--model", str(tiny_pipeline), "--out", str(out)]
     for name, main, command, flag in (

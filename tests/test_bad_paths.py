@@ -10,10 +10,10 @@ import pytest
 from bad_input import ROOT
 
 from dpdmd import config, doctor, export, generate, report
-from dpdmd.folders import check_writable
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
-from dpdmd.text_files import one_line
+from dpdmd.utils.paths import check_writable
+from dpdmd.utils.text_files import one_line
 from dpdmd.weight_files import read_header
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
@@ -49,7 +49,7 @@ def test_a_folder_that_only_seems_writable_is_told(refused, tmp_path, monkeypatc
     def refuse(dir):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("dpdmd.folders.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("dpdmd.utils.paths.tempfile.TemporaryFile", refuse)
     line = refused({flag: str(tmp_path / "new")}, f"`{flag}` on a read-only file system")
     assert f"{tmp_path} cannot be written to (Read-only file system)" in line
     monkeypatch.undo()

@@ -13,8 +13,8 @@ import pytest
 
 from dpdmd import checkpoint, preflight, train
 from dpdmd.config import Config, read_yaml
-from dpdmd.manifest import MANIFEST, check_files, read_manifest, write_manifest
 from dpdmd.run_folder import RunFolder
+from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest, write_manifest
 
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd import config, options, strict_yaml
+from dpdmd import config, options
 from dpdmd.run_folder import RunFolder
+from dpdmd.utils import strict_yaml
 
 ROOT = Path(__file__).parent.parent
 SEED_FLAGS = (

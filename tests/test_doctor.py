@@ -6,9 +6,10 @@ import pytest
 import torch
 from small_distillation import method_flags
 
-from dpdmd import distributed, doctor, losses, methods, rng, rollout
+from dpdmd import distributed, doctor, losses, methods, rollout
 from dpdmd.families import base
 from dpdmd.families.sd35 import SD35
+from dpdmd.utils import rng
 
 
 @pytest.fixture

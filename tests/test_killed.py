@@ -15,9 +15,9 @@ from processes import LAUNCHER, cpu_environment, free_port
 from dpdmd import checkpoint, export, generate, train
 from dpdmd.config import read_yaml
 from dpdmd.evaluation import in_loop
-from dpdmd.manifest import MANIFEST, read_manifest, write_manifest
 from dpdmd.run_folder import BEST, RunFolder
 from dpdmd.trainer import Trainer
+from dpdmd.utils.manifest import MANIFEST, read_manifest, write_manifest
 
 ROOT = Path(__file__).parent.parent
 DRIVER = str(ROOT / "tests" / "drivers" / "killed_rank.py")

@@ -14,9 +14,9 @@ from dpdmd.families.layouts import SD35 as LAYOUT
 from dpdmd.families.model_folders import check_folder
 from dpdmd.families.notes import read_note
 from dpdmd.families.sd35 import SD35
-from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler
 from dpdmd.text_cache import CacheSettings, plan_shards
+from dpdmd.utils.rng import normal_per_sample
 from dpdmd.weight_files import read_json
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import torch
 
-from dpdmd.rng import derive_seed, integers_per_sample, normal_per_sample, numpy_generator, torch_generator
+from dpdmd.utils.rng import derive_seed, integers_per_sample, normal_per_sample, numpy_generator, torch_generator
 
 NAMES = list(itertools.product((0, 1), ("start noise", "score noise"), (0, 1, 10), (0, 1, 10)))
 

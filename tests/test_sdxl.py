@@ -30,8 +30,8 @@ from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks
 from dpdmd.options import MethodConfig
 from dpdmd.presets import FAMILIES
-from dpdmd.rng import normal_per_sample
 from dpdmd.sampling import load_sampler
+from dpdmd.utils.rng import normal_per_sample
 
 CPU = torch.device("cpu")
 LAYOUT = LAYOUTS["sdxl"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.grids import Image, save_picture
-from dpdmd.interruption import SIGNALS, unfinished
 from dpdmd.run_folder import write_text
-from dpdmd.whole_files import clear_leftovers, replacing
+from dpdmd.utils.atomic_files import clear_leftovers, replacing
+from dpdmd.utils.image_grid import Image, save_picture
+from dpdmd.utils.signals import SIGNALS, unfinished
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = (
@@ -113,7 +113,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 def test_leftovers_of_killed_processes_go_and_what_is_being_written_stays(tmp_path):
     """Told apart by the lock, which the system takes from a process that is killed."""
     script = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom dpdmd.whole_files import replacing\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom dpdmd.utils.atomic_files import replacing\n"
         "with replacing(Path(sys.argv[1])) as file:\n    print('writing', flush=True)\n    sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "picture.png")]

@@ -18,11 +18,11 @@ from dpdmd.config import read_yaml
 from dpdmd.families.scheduler_files import read_flow_schedule
 from dpdmd.families.sd35 import SD35TextEncoder
 from dpdmd.prompts import fingerprint, read_prompts
-from dpdmd.rng import normal_per_sample
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling import load_sampler
 from dpdmd.schedules import FlowSchedule
 from dpdmd.trainer import Trainer
+from dpdmd.utils.rng import normal_per_sample
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpdmd.text_files import in_short
+from dpdmd.utils.text_files import in_short
 
 PER_IMAGE = "per_image.csv"  # beside summary.json
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from dpdmd.comparison.sweep import Sweep, options_of
 from dpdmd.config import Config
-from dpdmd.interruption import StopSignals
 from dpdmd.run_folder import write_text
+from dpdmd.utils.signals import StopSignals
 from dpdmd.weight_files import holding_what_is_expected, read_json
 
 TRAIN = "train"  # the stage that makes a model; every other one measures it

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dpdmd import out_of_memory
 from dpdmd.comparison.sweep import Picture
-from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
 from dpdmd.sampling import batches_of, load_sampler
+from dpdmd.utils import out_of_memory
+from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
 
 SEED = 0
 GPU_BATCH = 4  # pictures of 1024 x 1024 that are made at a time beside SD3.5-Medium's text encoders

@@ -34,7 +34,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from dpdmd import strict_yaml
 from dpdmd.comparison.sweep import (
     OUTPUT_FLAGS,
     OWN_FLAGS,
@@ -47,7 +46,8 @@ from dpdmd.comparison.sweep import (
     options_of,
 )
 from dpdmd.config import Config, from_dict, read_yaml, validate
-from dpdmd.folders import expanded
+from dpdmd.utils import strict_yaml
+from dpdmd.utils.paths import expanded
 
 _NAME = re.compile(r"\w[\w.=+-]*")  # also a folder's name
 _SWEEP_KEYS = {

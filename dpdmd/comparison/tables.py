@@ -10,7 +10,7 @@ import numpy as np
 from dpdmd.comparison.figures import Figure
 from dpdmd.comparison.sweep import Sweep
 from dpdmd.evaluation.statistics import Difference, SeedMean, mean_over_seeds, paired_difference
-from dpdmd.markup import latex_text, markdown_cell
+from dpdmd.utils.tables import latex_text, markdown_cell
 
 # Seed of training (None: not trained) -> column -> figure.
 Runs = Mapping[int | None, Mapping[str, Figure]]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dpdmd.run_folder import write_text
-from dpdmd.text_files import in_short
+from dpdmd.utils.text_files import in_short
 from dpdmd.weight_files import read_json
 
 MANIFEST = "pictures.json"

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dpdmd import distributed, out_of_memory
+from dpdmd import distributed
 from dpdmd.checkpoint import versions
 from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.pictures import (
@@ -25,12 +25,13 @@ from dpdmd.evaluation.runner import UNREADABLE, Report, Row, judge, metric_names
 from dpdmd.evaluation.scorer_contents import check_scorer_contents
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.grids import check_finite, labelled_grid, save_picture, to_pil
-from dpdmd.markup import latex_text
 from dpdmd.prompts import fingerprint
 from dpdmd.run_folder import write_text
 from dpdmd.sampling import batches_of, find_model, load_sampler
-from dpdmd.whole_files import clear_leftovers
+from dpdmd.utils import out_of_memory
+from dpdmd.utils.atomic_files import clear_leftovers
+from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
+from dpdmd.utils.tables import latex_text
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
 FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpdmd.rng import numpy_generator
+from dpdmd.utils.rng import numpy_generator
 
 NUM_RESAMPLES = 2000
 NUM_FLIPS = 10_000

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from dpdmd.families.base import ImageDecoder
 from dpdmd.families.layouts import LORA_WEIGHTS, Layout
-from dpdmd.text_files import in_short
+from dpdmd.utils.text_files import in_short
 from dpdmd.weight_files import read_json, refuse_misfits
 
 

@@ -5,8 +5,8 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from dpdmd.rng import torch_generator
 from dpdmd.shapes.world import IMAGE_SIZE, World
+from dpdmd.utils.rng import torch_generator
 
 LATENT_CHANNELS = 8
 LATENT_SIZE = 8

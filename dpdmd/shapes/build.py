@@ -3,10 +3,10 @@
 `--pairs` goes on from the pipeline of one object to that of one or two.
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.shapes.build")
+    signals.answer("dpdmd.shapes.build")
 
 import argparse
 import logging
@@ -18,11 +18,11 @@ from pathlib import Path
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from dpdmd.families.notes import Note
-from dpdmd.folders import user_path
 from dpdmd.shapes.autoencoder import train_autoencoder
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import ONE_OBJECT, PAIRS, train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.utils.paths import user_path
 
 GUIDANCE_SCALE = 3.5  # paper's for SD3.5
 OUT, OUT_PAIRS = Path("weights/tiny/sd35"), Path("weights/tiny/sd35_pairs")
@@ -68,4 +68,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

@@ -4,10 +4,10 @@
 `data/pairs_geneval.txt`, for models of two objects (`weights/tiny/sd35_pairs`), with colour binding and position.
 """
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.shapes.measure")
+    signals.answer("dpdmd.shapes.measure")
 
 import argparse
 import json
@@ -22,8 +22,6 @@ import torch
 
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.families.base import TextEncoder
-from dpdmd.folders import check_writable, user_path
-from dpdmd.grids import check_finite, to_float, to_pil
 from dpdmd.picture_flags import check_ranges, check_total
 from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import write_text
@@ -32,7 +30,9 @@ from dpdmd.shapes.categories import category, following
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
-from dpdmd.text_files import one_line
+from dpdmd.utils.image_grid import check_finite, to_float, to_pil
+from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.text_files import one_line
 
 EVAL_PROMPTS = "data/shapes_eval.txt"
 BATCH_SIZE = 64
@@ -187,4 +187,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

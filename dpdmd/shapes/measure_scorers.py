@@ -1,9 +1,9 @@
 """How well the small world's scorers judge: `python -m dpdmd.shapes.measure_scorers`."""
 
-from dpdmd import interruption
+from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    interruption.answer("dpdmd.shapes.measure_scorers")
+    signals.answer("dpdmd.shapes.measure_scorers")
 
 import argparse
 import json
@@ -20,13 +20,13 @@ from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.runner import judge
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.folders import user_path
-from dpdmd.grids import to_pil
-from dpdmd.rng import numpy_generator
 from dpdmd.run_folder import write_text
 from dpdmd.shapes.oracle import read_pictures
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
-from dpdmd.text_files import one_line
+from dpdmd.utils.image_grid import to_pil
+from dpdmd.utils.paths import user_path
+from dpdmd.utils.rng import numpy_generator
+from dpdmd.utils.text_files import one_line
 
 TEST_SEED = 1_000  # scenes that no scorer was trained on
 NUM_PAIRS, NUM_SETS, SET_SIZE = 500, 80, 32
@@ -159,4 +159,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(interruption.done(main()))
+    sys.exit(signals.done(main()))

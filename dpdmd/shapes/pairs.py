@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpdmd.rng import numpy_generator
 from dpdmd.shapes import world
 from dpdmd.shapes.world import BACKGROUNDS, COLOURS, IMAGE_SIZE, MARGIN, SHAPES, Scene
+from dpdmd.utils.rng import numpy_generator
 
 HALF_EXTENT = 10.0  # pixels, of each of two objects
 GAP = 8.0  # pixels between the two along the axis that parts them: a latent's cell

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from transformers import BertTokenizer, BitImageProcessor, CLIPModel, CLIPProcessor, Dinov2Model
 
 from dpdmd.evaluation.scorers import imagereward
-from dpdmd.rng import numpy_generator
 from dpdmd.shapes.scorer_models import (
     WIDTH,
     build_clip,
@@ -27,6 +26,7 @@ from dpdmd.shapes.scorer_models import (
 )
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
+from dpdmd.utils.rng import numpy_generator
 
 BATCH_SIZE = 48
 NUM_STEPS = {"clip": 1500, "pickscore": 1500, "dinov2": 1200, "ImageReward": 1500}

@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpdmd.rng import numpy_generator, torch_generator
 from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule, shift_sigmas
 from dpdmd.shapes import pairs, text, world
 from dpdmd.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE, encode_scenes
 from dpdmd.shapes.world import World
+from dpdmd.utils.rng import numpy_generator, torch_generator
 
 SHIFT = 3.0  # SD3.5-Medium's
 TRAINING_SHIFT = 1.5  # of the training times: attributes are decided at high noise, so train there more often

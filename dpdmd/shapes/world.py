@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dpdmd.rng import numpy_generator
+from dpdmd.utils.rng import numpy_generator
 
 IMAGE_SIZE = 64
 

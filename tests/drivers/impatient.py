@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 
-from dpdmd import interruption, methods, train
+from dpdmd import methods, train
+from dpdmd.utils import signals
 
 healthy = methods.fake_turn
 
@@ -17,5 +18,5 @@ def interrupted(run, batch):
 
 
 methods.fake_turn = interrupted
-interruption.answer("dpdmd.train")
-sys.exit(interruption.done(train.main(sys.argv[1:])))
+signals.answer("dpdmd.train")
+sys.exit(signals.done(train.main(sys.argv[1:])))

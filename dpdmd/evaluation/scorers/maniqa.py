@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
-from dpdmd.rng import numpy_generator
-from dpdmd.text_files import in_short
+from dpdmd.utils.rng import numpy_generator
+from dpdmd.utils.text_files import in_short
 from dpdmd.weight_files import read_checkpoint
 
 CROP = 224

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer, load_strict
-from dpdmd.rng import derive_seed
+from dpdmd.utils.rng import derive_seed
 
 # The model was tuned on this question, word for word; another one gives other numbers.
 QUESTION = (

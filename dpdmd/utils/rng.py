@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dpdmd.transfers import to_device
+from dpdmd.utils.device_transfer import to_device
 
 
 def derive_seed(seed: int, purpose: str, *indices: int) -> int:

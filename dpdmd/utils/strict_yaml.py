@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from dpdmd.text_files import read_text
+from dpdmd.utils.text_files import read_text
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dpdmd.interruption import unfinished
+from dpdmd.utils.signals import unfinished
 
 LEFTOVERS = ".*.[0-9]*.tmp"  # what `replacing` calls its temporary files
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dpdmd.whole_files import replacing
+from dpdmd.utils.atomic_files import replacing
 
 _GAP = 4
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
