@@ -23,8 +23,8 @@ import torch
 from train_step import make_trainer
 
 from dpdmd.checkpoint import versions
-from dpdmd.run_folder import write_text
 from dpdmd.trainer import Trainer
+from dpdmd.utils.atomic_files import write_text
 
 NONE, IN_LINE, BESIDE = "none", "in line", "beside the steps"
 

@@ -35,12 +35,12 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from dpdmd.checkpoint import versions
 from dpdmd.families.notes import Note
 from dpdmd.memory_rows import CONTEXT, FAKE, STUDENT
-from dpdmd.run_folder import write_text
 from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.trainer import Trainer
 from dpdmd.turns import is_student_turn
+from dpdmd.utils.atomic_files import write_text
 
 TRAINED = {
     "LoRA 64": ["--lora_rank", "64"],

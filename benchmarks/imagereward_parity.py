@@ -127,7 +127,7 @@ def compare(work: Path) -> None:
     from dpdmd.checkpoint import versions
     from dpdmd.evaluation.scorers.base import Sample
     from dpdmd.evaluation.scorers.imagereward import ImageReward
-    from dpdmd.run_folder import write_text
+    from dpdmd.utils.atomic_files import write_text
 
     scorer = ImageReward(work / "ImageReward.pt", work / "med_config.json", work / "tokenizer", torch.device("cpu"))
     pictures = [Image.open(work / f"{index}.png").convert("RGB") for index in range(len(SIZES))]

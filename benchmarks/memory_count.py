@@ -39,8 +39,8 @@ from dpdmd.families.sd35 import SD35
 from dpdmd.memory_plan import plan_memory
 from dpdmd.memory_rows import FAKE, STUDENT, Topology
 from dpdmd.networks import Networks, recompute_blocks
-from dpdmd.run_folder import write_text
 from dpdmd.schedules import FlowSchedule
+from dpdmd.utils.atomic_files import write_text
 
 TEXT_TOKENS = 77 + 256
 

@@ -22,9 +22,9 @@ from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.runner import judge
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.run_folder import write_text
 from dpdmd.shapes.measure_scorers import SCORERS, TEST_SEED, pictures_of
 from dpdmd.shapes.world import sample_caption, sample_scene
+from dpdmd.utils.atomic_files import write_text
 
 RELEASE = "the release's way"
 NAMES = ("div_clip", "div_dino", "pickscore", "imagereward")

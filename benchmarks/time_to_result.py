@@ -24,8 +24,9 @@ import numpy as np
 import yaml
 
 from dpdmd.checkpoint import versions
-from dpdmd.run_folder import RunFolder, write_text
+from dpdmd.run_folder import RunFolder
 from dpdmd.shapes.measure import COLUMNS
+from dpdmd.utils.atomic_files import write_text
 
 JUDGED = ("accuracy", "entropy", "coverage", "spread")
 CONFIG = Path("scripts/configs/tiny.yaml")

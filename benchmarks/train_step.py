@@ -50,10 +50,10 @@ from dpdmd import config, distributed, methods, options, preflight, turns
 from dpdmd.checkpoint import versions
 from dpdmd.prompts import read_prompts
 from dpdmd.rollout import anchor_target, rollout
-from dpdmd.run_folder import write_text
 from dpdmd.run_log import RunLog, peak_memory_gb
 from dpdmd.terms import diversity_term
 from dpdmd.trainer import Trainer
+from dpdmd.utils.atomic_files import write_text
 
 SCORERS = ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path")
 

@@ -24,8 +24,8 @@ from dpdmd.options import (
     RunConfig,
 )
 from dpdmd.presets import FAMILIES, PRESETS
-from dpdmd.run_folder import write_text
 from dpdmd.utils import strict_yaml
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded
 
 MOST_TOLD = 400  # letters of argparse's own lines

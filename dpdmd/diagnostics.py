@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dpdmd.run_folder import write_text
+from dpdmd.utils.atomic_files import write_text
 
 
 class NonFiniteError(RuntimeError):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dpdmd import config, preflight
 from dpdmd.launcher import check_launch
-from dpdmd.run_folder import write_text
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import user_path
 from dpdmd.utils.text_files import one_line
 

@@ -12,10 +12,9 @@ from dpdmd import distributed, geneval
 from dpdmd.evaluation.pictures import is_whole, keep_or_refuse, open_picture
 from dpdmd.families.base import TextEncoder
 from dpdmd.prompts import fingerprint
-from dpdmd.run_folder import write_text
 from dpdmd.sampling import Batch, Sampler, batches_of, find_model, load_sampler
 from dpdmd.utils import out_of_memory
-from dpdmd.utils.atomic_files import clear_leftovers
+from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
 
 logger = logging.getLogger("dpdmd")

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpdmd.run_folder import RunFolder, write_text
+from dpdmd.run_folder import RunFolder
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import user_path
 from dpdmd.utils.text_files import one_line
 

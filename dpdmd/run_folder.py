@@ -12,28 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from dpdmd.options import RunConfig
-from dpdmd.utils.atomic_files import clear_leftovers
-from dpdmd.utils.signals import unfinished
+from dpdmd.utils.atomic_files import _half_of, clear_leftovers
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 LATEST, BEST = "latest", "best"
 STUDENT, LORA = "student", "lora"  # of a checkpoint: the whole pipeline, or with --lora_rank the adapter
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, and whoever comes after a kill, finds the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished(_half_of(path)) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-
-def _half_of(path: Path) -> Path:
-    """Where a text or a link is until it is whole."""
-    return path.with_name(f".{path.name}.tmp")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from dpdmd.checkpoint import versions
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
 from dpdmd.records import EVAL_TURN, read_records
-from dpdmd.run_folder import RunFolder, write_text
+from dpdmd.run_folder import RunFolder
+from dpdmd.utils.atomic_files import write_text
 
 logger = logging.getLogger("dpdmd")
 

@@ -19,10 +19,10 @@ from dpdmd.evaluation import in_loop
 from dpdmd.lr_schedules import learning_rate
 from dpdmd.memory_rows import MAX_PICTURES
 from dpdmd.preflight import Plan, total_steps
-from dpdmd.run_folder import write_text
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
 from dpdmd.saving import Saving
 from dpdmd.step_record import Figures, StepUnderWay
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.device_transfer import Stopwatch
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
 from dpdmd.utils.signals import Interrupted, StopSignals

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.run_folder import write_text
-from dpdmd.utils.atomic_files import clear_leftovers, replacing
+from dpdmd.utils.atomic_files import clear_leftovers, replacing, write_text
 from dpdmd.utils.image_grid import Image, save_picture
 from dpdmd.utils.signals import SIGNALS, unfinished
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dpdmd.comparison.sweep import Sweep, options_of
 from dpdmd.config import Config
-from dpdmd.run_folder import write_text
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.signals import StopSignals
 from dpdmd.weight_files import holding_what_is_expected, read_json
 

@@ -14,7 +14,7 @@ from dpdmd.comparison.picture import draw
 from dpdmd.comparison.plane import draw_plane
 from dpdmd.comparison.sweep import Sweep
 from dpdmd.comparison.tables import as_csv, compare, latex, markdown
-from dpdmd.run_folder import write_text
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.text_files import in_short
 
 

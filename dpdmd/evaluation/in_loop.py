@@ -23,9 +23,10 @@ from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.families.base import TextEncoder
 from dpdmd.records import EVAL_TURN
-from dpdmd.run_folder import RunFolder, write_text
+from dpdmd.run_folder import RunFolder
 from dpdmd.run_log import logger
 from dpdmd.sampling import Sampler, batches_of
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
 
 AVERAGE = "ema"

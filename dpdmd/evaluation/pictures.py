@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dpdmd.run_folder import write_text
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.text_files import in_short
 from dpdmd.weight_files import read_json
 

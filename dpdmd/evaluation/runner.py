@@ -15,7 +15,7 @@ from torch import Tensor
 from dpdmd.evaluation.diversity import diversity_per_picture
 from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Scorer, ValueScorer
 from dpdmd.evaluation.statistics import Summary, summarise
-from dpdmd.run_folder import write_text
+from dpdmd.utils.atomic_files import write_text
 
 logger = logging.getLogger("dpdmd")
 UNREADABLE = "unreadable"

@@ -26,10 +26,9 @@ from dpdmd.evaluation.scorer_contents import check_scorer_contents
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.prompts import fingerprint
-from dpdmd.run_folder import write_text
 from dpdmd.sampling import batches_of, find_model, load_sampler
 from dpdmd.utils import out_of_memory
-from dpdmd.utils.atomic_files import clear_leftovers
+from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
 from dpdmd.utils.tables import latex_text
 

@@ -24,12 +24,12 @@ from dpdmd.evaluation.statistics import Summary
 from dpdmd.families.base import TextEncoder
 from dpdmd.picture_flags import check_ranges, check_total
 from dpdmd.prompts import read_prompts
-from dpdmd.run_folder import write_text
 from dpdmd.sampling import Sampler, batches_of, find_model, load_sampler
 from dpdmd.shapes.categories import category, following
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.image_grid import check_finite, to_float, to_pil
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line

@@ -20,9 +20,9 @@ from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.runner import judge
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.run_folder import write_text
 from dpdmd.shapes.oracle import read_pictures
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.image_grid import to_pil
 from dpdmd.utils.paths import user_path
 from dpdmd.utils.rng import numpy_generator

@@ -62,3 +62,19 @@ def clear_leftovers(folders: Iterable[Path]) -> None:
                     path.unlink(missing_ok=True)
         except OSError:
             continue  # no file, not ours, or cleared by another process: it is in nobody's way
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, and whoever comes after a kill, finds the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(_half_of(path)) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _half_of(path: Path) -> Path:
+    """Where a text or a link is until it is whole."""
+    return path.with_name(f".{path.name}.tmp")
