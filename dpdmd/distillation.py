@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dpdmd.config.options import MethodConfig
 from dpdmd.discriminator import Critic
 from dpdmd.families.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.networks import Networks
-from dpdmd.options import MethodConfig
 from dpdmd.rollout import rollout
 from dpdmd.schedules import Schedule
 from dpdmd.utils import rng

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdmd import geneval
-from dpdmd.picture_flags import check_ranges, check_total
+from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
 

@@ -8,7 +8,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from dpdmd.options import OptimConfig
+from dpdmd.config.options import OptimConfig
 
 MOST_PROCESSES = 2**20
 _TRUE, _FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")

@@ -6,7 +6,7 @@ line or half a cosine that would reach 0 one update after the last.
 
 import math
 
-from dpdmd.options import OptimConfig
+from dpdmd.config.options import OptimConfig
 
 
 def lr_factor(name: str, update: int, total: int, warmup: int) -> float:

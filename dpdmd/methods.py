@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpdmd.config.options import MethodConfig
 from dpdmd.distillation import Distillation, MicroBatch, TurnResult
-from dpdmd.options import MethodConfig
 from dpdmd.rollout import rollout
 from dpdmd.terms import (
     FakeTerm,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd.options import OptimConfig
+from dpdmd.config.options import OptimConfig
 
 _COUNT = "step"  # the one entry that bitsandbytes keeps as a number
 

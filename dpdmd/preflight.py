@@ -14,6 +14,8 @@ import torch
 from dpdmd import checkpoint
 from dpdmd.compilation import check_compiler
 from dpdmd.config import Config
+from dpdmd.config.options import MAX_STEPS, MethodConfig
+from dpdmd.config.validation import without_effect
 from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.families.adapters import adapters
@@ -23,8 +25,6 @@ from dpdmd.families.notes import read_note
 from dpdmd.launcher import check_agreement, check_launch, read_launch
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
-from dpdmd.option_checks import without_effect
-from dpdmd.options import MAX_STEPS, MethodConfig
 from dpdmd.prompts import fingerprint, read_prompts
 from dpdmd.run_folder import RunFolder
 from dpdmd.schedules import Schedule

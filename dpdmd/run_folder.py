@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dpdmd.options import RunConfig
+from dpdmd.config.options import RunConfig
 from dpdmd.utils.atomic_files import _half_of, clear_leftovers
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"

@@ -1,6 +1,6 @@
 """Whose turn an update is: functions of the step alone, so a resumed run needs no state. Steps count from 0."""
 
-from dpdmd.options import MethodConfig
+from dpdmd.config.options import MethodConfig
 
 
 def student_turns(steps: int, config: MethodConfig) -> int:

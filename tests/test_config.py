@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd import config, options
+from dpdmd import config
+from dpdmd.config import options
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils import strict_yaml
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from dpdmd import checkpoint, export, lora, train
 from dpdmd.config import Config, read_yaml
+from dpdmd.config.options import ModelConfig
 from dpdmd.families.adapters import Adapter, adapters
 from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS
 from dpdmd.families.notes import read_note
 from dpdmd.families.sd35 import SD35
 from dpdmd.networks import Networks, load_networks
-from dpdmd.options import ModelConfig
 from dpdmd.sampling import load_sampler
 
 CPU = torch.device("cpu")

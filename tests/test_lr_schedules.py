@@ -10,8 +10,8 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from dpdmd import methods, train
+from dpdmd.config.options import LR_SCHEDULERS
 from dpdmd.lr_schedules import lr_factor
-from dpdmd.options import LR_SCHEDULERS
 from dpdmd.run_folder import LATEST, RunFolder
 
 WEIGHTS = (

@@ -12,7 +12,8 @@ from sd35_medium import TRANSFORMER, VAE, save_hollow
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dpdmd import checkpoint, config, lora, options
+from dpdmd import checkpoint, config, lora
+from dpdmd.config import options
 from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.evaluation.scorers import build_scorer

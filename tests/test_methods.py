@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from dpdmd import methods
 from dpdmd.config import Config
+from dpdmd.config.options import MethodConfig
 from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.families.base import TextEmbedding
 from dpdmd.families.sd35 import SD35
 from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks, recompute_blocks
-from dpdmd.options import MethodConfig
 from dpdmd.schedules import FlowSchedule
 from dpdmd.terms import Term, diversity_term, dmd_term
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dpdmd import distributed
+from dpdmd.config.options import OptimConfig
 from dpdmd.optimizers import make_optimizer
-from dpdmd.options import OptimConfig
 
 pytest.importorskip("bitsandbytes", reason="pip install 'dpdmd[memory]'")
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import pytest
 from sd35_medium import save_hollow
 
 from dpdmd import config
+from dpdmd.config.presets import FAMILIES, PRESETS
 from dpdmd.evaluation.plan import EvalPlan, PictureSet
 from dpdmd.memory_plan import plan_memory
 from dpdmd.memory_rows import PICTURES, Topology
-from dpdmd.presets import FAMILIES, PRESETS
 
 ROOT = Path(__file__).parent.parent
 # PickScore 3.95, ImageReward 1.8, CLIP 1.7, DINOv2 0.35 GB in fp32, rounded up.

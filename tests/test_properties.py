@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpdmd.config import Config, _groups, _value_type, from_dict, parse, read_yaml, write_yaml
+from dpdmd.config import Config, from_dict, parse, read_yaml, write_yaml
+from dpdmd.config.options import METHODS, NORMALIZERS
+from dpdmd.config.parser import _groups, _value_type
 from dpdmd.evaluation.pictures import file_name
-from dpdmd.options import METHODS, NORMALIZERS
 from dpdmd.prompts import global_samples, prompts_of_step, read_prompts
 
 # What may stand in a line: anything but line ends, zero bytes, and halves of surrogate pairs (not UTF-8).

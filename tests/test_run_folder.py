@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd import train
-from dpdmd.options import RunConfig
+from dpdmd.config.options import RunConfig
 from dpdmd.run_folder import LATEST, RunFolder
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dpdmd import checkpoint, doctor, export, generate, lora, methods, terms, train
 from dpdmd.config import Config
+from dpdmd.config.options import MethodConfig
+from dpdmd.config.presets import FAMILIES
 from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.families import family_class
 from dpdmd.families.base import TextEmbedding
@@ -28,8 +30,6 @@ from dpdmd.families.notes import Note, read_note
 from dpdmd.families.sdxl import SDXL
 from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks, load_networks
-from dpdmd.options import MethodConfig
-from dpdmd.presets import FAMILIES
 from dpdmd.sampling import load_sampler
 from dpdmd.utils.rng import normal_per_sample
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dpdmd.config.options import METHODS
 from dpdmd.families.layouts import LAYOUTS
-from dpdmd.options import METHODS
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,9 +20,9 @@ ORDER = (
     "dpdmd",
     "dpdmd.utils.signals",
     "dpdmd.utils.atomic_files",
-    "dpdmd.presets",
-    "dpdmd.options",
-    "dpdmd.option_checks",
+    "dpdmd.config.presets",
+    "dpdmd.config.options",
+    "dpdmd.config.validation",
     "dpdmd.utils.text_files",
     "dpdmd.utils.paths",
     "dpdmd.launcher",
@@ -33,7 +33,7 @@ ORDER = (
     "dpdmd.lr_schedules",
     "dpdmd.utils.device_transfer",
     "dpdmd.utils.out_of_memory",
-    "dpdmd.picture_flags",
+    "dpdmd.config.sampling_flags",
     "dpdmd.utils.rng",
     "dpdmd.utils.tables",
     "dpdmd.records",
@@ -275,7 +275,7 @@ def test_a_second_family_is_a_word_of_families_alone():
     added = [name for name in LAYOUTS if name != "sd35"]
     sources = {name: path.read_text(encoding="utf-8").lower() for name, path in SOURCES.items()}
     found = {name for name, text in sources.items() for family in added if family in text}
-    assert added and {name for name in found if not name.startswith("dpdmd.families")} == {"dpdmd.presets"}
+    assert added and {name for name in found if not name.startswith("dpdmd.families")} == {"dpdmd.config.presets"}
 
 
 def test_only_methods_decide_by_method():
@@ -283,7 +283,7 @@ def test_only_methods_decide_by_method():
     found = {
         name: decisions_by(tree, "method", set(METHODS))
         for name, tree in TREES.items()
-        if name not in ("dpdmd.methods", "dpdmd.option_checks")
+        if name not in ("dpdmd.methods", "dpdmd.config.validation")
     }
     assert {name: lines for name, lines in found.items() if lines} == {}
 
@@ -310,7 +310,7 @@ def test_wrong_input_is_told_before_the_heavy_imports():
         "dpdmd.config",
         "dpdmd.generate",
         "dpdmd.export",
-        "dpdmd.picture_flags",
+        "dpdmd.config.sampling_flags",
         "dpdmd.utils.paths",
         "dpdmd.launcher",
     ):

@@ -10,11 +10,11 @@ from small_distillation import CPU, STEPS, SpyFamily, gradients, make_critic, sa
 from torch import nn
 
 from dpdmd import lora, losses, methods, terms
+from dpdmd.config.options import MethodConfig
 from dpdmd.discriminator import Discriminator
 from dpdmd.families.adapters import Adapter
 from dpdmd.methods import fake_turn, student_turn
 from dpdmd.networks import Networks
-from dpdmd.options import MethodConfig
 from dpdmd.rollout import rollout
 from dpdmd.schedules import FlowSchedule
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpdmd.config.options import IN_LOOP_SCORERS, EvalConfig
+from dpdmd.config.sampling_flags import check_total
 from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
-from dpdmd.options import IN_LOOP_SCORERS, EvalConfig
-from dpdmd.picture_flags import check_total
 from dpdmd.prompts import read_prompts
 
 DIVERSITY = ("div_clip", "div_dino")

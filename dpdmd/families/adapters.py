@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from dpdmd.config.options import ModelConfig
 from dpdmd.families.layouts import LAYOUTS
-from dpdmd.options import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dpdmd.config.options import MAX_STEPS
 from dpdmd.evaluation import seed_grids
-from dpdmd.options import MAX_STEPS
 from dpdmd.records import EVAL_TURN, read_records
 from dpdmd.reporting.measured import Measured, read_measured
 from dpdmd.reporting.scores import AVERAGE_PREFIX, PREFIX, Metric, Score

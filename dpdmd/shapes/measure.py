@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.families.base import TextEncoder
-from dpdmd.picture_flags import check_ranges, check_total
 from dpdmd.prompts import read_prompts
 from dpdmd.sampling import Sampler, batches_of, find_model, load_sampler
 from dpdmd.shapes.categories import category, following

@@ -4,7 +4,15 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dpdmd.options import MOST_BATCH, MOST_COUNT, PAIRED_METHODS, EvalConfig, MethodConfig, ModelConfig, OptimConfig
+from dpdmd.config.options import (
+    MOST_BATCH,
+    MOST_COUNT,
+    PAIRED_METHODS,
+    EvalConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+)
 
 FP32_MAX = 3.4e38  # what is larger is infinite to the device
 MOST_SHOWN = 40  # letters of a number

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dpdmd.option_checks import shown
-from dpdmd.options import MOST_BATCH, MOST_IMAGES, MOST_PIXELS, MOST_STEPS
+from dpdmd.config.options import MOST_BATCH, MOST_IMAGES, MOST_PIXELS, MOST_STEPS
+from dpdmd.config.validation import shown
 
 LARGEST_SEED = 2**32 - 1  # what numpy and accelerate take
 MOST_TOKENS = 512  # of T5, as in diffusers

@@ -6,7 +6,7 @@ An option stands once, here: flags, help, the YAML reader and the check of its r
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpdmd.presets import FAMILIES, as_typed
+from dpdmd.config.presets import FAMILIES, as_typed
 
 METHODS = ("dpdmd", "dmd", "dmd_lpips", "dmd_gan")
 PAIRED_METHODS = ("dmd_lpips", "dmd_gan")  # they look at the teacher's samples

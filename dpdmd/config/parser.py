@@ -14,16 +14,9 @@ from typing import Any
 
 import yaml
 
-from dpdmd.option_checks import check_range, check_relations
-from dpdmd.options import (
-    DataConfig,
-    EvalConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-)
-from dpdmd.presets import FAMILIES, PRESETS
+from dpdmd.config.options import DataConfig, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from dpdmd.config.presets import FAMILIES, PRESETS
+from dpdmd.config.validation import check_range, check_relations
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded
