@@ -33,8 +33,8 @@ from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dpdmd.checkpoint import versions
-from dpdmd.families.notes import Note
 from dpdmd.memory_rows import CONTEXT, FAKE, STUDENT
+from dpdmd.models.sampling_defaults import Note
 from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline

@@ -29,17 +29,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dpdmd import config, lora, methods
+from dpdmd import config, methods
 from dpdmd.checkpoint import versions
 from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.evaluation.plan import EvalPlan
-from dpdmd.families.adapters import adapters
-from dpdmd.families.base import TextEmbedding
-from dpdmd.families.sd35 import SD35
 from dpdmd.memory_plan import plan_memory
 from dpdmd.memory_rows import FAKE, STUDENT, Topology
+from dpdmd.models import lora
+from dpdmd.models.base import TextEmbedding
+from dpdmd.models.lora_config import adapters
+from dpdmd.models.noise_schedule import FlowSchedule
+from dpdmd.models.sd35.family import SD35
 from dpdmd.networks import Networks, recompute_blocks
-from dpdmd.schedules import FlowSchedule
 from dpdmd.utils.atomic_files import write_text
 
 TEXT_TOKENS = 77 + 256

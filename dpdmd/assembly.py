@@ -13,9 +13,10 @@ from dpdmd import checkpoint, distributed, methods, teacher_cache, text_cache
 from dpdmd.discriminator import Critic, Discriminator, choose_blocks, token_widths
 from dpdmd.distillation import Distillation
 from dpdmd.evaluation.in_loop import InLoopEvaluation
-from dpdmd.families import family_class
-from dpdmd.families.base import Family, ImageDecoder, RestingDecoder, TextEncoder
 from dpdmd.methods import DISCRIMINATOR, FAKE, STUDENT
+from dpdmd.models import family_class
+from dpdmd.models.base import Family, ImageDecoder, RestingDecoder, TextEncoder
+from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
 from dpdmd.moving_average import MovingAverage
 from dpdmd.networks import Networks, blocks_owner, load_networks
 from dpdmd.optimizers import make_optimizer
@@ -24,7 +25,6 @@ from dpdmd.preflight import Plan
 from dpdmd.run_log import logger
 from dpdmd.sampling import Sampler, SamplerSettings
 from dpdmd.teacher_cache import StoredSamples
-from dpdmd.text_stream import StreamedTextEncoder
 
 
 @dataclass

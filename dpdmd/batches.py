@@ -6,7 +6,7 @@ from typing import TypeVar
 from dpdmd import methods, turns
 from dpdmd.config import Config
 from dpdmd.distillation import MicroBatch
-from dpdmd.families.base import TextEmbedding, TextEncoder
+from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.prompts import global_samples, prompts_of_step
 from dpdmd.teacher_cache import pool_prompts
 

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from dpdmd import __version__
 from dpdmd.config import Config, from_dict
-from dpdmd.families.adapters import adapters
-from dpdmd.families.base import Family
-from dpdmd.families.call_memory import FP32
-from dpdmd.families.layouts import LAYOUTS
-from dpdmd.families.notes import Note
+from dpdmd.models.activation_memory import FP32
+from dpdmd.models.base import Family
+from dpdmd.models.layout import LAYOUTS
+from dpdmd.models.lora_config import adapters
+from dpdmd.models.sampling_defaults import Note
 from dpdmd.optimizers import bytes_of_moments
 from dpdmd.records import read_records
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder

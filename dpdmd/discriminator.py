@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpdmd.families.base import Family, TextEmbedding
+from dpdmd.models.base import Family, TextEmbedding
 from dpdmd.utils.rng import torch_generator
 
 WIDTH = 128  # of the heads; SD3.5-Medium's tokens have 1536

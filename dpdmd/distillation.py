@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from dpdmd.config.options import MethodConfig
 from dpdmd.discriminator import Critic
-from dpdmd.families.base import Family, ImageDecoder, TextEmbedding
+from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
+from dpdmd.models.noise_schedule import Schedule
 from dpdmd.networks import Networks
 from dpdmd.rollout import rollout
-from dpdmd.schedules import Schedule
 from dpdmd.utils import rng
 
 

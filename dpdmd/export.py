@@ -68,7 +68,7 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
     family = model_family(model, torch.device("cpu"), torch.float32)
     network = load_network(family, model, torch.float32)
     if model.lora:
-        from dpdmd.lora import merged
+        from dpdmd.models.lora import merged
 
         network = merged(network)
     temporary = out.with_name(f".{out.name}.tmp")

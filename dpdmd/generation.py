@@ -10,7 +10,7 @@ from PIL import Image
 
 from dpdmd import distributed, geneval
 from dpdmd.evaluation.pictures import is_whole, keep_or_refuse, open_picture
-from dpdmd.families.base import TextEncoder
+from dpdmd.models.base import TextEncoder
 from dpdmd.prompts import fingerprint
 from dpdmd.sampling import Batch, Sampler, batches_of, find_model, load_sampler
 from dpdmd.utils import out_of_memory

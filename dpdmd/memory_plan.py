@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan
-from dpdmd.families.layouts import LAYOUTS
 from dpdmd.memory_rows import PHASES, Row, Topology, memory_rows
+from dpdmd.models.layout import LAYOUTS
 
 
 @dataclass(frozen=True)

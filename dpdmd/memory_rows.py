@@ -10,12 +10,12 @@ from pathlib import Path
 from dpdmd import methods
 from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan
-from dpdmd.families.adapters import adapters
-from dpdmd.families.call_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
-from dpdmd.families.layouts import LAYOUTS, Layout, count_numbers
 from dpdmd.launcher import is_on, read_launch
+from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
+from dpdmd.models.layout import LAYOUTS, Layout, count_numbers
+from dpdmd.models.lora_config import adapters
+from dpdmd.models.weight_files import read_json, read_weights_header
 from dpdmd.optimizers import bytes_of_moments
-from dpdmd.weight_files import read_json, read_weights_header
 
 ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
 TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dpdmd import lora
-from dpdmd.compilation import compile_blocks
 from dpdmd.config import Config
-from dpdmd.families.adapters import adapters
-from dpdmd.families.base import Family
+from dpdmd.models import lora
+from dpdmd.models.base import Family
+from dpdmd.models.compilation import compile_blocks
+from dpdmd.models.lora_config import adapters
 
 
 @dataclass

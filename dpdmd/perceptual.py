@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dpdmd import losses
 from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.evaluation.scorers.base import load_strict
+from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.utils.text_files import in_short
-from dpdmd.weight_files import read_checkpoint
 
 # Pictures [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
 Distance = Callable[[Tensor, Tensor], Tensor]

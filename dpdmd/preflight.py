@@ -12,22 +12,22 @@ from pathlib import Path
 import torch
 
 from dpdmd import checkpoint
-from dpdmd.compilation import check_compiler
 from dpdmd.config import Config
 from dpdmd.config.options import MAX_STEPS, MethodConfig
 from dpdmd.config.validation import without_effect
 from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
-from dpdmd.families.adapters import adapters
-from dpdmd.families.layouts import LAYOUTS
-from dpdmd.families.model_folders import check_folder
-from dpdmd.families.notes import read_note
 from dpdmd.launcher import check_agreement, check_launch, read_launch
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.compilation import check_compiler
+from dpdmd.models.layout import LAYOUTS
+from dpdmd.models.lora_config import adapters
+from dpdmd.models.noise_schedule import Schedule
+from dpdmd.models.sampling_defaults import read_note
 from dpdmd.prompts import fingerprint, read_prompts
 from dpdmd.run_folder import RunFolder
-from dpdmd.schedules import Schedule
 from dpdmd.turns import student_turns
 from dpdmd.utils.paths import check_writable, existing
 
@@ -181,7 +181,7 @@ def _check_models(config: Config) -> None:
 def _check_contents(config: Config, evaluation: EvalPlan) -> None:
     """Look closer at the models' and the scorers' files; last of all, since it imports what takes seconds."""
     from dpdmd.evaluation.scorer_contents import check_perceptual_contents, check_scorer_contents
-    from dpdmd.families.skeletons import check_contents
+    from dpdmd.models.checks.weights import check_contents
 
     model, layout = config.model, LAYOUTS[config.model.family]
     check_contents(layout, Path(model.teacher_id), "--teacher_id", no_t5=model.no_t5)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dpdmd.schedules import Predictor, Schedule
+from dpdmd.models.noise_schedule import Predictor, Schedule
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:

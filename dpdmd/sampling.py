@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpdmd.families import family_class
-from dpdmd.families.base import Family, ImageDecoder, TextEmbedding, TextEncoder
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, Layout, family_of
-from dpdmd.families.model_folders import check_folder
-from dpdmd.families.notes import Note, read_note
+from dpdmd.models import family_class
+from dpdmd.models.base import Family, ImageDecoder, TextEmbedding, TextEncoder
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS, Layout, family_of
+from dpdmd.models.noise_schedule import Schedule
+from dpdmd.models.sampling_defaults import Note, read_note
+from dpdmd.models.weight_files import check_weights, read_checkpoint, read_header
 from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
-from dpdmd.schedules import Schedule
 from dpdmd.utils.rng import normal_per_sample
 from dpdmd.utils.text_files import in_short
-from dpdmd.weight_files import check_weights, read_checkpoint, read_header
 
 STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
 Batch = list[tuple[int, int]]  # keys (prompt index, sample index) of pictures that are made together
@@ -161,7 +161,7 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Fami
     """
     name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
     check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
-    from dpdmd.families.skeletons import check_contents  # imports diffusers
+    from dpdmd.models.checks.weights import check_contents  # imports diffusers
 
     check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
     _check_source(model, LAYOUTS[name])

@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 from safetensors.torch import save
 from torch import Tensor
 
+from dpdmd.models.weight_files import read_header
 from dpdmd.utils.atomic_files import clear_leftovers, replacing
-from dpdmd.weight_files import read_header
 
 AnyShard = TypeVar("AnyShard", bound="Shard")
 

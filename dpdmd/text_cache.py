@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.families.base import TextEmbedding, TextEncoder
+from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.shards import complete, is_whole, require_space, shard_path, write_shard
 from dpdmd.utils.device_transfer import to_device
 

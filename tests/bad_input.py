@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dpdmd import train
-from dpdmd.families import sd35, sdxl
+from dpdmd.models.sd35.family import SD35
+from dpdmd.models.sdxl.family import SDXL
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "errors.md"
@@ -52,8 +53,8 @@ def no_model_loads(monkeypatch):
         raise AssertionError("a model was loaded before the input was refused")
 
     for name in ("load_network", "load_text_encoder", "load_image_decoder"):
-        monkeypatch.setattr(sd35.SD35, name, refuse)
-        monkeypatch.setattr(sdxl.SDXL, name, refuse)
+        monkeypatch.setattr(SD35, name, refuse)
+        monkeypatch.setattr(SDXL, name, refuse)
 
 
 @pytest.fixture

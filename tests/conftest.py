@@ -13,7 +13,7 @@ from processes import LAUNCHER, cpu_environment, free_port, kill_all
 from small_distillation import batch, decoder, embedded, make, trio  # noqa: F401
 
 from dpdmd import train
-from dpdmd.families.notes import Note
+from dpdmd.models.sampling_defaults import Note
 from dpdmd.shapes.text import MAX_LENGTH
 
 ROOT = Path(__file__).parent.parent

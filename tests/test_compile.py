@@ -11,10 +11,10 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
 
 from dpdmd import networks, train
-from dpdmd.compilation import check_compiler, compile_blocks
-from dpdmd.families.base import TextEmbedding
-from dpdmd.families.sd35 import SD35
-from dpdmd.weight_files import read_json
+from dpdmd.models.base import TextEmbedding
+from dpdmd.models.compilation import check_compiler, compile_blocks
+from dpdmd.models.sd35.family import SD35
+from dpdmd.models.weight_files import read_json
 
 CPU = torch.device("cpu")
 MEASURED = {"seconds", "samples_per_second", "memory_gb"}
@@ -127,6 +127,6 @@ def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"--compile: it needs a C[+]{2} compiler, and there is no no-such-compiler"):
         check_compiler(CPU)
-    monkeypatch.setattr("dpdmd.compilation.find_spec", lambda name: None)
+    monkeypatch.setattr("dpdmd.models.compilation.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--compile: on a GPU it needs triton"):
         check_compiler(torch.device("cuda"))

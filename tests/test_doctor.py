@@ -7,8 +7,8 @@ import torch
 from small_distillation import method_flags
 
 from dpdmd import distributed, doctor, losses, methods, rollout
-from dpdmd.families import base
-from dpdmd.families.sd35 import SD35
+from dpdmd.models import base
+from dpdmd.models.sd35.family import SD35
 from dpdmd.utils import rng
 
 

@@ -11,13 +11,14 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dpdmd import checkpoint, export, lora, train
+from dpdmd import checkpoint, export, train
 from dpdmd.config import Config, read_yaml
 from dpdmd.config.options import ModelConfig
-from dpdmd.families.adapters import Adapter, adapters
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS
-from dpdmd.families.notes import read_note
-from dpdmd.families.sd35 import SD35
+from dpdmd.models import lora
+from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS
+from dpdmd.models.lora_config import Adapter, adapters
+from dpdmd.models.sampling_defaults import read_note
+from dpdmd.models.sd35.family import SD35
 from dpdmd.networks import Networks, load_networks
 from dpdmd.sampling import load_sampler
 

@@ -12,15 +12,11 @@ from sd35_medium import TRANSFORMER, VAE, save_hollow
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dpdmd import checkpoint, config, lora
+from dpdmd import checkpoint, config
 from dpdmd.config import options
 from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.evaluation.scorers import build_scorer
-from dpdmd.families.adapters import Adapter
-from dpdmd.families.call_memory import CallShape, decode_bytes, sd3_call_memory
-from dpdmd.families.layouts import LAYOUTS
-from dpdmd.families.sd35 import SD35
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import (
     _PICTURE_TOWER,
@@ -33,6 +29,11 @@ from dpdmd.memory_rows import (
     Topology,
     _file_bytes,
 )
+from dpdmd.models import lora
+from dpdmd.models.activation_memory import CallShape, decode_bytes, sd3_call_memory
+from dpdmd.models.layout import LAYOUTS
+from dpdmd.models.lora_config import Adapter
+from dpdmd.models.sd35.family import SD35
 from dpdmd.networks import recompute_blocks
 
 NO_EVALUATION = EvalPlan([], {}, "")

@@ -12,11 +12,11 @@ from dpdmd import methods
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
 from dpdmd.distillation import Distillation, MicroBatch
-from dpdmd.families.base import TextEmbedding
-from dpdmd.families.sd35 import SD35
 from dpdmd.methods import fake_turn, student_turn
+from dpdmd.models.base import TextEmbedding
+from dpdmd.models.noise_schedule import FlowSchedule
+from dpdmd.models.sd35.family import SD35
 from dpdmd.networks import Networks, load_networks, recompute_blocks
-from dpdmd.schedules import FlowSchedule
 from dpdmd.terms import Term, diversity_term, dmd_term
 
 FLOW = FlowSchedule(shift=3.0)

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpdmd import generate, train
-from dpdmd.families import family_class
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS
-from dpdmd.families.model_folders import check_folder
-from dpdmd.families.notes import NOTE, Note, read_note
-from dpdmd.families.skeletons import check_contents
+from dpdmd.models import family_class
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.checks.weights import check_contents
+from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS
+from dpdmd.models.sampling_defaults import NOTE, Note, read_note
 from dpdmd.sampling import load_sampler
 
 CPU = torch.device("cpu")

@@ -9,15 +9,15 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dpdmd import generate, train
-from dpdmd.families.layouts import LAYOUTS
-from dpdmd.families.layouts import SD35 as LAYOUT
-from dpdmd.families.model_folders import check_folder
-from dpdmd.families.notes import read_note
-from dpdmd.families.sd35 import SD35
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.layout import LAYOUTS
+from dpdmd.models.layout import SD35 as LAYOUT
+from dpdmd.models.sampling_defaults import read_note
+from dpdmd.models.sd35.family import SD35
+from dpdmd.models.weight_files import read_json
 from dpdmd.sampling import load_sampler
 from dpdmd.text_cache import CacheSettings, plan_shards
 from dpdmd.utils.rng import normal_per_sample
-from dpdmd.weight_files import read_json
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "a small cross on a white background"]

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpdmd import config, distributed, losses, methods, preflight, text_stream, train, updates
+from dpdmd import config, distributed, losses, methods, preflight, train, updates
 from dpdmd.assembly import Trained
 from dpdmd.distillation import Distillation
-from dpdmd.families.base import TextEmbedding, TextEncoder
+from dpdmd.models import streamed_text_encoder
+from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.networks import Networks
 from dpdmd.step_record import Figures
 from dpdmd.trainer import Trainer
@@ -350,7 +351,7 @@ def test_text_is_encoded_on_a_stream_that_the_training_waits_for(monkeypatch):
             events.append(("encode", prompts))
             return text
 
-    encoder = text_stream.StreamedTextEncoder(Encoder(), torch.device("cpu"))
+    encoder = streamed_text_encoder.StreamedTextEncoder(Encoder(), torch.device("cpu"))
     assert encoder.encode(["a"]) is text
     own = encoder.stream
     assert events == [

@@ -29,8 +29,8 @@ from dpdmd.evaluation.scorer_contents import check_scorer_contents
 from dpdmd.evaluation.scorers import SCORERS, build_scorer, imagereward
 from dpdmd.evaluation.scorers.base import Sample
 from dpdmd.evaluation.scorers.visualquality import VisualQualityR1, parse_rating
+from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.shapes.scorer_models import build_bert_tokenizer
-from dpdmd.weight_files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 

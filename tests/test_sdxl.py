@@ -17,18 +17,18 @@ from safetensors.torch import load_file, save_file
 from small_distillation import make_critic, method_flags, squared_distance
 from torch import Tensor
 
-from dpdmd import checkpoint, doctor, export, generate, lora, methods, terms, train
+from dpdmd import checkpoint, doctor, export, generate, methods, terms, train
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
 from dpdmd.config.presets import FAMILIES
 from dpdmd.distillation import Distillation, MicroBatch
-from dpdmd.families import family_class
-from dpdmd.families.base import TextEmbedding
-from dpdmd.families.layouts import LAYOUTS, LORA_WEIGHTS, family_of
-from dpdmd.families.model_folders import check_folder
-from dpdmd.families.notes import Note, read_note
-from dpdmd.families.sdxl import SDXL
 from dpdmd.methods import fake_turn, student_turn
+from dpdmd.models import family_class, lora
+from dpdmd.models.base import TextEmbedding
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS, family_of
+from dpdmd.models.sampling_defaults import Note, read_note
+from dpdmd.models.sdxl.family import SDXL
 from dpdmd.networks import Networks, load_networks
 from dpdmd.sampling import load_sampler
 from dpdmd.utils.rng import normal_per_sample

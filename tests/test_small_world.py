@@ -10,9 +10,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dpdmd.evaluation.scorers.base import Scorer
-from dpdmd.families.layouts import SD35
-from dpdmd.families.model_folders import check_folder
-from dpdmd.families.sd35 import SD35TextEncoder
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.layout import SD35
+from dpdmd.models.sd35.family import SD35TextEncoder
 from dpdmd.sampling import load_sampler
 from dpdmd.shapes import build, measure_scorers, pairs, teacher, world
 from dpdmd.shapes.autoencoder import reconstruct_scenes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.config.options import METHODS
-from dpdmd.families.layouts import LAYOUTS
+from dpdmd.models.layout import LAYOUTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,31 +39,31 @@ ORDER = (
     "dpdmd.records",
     "dpdmd.diagnostics",
     "dpdmd.prompts",
-    "dpdmd.schedules",
+    "dpdmd.models.noise_schedule",
     "dpdmd.rollout",
     "dpdmd.losses",
-    "dpdmd.weight_files",
-    "dpdmd.transformers_parts",
+    "dpdmd.models.weight_files",
+    "dpdmd.models.checks.transformers_parts",
     "dpdmd.utils.manifest",
-    "dpdmd.families.notes",
-    "dpdmd.families.scheduler_files",
-    "dpdmd.families.call_memory",
-    "dpdmd.families.layouts",
-    "dpdmd.families.model_folders",
-    "dpdmd.families.adapters",
-    "dpdmd.families.base",
-    "dpdmd.lora",
+    "dpdmd.models.sampling_defaults",
+    "dpdmd.models.scheduler_config",
+    "dpdmd.models.activation_memory",
+    "dpdmd.models.layout",
+    "dpdmd.models.checks.folder",
+    "dpdmd.models.lora_config",
+    "dpdmd.models.base",
+    "dpdmd.models.lora",
     "dpdmd.discriminator",
-    "dpdmd.families.components",
-    "dpdmd.families.skeletons",
-    "dpdmd.families.sd35",
-    "dpdmd.families.sdxl",
-    "dpdmd.families",
+    "dpdmd.models.common",
+    "dpdmd.models.checks.weights",
+    "dpdmd.models.sd35.family",
+    "dpdmd.models.sdxl.family",
+    "dpdmd.models",
     "dpdmd.shards",
     "dpdmd.text_cache",
     "dpdmd.teacher_cache",
-    "dpdmd.text_stream",
-    "dpdmd.compilation",
+    "dpdmd.models.streamed_text_encoder",
+    "dpdmd.models.compilation",
     "dpdmd.networks",
     "dpdmd.distillation",
     "dpdmd.terms",
@@ -265,7 +265,7 @@ def test_only_families_decide_by_family():
     found = {
         name: decisions_by(tree, "family", set(LAYOUTS))
         for name, tree in TREES.items()
-        if not name.startswith("dpdmd.families")
+        if not name.startswith("dpdmd.models")
     }
     assert {name: lines for name, lines in found.items() if lines} == {}
 
@@ -275,7 +275,7 @@ def test_a_second_family_is_a_word_of_families_alone():
     added = [name for name in LAYOUTS if name != "sd35"]
     sources = {name: path.read_text(encoding="utf-8").lower() for name, path in SOURCES.items()}
     found = {name for name, text in sources.items() for family in added if family in text}
-    assert added and {name for name in found if not name.startswith("dpdmd.families")} == {"dpdmd.config.presets"}
+    assert added and {name for name in found if not name.startswith("dpdmd.models")} == {"dpdmd.config.presets"}
 
 
 def test_only_methods_decide_by_method():
@@ -293,12 +293,12 @@ def test_only_families_and_the_small_world_import_diffusers():
     offenders = [
         f"{name}:{line}"
         for name, tree in TREES.items()
-        if not name.startswith(("dpdmd.families", "dpdmd.shapes"))
+        if not name.startswith(("dpdmd.models", "dpdmd.shapes"))
         for target, line in imports(tree, set())
         if target.split(".")[0] == "diffusers"
     ]
     assert offenders == []
-    assert any(target == "diffusers" for target, _ in imports(TREES["dpdmd.families.sd35"], set()))
+    assert any(target == "diffusers" for target, _ in imports(TREES["dpdmd.models.sd35.family"], set()))
 
 
 def test_wrong_input_is_told_before_the_heavy_imports():

@@ -9,14 +9,15 @@ import torch
 from small_distillation import CPU, STEPS, SpyFamily, gradients, make_critic, same, squared_distance, weights
 from torch import nn
 
-from dpdmd import lora, losses, methods, terms
+from dpdmd import losses, methods, terms
 from dpdmd.config.options import MethodConfig
 from dpdmd.discriminator import Discriminator
-from dpdmd.families.adapters import Adapter
 from dpdmd.methods import fake_turn, student_turn
+from dpdmd.models import lora
+from dpdmd.models.lora_config import Adapter
+from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.networks import Networks
 from dpdmd.rollout import rollout
-from dpdmd.schedules import FlowSchedule
 
 SIGMAS = FlowSchedule(3.0).trailing_sigmas(4)
 

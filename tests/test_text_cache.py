@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpdmd import text_cache, train
-from dpdmd.families.sd35 import SD35
+from dpdmd.models.sd35.family import SD35
 from dpdmd.text_cache import CachedTextEncoder, CacheSettings, plan_shards, write_shards
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.program import Program
 from dpdmd.evaluation.runner import metric_names
 from dpdmd.evaluation.scorers import SCORERS
-from dpdmd.families.layouts import LAYOUTS, family_of
-from dpdmd.families.model_folders import check_folder
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.layout import LAYOUTS, family_of
 from dpdmd.sampling import find_model
 from dpdmd.shapes import measure
 from dpdmd.shapes.categories import category

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.weight_files import check_pickle, read_json, read_weights_header, require_folder, where_to_get
+from dpdmd.models.weight_files import check_pickle, read_json, read_weights_header, require_folder, where_to_get
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")

@@ -21,7 +21,7 @@ from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
-from dpdmd.families.base import TextEncoder
+from dpdmd.models.base import TextEncoder
 from dpdmd.records import EVAL_TURN
 from dpdmd.run_folder import RunFolder
 from dpdmd.run_log import logger

@@ -14,14 +14,14 @@ from dpdmd.evaluation.files import PERCEPTUAL_FILES, SOURCES, is_open_clip
 from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS
 from dpdmd.evaluation.scorers.imagereward import load_network as load_imagereward
 from dpdmd.evaluation.scorers.maniqa import load_network as load_maniqa
-from dpdmd.perceptual import load_vgg_distance
-from dpdmd.transformers_parts import (
+from dpdmd.models.checks.transformers_parts import (
     check_network,
     check_picture_processor,
     check_tokenizer,
     told_in_one_line,
 )
-from dpdmd.weight_files import where_to_get
+from dpdmd.models.weight_files import where_to_get
+from dpdmd.perceptual import load_vgg_distance
 
 QUALITY = "pip install -e '.[quality]' first"  # pyiqa
 

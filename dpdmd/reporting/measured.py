@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.weight_files import read_json
 from dpdmd.reporting.scores import Score
-from dpdmd.weight_files import read_json
 
 COLUMNS = ("entropy", "coverage", "spread")  # of the world's figures, beside the accuracy that the kinds divide
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-from dpdmd.families.notes import Note
+from dpdmd.models.sampling_defaults import Note
 from dpdmd.shapes.autoencoder import train_autoencoder
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import ONE_OBJECT, PAIRS, train_teacher

@@ -22,7 +22,7 @@ import torch
 
 from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.evaluation.statistics import Summary
-from dpdmd.families.base import TextEncoder
+from dpdmd.models.base import TextEncoder
 from dpdmd.prompts import read_prompts
 from dpdmd.sampling import Sampler, batches_of, find_model, load_sampler
 from dpdmd.shapes.categories import category, following

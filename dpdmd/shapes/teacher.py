@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule, shift_sigmas
+from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule, shift_sigmas
 from dpdmd.shapes import pairs, text, world
 from dpdmd.shapes.autoencoder import LATENT_CHANNELS, LATENT_SIZE, encode_scenes
 from dpdmd.shapes.world import World

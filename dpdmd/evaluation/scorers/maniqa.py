@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
+from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.utils.rng import numpy_generator
 from dpdmd.utils.text_files import in_short
-from dpdmd.weight_files import read_checkpoint
 
 CROP = 224
 NUM_CROPS = 10  # of the authors' release

@@ -1,6 +1,6 @@
 """Model families: a new one is a file here, its layout in `layouts.py`, and a line in each of the two dicts."""
 
-from dpdmd.families.base import Family
+from dpdmd.models.base import Family
 
 
 def family_class(name: str) -> type[Family]:
@@ -10,11 +10,11 @@ def family_class(name: str) -> type[Family]:
         ValueError: unknown name.
     """
     if name == "sd35":
-        from dpdmd.families.sd35 import SD35
+        from dpdmd.models.sd35.family import SD35
 
         return SD35
     if name == "sdxl":
-        from dpdmd.families.sdxl import SDXL
+        from dpdmd.models.sdxl.family import SDXL
 
         return SDXL
     raise ValueError(f"unknown family {name!r} (known: sd35, sdxl)")

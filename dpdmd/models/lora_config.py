@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dpdmd.config.options import ModelConfig
-from dpdmd.families.layouts import LAYOUTS
+from dpdmd.models.layout import LAYOUTS
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dpdmd.families.layouts import LAYOUTS, Layout
-from dpdmd.families.notes import read_note
-from dpdmd.weight_files import check_weights, holding_what_is_expected, read_json, require_folder, where_to_get
+from dpdmd.models.layout import LAYOUTS, Layout
+from dpdmd.models.sampling_defaults import read_note
+from dpdmd.models.weight_files import check_weights, holding_what_is_expected, read_json, require_folder, where_to_get
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 

@@ -10,11 +10,11 @@ import diffusers
 import torch
 import transformers
 
-from dpdmd.families.components import quieten_libraries
-from dpdmd.families.layouts import Layout
-from dpdmd.families.model_folders import naming
-from dpdmd.transformers_parts import check_network, check_tokenizer, told_in_one_line
-from dpdmd.weight_files import check_weights, read_json
+from dpdmd.models.checks.folder import naming
+from dpdmd.models.checks.transformers_parts import check_network, check_tokenizer, told_in_one_line
+from dpdmd.models.common import quieten_libraries
+from dpdmd.models.layout import Layout
+from dpdmd.models.weight_files import check_weights, read_json
 
 
 def check_contents(layout: Layout, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dpdmd.families.adapters import Adapter
+from dpdmd.models.lora_config import Adapter
 from dpdmd.utils.rng import torch_generator
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import torch
 
-from dpdmd.families.base import TextEmbedding, TextEncoder
+from dpdmd.models.base import TextEmbedding, TextEncoder
 
 
 class StreamedTextEncoder(TextEncoder):

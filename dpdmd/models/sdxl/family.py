@@ -9,9 +9,8 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dpdmd.families.adapters import Adapter
-from dpdmd.families.base import Family, TextEmbedding, TextEncoder
-from dpdmd.families.components import (
+from dpdmd.models.base import Family, TextEmbedding, TextEncoder
+from dpdmd.models.common import (
     KLImageDecoder,
     attach_lora,
     export_network,
@@ -21,12 +20,13 @@ from dpdmd.families.components import (
     quieten_libraries,
     read_lora,
 )
-from dpdmd.families.layouts import LORA_WEIGHTS
-from dpdmd.families.layouts import SDXL as LAYOUT
-from dpdmd.families.notes import Note
-from dpdmd.families.scheduler_files import SDXL_SCHEDULE, read_sdxl_schedule
-from dpdmd.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
-from dpdmd.schedules import EpsilonSchedule
+from dpdmd.models.layout import LORA_WEIGHTS
+from dpdmd.models.layout import SDXL as LAYOUT
+from dpdmd.models.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
+from dpdmd.models.lora_config import Adapter
+from dpdmd.models.noise_schedule import EpsilonSchedule
+from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.scheduler_config import SDXL_SCHEDULE, read_sdxl_schedule
 
 
 class SDXLTextEncoder(TextEncoder):

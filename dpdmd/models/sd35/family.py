@@ -9,9 +9,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dpdmd.families.adapters import Adapter
-from dpdmd.families.base import Family, TextEmbedding, TextEncoder
-from dpdmd.families.components import (
+from dpdmd.models.base import Family, TextEmbedding, TextEncoder
+from dpdmd.models.common import (
     KLImageDecoder,
     attach_lora,
     export_network,
@@ -21,12 +20,13 @@ from dpdmd.families.components import (
     quieten_libraries,
     read_lora,
 )
-from dpdmd.families.layouts import LORA_WEIGHTS
-from dpdmd.families.layouts import SD35 as LAYOUT
-from dpdmd.families.notes import Note
-from dpdmd.families.scheduler_files import read_flow_schedule
-from dpdmd.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
-from dpdmd.schedules import NUM_TRAIN_TIMESTEPS, FlowSchedule
+from dpdmd.models.layout import LORA_WEIGHTS
+from dpdmd.models.layout import SD35 as LAYOUT
+from dpdmd.models.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
+from dpdmd.models.lora_config import Adapter
+from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule
+from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.scheduler_config import read_flow_schedule
 
 
 class SD35TextEncoder(TextEncoder):

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dpdmd.families.base import ImageDecoder
-from dpdmd.families.layouts import LORA_WEIGHTS, Layout
+from dpdmd.models.base import ImageDecoder
+from dpdmd.models.layout import LORA_WEIGHTS, Layout
+from dpdmd.models.weight_files import read_json, refuse_misfits
 from dpdmd.utils.text_files import in_short
-from dpdmd.weight_files import read_json, refuse_misfits
 
 
 def quieten_libraries() -> None:

@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dpdmd.schedules import DEFAULT, GRIDS
-from dpdmd.weight_files import read_json
+from dpdmd.models.noise_schedule import DEFAULT, GRIDS
+from dpdmd.models.weight_files import read_json
 
 NOTE = "dpdmd.json"  # beside model_index.json
 

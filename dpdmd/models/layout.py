@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.families.call_memory import CallMemory, CallShape, sd3_call_memory
-from dpdmd.families.notes import Note
-from dpdmd.families.scheduler_files import read_flow_schedule, read_sdxl_schedule
-from dpdmd.schedules import Schedule
-from dpdmd.weight_files import (
+from dpdmd.models.activation_memory import CallMemory, CallShape, sd3_call_memory
+from dpdmd.models.noise_schedule import Schedule
+from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.scheduler_config import read_flow_schedule, read_sdxl_schedule
+from dpdmd.models.weight_files import (
     DIFFUSERS_STEM,
     TRANSFORMERS_STEM,
     holding_what_is_expected,

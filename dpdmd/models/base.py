@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dpdmd.families.adapters import Adapter
-from dpdmd.families.notes import Note
+from dpdmd.models.lora_config import Adapter
+from dpdmd.models.noise_schedule import Predictor, Schedule
+from dpdmd.models.sampling_defaults import Note
 from dpdmd.rollout import guide
-from dpdmd.schedules import Predictor, Schedule
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpdmd.families.notes import Note, read_note
-from dpdmd.schedules import EpsilonSchedule, FlowSchedule
-from dpdmd.weight_files import read_json
+from dpdmd.models.noise_schedule import EpsilonSchedule, FlowSchedule
+from dpdmd.models.sampling_defaults import Note, read_note
+from dpdmd.models.weight_files import read_json
 
 _FLOW_OPTIONS = (  # bend the grid
     "use_dynamic_shifting",

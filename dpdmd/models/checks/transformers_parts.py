@@ -13,8 +13,8 @@ from typing import Any
 import transformers
 from PIL import Image
 
+from dpdmd.models.weight_files import refuse_misfits
 from dpdmd.utils.text_files import read_text
-from dpdmd.weight_files import refuse_misfits
 
 
 def check_network(name: str, folder: Path) -> Any:
