@@ -49,7 +49,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpdmd import config, distributed, methods, preflight, turns
 from dpdmd.checkpoint import versions
 from dpdmd.config import options
-from dpdmd.prompts import read_prompts
+from dpdmd.data.prompts import read_prompts
 from dpdmd.rollout import anchor_target, rollout
 from dpdmd.run_log import RunLog, peak_memory_gb
 from dpdmd.terms import diversity_term

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd import checkpoint, distributed, methods, teacher_cache, text_cache
+from dpdmd import checkpoint, distributed, methods
+from dpdmd.data import teacher_sample_cache, text_embedding_cache
+from dpdmd.data.teacher_sample_cache import StoredSamples
 from dpdmd.discriminator import Critic, Discriminator, choose_blocks, token_widths
 from dpdmd.distillation import Distillation
 from dpdmd.evaluation.in_loop import InLoopEvaluation
@@ -24,7 +26,6 @@ from dpdmd.perceptual import load_perceptual
 from dpdmd.preflight import Plan
 from dpdmd.run_log import logger
 from dpdmd.sampling import Sampler, SamplerSettings
-from dpdmd.teacher_cache import StoredSamples
 
 
 @dataclass
@@ -125,10 +126,12 @@ def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEnco
     if not data.cache_text_embeddings:
         return load()
     pictured = [prompt for pictures in plan.evaluation.sets for prompt in pictures.prompts]
-    return text_cache.cached_encoder(
+    return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
         [*plan.prompts, *pictured],
-        text_cache.CacheSettings(str(folder.resolve()), data.max_sequence_length, str(family.compute_dtype), no_t5),
+        text_embedding_cache.CacheSettings(
+            str(folder.resolve()), data.max_sequence_length, str(family.compute_dtype), no_t5
+        ),
         accelerator.device,
         load,
         rank=accelerator.process_index,
@@ -185,10 +188,10 @@ def _store_samples(plan: Plan, accelerator: Any, run: Distillation, text_encoder
     def make(prompts: Sequence[str], entries: Sequence[int]) -> Tensor:
         return run.sample_teacher(text_encoder.encode(list(prompts)), run.pool_noise(entries))
 
-    return teacher_cache.stored_samples(
+    return teacher_sample_cache.stored_samples(
         Path(config.method.teacher_cache),
-        teacher_cache.pool_prompts(plan.prompts, run.seed, config.method.teacher_cache_size),
-        teacher_cache.PoolSettings(
+        teacher_sample_cache.pool_prompts(plan.prompts, run.seed, config.method.teacher_cache_size),
+        teacher_sample_cache.PoolSettings(
             model=str(Path(config.model.teacher_id).resolve()),
             dtype=str(run.family.compute_dtype),
             sigmas=tuple(run.teacher_sigmas.tolist()),

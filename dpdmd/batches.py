@@ -5,10 +5,10 @@ from typing import TypeVar
 
 from dpdmd import methods, turns
 from dpdmd.config import Config
+from dpdmd.data.prompts import global_samples, prompts_of_step
+from dpdmd.data.teacher_sample_cache import pool_prompts
 from dpdmd.distillation import MicroBatch
 from dpdmd.models.base import TextEmbedding, TextEncoder
-from dpdmd.prompts import global_samples, prompts_of_step
-from dpdmd.teacher_cache import pool_prompts
 
 Item = TypeVar("Item")
 

@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> list[str]:
 
 
 def _read(path: Path) -> list[str]:
-    from dpdmd.prompts import read_prompts  # imports torch, which takes seconds
+    from dpdmd.data.prompts import read_prompts  # imports torch, which takes seconds
 
     return read_prompts(path)
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from dpdmd import distributed, geneval
+from dpdmd.data.prompts import fingerprint
 from dpdmd.evaluation.pictures import is_whole, keep_or_refuse, open_picture
 from dpdmd.models.base import TextEncoder
-from dpdmd.prompts import fingerprint
 from dpdmd.sampling import Batch, Sampler, batches_of, find_model, load_sampler
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import clear_leftovers, write_text

@@ -15,6 +15,7 @@ from dpdmd import checkpoint
 from dpdmd.config import Config
 from dpdmd.config.options import MAX_STEPS, MethodConfig
 from dpdmd.config.validation import without_effect
+from dpdmd.data.prompts import fingerprint, read_prompts
 from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.launcher import check_agreement, check_launch, read_launch
@@ -26,7 +27,6 @@ from dpdmd.models.layout import LAYOUTS
 from dpdmd.models.lora_config import adapters
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import read_note
-from dpdmd.prompts import fingerprint, read_prompts
 from dpdmd.run_folder import RunFolder
 from dpdmd.turns import student_turns
 from dpdmd.utils.paths import check_writable, existing

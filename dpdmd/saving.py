@@ -8,11 +8,11 @@ from torch import Tensor
 from dpdmd import checkpoint, distributed, methods
 from dpdmd.assembly import Assembly
 from dpdmd.checkpoint_writer import CheckpointWriter
+from dpdmd.data.prompts import fingerprint
 from dpdmd.evaluation import in_loop
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
 from dpdmd.models.sampling_defaults import Note
 from dpdmd.preflight import Plan
-from dpdmd.prompts import fingerprint
 from dpdmd.run_folder import BEST
 from dpdmd.run_log import RunLog
 

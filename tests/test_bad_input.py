@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpdmd import config, export, generate, preflight
-from dpdmd.prompts import fingerprint
+from dpdmd.data.prompts import fingerprint
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.utils.manifest import write_manifest
 

@@ -10,8 +10,8 @@ import pytest
 from bad_input import ROOT
 
 from dpdmd import config, doctor, export, generate, report
+from dpdmd.data.prompts import read_prompts
 from dpdmd.models.weight_files import read_header
-from dpdmd.prompts import read_prompts
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.paths import check_writable
 from dpdmd.utils.text_files import one_line

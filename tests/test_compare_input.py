@@ -15,9 +15,9 @@ from dpdmd.comparison.jobs import plan_jobs
 from dpdmd.comparison.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
 from dpdmd.comparison.sweep_file import read_sweep
 from dpdmd.config.options import IN_LOOP_SCORERS
+from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation import program
 from dpdmd.evaluation.files import REQUIREMENTS
-from dpdmd.prompts import read_prompts
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))

@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dpdmd import generate, train
+from dpdmd.data.text_embedding_cache import CacheSettings, plan_shards
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import LAYOUTS
 from dpdmd.models.layout import SD35 as LAYOUT
@@ -16,7 +17,6 @@ from dpdmd.models.sampling_defaults import read_note
 from dpdmd.models.sd35.family import SD35
 from dpdmd.models.weight_files import read_json
 from dpdmd.sampling import load_sampler
-from dpdmd.text_cache import CacheSettings, plan_shards
 from dpdmd.utils.rng import normal_per_sample
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.prompts import _order, global_samples, prompts_of_step, read_prompts
+from dpdmd.data.prompts import _order, global_samples, prompts_of_step, read_prompts
 from dpdmd.shapes import pairs
 from dpdmd.shapes.categories import OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpdmd.prompts import read_prompts
+from dpdmd.data.prompts import read_prompts
 from dpdmd.shapes.categories import OF_ONE, category, following
 from dpdmd.shapes.oracle import PromptMetrics, Reading, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.world import (

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpdmd import text_cache, train
+from dpdmd import train
+from dpdmd.data import text_embedding_cache
+from dpdmd.data.text_embedding_cache import CachedTextEncoder, CacheSettings, plan_shards, write_shards
 from dpdmd.models.sd35.family import SD35
-from dpdmd.text_cache import CachedTextEncoder, CacheSettings, plan_shards, write_shards
 
 CPU = torch.device("cpu")
 STUDENT = "ckpts/step_000007/student/transformer/diffusion_pytorch_model.safetensors"
@@ -76,7 +77,7 @@ SETTINGS = CacheSettings("model", 10, "torch.float32")
 
 
 def test_every_prompt_comes_back_from_its_shard(tmp_path, encoder, monkeypatch):
-    monkeypatch.setattr(text_cache, "SHARD_SIZE", 3)
+    monkeypatch.setattr(text_embedding_cache, "SHARD_SIZE", 3)
     prompts = ["a red circle", "a cross", "a small cross", "日本の円", "a red circle", "x" * 2000]
     shards = plan_shards(tmp_path, prompts, SETTINGS)
     assert len(shards) == 2 and sum(len(shard.prompts) for shard in shards) == 6  # with the empty one, without doubles
@@ -87,7 +88,7 @@ def test_every_prompt_comes_back_from_its_shard(tmp_path, encoder, monkeypatch):
     torch.testing.assert_close(ours.context, theirs.context, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.pooled, theirs.pooled, rtol=0, atol=1e-5)
     assert not torch.allclose(ours.context[0], ours.context[1])
-    stated = text_cache.size_in_bytes(shards, encoder.encode([""]))
+    stated = text_embedding_cache.size_in_bytes(shards, encoder.encode([""]))
     assert stated == pytest.approx(sum(shard.path.stat().st_size for shard in shards), rel=0.02)
 
 
@@ -120,7 +121,7 @@ def test_too_little_space_is_told(flags, tmp_path, monkeypatch, capsys):
     def refuse(folder, needed):
         raise ValueError(f"--cache_text_embeddings {folder}: the embeddings take {needed} bytes")
 
-    monkeypatch.setattr(text_cache, "check_space", refuse)
+    monkeypatch.setattr(text_embedding_cache, "check_space", refuse)
     run = ["--run_dir", str(tmp_path / "run"), "--cache_text_embeddings", str(tmp_path / "cache")]
     assert train.main([*flags, *run]) == 2
     assert "--cache_text_embeddings" in capsys.readouterr().err and not list((tmp_path / "cache").glob("*"))

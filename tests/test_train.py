@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from dpdmd import export, methods, train
 from dpdmd.batches import Batches
 from dpdmd.config import read_yaml
+from dpdmd.data.prompts import fingerprint, read_prompts
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.scheduler_config import read_flow_schedule
 from dpdmd.models.sd35.family import SD35TextEncoder
-from dpdmd.prompts import fingerprint, read_prompts
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling import load_sampler
 from dpdmd.trainer import Trainer

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dpdmd import distributed
 from dpdmd.checkpoint import versions
+from dpdmd.data.prompts import fingerprint
 from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.pictures import (
     PictureFile,
@@ -25,7 +26,6 @@ from dpdmd.evaluation.runner import UNREADABLE, Report, Row, judge, metric_names
 from dpdmd.evaluation.scorer_contents import check_scorer_contents
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.prompts import fingerprint
 from dpdmd.sampling import batches_of, find_model, load_sampler
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import clear_leftovers, write_text

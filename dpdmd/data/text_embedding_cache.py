@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from dpdmd.data.cache_files import complete, is_whole, require_space, shard_path, write_shard
 from dpdmd.models.base import TextEmbedding, TextEncoder
-from dpdmd.shards import complete, is_whole, require_space, shard_path, write_shard
 from dpdmd.utils.device_transfer import to_device
 
 SHARD_SIZE = 64

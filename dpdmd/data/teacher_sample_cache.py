@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from dpdmd.prompts import prompts_of_step
-from dpdmd.shards import complete, is_whole, require_space, shard_path, write_shard
+from dpdmd.data.cache_files import complete, is_whole, require_space, shard_path, write_shard
+from dpdmd.data.prompts import prompts_of_step
 
 SHARD_SIZE = 16
 BYTES = 4  # of a number
