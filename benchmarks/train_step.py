@@ -50,8 +50,8 @@ from dpdmd import config, distributed, methods, preflight, turns
 from dpdmd.checkpoint import versions
 from dpdmd.config import options
 from dpdmd.data.prompts import read_prompts
-from dpdmd.rollout import anchor_target, rollout
 from dpdmd.run_log import RunLog, peak_memory_gb
+from dpdmd.sampling.rollout import anchor_target, rollout
 from dpdmd.terms import diversity_term
 from dpdmd.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text

@@ -25,7 +25,7 @@ from dpdmd.optimizers import make_optimizer
 from dpdmd.perceptual import load_perceptual
 from dpdmd.preflight import Plan
 from dpdmd.run_log import logger
-from dpdmd.sampling import Sampler, SamplerSettings
+from dpdmd.sampling.sampler import Sampler, SamplerSettings
 
 
 @dataclass

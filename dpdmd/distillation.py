@@ -11,7 +11,7 @@ from dpdmd.discriminator import Critic
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.networks import Networks
-from dpdmd.rollout import rollout
+from dpdmd.sampling.rollout import rollout
 from dpdmd.utils import rng
 
 

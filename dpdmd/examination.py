@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpdmd import checkpoint, distributed, losses, methods, preflight
 from dpdmd.distillation import Look, MicroBatch
-from dpdmd.rollout import Rollout
+from dpdmd.sampling.rollout import Rollout
 from dpdmd.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil

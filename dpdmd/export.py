@@ -60,7 +60,7 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
     """
     import torch
 
-    from dpdmd.sampling import find_model, load_network, model_family
+    from dpdmd.sampling.sampler import find_model, load_network, model_family
 
     model = find_model(path, base_model)
     if base_model and model.source == model.folder:

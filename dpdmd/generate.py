@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd import geneval
 from dpdmd.config.sampling_flags import check_ranges, check_total
+from dpdmd.sampling import geneval
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prompts = check(args)
         # Seconds of imports: only now, so that wrong input is told at once.
-        from dpdmd import generation
+        from dpdmd.sampling import generation
 
         made = generation.run(args, prompts)
     except ValueError as error:

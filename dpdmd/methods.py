@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpdmd.config.options import MethodConfig
 from dpdmd.distillation import Distillation, MicroBatch, TurnResult
-from dpdmd.rollout import rollout
+from dpdmd.sampling.rollout import rollout
 from dpdmd.terms import (
     FakeTerm,
     FakeTurn,

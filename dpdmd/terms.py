@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dpdmd import losses
 from dpdmd.distillation import Distillation, MicroBatch, TurnResult
-from dpdmd.rollout import Rollout, anchor_target
+from dpdmd.sampling.rollout import Rollout, anchor_target
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from small_distillation import method_flags
 
-from dpdmd import distributed, doctor, losses, methods, rollout
+from dpdmd import distributed, doctor, losses, methods
 from dpdmd.models import base
 from dpdmd.models.sd35.family import SD35
+from dpdmd.sampling import rollout
 from dpdmd.utils import rng
 
 

@@ -16,10 +16,10 @@ from dpdmd import train
 from dpdmd.evaluation import scoring
 from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
-from dpdmd.evaluation.pictures import find_pictures, is_whole, open_picture
 from dpdmd.evaluation.plan import PictureSet
 from dpdmd.evaluation.statistics import mean_rank, summarise
-from dpdmd.sampling import Sampler
+from dpdmd.sampling.image_folder import find_pictures, is_whole, open_picture
+from dpdmd.sampling.sampler import Sampler
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a red circle", "ein grünes Dreieck, 猫 и кот", "a shape " * 250]

@@ -12,10 +12,11 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image, ImageFont
 from safetensors.torch import load_file, save_file
 
-from dpdmd import export, generate, generation, geneval
+from dpdmd import export, generate
 from dpdmd.models.base import RestingDecoder
 from dpdmd.models.sd35.family import SD35
-from dpdmd.sampling import load_sampler
+from dpdmd.sampling import generation, geneval
+from dpdmd.sampling.sampler import load_sampler
 from dpdmd.utils.image_grid import _fit, labelled_grid, to_float, to_pil
 from dpdmd.utils.rng import normal_per_sample
 

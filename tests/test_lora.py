@@ -20,7 +20,7 @@ from dpdmd.models.lora_config import Adapter, adapters
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.models.sd35.family import SD35
 from dpdmd.networks import Networks, load_networks
-from dpdmd.sampling import load_sampler
+from dpdmd.sampling.sampler import load_sampler
 
 CPU = torch.device("cpu")
 RANK, ALPHA = 2, 6.0

@@ -19,7 +19,7 @@ from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.checks.weights import check_contents
 from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS
 from dpdmd.models.sampling_defaults import NOTE, Note, read_note
-from dpdmd.sampling import load_sampler
+from dpdmd.sampling.sampler import load_sampler
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from dpdmd.models.layout import SD35 as LAYOUT
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.models.sd35.family import SD35
 from dpdmd.models.weight_files import read_json
-from dpdmd.sampling import load_sampler
+from dpdmd.sampling.sampler import load_sampler
 from dpdmd.utils.rng import normal_per_sample
 
 CPU = torch.device("cpu")

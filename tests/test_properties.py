@@ -12,7 +12,7 @@ from dpdmd.config import Config, from_dict, parse, read_yaml, write_yaml
 from dpdmd.config.options import METHODS, NORMALIZERS
 from dpdmd.config.parser import _groups, _value_type
 from dpdmd.data.prompts import global_samples, prompts_of_step, read_prompts
-from dpdmd.evaluation.pictures import file_name
+from dpdmd.sampling.image_folder import file_name
 
 # What may stand in a line: anything but line ends, zero bytes, and halves of surrogate pairs (not UTF-8).
 TEXT = st.text(

@@ -16,12 +16,12 @@ from PIL import Image
 from dpdmd import report, train
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
-from dpdmd.evaluation.pictures import file_name
 from dpdmd.reporting import figures, tables
 from dpdmd.reporting.runs import read_runs
 from dpdmd.reporting.scores import Metric, Score
 from dpdmd.reporting.style import style
 from dpdmd.run_folder import RunFolder
+from dpdmd.sampling.image_folder import file_name
 from dpdmd.utils.manifest import write_manifest
 
 PROMPTS = ['a "red" <circle> & co', "</script><script>alert(1)</script>", "ein grünes Dreieck, 猫", "d", "e"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.rollout import anchor_grid, anchor_target, guide, rollout
+from dpdmd.sampling.rollout import anchor_grid, anchor_target, guide, rollout
 
 FLOW = FlowSchedule(shift=3.0)
 SIGMAS = FLOW.trailing_sigmas(4).double()

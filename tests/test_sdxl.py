@@ -30,7 +30,7 @@ from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS, family_of
 from dpdmd.models.sampling_defaults import Note, read_note
 from dpdmd.models.sdxl.family import SDXL
 from dpdmd.networks import Networks, load_networks
-from dpdmd.sampling import load_sampler
+from dpdmd.sampling.sampler import load_sampler
 from dpdmd.utils.rng import normal_per_sample
 
 CPU = torch.device("cpu")

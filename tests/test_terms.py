@@ -17,7 +17,7 @@ from dpdmd.models import lora
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.networks import Networks
-from dpdmd.rollout import rollout
+from dpdmd.sampling.rollout import rollout
 
 SIGMAS = FlowSchedule(3.0).trailing_sigmas(4)
 

@@ -20,7 +20,7 @@ from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.scheduler_config import read_flow_schedule
 from dpdmd.models.sd35.family import SD35TextEncoder
 from dpdmd.run_folder import LATEST, RunFolder
-from dpdmd.sampling import load_sampler
+from dpdmd.sampling.sampler import load_sampler
 from dpdmd.trainer import Trainer
 from dpdmd.utils.rng import normal_per_sample
 

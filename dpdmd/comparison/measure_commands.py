@@ -16,7 +16,7 @@ from dpdmd.evaluation.runner import metric_names
 from dpdmd.evaluation.scorers import SCORERS
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import LAYOUTS, family_of
-from dpdmd.sampling import find_model
+from dpdmd.sampling.sampler import find_model
 from dpdmd.shapes import measure
 from dpdmd.shapes.categories import category
 from dpdmd.shapes.oracle import PromptMetrics

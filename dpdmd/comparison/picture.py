@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dpdmd.comparison.sweep import Picture
-from dpdmd.sampling import batches_of, load_sampler
+from dpdmd.sampling.sampler import batches_of, load_sampler
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
 

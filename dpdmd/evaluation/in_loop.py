@@ -14,7 +14,6 @@ from torch import Tensor
 from dpdmd import distributed
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
-from dpdmd.evaluation.pictures import file_name, open_picture
 from dpdmd.evaluation.plan import DIVERSITY, EvalPlan, PictureSet
 from dpdmd.evaluation.runner import NOT_FINITE, UNREADABLE, Report, Row, judge, metric_names, report
 from dpdmd.evaluation.scorers import build_scorer
@@ -25,7 +24,8 @@ from dpdmd.models.base import TextEncoder
 from dpdmd.records import EVAL_TURN
 from dpdmd.run_folder import RunFolder
 from dpdmd.run_log import logger
-from dpdmd.sampling import Sampler, batches_of
+from dpdmd.sampling.image_folder import file_name, open_picture
+from dpdmd.sampling.sampler import Sampler, batches_of
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
 

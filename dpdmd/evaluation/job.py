@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.evaluation.pictures import PictureFile
+from dpdmd.sampling.image_folder import PictureFile
 
 PICTURES = "pictures"  # of the output folder: what a model made
 

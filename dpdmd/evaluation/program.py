@@ -14,9 +14,9 @@ from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
 from dpdmd.evaluation.job import PICTURES, Job
-from dpdmd.evaluation.pictures import PictureFile, find_pictures, is_whole, read_manifest
 from dpdmd.evaluation.plan import DIVERSITY
 from dpdmd.launcher import check_launch
+from dpdmd.sampling.image_folder import PictureFile, find_pictures, is_whole, read_manifest
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
 

@@ -15,18 +15,12 @@ from dpdmd import distributed
 from dpdmd.checkpoint import versions
 from dpdmd.data.prompts import fingerprint
 from dpdmd.evaluation.job import PICTURES, Job
-from dpdmd.evaluation.pictures import (
-    PictureFile,
-    file_name,
-    is_whole,
-    keep_or_refuse,
-    open_picture,
-)
 from dpdmd.evaluation.runner import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
 from dpdmd.evaluation.scorer_contents import check_scorer_contents
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.sampling import batches_of, find_model, load_sampler
+from dpdmd.sampling.image_folder import PictureFile, file_name, is_whole, keep_or_refuse, open_picture
+from dpdmd.sampling.sampler import batches_of, find_model, load_sampler
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.models.sampling_defaults import Note
-from dpdmd.rollout import guide
+from dpdmd.sampling.rollout import guide
 
 
 @dataclass(frozen=True)

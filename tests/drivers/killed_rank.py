@@ -8,7 +8,7 @@ import sys
 import time
 
 from dpdmd import checkpoint, distributed, methods, train
-from dpdmd.sampling import Sampler
+from dpdmd.sampling.sampler import Sampler
 
 
 def killed(healthy, reached):

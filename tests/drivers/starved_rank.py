@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from dpdmd.sampling import Sampler
+from dpdmd.sampling.sampler import Sampler
 
 healthy = Sampler.pictures
 

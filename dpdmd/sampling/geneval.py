@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.evaluation.pictures import MANIFEST, read_manifest
+from dpdmd.sampling.image_folder import MANIFEST, read_manifest
 from dpdmd.utils.text_files import read_text
 
 NUM_IMAGES = 4  # GenEval's

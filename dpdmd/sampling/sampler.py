@@ -15,8 +15,8 @@ from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS, Layout, family_of
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import Note, read_note
 from dpdmd.models.weight_files import check_weights, read_checkpoint, read_header
-from dpdmd.rollout import rollout
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
+from dpdmd.sampling.rollout import rollout
 from dpdmd.utils.rng import normal_per_sample
 from dpdmd.utils.text_files import in_short
 

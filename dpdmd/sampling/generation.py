@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dpdmd import distributed, geneval
+from dpdmd import distributed
 from dpdmd.data.prompts import fingerprint
-from dpdmd.evaluation.pictures import is_whole, keep_or_refuse, open_picture
 from dpdmd.models.base import TextEncoder
-from dpdmd.sampling import Batch, Sampler, batches_of, find_model, load_sampler
+from dpdmd.sampling import geneval
+from dpdmd.sampling.image_folder import is_whole, keep_or_refuse, open_picture
+from dpdmd.sampling.sampler import Batch, Sampler, batches_of, find_model, load_sampler
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
