@@ -34,12 +34,12 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 from dpdmd.checkpoint import versions
 from dpdmd.memory_rows import CONTEXT, FAKE, STUDENT
+from dpdmd.methods.update_schedule import is_student_turn
 from dpdmd.models.sampling_defaults import Note
 from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.trainer import Trainer
-from dpdmd.turns import is_student_turn
 from dpdmd.utils.atomic_files import write_text
 
 TRAINED = {

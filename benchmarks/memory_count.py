@@ -29,18 +29,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dpdmd import config, methods
+from dpdmd import config
 from dpdmd.checkpoint import versions
-from dpdmd.distillation import Distillation, MicroBatch
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.memory_plan import plan_memory
 from dpdmd.memory_rows import FAKE, STUDENT, Topology
+from dpdmd.methods import registry
+from dpdmd.methods.context import Distillation, MicroBatch
+from dpdmd.methods.networks import Networks, recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.lora_config import adapters
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sd35.family import SD35
-from dpdmd.networks import Networks, recompute_blocks
 from dpdmd.utils.atomic_files import write_text
 
 TEXT_TOKENS = 77 + 256
@@ -157,7 +158,7 @@ def count_turns(examined: config.Config) -> dict[str, int]:
         if examined.model.lora_rank:
             everything.append(made.teacher.base.network)
         known = [tensor for network in everything for tensor in [*network.parameters(), *network.buffers()]]
-        for phase, turn in ((FAKE, methods.fake_turn), (STUDENT, methods.student_turn)):
+        for phase, turn in ((FAKE, registry.fake_turn), (STUDENT, registry.student_turn)):
             with LiveStorages(known) as live:
                 turn(run, batch).loss.backward()
             found[phase] = live.peak

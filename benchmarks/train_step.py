@@ -46,13 +46,14 @@ from step_report import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpdmd import config, distributed, methods, preflight, turns
+from dpdmd import config, distributed, preflight
 from dpdmd.checkpoint import versions
 from dpdmd.config import options
 from dpdmd.data.prompts import read_prompts
+from dpdmd.methods import registry, update_schedule
+from dpdmd.methods.loss_terms import diversity_term
 from dpdmd.run_log import RunLog, peak_memory_gb
 from dpdmd.sampling.rollout import anchor_target, rollout
-from dpdmd.terms import diversity_term
 from dpdmd.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
 
@@ -110,9 +111,9 @@ class Floor:
 
     def student_turn(self) -> None:
         run, text = self.run, self.batch.text
-        teacher, method = run.teacher(text), methods.METHODS[run.config.method]
+        teacher, method = run.teacher(text), registry.METHODS[run.config.method]
         student = run.family.bind(run.student_forward, text)
-        detach = methods.detaches(run.config)
+        detach = registry.detaches(run.config)
         rolled = rollout(student, run.schedule, self.eps, run.student_sigmas, detach_first_step=detach)
         with torch.no_grad():
             teacher(self.z_t, self.sigma)
@@ -130,7 +131,7 @@ class Floor:
 
     def cycle(self, clock: Clock) -> None:
         steps = range(self.run.config.per_train_fake_num)
-        shared = [turns.rollout_step(step, self.run.config) != step for step in steps]
+        shared = [update_schedule.rollout_step(step, self.run.config) != step for step in steps]
         clock.time("fake turns, calls", lambda: [self.fake_turn(shared=one) for one in shared])
         clock.time("student turn, calls", self.student_turn)
 
@@ -146,7 +147,7 @@ def parts(trainer: Trainer, clock: Clock) -> None:
     clock.time("text, once a step", lambda: [trainer.micro_batches(step) for step in range(cycle)])
     batch = trainer.micro_batches(0)[0]
     clock.time("noise", lambda: [trainer.run.start_noise(batch) for _ in range(2 * cycle)])
-    turns = [trainer.trained[methods.FAKE]] * (cycle - 1) + [trainer.trained[methods.STUDENT]]
+    turns = [trainer.trained[registry.FAKE]] * (cycle - 1) + [trainer.trained[registry.STUDENT]]
     for trained in trainer.trained.values():
         for parameter in trained.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -187,7 +188,7 @@ def calls_a_cycle(method: options.MethodConfig) -> int:
     """Network calls a sample, forward ones; a backward pass counts two."""
     steps, fake = method.stu_inference_steps, method.per_train_fake_num
     anchor = 2 * (method.anchor_steps or method.k_anchor) if method.method == "dpdmd" else 0
-    rollouts = sum(turns.rollout_step(step, method) == step for step in range(fake))
+    rollouts = sum(update_schedule.rollout_step(step, method) == step for step in range(fake))
     return rollouts * steps + fake * 3 + 3 * steps + 3 + anchor
 
 

@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd import checkpoint, distributed, methods
+from dpdmd import checkpoint, distributed
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.teacher_sample_cache import StoredSamples
-from dpdmd.discriminator import Critic, Discriminator, choose_blocks, token_widths
-from dpdmd.distillation import Distillation
 from dpdmd.evaluation.in_loop import InLoopEvaluation
-from dpdmd.methods import DISCRIMINATOR, FAKE, STUDENT
+from dpdmd.methods import registry
+from dpdmd.methods.context import Distillation
+from dpdmd.methods.discriminator import Critic, Discriminator, choose_blocks, token_widths
+from dpdmd.methods.networks import Networks, blocks_owner, load_networks
+from dpdmd.methods.perceptual import load_perceptual
+from dpdmd.methods.registry import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.models import family_class
 from dpdmd.models.base import Family, ImageDecoder, RestingDecoder, TextEncoder
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
 from dpdmd.moving_average import MovingAverage
-from dpdmd.networks import Networks, blocks_owner, load_networks
 from dpdmd.optimizers import make_optimizer
-from dpdmd.perceptual import load_perceptual
 from dpdmd.preflight import Plan
 from dpdmd.run_log import logger
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
@@ -102,7 +103,7 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
         decoder=decoder,
         **Distillation.grids(config.method, schedule, accelerator.device),
     )
-    if DISCRIMINATOR in methods.trained(config.method):
+    if DISCRIMINATOR in registry.trained(config.method):
         trained[DISCRIMINATOR], critic = _load_critic(plan, accelerator, run)
         run = replace(run, critic=critic)
     if path := config.method.perceptual_path:

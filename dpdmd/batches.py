@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from dpdmd import methods, turns
 from dpdmd.config import Config
 from dpdmd.data.prompts import global_samples, prompts_of_step
 from dpdmd.data.teacher_sample_cache import pool_prompts
-from dpdmd.distillation import MicroBatch
+from dpdmd.methods import registry, update_schedule
+from dpdmd.methods.context import MicroBatch
 from dpdmd.models.base import TextEmbedding, TextEncoder
 
 Item = TypeVar("Item")
@@ -39,7 +39,7 @@ class Batches:
     def of_step(self, step: int, encoder: TextEncoder) -> list[MicroBatch]:
         """The rank's prompts of a step, encoded in one go and cut into `grad_accum` pieces."""
         text, size = self._text(self.prompts(step), encoder), self.config.optim.batch_size
-        entries, source = self._entries(step, self.samples), turns.rollout_step(step, self.config.method)
+        entries, source = self._entries(step, self.samples), update_schedule.rollout_step(step, self.config.method)
         return [
             MicroBatch(
                 text.rows(start, start + size),
@@ -53,12 +53,12 @@ class Batches:
 
     def _of_step(self, items: Sequence[Item], step: int, samples: Sequence[int]) -> list[Item]:
         """Those of `items`, prompts or entries of the pool, that these samples of a step work on."""
-        source = turns.rollout_step(step, self.config.method)
+        source = update_schedule.rollout_step(step, self.config.method)
         return prompts_of_step(items, self.config.run.seed, source, self.global_batch_size, samples)
 
     def _entries(self, step: int, samples: Sequence[int]) -> list[int] | None:
         """Which of the pool of teacher samples these samples of a step are; None in a turn that has new ones."""
-        if not methods.works_on_pool(step, self.config.method):
+        if not registry.works_on_pool(step, self.config.method):
             return None
         return self._of_step(range(len(self._pool)), step, samples)
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, losses, methods, preflight
-from dpdmd.distillation import Look, MicroBatch
+from dpdmd import checkpoint, distributed, preflight
+from dpdmd.methods import losses, registry
+from dpdmd.methods.context import Look, MicroBatch
 from dpdmd.sampling.rollout import Rollout
 from dpdmd.trainer import Trainer
 from dpdmd.utils import rng
@@ -56,7 +57,7 @@ def check_grids(trainer: Trainer, folder: Path) -> Finding:
     )
     note, export = trainer.saving.note(), folder / "student"
     checkpoint.export_student(
-        export, trainer.saving.snapshot(0).networks[methods.STUDENT], trainer.config, run.family, note, copy=False
+        export, trainer.saving.snapshot(0).networks[registry.STUDENT], trainer.config, run.family, note, copy=False
     )
     given = None if method.student_sigmas == "default" else note.sigmas
     student = relative(run.student_sigmas, run.family.library_sigmas(export, note.steps, given))
@@ -79,7 +80,7 @@ class Scene:
 
 
 def set_the_scene(trainer: Trainer) -> Scene:
-    turn = methods.roll_out(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
+    turn = registry.roll_out(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
     return Scene(turn.batch, turn.rollout, trainer.run.look(turn.batch, turn.rollout.x.detach()))
 
 
@@ -123,7 +124,7 @@ def check_detach(trainer: Trainer, scene: Scene) -> Finding:
     if first.requires_grad:  # else nothing reaches it
         (gradient,) = torch.autograd.grad(loss, first, allow_unused=True, retain_graph=True)
     reached = gradient is not None and largest(gradient) > 0
-    should = not methods.route(method, trainer.run.seed, STUDENT_STEP).detach_first_step
+    should = not registry.route(method, trainer.run.seed, STUDENT_STEP).detach_first_step
     return Finding(
         "detach after step 1",
         reached == should,
@@ -149,14 +150,14 @@ def check_noise(trainer: Trainer) -> Finding:
 
 
 def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
-    parameters = trainer.trained[methods.STUDENT].parameters
+    parameters = trainer.trained[registry.STUDENT].parameters
     loss = scene.rolled.x.square().mean() + scene.rolled.first_prediction.square().mean()
     loss.backward()
     norm = distributed.gradient_norm(parameters)
     exact = sum(p.grad.double().square().sum() for p in parameters if p.grad is not None).sqrt()
     distributed.clip_gradients(parameters, norm.item() / 2, norm)
     after = distributed.gradient_norm(parameters)
-    trainer.trained[methods.STUDENT].optimizer.zero_grad()
+    trainer.trained[registry.STUDENT].optimizer.zero_grad()
     error = abs(norm.item() / exact.item() - 1)
     return Finding(
         "clipping",
@@ -168,7 +169,7 @@ def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
 
 def check_training(trainer: Trainer) -> Iterator[Finding]:
     """Take steps, go back to a snapshot, take them again."""
-    parameters = trainer.trained[methods.STUDENT].parameters
+    parameters = trainer.trained[registry.STUDENT].parameters
     begin = [parameter.detach().clone() for parameter in parameters]
     for step in range(STEPS):
         trainer.take_step(step)

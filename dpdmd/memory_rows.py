@@ -7,10 +7,10 @@ convolution workspace or the allocator's fragments take comes on top.
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd import methods
 from dpdmd.config import Config
 from dpdmd.evaluation.plan import EvalPlan
 from dpdmd.launcher import is_on, read_launch
+from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.models.layout import LAYOUTS, Layout, count_numbers
 from dpdmd.models.lora_config import adapters
@@ -249,7 +249,7 @@ def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> Row:
 
 def _critic(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
     """The generator loss: a graph of its own, through the network whose features the discriminator reads."""
-    if methods.DISCRIMINATOR not in methods.trained(config.method):
+    if registry.DISCRIMINATOR not in registry.trained(config.method):
         return {}
     own = config.method.gan_features == "fake" or config.model.lora_rank is not None
     again = recomputed if own else 0
@@ -267,7 +267,7 @@ def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPla
     """Sampling for an evaluation, and decoding: in process_vis student, x0_real, x0_fake, and a teacher's sample where
     the student's turn has one."""
     evaluated = config.eval.eval_batch_size if evaluation.sets else 0
-    kinds = 4 if methods.METHODS[config.method.method].paired_turn == methods.STUDENT else 3
+    kinds = 4 if registry.METHODS[config.method.method].paired_turn == registry.STUDENT else 3
     shown = kinds * min(MAX_PICTURES, config.optim.batch_size) if config.run.vis_every else 0
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)

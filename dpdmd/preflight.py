@@ -21,6 +21,7 @@ from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
 from dpdmd.launcher import check_agreement, check_launch, read_launch
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
+from dpdmd.methods.update_schedule import student_turns
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.compilation import check_compiler
 from dpdmd.models.layout import LAYOUTS
@@ -28,7 +29,6 @@ from dpdmd.models.lora_config import adapters
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.run_folder import RunFolder
-from dpdmd.turns import student_turns
 from dpdmd.utils.paths import check_writable, existing
 
 OUT_OF_PROPORTION = 10  # times this machine's memory: no error of the plan, and no swap, is as large

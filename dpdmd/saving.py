@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, methods
+from dpdmd import checkpoint, distributed
 from dpdmd.assembly import Assembly
 from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.data.prompts import fingerprint
 from dpdmd.evaluation import in_loop
+from dpdmd.methods import registry
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
 from dpdmd.models.sampling_defaults import Note
 from dpdmd.preflight import Plan
@@ -53,7 +54,7 @@ class Saving:
         if self.average is None:
             return None
         with self.average.in_place():
-            return distributed.whole_network_state(self.trained[methods.STUDENT].network)
+            return distributed.whole_network_state(self.trained[registry.STUDENT].network)
 
     def note(self) -> Note:
         """How the exported student wants to be sampled."""

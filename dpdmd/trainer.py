@@ -9,15 +9,16 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dpdmd import distributed, methods, report, turns, updates
+from dpdmd import distributed, report, updates
 from dpdmd.assembly import Trained, assemble
 from dpdmd.batches import Batches
 from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
-from dpdmd.distillation import MicroBatch
 from dpdmd.evaluation import in_loop
 from dpdmd.lr_schedules import learning_rate
 from dpdmd.memory_rows import MAX_PICTURES
+from dpdmd.methods import registry, update_schedule
+from dpdmd.methods.context import MicroBatch
 from dpdmd.preflight import Plan, total_steps
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
 from dpdmd.saving import Saving
@@ -140,10 +141,10 @@ class Trainer:
     def start_step(self, step: int) -> StepUnderWay:
         """Hand one update to the device, without waiting for it where the optimizer skips by itself."""
         watch = Stopwatch(self.accelerator.device)
-        names = methods.trained_in(step, self.config.method)
+        names = registry.trained_in(step, self.config.method)
         trained = {name: self.trained[name] for name in names}
-        student = names[0] == methods.STUDENT
-        compute = methods.student_turn if student else methods.fake_turn
+        student = names[0] == registry.STUDENT
+        compute = registry.student_turn if student else registry.fake_turn
         wrapped = [each.network for each in trained.values()]
         totals: dict[str, Tensor] = {}
         batches = self.micro_batches(step)
@@ -183,7 +184,7 @@ class Trainer:
         else:
             for trained in taken.trained.values():
                 trained.updates += 1
-        if self._turn(taken) == methods.STUDENT and self._shows_pictures(taken.step):
+        if self._turn(taken) == registry.STUDENT and self._shows_pictures(taken.step):
             self._show_pictures(taken)
         seconds = taken.watch.seconds()
         record = {
@@ -215,7 +216,7 @@ class Trainer:
 
     def _learning_rate(self, trained: Trained, step: int, student: bool) -> float:
         """Of the update that `step` is, counted in turns of its network: one that is skipped counts."""
-        before, all_steps = (turns.student_turns(count, self.config.method) for count in (step, self.stop))
+        before, all_steps = (update_schedule.student_turns(count, self.config.method) for count in (step, self.stop))
         update, total = (before, all_steps) if student else (step - before, self.stop - all_steps)
         return learning_rate(trained.learning_rate, self.config.optim, update, total)
 
@@ -248,7 +249,7 @@ class Trainer:
     def _shows_pictures(self, step: int) -> bool:
         """Whether a multiple of `vis_every` has come since the student's last turn."""
         every = self.config.run.vis_every
-        return every > 0 and (step + 1) // every > turns.last_student_step(step, self.config.method) // every
+        return every > 0 and (step + 1) // every > update_schedule.last_student_step(step, self.config.method) // every
 
     def _show_pictures(self, taken: StepUnderWay) -> None:
         """Overwrite process_vis/latest.png: the turn's pictures (student, x0_real, x0_fake, of dmd_lpips the teacher's

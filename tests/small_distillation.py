@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
-from dpdmd.discriminator import Critic, Discriminator, choose_blocks, token_widths
-from dpdmd.distillation import Distillation, MicroBatch
-from dpdmd.methods import DISCRIMINATOR, trained
+from dpdmd.methods.context import Distillation, MicroBatch
+from dpdmd.methods.discriminator import Critic, Discriminator, choose_blocks, token_widths
+from dpdmd.methods.networks import Networks, blocks_owner, load_networks
+from dpdmd.methods.registry import DISCRIMINATOR, trained
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.models.sd35.family import SD35
-from dpdmd.networks import Networks, blocks_owner, load_networks
 from dpdmd.shapes.text import MAX_LENGTH
 
 CPU = torch.device("cpu")

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dpdmd import generate, perceptual, train
+from dpdmd import generate, train
 from dpdmd.data import teacher_sample_cache
 from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.evaluation.scorer_contents import check_perceptual_contents
+from dpdmd.methods import perceptual
+from dpdmd.methods.perceptual import DINO_LAYERS, load_perceptual
 from dpdmd.moving_average import MovingAverage
-from dpdmd.perceptual import DINO_LAYERS, load_perceptual
 
 CPU = torch.device("cpu")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

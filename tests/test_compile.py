@@ -10,7 +10,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
 
-from dpdmd import networks, train
+from dpdmd import train
+from dpdmd.methods import networks
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.compilation import check_compiler, compile_blocks
 from dpdmd.models.sd35.family import SD35

@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_distillation import method_flags
 
-from dpdmd import distributed, doctor, losses, methods
+from dpdmd import distributed, doctor
+from dpdmd.methods import losses, registry
 from dpdmd.models import base
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling import rollout
@@ -61,7 +62,7 @@ def wrong_sign(monkeypatch):
 
 def no_detach(monkeypatch):
     healthy = rollout.rollout
-    monkeypatch.setattr(methods, "rollout", lambda *given, detach_first_step=False, **named: healthy(*given, **named))
+    monkeypatch.setattr(registry, "rollout", lambda *given, detach_first_step=False, **named: healthy(*given, **named))
 
 
 def same_noise(monkeypatch):

@@ -16,9 +16,10 @@ from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker as Board
 from PIL import Image
 
-from dpdmd import methods, train
+from dpdmd import train
 from dpdmd.evaluation.runner import NOT_FINITE, judge, report
 from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer
+from dpdmd.methods import registry
 from dpdmd.run_folder import RunFolder
 
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
@@ -32,13 +33,13 @@ def flags(short_run: list[str], tmp_path: Path) -> list[str]:
 
 def on_turn(monkeypatch: pytest.MonkeyPatch, name: str, number: int, act) -> None:
     """Replace the `number`-th call of a turn by `act(healthy turn, run, batch)`."""
-    healthy, calls = getattr(methods, name), []
+    healthy, calls = getattr(registry, name), []
 
     def turn(run, batch):
         calls.append(batch.step)
         return act(healthy, run, batch) if len(calls) == number else healthy(run, batch)
 
-    monkeypatch.setattr(methods, name, turn)
+    monkeypatch.setattr(registry, name, turn)
 
 
 def records(run: Path) -> list[dict]:
@@ -97,7 +98,7 @@ def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
 def poison(healthy, run, batch):
     """A turn whose gradient is not finite."""
     result = healthy(run, batch)
-    return methods.TurnResult(result.loss * float("nan"), result.metrics, result.pictures)
+    return registry.TurnResult(result.loss * float("nan"), result.metrics, result.pictures)
 
 
 def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, capsys):

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from dpdmd import checkpoint, export, train
 from dpdmd.config import Config, read_yaml
 from dpdmd.config.options import ModelConfig
+from dpdmd.methods.networks import Networks, load_networks
 from dpdmd.models import lora
 from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS
 from dpdmd.models.lora_config import Adapter, adapters
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.models.sd35.family import SD35
-from dpdmd.networks import Networks, load_networks
 from dpdmd.sampling.sampler import load_sampler
 
 CPU = torch.device("cpu")

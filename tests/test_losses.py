@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpdmd.config.options import NORMALIZERS as CONFIG_NORMALIZERS
-from dpdmd.losses import NORMALIZERS, diversity_loss, dmd_loss, fake_score_loss, score_error_cosine
+from dpdmd.methods.losses import NORMALIZERS, diversity_loss, dmd_loss, fake_score_loss, score_error_cosine
 
 SHAPE = (3, 2, 4, 4)
 

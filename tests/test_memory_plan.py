@@ -29,12 +29,12 @@ from dpdmd.memory_rows import (
     Topology,
     _file_bytes,
 )
+from dpdmd.methods.networks import recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.activation_memory import CallShape, decode_bytes, sd3_call_memory
 from dpdmd.models.layout import LAYOUTS
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.sd35.family import SD35
-from dpdmd.networks import recompute_blocks
 
 NO_EVALUATION = EvalPlan([], {}, "")
 ARCHITECTURES = {  # heads, width of a head, blocks, dual blocks, normed q and k

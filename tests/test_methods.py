@@ -8,24 +8,24 @@ import torch
 from small_distillation import CPU, SCALE, STEPS, UNUSED, K, SpyFamily, gradients, perturb, same, weights
 from torch import Tensor, nn
 
-from dpdmd import methods
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
-from dpdmd.distillation import Distillation, MicroBatch
-from dpdmd.methods import fake_turn, student_turn
+from dpdmd.methods import registry
+from dpdmd.methods.context import Distillation, MicroBatch
+from dpdmd.methods.loss_terms import Term, diversity_term, dmd_term
+from dpdmd.methods.networks import Networks, load_networks, recompute_blocks
+from dpdmd.methods.registry import fake_turn, student_turn
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sd35.family import SD35
-from dpdmd.networks import Networks, load_networks, recompute_blocks
-from dpdmd.terms import Term, diversity_term, dmd_term
 
 FLOW = FlowSchedule(shift=3.0)
 
 
 def only(monkeypatch: pytest.MonkeyPatch, name: str, *terms: Term) -> None:
     """Reduce a method to some of its terms; the roll-out stays as the method has it."""
-    assert set(terms) <= set(methods.METHODS[name].terms)
-    monkeypatch.setitem(methods.METHODS, name, replace(methods.METHODS[name], terms=terms))
+    assert set(terms) <= set(registry.METHODS[name].terms)
+    monkeypatch.setitem(registry.METHODS, name, replace(registry.METHODS[name], terms=terms))
 
 
 def prediction_gradients(run: Distillation, batch: MicroBatch) -> list[Tensor | None]:
@@ -106,7 +106,7 @@ def test_plain_dmd_reaches_the_first_prediction(make, batch):
     assert len(run.family.of(run.networks.teacher)) == 1  # the real score; no anchor is paid for
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_each_turn_gives_gradient_to_its_own_network_only(make, batch, method):
     """A fake turn must not train the student, nor a student turn the fake score or the teacher."""
     run = make(method=method)
@@ -120,7 +120,7 @@ def test_each_turn_gives_gradient_to_its_own_network_only(make, batch, method):
     assert sum(gradient.abs().sum() for gradient in gradients(run.networks.student)) > 0
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_teacher_keeps_its_bytes(make, batch, method):
     """Several updates of both networks move both, and neither the teacher nor the empty prompt's embedding."""
     run = make(method=method)

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpdmd import config, distributed, losses, methods, preflight, train, updates
+from dpdmd import config, distributed, preflight, train, updates
 from dpdmd.assembly import Trained
-from dpdmd.distillation import Distillation
+from dpdmd.methods import losses, registry
+from dpdmd.methods.context import Distillation
+from dpdmd.methods.networks import Networks
 from dpdmd.models import streamed_text_encoder
 from dpdmd.models.base import TextEmbedding, TextEncoder
-from dpdmd.networks import Networks
 from dpdmd.step_record import Figures
 from dpdmd.trainer import Trainer
 
@@ -210,14 +211,14 @@ def state(checkpoint: Path) -> dict[str, bytes]:
 def poison_step(monkeypatch, step: int) -> None:
     """The gradient of one step is nan."""
     for name in ("fake_turn", "student_turn"):
-        healthy = getattr(methods, name)
+        healthy = getattr(registry, name)
 
         def turn(run, batch, healthy=healthy):
             result = healthy(run, batch)
             factor = float("nan") if batch.step == step else 1.0
-            return methods.TurnResult(result.loss * factor, result.metrics, result.pictures)
+            return registry.TurnResult(result.loss * factor, result.metrics, result.pictures)
 
-        monkeypatch.setattr(methods, name, turn)
+        monkeypatch.setattr(registry, name, turn)
 
 
 def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monkeypatch):
@@ -282,7 +283,7 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
     """It comes in step 3 and is read when step 4 is under way: both are finished and saved, and nothing is lost."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train.main([*lagging, "--max_steps", "8", "--run_dir", str(whole)]) == 0
-    healthy = methods.fake_turn
+    healthy = registry.fake_turn
 
     def killed(run_, batch):
         if batch.step == 2:
@@ -290,7 +291,7 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
         return healthy(run_, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(methods, "fake_turn", killed)
+        patch.setattr(registry, "fake_turn", killed)
         assert train.main([*lagging, "--max_steps", "8"]) == 143
     assert "stopped: SIGTERM: saved at step 4" in capsys.readouterr().err
     assert [line["step"] for line in records(run)] == [1, 2, 3, 4]

@@ -17,19 +17,20 @@ from safetensors.torch import load_file, save_file
 from small_distillation import make_critic, method_flags, squared_distance
 from torch import Tensor
 
-from dpdmd import checkpoint, doctor, export, generate, methods, terms, train
+from dpdmd import checkpoint, doctor, export, generate, train
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
 from dpdmd.config.presets import FAMILIES
-from dpdmd.distillation import Distillation, MicroBatch
-from dpdmd.methods import fake_turn, student_turn
+from dpdmd.methods import loss_terms, registry
+from dpdmd.methods.context import Distillation, MicroBatch
+from dpdmd.methods.networks import Networks, load_networks
+from dpdmd.methods.registry import fake_turn, student_turn
 from dpdmd.models import family_class, lora
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS, family_of
 from dpdmd.models.sampling_defaults import Note, read_note
 from dpdmd.models.sdxl.family import SDXL
-from dpdmd.networks import Networks, load_networks
 from dpdmd.sampling.sampler import load_sampler
 from dpdmd.utils.rng import normal_per_sample
 
@@ -161,7 +162,7 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
         config = MethodConfig(student_sigmas="trailing", **values)
         schedule = family.load_schedule(tiny_sdxl)
         null, critic = family.load_text_encoder(tiny_sdxl, 10).encode([""]), None
-        if methods.DISCRIMINATOR in methods.trained(config):
+        if registry.DISCRIMINATOR in registry.trained(config):
             critic = make_critic(family, networks.fake, null, SHAPE)
         return Distillation(
             config=config,
@@ -269,14 +270,14 @@ def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
     assert result.loss.item() == pytest.approx(0.5 * direction.square().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_gradient_of_the_dmd_term_stops_where_the_method_detaches(make, batch, method):
     """Every weight of the trained network gets gradient, no other network any; the first prediction as the method."""
     run = make(method=method)
-    turn = methods.roll_out(run, batch)
-    loss = terms.dmd_term(run, turn).loss
+    turn = registry.roll_out(run, batch)
+    loss = loss_terms.dmd_term(run, turn).loss
     (first,) = torch.autograd.grad(loss, turn.rollout.first_prediction, allow_unused=True, retain_graph=True)
-    assert (first is not None and first.abs().max() > 0) != methods.METHODS[method].detach_first_step
+    assert (first is not None and first.abs().max() > 0) != registry.METHODS[method].detach_first_step
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in run.networks.student.parameters())
     assert all(p.grad is None for n in (run.networks.teacher, run.networks.fake) for p in n.parameters())
@@ -294,7 +295,7 @@ def state_bytes(path: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
     """Six updates at once, and four plus two: all networks and their optimizers take the same bytes."""
     more = [*flags, *method_flags(method, tiny_scorers), "--ckpt_every", "4", "--per_train_fake_num", "2"]
@@ -304,7 +305,7 @@ def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
     resume = ["--max_steps", "6", "--resume_from_checkpoint", "latest"]
     assert train.main([*more, "--run_dir", str(parts), *resume]) == 0
     ours, theirs = (state_bytes(run / "ckpts" / "step_000006") for run in (parts, whole))
-    assert len(ours) == 2 * len(methods.trained(MethodConfig(method=method))) and ours == theirs
+    assert len(ours) == 2 * len(registry.trained(MethodConfig(method=method))) and ours == theirs
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["turn"] for line in records] == ["fake", "fake", "student"] * 2
     assert ("loss_div" in records[5]) == (method == "dpdmd")
@@ -364,7 +365,7 @@ def test_evaluation_in_the_loop_bf16_and_recomputation(flags, tmp_path, tiny_sco
     }
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", registry.METHODS)
 @pytest.mark.parametrize("sigmas", ["default", "trailing"])
 def test_the_doctor_finds_it_well(flags, tmp_path, tiny_scorers, capsys, method, sigmas):
     more = [*method_flags(method, tiny_scorers), "--student_sigmas", sigmas, "--out", str(tmp_path / "doctor")]

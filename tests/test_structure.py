@@ -29,7 +29,7 @@ ORDER = (
     "dpdmd.utils.strict_yaml",
     "dpdmd.run_folder",
     "dpdmd.config",
-    "dpdmd.turns",
+    "dpdmd.methods.update_schedule",
     "dpdmd.lr_schedules",
     "dpdmd.utils.device_transfer",
     "dpdmd.utils.out_of_memory",
@@ -41,7 +41,7 @@ ORDER = (
     "dpdmd.data.prompts",
     "dpdmd.models.noise_schedule",
     "dpdmd.sampling.rollout",
-    "dpdmd.losses",
+    "dpdmd.methods.losses",
     "dpdmd.models.weight_files",
     "dpdmd.models.checks.transformers_parts",
     "dpdmd.utils.manifest",
@@ -53,7 +53,7 @@ ORDER = (
     "dpdmd.models.lora_config",
     "dpdmd.models.base",
     "dpdmd.models.lora",
-    "dpdmd.discriminator",
+    "dpdmd.methods.discriminator",
     "dpdmd.models.common",
     "dpdmd.models.checks.weights",
     "dpdmd.models.sd35.family",
@@ -64,10 +64,10 @@ ORDER = (
     "dpdmd.data.teacher_sample_cache",
     "dpdmd.models.streamed_text_encoder",
     "dpdmd.models.compilation",
-    "dpdmd.networks",
-    "dpdmd.distillation",
-    "dpdmd.terms",
-    "dpdmd.methods",
+    "dpdmd.methods.networks",
+    "dpdmd.methods.context",
+    "dpdmd.methods.loss_terms",
+    "dpdmd.methods.registry",
     "dpdmd.utils.image_grid",
     "dpdmd.sampling.sampler",
     "dpdmd.optimizers",
@@ -84,7 +84,7 @@ ORDER = (
     "dpdmd.evaluation.scorers.maniqa",
     "dpdmd.evaluation.scorers.visualquality",
     "dpdmd.evaluation.scorers",
-    "dpdmd.perceptual",
+    "dpdmd.methods.perceptual",
     "dpdmd.evaluation.scorer_contents",
     "dpdmd.evaluation.plan",
     "dpdmd.sampling.image_folder",
@@ -283,7 +283,7 @@ def test_only_methods_decide_by_method():
     found = {
         name: decisions_by(tree, "method", set(METHODS))
         for name, tree in TREES.items()
-        if name not in ("dpdmd.methods", "dpdmd.config.validation")
+        if name not in ("dpdmd.methods.registry", "dpdmd.config.validation")
     }
     assert {name: lines for name, lines in found.items() if lines} == {}
 

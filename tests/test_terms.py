@@ -9,14 +9,14 @@ import torch
 from small_distillation import CPU, STEPS, SpyFamily, gradients, make_critic, same, squared_distance, weights
 from torch import nn
 
-from dpdmd import losses, methods, terms
 from dpdmd.config.options import MethodConfig
-from dpdmd.discriminator import Discriminator
-from dpdmd.methods import fake_turn, student_turn
+from dpdmd.methods import loss_terms, losses, registry
+from dpdmd.methods.discriminator import Discriminator
+from dpdmd.methods.networks import Networks
+from dpdmd.methods.registry import fake_turn, student_turn
 from dpdmd.models import lora
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.networks import Networks
 from dpdmd.sampling.rollout import rollout
 
 SIGMAS = FlowSchedule(3.0).trailing_sigmas(4)
@@ -135,8 +135,8 @@ def test_switches_decide_which_predictions_get_gradient(make, batch, options, wa
 
 def test_without_the_detach_dmd_reaches_the_first_prediction_of_dpdmd(make, batch, monkeypatch):
     """Figure 5: the same method, the detach alone left out."""
-    alone = replace(methods.METHODS["dpdmd"], terms=(terms.dmd_term,))
-    monkeypatch.setitem(methods.METHODS, "dpdmd", alone)
+    alone = replace(registry.METHODS["dpdmd"], terms=(loss_terms.dmd_term,))
+    monkeypatch.setitem(registry.METHODS, "dpdmd", alone)
     assert steps_with_gradient(make(), batch(0, 1))[0] is False
     assert steps_with_gradient(make(detach_first_step=False), batch(0, 1))[0] is True
 
@@ -146,8 +146,8 @@ def test_a_first_step_kept_for_the_diversity_loss_is_out_of_dmds_reach(make, bat
     options = {"detach_first_step": False, "grad_steps": "last"}
     whole = make(**options)
     student_turn(whole, batch(0, 1)).loss.backward()
-    alone = replace(methods.METHODS["dpdmd"], terms=(terms.diversity_term,))
-    monkeypatch.setitem(methods.METHODS, "dpdmd", alone)
+    alone = replace(registry.METHODS["dpdmd"], terms=(loss_terms.diversity_term,))
+    monkeypatch.setitem(registry.METHODS, "dpdmd", alone)
     run = make(**options)
     student_turn(run, batch(0, 1)).loss.backward()
     first, expected = (each.family.of(each.networks.student)[0].prediction.grad for each in (whole, run))
@@ -158,11 +158,11 @@ def test_random_steps_are_drawn_by_step_alone_and_cover_what_may_be_reached():
     for method, reached in (("dmd", {0, 1, 2, 3}), ("dpdmd", {1, 2, 3})):
         config = MethodConfig(method=method, grad_steps="random")
         first = {0} if method == "dpdmd" else set()
-        drawn = [methods.route(config, 0, step).gradient_steps for step in range(60)]
-        assert drawn == [methods.route(config, 0, step).gradient_steps for step in range(60)]
+        drawn = [registry.route(config, 0, step).gradient_steps for step in range(60)]
+        assert drawn == [registry.route(config, 0, step).gradient_steps for step in range(60)]
         assert set().union(*(steps - first for steps in drawn)) | (reached & first) == reached
         assert all(len(steps - first) == 1 for steps in drawn)
-        jumps = {methods.route(MethodConfig(method=method, rollout="dmd2"), 0, step).jump_at for step in range(60)}
+        jumps = {registry.route(MethodConfig(method=method, rollout="dmd2"), 0, step).jump_at for step in range(60)}
         assert jumps == reached
 
 
@@ -172,11 +172,11 @@ def test_dmd2s_roll_out_has_gradient_in_its_jump_alone(make, batch, method):
     seen = set()
     for step in range(8):
         run = make(method=method, rollout="dmd2")
-        jump = methods.route(run.config, run.seed, step).jump_at
+        jump = registry.route(run.config, run.seed, step).jump_at
         wanted = [index == jump or (method == "dpdmd" and index == 0) for index in range(jump + 1)]
         assert steps_with_gradient(run, batch(0, step=step)) == wanted
-        x = methods.roll_out(run, batch(0, step=step)).rollout.x
-        torch.testing.assert_close(methods.student_samples(run, batch(0, step=step)), x.detach(), rtol=0, atol=0)
+        x = registry.roll_out(run, batch(0, step=step)).rollout.x
+        torch.testing.assert_close(registry.student_samples(run, batch(0, step=step)), x.detach(), rtol=0, atol=0)
         seen.add(jump)
     assert len(seen) > 1
 
@@ -187,13 +187,13 @@ def test_dmd2s_roll_out_has_gradient_in_its_jump_alone(make, batch, method):
 def test_perceptual_term_is_the_distance_of_decoded_pairs(make, batch, monkeypatch):
     """Of the teacher's whole grid from the same noise; its gradient is that of the plain graph, decoder included."""
     monkeypatch.setitem(
-        methods.METHODS, "dmd_lpips", replace(methods.METHODS["dmd_lpips"], terms=(terms.perceptual_term,))
+        registry.METHODS, "dmd_lpips", replace(registry.METHODS["dmd_lpips"], terms=(loss_terms.perceptual_term,))
     )
     run, mine = make(method="dmd_lpips", perceptual_weight=2.0), batch(0, 1)
     result = student_turn(run, mine)
     result.loss.backward()
     found = gradients(run.networks.student)
-    turn = methods.roll_out(run, mine)
+    turn = registry.roll_out(run, mine)
     with torch.no_grad():
         teacher = rollout(run.teacher(mine.text), run.schedule, run.start_noise(mine), run.teacher_sigmas).x
     # One by one, and in another batch layout.
@@ -244,11 +244,11 @@ def test_the_generator_loss_descends_toward_what_the_discriminator_takes_for_rea
     run, mine = make(method="dmd_gan", gan_weight=1.0), batch(0, 1)
     if checkpointed:
         run.networks.fake.enable_gradient_checkpointing()
-    turn = methods.roll_out(run, mine)
+    turn = registry.roll_out(run, mine)
     x = turn.rollout.x.detach().requires_grad_()
 
     def loss_of(x: torch.Tensor) -> torch.Tensor:
-        return terms.adversarial_term(run, replace(turn, rollout=replace(turn.rollout, x=x))).loss
+        return loss_terms.adversarial_term(run, replace(turn, rollout=replace(turn.rollout, x=x))).loss
 
     loss = loss_of(x)
     (gradient,) = torch.autograd.grad(loss, x)
@@ -326,7 +326,7 @@ def test_a_pools_noise_is_the_entrys_in_every_step(make, batch):
 def test_only_the_paired_turn_works_on_the_pool():
     def turns(method: str, size: int | None) -> list[bool]:
         config = MethodConfig(method=method, teacher_cache_size=size, per_train_fake_num=2)
-        return [methods.works_on_pool(step, config) for step in range(3)]
+        return [registry.works_on_pool(step, config) for step in range(3)]
 
     assert turns("dmd_lpips", 8) == [False, False, True]
     assert turns("dmd_gan", 8) == [True, True, False]

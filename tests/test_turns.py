@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.turns import is_student_turn, last_student_step, rollout_step, student_turns
+from dpdmd.methods.update_schedule import is_student_turn, last_student_step, rollout_step, student_turns
 
 SCHEDULES = [(0, 5, 1), (0, 5, 2), (0, 1, 1), (7, 5, 1), (7, 5, 2), (7, 5, 5), (3, 2, 2), (1, 1, 1), (60, 5, 4)]
 

@@ -14,6 +14,7 @@ from dpdmd.evaluation.files import PERCEPTUAL_FILES, SOURCES, is_open_clip
 from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS
 from dpdmd.evaluation.scorers.imagereward import load_network as load_imagereward
 from dpdmd.evaluation.scorers.maniqa import load_network as load_maniqa
+from dpdmd.methods.perceptual import load_vgg_distance
 from dpdmd.models.checks.transformers_parts import (
     check_network,
     check_picture_processor,
@@ -21,7 +22,6 @@ from dpdmd.models.checks.transformers_parts import (
     told_in_one_line,
 )
 from dpdmd.models.weight_files import where_to_get
-from dpdmd.perceptual import load_vgg_distance
 
 QUALITY = "pip install -e '.[quality]' first"  # pyiqa
 

@@ -4,10 +4,11 @@ import os
 import signal
 import sys
 
-from dpdmd import methods, train
+from dpdmd import train
+from dpdmd.methods import registry
 from dpdmd.utils import signals
 
-healthy = methods.fake_turn
+healthy = registry.fake_turn
 
 
 def interrupted(run, batch):
@@ -17,6 +18,6 @@ def interrupted(run, batch):
     return healthy(run, batch)
 
 
-methods.fake_turn = interrupted
+registry.fake_turn = interrupted
 signals.answer("dpdmd.train")
 sys.exit(signals.done(train.main(sys.argv[1:])))

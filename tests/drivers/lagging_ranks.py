@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from dpdmd import methods
+from dpdmd.methods import registry
 
-healthy = methods.fake_turn
+healthy = registry.fake_turn
 
 
 def poisoned(run, batch):
     result = healthy(run, batch)
     bad = batch.step == 2 and os.environ["RANK"] == "1"
-    return methods.TurnResult(result.loss * float("nan"), result.metrics, result.pictures) if bad else result
+    return registry.TurnResult(result.loss * float("nan"), result.metrics, result.pictures) if bad else result
 
 
 torch.optim.AdamW = partial(torch.optim.AdamW, fused=True)
-methods.fake_turn = poisoned
+registry.fake_turn = poisoned
 runpy.run_path(str(Path(__file__).parent / "fsdp_cpu.py"))

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.distillation import Distillation, MicroBatch, TurnResult
-from dpdmd.sampling.rollout import rollout
-from dpdmd.terms import (
+from dpdmd.methods.context import Distillation, MicroBatch, TurnResult
+from dpdmd.methods.loss_terms import (
     FakeTerm,
     FakeTurn,
     StudentTurn,
@@ -25,7 +24,8 @@ from dpdmd.terms import (
     fake_score_term,
     perceptual_term,
 )
-from dpdmd.turns import is_student_turn
+from dpdmd.methods.update_schedule import is_student_turn
+from dpdmd.sampling.rollout import rollout
 from dpdmd.utils import rng
 
 STUDENT, FAKE, DISCRIMINATOR = "student", "fake", "discriminator"  # what is trained; the first two name turns as well

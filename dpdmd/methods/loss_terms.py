@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpdmd import losses
-from dpdmd.distillation import Distillation, MicroBatch, TurnResult
+from dpdmd.methods import losses
+from dpdmd.methods.context import Distillation, MicroBatch, TurnResult
 from dpdmd.sampling.rollout import Rollout, anchor_target
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.discriminator import Critic
+from dpdmd.methods.discriminator import Critic
+from dpdmd.methods.networks import Networks
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.models.noise_schedule import Schedule
-from dpdmd.networks import Networks
 from dpdmd.sampling.rollout import rollout
 from dpdmd.utils import rng
 

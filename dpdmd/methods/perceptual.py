@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpdmd import losses
 from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.evaluation.scorers.base import load_strict
+from dpdmd.methods import losses
 from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.utils.text_files import in_short
 
