@@ -46,10 +46,11 @@ from step_report import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpdmd import config, distributed, preflight
+from dpdmd import config, preflight
 from dpdmd.checkpoint import versions
 from dpdmd.config import options
 from dpdmd.data.prompts import read_prompts
+from dpdmd.distributed import collectives
 from dpdmd.methods import registry, update_schedule
 from dpdmd.methods.loss_terms import diversity_term
 from dpdmd.run_log import RunLog, peak_memory_gb
@@ -164,7 +165,7 @@ def parts(trainer: Trainer, clock: Clock) -> None:
 
 
 def clip(parameters: list[torch.nn.Parameter]) -> None:
-    distributed.clip_gradients(parameters, 1.0, distributed.gradient_norm(parameters))
+    collectives.clip_gradients(parameters, 1.0, collectives.gradient_norm(parameters))
 
 
 def save(trainer: Trainer, step: int) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd import checkpoint, distributed
+from dpdmd import checkpoint
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.teacher_sample_cache import StoredSamples
+from dpdmd.distributed import collectives
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.methods import registry
 from dpdmd.methods.context import Distillation
@@ -77,10 +78,10 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     # Text comes first: with a cache its encoders are gone before the networks need their memory.
     text_encoder = _load_text_encoder(plan, accelerator, family)
     # One count on all ranks, though each asked its own device: sharded blocks gather where they are recomputed.
-    config.optim.recomputed_blocks = distributed.from_main(accelerator, config.optim.recomputed_blocks)
+    config.optim.recomputed_blocks = collectives.from_main(accelerator, config.optim.recomputed_blocks)
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
     if config.optim.shard_teacher:
-        distributed.shard_frozen(networks.teacher, family.block_classes)
+        collectives.shard_frozen(networks.teacher, family.block_classes)
     trained = {
         STUDENT: _prepare(plan, accelerator, STUDENT, networks.student, config.optim.lr_student),
         FAKE: _prepare(plan, accelerator, FAKE, networks.fake, config.optim.lr_fake),
@@ -150,10 +151,10 @@ def _prepare(plan: Plan, accelerator: Any, name: str, network: nn.Module, lr: fl
     if plan.checkpoint and name != STUDENT:
         network.load_state_dict(checkpoint.load_state(plan.checkpoint, name), strict=True)
     optimizer = make_optimizer(network.parameters(), plan.config.optim, lr, accelerator.device)
-    network, optimizer = distributed.prepare(accelerator, network, optimizer)
+    network, optimizer = collectives.prepare(accelerator, network, optimizer)
     if plan.checkpoint:
         saved = checkpoint.load_state(plan.checkpoint, f"{checkpoint.OPTIMIZER}{name}")
-        distributed.restore_optimizer_state(network, optimizer, saved)
+        collectives.restore_optimizer_state(network, optimizer, saved)
     updates = plan.progress.updates[name] if plan.progress else 0
     return Trained(network, optimizer, list(network.parameters()), lr, updates)
 
@@ -178,7 +179,7 @@ def _load_average(plan: Plan, family: Family, student: Trained) -> MovingAverage
     average = MovingAverage(student.parameters, config.optim.ema_decay)
     if state is not None:
         with average.in_place():
-            distributed.restore_network_state(student.network, state)
+            collectives.restore_network_state(student.network, state)
     return average
 
 
@@ -204,7 +205,7 @@ def _store_samples(plan: Plan, accelerator: Any, run: Distillation, text_encoder
         ),
         accelerator.device,
         make,
-        share=partial(distributed.share, rank=accelerator.process_index, processes=accelerator.num_processes),
+        share=partial(collectives.share, rank=accelerator.process_index, processes=accelerator.num_processes),
         wait=accelerator.wait_for_everyone,
         tell=logger.info,
         progress=accelerator.is_main_process,

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpdmd import config, preflight
-from dpdmd.launcher import check_launch
+from dpdmd.distributed.launch_env import check_launch
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import user_path
 from dpdmd.utils.text_files import one_line

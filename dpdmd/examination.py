@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed, preflight
+from dpdmd import checkpoint, preflight
+from dpdmd.distributed import collectives
 from dpdmd.methods import losses, registry
 from dpdmd.methods.context import Look, MicroBatch
 from dpdmd.sampling.rollout import Rollout
@@ -153,10 +154,10 @@ def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
     parameters = trainer.trained[registry.STUDENT].parameters
     loss = scene.rolled.x.square().mean() + scene.rolled.first_prediction.square().mean()
     loss.backward()
-    norm = distributed.gradient_norm(parameters)
+    norm = collectives.gradient_norm(parameters)
     exact = sum(p.grad.double().square().sum() for p in parameters if p.grad is not None).sqrt()
-    distributed.clip_gradients(parameters, norm.item() / 2, norm)
-    after = distributed.gradient_norm(parameters)
+    collectives.clip_gradients(parameters, norm.item() / 2, norm)
+    after = collectives.gradient_norm(parameters)
     trainer.trained[registry.STUDENT].optimizer.zero_grad()
     error = abs(norm.item() / exact.item() - 1)
     return Finding(
@@ -211,7 +212,7 @@ def _losses(record: dict[str, Any]) -> dict[str, Any]:
 def _restore(trainer: Trainer, snapshot: checkpoint.Snapshot) -> None:
     for name, trained in trainer.trained.items():
         trained.network.load_state_dict(snapshot.networks[name], strict=True)
-        distributed.restore_optimizer_state(trained.network, trained.optimizer, snapshot.optimizers[name])
+        collectives.restore_optimizer_state(trained.network, trained.optimizer, snapshot.optimizers[name])
 
 
 def check_scorers(trainer: Trainer) -> Finding:

@@ -16,9 +16,9 @@ from dpdmd.config import Config
 from dpdmd.config.options import MAX_STEPS, MethodConfig
 from dpdmd.config.validation import without_effect
 from dpdmd.data.prompts import fingerprint, read_prompts
+from dpdmd.distributed.launch_env import check_agreement, check_launch, read_launch
 from dpdmd.evaluation.files import check_perceptual
 from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
-from dpdmd.launcher import check_agreement, check_launch, read_launch
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
 from dpdmd.methods.update_schedule import student_turns

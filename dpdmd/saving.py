@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from dpdmd import checkpoint, distributed
+from dpdmd import checkpoint
 from dpdmd.assembly import Assembly
 from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.data.prompts import fingerprint
+from dpdmd.distributed import collectives
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
@@ -42,9 +43,9 @@ class Saving:
                 self.global_batch_size,
                 fingerprint(self.plan.prompts),
             ),
-            {name: distributed.whole_network_state(each.network) for name, each in self.trained.items()},
+            {name: collectives.whole_network_state(each.network) for name, each in self.trained.items()},
             {
-                name: distributed.whole_optimizer_state(each.network, each.optimizer)
+                name: collectives.whole_optimizer_state(each.network, each.optimizer)
                 for name, each in self.trained.items()
             },
             self._average_state(),
@@ -54,7 +55,7 @@ class Saving:
         if self.average is None:
             return None
         with self.average.in_place():
-            return distributed.whole_network_state(self.trained[registry.STUDENT].network)
+            return collectives.whole_network_state(self.trained[registry.STUDENT].network)
 
     def note(self) -> Note:
         """How the exported student wants to be sampled."""
@@ -86,7 +87,7 @@ class Saving:
         Raises:
             SaveError: one could not be written.
         """
-        if failure := distributed.from_main(self.accelerator, self.writer.wait()):
+        if failure := collectives.from_main(self.accelerator, self.writer.wait()):
             raise checkpoint.SaveError(failure)
 
     def point_best(self, log: RunLog) -> None:

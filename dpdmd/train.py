@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if end.why:
             print(f"dpdmd.train: {one_line(end.why)}", file=sys.stderr)
         if torch.distributed.is_initialized():
-            from dpdmd import distributed
+            from dpdmd.distributed import collectives
 
             if end.together:
-                distributed.leave()
+                collectives.leave()
             else:
-                distributed.abandon(end.status)
+                collectives.abandon(end.status)
     return end.status
 
 
@@ -84,9 +84,9 @@ def _run(argv: Sequence[str] | None, ending: ExitStack) -> End:
 def _failure(memory: MemoryPlan, error: RuntimeError) -> str:
     """Of a peer that is gone, how to go on; of memory that is full, the plan's largest rows with the flags that lower
     them; with torch's own first line. Other errors go on."""
-    from dpdmd import distributed
+    from dpdmd.distributed import collectives
 
-    if lost := distributed.lost_peer(error):
+    if lost := collectives.lost_peer(error):
         return (
             f"stopped: another process of this run is gone ({lost}); the checkpoints written before are whole, and "
             "--resume_from_checkpoint latest goes on"

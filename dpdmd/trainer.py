@@ -9,11 +9,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dpdmd import distributed, report, updates
+from dpdmd import report, updates
 from dpdmd.assembly import Trained, assemble
 from dpdmd.batches import Batches
 from dpdmd.config import write_yaml
 from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
+from dpdmd.distributed import collectives
 from dpdmd.evaluation import in_loop
 from dpdmd.lr_schedules import learning_rate
 from dpdmd.memory_rows import MAX_PICTURES
@@ -43,7 +44,7 @@ class Trainer:
 
     def __init__(self, plan: Plan):
         self.plan, self.config, self.folder = plan, plan.config, plan.folder
-        self.accelerator = distributed.make_accelerator(self.config, self.folder.log)
+        self.accelerator = collectives.make_accelerator(self.config, self.folder.log)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.global_batch_size = self.config.optim.batch_size * self.config.optim.grad_accum * processes
         if plan.progress and plan.progress.global_batch_size != self.global_batch_size:
@@ -93,7 +94,7 @@ class Trainer:
                 self.folder.clear_leftovers()
             except ValueError as error:
                 refused = str(error)
-        if refused := distributed.from_main(self.accelerator, refused):
+        if refused := collectives.from_main(self.accelerator, refused):
             raise ValueError(refused)
         return lock
 
@@ -132,7 +133,7 @@ class Trainer:
 
     def _signal_of_all(self) -> int:
         """The signal that any rank got, the same on every rank."""
-        return max(distributed.gather(self.accelerator, [self.signals.received]))
+        return max(collectives.gather(self.accelerator, [self.signals.received]))
 
     def take_step(self, step: int) -> dict[str, Any]:
         """One update from beginning to end; returns its record."""
@@ -149,15 +150,15 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         batches = self.micro_batches(step)
         for index, batch in enumerate(batches):
-            with distributed.synchronise_when(self.accelerator, wrapped, index == len(batches) - 1):
+            with collectives.synchronise_when(self.accelerator, wrapped, index == len(batches) - 1):
                 result = compute(self.run, batch)
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
                 totals[name] = totals.get(name, 0) + value / len(batches)
         asked = float(self.signals.received or self.saving.writer.failure is not None)
         totals[STOP] = torch.full((), asked, device=self.accelerator.device)
-        means = distributed.mean_over_processes(self.accelerator, list(totals.values()))
-        norms = {name: distributed.gradient_norm(each.parameters) for name, each in trained.items()}
+        means = collectives.mean_over_processes(self.accelerator, list(totals.values()))
+        norms = {name: collectives.gradient_norm(each.parameters) for name, each in trained.items()}
         norm_names = ["grad_norm" if name == names[0] else f"grad_norm_{name}" for name in names]
         found = [norm.float().reshape(1) for norm in norms.values()]
         figures = Figures([*totals, *norm_names], torch.cat([means, *found]))
@@ -236,7 +237,7 @@ class Trainer:
             "prompts": self.batches.prompts(taken.step),
             "latents": {name: latent_statistics(value) for name, value in taken.latents.items()},
         }
-        ranks = distributed.gather(self.accelerator, [mine])
+        ranks = collectives.gather(self.accelerator, [mine])
         path = self.folder.diagnostics / f"nonfinite_step_{step:06d}.json"
         if self.accelerator.is_main_process:
             write_diagnostic(path, step, turn, metrics, ranks)
@@ -273,7 +274,7 @@ class Trainer:
 
     def _was_evaluated(self, log: RunLog, step: int) -> bool:
         """Whether rank 0's record has this step's evaluation."""
-        return distributed.from_main(self.accelerator, any(record["step"] == step for record in log.evaluations))
+        return collectives.from_main(self.accelerator, any(record["step"] == step for record in log.evaluations))
 
     def _evaluate(self, step: int, log: RunLog) -> None:
         """Score the student as it is, record it, and move `best` where it belongs."""

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from dpdmd import doctor
-from dpdmd.launcher import Launch, check_launch, read_launch
+from dpdmd.distributed.launch_env import Launch, check_launch, read_launch
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 TWO = {
@@ -49,7 +49,7 @@ def alone(monkeypatch):
 )
 def test_a_wrong_variable_of_two_processes_is_named(refused, monkeypatch, changes, says):
     # What a name server says differs between systems: the table is made where none is asked.
-    monkeypatch.setattr("dpdmd.launcher.socket.getaddrinfo", _no_server)
+    monkeypatch.setattr("dpdmd.distributed.launch_env.socket.getaddrinfo", _no_server)
     for name, text in {**TWO, **changes}.items():
         if text is not None:
             monkeypatch.setenv(name, text)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_distillation import method_flags
 
-from dpdmd import distributed, doctor
+from dpdmd import doctor
+from dpdmd.distributed import collectives
 from dpdmd.methods import losses, registry
 from dpdmd.models import base
 from dpdmd.models.sd35.family import SD35
@@ -75,12 +76,12 @@ def same_noise(monkeypatch):
 
 
 def clipping_by_a_part(monkeypatch):
-    healthy = distributed.gradient_norm
-    monkeypatch.setattr(distributed, "gradient_norm", lambda parameters: healthy(parameters[: len(parameters) // 2]))
+    healthy = collectives.gradient_norm
+    monkeypatch.setattr(collectives, "gradient_norm", lambda parameters: healthy(parameters[: len(parameters) // 2]))
 
 
 def forgotten_moments(monkeypatch):
-    monkeypatch.setattr(distributed, "restore_optimizer_state", lambda *_: None)
+    monkeypatch.setattr(collectives, "restore_optimizer_state", lambda *_: None)
 
 
 def another_grid(monkeypatch):
@@ -91,7 +92,7 @@ def another_grid(monkeypatch):
 def bf16_weights(monkeypatch):
     healthy = SD35.load_network
     monkeypatch.setattr(SD35, "load_network", lambda self, folder, dtype: healthy(self, folder, torch.bfloat16).float())
-    monkeypatch.setattr(distributed, "prepare", lambda _, network, optimizer: (network, frozen(optimizer)))
+    monkeypatch.setattr(collectives, "prepare", lambda _, network, optimizer: (network, frozen(optimizer)))
 
 
 def frozen(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpdmd import config, distributed, preflight, train, updates
+from dpdmd import config, preflight, train, updates
 from dpdmd.assembly import Trained
+from dpdmd.distributed import collectives
 from dpdmd.methods import losses, registry
 from dpdmd.methods.context import Distillation
 from dpdmd.methods.networks import Networks
@@ -170,7 +171,7 @@ def test_a_figure_that_is_not_finite_moves_nothing(fused, bad):
     def take(trained: Trained, loss: float) -> None:
         (weight,) = trained.parameters
         weight.grad = torch.arange(5.0) * loss
-        norm = distributed.gradient_norm(trained.parameters)
+        norm = collectives.gradient_norm(trained.parameters)
         figures = Figures(["loss", "grad_norm"], torch.stack([torch.tensor(loss), norm]))
         assert figures.nonfinite == float(not torch.tensor(loss).isfinite())
         updates.update(trained, figures, norm, 0.1, max_norm=1.0)

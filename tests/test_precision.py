@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpdmd import config, distributed, preflight
+from dpdmd import config, preflight
+from dpdmd.distributed import collectives
 from dpdmd.trainer import Trainer
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "scaled_dot_product", "einsum")
@@ -56,7 +57,7 @@ def default_switches() -> Iterator[None]:
 def test_cuda_does_not_round_fp32_products(bf16, default_switches):
     """torch's default would, in convolutions; the switches of a CPU stay as they are."""
     before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
-    distributed.set_cuda_arithmetic(bf16)
+    collectives.set_cuda_arithmetic(bf16)
     assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.benchmark is bf16
     assert (torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision) == before

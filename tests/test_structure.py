@@ -25,7 +25,7 @@ ORDER = (
     "dpdmd.config.validation",
     "dpdmd.utils.text_files",
     "dpdmd.utils.paths",
-    "dpdmd.launcher",
+    "dpdmd.distributed.launch_env",
     "dpdmd.utils.strict_yaml",
     "dpdmd.run_folder",
     "dpdmd.config",
@@ -71,7 +71,7 @@ ORDER = (
     "dpdmd.utils.image_grid",
     "dpdmd.sampling.sampler",
     "dpdmd.optimizers",
-    "dpdmd.distributed",
+    "dpdmd.distributed.collectives",
     "dpdmd.moving_average",
     "dpdmd.checkpoint",
     "dpdmd.evaluation",
@@ -312,7 +312,7 @@ def test_wrong_input_is_told_before_the_heavy_imports():
         "dpdmd.export",
         "dpdmd.config.sampling_flags",
         "dpdmd.utils.paths",
-        "dpdmd.launcher",
+        "dpdmd.distributed.launch_env",
     ):
         assert {target.split(".")[0] for target in import_closure(name)} & {*heavy, "torch"} == set()
     assert "torch" in roots and "accelerate" in {t.split(".")[0] for t in import_closure("dpdmd.trainer")}  # it can see

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dpdmd import distributed
 from dpdmd.config import Config
+from dpdmd.distributed import collectives
 from dpdmd.evaluation import seed_grids
 from dpdmd.evaluation.plan import DIVERSITY, EvalPlan, PictureSet
 from dpdmd.evaluation.runner import NOT_FINITE, UNREADABLE, Report, Row, judge, metric_names, report
@@ -60,7 +60,7 @@ class InLoopEvaluation:
             scorer.wake()
         if not self.teacher_scores:
             # Rank 0's file decides for all: scoring is collective, and another node may have another disk.
-            known = distributed.from_main(self.accelerator, self._read_teacher())
+            known = collectives.from_main(self.accelerator, self._read_teacher())
             self.teacher_scores = known or self._score_teacher()
         scores = self._score(self.student, f"step {step}", self.folder.eval_images, show=True)
         if self.accelerator.is_main_process:
@@ -130,7 +130,7 @@ class InLoopEvaluation:
     ) -> Report:
         """Make, keep and judge this rank's share of the pictures; the report over all ranks' shares."""
         batches = batches_of(len(pictured.prompts), pictured.num_samples, self.config.eval.eval_batch_size)
-        mine = distributed.share(batches, self.accelerator.process_index, self.accelerator.num_processes)
+        mine = collectives.share(batches, self.accelerator.process_index, self.accelerator.num_processes)
         progress = f"scoring {title}" if self.accelerator.is_main_process else ""
         rows: list[Row] = []
         swept = sampler.sweep(self.encoder, pictured.prompts, mine, self.config.eval.eval_seed, progress=progress)
@@ -141,7 +141,7 @@ class InLoopEvaluation:
             for sample in samples:
                 save_picture(sample.picture, folder / file_name(sample.key))
             rows += _judge_finite(samples, made, scorers, title)
-        return report(distributed.gather(self.accelerator, rows), metric_names(scorers), self.config.eval.eval_seed)
+        return report(collectives.gather(self.accelerator, rows), metric_names(scorers), self.config.eval.eval_seed)
 
     def _show(self, pictured: PictureSet, title: str) -> None:
         """One grid a prompt in div_vis, overwritten each time: the teacher's pictures over the student's."""

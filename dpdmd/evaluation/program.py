@@ -12,10 +12,10 @@ from typing import Any
 
 from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.data.prompts import read_prompts
+from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
 from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.plan import DIVERSITY
-from dpdmd.launcher import check_launch
 from dpdmd.sampling.image_folder import PictureFile, find_pictures, is_whole, read_manifest
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
@@ -44,11 +44,11 @@ class Program:
         try:
             job = self.check(args)
             # Seconds of imports: only now, so that wrong input is told at once.
-            from dpdmd import distributed
+            from dpdmd.distributed import collectives
             from dpdmd.evaluation.scoring import run
 
             run(job)
-            distributed.leave()
+            collectives.leave()
         except ValueError as error:
             print(f"{self.name}: error: {one_line(error)}", file=sys.stderr)
             return 2
@@ -56,12 +56,12 @@ class Program:
             print(f"{self.name}: stopped: {one_line(error)}", file=sys.stderr)
             return 1
         except RuntimeError as error:
-            lost = distributed.lost_peer(error)
+            lost = collectives.lost_peer(error)
             if lost is None:
                 raise
             told = f"another process of this call is gone ({lost}); the same command goes on with the pictures made"
             print(f"{self.name}: stopped: {told}", file=sys.stderr)
-            distributed.abandon(1)
+            collectives.abandon(1)
             return 1
         return 0
 

@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dpdmd import distributed
 from dpdmd.checkpoint import versions
 from dpdmd.data.prompts import fingerprint
+from dpdmd.distributed import collectives
 from dpdmd.evaluation.job import PICTURES, Job
 from dpdmd.evaluation.runner import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
 from dpdmd.evaluation.scorer_contents import check_scorer_contents
@@ -41,7 +41,7 @@ def run(job: Job) -> Report:
     """
     check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no")
-    distributed.set_cuda_arithmetic(job.args.bf16)
+    collectives.set_cuda_arithmetic(job.args.bf16)
     if accelerator.is_main_process:
         clear_leftovers([job.out / PICTURES, job.out / GRIDS])
     pictures, settings = (job.found, {}) if job.found else _generate(job, accelerator)
@@ -51,7 +51,7 @@ def run(job: Job) -> Report:
         ]
     rows = _score(job, pictures, scorers, accelerator)
     metrics = metric_names(scorers)
-    result = report(distributed.gather(accelerator, rows), metrics, job.args.seed)
+    result = report(collectives.gather(accelerator, rows), metrics, job.args.seed)
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
             _write(job, result, metrics, settings)
@@ -112,7 +112,7 @@ def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterato
             yield
     except (ValueError, OSError, MemoryError) as error:
         problem = error
-    for found in distributed.gather(accelerator, [problem]):
+    for found in collectives.gather(accelerator, [problem]):
         if found is not None:
             raise found
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dpdmd import distributed
 from dpdmd.data.prompts import fingerprint
+from dpdmd.distributed import collectives
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling import geneval
 from dpdmd.sampling.image_folder import is_whole, keep_or_refuse, open_picture
@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     model = find_model(args.model, args.base_model)
     if args.base_model and model.source == model.folder:
         logger.warning("--base_model %s: not used, since --model %s is a whole pipeline", args.base_model, args.model)
-    distributed.set_cuda_arithmetic(args.bf16)
+    collectives.set_cuda_arithmetic(args.bf16)
     sampler, encoder = load_sampler(
         args.model,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),

@@ -8,7 +8,8 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from dpdmd import distributed, train
+from dpdmd import train
+from dpdmd.distributed import collectives
 
 
 def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
@@ -27,7 +28,7 @@ def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
     return accelerator
 
 
-distributed.Accelerator = sharding_accelerator
+collectives.Accelerator = sharding_accelerator
 status = train.main(sys.argv[1:])
 sys.stdout.flush()
 sys.stderr.flush()

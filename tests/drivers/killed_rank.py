@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 
-from dpdmd import checkpoint, distributed, train
+from dpdmd import checkpoint, train
+from dpdmd.distributed import collectives
 from dpdmd.methods import registry
 from dpdmd.sampling.sampler import Sampler
 
@@ -32,7 +33,7 @@ def told(error):
 
 
 save, checkpoint.save = checkpoint.save, slow
-lost_peer, distributed.lost_peer = distributed.lost_peer, told
+lost_peer, collectives.lost_peer = collectives.lost_peer, told
 registry.fake_turn = killed(registry.fake_turn, lambda run, batch: batch.step == 3)
 Sampler.pictures = killed(Sampler.pictures, lambda *_: True)
 if sys.argv[1] == "train":
