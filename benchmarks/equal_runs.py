@@ -67,7 +67,7 @@ def train(tree: Path, run: Path, flags: tuple[str, ...], processes: int = 1) -> 
     command = [sys.executable]
     if processes > 1:
         command += ["-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", str(processes)]
-    environment = {**cpu_environment(), "PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
+    environment = {**cpu_environment(), "PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
     done = subprocess.run(
         [*command, "-m", "dpdmd.train", *flags, "--run_dir", str(run)],
         cwd=ROOT,
