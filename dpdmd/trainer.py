@@ -9,7 +9,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dpdmd import report, updates
+from dpdmd import report
 from dpdmd.assembly import Trained, assemble
 from dpdmd.batches import Batches
 from dpdmd.config import write_yaml
@@ -24,6 +24,7 @@ from dpdmd.preflight import Plan, total_steps
 from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
 from dpdmd.saving import Saving
 from dpdmd.step_record import Figures, StepUnderWay
+from dpdmd.updates import skips_on_device, update
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.device_transfer import Stopwatch
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
@@ -65,7 +66,7 @@ class Trainer:
         self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
         self.saving = Saving(plan, self.accelerator, loaded, self.global_batch_size, self.stop)
         # Steps whose figures may be on their way while the next one begins; none where the host must know them first.
-        self.lag = int(all(updates.skips_on_device(trained.optimizer) for trained in self.trained.values()))
+        self.lag = int(all(skips_on_device(trained.optimizer) for trained in self.trained.values()))
 
     def _open_folder(self) -> None:
         self.accelerator.wait_for_everyone()  # no rank may still be checking that the folder is unused
@@ -164,7 +165,7 @@ class Trainer:
         figures = Figures([*totals, *norm_names], torch.cat([means, *found]))
         rates = {name: self._learning_rate(each, step, student) for name, each in trained.items()}
         for name, each in trained.items():
-            updates.update(each, figures, norms[name], rates[name], self.config.optim.max_grad_norm)
+            update(each, figures, norms[name], rates[name], self.config.optim.max_grad_norm)
             each.optimizer.zero_grad()
         if student and self.average:
             self.average.update(1 - figures.nonfinite)

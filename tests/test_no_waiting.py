@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpdmd import config, preflight, train, updates
+from dpdmd import config, preflight, train, trainer
 from dpdmd.assembly import Trained
 from dpdmd.distributed import collectives
 from dpdmd.methods import losses, registry
@@ -29,6 +29,7 @@ from dpdmd.models import streamed_text_encoder
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.step_record import Figures
 from dpdmd.trainer import Trainer
+from dpdmd.updates import skips_on_device, update
 
 DRIVERS = Path(__file__).parent / "drivers"
 META = torch.device("meta")
@@ -174,10 +175,10 @@ def test_a_figure_that_is_not_finite_moves_nothing(fused, bad):
         norm = collectives.gradient_norm(trained.parameters)
         figures = Figures(["loss", "grad_norm"], torch.stack([torch.tensor(loss), norm]))
         assert figures.nonfinite == float(not torch.tensor(loss).isfinite())
-        updates.update(trained, figures, norm, 0.1, max_norm=1.0)
+        update(trained, figures, norm, 0.1, max_norm=1.0)
 
     spared, other = trained_network(), trained_network()
-    assert updates.skips_on_device(spared.optimizer) == bool(fused)
+    assert skips_on_device(spared.optimizer) == bool(fused)
     for loss in (1.0, bad, 2.0):
         take(spared, loss)
     for loss in (1.0, 2.0):
@@ -271,8 +272,8 @@ def test_a_late_skip_is_counted_and_moves_nothing(lagging, tmp_path, monkeypatch
         if figures.are_finite():
             healthy(trained, figures, norm, learning_rate, max_norm)
 
-    healthy = updates.update
-    monkeypatch.setattr(updates, "update", withheld)
+    healthy = trainer.update
+    monkeypatch.setattr(trainer, "update", withheld)
     assert train.main([*flags, "--run_dir", str(by_host)]) == 0
     ours, theirs = (state(folder / "ckpts/step_000008") for folder in (run, by_host))
     if step == 5:  # the student's moments exist, all 0, once its one update was withheld by the kernel
