@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from dpdmd import config
 from dpdmd.checkpoint import versions
-from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.evaluation.in_loop_setup import EvalPlan
 from dpdmd.memory_plan import plan_memory
 from dpdmd.memory_rows import FAKE, STUDENT, Topology
 from dpdmd.methods import registry

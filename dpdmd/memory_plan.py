@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpdmd.config import Config
-from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.evaluation.in_loop_setup import EvalPlan
 from dpdmd.memory_rows import PHASES, Row, Topology, memory_rows
 from dpdmd.models.layout import LAYOUTS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpdmd.config import Config
 from dpdmd.distributed.launch_env import is_on, read_launch
-from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.evaluation.in_loop_setup import EvalPlan
 from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.models.layout import LAYOUTS, Layout, count_numbers

@@ -17,8 +17,8 @@ from dpdmd.config.options import MAX_STEPS, MethodConfig
 from dpdmd.config.validation import without_effect
 from dpdmd.data.prompts import fingerprint, read_prompts
 from dpdmd.distributed.launch_env import check_agreement, check_launch, read_launch
-from dpdmd.evaluation.files import check_perceptual
-from dpdmd.evaluation.plan import EvalPlan, plan_evaluation
+from dpdmd.evaluation.in_loop_setup import EvalPlan, plan_evaluation
+from dpdmd.evaluation.scorer_files import check_perceptual
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import Topology
 from dpdmd.methods.update_schedule import student_turns
@@ -180,7 +180,7 @@ def _check_models(config: Config) -> None:
 
 def _check_contents(config: Config, evaluation: EvalPlan) -> None:
     """Look closer at the models' and the scorers' files; last of all, since it imports what takes seconds."""
-    from dpdmd.evaluation.scorer_contents import check_perceptual_contents, check_scorer_contents
+    from dpdmd.evaluation.scorer_checks import check_perceptual_contents, check_scorer_contents
     from dpdmd.models.checks.weights import check_contents
 
     model, layout = config.model, LAYOUTS[config.model.family]

@@ -17,7 +17,7 @@ from dpdmd.comparison.sweep_file import read_sweep
 from dpdmd.config.options import IN_LOOP_SCORERS
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation import program
-from dpdmd.evaluation.files import REQUIREMENTS
+from dpdmd.evaluation.scorer_files import REQUIREMENTS
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))

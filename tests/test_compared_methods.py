@@ -10,8 +10,8 @@ from torch import nn
 
 from dpdmd import generate, train
 from dpdmd.data import teacher_sample_cache
-from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
-from dpdmd.evaluation.scorer_contents import check_perceptual_contents
+from dpdmd.evaluation.scorer_checks import check_perceptual_contents
+from dpdmd.evaluation.scorer_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.methods import perceptual
 from dpdmd.methods.perceptual import DINO_LAYERS, load_perceptual
 from dpdmd.moving_average import MovingAverage

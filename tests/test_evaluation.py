@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpdmd import train
-from dpdmd.evaluation import scoring
-from dpdmd.evaluation.files import check_scorer_paths
+from dpdmd.evaluation import program_run
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
-from dpdmd.evaluation.plan import PictureSet
+from dpdmd.evaluation.in_loop_setup import PictureSet
+from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.statistics import mean_rank, summarise
 from dpdmd.sampling.image_folder import find_pictures, is_whole, open_picture
 from dpdmd.sampling.sampler import Sampler
@@ -302,7 +302,7 @@ def test_programs_tell_in_one_line_that_memory_is_full(preference, tmp_path, mon
     out = ["--output_dir", str(tmp_path / "out")]
     for place, name, says in (
         (Sampler, "pictures", "lower --gen_batch_size, --height or --width, or give --bf16"),
-        (scoring, "build_scorer", "give fewer scorers at a time"),
+        (program_run, "build_scorer", "give fewer scorers at a time"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)

@@ -17,8 +17,8 @@ from accelerate.tracking import TensorBoardTracker as Board
 from PIL import Image
 
 from dpdmd import train
-from dpdmd.evaluation.runner import NOT_FINITE, judge, report
 from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer
+from dpdmd.evaluation.scoring import NOT_FINITE, judge, report
 from dpdmd.methods import registry
 from dpdmd.run_folder import RunFolder
 

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpdmd import checkpoint, config
 from dpdmd.config import options
-from dpdmd.evaluation.files import check_scorer_paths
-from dpdmd.evaluation.plan import EvalPlan
+from dpdmd.evaluation.in_loop_setup import EvalPlan
+from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
 from dpdmd.memory_rows import (

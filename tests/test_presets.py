@@ -8,7 +8,7 @@ from sd35_medium import save_hollow
 
 from dpdmd import config
 from dpdmd.config.presets import FAMILIES, PRESETS
-from dpdmd.evaluation.plan import EvalPlan, PictureSet
+from dpdmd.evaluation.in_loop_setup import EvalPlan, PictureSet
 from dpdmd.memory_plan import plan_memory
 from dpdmd.memory_rows import PICTURES, Topology
 

@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from dpdmd.evaluation.diversity import diversity_per_picture
-from dpdmd.evaluation.files import check_scorer_paths
-from dpdmd.evaluation.runner import judge
-from dpdmd.evaluation.scorer_contents import check_scorer_contents
+from dpdmd.evaluation.scorer_checks import check_scorer_contents
+from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import SCORERS, build_scorer, imagereward
 from dpdmd.evaluation.scorers.base import Sample
 from dpdmd.evaluation.scorers.visualquality import VisualQualityR1, parse_rating
+from dpdmd.evaluation.scoring import judge
 from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.shapes.scorer_models import build_bert_tokenizer
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from dpdmd.config.sampling_flags import check_ranges
-from dpdmd.evaluation.files import check_scorer_paths
 from dpdmd.evaluation.program import Program
-from dpdmd.evaluation.runner import metric_names
+from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import SCORERS
+from dpdmd.evaluation.scoring import metric_names
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import LAYOUTS, family_of
 from dpdmd.sampling.sampler import find_model

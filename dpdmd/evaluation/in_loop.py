@@ -14,10 +14,10 @@ from torch import Tensor
 from dpdmd.config import Config
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import seed_grids
-from dpdmd.evaluation.plan import DIVERSITY, EvalPlan, PictureSet
-from dpdmd.evaluation.runner import NOT_FINITE, UNREADABLE, Report, Row, judge, metric_names, report
+from dpdmd.evaluation.in_loop_setup import DIVERSITY, EvalPlan, PictureSet
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.evaluation.scoring import NOT_FINITE, UNREADABLE, Report, Row, judge, metric_names, report
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.models.base import TextEncoder

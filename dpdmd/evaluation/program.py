@@ -13,9 +13,9 @@ from typing import Any
 from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.data.prompts import read_prompts
 from dpdmd.distributed.launch_env import check_launch
-from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
-from dpdmd.evaluation.job import PICTURES, Job
-from dpdmd.evaluation.plan import DIVERSITY
+from dpdmd.evaluation.in_loop_setup import DIVERSITY
+from dpdmd.evaluation.program_job import PICTURES, Job
+from dpdmd.evaluation.scorer_files import REQUIREMENTS, check_scorer_paths
 from dpdmd.sampling.image_folder import PictureFile, find_pictures, is_whole, read_manifest
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
@@ -45,7 +45,7 @@ class Program:
             job = self.check(args)
             # Seconds of imports: only now, so that wrong input is told at once.
             from dpdmd.distributed import collectives
-            from dpdmd.evaluation.scoring import run
+            from dpdmd.evaluation.program_run import run
 
             run(job)
             collectives.leave()

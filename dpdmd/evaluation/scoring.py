@@ -1,177 +1,124 @@
-"""A checked job of a root program, done: generate what is missing, score everything, write the results."""
+"""Pictures to a report: every scorer over every picture, each prompt's features compared, summaries."""
 
+import csv
+import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from tqdm import tqdm
+from torch import Tensor
 
-from dpdmd.checkpoint import versions
-from dpdmd.data.prompts import fingerprint
-from dpdmd.distributed import collectives
-from dpdmd.evaluation.job import PICTURES, Job
-from dpdmd.evaluation.runner import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
-from dpdmd.evaluation.scorer_contents import check_scorer_contents
-from dpdmd.evaluation.scorers import build_scorer
-from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.sampling.image_folder import PictureFile, file_name, is_whole, keep_or_refuse, open_picture
-from dpdmd.sampling.sampler import batches_of, find_model, load_sampler
-from dpdmd.utils import out_of_memory
-from dpdmd.utils.atomic_files import clear_leftovers, write_text
-from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
-from dpdmd.utils.tables import latex_text
+from dpdmd.evaluation.diversity import diversity_per_picture
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Scorer, ValueScorer
+from dpdmd.evaluation.statistics import Summary, summarise
+from dpdmd.utils.atomic_files import write_text
 
-LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
-FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
-GRIDS, NUM_GRIDS = "grids", 32  # folder, and prompts whose pictures are also laid out in a grid
+logger = logging.getLogger("dpdmd")
+UNREADABLE = "unreadable"
+NOT_FINITE = "not finite"  # such a score is missing: one of them would make the mean nan, and nan wins comparisons
 
 
-def run(job: Job) -> Report:
-    """Do all of it, on every rank; rank 0 writes and tells.
+@dataclass(frozen=True)
+class Row:
+    """What is known of one picture.
 
-    Raises:
-        ValueError: the model's or a scorer's files do not load, or `output_dir` holds other pictures.
-        OSError: what was made cannot be written.
-        MemoryError: the device has too little.
+    Attributes:
+        key: (prompt index, sample index).
+        file: where the picture lies; "" if nowhere.
+        values: metric -> score, None where it is missing.
+        notes: metric -> text worth keeping, such as an answer that could not be parsed.
+        features: metric -> unit vector, until the rows of one prompt are compared.
     """
-    check_scorer_contents(job.paths)
-    accelerator = Accelerator(mixed_precision="no")
-    collectives.set_cuda_arithmetic(job.args.bf16)
-    if accelerator.is_main_process:
-        clear_leftovers([job.out / PICTURES, job.out / GRIDS])
-    pictures, settings = (job.found, {}) if job.found else _generate(job, accelerator)
-    with _raised_everywhere(accelerator, FEWER_SCORERS):
-        scorers = [
-            build_scorer(name, paths, accelerator.device, **job.options[name]) for name, paths in job.paths.items()
-        ]
-    rows = _score(job, pictures, scorers, accelerator)
-    metrics = metric_names(scorers)
-    result = report(collectives.gather(accelerator, rows), metrics, job.args.seed)
-    with _raised_everywhere(accelerator):
-        if accelerator.is_main_process:
-            _write(job, result, metrics, settings)
-    return result
+
+    key: tuple[int, int]
+    prompt: str
+    file: str = ""
+    values: dict[str, float | None] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], dict[str, Any]]:
-    """Make this rank's share of the pictures that are not there yet; all pictures of all ranks, and their settings."""
-    args, folder = job.args, job.out / PICTURES
-    with _raised_everywhere(accelerator, LOWER):
-        sampler, encoder = load_sampler(
-            Path(args.model),
-            accelerator.device,
-            base_model=Path(args.base_model) if args.base_model else None,
-            dtype=torch.bfloat16 if args.bf16 else torch.float32,
-            steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            height=args.height,
-            width=args.width,
-        )
-    source = find_model(Path(args.model), Path(args.base_model) if args.base_model else None).source
-    settings = {
-        "model": str(source.resolve()),
-        **sampler.settings.as_dict(),
-        "seed": args.seed,
-        "num_samples": args.num_samples,
-        "bf16": args.bf16,
-        "gen_batch_size": args.gen_batch_size,
-        "prompts": fingerprint(job.prompts),
-    }
-    with _raised_everywhere(accelerator):
-        if accelerator.is_main_process:
-            keep_or_refuse(folder, settings, "--output_dir")
-    batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    # A batch is made whole or not at all: a picture's last bits may depend on the batch it was made in.
-    todo = [batch for batch in mine if not all(is_whole(folder / file_name(key)) for key in batch)]
-    progress = "generating" if accelerator.is_main_process else ""
-    with _raised_everywhere(accelerator, LOWER):
-        for keys, made in sampler.sweep(encoder, job.prompts, todo, args.seed, progress=progress):
-            check_finite(made, args.model)
-            for key, picture in zip(keys, to_pil(made), strict=True):
-                save_picture(picture, folder / file_name(key))
-    keys = [key for batch in batches for key in batch]
-    return [PictureFile(key, job.prompts[key[0]], folder / file_name(key)) for key in keys], settings
+@dataclass(frozen=True)
+class Report:
+    """One model's scores: metric -> summary, and every picture's row, in the order of their keys."""
+
+    summaries: dict[str, Summary]
+    rows: list[Row]
 
 
-@contextmanager
-def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterator[None]:
-    """Raise what goes wrong on one rank on all of them: one that went on would wait for the others. Collective.
-
-    Raises:
-        ValueError, OSError, MemoryError: the first rank's; one that ran out of memory gives `advice`.
-    """
-    problem = None
-    try:
-        with out_of_memory.told(advice):
-            yield
-    except (ValueError, OSError, MemoryError) as error:
-        problem = error
-    for found in collectives.gather(accelerator, [problem]):
-        if found is not None:
-            raise found
-
-
-def _score(job: Job, pictures: list[PictureFile], scorers: list[Scorer], accelerator: Accelerator) -> list[Row]:
-    """This rank's share of the pictures before every scorer; one that cannot be read is missing everywhere."""
-    size = job.args.batch_size
-    batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    rows: list[Row] = []
-    for batch in tqdm(mine, desc="scoring", disable=not accelerator.is_main_process):
-        samples, files = [], []
-        for picture in batch:
-            try:
-                samples.append(Sample(open_picture(picture.path), picture.prompt, picture.key))
-                files.append(str(picture.path))
-            except ValueError as error:
-                missing = {scorer.name: None for scorer in scorers}
-                rows.append(Row(picture.key, picture.prompt, str(picture.path), missing, {UNREADABLE: str(error)}))
-        rows += judge(samples, scorers, files)
+def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = ()) -> list[Row]:
+    """One batch through every scorer; what a scorer that fails would have said is missing, with the reason kept."""
+    rows = [
+        Row(sample.key, sample.prompt, file) for sample, file in zip(samples, files or [""] * len(samples), strict=True)
+    ]
+    for scorer in scorers if samples else ():  # no scorer needs to know what an empty batch looks like
+        try:
+            _apply(scorer, samples, rows)
+        except Exception as error:  # whatever a scorer's libraries raise: days of training are worth more than a score
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("%s failed on %d pictures, now without its score: %s", scorer.name, len(rows), reason)
+            for row in rows:
+                row.notes[scorer.name] = f"failed: {reason}"
     return rows
 
 
-def _write(job: Job, result: Report, metrics: list[str], settings: dict[str, Any]) -> None:
-    """The four files, a grid for each of the first prompts, and the line on the terminal."""
-    write_csv(job.out / "per_image.csv", result.rows, metrics)
-    summary = {
-        "metrics": {name: asdict(value) for name, value in result.summaries.items()},
-        "settings": {**{name: value for name, value in vars(job.args).items() if value is not None}, **settings},
-        "versions": versions(),
-    }
-    write_text(job.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
-    line = table(job, result)
-    write_text(job.out / "table.txt", line + "\n")
-    _grids(job, result)
-    unreadable = sum(UNREADABLE in row.notes for row in result.rows)
-    tell = tqdm.write
-    for name, value in result.summaries.items():
-        tell(f"{name:18} {value}")
-    if unreadable:
-        tell(f"{unreadable} of {len(result.rows)} pictures could not be read: see {job.out / 'per_image.csv'}")
-    tell(f"\n{line}\n\n{job.out}")
+def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
+    if isinstance(scorer, FeatureScorer):
+        for row, features in zip(rows, scorer.features(samples), strict=True):
+            if features.isfinite().all():
+                row.features[scorer.name] = features
+            else:
+                row.notes[scorer.name] = NOT_FINITE
+    elif isinstance(scorer, ValueScorer):
+        for row, score in zip(rows, scorer.score(samples), strict=True):
+            finite = score.value is not None and math.isfinite(score.value)
+            row.values[scorer.name] = score.value if finite else None
+            row.values.update({name: factor * score.value if finite else None for name, factor in scorer.also.items()})
+            if note := score.text or ("" if finite or score.value is None else NOT_FINITE):
+                row.notes[scorer.name] = note
 
 
-def table(job: Job, result: Report) -> str:
-    """A row of a LaTeX table, under a comment that names its columns."""
-    name = latex_text(Path(job.args.images or job.args.model).name)
-    cells = ["--" if value.mean is None else f"{value.mean:.3f}" for value in result.summaries.values()]
-    return f"% {' & '.join(['model', *result.summaries])}\n{' & '.join([name, *cells])} \\\\"
+def report(rows: Sequence[Row], metrics: Sequence[str], seed: int = 0) -> Report:
+    """Compare each prompt's features, then summarise `metrics`; a prompt with one picture has no diversity.
+
+    Rows come in any order, and a picture that two ranks made counts once.
+    """
+    finished = _with_diversity(sorted({row.key: row for row in rows}.values(), key=lambda row: row.key))
+    return Report(
+        {name: summarise(((row.key[0], row.values.get(name)) for row in finished), seed) for name in metrics}, finished
+    )
 
 
-def _grids(job: Job, result: Report) -> None:
-    groups: dict[int, list[Row]] = {}
-    for row in result.rows:
-        if UNREADABLE not in row.notes:
-            groups.setdefault(row.key[0], []).append(row)
-    for prompt, rows in list(groups.items())[:NUM_GRIDS]:
-        if len(rows) > 1:
-            grid = labelled_grid(
-                [[open_picture(Path(row.file)) for row in rows]], [rows[0].prompt or str(prompt)], columns=9
-            )
-            save_picture(grid, job.out / GRIDS / f"{prompt:05d}.png")
+def metric_names(scorers: Iterable[Scorer]) -> list[str]:
+    """Everything that these scorers report, in their order."""
+    return [name for scorer in scorers for name in (scorer.name, *getattr(scorer, "also", ()))]
+
+
+def _with_diversity(rows: Sequence[Row]) -> list[Row]:
+    values = {row.key: dict(row.values) for row in rows}
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        for name in row.features:
+            groups.setdefault((name, row.key[0]), []).append(row)
+    for (name, _), members in groups.items():
+        known = len(members) > 1
+        scores = diversity_per_picture(torch.stack([row.features[name] for row in members])) if known else [None]
+        for row, score in zip(members, scores, strict=True):
+            values[row.key][name] = score
+    return [replace(row, values=values[row.key], features={}) for row in rows]
+
+
+def write_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str]) -> None:
+    """One line a picture; a missing score is an empty cell, with its text in the last column."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["prompt_index", "sample_index", "file", "prompt", *metrics, "notes"])
+    for row in rows:
+        scores = ["" if row.values.get(name) is None else format(row.values[name], ".9g") for name in metrics]
+        notes = json.dumps(row.notes, ensure_ascii=False) if row.notes else ""
+        writer.writerow([*row.key, row.file, row.prompt, *scores, notes])
+    write_text(path, text.getvalue())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpdmd.evaluation.files import IMAGENET_VGG, PERCEPTUAL_FILES
+from dpdmd.evaluation.scorer_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.evaluation.scorers.base import load_strict
 from dpdmd.methods import losses
 from dpdmd.models.weight_files import read_checkpoint

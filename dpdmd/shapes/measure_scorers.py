@@ -16,10 +16,10 @@ import torch
 from tqdm import tqdm
 
 from dpdmd.evaluation.diversity import diversity_per_picture
-from dpdmd.evaluation.files import check_scorer_paths
-from dpdmd.evaluation.runner import judge
+from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.evaluation.scoring import judge
 from dpdmd.shapes.oracle import read_pictures
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 from dpdmd.utils.atomic_files import write_text

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dpdmd.evaluation.files import is_open_clip
+from dpdmd.evaluation.scorer_files import is_open_clip
 from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer, load_strict, normalise
 
 

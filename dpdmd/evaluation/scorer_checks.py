@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from dpdmd.evaluation.files import PERCEPTUAL_FILES, SOURCES, is_open_clip
+from dpdmd.evaluation.scorer_files import PERCEPTUAL_FILES, SOURCES, is_open_clip
 from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS
 from dpdmd.evaluation.scorers.imagereward import load_network as load_imagereward
 from dpdmd.evaluation.scorers.maniqa import load_network as load_maniqa

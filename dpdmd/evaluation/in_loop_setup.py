@@ -6,7 +6,7 @@ from pathlib import Path
 from dpdmd.config.options import IN_LOOP_SCORERS, EvalConfig
 from dpdmd.config.sampling_flags import check_total
 from dpdmd.data.prompts import read_prompts
-from dpdmd.evaluation.files import REQUIREMENTS, check_scorer_paths
+from dpdmd.evaluation.scorer_files import REQUIREMENTS, check_scorer_paths
 
 DIVERSITY = ("div_clip", "div_dino")
 # The prompt files of the authors' release, and what its scores are called there.

@@ -1,0 +1,177 @@
+"""A checked job of a root program, done: generate what is missing, score everything, write the results."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from dpdmd.checkpoint import versions
+from dpdmd.data.prompts import fingerprint
+from dpdmd.distributed import collectives
+from dpdmd.evaluation.program_job import PICTURES, Job
+from dpdmd.evaluation.scorer_checks import check_scorer_contents
+from dpdmd.evaluation.scorers import build_scorer
+from dpdmd.evaluation.scorers.base import Sample, Scorer
+from dpdmd.evaluation.scoring import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
+from dpdmd.sampling.image_folder import PictureFile, file_name, is_whole, keep_or_refuse, open_picture
+from dpdmd.sampling.sampler import batches_of, find_model, load_sampler
+from dpdmd.utils import out_of_memory
+from dpdmd.utils.atomic_files import clear_leftovers, write_text
+from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
+from dpdmd.utils.tables import latex_text
+
+LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
+FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
+GRIDS, NUM_GRIDS = "grids", 32  # folder, and prompts whose pictures are also laid out in a grid
+
+
+def run(job: Job) -> Report:
+    """Do all of it, on every rank; rank 0 writes and tells.
+
+    Raises:
+        ValueError: the model's or a scorer's files do not load, or `output_dir` holds other pictures.
+        OSError: what was made cannot be written.
+        MemoryError: the device has too little.
+    """
+    check_scorer_contents(job.paths)
+    accelerator = Accelerator(mixed_precision="no")
+    collectives.set_cuda_arithmetic(job.args.bf16)
+    if accelerator.is_main_process:
+        clear_leftovers([job.out / PICTURES, job.out / GRIDS])
+    pictures, settings = (job.found, {}) if job.found else _generate(job, accelerator)
+    with _raised_everywhere(accelerator, FEWER_SCORERS):
+        scorers = [
+            build_scorer(name, paths, accelerator.device, **job.options[name]) for name, paths in job.paths.items()
+        ]
+    rows = _score(job, pictures, scorers, accelerator)
+    metrics = metric_names(scorers)
+    result = report(collectives.gather(accelerator, rows), metrics, job.args.seed)
+    with _raised_everywhere(accelerator):
+        if accelerator.is_main_process:
+            _write(job, result, metrics, settings)
+    return result
+
+
+def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], dict[str, Any]]:
+    """Make this rank's share of the pictures that are not there yet; all pictures of all ranks, and their settings."""
+    args, folder = job.args, job.out / PICTURES
+    with _raised_everywhere(accelerator, LOWER):
+        sampler, encoder = load_sampler(
+            Path(args.model),
+            accelerator.device,
+            base_model=Path(args.base_model) if args.base_model else None,
+            dtype=torch.bfloat16 if args.bf16 else torch.float32,
+            steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            height=args.height,
+            width=args.width,
+        )
+    source = find_model(Path(args.model), Path(args.base_model) if args.base_model else None).source
+    settings = {
+        "model": str(source.resolve()),
+        **sampler.settings.as_dict(),
+        "seed": args.seed,
+        "num_samples": args.num_samples,
+        "bf16": args.bf16,
+        "gen_batch_size": args.gen_batch_size,
+        "prompts": fingerprint(job.prompts),
+    }
+    with _raised_everywhere(accelerator):
+        if accelerator.is_main_process:
+            keep_or_refuse(folder, settings, "--output_dir")
+    batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    # A batch is made whole or not at all: a picture's last bits may depend on the batch it was made in.
+    todo = [batch for batch in mine if not all(is_whole(folder / file_name(key)) for key in batch)]
+    progress = "generating" if accelerator.is_main_process else ""
+    with _raised_everywhere(accelerator, LOWER):
+        for keys, made in sampler.sweep(encoder, job.prompts, todo, args.seed, progress=progress):
+            check_finite(made, args.model)
+            for key, picture in zip(keys, to_pil(made), strict=True):
+                save_picture(picture, folder / file_name(key))
+    keys = [key for batch in batches for key in batch]
+    return [PictureFile(key, job.prompts[key[0]], folder / file_name(key)) for key in keys], settings
+
+
+@contextmanager
+def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterator[None]:
+    """Raise what goes wrong on one rank on all of them: one that went on would wait for the others. Collective.
+
+    Raises:
+        ValueError, OSError, MemoryError: the first rank's; one that ran out of memory gives `advice`.
+    """
+    problem = None
+    try:
+        with out_of_memory.told(advice):
+            yield
+    except (ValueError, OSError, MemoryError) as error:
+        problem = error
+    for found in collectives.gather(accelerator, [problem]):
+        if found is not None:
+            raise found
+
+
+def _score(job: Job, pictures: list[PictureFile], scorers: list[Scorer], accelerator: Accelerator) -> list[Row]:
+    """This rank's share of the pictures before every scorer; one that cannot be read is missing everywhere."""
+    size = job.args.batch_size
+    batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    rows: list[Row] = []
+    for batch in tqdm(mine, desc="scoring", disable=not accelerator.is_main_process):
+        samples, files = [], []
+        for picture in batch:
+            try:
+                samples.append(Sample(open_picture(picture.path), picture.prompt, picture.key))
+                files.append(str(picture.path))
+            except ValueError as error:
+                missing = {scorer.name: None for scorer in scorers}
+                rows.append(Row(picture.key, picture.prompt, str(picture.path), missing, {UNREADABLE: str(error)}))
+        rows += judge(samples, scorers, files)
+    return rows
+
+
+def _write(job: Job, result: Report, metrics: list[str], settings: dict[str, Any]) -> None:
+    """The four files, a grid for each of the first prompts, and the line on the terminal."""
+    write_csv(job.out / "per_image.csv", result.rows, metrics)
+    summary = {
+        "metrics": {name: asdict(value) for name, value in result.summaries.items()},
+        "settings": {**{name: value for name, value in vars(job.args).items() if value is not None}, **settings},
+        "versions": versions(),
+    }
+    write_text(job.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
+    line = table(job, result)
+    write_text(job.out / "table.txt", line + "\n")
+    _grids(job, result)
+    unreadable = sum(UNREADABLE in row.notes for row in result.rows)
+    tell = tqdm.write
+    for name, value in result.summaries.items():
+        tell(f"{name:18} {value}")
+    if unreadable:
+        tell(f"{unreadable} of {len(result.rows)} pictures could not be read: see {job.out / 'per_image.csv'}")
+    tell(f"\n{line}\n\n{job.out}")
+
+
+def table(job: Job, result: Report) -> str:
+    """A row of a LaTeX table, under a comment that names its columns."""
+    name = latex_text(Path(job.args.images or job.args.model).name)
+    cells = ["--" if value.mean is None else f"{value.mean:.3f}" for value in result.summaries.values()]
+    return f"% {' & '.join(['model', *result.summaries])}\n{' & '.join([name, *cells])} \\\\"
+
+
+def _grids(job: Job, result: Report) -> None:
+    groups: dict[int, list[Row]] = {}
+    for row in result.rows:
+        if UNREADABLE not in row.notes:
+            groups.setdefault(row.key[0], []).append(row)
+    for prompt, rows in list(groups.items())[:NUM_GRIDS]:
+        if len(rows) > 1:
+            grid = labelled_grid(
+                [[open_picture(Path(row.file)) for row in rows]], [rows[0].prompt or str(prompt)], columns=9
+            )
+            save_picture(grid, job.out / GRIDS / f"{prompt:05d}.png")
