@@ -22,8 +22,8 @@ from pathlib import Path
 from processes import LAUNCHER, cpu_environment, free_port, kill_all
 from safetensors.torch import load_file
 
-from dpdmd.checkpoint import versions
 from dpdmd.run_folder import RunFolder
+from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
 
 SMALL_WORLD = (

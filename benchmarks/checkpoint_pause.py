@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from train_step import make_trainer
 
-from dpdmd.checkpoint import versions
-from dpdmd.trainer import Trainer
+from dpdmd.training.checkpoint import versions
+from dpdmd.training.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
 
 NONE, IN_LINE, BESIDE = "none", "in line", "beside the steps"

@@ -32,14 +32,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from dpdmd.checkpoint import versions
-from dpdmd.memory_rows import CONTEXT, FAKE, STUDENT
 from dpdmd.methods.update_schedule import is_student_turn
 from dpdmd.models.sampling_defaults import Note
 from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
-from dpdmd.trainer import Trainer
+from dpdmd.training.checkpoint import versions
+from dpdmd.training.memory_items import CONTEXT, FAKE, STUDENT
+from dpdmd.training.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
 
 TRAINED = {

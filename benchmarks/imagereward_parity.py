@@ -124,9 +124,9 @@ def compare(work: Path) -> None:
     """Ours against the package's."""
     import datetime
 
-    from dpdmd.checkpoint import versions
     from dpdmd.evaluation.scorers.base import Sample
     from dpdmd.evaluation.scorers.imagereward import ImageReward
+    from dpdmd.training.checkpoint import versions
     from dpdmd.utils.atomic_files import write_text
 
     scorer = ImageReward(work / "ImageReward.pt", work / "med_config.json", work / "tokenizer", torch.device("cpu"))

@@ -30,10 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dpdmd import config
-from dpdmd.checkpoint import versions
 from dpdmd.evaluation.in_loop_setup import EvalPlan
-from dpdmd.memory_plan import plan_memory
-from dpdmd.memory_rows import FAKE, STUDENT, Topology
 from dpdmd.methods import registry
 from dpdmd.methods.context import Distillation, MicroBatch
 from dpdmd.methods.networks import Networks, recompute_blocks
@@ -42,6 +39,9 @@ from dpdmd.models.base import TextEmbedding
 from dpdmd.models.lora_config import adapters
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sd35.family import SD35
+from dpdmd.training.checkpoint import versions
+from dpdmd.training.memory_estimate import plan_memory
+from dpdmd.training.memory_items import FAKE, STUDENT, Topology
 from dpdmd.utils.atomic_files import write_text
 
 TEXT_TOKENS = 77 + 256

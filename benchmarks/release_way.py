@@ -31,7 +31,7 @@ from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.models.base import TextEmbedding
 from dpdmd.sampling.sampler import batches_of, load_sampler
-from dpdmd.trainer import Trainer
+from dpdmd.training.trainer import Trainer
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
 
 GEN_BATCH, NUM_SEEDS = 4, 9

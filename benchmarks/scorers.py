@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from dpdmd.checkpoint import versions
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import judge
 from dpdmd.shapes.measure_scorers import SCORERS, TEST_SEED, pictures_of
 from dpdmd.shapes.world import sample_caption, sample_scene
+from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
 
 RELEASE = "the release's way"

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dpdmd.checkpoint import versions
 from dpdmd.run_folder import RunFolder
 from dpdmd.shapes.measure import COLUMNS
+from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
 
 JUDGED = ("accuracy", "entropy", "coverage", "spread")

@@ -20,8 +20,8 @@ import torch
 from processes import LAUNCHER, cpu_environment, free_port
 from safetensors.torch import load_file
 
-from dpdmd.checkpoint import versions
 from dpdmd.run_folder import LATEST, RunFolder
+from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
 
 SMALL_WORLD = (

@@ -46,16 +46,17 @@ from step_report import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpdmd import config, preflight
-from dpdmd.checkpoint import versions
+from dpdmd import config
 from dpdmd.config import options
 from dpdmd.data.prompts import read_prompts
 from dpdmd.distributed import collectives
 from dpdmd.methods import registry, update_schedule
 from dpdmd.methods.loss_terms import diversity_term
-from dpdmd.run_log import RunLog, peak_memory_gb
 from dpdmd.sampling.rollout import anchor_target, rollout
-from dpdmd.trainer import Trainer
+from dpdmd.training import preflight
+from dpdmd.training.checkpoint import versions
+from dpdmd.training.run_log import RunLog, peak_memory_gb
+from dpdmd.training.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
 
 SCORERS = ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path")

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpdmd import config, preflight
+from dpdmd import config
 from dpdmd.distributed.launch_env import check_launch
+from dpdmd.training import preflight
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import user_path
 from dpdmd.utils.text_files import one_line
@@ -71,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with scratch_folder(own.out) as scratch:
             plan = prepare(examined, scratch / "run")
             # Both import diffusers, which takes seconds: only once the input is known to be right.
-            from dpdmd.examination import examine, table
-            from dpdmd.trainer import Trainer
+            from dpdmd.training.doctor_checks import examine, table
+            from dpdmd.training.trainer import Trainer
 
             findings = examine(Trainer(plan), own.out, scratch, run_dir)
         write_text(own.out / "table.md", table(findings) + "\n")

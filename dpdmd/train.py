@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import torch
 
-from dpdmd import config, preflight
-from dpdmd.checkpoint import SaveError
-from dpdmd.diagnostics import NonFiniteError
-from dpdmd.memory_plan import MemoryPlan
+from dpdmd import config
+from dpdmd.training import preflight
+from dpdmd.training.checkpoint import SaveError
+from dpdmd.training.memory_estimate import MemoryPlan
+from dpdmd.training.nonfinite import NonFiniteError
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.signals import Interrupted
 from dpdmd.utils.text_files import one_line
@@ -57,7 +58,7 @@ def _run(argv: Sequence[str] | None, ending: ExitStack) -> End:
         return End(2, f"error: {error}")
     try:
         # diffusers takes seconds to import: only now, so that wrong input is told at once.
-        from dpdmd.trainer import Trainer
+        from dpdmd.training.trainer import Trainer
 
         trainer = Trainer(plan)
     except ValueError as error:

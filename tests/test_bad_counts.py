@@ -2,7 +2,8 @@
 
 import pytest
 
-from dpdmd import config, generate, preflight
+from dpdmd import config, generate
+from dpdmd.training import preflight
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 

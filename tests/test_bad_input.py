@@ -16,9 +16,10 @@ from bad_input import LONG, ROOT, program
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dpdmd import config, export, generate, preflight
+from dpdmd import config, export, generate
 from dpdmd.data.prompts import fingerprint
 from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.training import preflight
 from dpdmd.utils.manifest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")

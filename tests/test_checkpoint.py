@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd import checkpoint, preflight, train
+from dpdmd import train
 from dpdmd.config import Config, read_yaml
 from dpdmd.run_folder import RunFolder
+from dpdmd.training import checkpoint, preflight
 from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest, write_manifest
 
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"

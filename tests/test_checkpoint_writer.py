@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpdmd import checkpoint, config, preflight, train
-from dpdmd.checkpoint import SaveError
-from dpdmd.checkpoint_writer import CheckpointWriter
-from dpdmd.trainer import Trainer
+from dpdmd import config, train
+from dpdmd.training import checkpoint, preflight
+from dpdmd.training.checkpoint import SaveError
+from dpdmd.training.checkpoint_writer import CheckpointWriter
+from dpdmd.training.trainer import Trainer
 
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
 

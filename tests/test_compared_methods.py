@@ -14,7 +14,7 @@ from dpdmd.evaluation.scorer_checks import check_perceptual_contents
 from dpdmd.evaluation.scorer_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.methods import perceptual
 from dpdmd.methods.perceptual import DINO_LAYERS, load_perceptual
-from dpdmd.moving_average import MovingAverage
+from dpdmd.training.ema import MovingAverage
 
 CPU = torch.device("cpu")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -155,7 +155,7 @@ def test_ranks_call_the_teacher_equally_often(tmp_path):
 def test_too_little_space_for_the_pool_is_told(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dpdmd.data.cache_files.shutil.disk_usage", lambda _: Full())
     more = ["--teacher_cache", str(tmp_path / "cache"), "--teacher_cache_size", "9", "--run_dir", str(tmp_path / "run")]
-    monkeypatch.setattr("dpdmd.preflight._check_space", lambda *_: None)
+    monkeypatch.setattr("dpdmd.training.preflight._check_space", lambda *_: None)
     assert train.main([*flags, *GAN, *more]) == 2
     assert "--teacher_cache" in capsys.readouterr().err and not list((tmp_path / "cache").glob("*"))
 

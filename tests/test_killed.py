@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from processes import LAUNCHER, cpu_environment, free_port
 
-from dpdmd import checkpoint, export, generate, train
+from dpdmd import export, generate, train
 from dpdmd.config import read_yaml
 from dpdmd.evaluation import in_loop
 from dpdmd.run_folder import BEST, RunFolder
-from dpdmd.trainer import Trainer
+from dpdmd.training import checkpoint
+from dpdmd.training.trainer import Trainer
 from dpdmd.utils.manifest import MANIFEST, read_manifest, write_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +98,7 @@ def test_a_checkpoint_is_not_gone_while_its_successor_takes_its_place(flags, run
             seen.append((run.checkpoint(4) / MANIFEST).is_file() and run.latest() == run.checkpoint(4))
         healthy(path, **options)
 
-    monkeypatch.setattr("dpdmd.checkpoint.shutil.rmtree", watched)
+    monkeypatch.setattr("dpdmd.training.checkpoint.shutil.rmtree", watched)
     back = ["--max_steps", "4", "--resume_from_checkpoint", str(run.checkpoint(2))]
     assert train.main([*flags, *back]) == 0
     assert seen == [True]

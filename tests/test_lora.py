@@ -11,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dpdmd import checkpoint, export, train
+from dpdmd import export, train
 from dpdmd.config import Config, read_yaml
 from dpdmd.config.options import ModelConfig
 from dpdmd.methods.networks import Networks, load_networks
@@ -21,6 +21,7 @@ from dpdmd.models.lora_config import Adapter, adapters
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling.sampler import load_sampler
+from dpdmd.training import checkpoint
 
 CPU = torch.device("cpu")
 RANK, ALPHA = 2, 6.0

@@ -11,9 +11,9 @@ from diffusers.optimization import get_scheduler
 
 from dpdmd import train
 from dpdmd.config.options import LR_SCHEDULERS
-from dpdmd.lr_schedules import lr_factor
 from dpdmd.methods import registry
 from dpdmd.run_folder import LATEST, RunFolder
+from dpdmd.training.lr_schedules import lr_factor
 
 WEIGHTS = (
     "student/transformer/diffusion_pytorch_model",

@@ -12,13 +12,20 @@ from sd35_medium import TRANSFORMER, VAE, save_hollow
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dpdmd import checkpoint, config
+from dpdmd import config
 from dpdmd.config import options
 from dpdmd.evaluation.in_loop_setup import EvalPlan
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
-from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
-from dpdmd.memory_rows import (
+from dpdmd.methods.networks import recompute_blocks
+from dpdmd.models import lora
+from dpdmd.models.activation_memory import CallShape, decode_bytes, sd3_call_memory
+from dpdmd.models.layout import LAYOUTS
+from dpdmd.models.lora_config import Adapter
+from dpdmd.models.sd35.family import SD35
+from dpdmd.training import checkpoint
+from dpdmd.training.memory_estimate import MemoryPlan, fewest_recomputed_blocks, plan_memory
+from dpdmd.training.memory_items import (
     _PICTURE_TOWER,
     _SCORER_WEIGHTS,
     ENCODING,
@@ -29,12 +36,6 @@ from dpdmd.memory_rows import (
     Topology,
     _file_bytes,
 )
-from dpdmd.methods.networks import recompute_blocks
-from dpdmd.models import lora
-from dpdmd.models.activation_memory import CallShape, decode_bytes, sd3_call_memory
-from dpdmd.models.layout import LAYOUTS
-from dpdmd.models.lora_config import Adapter
-from dpdmd.models.sd35.family import SD35
 
 NO_EVALUATION = EvalPlan([], {}, "")
 ARCHITECTURES = {  # heads, width of a head, blocks, dual blocks, normed q and k

@@ -19,17 +19,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpdmd import config, preflight, train, trainer
-from dpdmd.assembly import Trained
+from dpdmd import config, train
 from dpdmd.distributed import collectives
 from dpdmd.methods import losses, registry
 from dpdmd.methods.context import Distillation
 from dpdmd.methods.networks import Networks
 from dpdmd.models import streamed_text_encoder
 from dpdmd.models.base import TextEmbedding, TextEncoder
-from dpdmd.step_record import Figures
-from dpdmd.trainer import Trainer
-from dpdmd.updates import skips_on_device, update
+from dpdmd.training import preflight, trainer
+from dpdmd.training.build import Trained
+from dpdmd.training.step import skips_on_device, update
+from dpdmd.training.step_record import Figures
+from dpdmd.training.trainer import Trainer
 
 DRIVERS = Path(__file__).parent / "drivers"
 META = torch.device("meta")

@@ -10,7 +10,7 @@ from torch import nn
 
 from dpdmd.config.options import OptimConfig
 from dpdmd.distributed import collectives
-from dpdmd.optimizers import make_optimizer
+from dpdmd.training.optimizers import make_optimizer
 
 pytest.importorskip("bitsandbytes", reason="pip install 'dpdmd[memory]'")
 CPU = torch.device("cpu")

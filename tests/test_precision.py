@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpdmd import config, preflight
+from dpdmd import config
 from dpdmd.distributed import collectives
-from dpdmd.trainer import Trainer
+from dpdmd.training import preflight
+from dpdmd.training.trainer import Trainer
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "scaled_dot_product", "einsum")
 

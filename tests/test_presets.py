@@ -9,8 +9,8 @@ from sd35_medium import save_hollow
 from dpdmd import config
 from dpdmd.config.presets import FAMILIES, PRESETS
 from dpdmd.evaluation.in_loop_setup import EvalPlan, PictureSet
-from dpdmd.memory_plan import plan_memory
-from dpdmd.memory_rows import PICTURES, Topology
+from dpdmd.training.memory_estimate import plan_memory
+from dpdmd.training.memory_items import PICTURES, Topology
 
 ROOT = Path(__file__).parent.parent
 # PickScore 3.95, ImageReward 1.8, CLIP 1.7, DINOv2 0.35 GB in fp32, rounded up.

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from small_distillation import make_critic, method_flags, squared_distance
 from torch import Tensor
 
-from dpdmd import checkpoint, doctor, export, generate, train
+from dpdmd import doctor, export, generate, train
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
 from dpdmd.config.presets import FAMILIES
@@ -32,6 +32,7 @@ from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS, family_of
 from dpdmd.models.sampling_defaults import Note, read_note
 from dpdmd.models.sdxl.family import SDXL
 from dpdmd.sampling.sampler import load_sampler
+from dpdmd.training import checkpoint
 from dpdmd.utils.rng import normal_per_sample
 
 CPU = torch.device("cpu")

@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpdmd import export, train
-from dpdmd.batches import Batches
 from dpdmd.config import read_yaml
 from dpdmd.data.prompts import fingerprint, read_prompts
 from dpdmd.methods import registry
@@ -22,7 +21,8 @@ from dpdmd.models.scheduler_config import read_flow_schedule
 from dpdmd.models.sd35.family import SD35TextEncoder
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling.sampler import load_sampler
-from dpdmd.trainer import Trainer
+from dpdmd.training.batches import Batches
+from dpdmd.training.trainer import Trainer
 from dpdmd.utils.rng import normal_per_sample
 
 ROOT = Path(__file__).parent.parent

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from dpdmd import preflight
 from dpdmd.comparison import measure_commands
 from dpdmd.comparison.jobs import TRAIN, Job, Stage
 from dpdmd.comparison.sweep import Sweep
 from dpdmd.config import parse
 from dpdmd.run_folder import RunFolder
+from dpdmd.training import preflight
 
 
 def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:

@@ -3,7 +3,7 @@
 A preset fits a run of SD3.5-Medium at 1024 x 1024 into a device of some size. Each keeps the paper's global batch of 32
 (4 on each of 8 GPUs) by accumulation, computes in bf16, recomputes activations and encodes the prompts ahead. All
 in-loop scorers fit beside it, in 16gb all but PickScore, whose network alone is 3.9 GB (test_preference.py scores
-checkpoints on their own). tests/test_presets.py holds them to their sizes by `dpdmd.memory_plan`.
+checkpoints on their own). tests/test_presets.py holds them to their sizes by `dpdmd.training.memory_estimate`.
 """
 
 from collections.abc import Mapping

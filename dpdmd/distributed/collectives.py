@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor
 from dpdmd.config import Config
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.methods.registry import DISCRIMINATOR, trained
-from dpdmd.optimizers import is_quantised, quantised_state, restore_quantised_state
+from dpdmd.training.optimizers import is_quantised, quantised_state, restore_quantised_state
 from dpdmd.utils.text_files import in_short
 
 Item = TypeVar("Item")

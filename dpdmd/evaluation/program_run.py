@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dpdmd.checkpoint import versions
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
 from dpdmd.evaluation.program_job import PICTURES, Job
@@ -21,6 +20,7 @@ from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
 from dpdmd.sampling.image_folder import PictureFile, file_name, is_whole, keep_or_refuse, open_picture
 from dpdmd.sampling.sampler import batches_of, find_model, load_sampler
+from dpdmd.training.checkpoint import versions
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil

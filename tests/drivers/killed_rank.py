@@ -7,10 +7,11 @@ import signal
 import sys
 import time
 
-from dpdmd import checkpoint, train
+from dpdmd import train
 from dpdmd.distributed import collectives
 from dpdmd.methods import registry
 from dpdmd.sampling.sampler import Sampler
+from dpdmd.training import checkpoint
 
 
 def killed(healthy, reached):

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from dpdmd import report
-from dpdmd.assembly import Trained, assemble
-from dpdmd.batches import Batches
 from dpdmd.config import write_yaml
-from dpdmd.diagnostics import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import in_loop
-from dpdmd.lr_schedules import learning_rate
-from dpdmd.memory_rows import MAX_PICTURES
 from dpdmd.methods import registry, update_schedule
 from dpdmd.methods.context import MicroBatch
-from dpdmd.preflight import Plan, total_steps
-from dpdmd.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
-from dpdmd.saving import Saving
-from dpdmd.step_record import Figures, StepUnderWay
-from dpdmd.updates import skips_on_device, update
+from dpdmd.training.batches import Batches
+from dpdmd.training.build import Trained, assemble
+from dpdmd.training.checkpointer import Saving
+from dpdmd.training.lr_schedules import learning_rate
+from dpdmd.training.memory_items import MAX_PICTURES
+from dpdmd.training.nonfinite import NonFiniteError, latent_statistics, write_diagnostic
+from dpdmd.training.preflight import Plan, total_steps
+from dpdmd.training.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
+from dpdmd.training.step import skips_on_device, update
+from dpdmd.training.step_record import Figures, StepUnderWay
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.device_transfer import Stopwatch
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil

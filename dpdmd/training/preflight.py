@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from dpdmd import checkpoint
 from dpdmd.config import Config
 from dpdmd.config.options import MAX_STEPS, MethodConfig
 from dpdmd.config.validation import without_effect
@@ -19,8 +18,6 @@ from dpdmd.data.prompts import fingerprint, read_prompts
 from dpdmd.distributed.launch_env import check_agreement, check_launch, read_launch
 from dpdmd.evaluation.in_loop_setup import EvalPlan, plan_evaluation
 from dpdmd.evaluation.scorer_files import check_perceptual
-from dpdmd.memory_plan import MemoryPlan, fewest_recomputed_blocks, plan_memory
-from dpdmd.memory_rows import Topology
 from dpdmd.methods.update_schedule import student_turns
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.compilation import check_compiler
@@ -29,6 +26,9 @@ from dpdmd.models.lora_config import adapters
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.run_folder import RunFolder
+from dpdmd.training import checkpoint
+from dpdmd.training.memory_estimate import MemoryPlan, fewest_recomputed_blocks, plan_memory
+from dpdmd.training.memory_items import Topology
 from dpdmd.utils.paths import check_writable, existing
 
 OUT_OF_PROPORTION = 10  # times this machine's memory: no error of the plan, and no swap, is as large

@@ -27,9 +27,9 @@ from dpdmd.models.base import Family
 from dpdmd.models.layout import LAYOUTS
 from dpdmd.models.lora_config import adapters
 from dpdmd.models.sampling_defaults import Note
-from dpdmd.optimizers import bytes_of_moments
 from dpdmd.records import read_records
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
+from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest, write_manifest
 
 STATE, OPTIMIZER = "state", "optimizer_"

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd import checkpoint
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.teacher_sample_cache import StoredSamples
 from dpdmd.distributed import collectives
@@ -23,11 +22,12 @@ from dpdmd.methods.registry import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.models import family_class
 from dpdmd.models.base import Family, ImageDecoder, RestingDecoder, TextEncoder
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
-from dpdmd.moving_average import MovingAverage
-from dpdmd.optimizers import make_optimizer
-from dpdmd.preflight import Plan
-from dpdmd.run_log import logger
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
+from dpdmd.training import checkpoint
+from dpdmd.training.ema import MovingAverage
+from dpdmd.training.optimizers import make_optimizer
+from dpdmd.training.preflight import Plan
+from dpdmd.training.run_log import logger
 
 
 @dataclass

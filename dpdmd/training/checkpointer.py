@@ -5,18 +5,18 @@ from typing import Any
 
 from torch import Tensor
 
-from dpdmd import checkpoint
-from dpdmd.assembly import Assembly
-from dpdmd.checkpoint_writer import CheckpointWriter
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
 from dpdmd.models.sampling_defaults import Note
-from dpdmd.preflight import Plan
 from dpdmd.run_folder import BEST
-from dpdmd.run_log import RunLog
+from dpdmd.training import checkpoint
+from dpdmd.training.build import Assembly
+from dpdmd.training.checkpoint_writer import CheckpointWriter
+from dpdmd.training.preflight import Plan
+from dpdmd.training.run_log import RunLog
 
 
 class Saving:

@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dpdmd.checkpoint import versions
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
 from dpdmd.records import EVAL_TURN, read_records
 from dpdmd.run_folder import RunFolder
+from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
 
 logger = logging.getLogger("dpdmd")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dpdmd.assembly import Trained
+from dpdmd.training.build import Trained
 from dpdmd.utils.device_transfer import Stopwatch, ToHost
 
 

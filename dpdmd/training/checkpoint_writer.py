@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from dpdmd.checkpoint import SaveError
-from dpdmd.run_log import logger
+from dpdmd.training.checkpoint import SaveError
+from dpdmd.training.run_log import logger
 
 
 class CheckpointWriter:

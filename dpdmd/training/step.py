@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dpdmd.assembly import Trained
 from dpdmd.distributed import collectives
-from dpdmd.step_record import Figures
+from dpdmd.training.build import Trained
+from dpdmd.training.step_record import Figures
 
 
 def skips_on_device(optimizer: Any) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dpdmd.config import Config
 from dpdmd.evaluation.in_loop_setup import EvalPlan
-from dpdmd.memory_rows import PHASES, Row, Topology, memory_rows
 from dpdmd.models.layout import LAYOUTS
+from dpdmd.training.memory_items import PHASES, Row, Topology, memory_rows
 
 
 @dataclass(frozen=True)

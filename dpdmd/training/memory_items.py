@@ -15,7 +15,7 @@ from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, de
 from dpdmd.models.layout import LAYOUTS, Layout, count_numbers
 from dpdmd.models.lora_config import adapters
 from dpdmd.models.weight_files import read_json, read_weights_header
-from dpdmd.optimizers import bytes_of_moments
+from dpdmd.training.optimizers import bytes_of_moments
 
 ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
 TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)

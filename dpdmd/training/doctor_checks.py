@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd import checkpoint, preflight
 from dpdmd.distributed import collectives
 from dpdmd.methods import losses, registry
 from dpdmd.methods.context import Look, MicroBatch
 from dpdmd.sampling.rollout import Rollout
-from dpdmd.trainer import Trainer
+from dpdmd.training import checkpoint, preflight
+from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
 
