@@ -57,7 +57,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",  # torch 2.15, diffusers 0.42 and transformers 5.23 all ask for it
     packages=find_packages(include=["dpdmd", "dpdmd.*"]),
-    package_data={"dpdmd.reporting": ["template/*"]},
+    package_data={"dpdmd.report": ["template/*"]},
     install_requires=REQUIRES,
     extras_require={**EXTRAS, "all": sorted(requirement for extra in EXTRAS.values() for requirement in extra)},
 )

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from bad_input import ROOT
 
-from dpdmd import config, doctor, export, generate, report
+from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import read_prompts
 from dpdmd.models.weight_files import read_header
+from dpdmd.report import cli
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.paths import check_writable
 from dpdmd.utils.text_files import one_line
@@ -185,7 +186,7 @@ def test_a_header_whose_tensors_do_not_fit_is_told(tmp_path, header):
 
 
 def test_report_takes_no_folder_that_is_none(capsys, tmp_path):
-    assert report.main([str(tmp_path / "nowhere")]) == 2
+    assert cli.main([str(tmp_path / "nowhere")]) == 2
     assert "is no run folder" in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ from dpdmd.comparison import picture, plane, tables
 from dpdmd.comparison.figures import read_figures
 from dpdmd.comparison.sweep import Configuration, Measure, Picture, Plane, Sweep
 from dpdmd.evaluation.statistics import mean_over_seeds
-from dpdmd.reporting.style import TEACHER_COLOUR, style
+from dpdmd.report.style import TEACHER_COLOUR, style
 from dpdmd.shapes import measure
 
 

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from dpdmd import report, train
+from dpdmd import train
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
-from dpdmd.reporting import figures, tables
-from dpdmd.reporting.runs import read_runs
-from dpdmd.reporting.scores import Metric, Score
-from dpdmd.reporting.style import style
+from dpdmd.report import cli, figures, tables
+from dpdmd.report.runs import read_runs
+from dpdmd.report.scores import Metric, Score
+from dpdmd.report.style import style
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.image_folder import file_name
 from dpdmd.utils.manifest import write_manifest
@@ -115,7 +115,7 @@ class Page(HTMLParser):
 
 def page_of(*runs: Path, tmp_path: Path) -> Page:
     out = tmp_path / "out" / "page.html"
-    assert report.main([*map(str, runs), "--out", str(out)]) == 0
+    assert cli.main([*map(str, runs), "--out", str(out)]) == 0
     source = out.read_text(encoding="utf-8")
     assert source.lstrip().startswith("<!DOCTYPE html>")
     return Page(source)
@@ -355,11 +355,11 @@ def test_what_is_no_run_is_told(tmp_path, capsys):
         ([run, "--out", tmp_path / "empty"], f"--out {tmp_path / 'empty'}: cannot be written (Is a directory)"),
         ([run, "--out", run / "config.yaml" / "x.html"], "cannot be written"),
     ):
-        assert report.main(list(map(str, arguments))) == 2
+        assert cli.main(list(map(str, arguments))) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith("dpdmd.report: error: ") and says in line
     assert list((tmp_path / "empty").iterdir()) == [] and not (run / "report.html").exists()
-    assert report.main([str(run)]) == 0 and capsys.readouterr().out.strip() == str(run / "report.html")
+    assert cli.main([str(run)]) == 0 and capsys.readouterr().out.strip() == str(run / "report.html")
 
 
 def test_no_model_library_is_imported(tmp_path):
@@ -367,7 +367,7 @@ def test_no_model_library_is_imported(tmp_path):
     run = make_run(tmp_path / "run")
     code = (
         "import sys, dpdmd.report; assert 'matplotlib' not in sys.modules; "
-        f"assert dpdmd.report.main([{str(run)!r}]) == 0; "
+        f"assert dpdmd.report.cli.main([{str(run)!r}]) == 0; "
         "assert not {'torch', 'diffusers', 'transformers', 'accelerate', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     done = subprocess.run(
@@ -417,14 +417,14 @@ def flags(short_run: list[str], tiny_scorers: dict[str, str], tmp_path: Path) ->
 
 def test_a_run_keeps_its_report_and_a_resumed_one_its_past(flags, tmp_path, monkeypatch):
     """Refreshed at each evaluation and written at the end; what lies beyond the checkpoint is dropped."""
-    written, write = [], report.write
+    written, write = [], cli.write
 
     def counted(folders, out):
         write(folders, out)
         records = (out.parent / "metrics.jsonl").read_text().splitlines()
         written.append((json.loads(records[-1])["step"], Page(out.read_text(encoding="utf-8")).text))
 
-    monkeypatch.setattr(report, "write", counted)
+    monkeypatch.setattr(cli, "write", counted)
     run = tmp_path / "run"
     assert train.main([*flags, "--max_steps", "12"]) == 0
     assert [step for step, _ in written] == [0, 6, 12]
@@ -449,7 +449,7 @@ def test_a_report_that_fails_stops_no_training(flags, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "write", fail)
+    monkeypatch.setattr(cli, "write", fail)
     monkeypatch.setattr(seed_grids, "keep", full)
     assert train.main([*flags, "--max_steps", "6"]) == 0
     log = (tmp_path / "run" / "log" / "log.txt").read_text()

@@ -14,8 +14,8 @@ from PIL import Image
 from dpdmd.comparison.sweep import Sweep
 from dpdmd.comparison.tables import Cell, Table
 from dpdmd.evaluation.statistics import SeedMean
-from dpdmd.reporting.figures import SETTINGS
-from dpdmd.reporting.style import TEACHER_STYLE, Style, style
+from dpdmd.report.figures import SETTINGS
+from dpdmd.report.style import TEACHER_STYLE, Style, style
 from dpdmd.utils.image_grid import save_picture
 
 WIDTH, HEIGHT, DOTS = 5.6, 3.6, 160  # inches without the legend; dots of an inch

@@ -9,12 +9,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dpdmd import report
 from dpdmd.config import write_yaml
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry, update_schedule
 from dpdmd.methods.context import MicroBatch
+from dpdmd.report import cli
 from dpdmd.training.batches import Batches
 from dpdmd.training.build import Trained, assemble
 from dpdmd.training.checkpointer import Saving
@@ -109,7 +109,7 @@ class Trainer:
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
         under_way: deque[StepUnderWay] = deque()
-        reported = report.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
+        reported = cli.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
         with reported, log, self.saving.writer:
             self.saving.tidy(log)
             # Also where a run was stopped between a checkpoint and its evaluation.
@@ -288,5 +288,5 @@ class Trainer:
         self.saving.wait()
         self.saving.point_best(log)
         if self.accelerator.is_main_process and step < self.stop:
-            report.refresh(self.folder)
+            cli.refresh(self.folder)
         self.accelerator.wait_for_everyone()

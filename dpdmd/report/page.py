@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from dpdmd import __version__
 from dpdmd.evaluation.seed_grids import TEACHER
-from dpdmd.reporting import figures, tables
-from dpdmd.reporting.measured import COLUMNS, Measured, kinds
-from dpdmd.reporting.runs import Run
-from dpdmd.reporting.scores import Metric, Score
-from dpdmd.reporting.style import AVERAGE_DASH, TEACHER_STYLE, Style, style
+from dpdmd.report import figures, tables
+from dpdmd.report.measured import COLUMNS, Measured, kinds
+from dpdmd.report.runs import Run
+from dpdmd.report.scores import Metric, Score
+from dpdmd.report.style import AVERAGE_DASH, TEACHER_STYLE, Style, style
 
 TEMPLATE = Path(__file__).parent / "template"
 # Figures of a step that are told in the table of time and memory, and what is no figure.

@@ -32,8 +32,8 @@ def write(folders: Sequence[Path], out: Path) -> None:
         OSError: `out` cannot be written.
     """
     # matplotlib takes half a second to import: only for who wants a report.
-    from dpdmd.reporting.page import render
-    from dpdmd.reporting.runs import read_runs
+    from dpdmd.report.page import render
+    from dpdmd.report.runs import read_runs
 
     write_text(out, render(read_runs(folders)))
 

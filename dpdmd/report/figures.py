@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dpdmd.reporting.scores import Score
-from dpdmd.reporting.style import FAINT, INK, SOFT, TEACHER_COLOUR, TEACHER_STYLE, Style
+from dpdmd.report.scores import Score
+from dpdmd.report.style import FAINT, INK, SOFT, TEACHER_COLOUR, TEACHER_STYLE, Style
 
 MAX_POINTS = 300  # of a curve: more would not be seen, and 6,000 updates would make megabytes
 SMOOTHING = 20  # a curve's running mean spans one part in so many of its updates

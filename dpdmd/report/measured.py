@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.weight_files import read_json
-from dpdmd.reporting.scores import Score
+from dpdmd.report.scores import Score
 
 COLUMNS = ("entropy", "coverage", "spread")  # of the world's figures, beside the accuracy that the kinds divide
 

@@ -11,8 +11,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from dpdmd.config import Config
-from dpdmd.reporting.runs import Run
-from dpdmd.reporting.scores import Score
+from dpdmd.report.runs import Run
+from dpdmd.report.scores import Score
 
 NONE = "–"
 UNSET = object()  # an option that the run's version did not have
