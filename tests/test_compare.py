@@ -14,8 +14,7 @@ from typing import IO
 import pytest
 from small_sweep import call, starts, two_methods
 
-from dpdmd import compare
-from dpdmd.comparison import jobs, results
+from dpdmd.compare import cli, jobs, results
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +25,7 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
 
 
 def test_everything_runs_once_and_the_table_is_right(values, tmp_path, capsys):
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
     once = starts(tmp_path)
     assert len(once) == 9 and set(once.values()) == {1}
     rows = {(r["configuration"], r["metric"]): r for r in csv.DictReader((tmp_path / "out" / "table.csv").open())}
@@ -41,7 +40,7 @@ def test_everything_runs_once_and_the_table_is_right(values, tmp_path, capsys):
     assert "| dpdmd | 0.755 ± 0.064 (paper 0.800) | 0.755 ± 0.064 |" in capsys.readouterr().out
     assert r"dpdmd & $0.755 \pm 0.064$ (0.800) & $0.755 \pm 0.064$ \\" in (tmp_path / "out" / "table.tex").read_text()
     assert r"teacher & $0.900$ & $0.900$ \\" in (tmp_path / "out" / "table.tex").read_text()
-    assert compare.main(call(values, tmp_path)) == 0 and starts(tmp_path) == once
+    assert cli.main(call(values, tmp_path)) == 0 and starts(tmp_path) == once
 
 
 def test_the_tables_are_there_after_each_model(values, tmp_path, monkeypatch):
@@ -56,7 +55,7 @@ def test_the_tables_are_there_after_each_model(values, tmp_path, monkeypatch):
         return write(*arguments)
 
     monkeypatch.setattr(results, "write", broken_at_first)
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
     assert seen[0] is seen[1] is False and len(seen) == 6  # five models, and the end
     finished = [5 - text.partition("Not finished: ")[2].partition("\n")[0].count("seed") for text in seen[2:]]
     assert finished[0] >= 2 and finished == sorted(finished) and finished[-1] == 5
@@ -82,7 +81,7 @@ def test_a_picture_or_plane_that_fails_keeps_the_table(values, tmp_path, capsys,
         raise RuntimeError("no font")
 
     monkeypatch.setattr(results, "draw_plane", broken)
-    assert compare.main(call(values, tmp_path)) == 1
+    assert cli.main(call(values, tmp_path)) == 1
     told = capsys.readouterr()
     assert "| dpdmd | 0.755" in told.out and (tmp_path / "out" / "table.csv").is_file()
     assert "plane.png: RuntimeError: no font" in told.err and "picture.png: --model" in told.err
@@ -101,23 +100,23 @@ def test_a_disk_that_is_full_is_told_in_one_line(values, tmp_path, capsys, monke
         patch.setattr(
             jobs.Stage, "note", lambda stage, done: (full if "dpdmd/seed_1" in str(stage.folder) else note)(stage, done)
         )
-        assert compare.main(call(values, tmp_path)) == 1
+        assert cli.main(call(values, tmp_path)) == 1
     told = capsys.readouterr()
     assert "dpdmd, seed 1: [Errno 28] No space left on device" in told.err and "| dmd | 0.505 ±" in told.out
     assert "error: picture.png: [Errno 28] No space left on device" in told.err
     monkeypatch.setattr(results, "write_text", full)
-    assert compare.main(call(values, tmp_path)) == 1
+    assert cli.main(call(values, tmp_path)) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].endswith("out: the tables could not be written ([Errno 28] No space left on device)")
 
 
 def test_a_metric_that_the_result_lacks_leaves_its_cells_empty(values, tmp_path, capsys):
     values["measure"]["oracle"]["metrics"] = ["accuracy", "beauty"]
-    assert compare.main(call(values, tmp_path)) == 1
+    assert cli.main(call(values, tmp_path)) == 1
     told = capsys.readouterr()
     assert "no 'beauty' in" in told.err and "| dpdmd | 0.755 ± 0.064 (paper 0.800) | – |" in told.out
     (tmp_path / "out" / "runs" / "dmd" / "seed_0" / "oracle" / "figures.json").write_text("{")
-    assert compare.main(call(values, tmp_path)) == 1
+    assert cli.main(call(values, tmp_path)) == 1
     told = capsys.readouterr()
     assert "dmd/seed_0/oracle/figures.json: neither" in told.err and "| dmd | 0.510 | – |" in told.out
 
@@ -132,7 +131,7 @@ def test_a_launcher_waits_for_the_checkpoint_of_a_stopped_run(values, tmp_path, 
     (tmp_path / "tell.py").write_text(
         "from torch.distributed.launcher.api import LaunchConfig as L; print(L(1, 1, 1).shutdown_timeout)"
     )
-    assert compare.main(call(values, tmp_path, "--only", "teacher")) == 1  # it leaves no figures
+    assert cli.main(call(values, tmp_path, "--only", "teacher")) == 1  # it leaves no figures
     log = (tmp_path / "out" / "runs" / "teacher" / "oracle.log").read_text()
     assert log.splitlines()[-1] == str(expected)
 
@@ -157,49 +156,49 @@ def test_a_measure_finds_what_an_earlier_one_left(values, tmp_path):
     """{out}/../oracle, as the system follows it: through a folder that must be there."""
     copy = "cp {out}/../oracle/figures.json {out}/../again.json"
     values["measure"]["second"] = {"command": copy, "result": "../again.json", "metrics": {"again": "accuracy"}}
-    assert compare.main(call(values, tmp_path, "--only", "teacher")) == 0
+    assert cli.main(call(values, tmp_path, "--only", "teacher")) == 0
     assert "| teacher | 0.900 | 0.900 | 0.900 |" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_failing_run_is_told_and_the_others_go_on(values, tmp_path, capsys):
     (tmp_path / "obey").write_text("fail dmd 1")
-    assert compare.main(call(values, tmp_path)) == 1
+    assert cli.main(call(values, tmp_path)) == 1
     told = capsys.readouterr()
     assert "dmd, seed 1: train ended with status 1" in told.err and "this went wrong" in told.err
     assert "Not finished: dmd, seed 1." in told.out and "| dmd | 0.500 |" in told.out and "0.755" in told.out
     (tmp_path / "obey").unlink()
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
     assert starts(tmp_path)["dmd/seed_1/run"] == 2 and starts(tmp_path)["dmd/seed_0/run"] == 1
 
 
 def test_only_runs_what_it_names(values, tmp_path):
-    assert compare.main(call(values, tmp_path, "--only", "teacher", "dmd")) == 0
+    assert cli.main(call(values, tmp_path, "--only", "teacher", "dmd")) == 0
     assert set(starts(tmp_path)) == {
         "teacher/oracle",
         *(f"dmd/seed_{seed}/{what}" for seed in (0, 1) for what in ("run", "oracle")),
     }
-    assert compare.main(call(values, tmp_path, "--only", "nobody")) == 2
+    assert cli.main(call(values, tmp_path, "--only", "nobody")) == 2
 
 
 def test_a_part_of_a_sweep_is_a_command_whose_table_it_gives_again(values, tmp_path, capsys):
     """Whatever else was finished in the same folder, and without the baseline's column where that is not asked for."""
     part = ["--only", "teacher", "dpdmd", "--seeds", "1"]
-    assert compare.main(call(values, tmp_path, *part)) == 0
+    assert cli.main(call(values, tmp_path, *part)) == 0
     alone = capsys.readouterr().out
     assert set(starts(tmp_path)) == {"teacher/oracle", "dpdmd/seed_1/run", "dpdmd/seed_1/oracle"}
     assert "| dpdmd | 0.760 (paper" in alone and "dmd |" not in alone.replace("dpdmd |", "")
     assert "Not finished" not in alone and "Minus" not in alone and "--only teacher dpdmd --seeds 1`" in alone
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
     assert "| dpdmd | 0.755 ± " in capsys.readouterr().out
-    assert compare.main(call(values, tmp_path, *part)) == 0 and capsys.readouterr().out == alone
-    assert compare.main(call(values, tmp_path, "--seeds", "2")) == 2
+    assert cli.main(call(values, tmp_path, *part)) == 0 and capsys.readouterr().out == alone
+    assert cli.main(call(values, tmp_path, "--seeds", "2")) == 2
     assert "--seeds 2: not one of the sweep's seeds (0, 1)" in capsys.readouterr().err
 
 
 def test_a_row_may_have_its_own_launcher(values, tmp_path, capsys):
     values["configurations"]["dmd"]["launcher"] = values.pop("launcher") + " --own"
     values["launcher"] = "false"
-    assert compare.main(call(values, tmp_path)) == 1
+    assert cli.main(call(values, tmp_path)) == 1
     assert "Not finished: dpdmd, seed 0; dpdmd, seed 1." in capsys.readouterr().out
     assert (
         (tmp_path / "out/runs/dmd/seed_0/train.log").read_text().split("\n")[0].count("train.py --own -m dpdmd.train")
@@ -209,13 +208,13 @@ def test_a_row_may_have_its_own_launcher(values, tmp_path, capsys):
 def test_what_another_sweep_trained_is_measured_only(values, tmp_path, capsys):
     """Whatever it is called there; and what was measured so is not taken for a model of the sweep's own."""
     first, second = tmp_path / "out", tmp_path / "second"
-    assert compare.main(call(values, tmp_path, "--only", "dpdmd")) == 0
+    assert cli.main(call(values, tmp_path, "--only", "dpdmd")) == 0
     values["configurations"] = {"ours": {"flags": {"method": "dpdmd"}}, "dmd": {"flags": {"method": "dmd"}}}
     arguments = [*call(values, tmp_path), "--out", str(second)]
-    assert compare.main([*arguments, "--reuse", str(first)]) == 0
+    assert cli.main([*arguments, "--reuse", str(first)]) == 0
     assert not (second / "runs/ours/seed_0/run").exists() and (second / "runs/dmd/seed_0/run/value").is_file()
     assert "| ours | 0.755" in capsys.readouterr().out
-    assert compare.main(arguments) == 2
+    assert cli.main(arguments) == 2
     assert f"was made with model '{first}/runs/dpdmd/seed_0/run'" in capsys.readouterr().err
 
 
@@ -265,7 +264,7 @@ def test_a_signal_reaches_the_runs_and_the_same_command_goes_on(values, tmp_path
     _, err = first.communicate(timeout=60)  # its trainings, which wait for ever, are ended with it
     assert first.returncode == 143 and "the same command goes on" in err
     (tmp_path / "obey").unlink()
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
 
 
 @pytest.mark.parametrize(
@@ -276,19 +275,19 @@ def test_a_signal_reaches_the_runs_and_the_same_command_goes_on(values, tmp_path
     ],
 )
 def test_what_is_there_must_be_of_the_same_configuration(values, tmp_path, capsys, change, says):
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
     before = starts(tmp_path)
     values["configurations"].update(change.pop("configurations", {}))
-    assert compare.main(call({**values, **change}, tmp_path)) == 2
+    assert cli.main(call({**values, **change}, tmp_path)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert says in line and "give another --out" in line and starts(tmp_path) == before
 
 
 def test_an_option_that_came_later_counts_as_its_default(values, tmp_path):
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
     for record in (tmp_path / "out").rglob("train.json"):
         there = json.loads(record.read_text())
         del there["asked"]["dmd_t"]
         record.write_text(json.dumps(there))
     before = starts(tmp_path)
-    assert compare.main(call(values, tmp_path)) == 0 and starts(tmp_path) == before
+    assert cli.main(call(values, tmp_path)) == 0 and starts(tmp_path) == before

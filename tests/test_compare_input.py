@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from small_sweep import call, starts, two_methods
 
-from dpdmd import compare, config
-from dpdmd.comparison import measure_commands, preflight
-from dpdmd.comparison.jobs import plan_jobs
-from dpdmd.comparison.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
-from dpdmd.comparison.sweep_file import read_sweep
+from dpdmd import config
+from dpdmd.compare import cli, measure_commands, preflight
+from dpdmd.compare.jobs import plan_jobs
+from dpdmd.compare.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
+from dpdmd.compare.sweep_file import read_sweep
 from dpdmd.config.options import IN_LOOP_SCORERS
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation import program
@@ -65,7 +65,7 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
     ],
 )
 def test_a_wrong_sweep_gets_one_line_before_anything_runs(values, tmp_path, capsys, change, says):
-    assert compare.main(call({**values, **change}, tmp_path)) == 2
+    assert cli.main(call({**values, **change}, tmp_path)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert says in line and str(tmp_path / "sweep.yaml") in line
     assert not (tmp_path / "out").exists()
@@ -83,7 +83,7 @@ def test_a_wrong_sweep_gets_one_line_before_anything_runs(values, tmp_path, caps
 )
 def test_a_wrong_flag_gets_one_line(values, tmp_path, capsys, monkeypatch, extra, says):
     monkeypatch.chdir(ROOT)
-    assert compare.main(call(values, tmp_path, *extra)) == 2
+    assert cli.main(call(values, tmp_path, *extra)) == 2
     assert says in capsys.readouterr().err
 
 
@@ -103,7 +103,7 @@ def test_a_damaged_record_is_named_before_anything_runs(values, tmp_path, capsys
     for record, extra in ((own, []), (theirs, ["--reuse", str(tmp_path / "other")])):
         record.parent.mkdir(parents=True)
         record.write_text(content)
-        assert compare.main(call(values, tmp_path, *extra)) == 2
+        assert cli.main(call(values, tmp_path, *extra)) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert str(record) in line and says in line and "delete it" in line
         record.unlink()
@@ -127,7 +127,7 @@ def test_what_the_trainings_lack_is_told_once_and_nothing_starts(values, tmp_pat
     values["flags"]["teacher_id"] = "nowhere"
     values["configurations"]["dmd"]["flags"]["prompt_txt"] = "no_prompts.txt"
     values["configurations"]["teacher"]["model"] = "no_model"
-    assert compare.main(call(values, tmp_path)) == 2
+    assert cli.main(call(values, tmp_path)) == 2
     model, lines = capsys.readouterr().err.strip().splitlines()
     assert model.startswith(
         f"dpdmd.compare: error: {tmp_path / 'sweep.yaml'}: configuration teacher: model no_model: no"
@@ -144,12 +144,12 @@ def test_a_prompt_file_is_told_of_its_row_alone(values, tmp_path):
 
 def test_what_is_finished_is_not_checked_again(values, tmp_path, capsys):
     """Its teacher may lie elsewhere by now; a table is still made of it."""
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
     (tmp_path / "teacher").rename(tmp_path / "moved")
-    assert compare.main(call(values, tmp_path)) == 0
+    assert cli.main(call(values, tmp_path)) == 0
     (tmp_path / "out" / "runs" / "teacher" / "oracle.json").unlink()
     capsys.readouterr()
-    assert compare.main(call(values, tmp_path)) == 2
+    assert cli.main(call(values, tmp_path)) == 2
     assert "configuration teacher: model" in capsys.readouterr().err
 
 
@@ -232,7 +232,7 @@ def test_jobs_are_one_at_a_time_on_a_gpu(values, tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 7)
     for devices, expected in ((0, (7, 1)), (2, (1, 1))):
         monkeypatch.setattr("torch.cuda.device_count", lambda devices=devices: devices)
-        assert (compare.default_jobs(plain), compare.default_jobs(launched)) == expected
+        assert (cli.default_jobs(plain), cli.default_jobs(launched)) == expected
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

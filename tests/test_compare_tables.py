@@ -12,10 +12,9 @@ from matplotlib.markers import MarkerStyle
 from PIL import Image
 from small_sweep import call, two_methods
 
-from dpdmd import compare
-from dpdmd.comparison import picture, plane, tables
-from dpdmd.comparison.figures import read_figures
-from dpdmd.comparison.sweep import Configuration, Measure, Picture, Plane, Sweep
+from dpdmd.compare import cli, picture, plane, tables
+from dpdmd.compare.figures import read_figures
+from dpdmd.compare.sweep import Configuration, Measure, Picture, Plane, Sweep
 from dpdmd.evaluation.statistics import mean_over_seeds
 from dpdmd.report.style import TEACHER_COLOUR, style
 from dpdmd.shapes import measure
@@ -55,7 +54,7 @@ def test_the_figures_of_the_small_world_are_those_it_prints(tiny_pipeline, tmp_p
         },
         "picture": {"prompts": ["a red circle"], "rows": ["teacher"], "num_images": 2},
     }
-    assert compare.main(call(sweep, tmp_path)) == 0
+    assert cli.main(call(sweep, tmp_path)) == 0
     path = tmp_path / "out" / "runs" / "teacher" / "oracle" / "figures.json"
     found, (theirs,) = read_figures(path), json.loads(path.read_text()).values()
     for name in measure.COLUMNS:

@@ -11,8 +11,8 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.textpath import TextPath
 from PIL import Image
 
-from dpdmd.comparison.sweep import Sweep
-from dpdmd.comparison.tables import Cell, Table
+from dpdmd.compare.sweep import Sweep
+from dpdmd.compare.tables import Cell, Table
 from dpdmd.evaluation.statistics import SeedMean
 from dpdmd.report.figures import SETTINGS
 from dpdmd.report.style import TEACHER_STYLE, Style, style

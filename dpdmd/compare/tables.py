@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpdmd.comparison.figures import Figure
-from dpdmd.comparison.sweep import Sweep
+from dpdmd.compare.figures import Figure
+from dpdmd.compare.sweep import Sweep
 from dpdmd.evaluation.statistics import Difference, SeedMean, mean_over_seeds, paired_difference
 from dpdmd.utils.tables import latex_text, markdown_cell
 

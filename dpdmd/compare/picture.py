@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dpdmd.comparison.sweep import Picture
+from dpdmd.compare.sweep import Picture
 from dpdmd.sampling.sampler import batches_of, load_sampler
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil

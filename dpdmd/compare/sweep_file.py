@@ -34,7 +34,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from dpdmd.comparison.sweep import (
+from dpdmd.compare.sweep import (
     OUTPUT_FLAGS,
     OWN_FLAGS,
     PLACE,

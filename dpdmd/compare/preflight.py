@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from dpdmd.comparison import measure_commands
-from dpdmd.comparison.jobs import TRAIN, Job, Stage
-from dpdmd.comparison.sweep import Sweep
+from dpdmd.compare import measure_commands
+from dpdmd.compare.jobs import TRAIN, Job, Stage
+from dpdmd.compare.sweep import Sweep
 from dpdmd.config import parse
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import preflight

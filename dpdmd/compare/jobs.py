@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dpdmd.comparison.sweep import Sweep, options_of
+from dpdmd.compare.sweep import Sweep, options_of
 from dpdmd.config import Config
 from dpdmd.models.weight_files import holding_what_is_expected, read_json
 from dpdmd.utils.atomic_files import write_text

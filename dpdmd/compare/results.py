@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.comparison.figures import Figure, read_figures
-from dpdmd.comparison.jobs import Job
-from dpdmd.comparison.picture import draw
-from dpdmd.comparison.plane import draw_plane
-from dpdmd.comparison.sweep import Sweep
-from dpdmd.comparison.tables import as_csv, compare, latex, markdown
+from dpdmd.compare.figures import Figure, read_figures
+from dpdmd.compare.jobs import Job
+from dpdmd.compare.picture import draw
+from dpdmd.compare.plane import draw_plane
+from dpdmd.compare.sweep import Sweep
+from dpdmd.compare.tables import as_csv, compare, latex, markdown
 from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.text_files import in_short

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.comparison import sweep_file
-from dpdmd.comparison.jobs import Job, Workers, plan_jobs
-from dpdmd.comparison.sweep import Sweep
+from dpdmd.compare import sweep_file
+from dpdmd.compare.jobs import Job, Workers, plan_jobs
+from dpdmd.compare.sweep import Sweep
 from dpdmd.utils.atomic_files import clear_leftovers
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dpdmd.compare: error: {one_line(error)}", file=sys.stderr)
         return 2
     # torch takes seconds to import: only now, so that a wrong sweep is told at once.
-    from dpdmd.comparison import preflight, results
+    from dpdmd.compare import preflight, results
 
     if problems := preflight.check(plan.sweep, plan.jobs):
         for problem in problems:
