@@ -366,7 +366,7 @@ def test_no_model_library_is_imported(tmp_path):
     """Importing the program takes no plotting library, and writing a report no torch."""
     run = make_run(tmp_path / "run")
     code = (
-        "import sys, dpdmd.report; assert 'matplotlib' not in sys.modules; "
+        "import sys, dpdmd.report.cli; assert 'matplotlib' not in sys.modules; "
         f"assert dpdmd.report.cli.main([{str(run)!r}]) == 0; "
         "assert not {'torch', 'diffusers', 'transformers', 'accelerate', 'matplotlib.pyplot'} & set(sys.modules)"
     )

@@ -6,11 +6,6 @@ at the end picture.png; and runs/. What models, prompts and scorers lack is told
 Exit status: 0 done; 1 something failed, the rest is there; 2 wrong input; 128 + its number after a signal.
 """
 
-from dpdmd.utils import signals
-
-if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.compare")
-
 import argparse
 import os
 import shlex
@@ -142,7 +137,3 @@ def default_jobs(sweep: Sweep) -> int:
     import torch
 
     return 1 if torch.cuda.device_count() or not sweep.on_cores else os.cpu_count() or 1
-
-
-if __name__ == "__main__":
-    sys.exit(signals.done(main()))

@@ -4,11 +4,6 @@ The page needs no network and no other file. Every run keeps one of its own as R
 2 wrong input.
 """
 
-from dpdmd.utils import signals
-
-if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.report")
-
 import argparse
 import logging
 import sys
@@ -78,7 +73,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.write(f"{out}\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(signals.done(main()))
