@@ -35,6 +35,7 @@ EXTRAS = {
         "pytest-timeout",
         "pytest-xdist>=3.8",
         "hypothesis",
+        "import-linter>=2.17",  # holds the layers of pyproject.toml
         "ruff>=0.17,<0.18",  # the formatter's style changes between minor versions
     ],
 }

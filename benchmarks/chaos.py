@@ -23,8 +23,8 @@ from processes import LAUNCHER, cpu_environment, free_port, kill_all
 from safetensors.torch import load_file
 
 from dpdmd.run_folder import RunFolder
-from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.versions import versions
 
 SMALL_WORLD = (
     "--teacher_id weights/tiny/sd35 --prompt_txt data/shapes_train.txt --height 64 --width 64 --batch_size 2 "

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from train_step import make_trainer
 
-from dpdmd.training.checkpoint import versions
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.versions import versions
 
 NONE, IN_LINE, BESIDE = "none", "in line", "beside the steps"
 

@@ -37,10 +37,10 @@ from dpdmd.models.sampling_defaults import Note
 from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
-from dpdmd.training.checkpoint import versions
 from dpdmd.training.memory_items import CONTEXT, FAKE, STUDENT
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.versions import versions
 
 TRAINED = {
     "LoRA 64": ["--lora_rank", "64"],

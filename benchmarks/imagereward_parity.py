@@ -126,8 +126,8 @@ def compare(work: Path) -> None:
 
     from dpdmd.evaluation.scorers.base import Sample
     from dpdmd.evaluation.scorers.imagereward import ImageReward
-    from dpdmd.training.checkpoint import versions
     from dpdmd.utils.atomic_files import write_text
+    from dpdmd.utils.versions import versions
 
     scorer = ImageReward(work / "ImageReward.pt", work / "med_config.json", work / "tokenizer", torch.device("cpu"))
     pictures = [Image.open(work / f"{index}.png").convert("RGB") for index in range(len(SIZES))]

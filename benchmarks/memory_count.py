@@ -31,18 +31,18 @@ from torch.utils._pytree import tree_leaves
 
 from dpdmd import config
 from dpdmd.evaluation.in_loop_setup import EvalPlan
-from dpdmd.methods import registry
+from dpdmd.methods import updates
 from dpdmd.methods.context import Distillation, MicroBatch
 from dpdmd.methods.networks import Networks, recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
-from dpdmd.models.lora_config import adapters
 from dpdmd.models.noise_schedule import FlowSchedule
+from dpdmd.models.registry import adapters
 from dpdmd.models.sd35.family import SD35
-from dpdmd.training.checkpoint import versions
 from dpdmd.training.memory_estimate import plan_memory
 from dpdmd.training.memory_items import FAKE, STUDENT, Topology
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.versions import versions
 
 TEXT_TOKENS = 77 + 256
 
@@ -158,7 +158,7 @@ def count_turns(examined: config.Config) -> dict[str, int]:
         if examined.model.lora_rank:
             everything.append(made.teacher.base.network)
         known = [tensor for network in everything for tensor in [*network.parameters(), *network.buffers()]]
-        for phase, turn in ((FAKE, registry.fake_turn), (STUDENT, registry.student_turn)):
+        for phase, turn in ((FAKE, updates.fake_turn), (STUDENT, updates.student_turn)):
             with LiveStorages(known) as live:
                 turn(run, batch).loss.backward()
             found[phase] = live.peak

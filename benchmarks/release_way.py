@@ -30,7 +30,8 @@ from dpdmd.evaluation.diversity import diversity_per_picture
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.models.base import TextEmbedding
-from dpdmd.sampling.sampler import batches_of, load_sampler
+from dpdmd.sampling.load_model import load_sampler
+from dpdmd.sampling.sampler import batches_of
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
 

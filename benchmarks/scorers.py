@@ -23,8 +23,8 @@ from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import judge
 from dpdmd.shapes.measure_scorers import SCORERS, TEST_SEED, pictures_of
 from dpdmd.shapes.world import sample_caption, sample_scene
-from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.versions import versions
 
 RELEASE = "the release's way"
 NAMES = ("div_clip", "div_dino", "pickscore", "imagereward")

@@ -25,8 +25,8 @@ import yaml
 
 from dpdmd.run_folder import RunFolder
 from dpdmd.shapes.measure import COLUMNS
-from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.versions import versions
 
 JUDGED = ("accuracy", "entropy", "coverage", "spread")
 CONFIG = Path("scripts/configs/tiny.yaml")

@@ -21,8 +21,8 @@ from processes import LAUNCHER, cpu_environment, free_port
 from safetensors.torch import load_file
 
 from dpdmd.run_folder import LATEST, RunFolder
-from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.versions import versions
 
 SMALL_WORLD = (
     "--teacher_id weights/tiny/sd35 --prompt_txt data/shapes_train.txt --height 64 --width 64 --teacher_infer_steps 4 "

@@ -49,15 +49,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpdmd import config
 from dpdmd.config import options
 from dpdmd.data.prompts import read_prompts
-from dpdmd.distributed import collectives
-from dpdmd.methods import registry, update_schedule
+from dpdmd.distributed import sharding
+from dpdmd.methods import registry, update_schedule, updates
+from dpdmd.methods.anchor import anchor_target
 from dpdmd.methods.loss_terms import diversity_term
-from dpdmd.sampling.rollout import anchor_target, rollout
+from dpdmd.sampling.rollout import rollout
 from dpdmd.training import preflight
-from dpdmd.training.checkpoint import versions
 from dpdmd.training.run_log import RunLog, peak_memory_gb
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.versions import versions
 
 SCORERS = ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path")
 
@@ -115,7 +116,7 @@ class Floor:
         run, text = self.run, self.batch.text
         teacher, method = run.teacher(text), registry.METHODS[run.config.method]
         student = run.family.bind(run.student_forward, text)
-        detach = registry.detaches(run.config)
+        detach = updates.detaches(run.config)
         rolled = rollout(student, run.schedule, self.eps, run.student_sigmas, detach_first_step=detach)
         with torch.no_grad():
             teacher(self.z_t, self.sigma)
@@ -166,7 +167,7 @@ def parts(trainer: Trainer, clock: Clock) -> None:
 
 
 def clip(parameters: list[torch.nn.Parameter]) -> None:
-    collectives.clip_gradients(parameters, 1.0, collectives.gradient_norm(parameters))
+    sharding.clip_gradients(parameters, 1.0, sharding.gradient_norm(parameters))
 
 
 def save(trainer: Trainer, step: int) -> None:

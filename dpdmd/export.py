@@ -4,19 +4,16 @@ A LoRA is added into the weights, a .pt network is put among the other parts, li
 folder on any machine. Weights are fp32.
 """
 
+from dpdmd.sampling.export import export
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     signals.answer("dpdmd.export")
 
 import argparse
-import logging
 import os
-import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
@@ -49,34 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     sys.stdout.write(f"{args.out}\n")
     return 0
-
-
-def export(path: Path, base_model: Path | None, out: Path) -> None:
-    """Write the pipeline folder under a temporary name, then rename it.
-
-    Raises:
-        ValueError: `path` is no model, or its weights do not fit.
-        OSError: it cannot be written; nothing is left behind.
-    """
-    import torch
-
-    from dpdmd.sampling.sampler import find_model, load_network, model_family
-
-    model = find_model(path, base_model)
-    if base_model and model.source == model.folder:
-        logging.getLogger("dpdmd").warning("--base_model %s: not used, since --model is a whole pipeline", base_model)
-    family = model_family(model, torch.device("cpu"), torch.float32)
-    network = load_network(family, model, torch.float32)
-    if model.lora:
-        from dpdmd.models.lora import merged
-
-        network = merged(network)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with signals.unfinished(temporary):
-        note = replace(model.note, base=None)
-        family.export(temporary, dict(network.state_dict()), model.folder, note, copy=True)
-        os.replace(temporary, out)
 
 
 if __name__ == "__main__":

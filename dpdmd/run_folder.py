@@ -5,11 +5,12 @@ RUN/config.yaml  metrics.jsonl  log/log.txt  ckpts/step_000600/{student,state}  
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dpdmd.config.options import RunConfig
 from dpdmd.utils.atomic_files import _half_of, clear_leftovers
@@ -199,3 +200,23 @@ class RunFolder:
             path.unlink(missing_ok=True)
         for pictures in (self.eval_images, self.process_vis, self.div_vis):
             clear_leftovers(path for path in (pictures, *pictures.rglob("*")) if path.is_dir())
+
+
+EVAL_TURN = "eval"
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Every whole record of the file, in its order; a line that a kill cut short is passed over.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            if record["turn"] and isinstance(record["step"], int):
+                found.append(record)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return found

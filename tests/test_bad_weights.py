@@ -11,8 +11,9 @@ from bad_input import program
 from safetensors.torch import load_file, save_file
 
 from dpdmd import config, export, generate
-from dpdmd.evaluation.scorer_checks import check_perceptual_contents, check_scorer_contents
-from dpdmd.evaluation.scorer_files import IMAGENET_VGG, PERCEPTUAL_FILES
+from dpdmd.evaluation.scorer_checks import check_scorer_contents
+from dpdmd.methods.perceptual import check_perceptual_contents
+from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.training import preflight
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")

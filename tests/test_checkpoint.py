@@ -182,7 +182,7 @@ def test_too_little_space_is_told_at_the_start(flags, tiny_scorers, capsys, monk
 
 def test_the_estimate_is_what_a_checkpoint_takes(finished, tiny_pipeline):
     """Within a tenth: headers, configurations and links are small."""
-    from dpdmd.models.layout import SD35
+    from dpdmd.models.sd35.layout import SD35
 
     whole = sum(
         path.stat().st_size

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dpdmd import config, train
 from dpdmd.training import checkpoint, preflight
 from dpdmd.training.checkpoint import SaveError
-from dpdmd.training.checkpoint_writer import CheckpointWriter
+from dpdmd.training.checkpointer import CheckpointWriter
 from dpdmd.training.trainer import Trainer
 
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"

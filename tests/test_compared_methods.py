@@ -10,10 +10,9 @@ from torch import nn
 
 from dpdmd import generate, train
 from dpdmd.data import teacher_sample_cache
-from dpdmd.evaluation.scorer_checks import check_perceptual_contents
-from dpdmd.evaluation.scorer_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.methods import perceptual
-from dpdmd.methods.perceptual import DINO_LAYERS, load_perceptual
+from dpdmd.methods.perceptual import DINO_LAYERS, check_perceptual_contents, load_perceptual
+from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.training.ema import MovingAverage
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from dpdmd.methods import networks
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.compilation import check_compiler, compile_blocks
 from dpdmd.models.sd35.family import SD35
-from dpdmd.models.weight_files import read_json
+from dpdmd.utils.text_files import read_json
 
 CPU = torch.device("cpu")
 MEASURED = {"seconds", "samples_per_second", "memory_gb"}

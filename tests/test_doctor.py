@@ -7,11 +7,12 @@ import torch
 from small_distillation import method_flags
 
 from dpdmd import doctor
-from dpdmd.distributed import collectives
+from dpdmd.distributed import sharding
 from dpdmd.methods import losses, registry
 from dpdmd.models import base
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling import rollout
+from dpdmd.training import optimizer_state
 from dpdmd.utils import rng
 
 
@@ -76,12 +77,12 @@ def same_noise(monkeypatch):
 
 
 def clipping_by_a_part(monkeypatch):
-    healthy = collectives.gradient_norm
-    monkeypatch.setattr(collectives, "gradient_norm", lambda parameters: healthy(parameters[: len(parameters) // 2]))
+    healthy = sharding.gradient_norm
+    monkeypatch.setattr(sharding, "gradient_norm", lambda parameters: healthy(parameters[: len(parameters) // 2]))
 
 
 def forgotten_moments(monkeypatch):
-    monkeypatch.setattr(collectives, "restore_optimizer_state", lambda *_: None)
+    monkeypatch.setattr(optimizer_state, "restore_optimizer_state", lambda *_: None)
 
 
 def another_grid(monkeypatch):
@@ -92,7 +93,7 @@ def another_grid(monkeypatch):
 def bf16_weights(monkeypatch):
     healthy = SD35.load_network
     monkeypatch.setattr(SD35, "load_network", lambda self, folder, dtype: healthy(self, folder, torch.bfloat16).float())
-    monkeypatch.setattr(collectives, "prepare", lambda _, network, optimizer: (network, frozen(optimizer)))
+    monkeypatch.setattr(sharding, "prepare", lambda _, network, optimizer: (network, frozen(optimizer)))
 
 
 def frozen(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

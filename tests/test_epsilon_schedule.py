@@ -7,8 +7,9 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
+from dpdmd.methods.anchor import anchor_target
 from dpdmd.models.noise_schedule import EpsilonSchedule
-from dpdmd.sampling.rollout import anchor_target, rollout
+from dpdmd.sampling.rollout import rollout
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 SDXL = EpsilonSchedule(**BETAS, steps_offset=1)

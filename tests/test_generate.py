@@ -16,7 +16,7 @@ from dpdmd import export, generate
 from dpdmd.models.base import RestingDecoder
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling import generation, geneval
-from dpdmd.sampling.sampler import load_sampler
+from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.image_grid import _fit, labelled_grid, to_float, to_pil
 from dpdmd.utils.rng import normal_per_sample
 

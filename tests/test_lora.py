@@ -16,11 +16,12 @@ from dpdmd.config import Config, read_yaml
 from dpdmd.config.options import ModelConfig
 from dpdmd.methods.networks import Networks, load_networks
 from dpdmd.models import lora
-from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS
-from dpdmd.models.lora_config import Adapter, adapters
+from dpdmd.models.layout import LORA_WEIGHTS
+from dpdmd.models.lora_config import Adapter
+from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.models.sd35.family import SD35
-from dpdmd.sampling.sampler import load_sampler
+from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training import checkpoint
 
 CPU = torch.device("cpu")

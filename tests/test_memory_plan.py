@@ -20,8 +20,8 @@ from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.methods.networks import recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.activation_memory import CallShape, decode_bytes, sd3_call_memory
-from dpdmd.models.layout import LAYOUTS
 from dpdmd.models.lora_config import Adapter
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sd35.family import SD35
 from dpdmd.training import checkpoint
 from dpdmd.training.memory_estimate import MemoryPlan, fewest_recomputed_blocks, plan_memory

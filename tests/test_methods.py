@@ -14,7 +14,7 @@ from dpdmd.methods import registry
 from dpdmd.methods.context import Distillation, MicroBatch
 from dpdmd.methods.loss_terms import Term, diversity_term, dmd_term
 from dpdmd.methods.networks import Networks, load_networks, recompute_blocks
-from dpdmd.methods.registry import fake_turn, student_turn
+from dpdmd.methods.updates import fake_turn, student_turn
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sd35.family import SD35

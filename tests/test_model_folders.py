@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpdmd import generate, train
-from dpdmd.models import family_class
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.checks.weights import check_contents
-from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS
+from dpdmd.models.layout import LORA_WEIGHTS
+from dpdmd.models.registry import LAYOUTS, family_class
 from dpdmd.models.sampling_defaults import NOTE, Note, read_note
-from dpdmd.sampling.sampler import load_sampler
+from dpdmd.sampling.load_model import load_sampler
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

@@ -11,13 +11,13 @@ from diffusers import StableDiffusion3Pipeline
 from dpdmd import generate, train
 from dpdmd.data.text_embedding_cache import CacheSettings, plan_shards
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.layout import LAYOUTS
-from dpdmd.models.layout import SD35 as LAYOUT
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.models.sd35.family import SD35
-from dpdmd.models.weight_files import read_json
-from dpdmd.sampling.sampler import load_sampler
+from dpdmd.models.sd35.layout import SD35 as LAYOUT
+from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.rng import normal_per_sample
+from dpdmd.utils.text_files import read_json
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "a small cross on a white background"]

@@ -20,16 +20,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpdmd import config, train
-from dpdmd.distributed import collectives
-from dpdmd.methods import losses, registry
+from dpdmd.distributed import sharding
+from dpdmd.methods import losses, registry, updates
 from dpdmd.methods.context import Distillation
 from dpdmd.methods.networks import Networks
 from dpdmd.models import streamed_text_encoder
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.training import preflight, trainer
-from dpdmd.training.build import Trained
-from dpdmd.training.step import skips_on_device, update
-from dpdmd.training.step_record import Figures
+from dpdmd.training.step import Figures, Trained, skips_on_device, update
 from dpdmd.training.trainer import Trainer
 
 DRIVERS = Path(__file__).parent / "drivers"
@@ -173,7 +171,7 @@ def test_a_figure_that_is_not_finite_moves_nothing(fused, bad):
     def take(trained: Trained, loss: float) -> None:
         (weight,) = trained.parameters
         weight.grad = torch.arange(5.0) * loss
-        norm = collectives.gradient_norm(trained.parameters)
+        norm = sharding.gradient_norm(trained.parameters)
         figures = Figures(["loss", "grad_norm"], torch.stack([torch.tensor(loss), norm]))
         assert figures.nonfinite == float(not torch.tensor(loss).isfinite())
         update(trained, figures, norm, 0.1, max_norm=1.0)
@@ -286,7 +284,7 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
     """It comes in step 3 and is read when step 4 is under way: both are finished and saved, and nothing is lost."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train.main([*lagging, "--max_steps", "8", "--run_dir", str(whole)]) == 0
-    healthy = registry.fake_turn
+    healthy = updates.fake_turn
 
     def killed(run_, batch):
         if batch.step == 2:
@@ -294,7 +292,7 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
         return healthy(run_, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "fake_turn", killed)
+        patch.setattr(updates, "fake_turn", killed)
         assert train.main([*lagging, "--max_steps", "8"]) == 143
     assert "stopped: SIGTERM: saved at step 4" in capsys.readouterr().err
     assert [line["step"] for line in records(run)] == [1, 2, 3, 4]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dpdmd.config.options import OptimConfig
-from dpdmd.distributed import collectives
+from dpdmd.training import optimizer_state
 from dpdmd.training.optimizers import make_optimizer
 
 pytest.importorskip("bitsandbytes", reason="pip install 'dpdmd[memory]'")
@@ -57,23 +57,23 @@ def test_it_resumes_bit_for_bit_from_safetensors(tmp_path: Path):
     trained = network()
     optimizer = make_optimizer(trained.parameters(), EIGHT, 1e-3, CPU)
     train(trained, optimizer, range(5))
-    save_file(collectives.whole_optimizer_state(trained, optimizer), tmp_path / "optimizer.safetensors")
+    save_file(optimizer_state.whole_optimizer_state(trained, optimizer), tmp_path / "optimizer.safetensors")
     resumed = copy.deepcopy(trained)
     train(trained, optimizer, range(5, 10))
     again = make_optimizer(resumed.parameters(), EIGHT, 1e-3, CPU)
-    collectives.restore_optimizer_state(resumed, again, load_file(tmp_path / "optimizer.safetensors"))
+    optimizer_state.restore_optimizer_state(resumed, again, load_file(tmp_path / "optimizer.safetensors"))
     train(resumed, again, range(5, 10))
     for ours, theirs in zip(trained.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     fresh = make_optimizer(resumed.parameters(), EIGHT, 1e-3, CPU)
-    assert collectives.whole_optimizer_state(resumed, fresh) == {}
+    assert optimizer_state.whole_optimizer_state(resumed, fresh) == {}
 
 
 def test_state_of_another_network_is_refused():
     trained = network()
     optimizer = make_optimizer(trained.parameters(), EIGHT, 1e-3, CPU)
     with pytest.raises(ValueError, match="another network's parameters"):
-        collectives.restore_optimizer_state(trained, optimizer, {"9.weight|state1": torch.zeros(1)})
+        optimizer_state.restore_optimizer_state(trained, optimizer, {"9.weight|state1": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -16,7 +16,7 @@ from PIL import Image
 from dpdmd import train
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
-from dpdmd.report import cli, figures, tables
+from dpdmd.report import cli, figures, tables, writer
 from dpdmd.report.runs import read_runs
 from dpdmd.report.scores import Metric, Score
 from dpdmd.report.style import style
@@ -417,14 +417,14 @@ def flags(short_run: list[str], tiny_scorers: dict[str, str], tmp_path: Path) ->
 
 def test_a_run_keeps_its_report_and_a_resumed_one_its_past(flags, tmp_path, monkeypatch):
     """Refreshed at each evaluation and written at the end; what lies beyond the checkpoint is dropped."""
-    written, write = [], cli.write
+    written, write = [], writer.write
 
     def counted(folders, out):
         write(folders, out)
         records = (out.parent / "metrics.jsonl").read_text().splitlines()
         written.append((json.loads(records[-1])["step"], Page(out.read_text(encoding="utf-8")).text))
 
-    monkeypatch.setattr(cli, "write", counted)
+    monkeypatch.setattr(writer, "write", counted)
     run = tmp_path / "run"
     assert train.main([*flags, "--max_steps", "12"]) == 0
     assert [step for step, _ in written] == [0, 6, 12]
@@ -449,7 +449,7 @@ def test_a_report_that_fails_stops_no_training(flags, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli, "write", fail)
+    monkeypatch.setattr(writer, "write", fail)
     monkeypatch.setattr(seed_grids, "keep", full)
     assert train.main([*flags, "--max_steps", "6"]) == 0
     log = (tmp_path / "run" / "log" / "log.txt").read_text()

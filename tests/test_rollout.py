@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from dpdmd.methods.anchor import anchor_grid, anchor_target
+from dpdmd.models.base import guide
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.sampling.rollout import anchor_grid, anchor_target, guide, rollout
+from dpdmd.sampling.rollout import rollout
 
 FLOW = FlowSchedule(shift=3.0)
 SIGMAS = FLOW.trailing_sigmas(4).double()

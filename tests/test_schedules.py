@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from dpdmd.methods.anchor import anchor_target
 from dpdmd.models.noise_schedule import FlowSchedule, expand, shift_sigmas
-from dpdmd.sampling.rollout import anchor_target
 
 # Grids lie in [0, 1]. We compute in float64 and round once; the scheduler takes its lowest sigma from float32 (a few
 # steps of 1e-9 there) and rounds once too: they may differ by one float32 step below 1, which is 2^-24 = 6e-8.

@@ -21,17 +21,18 @@ from dpdmd import doctor, export, generate, train
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
 from dpdmd.config.presets import FAMILIES
-from dpdmd.methods import loss_terms, registry
+from dpdmd.methods import loss_terms, registry, updates
 from dpdmd.methods.context import Distillation, MicroBatch
 from dpdmd.methods.networks import Networks, load_networks
-from dpdmd.methods.registry import fake_turn, student_turn
-from dpdmd.models import family_class, lora
+from dpdmd.methods.updates import fake_turn, student_turn
+from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.layout import LAYOUTS, LORA_WEIGHTS, family_of
+from dpdmd.models.layout import LORA_WEIGHTS
+from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import Note, read_note
 from dpdmd.models.sdxl.family import SDXL
-from dpdmd.sampling.sampler import load_sampler
+from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training import checkpoint
 from dpdmd.utils.rng import normal_per_sample
 
@@ -275,7 +276,7 @@ def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
 def test_gradient_of_the_dmd_term_stops_where_the_method_detaches(make, batch, method):
     """Every weight of the trained network gets gradient, no other network any; the first prediction as the method."""
     run = make(method=method)
-    turn = registry.roll_out(run, batch)
+    turn = updates.roll_out(run, batch)
     loss = loss_terms.dmd_term(run, turn).loss
     (first,) = torch.autograd.grad(loss, turn.rollout.first_prediction, allow_unused=True, retain_graph=True)
     assert (first is not None and first.abs().max() > 0) != registry.METHODS[method].detach_first_step

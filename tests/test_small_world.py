@@ -11,9 +11,9 @@ from diffusers import StableDiffusion3Pipeline
 
 from dpdmd.evaluation.scorers.base import Scorer
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.layout import SD35
 from dpdmd.models.sd35.family import SD35TextEncoder
-from dpdmd.sampling.sampler import load_sampler
+from dpdmd.models.sd35.layout import SD35
+from dpdmd.sampling.load_model import load_sampler
 from dpdmd.shapes import build, measure_scorers, pairs, teacher, world
 from dpdmd.shapes.autoencoder import reconstruct_scenes
 from dpdmd.shapes.measure import measure_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.config.options import METHODS
-from dpdmd.models.layout import LAYOUTS
+from dpdmd.models.registry import LAYOUTS
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,10 +10,10 @@ from small_distillation import CPU, STEPS, SpyFamily, gradients, make_critic, sa
 from torch import nn
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.methods import loss_terms, losses, registry
+from dpdmd.methods import loss_terms, losses, registry, updates
 from dpdmd.methods.discriminator import Discriminator
 from dpdmd.methods.networks import Networks
-from dpdmd.methods.registry import fake_turn, student_turn
+from dpdmd.methods.updates import fake_turn, student_turn
 from dpdmd.models import lora
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import FlowSchedule
@@ -158,11 +158,11 @@ def test_random_steps_are_drawn_by_step_alone_and_cover_what_may_be_reached():
     for method, reached in (("dmd", {0, 1, 2, 3}), ("dpdmd", {1, 2, 3})):
         config = MethodConfig(method=method, grad_steps="random")
         first = {0} if method == "dpdmd" else set()
-        drawn = [registry.route(config, 0, step).gradient_steps for step in range(60)]
-        assert drawn == [registry.route(config, 0, step).gradient_steps for step in range(60)]
+        drawn = [updates.route(config, 0, step).gradient_steps for step in range(60)]
+        assert drawn == [updates.route(config, 0, step).gradient_steps for step in range(60)]
         assert set().union(*(steps - first for steps in drawn)) | (reached & first) == reached
         assert all(len(steps - first) == 1 for steps in drawn)
-        jumps = {registry.route(MethodConfig(method=method, rollout="dmd2"), 0, step).jump_at for step in range(60)}
+        jumps = {updates.route(MethodConfig(method=method, rollout="dmd2"), 0, step).jump_at for step in range(60)}
         assert jumps == reached
 
 
@@ -172,11 +172,11 @@ def test_dmd2s_roll_out_has_gradient_in_its_jump_alone(make, batch, method):
     seen = set()
     for step in range(8):
         run = make(method=method, rollout="dmd2")
-        jump = registry.route(run.config, run.seed, step).jump_at
+        jump = updates.route(run.config, run.seed, step).jump_at
         wanted = [index == jump or (method == "dpdmd" and index == 0) for index in range(jump + 1)]
         assert steps_with_gradient(run, batch(0, step=step)) == wanted
-        x = registry.roll_out(run, batch(0, step=step)).rollout.x
-        torch.testing.assert_close(registry.student_samples(run, batch(0, step=step)), x.detach(), rtol=0, atol=0)
+        x = updates.roll_out(run, batch(0, step=step)).rollout.x
+        torch.testing.assert_close(updates.student_samples(run, batch(0, step=step)), x.detach(), rtol=0, atol=0)
         seen.add(jump)
     assert len(seen) > 1
 
@@ -193,7 +193,7 @@ def test_perceptual_term_is_the_distance_of_decoded_pairs(make, batch, monkeypat
     result = student_turn(run, mine)
     result.loss.backward()
     found = gradients(run.networks.student)
-    turn = registry.roll_out(run, mine)
+    turn = updates.roll_out(run, mine)
     with torch.no_grad():
         teacher = rollout(run.teacher(mine.text), run.schedule, run.start_noise(mine), run.teacher_sigmas).x
     # One by one, and in another batch layout.
@@ -244,7 +244,7 @@ def test_the_generator_loss_descends_toward_what_the_discriminator_takes_for_rea
     run, mine = make(method="dmd_gan", gan_weight=1.0), batch(0, 1)
     if checkpointed:
         run.networks.fake.enable_gradient_checkpointing()
-    turn = registry.roll_out(run, mine)
+    turn = updates.roll_out(run, mine)
     x = turn.rollout.x.detach().requires_grad_()
 
     def loss_of(x: torch.Tensor) -> torch.Tensor:

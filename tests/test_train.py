@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from dpdmd import export, train
 from dpdmd.config import read_yaml
 from dpdmd.data.prompts import fingerprint, read_prompts
-from dpdmd.methods import registry
+from dpdmd.methods import updates
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.models.scheduler_config import read_flow_schedule
 from dpdmd.models.sd35.family import SD35TextEncoder
+from dpdmd.models.sd35.layout import read_flow_schedule
 from dpdmd.run_folder import LATEST, RunFolder
-from dpdmd.sampling.sampler import load_sampler
+from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training.batches import Batches
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.rng import normal_per_sample
@@ -178,14 +178,14 @@ def test_the_readmes_snippet_works_as_printed(flags, tmp_path, monkeypatch):
 def test_a_nonfinite_loss_stops_before_the_optimizer(flags, tmp_path, monkeypatch, capsys):
     """The message names the loss, and the last checkpoint is what it was."""
     run = tmp_path / "run"
-    healthy = registry.student_turn
+    healthy = updates.student_turn
 
     def poisoned(run_, batch):
         result = healthy(run_, batch)
         result.metrics["loss_dmd"] = result.metrics["loss_dmd"] * float("nan")
         return result
 
-    monkeypatch.setattr(registry, "student_turn", poisoned)
+    monkeypatch.setattr(updates, "student_turn", poisoned)
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "12", "--ckpt_every", "5"]) == 1
     assert "loss_dmd is nan" in capsys.readouterr().err
     assert os.readlink(run / "ckpts" / "latest") == "step_000005"
@@ -205,14 +205,14 @@ def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
 
 def test_fake_turns_share_a_rollout(flags, tmp_path, monkeypatch):
     """Two fake turns a roll-out: its prompts and samples are the first one's, score times and noise their own."""
-    seen, healthy = [], registry.fake_turn
+    seen, healthy = [], updates.fake_turn
 
     def watched(run, batch):
         result = healthy(run, batch)
         seen.append((batch.step, batch.rollout_step, result.pictures["student"]))
         return result
 
-    monkeypatch.setattr(registry, "fake_turn", watched)
+    monkeypatch.setattr(updates, "fake_turn", watched)
     reuse = ["--fake_rollout_reuse", "2", "--max_steps", "7"]
     assert train.main([*flags, *reuse, "--run_dir", str(tmp_path / "run")]) == 0
     assert [(step, source) for step, source, _ in seen] == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4), (6, 6)]

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from dpdmd.compare.sweep import Sweep, options_of
 from dpdmd.config import Config
-from dpdmd.models.weight_files import holding_what_is_expected, read_json
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.signals import StopSignals
+from dpdmd.utils.text_files import holding_what_is_expected, read_json
 
 TRAIN = "train"  # the stage that makes a model; every other one measures it
 POLL_SECONDS = 0.2

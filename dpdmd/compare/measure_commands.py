@@ -15,8 +15,8 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import SCORERS
 from dpdmd.evaluation.scoring import metric_names
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.layout import LAYOUTS, family_of
-from dpdmd.sampling.sampler import find_model
+from dpdmd.models.registry import LAYOUTS, family_of
+from dpdmd.sampling.load_model import find_model
 from dpdmd.shapes import measure
 from dpdmd.shapes.categories import category
 from dpdmd.shapes.oracle import PromptMetrics

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from dpdmd.compare.sweep import Picture
-from dpdmd.sampling.sampler import batches_of, load_sampler
+from dpdmd.sampling.load_model import load_sampler
+from dpdmd.sampling.sampler import batches_of
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
 

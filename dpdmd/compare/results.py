@@ -13,9 +13,9 @@ from dpdmd.compare.picture import draw
 from dpdmd.compare.plane import draw_plane
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.tables import as_csv, compare, latex, markdown
-from dpdmd.training.checkpoint import versions
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.text_files import in_short
+from dpdmd.utils.versions import versions
 
 
 @dataclass(frozen=True)

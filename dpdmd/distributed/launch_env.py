@@ -8,8 +8,6 @@ import os
 import socket
 from dataclasses import dataclass
 
-from dpdmd.config.options import OptimConfig
-
 MOST_PROCESSES = 2**20
 _TRUE, _FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
 _SWITCHES = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "FORK_LAUNCHED")
@@ -105,19 +103,3 @@ def _check_meeting(processes: int) -> None:
         socket.getaddrinfo(address, int(port))
     except (OSError, UnicodeError) as error:
         raise ValueError(f"MASTER_ADDR is {address!r}, which no name server knows ({error}); {_START}") from None
-
-
-def check_agreement(optim: OptimConfig) -> None:
-    """Check that accelerate's file sets no knob of ours to something else.
-
-    Raises:
-        ValueError: it does.
-    """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", "bf16" if optim.bf16 else "no"):
-        raise ValueError(f"accelerate's mixed_precision is {asked}, --bf16 is {optim.bf16}: set it to 'no' there")
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulation not in ("1", str(optim.grad_accum)):
-        raise ValueError(
-            f"accelerate's gradient_accumulation_steps is {accumulation}, --grad_accum is {optim.grad_accum}"
-        )

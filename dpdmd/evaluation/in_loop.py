@@ -21,13 +21,12 @@ from dpdmd.evaluation.scoring import NOT_FINITE, UNREADABLE, Report, Row, judge,
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.models.base import TextEncoder
-from dpdmd.records import EVAL_TURN
-from dpdmd.run_folder import RunFolder
+from dpdmd.run_folder import EVAL_TURN, RunFolder
 from dpdmd.sampling.image_folder import file_name, open_picture
 from dpdmd.sampling.sampler import Sampler, batches_of
-from dpdmd.training.run_log import logger
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
+from dpdmd.utils.logging import logger
 
 AVERAGE = "ema"
 GRID_COLUMNS = 9

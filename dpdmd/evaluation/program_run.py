@@ -19,12 +19,13 @@ from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
 from dpdmd.sampling.image_folder import PictureFile, file_name, is_whole, keep_or_refuse, open_picture
-from dpdmd.sampling.sampler import batches_of, find_model, load_sampler
-from dpdmd.training.checkpoint import versions
-from dpdmd.utils import out_of_memory
+from dpdmd.sampling.load_model import find_model, load_sampler
+from dpdmd.sampling.sampler import batches_of
+from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
 from dpdmd.utils.tables import latex_text
+from dpdmd.utils.versions import versions
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
 FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
@@ -41,7 +42,7 @@ def run(job: Job) -> Report:
     """
     check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no")
-    collectives.set_cuda_arithmetic(job.args.bf16)
+    precision.set_cuda_arithmetic(job.args.bf16)
     if accelerator.is_main_process:
         clear_leftovers([job.out / PICTURES, job.out / GRIDS])
     pictures, settings = (job.found, {}) if job.found else _generate(job, accelerator)

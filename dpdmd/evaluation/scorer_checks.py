@@ -10,20 +10,17 @@ from typing import Any
 import torch
 import transformers
 
-from dpdmd.evaluation.scorer_files import PERCEPTUAL_FILES, SOURCES, is_open_clip
+from dpdmd.evaluation.scorer_files import SOURCES, is_open_clip
 from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS
 from dpdmd.evaluation.scorers.imagereward import load_network as load_imagereward
 from dpdmd.evaluation.scorers.maniqa import load_network as load_maniqa
-from dpdmd.methods.perceptual import load_vgg_distance
 from dpdmd.models.checks.transformers_parts import (
     check_network,
     check_picture_processor,
     check_tokenizer,
     told_in_one_line,
 )
-from dpdmd.models.weight_files import where_to_get
-
-QUALITY = "pip install -e '.[quality]' first"  # pyiqa
+from dpdmd.models.weight_files import QUALITY
 
 
 def check_scorer_contents(paths: Mapping[str, Mapping[str, Path]]) -> None:
@@ -43,27 +40,6 @@ def check_scorer_contents(paths: Mapping[str, Mapping[str, Path]]) -> None:
             except (ValueError, OSError) as error:
                 hint = SOURCES[flag].hint(given[flag])
                 raise ValueError(f"--{flag} {given[flag]}: {error}; {hint}") from None
-
-
-def check_perceptual_contents(name: str, folder: Path) -> None:
-    """Check the files of `--perceptual` `name`.
-
-    Raises:
-        ValueError: one line that names the flag and the file.
-    """
-    try:
-        if name in PERCEPTUAL_FILES:
-            with torch.device("meta"):
-                load_vgg_distance(name, folder)
-        else:
-            check_network("AutoModel", folder)
-            check_picture_processor(folder)
-    except ImportError as error:
-        raise ValueError(f"--perceptual {name}: {QUALITY} ({error})") from None
-    except ValueError as error:
-        raise ValueError(
-            f"--perceptual_path {folder}: {error}; {where_to_get(folder, 'facebook/dinov2-base')}"
-        ) from None
 
 
 def _picture_tower(flag: str) -> Callable[[Mapping[str, Path]], None]:

@@ -7,10 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.models.weight_files import check_pickle, read_json, read_weights_header, require_folder, where_to_get
+from dpdmd.models.weight_files import (
+    _check_model,
+    _need_picture_processor,
+    check_pickle,
+    require_folder,
+    where_to_get,
+)
+from dpdmd.utils.text_files import read_json
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-_PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 
 
@@ -19,20 +25,9 @@ def is_open_clip(folder: Path) -> bool:
     return (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def _need_picture_processor(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in _PICTURE_PROCESSORS):
-        raise ValueError(f"{folder / _PICTURE_PROCESSORS[0]} is missing")
-
-
 def _need_tokenizer(folder: Path) -> None:
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
         raise ValueError(f"{folder} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or vocab.txt)")
-
-
-def _check_model(folder: Path) -> None:
-    require_folder(folder)
-    read_json(folder / "config.json")
-    read_weights_header(folder)
 
 
 def _check_vision(folder: Path) -> None:
@@ -98,9 +93,6 @@ SOURCES = {
     "vq_path": Source(_check_chat_model, "TianheWu/VisualQuality-R1-7B"),
 }
 
-# What --perceptual_path must hold for lpips and dists, under the names of its publishers (torchvision, pyiqa).
-IMAGENET_VGG = "vgg16-397923af.pth"
-PERCEPTUAL_FILES = {"lpips": "LPIPS_v0.1_vgg-a78928a0.pth", "dists": "DISTS_weights-f5e65c96.pth"}
 
 # Scorer -> the flags it needs, all of them.
 REQUIREMENTS = {
@@ -112,27 +104,6 @@ REQUIREMENTS = {
     "maniqa": ("maniqa_path",),
     "vqr1": ("vq_path",),
 }
-
-
-def check_perceptual(name: str, folder: Path) -> None:
-    """Check the files of `--perceptual` `name`.
-
-    Raises:
-        ValueError: one line that names the flag, the file, and where to get it.
-    """
-    hint = where_to_get(folder, "facebook/dinov2-base")
-    try:
-        if name in PERCEPTUAL_FILES:
-            require_folder(folder)
-            hint = f"get it from https://download.pytorch.org/models/{IMAGENET_VGG}"
-            check_pickle(folder / IMAGENET_VGG)
-            hint = "get it from https://huggingface.co/chaofengc/IQA-PyTorch-Weights"
-            check_pickle(folder / PERCEPTUAL_FILES[name])
-        else:
-            _check_model(folder)
-            _need_picture_processor(folder)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--perceptual_path {folder}: {error}; {hint}") from None
 
 
 def check_scorer_paths(paths: Mapping[str, str | None], names: tuple[str, ...]) -> dict[str, dict[str, Path]]:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dpdmd.models.weight_files import read_json
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.image_folder import file_name, open_picture
+from dpdmd.utils.text_files import read_json
 
 PROMPTS, SEEDS, COLUMNS = 4, 9, 3
 SIDE, GAP, QUALITY = 192, 2, 80

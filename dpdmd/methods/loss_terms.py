@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dpdmd.methods import losses
+from dpdmd.methods.anchor import anchor_target
 from dpdmd.methods.context import Distillation, MicroBatch, TurnResult
-from dpdmd.sampling.rollout import Rollout, anchor_target
+from dpdmd.sampling.rollout import Rollout
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dpdmd.config import Config
 from dpdmd.models import lora
 from dpdmd.models.base import Family
 from dpdmd.models.compilation import compile_blocks
-from dpdmd.models.lora_config import adapters
+from dpdmd.models.registry import adapters
 
 
 @dataclass

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpdmd.evaluation.scorer_files import IMAGENET_VGG, PERCEPTUAL_FILES
-from dpdmd.evaluation.scorers.base import load_strict
 from dpdmd.methods import losses
-from dpdmd.models.weight_files import read_checkpoint
+from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
+from dpdmd.models.checks.transformers_parts import check_network, check_picture_processor
+from dpdmd.models.loading import load_strict
+from dpdmd.models.weight_files import QUALITY, read_checkpoint, where_to_get
 from dpdmd.utils.text_files import in_short
 
 # Pictures [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
@@ -108,3 +109,24 @@ def load_perceptual(name: str, path: Path, device: torch.device) -> Distance:
     if name == "dino":
         return DinoDistance(path, device)
     return VGGDistance(load_vgg_distance(name, path), device)
+
+
+def check_perceptual_contents(name: str, folder: Path) -> None:
+    """Check the files of `--perceptual` `name`.
+
+    Raises:
+        ValueError: one line that names the flag and the file.
+    """
+    try:
+        if name in PERCEPTUAL_FILES:
+            with torch.device("meta"):
+                load_vgg_distance(name, folder)
+        else:
+            check_network("AutoModel", folder)
+            check_picture_processor(folder)
+    except ImportError as error:
+        raise ValueError(f"--perceptual {name}: {QUALITY} ({error})") from None
+    except ValueError as error:
+        raise ValueError(
+            f"--perceptual_path {folder}: {error}; {where_to_get(folder, 'facebook/dinov2-base')}"
+        ) from None

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.models.sampling_defaults import Note
-from dpdmd.sampling.rollout import guide
 
 
 @dataclass(frozen=True)
@@ -190,3 +189,8 @@ class Family(ABC):
             return guide(unconditional, conditional, scale)
 
         return predict
+
+
+def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: u + s (c - u)."""
+    return unconditional + scale * (conditional - unconditional)

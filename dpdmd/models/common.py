@@ -12,12 +12,11 @@ import transformers
 from diffusers import AutoencoderKL, ModelMixin
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dpdmd.models.base import ImageDecoder
 from dpdmd.models.layout import LORA_WEIGHTS, Layout
-from dpdmd.models.weight_files import read_json, refuse_misfits
-from dpdmd.utils.text_files import in_short
+from dpdmd.models.loading import load_part
+from dpdmd.utils.text_files import in_short, read_json
 
 
 def quieten_libraries() -> None:
@@ -25,27 +24,6 @@ def quieten_libraries() -> None:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-
-
-def load_part(
-    kind: type[ModelMixin | PreTrainedModel], folder: Path, dtype: torch.dtype, *, exact: bool = False
-) -> nn.Module:
-    """One component, every weight of it from its files, in evaluation mode; with `exact` they hold nothing else.
-
-    Raises:
-        ValueError: weights that do not fit the configuration beside them; the libraries only warn, and go on with
-            random numbers.
-    """
-    part, info = kind.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    refuse_misfits(
-        folder,
-        missing=info["missing_keys"],
-        mismatched=info["mismatched_keys"],
-        unexpected=info["unexpected_keys"] if exact else (),
-    )
-    return part.eval()
 
 
 def load_encoders(layout: Layout, folder: Path, dtype: torch.dtype, *, no_t5: bool = False) -> dict[str, nn.Module]:

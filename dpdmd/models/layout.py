@@ -9,17 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.activation_memory import CallMemory, CallShape, sd3_call_memory
+from dpdmd.models.activation_memory import CallMemory, CallShape
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import Note
-from dpdmd.models.scheduler_config import read_flow_schedule, read_sdxl_schedule
-from dpdmd.models.weight_files import (
-    DIFFUSERS_STEM,
-    TRANSFORMERS_STEM,
-    holding_what_is_expected,
-    read_json,
-    read_weights_header,
-)
+from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, read_weights_header
+from dpdmd.utils.text_files import holding_what_is_expected, read_json
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 
@@ -204,93 +198,3 @@ def _clip_tokens(folder: Path, default: int) -> int:
     said = read_json(path)
     with holding_what_is_expected(path):
         return int(said.get("model_max_length", default))
-
-
-def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    patch = config["patch_size"]
-    return {
-        "pos_embed.proj.weight": (width, config["in_channels"], patch, patch),
-        "context_embedder.weight": (config["caption_projection_dim"], config["joint_attention_dim"]),
-        "time_text_embed.text_embedder.linear_1.weight": (width, config["pooled_projection_dim"]),
-        "proj_out.weight": (patch * patch * (config["out_channels"] or config["in_channels"]), width),
-    }
-
-
-def _sd3_latents(config: Mapping[str, Any]) -> tuple[int, float]:
-    patch = int(config.get("patch_size", 2))
-    return patch, patch * int(config.get("pos_embed_max_size", 96))
-
-
-def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    first, last = config["block_out_channels"][0], config["block_out_channels"][-1]
-    return {
-        "conv_in.weight": (first, config["in_channels"], 3, 3),
-        "add_embedding.linear_1.weight": (4 * first, config["projection_class_embeddings_input_dim"]),
-        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (last, config["cross_attention_dim"]),
-        "conv_out.weight": (config["out_channels"], first, 3, 3),
-    }
-
-
-def _sdxl_blocks(config: Mapping[str, Any]) -> int:
-    """Transformer blocks at the lowest resolution; the configuration gives one number, or one a level."""
-    layers = config["transformer_layers_per_block"]
-    return layers if isinstance(layers, int) else layers[-1]
-
-
-SD35 = Layout(
-    pipeline="StableDiffusion3Pipeline",
-    network="transformer",
-    classes={
-        "transformer": "SD3Transformer2DModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModelWithProjection",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-        "text_encoder_3": "T5EncoderModel",
-    },
-    repository="stabilityai/stable-diffusion-3.5-medium",
-    shapes=_sd3_shapes,
-    blocks=("transformer_blocks.", lambda config: config["num_layers"]),
-    latents=_sd3_latents,
-    needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    schedule=read_flow_schedule,
-    note=Note(),
-    lora_targets=(
-        *("to_q", "to_k", "to_v", "to_out.0"),  # of the pictures, and of attn2
-        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text
-        *("net.0.proj", "net.2"),  # feed-forward, both
-    ),
-    t5=("text_encoder_3", "tokenizer_3"),
-    fixed=("pos_embed.pos_embed",),
-    call_memory=sd3_call_memory,
-)
-SDXL = Layout(
-    pipeline="StableDiffusionXLPipeline",
-    network="unet",
-    classes={
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-    },
-    repository="stabilityai/stable-diffusion-xl-base-1.0",
-    shapes=_sdxl_shapes,
-    blocks=("mid_block.attentions.0.transformer_blocks.", _sdxl_blocks),
-    latents=lambda _: (1, math.inf),
-    needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    schedule=read_sdxl_schedule,
-    note=Note(steps=50, guidance_scale=8.0, max_sequence_length=77),
-    lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
-    fixed_text=True,
-    factor=8,
-)
-LAYOUTS = {"sd35": SD35, "sdxl": SDXL}
-
-
-def family_of(folder: Path) -> str:
-    """The family whose pipeline a folder holds; where it is none's the first, whose layout then tells what is wrong."""
-    try:
-        found = read_json(folder / "model_index.json").get("_class_name")
-    except ValueError:
-        found = None
-    return next((name for name, layout in LAYOUTS.items() if layout.pipeline == found), next(iter(LAYOUTS)))

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-from dpdmd.config.options import ModelConfig
-from dpdmd.models.layout import LAYOUTS
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -21,16 +18,3 @@ class Adapters:
 
     student: Adapter
     fake: Adapter
-
-
-def adapters(model: ModelConfig) -> Adapters | None:
-    """The two adapters that the flags ask for; None where whole networks are trained."""
-    if model.lora_rank is None:
-        return None
-    targets = tuple(model.lora_targets.split(",")) if model.lora_targets else LAYOUTS[model.family].lora_targets
-    fake_rank = model.fake_lora_rank or model.lora_rank
-    # A fake score of another rank keeps the student's ratio of alpha to rank, so that both learn at one pace.
-    ratio = (model.lora_alpha or model.lora_rank) / model.lora_rank
-    return Adapters(
-        Adapter(model.lora_rank, ratio * model.lora_rank, targets), Adapter(fake_rank, ratio * fake_rank, targets)
-    )

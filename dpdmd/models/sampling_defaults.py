@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
-from dpdmd.models.weight_files import read_json
+from dpdmd.utils.text_files import read_json
 
 NOTE = "dpdmd.json"  # beside model_index.json
 

@@ -7,12 +7,11 @@ import json
 import math
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpdmd.utils.text_files import in_short, read_text, require_regular
+from dpdmd.utils.text_files import in_short, read_json, require_regular
 
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # what the libraries call a weights file
 Shape = tuple[int, ...]
@@ -32,23 +31,6 @@ def where_to_get(path: Path, repository: str) -> str:
     return f"get it from https://huggingface.co/{repository} (scripts/download_weights.sh)"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ValueError: missing, unreadable, or no JSON object; the message names the file.
-    """
-    try:
-        value = json.loads(read_text(path))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:  # also a number of more digits than Python reads
-        raise ValueError(f"{path} cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return value
-
-
 def require_folder(folder: Path) -> None:
     """Check that a folder of weights is one.
 
@@ -59,17 +41,6 @@ def require_folder(folder: Path) -> None:
         raise ValueError("is a file; give the folder of a model in its library's layout, with its config.json")
     if not folder.is_dir():
         raise ValueError("no such folder")
-
-
-@contextmanager
-def holding_what_is_expected(path: Path) -> Iterator[None]:
-    """Name the file whose values do not let us compute with them."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}") from None
-    except (AttributeError, ArithmeticError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds what is not expected ({type(error).__name__}: {error})") from None
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -261,3 +232,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict")
     return state
+
+
+QUALITY = "pip install -e '.[quality]' first"  # pyiqa
+
+
+_PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def _need_picture_processor(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in _PICTURE_PROCESSORS):
+        raise ValueError(f"{folder / _PICTURE_PROCESSORS[0]} is missing")
+
+
+def _check_model(folder: Path) -> None:
+    require_folder(folder)
+    read_json(folder / "config.json")
+    read_weights_header(folder)

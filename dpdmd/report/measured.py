@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.weight_files import read_json
 from dpdmd.report.scores import Score
+from dpdmd.utils.text_files import read_json
 
 COLUMNS = ("entropy", "coverage", "spread")  # of the world's figures, beside the accuracy that the kinds divide
 

@@ -8,13 +8,12 @@ from typing import Any
 
 from dpdmd.config.options import MAX_STEPS
 from dpdmd.evaluation import seed_grids
-from dpdmd.models.weight_files import read_json
-from dpdmd.records import EVAL_TURN, read_records
 from dpdmd.report.measured import Measured, read_measured
 from dpdmd.report.scores import AVERAGE_PREFIX, PREFIX, Metric, Score
-from dpdmd.run_folder import RunFolder
+from dpdmd.run_folder import EVAL_TURN, RunFolder, read_records
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
+from dpdmd.utils.text_files import read_json
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from dpdmd.data.prompts import fingerprint
-from dpdmd.distributed import collectives
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling import geneval
 from dpdmd.sampling.image_folder import is_whole, keep_or_refuse, open_picture
-from dpdmd.sampling.sampler import Batch, Sampler, batches_of, find_model, load_sampler
-from dpdmd.utils import out_of_memory
+from dpdmd.sampling.load_model import find_model, load_sampler
+from dpdmd.sampling.sampler import Batch, Sampler, batches_of
+from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
 
@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     model = find_model(args.model, args.base_model)
     if args.base_model and model.source == model.folder:
         logger.warning("--base_model %s: not used, since --model %s is a whole pipeline", args.base_model, args.model)
-    collectives.set_cuda_arithmetic(args.bf16)
+    precision.set_cuda_arithmetic(args.bf16)
     sampler, encoder = load_sampler(
         args.model,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),

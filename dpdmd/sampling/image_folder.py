@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dpdmd.models.weight_files import read_json
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.text_files import in_short
+from dpdmd.utils.text_files import in_short, read_json
 
 MANIFEST = "pictures.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")

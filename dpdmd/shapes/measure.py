@@ -24,7 +24,8 @@ from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
-from dpdmd.sampling.sampler import Sampler, batches_of, find_model, load_sampler
+from dpdmd.sampling.load_model import find_model, load_sampler
+from dpdmd.sampling.sampler import Sampler, batches_of
 from dpdmd.shapes.categories import category, following
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs

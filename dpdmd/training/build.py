@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.teacher_sample_cache import StoredSamples
-from dpdmd.distributed import collectives
+from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.methods import registry
 from dpdmd.methods.context import Distillation
@@ -19,32 +19,16 @@ from dpdmd.methods.discriminator import Critic, Discriminator, choose_blocks, to
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
 from dpdmd.methods.perceptual import load_perceptual
 from dpdmd.methods.registry import DISCRIMINATOR, FAKE, STUDENT
-from dpdmd.models import family_class
 from dpdmd.models.base import Family, ImageDecoder, RestingDecoder, TextEncoder
+from dpdmd.models.registry import family_class
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
-from dpdmd.training import checkpoint
+from dpdmd.training import checkpoint, optimizer_state
 from dpdmd.training.ema import MovingAverage
 from dpdmd.training.optimizers import make_optimizer
 from dpdmd.training.preflight import Plan
-from dpdmd.training.run_log import logger
-
-
-@dataclass
-class Trained:
-    """One trained network.
-
-    Attributes:
-        network: as the trainer calls it, wrapped or not.
-        learning_rate: the full one, before any schedule.
-        updates: how often it was updated.
-    """
-
-    network: nn.Module
-    optimizer: Any
-    parameters: list[nn.Parameter]
-    learning_rate: float
-    updates: int = 0
+from dpdmd.training.step import Trained
+from dpdmd.utils.logging import logger
 
 
 @dataclass(frozen=True)
@@ -81,7 +65,7 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     config.optim.recomputed_blocks = collectives.from_main(accelerator, config.optim.recomputed_blocks)
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
     if config.optim.shard_teacher:
-        collectives.shard_frozen(networks.teacher, family.block_classes)
+        sharding.shard_frozen(networks.teacher, family.block_classes)
     trained = {
         STUDENT: _prepare(plan, accelerator, STUDENT, networks.student, config.optim.lr_student),
         FAKE: _prepare(plan, accelerator, FAKE, networks.fake, config.optim.lr_fake),
@@ -151,10 +135,10 @@ def _prepare(plan: Plan, accelerator: Any, name: str, network: nn.Module, lr: fl
     if plan.checkpoint and name != STUDENT:
         network.load_state_dict(checkpoint.load_state(plan.checkpoint, name), strict=True)
     optimizer = make_optimizer(network.parameters(), plan.config.optim, lr, accelerator.device)
-    network, optimizer = collectives.prepare(accelerator, network, optimizer)
+    network, optimizer = sharding.prepare(accelerator, network, optimizer)
     if plan.checkpoint:
         saved = checkpoint.load_state(plan.checkpoint, f"{checkpoint.OPTIMIZER}{name}")
-        collectives.restore_optimizer_state(network, optimizer, saved)
+        optimizer_state.restore_optimizer_state(network, optimizer, saved)
     updates = plan.progress.updates[name] if plan.progress else 0
     return Trained(network, optimizer, list(network.parameters()), lr, updates)
 
@@ -179,7 +163,7 @@ def _load_average(plan: Plan, family: Family, student: Trained) -> MovingAverage
     average = MovingAverage(student.parameters, config.optim.ema_decay)
     if state is not None:
         with average.in_place():
-            collectives.restore_network_state(student.network, state)
+            sharding.restore_network_state(student.network, state)
     return average
 
 

@@ -10,27 +10,23 @@ Random draws, the data position and the schedules are functions of the step, so 
 """
 
 import os
-import platform
 import shutil
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpdmd import __version__
 from dpdmd.config import Config, from_dict
 from dpdmd.models.activation_memory import FP32
 from dpdmd.models.base import Family
-from dpdmd.models.layout import LAYOUTS
-from dpdmd.models.lora_config import adapters
+from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import Note
-from dpdmd.records import read_records
-from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
+from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder, read_records
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest, write_manifest
+from dpdmd.utils.versions import versions
 
 STATE, OPTIMIZER = "state", "optimizer_"
 
@@ -87,16 +83,6 @@ class Snapshot:
     networks: dict[str, dict[str, Tensor]]
     optimizers: dict[str, dict[str, Tensor]]
     average: dict[str, Tensor] | None = None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    packages = ("torch", "diffusers", "transformers", "accelerate")
-    return {
-        "dpdmd": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-    }
 
 
 def _sync_tree(folder: Path) -> None:

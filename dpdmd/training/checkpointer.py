@@ -1,22 +1,27 @@
 """What a run leaves to go on from: snapshots of its state, checkpoints written beside the steps, the link `best`."""
 
+import threading
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from dpdmd.data.prompts import fingerprint
-from dpdmd.distributed import collectives
+from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
 from dpdmd.models.sampling_defaults import Note
 from dpdmd.run_folder import BEST
-from dpdmd.training import checkpoint
+from dpdmd.training import checkpoint, optimizer_state
 from dpdmd.training.build import Assembly
-from dpdmd.training.checkpoint_writer import CheckpointWriter
+from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.preflight import Plan
 from dpdmd.training.run_log import RunLog
+from dpdmd.utils.logging import logger
 
 
 class Saving:
@@ -43,9 +48,9 @@ class Saving:
                 self.global_batch_size,
                 fingerprint(self.plan.prompts),
             ),
-            {name: collectives.whole_network_state(each.network) for name, each in self.trained.items()},
+            {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
             {
-                name: collectives.whole_optimizer_state(each.network, each.optimizer)
+                name: optimizer_state.whole_optimizer_state(each.network, each.optimizer)
                 for name, each in self.trained.items()
             },
             self._average_state(),
@@ -55,7 +60,7 @@ class Saving:
         if self.average is None:
             return None
         with self.average.in_place():
-            return collectives.whole_network_state(self.trained[registry.STUDENT].network)
+            return sharding.whole_network_state(self.trained[registry.STUDENT].network)
 
     def note(self) -> Note:
         """How the exported student wants to be sampled."""
@@ -105,3 +110,49 @@ class Saving:
             if self.plan.evaluation.sets:
                 self.point_best(log)
             checkpoint.thin(self.folder, self.config)
+
+
+class CheckpointWriter:
+    """Writes what it is given in the background; while entered, nothing but a second interrupt leaves it unwritten.
+
+    Attributes:
+        failure: why a checkpoint could not be written, or None; nothing more is to be started then.
+    """
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, write: Callable[[], Path]) -> None:
+        """Run `write`, which returns the path of a whole checkpoint; call it after `wait`."""
+        # A daemon, so that a person who interrupts twice does not wait; what is half-written then is passed over.
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint writer", daemon=True)
+        self._thread.start()
+
+    def _run(self, write: Callable[[], Path]) -> None:
+        try:
+            logger.info("saved %s", write())
+        except Exception as error:  # raised where the main thread can tell of it
+            self.failure = error
+
+    def wait(self) -> str | None:
+        """Wait until nothing is being written; returns why a checkpoint could not be, or None.
+
+        Raises:
+            Exception: what writing raised, where it was no SaveError.
+        """
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self.failure and not isinstance(self.failure, SaveError):
+            raise self.failure
+        return str(self.failure) if self.failure else None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._thread and kind is not KeyboardInterrupt:
+            self._thread.join()
+        if self.failure and error is not None and not isinstance(error, SaveError):
+            logger.warning("%s", self.failure)  # something else ended the run

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpdmd.distributed import collectives
-from dpdmd.methods import losses, registry
+from dpdmd.distributed import sharding
+from dpdmd.methods import losses, registry, updates
 from dpdmd.methods.context import Look, MicroBatch
 from dpdmd.sampling.rollout import Rollout
-from dpdmd.training import checkpoint, preflight
+from dpdmd.training import checkpoint, optimizer_state, preflight
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
@@ -81,7 +81,7 @@ class Scene:
 
 
 def set_the_scene(trainer: Trainer) -> Scene:
-    turn = registry.roll_out(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
+    turn = updates.roll_out(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
     return Scene(turn.batch, turn.rollout, trainer.run.look(turn.batch, turn.rollout.x.detach()))
 
 
@@ -125,7 +125,7 @@ def check_detach(trainer: Trainer, scene: Scene) -> Finding:
     if first.requires_grad:  # else nothing reaches it
         (gradient,) = torch.autograd.grad(loss, first, allow_unused=True, retain_graph=True)
     reached = gradient is not None and largest(gradient) > 0
-    should = not registry.route(method, trainer.run.seed, STUDENT_STEP).detach_first_step
+    should = not updates.route(method, trainer.run.seed, STUDENT_STEP).detach_first_step
     return Finding(
         "detach after step 1",
         reached == should,
@@ -154,10 +154,10 @@ def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
     parameters = trainer.trained[registry.STUDENT].parameters
     loss = scene.rolled.x.square().mean() + scene.rolled.first_prediction.square().mean()
     loss.backward()
-    norm = collectives.gradient_norm(parameters)
+    norm = sharding.gradient_norm(parameters)
     exact = sum(p.grad.double().square().sum() for p in parameters if p.grad is not None).sqrt()
-    collectives.clip_gradients(parameters, norm.item() / 2, norm)
-    after = collectives.gradient_norm(parameters)
+    sharding.clip_gradients(parameters, norm.item() / 2, norm)
+    after = sharding.gradient_norm(parameters)
     trainer.trained[registry.STUDENT].optimizer.zero_grad()
     error = abs(norm.item() / exact.item() - 1)
     return Finding(
@@ -212,7 +212,7 @@ def _losses(record: dict[str, Any]) -> dict[str, Any]:
 def _restore(trainer: Trainer, snapshot: checkpoint.Snapshot) -> None:
     for name, trained in trainer.trained.items():
         trained.network.load_state_dict(snapshot.networks[name], strict=True)
-        collectives.restore_optimizer_state(trained.network, trained.optimizer, snapshot.optimizers[name])
+        optimizer_state.restore_optimizer_state(trained.network, trained.optimizer, snapshot.optimizers[name])
 
 
 def check_scorers(trainer: Trainer) -> Finding:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpdmd.config import Config
 from dpdmd.evaluation.in_loop_setup import EvalPlan
-from dpdmd.models.layout import LAYOUTS
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.training.memory_items import PHASES, Row, Topology, memory_rows
 
 

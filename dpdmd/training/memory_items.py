@@ -12,10 +12,11 @@ from dpdmd.distributed.launch_env import is_on, read_launch
 from dpdmd.evaluation.in_loop_setup import EvalPlan
 from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
-from dpdmd.models.layout import LAYOUTS, Layout, count_numbers
-from dpdmd.models.lora_config import adapters
-from dpdmd.models.weight_files import read_json, read_weights_header
+from dpdmd.models.layout import Layout, count_numbers
+from dpdmd.models.registry import LAYOUTS, adapters
+from dpdmd.models.weight_files import read_weights_header
 from dpdmd.training.optimizers import bytes_of_moments
+from dpdmd.utils.text_files import read_json
 
 ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
 TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)

@@ -12,18 +12,17 @@ from pathlib import Path
 import torch
 
 from dpdmd.config import Config
-from dpdmd.config.options import MAX_STEPS, MethodConfig
+from dpdmd.config.options import MAX_STEPS, MethodConfig, OptimConfig
 from dpdmd.config.validation import without_effect
 from dpdmd.data.prompts import fingerprint, read_prompts
-from dpdmd.distributed.launch_env import check_agreement, check_launch, read_launch
+from dpdmd.distributed.launch_env import check_launch, read_launch
 from dpdmd.evaluation.in_loop_setup import EvalPlan, plan_evaluation
-from dpdmd.evaluation.scorer_files import check_perceptual
+from dpdmd.methods.perceptual_files import check_perceptual
 from dpdmd.methods.update_schedule import student_turns
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.compilation import check_compiler
-from dpdmd.models.layout import LAYOUTS
-from dpdmd.models.lora_config import adapters
 from dpdmd.models.noise_schedule import Schedule
+from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_note
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint
@@ -180,7 +179,8 @@ def _check_models(config: Config) -> None:
 
 def _check_contents(config: Config, evaluation: EvalPlan) -> None:
     """Look closer at the models' and the scorers' files; last of all, since it imports what takes seconds."""
-    from dpdmd.evaluation.scorer_checks import check_perceptual_contents, check_scorer_contents
+    from dpdmd.evaluation.scorer_checks import check_scorer_contents
+    from dpdmd.methods.perceptual import check_perceptual_contents
     from dpdmd.models.checks.weights import check_contents
 
     model, layout = config.model, LAYOUTS[config.model.family]
@@ -306,4 +306,20 @@ def _check_space(config: Config, folder: RunFolder, stop: int, found: checkpoint
         raise ValueError(
             f"--ckpt_dir {folder.ckpts}: {free / 1e9:.2f} GB are free, but {count} checkpoints will take about "
             f"{needed / 1e9:.2f} GB; free some, lower --checkpoints_total_limit, or give another --run_dir"
+        )
+
+
+def check_agreement(optim: OptimConfig) -> None:
+    """Check that accelerate's file sets no knob of ours to something else.
+
+    Raises:
+        ValueError: it does.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16" if optim.bf16 else "no"):
+        raise ValueError(f"accelerate's mixed_precision is {asked}, --bf16 is {optim.bf16}: set it to 'no' there")
+    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulation not in ("1", str(optim.grad_accum)):
+        raise ValueError(
+            f"accelerate's gradient_accumulation_steps is {accumulation}, --grad_accum is {optim.grad_accum}"
         )

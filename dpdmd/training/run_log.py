@@ -1,7 +1,6 @@
 """What a run tells while it runs: metrics.jsonl (every step), log.txt, tracker and progress bar. Rank 0 only."""
 
 import json
-import logging
 import os
 import platform
 import resource
@@ -17,12 +16,10 @@ from tqdm import tqdm
 
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
-from dpdmd.records import EVAL_TURN, read_records
-from dpdmd.run_folder import RunFolder
-from dpdmd.training.checkpoint import versions
+from dpdmd.run_folder import EVAL_TURN, RunFolder, read_records
 from dpdmd.utils.atomic_files import write_text
-
-logger = logging.getLogger("dpdmd")
+from dpdmd.utils.logging import logger
+from dpdmd.utils.versions import versions
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -43,28 +40,6 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions(),
     }
-
-
-def set_up_logging(log_file: Path | None) -> None:
-    """Log to the terminal and to `log_file`; with None (other ranks) only warnings, to the terminal."""
-    logger.setLevel(logging.INFO if log_file else logging.WARNING)
-    logger.propagate = False
-    for old in list(logger.handlers):
-        logger.removeHandler(old)
-        old.close()
-    handlers: list[logging.Handler] = [_AboveBar()]
-    if log_file:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        logger.addHandler(handler)
-
-
-class _AboveBar(logging.Handler):
-    """Writes above a running progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class RunLog:

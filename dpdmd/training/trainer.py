@@ -10,24 +10,25 @@ import torch
 from torch import Tensor
 
 from dpdmd.config import write_yaml
-from dpdmd.distributed import collectives
+from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
-from dpdmd.methods import registry, update_schedule
+from dpdmd.methods import registry, update_schedule, updates
 from dpdmd.methods.context import MicroBatch
-from dpdmd.report import cli
+from dpdmd.report import writer
+from dpdmd.training import accelerator
 from dpdmd.training.batches import Batches
-from dpdmd.training.build import Trained, assemble
+from dpdmd.training.build import assemble
 from dpdmd.training.checkpointer import Saving
 from dpdmd.training.lr_schedules import learning_rate
 from dpdmd.training.memory_items import MAX_PICTURES
 from dpdmd.training.nonfinite import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.training.preflight import Plan, total_steps
-from dpdmd.training.run_log import RunLog, environment, logger, peak_memory_gb, set_up_logging
-from dpdmd.training.step import skips_on_device, update
-from dpdmd.training.step_record import Figures, StepUnderWay
+from dpdmd.training.run_log import RunLog, environment, peak_memory_gb
+from dpdmd.training.step import Figures, StepUnderWay, Trained, skips_on_device, update
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.device_transfer import Stopwatch
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
+from dpdmd.utils.logging import logger, set_up_logging
 from dpdmd.utils.signals import Interrupted, StopSignals
 
 STOP = "stop"  # the figure that tells every rank of a signal to any of them, or of a checkpoint that failed
@@ -45,7 +46,7 @@ class Trainer:
 
     def __init__(self, plan: Plan):
         self.plan, self.config, self.folder = plan, plan.config, plan.folder
-        self.accelerator = collectives.make_accelerator(self.config, self.folder.log)
+        self.accelerator = accelerator.make_accelerator(self.config, self.folder.log)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.global_batch_size = self.config.optim.batch_size * self.config.optim.grad_accum * processes
         if plan.progress and plan.progress.global_batch_size != self.global_batch_size:
@@ -109,7 +110,7 @@ class Trainer:
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
         under_way: deque[StepUnderWay] = deque()
-        reported = cli.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
+        reported = writer.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
         with reported, log, self.saving.writer:
             self.saving.tidy(log)
             # Also where a run was stopped between a checkpoint and its evaluation.
@@ -146,12 +147,12 @@ class Trainer:
         names = registry.trained_in(step, self.config.method)
         trained = {name: self.trained[name] for name in names}
         student = names[0] == registry.STUDENT
-        compute = registry.student_turn if student else registry.fake_turn
+        compute = updates.student_turn if student else updates.fake_turn
         wrapped = [each.network for each in trained.values()]
         totals: dict[str, Tensor] = {}
         batches = self.micro_batches(step)
         for index, batch in enumerate(batches):
-            with collectives.synchronise_when(self.accelerator, wrapped, index == len(batches) - 1):
+            with sharding.synchronise_when(self.accelerator, wrapped, index == len(batches) - 1):
                 result = compute(self.run, batch)
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
@@ -159,7 +160,7 @@ class Trainer:
         asked = float(self.signals.received or self.saving.writer.failure is not None)
         totals[STOP] = torch.full((), asked, device=self.accelerator.device)
         means = collectives.mean_over_processes(self.accelerator, list(totals.values()))
-        norms = {name: collectives.gradient_norm(each.parameters) for name, each in trained.items()}
+        norms = {name: sharding.gradient_norm(each.parameters) for name, each in trained.items()}
         norm_names = ["grad_norm" if name == names[0] else f"grad_norm_{name}" for name in names]
         found = [norm.float().reshape(1) for norm in norms.values()]
         figures = Figures([*totals, *norm_names], torch.cat([means, *found]))
@@ -288,5 +289,5 @@ class Trainer:
         self.saving.wait()
         self.saving.point_best(log)
         if self.accelerator.is_main_process and step < self.stop:
-            cli.refresh(self.folder)
+            writer.refresh(self.folder)
         self.accelerator.wait_for_everyone()

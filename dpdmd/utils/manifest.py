@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.weight_files import read_json
+from dpdmd.utils.text_files import read_json
 
 MANIFEST = "manifest.json"
 NUM_THREADS = 4  # hashing leaves Python's lock, and checkpoints are a few large files

@@ -5,9 +5,13 @@ read a second time, a pipe holds nothing any more. So only regular files are rea
 """
 
 import errno
+import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 IN_BRACKETS = 160  # letters
 
@@ -49,3 +53,43 @@ def in_short(error: BaseException) -> str:
     """A library's error for the brackets of ours: on one line; of a long one its first sentence, cut at IN_BRACKETS."""
     told = " ".join(str(error).split()) or type(error).__name__
     return told if len(told) <= IN_BRACKETS else told.partition(". ")[0][:IN_BRACKETS]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: missing, unreadable, or no JSON object; the message names the file.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:  # also a number of more digits than Python reads
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return value
+
+
+@contextmanager
+def holding_what_is_expected(path: Path) -> Iterator[None]:
+    """Name the file whose values do not let us compute with them."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}") from None
+    except (AttributeError, ArithmeticError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds what is not expected ({type(error).__name__}: {error})") from None
+
+
+def read_any_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: it holds none; the message names it.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from None

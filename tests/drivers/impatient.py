@@ -5,10 +5,10 @@ import signal
 import sys
 
 from dpdmd import train
-from dpdmd.methods import registry
+from dpdmd.methods import updates
 from dpdmd.utils import signals
 
-healthy = registry.fake_turn
+healthy = updates.fake_turn
 
 
 def interrupted(run, batch):
@@ -18,6 +18,6 @@ def interrupted(run, batch):
     return healthy(run, batch)
 
 
-registry.fake_turn = interrupted
+updates.fake_turn = interrupted
 signals.answer("dpdmd.train")
 sys.exit(signals.done(train.main(sys.argv[1:])))

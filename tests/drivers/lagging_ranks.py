@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from dpdmd.methods import registry
+from dpdmd.methods import registry, updates
 
-healthy = registry.fake_turn
+healthy = updates.fake_turn
 
 
 def poisoned(run, batch):
@@ -19,5 +19,5 @@ def poisoned(run, batch):
 
 
 torch.optim.AdamW = partial(torch.optim.AdamW, fused=True)
-registry.fake_turn = poisoned
+updates.fake_turn = poisoned
 runpy.run_path(str(Path(__file__).parent / "fsdp_cpu.py"))

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -91,24 +90,6 @@ class ValueScorer(Scorer):
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One score a sample."""
         raise NotImplementedError
-
-
-def load_strict(kind: type, folder: Path, **options: Any) -> nn.Module:
-    """A transformers model of a local folder, in fp32 unless `options` say otherwise; nothing is downloaded.
-
-    Raises:
-        ValueError: a weight that the model needs is absent or has another shape (transformers would make it up).
-    """
-    try:
-        network, report = kind.from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, **{"dtype": torch.float32, **options}
-        )
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{folder} does not load as a {kind.__name__}: {str(error).splitlines()[0]}") from None
-    lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if lacking:
-        raise ValueError(f"{folder} does not fit a {kind.__name__}: {len(lacking)} weights lack ({lacking[0]}, ...)")
-    return network
 
 
 def normalise(features: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dpdmd.evaluation.scorer_files import is_open_clip
-from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer, load_strict, normalise
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer, normalise
+from dpdmd.models.loading import load_strict
 
 
 class _Clip(Protocol):

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, load_strict, normalise
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, normalise
+from dpdmd.models.loading import load_strict
 
 
 class DinoDiversity(FeatureScorer):

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
-from dpdmd.models.weight_files import read_checkpoint, read_json
-from dpdmd.utils.text_files import in_short
+from dpdmd.models.weight_files import read_checkpoint
+from dpdmd.utils.text_files import in_short, read_json
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the package's training rewards
 NUM_TEXT_TOKENS = 35

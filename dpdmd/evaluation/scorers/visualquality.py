@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer, load_strict
+from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
+from dpdmd.models.loading import load_strict
 from dpdmd.utils.rng import derive_seed
 
 # The model was tuned on this question, word for word; another one gives other numbers.

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.layout import LAYOUTS, Layout
+from dpdmd.models.layout import Layout
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_note
-from dpdmd.models.weight_files import check_weights, holding_what_is_expected, read_json, require_folder, where_to_get
+from dpdmd.models.weight_files import check_weights, require_folder, where_to_get
+from dpdmd.utils.text_files import holding_what_is_expected, read_json
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 

@@ -4,7 +4,6 @@ The library puts random numbers where a file has none, and says so only in a war
 raise is anything from KeyError to errors of its own.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import transformers
 from PIL import Image
 
 from dpdmd.models.weight_files import refuse_misfits
-from dpdmd.utils.text_files import read_text
+from dpdmd.utils.text_files import read_any_json
 
 
 def check_network(name: str, folder: Path) -> Any:
@@ -72,18 +71,6 @@ def _read_all_json(folder: Path) -> None:
     """The configurations and vocabularies of a folder; transformers does not say which of them it cannot parse."""
     for path in sorted(folder.glob("*.json")):
         read_any_json(path)
-
-
-def read_any_json(path: Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        ValueError: it holds none; the message names it.
-    """
-    try:
-        return json.loads(read_text(path))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error})") from None
 
 
 @contextmanager

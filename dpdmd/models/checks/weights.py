@@ -14,7 +14,8 @@ from dpdmd.models.checks.folder import naming
 from dpdmd.models.checks.transformers_parts import check_network, check_tokenizer, told_in_one_line
 from dpdmd.models.common import quieten_libraries
 from dpdmd.models.layout import Layout
-from dpdmd.models.weight_files import check_weights, read_json
+from dpdmd.models.weight_files import check_weights
+from dpdmd.utils.text_files import read_json
 
 
 def check_contents(layout: Layout, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:

@@ -16,17 +16,17 @@ from dpdmd.models.common import (
     export_network,
     export_parts,
     load_encoders,
-    load_part,
     quieten_libraries,
     read_lora,
 )
 from dpdmd.models.layout import LORA_WEIGHTS
-from dpdmd.models.layout import SD35 as LAYOUT
+from dpdmd.models.loading import load_part
 from dpdmd.models.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule
 from dpdmd.models.sampling_defaults import Note
-from dpdmd.models.scheduler_config import read_flow_schedule
+from dpdmd.models.sd35.layout import SD35 as LAYOUT
+from dpdmd.models.sd35.layout import read_flow_schedule
 
 
 class SD35TextEncoder(TextEncoder):

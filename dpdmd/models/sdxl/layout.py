@@ -1,0 +1,87 @@
+"""Folder layout, shapes and noise schedule of SDXL."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpdmd.models.layout import Layout
+from dpdmd.models.noise_schedule import EpsilonSchedule
+from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.scheduler_config import _read
+
+
+def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    first, last = config["block_out_channels"][0], config["block_out_channels"][-1]
+    return {
+        "conv_in.weight": (first, config["in_channels"], 3, 3),
+        "add_embedding.linear_1.weight": (4 * first, config["projection_class_embeddings_input_dim"]),
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (last, config["cross_attention_dim"]),
+        "conv_out.weight": (config["out_channels"], first, 3, 3),
+    }
+
+
+def _sdxl_blocks(config: Mapping[str, Any]) -> int:
+    """Transformer blocks at the lowest resolution; the configuration gives one number, or one a level."""
+    layers = config["transformer_layers_per_block"]
+    return layers if isinstance(layers, int) else layers[-1]
+
+
+_EULER_DEFAULTS = {  # of diffusers, where a file says nothing
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+    "final_sigmas_type": "zero",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "rescale_betas_zero_snr": False,
+}
+
+
+_SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+
+
+_SDXL_GRID = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
+
+
+SDXL_SCHEDULE = EpsilonSchedule(**_SDXL)  # the same for every model of the family, so that it need not be handed around
+
+
+def read_sdxl_schedule(folder: Path) -> EpsilonSchedule:
+    """Of an EulerDiscreteScheduler with SDXL's betas and grid.
+
+    Raises:
+        ValueError: another scheduler class, or other values.
+    """
+    path, config = _read(folder, "EulerDiscreteScheduler")
+    found, wanted = {**_EULER_DEFAULTS, **config}, {**_EULER_DEFAULTS, **_SDXL, **_SDXL_GRID}
+    other = [name for name, value in wanted.items() if (found.get(name) or False) != (value or False)]
+    if other:
+        told = ", ".join(f"{name} {found.get(name)!r} in place of {wanted[name]!r}" for name in other)
+        raise ValueError(f"{path} sets {told}, which this family does not use")
+    return SDXL_SCHEDULE
+
+
+SDXL = Layout(
+    pipeline="StableDiffusionXLPipeline",
+    network="unet",
+    classes={
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    },
+    repository="stabilityai/stable-diffusion-xl-base-1.0",
+    shapes=_sdxl_shapes,
+    blocks=("mid_block.attentions.0.transformer_blocks.", _sdxl_blocks),
+    latents=lambda _: (1, math.inf),
+    needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    schedule=read_sdxl_schedule,
+    note=Note(steps=50, guidance_scale=8.0, max_sequence_length=77),
+    lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
+    fixed_text=True,
+    factor=8,
+)

@@ -1,0 +1,181 @@
+"""Find a model that a user names (a run, a checkpoint, a pipeline folder, a .pt file) and load its sampler."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dpdmd.models.base import Family, TextEncoder
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.layout import LORA_WEIGHTS, Layout
+from dpdmd.models.registry import LAYOUTS, family_class, family_of
+from dpdmd.models.sampling_defaults import Note, read_note
+from dpdmd.models.weight_files import check_weights, read_checkpoint, read_header
+from dpdmd.run_folder import LORA, STUDENT, RunFolder
+from dpdmd.sampling.sampler import Sampler, SamplerSettings
+from dpdmd.utils.text_files import in_short
+
+STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `--model` means.
+
+    Attributes:
+        folder: the pipeline folder; of a network or a LoRA that lies alone, the one that it belongs to.
+        note: how it wants to be sampled.
+        state_dict: file with the network's weights, instead of the folder's.
+        lora: folder of the adapter that changes the folder's network.
+    """
+
+    folder: Path
+    note: Note
+    state_dict: Path | None = None
+    lora: Path | None = None
+
+    @property
+    def source(self) -> Path:
+        """The path that makes this model what it is."""
+        return self.state_dict or self.lora or self.folder
+
+
+def find_model(path: Path, base_model: Path | None) -> Model:
+    """What `path` means: a pipeline folder, a LoRA folder, a checkpoint's student, a run's newest student, or a .pt.
+
+    Raises:
+        ValueError: nothing to sample from, or a network alone without the `base_model` that it belongs to.
+    """
+    try:
+        return _find(path, base_model)
+    except OSError as error:
+        raise ValueError(f"--model {path}: {error.filename} cannot be read ({error.strerror})") from None
+
+
+def _find(path: Path, base_model: Path | None) -> Model:
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise ValueError(f"--model {path}: no such file")
+        if base_model is None:
+            raise ValueError(f"--model {path}: is a network alone; give the pipeline it is of as --base_model")
+        return Model(base_model, STUDENT_NOTE, state_dict=path)
+    places = [path, path / STUDENT, path / LORA]
+    if latest := RunFolder.of(path).latest():
+        places += [latest / STUDENT, latest / LORA]
+    for place in places:
+        if (place / "model_index.json").is_file():
+            return Model(place, read_note(place, LAYOUTS[family_of(place)].note))
+        if (place / LORA_WEIGHTS).is_file():
+            return _with_base(place, base_model)
+    raise ValueError(
+        f"--model {path}: neither a pipeline folder (no model_index.json) nor a LoRA (no {LORA_WEIGHTS}) nor a "
+        "checkpoint nor a run with one"
+    )
+
+
+def _with_base(lora: Path, base_model: Path | None) -> Model:
+    """A LoRA with the pipeline that it changes: `base_model`, or what its note says."""
+    note = read_note(lora, STUDENT_NOTE)
+    read_header(lora / LORA_WEIGHTS)
+    base = base_model or (Path(note.base) if note.base else None)
+    if base is None or not base.is_dir():
+        raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
+    return Model(base, note, lora=lora)
+
+
+def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Family:
+    """The family of a model, once its pipeline folder is known to be whole.
+
+    Raises:
+        ValueError: it is not.
+    """
+    name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
+    check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
+    from dpdmd.models.checks.weights import check_contents  # imports diffusers
+
+    check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
+    _check_source(model, LAYOUTS[name])
+    return family_class(name)(device, dtype)
+
+
+def _check_source(model: Model, layout: Layout) -> None:
+    """Compare a network or a LoRA that lies alone with the pipeline that it belongs to, by names and shapes.
+
+    Raises:
+        ValueError: it is another's.
+    """
+    header = layout.weights_header(model.folder, layout.network)
+    if model.state_dict:
+        found = {name: {"shape": tuple(value.shape)} for name, value in read_checkpoint(model.state_dict).items()}
+        try:
+            check_weights(found, {name: entry["shape"] for name, entry in header.items()}, model.state_dict, exact=True)
+        except ValueError as error:
+            raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({error})") from None
+    for name, entry in read_header(model.lora / LORA_WEIGHTS).items() if model.lora else ():
+        layer, _, half = name.removeprefix(f"{layout.network}.").partition(".lora_")
+        if half not in ("A.weight", "B.weight") or f"{layer}.weight" not in header:
+            continue  # told when it is attached
+        side = int(half == "A.weight")  # A is [rank, inputs], B [outputs, rank]
+        found, wanted = entry["shape"], header[f"{layer}.weight"]["shape"]
+        if len(found) == len(wanted) == 2 and found[side] != wanted[side]:
+            told = f"{layer} has {wanted[side]} {'inputs' if side else 'outputs'}, and it {found[side]}"
+            raise ValueError(f"{model.lora / LORA_WEIGHTS} does not fit the network ({told})")
+
+
+def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
+    """The network that `model` means, its state dict or LoRA included.
+
+    Raises:
+        ValueError: weights do not fit.
+    """
+    network = family.load_network(model.folder, dtype)
+    if model.state_dict:
+        try:
+            network.load_state_dict(read_checkpoint(model.state_dict), strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({in_short(error)})") from None
+    if model.lora:
+        family.load_lora(network, model.lora)
+    return network
+
+
+def load_sampler(
+    path: Path,
+    device: torch.device,
+    *,
+    base_model: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    max_sequence_length: int | None = None,
+) -> tuple[Sampler, TextEncoder]:
+    """Load a model to sample from; what is not given is what the folder's own note says, else the family's default.
+
+    Args:
+        path: a run, a checkpoint, a pipeline or LoRA folder, or a student's network as a state dict in a .pt file, as
+            the authors' release saves it; all else is then `base_model`'s, and it samples in 4 steps without guidance.
+
+    Raises:
+        ValueError: not a whole pipeline folder, weights that do not fit, or a size that the model cannot make.
+    """
+    model = find_model(path, base_model)
+    family = model_family(model, device, dtype)
+    folder, note, layout = model.folder, model.note, LAYOUTS[family_of(model.folder)]
+    height, width = height or layout.default_size(folder), width or layout.default_size(folder)
+    layout.check_size(folder, height, width)
+    max_sequence_length = layout.text_length(folder, max_sequence_length, note)
+    schedule = family.load_schedule(folder)
+    own = note.sigmas and steps in (None, len(note.sigmas) - 1)
+    settings = SamplerSettings(
+        torch.tensor(note.sigmas) if own else schedule.named_sigmas(note.grid, steps or note.steps),
+        note.guidance_scale if guidance_scale is None else guidance_scale,
+        height,
+        width,
+    )
+    encoder = family.load_text_encoder(folder, max_sequence_length, no_t5=note.no_t5)
+    network = load_network(family, model, dtype).requires_grad_(False).to(device)
+    decoder = family.load_image_decoder(folder)
+    return Sampler(family, network, schedule, decoder, encoder.encode([""]), settings), encoder
