@@ -9,7 +9,7 @@ Edit the paths below, or give each as a flag of the same name in small letters (
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("test_quality.py")
+    signals.install_exit_handlers("test_quality.py")
 
 import sys
 
@@ -48,4 +48,4 @@ PROGRAM = Program(
 )
 
 if __name__ == "__main__":
-    sys.exit(signals.done(PROGRAM.main()))
+    sys.exit(signals.final_status(PROGRAM.main()))

@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from dpdmd.methods.update_schedule import is_student_turn
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.methods.update_schedule import is_student_update
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
@@ -91,7 +91,7 @@ def save_pipeline(folder: Path, tiny: bool) -> None:
         parts["text_encoder_3"] = T5EncoderModel(T5Config(**settings))
         pipe.register_modules(**parts)
     pipe.save_pretrained(folder)
-    Note(steps=30, guidance_scale=3.5, max_sequence_length=10 if tiny else 256).write(folder)
+    SamplingDefaults(steps=30, guidance_scale=3.5, max_sequence_length=10 if tiny else 256).write(folder)
 
 
 def synchronise() -> None:
@@ -126,7 +126,7 @@ def measure(trainer: Trainer, cycles: int, flops: float | None, compiled: bool) 
         started = time.perf_counter()
         trainer.take_step(step)
         synchronise()
-        seconds[is_student_turn(step, trainer.config.method)].append(time.perf_counter() - started)
+        seconds[is_student_update(step, trainer.config.method)].append(time.perf_counter() - started)
     fake, student = (statistics.median(seconds[turn]) for turn in (False, True))
     return Measured(
         fake_seconds=fake,

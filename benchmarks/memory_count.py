@@ -30,16 +30,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dpdmd import config
-from dpdmd.evaluation.in_loop_setup import EvalPlan
+from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.methods import updates
-from dpdmd.methods.context import Distillation, MicroBatch
+from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.networks import Networks, recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.registry import adapters
 from dpdmd.models.sd35.family import SD35
-from dpdmd.training.memory_estimate import plan_memory
+from dpdmd.training.memory_estimate import estimate_memory
 from dpdmd.training.memory_items import FAKE, STUDENT, Topology
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.versions import versions
@@ -141,7 +141,7 @@ def count_turns(examined: config.Config) -> dict[str, int]:
             torch.empty(optim.batch_size, TEXT_TOKENS, 4096, dtype=dtype),
             torch.empty(optim.batch_size, 2048, dtype=dtype),
         )
-        run = Distillation(
+        run = DistillationContext(
             config=examined.method,
             family=SD35(torch.device("cpu"), dtype),
             schedule=schedule,
@@ -151,14 +151,14 @@ def count_turns(examined: config.Config) -> dict[str, int]:
             null=TextEmbedding(text.context[:1], text.pooled[:1]),
             latent_shape=(16, examined.data.height // 8, examined.data.width // 8),
             seed=0,
-            **Distillation.grids(examined.method, schedule, torch.device("cpu")),
+            **DistillationContext.grids(examined.method, schedule, torch.device("cpu")),
         )
         batch = MicroBatch(text, 0, range(optim.batch_size), 0)
         everything = [made.teacher, made.student, made.fake]
         if examined.model.lora_rank:
             everything.append(made.teacher.base.network)
         known = [tensor for network in everything for tensor in [*network.parameters(), *network.buffers()]]
-        for phase, turn in ((FAKE, updates.fake_turn), (STUDENT, updates.student_turn)):
+        for phase, turn in ((FAKE, updates.fake_score_loss), (STUDENT, updates.student_loss)):
             with LiveStorages(known) as live:
                 turn(run, batch).loss.backward()
             found[phase] = live.peak
@@ -169,7 +169,7 @@ def count_turns(examined: config.Config) -> dict[str, int]:
 
 def planned_turns(examined: config.Config) -> dict[str, int]:
     """The same by the plan: its rows without weights, optimizers and what is loaded beside."""
-    plan = plan_memory(examined, EvalPlan([], {}, ""), Topology())
+    plan = estimate_memory(examined, EvalSetup([], {}, ""), Topology())
     return {phase: sum(row.bytes for row in plan.rows if row.phases == (phase,)) for phase in (FAKE, STUDENT)}
 
 

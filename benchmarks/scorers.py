@@ -20,7 +20,7 @@ import torch
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.evaluation.scoring import judge
+from dpdmd.evaluation.scoring import score_batch
 from dpdmd.shapes.measure_scorers import SCORERS, TEST_SEED, pictures_of
 from dpdmd.shapes.world import sample_caption, sample_scene
 from dpdmd.utils.atomic_files import write_text
@@ -49,7 +49,7 @@ def release_way(root: Path, samples: list[Sample], device: torch.device) -> None
 def our_way(scorers: list[Scorer], samples: list[Sample]) -> None:
     size = 9
     for start in range(0, len(samples), size):
-        judge(samples[start : start + size], scorers)
+        score_batch(samples[start : start + size], scorers)
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ class Floor:
         run, text = self.run, self.batch.text
         teacher, method = run.teacher(text), registry.METHODS[run.config.method]
         student = run.family.bind(run.student_forward, text)
-        detach = updates.detaches(run.config)
+        detach = updates.detaches_first_step(run.config)
         rolled = rollout(student, run.schedule, self.eps, run.student_sigmas, detach_first_step=detach)
         with torch.no_grad():
             teacher(self.z_t, self.sigma)

@@ -8,7 +8,7 @@ and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well,
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.doctor")
+    signals.install_exit_handlers("dpdmd.doctor")
 
 import argparse
 import shutil
@@ -31,12 +31,12 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     folder = out / ".scratch"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with signals.unfinished(folder):
+    with signals.delete_on_failure(folder):
         yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(examined: config.Config, run_dir: Path) -> preflight.Plan:
+def prepare(examined: config.Config, run_dir: Path) -> preflight.RunSetup:
     """A short run of this configuration that writes into `run_dir` alone.
 
     Raises:
@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with scratch_folder(own.out) as scratch:
             plan = prepare(examined, scratch / "run")
             # Both import diffusers, which takes seconds: only once the input is known to be right.
-            from dpdmd.training.doctor_checks import examine, table
+            from dpdmd.training.doctor_checks import run_checks, table
             from dpdmd.training.trainer import Trainer
 
-            findings = examine(Trainer(plan), own.out, scratch, run_dir)
+            findings = run_checks(Trainer(plan), own.out, scratch, run_dir)
         write_text(own.out / "table.md", table(findings) + "\n")
         write_text(own.out / "memory.txt", plan.memory.table() + "\n")
     except ValueError as error:
@@ -89,4 +89,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(signals.done(main()))
+    sys.exit(signals.final_status(main()))

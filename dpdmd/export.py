@@ -8,7 +8,7 @@ from dpdmd.sampling.export import export
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.export")
+    signals.install_exit_handlers("dpdmd.export")
 
 import argparse
 import os
@@ -49,4 +49,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(signals.done(main()))
+    sys.exit(signals.final_status(main()))

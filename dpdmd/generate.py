@@ -7,7 +7,7 @@ goes on after an interruption.
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.generate")
+    signals.install_exit_handlers("dpdmd.generate")
 
 import argparse
 import re
@@ -112,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(signals.done(main()))
+    sys.exit(signals.final_status(main()))

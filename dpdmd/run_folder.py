@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dpdmd.config.options import RunConfig
-from dpdmd.utils.atomic_files import _half_of, clear_leftovers
+from dpdmd.utils.atomic_files import clear_leftovers, temporary_path
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 LATEST, BEST = "latest", "best"
@@ -117,7 +117,7 @@ class RunFolder:
 
     def point(self, name: str, target: Path) -> None:
         """Move the link `latest` or `best` to a checkpoint, in one step; a folder in its place is put aside."""
-        link, temporary = self.ckpts / name, _half_of(self.ckpts / name)
+        link, temporary = self.ckpts / name, temporary_path(self.ckpts / name)
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target.name)
         if link.is_dir() and not link.is_symlink():
@@ -155,7 +155,7 @@ class RunFolder:
         """
         found = {path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir()}
         begun = {self.config, self.environment, self.log_file, self._lock}
-        begun |= {_half_of(path) for path in (self.config, self.environment)}
+        begun |= {temporary_path(path) for path in (self.config, self.environment)}
         return not (found <= begun and (not found or found & {self._lock, self.environment}))
 
     @property
@@ -196,7 +196,7 @@ class RunFolder:
         texts = (self.config, self.environment, self.metrics, self.teacher_scores, self.report)
         links = (self.ckpts / LATEST, self.ckpts / BEST)
         dangling = [link for link in links if link.is_symlink() and not link.exists()]
-        for path in (*map(_half_of, (*texts, *links)), *self.diagnostics.glob(".*.tmp"), *dangling):
+        for path in (*map(temporary_path, (*texts, *links)), *self.diagnostics.glob(".*.tmp"), *dangling):
             path.unlink(missing_ok=True)
         for pictures in (self.eval_images, self.process_vis, self.div_vis):
             clear_leftovers(path for path in (pictures, *pictures.rglob("*")) if path.is_dir())

@@ -8,7 +8,7 @@ little memory, another process of the run that was killed); 2 wrong input; 128 +
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.train")
+    signals.install_exit_handlers("dpdmd.train")
 
 import sys
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import torch
 from dpdmd import config
 from dpdmd.training import preflight
 from dpdmd.training.checkpoint import SaveError
-from dpdmd.training.memory_estimate import MemoryPlan
+from dpdmd.training.memory_estimate import MemoryEstimate
 from dpdmd.training.nonfinite import NonFiniteError
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.signals import Interrupted
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from dpdmd.distributed import collectives
 
             if end.together:
-                collectives.leave()
+                collectives.destroy_process_group()
             else:
-                collectives.abandon(end.status)
+                collectives.exit_without_peers(end.status)
     return end.status
 
 
@@ -82,12 +82,12 @@ def _run(argv: Sequence[str] | None, ending: ExitStack) -> End:
     return End(0, together=True)
 
 
-def _failure(memory: MemoryPlan, error: RuntimeError) -> str:
+def _failure(memory: MemoryEstimate, error: RuntimeError) -> str:
     """Of a peer that is gone, how to go on; of memory that is full, the plan's largest rows with the flags that lower
     them; with torch's own first line. Other errors go on."""
     from dpdmd.distributed import collectives
 
-    if lost := collectives.lost_peer(error):
+    if lost := collectives.lost_peer_message(error):
         return (
             f"stopped: another process of this run is gone ({lost}); the checkpoints written before are whole, and "
             "--resume_from_checkpoint latest goes on"
@@ -97,4 +97,4 @@ def _failure(memory: MemoryPlan, error: RuntimeError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(signals.done(main()))
+    sys.exit(signals.final_status(main()))

@@ -13,7 +13,7 @@ from processes import LAUNCHER, cpu_environment, free_port, kill_all
 from small_distillation import batch, decoder, embedded, make, trio  # noqa: F401
 
 from dpdmd import train
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes.text import MAX_LENGTH
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("weights") / "tiny_sd35"
     build_sd35_pipeline().save_pretrained(folder)
-    Note(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
+    SamplingDefaults(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
     return folder
 
 

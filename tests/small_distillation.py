@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
-from dpdmd.methods.context import Distillation, MicroBatch
-from dpdmd.methods.discriminator import Critic, Discriminator, choose_blocks, token_widths
+from dpdmd.methods.context import DistillationContext, MicroBatch
+from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
-from dpdmd.methods.registry import DISCRIMINATOR, trained
+from dpdmd.methods.registry import DISCRIMINATOR, trained_networks
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.models.sd35.family import SD35
 from dpdmd.shapes.text import MAX_LENGTH
@@ -101,11 +101,11 @@ def squared_distance(pictures: Tensor, others: Tensor) -> Tensor:
 
 def make_critic(
     family: Family, network: nn.Module, null: TextEmbedding, latent_shape: Sequence[int] = (8, 8, 8)
-) -> Critic:
+) -> DiscriminatorContext:
     """A discriminator on `network`'s features, as the assembly makes it."""
     blocks = choose_blocks(family, blocks_owner(network))
     heads = Discriminator(token_widths(family, network, blocks, null, latent_shape), seed=0)
-    return Critic(heads, heads, network, blocks)
+    return DiscriminatorContext(heads, heads, network, blocks)
 
 
 def method_flags(method: str, scorers: dict[str, str]) -> list[str]:
@@ -114,24 +114,24 @@ def method_flags(method: str, scorers: dict[str, str]) -> list[str]:
     return ["--method", method, *compared]
 
 
-Make = Callable[..., Distillation]
+Make = Callable[..., DistillationContext]
 
 
 @pytest.fixture
 def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: ImageDecoder) -> Make:
     """Builds a distillation on fresh copies of the networks, with a spying family."""
 
-    def build(family: SD35 | None = None, networks: Networks | None = None, **options) -> Distillation:
+    def build(family: SD35 | None = None, networks: Networks | None = None, **options) -> DistillationContext:
         family = family or SpyFamily()
         networks = networks or copy.deepcopy(trio)
         values = {"teacher_infer_steps": TEACHER_STEPS, "k_anchor": K, "stu_inference_steps": STEPS, **options}
         config = MethodConfig(**values)
         schedule = family.load_schedule(tiny_pipeline)
         critic = None
-        if DISCRIMINATOR in trained(config):
+        if DISCRIMINATOR in trained_networks(config):
             critic = make_critic(family, getattr(networks, config.gan_features), embedded.null)
             family.calls.clear()
-        return Distillation(
+        return DistillationContext(
             config=config,
             family=family,
             schedule=schedule,
@@ -144,7 +144,7 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: Image
             decoder=decoder,
             perceptual=squared_distance,
             critic=critic,
-            **Distillation.grids(config, schedule, CPU),
+            **DistillationContext.grids(config, schedule, CPU),
         )
 
     return build

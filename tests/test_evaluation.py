@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from dpdmd import train
 from dpdmd.evaluation import program_run
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
-from dpdmd.evaluation.in_loop_setup import PictureSet
+from dpdmd.evaluation.in_loop_setup import ImageSet
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.statistics import mean_rank, summarise
 from dpdmd.sampling.image_folder import find_pictures, is_whole, open_picture
@@ -420,7 +420,7 @@ def test_mean_rank_and_the_best_step():
     """Two groups count the same however many scores they have; ties share; of equals the later one."""
     rows = [{"a": 1.0, "b": 3.0, "c": 1.0}, {"a": 2.0, "b": 2.0, "c": 1.0}, {"a": 3.0, "b": None, "c": 0.0}]
     assert mean_rank(rows, [["a"], ["b", "c"]]) == pytest.approx([(3 + 1.25) / 2, (2 + 1.75) / 2, (1 + 3) / 2])
-    sets = [PictureSet("x", [], 9, ("div_clip", "pickscore"))]
+    sets = [ImageSet("x", [], 9, ("div_clip", "pickscore"))]
     records = [
         {"step": step, "eval/x_div_clip": d, "eval/x_preference_pickscore": p}
         for step, d, p in ((0, 9.0, 9.0), (6, 0.3, 1.0), (12, 0.2, 2.0), (18, 0.1, 0.0))

@@ -13,7 +13,7 @@ from PIL import Image, ImageFont
 from safetensors.torch import load_file, save_file
 
 from dpdmd import export, generate
-from dpdmd.models.base import RestingDecoder
+from dpdmd.models.base import OffloadedDecoder
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling import generation, geneval
 from dpdmd.sampling.load_model import load_sampler
@@ -244,7 +244,7 @@ def test_a_resting_decoder_makes_the_same_pictures_one_at_a_time(tiny_pipeline, 
     monkeypatch.setattr(
         decoder, "decode_with_gradient", lambda latent: (batches.append(len(latent)), healthy(latent))[1]
     )
-    resting = RestingDecoder(decoder, torch.device("cuda"))
+    resting = OffloadedDecoder(decoder, torch.device("cuda"))
     assert moves == ["cpu"] and resting.latent_shape(64, 64) == decoder.latent_shape(64, 64)
     torch.testing.assert_close(resting.decode(latents), together, rtol=0, atol=1e-5)
     assert moves == ["cpu", "cuda", "cpu"] and batches == [1, 1, 1]

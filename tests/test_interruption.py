@@ -18,7 +18,7 @@ from PIL import Image
 
 from dpdmd import train
 from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer
-from dpdmd.evaluation.scoring import NOT_FINITE, judge, report
+from dpdmd.evaluation.scoring import NOT_FINITE, score_batch, summarise_scores
 from dpdmd.methods import registry
 from dpdmd.run_folder import RunFolder
 
@@ -176,8 +176,8 @@ class BrokenValues(ValueScorer):
 def test_a_scorer_that_fails_is_reported_and_missing(caplog):
     samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
     with caplog.at_level("WARNING", logger="dpdmd"):
-        rows = judge(samples, [BrokenFeatures(), BrokenValues()])
-    found = report(rows, ["div_broken", "broken"])
+        rows = score_batch(samples, [BrokenFeatures(), BrokenValues()])
+    found = summarise_scores(rows, ["div_broken", "broken"])
     assert found.summaries["div_broken"].num_missing == found.summaries["broken"].num_missing == 3
     assert found.summaries["broken"].mean is None
     assert "no kernel for this device" in found.rows[0].notes["div_broken"]
@@ -201,8 +201,8 @@ class OverflowingValues(ValueScorer):
 def test_a_score_that_is_not_finite_is_missing():
     """One nan would make the mean nan; the others still count."""
     samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
-    found = report(
-        judge(samples, [OverflowingFeatures(), OverflowingValues()]), ["div_overflowing", "overflowing", "half"]
+    found = summarise_scores(
+        score_batch(samples, [OverflowingFeatures(), OverflowingValues()]), ["div_overflowing", "overflowing", "half"]
     )
     told = {name: (each.mean, each.num_missing) for name, each in found.summaries.items()}
     assert told == {"div_overflowing": (1.0, 1), "overflowing": (1.0, 2), "half": (0.5, 2)}

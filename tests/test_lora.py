@@ -19,7 +19,7 @@ from dpdmd.models import lora
 from dpdmd.models.layout import LORA_WEIGHTS
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.registry import LAYOUTS, adapters
-from dpdmd.models.sampling_defaults import read_note
+from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training import checkpoint
@@ -67,7 +67,7 @@ def stir(role: nn.Module, seed: int) -> None:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
 
 
-def base_weights(role: lora.Role) -> dict[str, Tensor]:
+def base_weights(role: lora.AdapterView) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in role.base.network.state_dict().items() if ".lora_" not in name}
 
 
@@ -103,11 +103,11 @@ def test_where_adapters_start_depends_on_the_seed_alone(tiny_pipeline):
     assert any(not torch.equal(ours[name], first.fake.state_dict()[name]) for name in ours)
 
 
-def separate(networks: Networks, name: str) -> lora.Role:
+def separate(networks: Networks, name: str) -> lora.AdapterView:
     """A role on a copy of the base of its own."""
     base = copy.deepcopy(getattr(networks, name).base)
     base.layers = [module for module in base.network.modules() if hasattr(module, "_active_adapter")]
-    return lora.Role(base, name)
+    return lora.AdapterView(base, name)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "recomputed"])
@@ -271,7 +271,9 @@ def test_comfyui_reads_the_same_change(lora_run):
     layers = {name.removesuffix(".alpha") for name in named if name.endswith(".alpha")}
     assert len(named) == 3 * len(layers) == len(ours) * 3 // 2
     assert all(layer.startswith("transformer.transformer_blocks.") for layer in layers)
-    network = SD35(CPU, torch.float32).load_network(Path(read_note(folder, LAYOUTS["sd35"].note).base), torch.float32)
+    network = SD35(CPU, torch.float32).load_network(
+        Path(read_sampling_defaults(folder, LAYOUTS["sd35"].note).base), torch.float32
+    )
     before = {name: value.clone() for name, value in network.state_dict().items()}
     SD35(CPU, torch.float32).load_lora(network, folder)
     after = lora.merged(network).state_dict()

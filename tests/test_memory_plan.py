@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpdmd import config
 from dpdmd.config import options
-from dpdmd.evaluation.in_loop_setup import EvalPlan
+from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.methods.networks import recompute_blocks
@@ -24,7 +24,7 @@ from dpdmd.models.lora_config import Adapter
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sd35.family import SD35
 from dpdmd.training import checkpoint
-from dpdmd.training.memory_estimate import MemoryPlan, fewest_recomputed_blocks, plan_memory
+from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import (
     _PICTURE_TOWER,
     _SCORER_WEIGHTS,
@@ -32,12 +32,12 @@ from dpdmd.training.memory_items import (
     FAKE,
     PICTURES,
     STUDENT,
-    Row,
+    MemoryItem,
     Topology,
     _file_bytes,
 )
 
-NO_EVALUATION = EvalPlan([], {}, "")
+NO_EVALUATION = EvalSetup([], {}, "")
 ARCHITECTURES = {  # heads, width of a head, blocks, dual blocks, normed q and k
     "one dual of two": (2, 16, 2, 1, "rms_norm"),
     "no dual": (4, 16, 4, 0, "rms_norm"),
@@ -165,11 +165,11 @@ def plan_config(medium: Path, *flags: str) -> config.Config:
     return config.parse(["--teacher_id", str(medium), "--bf16", "--gradient_checkpointing", *flags])
 
 
-def plan(medium: Path, *flags: str, topology: Topology | None = None, device: int | None = None) -> MemoryPlan:
-    return plan_memory(plan_config(medium, *flags), NO_EVALUATION, topology or Topology(), device)
+def plan(medium: Path, *flags: str, topology: Topology | None = None, device: int | None = None) -> MemoryEstimate:
+    return estimate_memory(plan_config(medium, *flags), NO_EVALUATION, topology or Topology(), device)
 
 
-def sizes(planned: MemoryPlan) -> dict[str, int]:
+def sizes(planned: MemoryEstimate) -> dict[str, int]:
     return {row.name: row.bytes for row in planned.rows if row.phases != (FAKE,)}
 
 
@@ -313,11 +313,15 @@ def test_auto_recomputes_as_few_blocks_as_fit(medium):
 
 
 def test_only_the_largest_phase_counts_and_a_device_too_small_is_told():
-    rows = (Row("a", 3, "", flags=("--x",)), Row("b", 5, "", (STUDENT,), ("--y",)), Row("c", 4, "", (PICTURES,)))
-    planned = MemoryPlan(rows, device=7)
+    rows = (
+        MemoryItem("a", 3, "", flags=("--x",)),
+        MemoryItem("b", 5, "", (STUDENT,), ("--y",)),
+        MemoryItem("c", 4, "", (PICTURES,)),
+    )
+    planned = MemoryEstimate(rows, device=7)
     assert (planned.peak, planned.total, planned.fits) == (STUDENT, 8, False)
     assert "b 0.0 GB, a 0.0 GB; these lower them: --y, --x" in planned.warnings()[0]
-    assert MemoryPlan(rows, device=8).warnings() == [] == MemoryPlan(rows, device=None).warnings()
+    assert MemoryEstimate(rows, device=8).warnings() == [] == MemoryEstimate(rows, device=None).warnings()
 
 
 def test_a_family_that_does_not_count_says_so(medium, monkeypatch):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import registry
-from dpdmd.methods.context import Distillation, MicroBatch
+from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.loss_terms import Term, diversity_term, dmd_term
 from dpdmd.methods.networks import Networks, load_networks, recompute_blocks
-from dpdmd.methods.updates import fake_turn, student_turn
+from dpdmd.methods.updates import fake_score_loss, student_loss
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sd35.family import SD35
@@ -28,9 +28,9 @@ def only(monkeypatch: pytest.MonkeyPatch, name: str, *terms: Term) -> None:
     monkeypatch.setitem(registry.METHODS, name, replace(registry.METHODS[name], terms=terms))
 
 
-def prediction_gradients(run: Distillation, batch: MicroBatch) -> list[Tensor | None]:
+def prediction_gradients(run: DistillationContext, batch: MicroBatch) -> list[Tensor | None]:
     """Gradient of the student turn's loss on each of the student's predictions, in call order."""
-    loss = student_turn(run, batch).loss
+    loss = student_loss(run, batch).loss
     calls = run.family.of(run.networks.student)
     for parameter in run.networks.student.parameters():
         parameter.grad = None
@@ -110,11 +110,11 @@ def test_plain_dmd_reaches_the_first_prediction(make, batch):
 def test_each_turn_gives_gradient_to_its_own_network_only(make, batch, method):
     """A fake turn must not train the student, nor a student turn the fake score or the teacher."""
     run = make(method=method)
-    fake_turn(run, batch(0, 1)).loss.backward()
+    fake_score_loss(run, batch(0, 1)).loss.backward()
     assert all(gradient is None for gradient in gradients(run.networks.student) + gradients(run.networks.teacher))
     assert sum(gradient.abs().sum() for gradient in gradients(run.networks.fake)) > 0
     run.networks.fake.zero_grad()
-    student_turn(run, batch(0, 1)).loss.backward()
+    student_loss(run, batch(0, 1)).loss.backward()
     assert all(gradient is None for gradient in gradients(run.networks.fake) + gradients(run.networks.teacher))
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients(run.networks.student))
     assert sum(gradient.abs().sum() for gradient in gradients(run.networks.student)) > 0
@@ -128,9 +128,9 @@ def test_teacher_keeps_its_bytes(make, batch, method):
     null = run.null.context.clone(), run.null.pooled.clone()
     optimizers = {
         turn: torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
-        for turn, network in ((fake_turn, run.networks.fake), (student_turn, run.networks.student))
+        for turn, network in ((fake_score_loss, run.networks.fake), (student_loss, run.networks.student))
     }
-    for step, turn in enumerate((fake_turn, fake_turn, student_turn) * 2):
+    for step, turn in enumerate((fake_score_loss, fake_score_loss, student_loss) * 2):
         turn(run, batch(0, 1, step=step)).loss.backward()
         optimizers[turn].step()
         optimizers[turn].zero_grad()
@@ -144,19 +144,19 @@ def test_teacher_keeps_its_bytes(make, batch, method):
 # What is computed
 
 
-def velocity(run: Distillation, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
+def velocity(run: DistillationContext, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
     """One plain call outside the spy."""
     with torch.no_grad():
         return SD35.predict(run.family, network, z, sigma, text)
 
 
-def guided(run: Distillation, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
+def guided(run: DistillationContext, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
     """u + s (c - u) of the teacher by two separate calls, u of the empty prompt."""
     u = velocity(run, run.networks.teacher, z, sigma, run.null.expand(len(z)))
     return u + SCALE * (velocity(run, run.networks.teacher, z, sigma, text) - u)
 
 
-def guided_anchor(run: Distillation, batch: MicroBatch, eps: Tensor) -> Tensor:
+def guided_anchor(run: DistillationContext, batch: MicroBatch, eps: Tensor) -> Tensor:
     """(eps - z_k) / (1 - t_k) by a hand-written loop."""
     z, grid = eps, run.teacher_sigmas
     for index in range(K):
@@ -170,7 +170,7 @@ def test_real_score_is_guided_and_fake_score_conditional(make, batch):
     The unconditional rows are the encoder's own empty prompt, not zeros (pitfall 8).
     """
     run, mine = make(method="dmd"), batch(0, 1)
-    pictures = student_turn(run, mine).pictures
+    pictures = student_loss(run, mine).pictures
     (real,), (fake,) = run.family.of(run.networks.teacher), run.family.of(run.networks.fake)
     assert torch.equal(real.text.context, torch.cat([run.null.expand(2).context, mine.text.context]))
     assert torch.equal(real.text.pooled, torch.cat([run.null.expand(2).pooled, mine.text.pooled]))
@@ -190,7 +190,7 @@ def test_real_score_is_guided_and_fake_score_conditional(make, batch):
 def test_guidance_of_scale_one_costs_one_branch(make, batch):
     """u + 1 (c - u) = c: half the teacher's work is not spent on nothing."""
     run, mine = make(method="dmd", teacher_guidance_scale=1.0), batch(0, 1)
-    pictures = student_turn(run, mine).pictures
+    pictures = student_loss(run, mine).pictures
     (real,) = run.family.of(run.networks.teacher)
     assert len(real.z) == 2 and torch.equal(real.text.context, mine.text.context)
     t = real.sigma.reshape(2, 1, 1, 1)
@@ -201,7 +201,7 @@ def test_guidance_of_scale_one_costs_one_branch(make, batch):
 def test_network_calls_of_a_turn(make, batch):
     """N student calls on its grid from eps, K guided teacher calls from the same eps on the teacher's own grid."""
     run, mine = make(), batch(0, 1)
-    student_turn(run, mine)
+    student_loss(run, mine)
     student, teacher = run.family.of(run.networks.student), run.family.of(run.networks.teacher)
     assert [call.sigma.tolist() for call in student] == [[sigma] * 2 for sigma in run.student_sigmas[:-1].tolist()]
     assert len(teacher) == 1 + K and len(run.family.of(run.networks.fake)) == 1
@@ -213,7 +213,7 @@ def test_network_calls_of_a_turn(make, batch):
     # Scored without gradient: a graph through the teacher would be thrown away, after filling the memory.
     assert not any(call.prediction.requires_grad for call in teacher + run.family.of(run.networks.fake))
     run.family.calls.clear()
-    fake_turn(run, mine)
+    fake_score_loss(run, mine)
     assert len(run.family.of(run.networks.student)) == STEPS
     assert len(run.family.of(run.networks.fake)) == 1 and not run.family.of(run.networks.teacher)
 
@@ -222,7 +222,7 @@ def test_network_calls_of_a_turn(make, batch):
 def test_student_loss_is_dmd_plus_lambda_diversity(make, batch, div_weight):
     """loss = dmd + lambda div, and both terms equal their formulas, from the turn's own pictures and calls."""
     run, mine = make(div_weight=div_weight), batch(0, 1)
-    result = student_turn(run, mine)
+    result = student_loss(run, mine)
     metrics = {name: value.item() for name, value in result.metrics.items()}
     assert result.loss.item() == metrics["loss_student"]
     assert metrics["loss_student"] == pytest.approx(metrics["loss_dmd"] + div_weight * metrics["loss_div"], rel=1e-6)
@@ -240,7 +240,7 @@ def test_student_loss_is_dmd_plus_lambda_diversity(make, batch, div_weight):
 
 def test_plain_dmd_is_the_dmd_term_alone(make, batch):
     """The baseline's loss is the DMD term of the same roll-out; lambda and K have no say in it."""
-    dmd, dpdmd = student_turn(make(method="dmd", div_weight=9.0), batch(0, 1)), student_turn(make(), batch(0, 1))
+    dmd, dpdmd = student_loss(make(method="dmd", div_weight=9.0), batch(0, 1)), student_loss(make(), batch(0, 1))
     assert dmd.loss.item() == dmd.metrics["loss_dmd"].item() == dpdmd.metrics["loss_dmd"].item()
     assert "loss_div" not in dmd.metrics
 
@@ -249,7 +249,7 @@ def test_plain_dmd_is_the_dmd_term_alone(make, batch):
 def test_the_normaliser_option_reaches_the_loss(make, batch, normalizer):
     """--dmd_normalizer changes the gradient's size, not only the configuration file."""
     run, mine = make(method="dmd", dmd_normalizer=normalizer), batch(0, 1)
-    result = student_turn(run, mine)
+    result = student_loss(run, mine)
     x, real, fake = (result.pictures[name] for name in ("student", "x0_real", "x0_fake"))
     reference = {"z_t": run.score_input(mine, x)[0], "x_student": x}[normalizer]
     direction = (fake - real) / (reference - real).abs().mean(dim=(1, 2, 3), keepdim=True)
@@ -259,7 +259,7 @@ def test_the_normaliser_option_reaches_the_loss(make, batch, normalizer):
 def test_fake_loss_is_flow_matching_on_the_students_samples(make, batch):
     """mse(v_fake(z_t, t), noise - x_theta) at z_t = (1 - t) x_theta + t noise."""
     run, mine = make(), batch(0, 1)
-    result = fake_turn(run, mine)
+    result = fake_score_loss(run, mine)
     x = run.start_noise(mine)
     for index in range(STEPS):
         sigma = run.student_sigmas[index]
@@ -276,10 +276,10 @@ def test_fake_loss_is_flow_matching_on_the_students_samples(make, batch):
 def test_both_turns_roll_out_the_same_samples(make, batch, compute_dtype):
     """Without gradient (fake turn) and with it (student turn) the student predicts the same bits (pitfall 17)."""
     run = make(SpyFamily(compute_dtype))
-    fake_turn(run, batch(0, 1))
+    fake_score_loss(run, batch(0, 1))
     without = [call.prediction for call in run.family.of(run.networks.student)]
     run.family.calls.clear()
-    student_turn(run, batch(0, 1))
+    student_loss(run, batch(0, 1))
     having = [call.prediction for call in run.family.of(run.networks.student)]
     assert not any(prediction.requires_grad for prediction in without) and having[0].requires_grad
     assert [torch.equal(left, right) for left, right in zip(without, having, strict=True)] == [True] * STEPS
@@ -301,11 +301,11 @@ def test_calls_with_gradient_go_through_the_trainers_wrappers(make, batch):
 
     bare = make()
     run = replace(bare, student_forward=Wrapper(bare.networks.student), fake_forward=Wrapper(bare.networks.fake))
-    student_turn(run, batch(0))
+    student_loss(run, batch(0))
     assert len(run.family.of(run.student_forward)) == STEPS and not run.family.of(run.networks.student)
     assert len(run.family.of(run.networks.fake)) == 1 and not run.family.of(run.fake_forward)
     run.family.calls.clear()
-    fake_turn(run, batch(0))
+    fake_score_loss(run, batch(0))
     assert len(run.family.of(run.fake_forward)) == 1 and not run.family.of(run.networks.fake)
     assert len(run.family.of(run.networks.student)) == STEPS and not run.family.of(run.student_forward)
 
@@ -330,13 +330,13 @@ def test_times_and_predictions_are_fp32_in_any_compute_type(make, batch, compute
 
 def test_each_role_has_its_own_grid():
     """Student on its named grid, teacher on its 30 steps, score on 1000 times without the final 0; all in fp32."""
-    grids = Distillation.grids(MethodConfig(student_sigmas="trailing"), FLOW, CPU)
+    grids = DistillationContext.grids(MethodConfig(student_sigmas="trailing"), FLOW, CPU)
     assert torch.equal(grids["student_sigmas"], FLOW.trailing_sigmas(4))
     assert torch.equal(grids["teacher_sigmas"], FLOW.default_sigmas(30))
     assert torch.equal(grids["score_sigmas"], FLOW.default_sigmas(1000)[:1000])
-    assert torch.equal(Distillation.grids(MethodConfig(), FLOW, CPU)["student_sigmas"], FLOW.default_sigmas(4))
+    assert torch.equal(DistillationContext.grids(MethodConfig(), FLOW, CPU)["student_sigmas"], FLOW.default_sigmas(4))
     with pytest.raises(ValueError, match="3 sigmas, but the student takes 4"):
-        Distillation.grids(MethodConfig(student_sigmas="1,0.9,0.5"), FLOW, CPU)
+        DistillationContext.grids(MethodConfig(student_sigmas="1,0.9,0.5"), FLOW, CPU)
 
 
 # Random draws and batches
@@ -367,7 +367,7 @@ def test_noise_belongs_to_the_sample_not_to_the_split(make, batch):
     assert not torch.equal(whole[0], run.start_noise(batch(0, 1, 2, 3, step=6)))
 
 
-@pytest.mark.parametrize("turn", [student_turn, fake_turn])
+@pytest.mark.parametrize("turn", [student_loss, fake_score_loss])
 def test_accumulation_gives_the_whole_batchs_gradient(make, batch, turn):
     """2 micro-batches of 1, losses halved, add up to the gradient of a batch of 2 (pitfall 12)."""
     found = []
@@ -375,7 +375,7 @@ def test_accumulation_gives_the_whole_batchs_gradient(make, batch, turn):
         run = make()
         for samples in split:
             (turn(run, batch(*samples)).loss / len(split)).backward()
-        trained = run.networks.student if turn is student_turn else run.networks.fake
+        trained = run.networks.student if turn is student_loss else run.networks.fake
         found.append(torch.cat([gradient.flatten() for gradient in gradients(trained)]))
     # The same sums in another order: predictions differ by about 1e-6, and guidance, the division by 1 - t_k = 0.14
     # and the normaliser enlarge that by some ten times. A doubled, halved or lost micro-batch differs by its own size.
@@ -387,12 +387,12 @@ def test_accumulation_gives_the_whole_batchs_gradient(make, batch, turn):
 # Precision and memory
 
 
-def adam_updates(run: Distillation, batch: MicroBatch, count: int, lr: float) -> dict[str, Tensor]:
+def adam_updates(run: DistillationContext, batch: MicroBatch, count: int, lr: float) -> dict[str, Tensor]:
     """Change of each of the student's weights after `count` AdamW updates on one and the same batch."""
     before = weights(run.networks.student)
     optimizer = torch.optim.AdamW(run.networks.student.parameters(), lr=lr, weight_decay=0.0)
     for _ in range(count):
-        student_turn(run, batch).loss.backward()
+        student_loss(run, batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return {name: value.double() - before[name].double() for name, value in weights(run.networks.student).items()}
@@ -432,13 +432,13 @@ def test_fp32_master_weights_keep_updates_that_bf16_loses(tiny_pipeline, make, b
     assert (theirs == 0).all()
 
 
-@pytest.mark.parametrize("turn", [student_turn, fake_turn])
+@pytest.mark.parametrize("turn", [student_loss, fake_score_loss])
 def test_gradient_checkpointing_recomputes_once_and_changes_nothing(make, batch, turn):
     """Gradients are bit-equal, and a recomputed block runs twice per call with gradient, not three times."""
     found, counts = [], []
     for recomputed in ("0", "1", "all"):
         run = make()
-        trained = run.networks.student if turn is student_turn else run.networks.fake
+        trained = run.networks.student if turn is student_loss else run.networks.fake
         recompute_blocks(trained, run.family, recomputed)
         # Before the forward: the recomputation ends as soon as it has what the backward pass needs.
         forwards: list[int] = []
@@ -447,7 +447,7 @@ def test_gradient_checkpointing_recomputes_once_and_changes_nothing(make, batch,
         turn(run, batch(0, 1)).loss.backward()
         found.append(gradients(trained))
         counts.append([forwards.count(index) for index in range(len(trained.transformer_blocks))])
-    calls = STEPS if turn is student_turn else 1
+    calls = STEPS if turn is student_loss else 1
     others = len(counts[0]) - 1
     assert counts == [[calls] * (1 + others), [2 * calls, *[calls] * others], [2 * calls] * (1 + others)]
     assert all(torch.equal(plain, one) and torch.equal(plain, every) for plain, one, every in zip(*found, strict=True))

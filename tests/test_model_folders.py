@@ -18,7 +18,7 @@ from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.checks.weights import check_contents
 from dpdmd.models.layout import LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS, family_class
-from dpdmd.models.sampling_defaults import NOTE, Note, read_note
+from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
 from dpdmd.sampling.load_model import load_sampler
 
 CPU = torch.device("cpu")
@@ -191,25 +191,27 @@ NOTES = [
 
 @pytest.mark.parametrize(("note", "says"), NOTES)
 def test_a_note_must_hold_what_it_can(tmp_path, note, says):
-    (tmp_path / NOTE).write_text(json.dumps(note))
+    (tmp_path / DEFAULTS_FILE).write_text(json.dumps(note))
     with pytest.raises(ValueError) as told:
-        read_note(tmp_path, Note())
-    assert str(told.value).startswith(f"{tmp_path / NOTE}: ") and says in str(told.value)
+        read_sampling_defaults(tmp_path, SamplingDefaults())
+    assert str(told.value).startswith(f"{tmp_path / DEFAULTS_FILE}: ") and says in str(told.value)
 
 
 def test_a_note_that_was_written_is_read(tmp_path):
-    note = Note(steps=2, guidance_scale=0, sigmas=(14.6, 0.5, 0), grid="trailing", shift=3.0, base="x", no_t5=True)
+    note = SamplingDefaults(
+        steps=2, guidance_scale=0, sigmas=(14.6, 0.5, 0), grid="trailing", shift=3.0, base="x", no_t5=True
+    )
     note.write(tmp_path)
-    assert read_note(tmp_path, Note()) == note
+    assert read_sampling_defaults(tmp_path, SamplingDefaults()) == note
 
 
 def test_programs_name_a_wrong_note(copied, tmp_path, capsys):
     folder = copied("sd35")
-    (folder / NOTE).write_text('{"steps": "x"}')
+    (folder / DEFAULTS_FILE).write_text('{"steps": "x"}')
     assert generate.main(["--model", str(folder), "--prompt", "x", "--out", str(tmp_path / "out")]) == 2
-    assert f"{folder / NOTE}: steps is 'x'" in one_line(capsys.readouterr().err, "dpdmd.generate: error: ")
+    assert f"{folder / DEFAULTS_FILE}: steps is 'x'" in one_line(capsys.readouterr().err, "dpdmd.generate: error: ")
     assert train.main(["--teacher_id", str(folder), "--run_dir", str(tmp_path / "run")]) == 2
-    assert f"{folder / NOTE}: steps is 'x'" in one_line(capsys.readouterr().err, "dpdmd.train: error: ")
+    assert f"{folder / DEFAULTS_FILE}: steps is 'x'" in one_line(capsys.readouterr().err, "dpdmd.train: error: ")
 
 
 @pytest.mark.parametrize(

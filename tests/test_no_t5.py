@@ -12,7 +12,7 @@ from dpdmd import generate, train
 from dpdmd.data.text_embedding_cache import CacheSettings, plan_shards
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.models.sampling_defaults import read_note
+from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.sd35.family import SD35
 from dpdmd.models.sd35.layout import SD35 as LAYOUT
 from dpdmd.sampling.load_model import load_sampler
@@ -58,7 +58,9 @@ def test_embeddings_are_those_of_diffusers_without_it(tiny_pipeline):
 def test_the_student_is_whole_without_it_and_samples_as_diffusers_does(run, tmp_path):
     """The last export holds no T5 and says so: our sampler, dpdmd.generate and diffusers' pipeline agree."""
     student = run / "ckpts" / "latest" / "student"
-    assert read_note(student, LAYOUTS["sd35"].note).no_t5 and not any((student / part).exists() for part in T5)
+    assert read_sampling_defaults(student, LAYOUTS["sd35"].note).no_t5 and not any(
+        (student / part).exists() for part in T5
+    )
     index = read_json(student / "model_index.json")
     assert all(index[part] == [None, None] for part in T5)
     sampler, encoder = load_sampler(run, CPU)

@@ -22,12 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpdmd import config, train
 from dpdmd.distributed import sharding
 from dpdmd.methods import losses, registry, updates
-from dpdmd.methods.context import Distillation
+from dpdmd.methods.context import DistillationContext
 from dpdmd.methods.networks import Networks
 from dpdmd.models import streamed_text_encoder
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.training import preflight, trainer
-from dpdmd.training.step import Figures, Trained, skips_on_device, update
+from dpdmd.training.step import StepMetrics, TrainedNetwork, apply_update, skips_on_device
 from dpdmd.training.trainer import Trainer
 
 DRIVERS = Path(__file__).parent / "drivers"
@@ -105,11 +105,11 @@ def device_trainer(short_run, tmp_path, monkeypatch) -> Trainer:
         student_forward=student,
         fake_forward=fake,
         null=null,
-        **Distillation.grids(run.config, run.schedule, META),
+        **DistillationContext.grids(run.config, run.schedule, META),
     )
     trainer.text_encoder = TextOnDevice(null)
-    trainer.trained["student"] = Trained(student, SkippingOptimizer(), list(student.parameters()), 1e-3)
-    trainer.trained["fake"] = Trained(fake, SkippingOptimizer(), list(fake.parameters()), 1e-3)
+    trainer.trained["student"] = TrainedNetwork(student, SkippingOptimizer(), list(student.parameters()), 1e-3)
+    trainer.trained["fake"] = TrainedNetwork(fake, SkippingOptimizer(), list(fake.parameters()), 1e-3)
     return trainer
 
 
@@ -163,18 +163,18 @@ def test_an_optimizer_that_cannot_skip_waits_for_the_figures(device_trainer):
 def test_a_figure_that_is_not_finite_moves_nothing(fused, bad):
     """Neither weights nor moments nor their count; the next update is what it would have been without the bad one."""
 
-    def trained_network() -> Trained:
+    def trained_network() -> TrainedNetwork:
         weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
         optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1, fused=fused)
-        return Trained(torch.nn.Identity(), optimizer, [weight], 0.1)
+        return TrainedNetwork(torch.nn.Identity(), optimizer, [weight], 0.1)
 
-    def take(trained: Trained, loss: float) -> None:
+    def take(trained: TrainedNetwork, loss: float) -> None:
         (weight,) = trained.parameters
         weight.grad = torch.arange(5.0) * loss
         norm = sharding.gradient_norm(trained.parameters)
-        figures = Figures(["loss", "grad_norm"], torch.stack([torch.tensor(loss), norm]))
+        figures = StepMetrics(["loss", "grad_norm"], torch.stack([torch.tensor(loss), norm]))
         assert figures.nonfinite == float(not torch.tensor(loss).isfinite())
-        update(trained, figures, norm, 0.1, max_norm=1.0)
+        apply_update(trained, figures, norm, 0.1, max_norm=1.0)
 
     spared, other = trained_network(), trained_network()
     assert skips_on_device(spared.optimizer) == bool(fused)
@@ -284,7 +284,7 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
     """It comes in step 3 and is read when step 4 is under way: both are finished and saved, and nothing is lost."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train.main([*lagging, "--max_steps", "8", "--run_dir", str(whole)]) == 0
-    healthy = updates.fake_turn
+    healthy = updates.fake_score_loss
 
     def killed(run_, batch):
         if batch.step == 2:

@@ -8,8 +8,8 @@ from sd35_medium import save_hollow
 
 from dpdmd import config
 from dpdmd.config.presets import FAMILIES, PRESETS
-from dpdmd.evaluation.in_loop_setup import EvalPlan, PictureSet
-from dpdmd.training.memory_estimate import plan_memory
+from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
+from dpdmd.training.memory_estimate import estimate_memory
 from dpdmd.training.memory_items import PICTURES, Topology
 
 ROOT = Path(__file__).parent.parent
@@ -24,12 +24,12 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluation(folder: Path, num_bytes: int) -> EvalPlan:
+def evaluation(folder: Path, num_bytes: int) -> EvalSetup:
     """Scorers of so many bytes, as one file that holds nothing."""
     weights = folder / "weights.pt"
     with weights.open("wb") as file:
         file.truncate(num_bytes)
-    return EvalPlan([PictureSet("set", ["a"], 9, ("imagereward",))], {"imagereward": {"ir_model_path": weights}}, "")
+    return EvalSetup([ImageSet("set", ["a"], 9, ("imagereward",))], {"imagereward": {"ir_model_path": weights}}, "")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -38,7 +38,7 @@ def test_a_preset_fits_its_device_beside_the_scorers(medium, tmp_path, name):
     preset = PRESETS[name]
     scored = evaluation(tmp_path, WITHOUT_PICKSCORE if name == "16gb" else ALL_SCORERS)
     chosen = config.parse(["--teacher_id", str(medium), "--preset", name])
-    planned = plan_memory(chosen, scored, Topology(preset.devices, sharded=preset.devices > 1))
+    planned = estimate_memory(chosen, scored, Topology(preset.devices, sharded=preset.devices > 1))
     assert planned.of_phase(PICTURES) > scored.paths["imagereward"]["ir_model_path"].stat().st_size
     assert planned.total < 0.95 * preset.gigabytes * 1e9, planned.table()
 

@@ -28,7 +28,7 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import SCORERS, build_scorer, imagereward
 from dpdmd.evaluation.scorers.base import Sample
 from dpdmd.evaluation.scorers.visualquality import VisualQualityR1, parse_rating
-from dpdmd.evaluation.scoring import judge
+from dpdmd.evaluation.scoring import score_batch
 from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.shapes.scorer_models import build_bert_tokenizer
 
@@ -49,7 +49,7 @@ def samples(count: int = 8, size: int = 64) -> list[Sample]:
 
 def outputs(scorer, batch: list[Sample]) -> np.ndarray:
     """What the runner gets of a batch."""
-    rows = judge(batch, [scorer])
+    rows = score_batch(batch, [scorer])
     found = [row.features[scorer.name].numpy() if row.features else row.values[scorer.name] for row in rows]
     return np.array(found)
 

@@ -22,15 +22,15 @@ from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
 from dpdmd.config.presets import FAMILIES
 from dpdmd.methods import loss_terms, registry, updates
-from dpdmd.methods.context import Distillation, MicroBatch
+from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.networks import Networks, load_networks
-from dpdmd.methods.updates import fake_turn, student_turn
+from dpdmd.methods.updates import fake_score_loss, student_loss
 from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
-from dpdmd.models.sampling_defaults import Note, read_note
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.sdxl.family import SDXL
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training import checkpoint
@@ -153,20 +153,20 @@ def trio(tiny_sdxl: Path) -> Networks:
     return networks
 
 
-Make = Callable[..., Distillation]
+Make = Callable[..., DistillationContext]
 
 
 @pytest.fixture
 def make(trio: Networks, tiny_sdxl: Path) -> Make:
-    def build(**options) -> Distillation:
+    def build(**options) -> DistillationContext:
         family, networks = SDXL(CPU, torch.float32), copy.deepcopy(trio)
         values = {"teacher_infer_steps": 6, "k_anchor": K, "teacher_guidance_scale": SCALE, **options}
         config = MethodConfig(student_sigmas="trailing", **values)
         schedule = family.load_schedule(tiny_sdxl)
         null, critic = family.load_text_encoder(tiny_sdxl, 10).encode([""]), None
-        if registry.DISCRIMINATOR in registry.trained(config):
+        if registry.DISCRIMINATOR in registry.trained_networks(config):
             critic = make_critic(family, networks.fake, null, SHAPE)
-        return Distillation(
+        return DistillationContext(
             config=config,
             family=family,
             schedule=schedule,
@@ -179,7 +179,7 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
             decoder=family.load_image_decoder(tiny_sdxl),
             perceptual=squared_distance,
             critic=critic,
-            **Distillation.grids(config, schedule, CPU),
+            **DistillationContext.grids(config, schedule, CPU),
         )
 
     return build
@@ -191,12 +191,12 @@ def batch(tiny_sdxl: Path) -> MicroBatch:
     return MicroBatch(text, 5, [0, 1], 5)
 
 
-def noise_of(run: Distillation, network, z: Tensor, sigma: float, text: TextEmbedding) -> Tensor:
+def noise_of(run: DistillationContext, network, z: Tensor, sigma: float, text: TextEmbedding) -> Tensor:
     with torch.no_grad():
         return run.family.predict(network, z, torch.full((len(z),), sigma), text)
 
 
-def guided(run: Distillation, z: Tensor, sigma: float, text: TextEmbedding) -> Tensor:
+def guided(run: DistillationContext, z: Tensor, sigma: float, text: TextEmbedding) -> Tensor:
     """u + s (c - u) of the teacher by two calls, u with zeros in place of text."""
     empty = TextEmbedding(torch.zeros_like(text.context), torch.zeros_like(text.pooled))
     u = noise_of(run, run.networks.teacher, z, sigma, empty)
@@ -237,7 +237,7 @@ def test_diversity_loss_is_in_x0_space(make, batch, k_anchor):
         z = ddim(z, guided(run, z, sigma_s, batch.text), sigma_s, sigma_t)
     target = z if k_anchor == 6 else ddim(z, guided(run, z, grid[k_anchor], batch.text), grid[k_anchor], 0)
     ours = ddim(eps, noise_of(run, run.networks.student, eps, first, batch.text), first, 0)
-    found = student_turn(run, batch).metrics["loss_div"].item()
+    found = student_loss(run, batch).metrics["loss_div"].item()
     assert found == pytest.approx((ours - target).square().mean().item(), rel=1e-4)
     assert found > 0.1
 
@@ -252,13 +252,13 @@ def test_fake_loss_is_noise_prediction_on_the_students_samples(make, batch):
     a = (1 / (1 + sigma**2)).reshape(2, 1, 1, 1)
     with torch.no_grad():
         prediction = run.family.predict(run.networks.fake, a.sqrt() * x + (1 - a).sqrt() * noise, sigma, batch.text)
-    found = fake_turn(run, batch).loss.item()
+    found = fake_score_loss(run, batch).loss.item()
     assert found == pytest.approx((prediction - noise).square().mean().item(), rel=1e-4)
 
 
 def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
     run = make(method="dmd")
-    result = student_turn(run, batch)
+    result = student_loss(run, batch)
     x = result.pictures["student"]
     z_t, sigma, _ = run.score_input(batch, x)
     for i in range(2):
@@ -276,7 +276,7 @@ def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
 def test_gradient_of_the_dmd_term_stops_where_the_method_detaches(make, batch, method):
     """Every weight of the trained network gets gradient, no other network any; the first prediction as the method."""
     run = make(method=method)
-    turn = updates.roll_out(run, batch)
+    turn = updates.roll_out_student(run, batch)
     loss = loss_terms.dmd_term(run, turn).loss
     (first,) = torch.autograd.grad(loss, turn.rollout.first_prediction, allow_unused=True, retain_graph=True)
     assert (first is not None and first.abs().max() > 0) != registry.METHODS[method].detach_first_step
@@ -307,7 +307,7 @@ def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
     resume = ["--max_steps", "6", "--resume_from_checkpoint", "latest"]
     assert train.main([*more, "--run_dir", str(parts), *resume]) == 0
     ours, theirs = (state_bytes(run / "ckpts" / "step_000006") for run in (parts, whole))
-    assert len(ours) == 2 * len(registry.trained(MethodConfig(method=method))) and ours == theirs
+    assert len(ours) == 2 * len(registry.trained_networks(MethodConfig(method=method))) and ours == theirs
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["turn"] for line in records] == ["fake", "fake", "student"] * 2
     assert ("loss_div" in records[5]) == (method == "dpdmd")
@@ -395,7 +395,11 @@ def test_lora_files_are_what_the_run_samples(flags, tmp_path, tiny_sdxl, recompu
     ours = sampler.latents(encoder.encode(PROMPTS[:1]), eps)
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
-    call = {"sigmas": list(read_note(folder, LAYOUT.note).sigmas), "guidance_scale": 1.0, "output_type": "latent"}
+    call = {
+        "sigmas": list(read_sampling_defaults(folder, LAYOUT.note).sigmas),
+        "guidance_scale": 1.0,
+        "output_type": "latent",
+    }
     teacher = pipe(PROMPTS[:1], latents=eps, **call).images
     pipe.load_lora_weights(folder)
     torch.testing.assert_close(pipe(PROMPTS[:1], latents=eps, **call).images, ours, rtol=0, atol=2e-3)
@@ -430,8 +434,8 @@ def test_what_small_files_say(tiny_sdxl):
     config.model.family, config.model.teacher_id = "sdxl", str(tiny_sdxl)
     assert checkpoint.size_in_bytes(config) == 24 * count
     assert LAYOUT.default_size(tiny_sdxl) == 64
-    note = read_note(tiny_sdxl, LAYOUT.note)
-    assert note == Note(steps=50, guidance_scale=8.0, max_sequence_length=77)
+    note = read_sampling_defaults(tiny_sdxl, LAYOUT.note)
+    assert note == SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77)
     assert LAYOUT.text_length(tiny_sdxl, None, note) == 10
     LAYOUT.check_size(tiny_sdxl, 4096, 72)
     with pytest.raises(ValueError, match="--width 68: must be a multiple of 8"):

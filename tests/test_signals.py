@@ -12,7 +12,7 @@ import pytest
 
 from dpdmd.utils.atomic_files import clear_leftovers, replacing, write_text
 from dpdmd.utils.image_grid import Image, save_picture
-from dpdmd.utils.signals import SIGNALS, unfinished
+from dpdmd.utils.signals import SIGNALS, delete_on_failure
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = (
@@ -102,7 +102,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         raise RuntimeError
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "notes.txt", "\ud800")
-    with pytest.raises(RuntimeError), unfinished(tmp_path / "folder") as folder:
+    with pytest.raises(RuntimeError), delete_on_failure(tmp_path / "folder") as folder:
         folder.mkdir()
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]

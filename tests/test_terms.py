@@ -13,7 +13,7 @@ from dpdmd.config.options import MethodConfig
 from dpdmd.methods import loss_terms, losses, registry, updates
 from dpdmd.methods.discriminator import Discriminator
 from dpdmd.methods.networks import Networks
-from dpdmd.methods.updates import fake_turn, student_turn
+from dpdmd.methods.updates import fake_score_loss, student_loss
 from dpdmd.models import lora
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import FlowSchedule
@@ -58,7 +58,7 @@ def test_with_gradient_of_is_the_loss_and_spares_what_it_runs_through():
     x, weight = noise(2, 3).requires_grad_(), nn.Parameter(torch.tensor(2.0))
     plain = (weight * (3 * x) ** 2).sum()
     (expected,) = torch.autograd.grad(plain, x)
-    found = losses.with_gradient_of(3 * x, lambda value: (weight * value**2).sum())
+    found = losses.backprop_through_constant(3 * x, lambda value: (weight * value**2).sum())
     assert found.item() == plain.item()
     found.backward()
     assert torch.equal(x.grad, expected) and weight.grad is None
@@ -112,7 +112,7 @@ def test_a_jump_from_the_last_step_is_the_whole_roll_out():
 
 def steps_with_gradient(run, batch) -> list[bool]:
     """Of the student's predictions in one student turn, in call order."""
-    student_turn(run, batch).loss.backward()
+    student_loss(run, batch).loss.backward()
     return [
         call.prediction.grad is not None and bool(call.prediction.grad.any())
         for call in run.family.of(run.networks.student)
@@ -145,11 +145,11 @@ def test_a_first_step_kept_for_the_diversity_loss_is_out_of_dmds_reach(make, bat
     """Without the detach the last step alone still means the last: the first prediction's gradient is diversity's."""
     options = {"detach_first_step": False, "grad_steps": "last"}
     whole = make(**options)
-    student_turn(whole, batch(0, 1)).loss.backward()
+    student_loss(whole, batch(0, 1)).loss.backward()
     alone = replace(registry.METHODS["dpdmd"], terms=(loss_terms.diversity_term,))
     monkeypatch.setitem(registry.METHODS, "dpdmd", alone)
     run = make(**options)
-    student_turn(run, batch(0, 1)).loss.backward()
+    student_loss(run, batch(0, 1)).loss.backward()
     first, expected = (each.family.of(each.networks.student)[0].prediction.grad for each in (whole, run))
     assert expected.any() and torch.equal(first, expected)
 
@@ -158,11 +158,13 @@ def test_random_steps_are_drawn_by_step_alone_and_cover_what_may_be_reached():
     for method, reached in (("dmd", {0, 1, 2, 3}), ("dpdmd", {1, 2, 3})):
         config = MethodConfig(method=method, grad_steps="random")
         first = {0} if method == "dpdmd" else set()
-        drawn = [updates.route(config, 0, step).gradient_steps for step in range(60)]
-        assert drawn == [updates.route(config, 0, step).gradient_steps for step in range(60)]
+        drawn = [updates.rollout_options(config, 0, step).gradient_steps for step in range(60)]
+        assert drawn == [updates.rollout_options(config, 0, step).gradient_steps for step in range(60)]
         assert set().union(*(steps - first for steps in drawn)) | (reached & first) == reached
         assert all(len(steps - first) == 1 for steps in drawn)
-        jumps = {updates.route(MethodConfig(method=method, rollout="dmd2"), 0, step).jump_at for step in range(60)}
+        jumps = {
+            updates.rollout_options(MethodConfig(method=method, rollout="dmd2"), 0, step).jump_at for step in range(60)
+        }
         assert jumps == reached
 
 
@@ -172,10 +174,10 @@ def test_dmd2s_roll_out_has_gradient_in_its_jump_alone(make, batch, method):
     seen = set()
     for step in range(8):
         run = make(method=method, rollout="dmd2")
-        jump = updates.route(run.config, run.seed, step).jump_at
+        jump = updates.rollout_options(run.config, run.seed, step).jump_at
         wanted = [index == jump or (method == "dpdmd" and index == 0) for index in range(jump + 1)]
         assert steps_with_gradient(run, batch(0, step=step)) == wanted
-        x = updates.roll_out(run, batch(0, step=step)).rollout.x
+        x = updates.roll_out_student(run, batch(0, step=step)).rollout.x
         torch.testing.assert_close(updates.student_samples(run, batch(0, step=step)), x.detach(), rtol=0, atol=0)
         seen.add(jump)
     assert len(seen) > 1
@@ -190,10 +192,10 @@ def test_perceptual_term_is_the_distance_of_decoded_pairs(make, batch, monkeypat
         registry.METHODS, "dmd_lpips", replace(registry.METHODS["dmd_lpips"], terms=(loss_terms.perceptual_term,))
     )
     run, mine = make(method="dmd_lpips", perceptual_weight=2.0), batch(0, 1)
-    result = student_turn(run, mine)
+    result = student_loss(run, mine)
     result.loss.backward()
     found = gradients(run.networks.student)
-    turn = updates.roll_out(run, mine)
+    turn = updates.roll_out_student(run, mine)
     with torch.no_grad():
         teacher = rollout(run.teacher(mine.text), run.schedule, run.start_noise(mine), run.teacher_sigmas).x
     # One by one, and in another batch layout.
@@ -215,7 +217,7 @@ def test_a_student_that_is_the_teacher_has_no_perceptual_loss(make, batch, trio)
     networks = Networks(copy.deepcopy(trio.teacher), copy.deepcopy(trio.teacher), copy.deepcopy(trio.fake))
     run = make(networks=networks, method="dmd_lpips", teacher_guidance_scale=1.0)
     run = replace(run, student_sigmas=run.teacher_sigmas)
-    assert student_turn(run, batch(0)).metrics["loss_perceptual"].item() == 0
+    assert student_loss(run, batch(0)).metrics["loss_perceptual"].item() == 0
 
 
 # Discriminator
@@ -225,16 +227,16 @@ def test_a_student_that_is_the_teacher_has_no_perceptual_loss(make, batch, trio)
 def test_the_discriminator_learns_in_the_fake_turn_alone(make, batch, features):
     """Its heads get gradient there, and the fake score what it gets without a discriminator, bit for bit."""
     run = make(method="dmd_gan", gan_features=features)
-    fake_turn(run, batch(0, 1)).loss.backward()
+    fake_score_loss(run, batch(0, 1)).loss.backward()
     assert all(gradient is not None and gradient.any() for gradient in gradients(run.critic.heads))
     plain = make(method="dmd")
-    fake_turn(plain, batch(0, 1)).loss.backward()
+    fake_score_loss(plain, batch(0, 1)).loss.backward()
     ours, theirs = gradients(run.networks.fake), gradients(plain.networks.fake)
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert all(gradient is None for gradient in gradients(run.networks.student) + gradients(run.networks.teacher))
     run.critic.heads.zero_grad()
     run.networks.fake.zero_grad()
-    student_turn(run, batch(0, 1)).loss.backward()
+    student_loss(run, batch(0, 1)).loss.backward()
     assert all(gradient is None for gradient in gradients(run.critic.heads) + gradients(run.networks.fake))
 
 
@@ -244,7 +246,7 @@ def test_the_generator_loss_descends_toward_what_the_discriminator_takes_for_rea
     run, mine = make(method="dmd_gan", gan_weight=1.0), batch(0, 1)
     if checkpointed:
         run.networks.fake.enable_gradient_checkpointing()
-    turn = updates.roll_out(run, mine)
+    turn = updates.roll_out_student(run, mine)
     x = turn.rollout.x.detach().requires_grad_()
 
     def loss_of(x: torch.Tensor) -> torch.Tensor:
@@ -300,7 +302,7 @@ def test_on_a_shared_base_the_generator_loss_moves_the_students_adapter_alone(ma
             parameter.data += 0.1 * noise(*parameter.shape, seed=index)
     run = make(networks=roles, method="dmd_gan", gan_weight=1.0)
     before = weights(run.networks.fake)
-    student_turn(run, batch(0, 1)).loss.backward()
+    student_loss(run, batch(0, 1)).loss.backward()
     assert all(gradient is None for gradient in gradients(roles.fake) + gradients(run.critic.heads))
     assert all(gradient is not None for gradient in gradients(roles.student))
     assert same(before, weights(run.networks.fake))
@@ -326,7 +328,7 @@ def test_a_pools_noise_is_the_entrys_in_every_step(make, batch):
 def test_only_the_paired_turn_works_on_the_pool():
     def turns(method: str, size: int | None) -> list[bool]:
         config = MethodConfig(method=method, teacher_cache_size=size, per_train_fake_num=2)
-        return [registry.works_on_pool(step, config) for step in range(3)]
+        return [registry.uses_sample_pool(step, config) for step in range(3)]
 
     assert turns("dmd_lpips", 8) == [False, False, True]
     assert turns("dmd_gan", 8) == [True, True, False]

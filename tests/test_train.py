@@ -178,7 +178,7 @@ def test_the_readmes_snippet_works_as_printed(flags, tmp_path, monkeypatch):
 def test_a_nonfinite_loss_stops_before_the_optimizer(flags, tmp_path, monkeypatch, capsys):
     """The message names the loss, and the last checkpoint is what it was."""
     run = tmp_path / "run"
-    healthy = updates.student_turn
+    healthy = updates.student_loss
 
     def poisoned(run_, batch):
         result = healthy(run_, batch)
@@ -205,7 +205,7 @@ def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
 
 def test_fake_turns_share_a_rollout(flags, tmp_path, monkeypatch):
     """Two fake turns a roll-out: its prompts and samples are the first one's, score times and noise their own."""
-    seen, healthy = [], updates.fake_turn
+    seen, healthy = [], updates.fake_score_loss
 
     def watched(run, batch):
         result = healthy(run, batch)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.methods.update_schedule import is_student_turn, last_student_step, rollout_step, student_turns
+from dpdmd.methods.update_schedule import is_student_update, last_student_step, num_student_updates, rollout_step
 
 SCHEDULES = [(0, 5, 1), (0, 5, 2), (0, 1, 1), (7, 5, 1), (7, 5, 2), (7, 5, 5), (3, 2, 2), (1, 1, 1), (60, 5, 4)]
 
@@ -31,16 +31,16 @@ def played(config: MethodConfig, steps: int) -> list[tuple[str, int]]:
 def test_turns_and_rollouts_are_those_of_a_schedule_that_is_played(head_start, fakes, reuse):
     config = MethodConfig(fake_head_start=head_start, per_train_fake_num=fakes, fake_rollout_reuse=reuse)
     expected = played(config, 100)
-    turns = ["student" if is_student_turn(step, config) else "fake" for step in range(100)]
+    turns = ["student" if is_student_update(step, config) else "fake" for step in range(100)]
     assert list(zip(turns, [rollout_step(step, config) for step in range(100)], strict=True)) == expected
     for steps in range(101):
-        assert student_turns(steps, config) == turns[:steps].count("student")
+        assert num_student_updates(steps, config) == turns[:steps].count("student")
 
 
 @pytest.mark.parametrize(("head_start", "fakes", "reuse"), SCHEDULES)
 def test_the_students_last_turn(head_start, fakes, reuse):
     config = MethodConfig(fake_head_start=head_start, per_train_fake_num=fakes, fake_rollout_reuse=reuse)
-    students = [step for step in range(100) if is_student_turn(step, config)]
+    students = [step for step in range(100) if is_student_update(step, config)]
     assert last_student_step(students[0], config) == 0
     for earlier, step in pairwise(students):
         assert last_student_step(step, config) == earlier + 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpdmd.utils.text_files import in_short
+from dpdmd.utils.text_files import shorten_error
 
 PER_IMAGE = "per_image.csv"  # beside summary.json
 
@@ -41,7 +41,7 @@ def read_figures(path: Path) -> dict[str, Figure]:
         return _of_world(details["prompts"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: neither a summary.json nor the figures of one model of the small world ({in_short(error)})"
+            f"{path}: neither a summary.json nor the figures of one model of the small world ({shorten_error(error)})"
         ) from None
 
 

@@ -25,7 +25,7 @@ from dpdmd.compare.sweep import Sweep, options_of
 from dpdmd.config import Config
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.signals import StopSignals
-from dpdmd.utils.text_files import holding_what_is_expected, read_json
+from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 TRAIN = "train"  # the stage that makes a model; every other one measures it
 POLL_SECONDS = 0.2
@@ -87,7 +87,7 @@ def _read_record(path: Path) -> tuple[bool, dict[str, Any]]:
     """
     try:
         record = read_json(path)
-        with holding_what_is_expected(path):
+        with expecting_mapping_keys(path):
             return bool(record["done"]), {**record["asked"]}
     except ValueError as error:
         raise ValueError(f"{error}; delete it: what it is about goes on, or is done once more") from None

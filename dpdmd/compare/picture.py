@@ -27,7 +27,7 @@ def draw(picture: Picture, models: Mapping[str, Path], path: Path) -> None:
     rows: list[dict[str, list[Image.Image]]] = [{} for _ in picture.prompts]
     for name, model in models.items():
         try:
-            with out_of_memory.told("is the device in use elsewhere?"):
+            with out_of_memory.message("is the device in use elsewhere?"):
                 label, tiles = _sample(picture, name, model, device)
         except MemoryError as error:
             raise ValueError(f"{name}: {error}") from None

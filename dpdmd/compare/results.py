@@ -14,7 +14,7 @@ from dpdmd.compare.plane import draw_plane
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.tables import as_csv, compare, latex, markdown
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.text_files import in_short
+from dpdmd.utils.text_files import shorten_error
 from dpdmd.utils.versions import versions
 
 
@@ -51,7 +51,7 @@ def write(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> Written
         try:
             draw_plane(sweep, table, out / "plane.png")
         except Exception as error:  # whatever a drawing library raises, the table is worth more
-            problems.append(f"plane.png: {type(error).__name__}: {in_short(error)}")
+            problems.append(f"plane.png: {type(error).__name__}: {shorten_error(error)}")
     return Written(text, problems)
 
 

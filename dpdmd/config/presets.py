@@ -41,13 +41,13 @@ class Preset:
 
 
 _ALWAYS = {"bf16": True, "gradient_checkpointing": True, "cache_text_embeddings": "outputs/text_cache"}
-_RESTING = {"offload_scorers": True, "offload_vae": True}
+_OFFLOADED = {"offload_scorers": True, "offload_vae": True}
 _LORA = {"lora_rank": 64, "lr_student": 1e-4, "lr_fake": 1e-4}  # adapters take larger steps than whole networks
 
 PRESETS = {
-    "16gb": Preset(16, 1, {**_ALWAYS, **_LORA, "batch_size": 1, "grad_accum": 32, "eval_batch_size": 1, **_RESTING}),
-    "24gb": Preset(24, 1, {**_ALWAYS, **_LORA, "batch_size": 4, "grad_accum": 8, "eval_batch_size": 2, **_RESTING}),
+    "16gb": Preset(16, 1, {**_ALWAYS, **_LORA, "batch_size": 1, "grad_accum": 32, "eval_batch_size": 1, **_OFFLOADED}),
+    "24gb": Preset(24, 1, {**_ALWAYS, **_LORA, "batch_size": 4, "grad_accum": 8, "eval_batch_size": 2, **_OFFLOADED}),
     "48gb": Preset(48, 1, {**_ALWAYS, **_LORA, "batch_size": 8, "grad_accum": 4, "offload_vae": True}),
-    "80gb": Preset(80, 1, {**_ALWAYS, "batch_size": 4, "grad_accum": 8, "optimizer": "adamw_8bit", **_RESTING}),
+    "80gb": Preset(80, 1, {**_ALWAYS, "batch_size": 4, "grad_accum": 8, "optimizer": "adamw_8bit", **_OFFLOADED}),
     "8gpu": Preset(80, 8, {**_ALWAYS, "batch_size": 4, "grad_accum": 1, "offload_vae": True}),
 }

@@ -90,7 +90,7 @@ OWN_OPTIONS = {
 OF_EVALUATION = ("div_prompts", "num_div_seeds", "pref_prompts", "eval_prompts_limit", "eval_batch_size", "best_by")
 
 
-def without_effect(method: str, given: Collection[str], *, evaluates: bool) -> list[str]:
+def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool) -> list[str]:
     """A line about the flags `given` that change nothing. Of the command line alone, and no error: files and scripts
     set what other methods read, and flags after theirs win."""
     unread = [f"--{name}" for name, reader in OWN_OPTIONS.items() if name in given and reader != method]

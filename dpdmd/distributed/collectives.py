@@ -38,14 +38,14 @@ def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:
     return gather_object(items) if accelerator.num_processes > 1 else items
 
 
-def from_main(accelerator: Accelerator, value: Item) -> Item:
+def broadcast_from_main(accelerator: Accelerator, value: Item) -> Item:
     """Rank 0's `value`, on every rank. Collective."""
     holder = [value]
     broadcast_object_list(holder)
     return holder[0]
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """End the process group after the last collective, once nothing wraps a network; nothing where there is none.
 
     Gloo's threads let go of a collective's tensors in their own time, and abort a process whose interpreter is gone
@@ -57,7 +57,7 @@ def leave() -> None:
         gc.collect()  # DistributedDataParallel holds it, and itself in a circle
 
 
-def lost_peer(error: RuntimeError) -> str | None:
+def lost_peer_message(error: RuntimeError) -> str | None:
     """What torch says of a process of this run that is gone, in one line; None of an error about something else.
 
     Gloo tells it by a plain RuntimeError, with its own file's name before the words.
@@ -68,7 +68,7 @@ def lost_peer(error: RuntimeError) -> str | None:
     return re.sub(r"^\[[^]]*\] ", "", told).partition(". ")[0][:160]
 
 
-def abandon(status: int) -> None:
+def exit_without_peers(status: int) -> None:
     """End this process without its group, whose other processes are gone or will be; nothing where there is none.
 
     To leave a group in order takes all of it, and gloo's threads abort an interpreter that ends with the group alive.

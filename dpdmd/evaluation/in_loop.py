@@ -14,10 +14,18 @@ from torch import Tensor
 from dpdmd.config import Config
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import seed_grids
-from dpdmd.evaluation.in_loop_setup import DIVERSITY, EvalPlan, PictureSet
+from dpdmd.evaluation.in_loop_setup import DIVERSITY, EvalSetup, ImageSet
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.evaluation.scoring import NOT_FINITE, UNREADABLE, Report, Row, judge, metric_names, report
+from dpdmd.evaluation.scoring import (
+    NOT_FINITE,
+    UNREADABLE,
+    ImageScores,
+    ScoreReport,
+    metric_names,
+    score_batch,
+    summarise_scores,
+)
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.models.base import TextEncoder
@@ -38,7 +46,7 @@ class InLoopEvaluation:
     def __init__(
         self,
         config: Config,
-        plan: EvalPlan,
+        plan: EvalSetup,
         accelerator: Any,
         folder: RunFolder,
         student: Sampler,
@@ -59,7 +67,7 @@ class InLoopEvaluation:
             scorer.wake()
         if not self.teacher_scores:
             # Rank 0's file decides for all: scoring is collective, and another node may have another disk.
-            known = collectives.from_main(self.accelerator, self._read_teacher())
+            known = collectives.broadcast_from_main(self.accelerator, self._read_teacher())
             self.teacher_scores = known or self._score_teacher()
         scores = self._score(self.student, f"step {step}", self.folder.eval_images, show=True)
         if self.accelerator.is_main_process:
@@ -125,13 +133,13 @@ class InLoopEvaluation:
         return scores
 
     def _report(
-        self, sampler: Sampler, pictured: PictureSet, scorers: list[Scorer], title: str, folder: Path
-    ) -> Report:
+        self, sampler: Sampler, pictured: ImageSet, scorers: list[Scorer], title: str, folder: Path
+    ) -> ScoreReport:
         """Make, keep and judge this rank's share of the pictures; the report over all ranks' shares."""
         batches = batches_of(len(pictured.prompts), pictured.num_samples, self.config.eval.eval_batch_size)
         mine = collectives.share(batches, self.accelerator.process_index, self.accelerator.num_processes)
         progress = f"scoring {title}" if self.accelerator.is_main_process else ""
-        rows: list[Row] = []
+        rows: list[ImageScores] = []
         swept = sampler.sweep(self.encoder, pictured.prompts, mine, self.config.eval.eval_seed, progress=progress)
         for keys, made in swept:
             samples = [
@@ -140,9 +148,11 @@ class InLoopEvaluation:
             for sample in samples:
                 save_picture(sample.picture, folder / file_name(sample.key))
             rows += _judge_finite(samples, made, scorers, title)
-        return report(collectives.gather(self.accelerator, rows), metric_names(scorers), self.config.eval.eval_seed)
+        return summarise_scores(
+            collectives.gather(self.accelerator, rows), metric_names(scorers), self.config.eval.eval_seed
+        )
 
-    def _show(self, pictured: PictureSet, title: str) -> None:
+    def _show(self, pictured: ImageSet, title: str) -> None:
         """One grid a prompt in div_vis, overwritten each time: the teacher's pictures over the student's."""
         for index, prompt in enumerate(pictured.prompts):
             rows = {}
@@ -163,14 +173,14 @@ class InLoopEvaluation:
             logger.warning("the report will lack the pictures of step %d: %s", step, error)
 
 
-def _judge_finite(samples: list[Sample], made: Tensor, scorers: list[Scorer], title: str) -> list[Row]:
+def _judge_finite(samples: list[Sample], made: Tensor, scorers: list[Scorer], title: str) -> list[ImageScores]:
     """Rows of a batch; a picture of values that are not finite has no scores: to a scorer it would just be black."""
     finite = made.flatten(1).isfinite().all(1).tolist()
     lost = [sample for sample, whole in zip(samples, finite, strict=True) if not whole]
     if lost:
         logger.warning("%s: %d of %d pictures are not finite, and have no scores", title, len(lost), len(samples))
-    rows = judge([sample for sample, whole in zip(samples, finite, strict=True) if whole], scorers)
-    return rows + [Row(sample.key, sample.prompt, notes={UNREADABLE: NOT_FINITE}) for sample in lost]
+    rows = score_batch([sample for sample, whole in zip(samples, finite, strict=True) if whole], scorers)
+    return rows + [ImageScores(sample.key, sample.prompt, notes={UNREADABLE: NOT_FINITE}) for sample in lost]
 
 
 def record(step: int, student: dict[str, Summary], teacher: dict[str, Summary], started: float) -> dict[str, Any]:
@@ -200,7 +210,7 @@ def text_table(step: int, student: dict[str, Summary], teacher: dict[str, Summar
     return "\n".join(lines)
 
 
-def best_step(records: list[dict[str, Any]], available: set[int], sets: list[PictureSet], best_by: str) -> int | None:
+def best_step(records: list[dict[str, Any]], available: set[int], sets: list[ImageSet], best_by: str) -> int | None:
     """The best evaluated step that has a checkpoint.
 
     By `mean_rank`: every evaluated step with a checkpoint is ranked in each preference score and in each diversity

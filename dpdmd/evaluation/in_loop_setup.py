@@ -14,7 +14,7 @@ RELEASE_NAMES = {"pick2pic_sfw_test": "pic", "training_div_test_coco": "coco"}
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class ImageSet:
     """Pictures that are made once and shown to several scorers.
 
     Attributes:
@@ -34,7 +34,7 @@ class PictureSet:
 
 
 @dataclass(frozen=True)
-class EvalPlan:
+class EvalSetup:
     """Evaluation in the loop; without any set there is none.
 
     Attributes:
@@ -42,12 +42,12 @@ class EvalPlan:
         skipped: one line about the scorers that are not configured; "" if all are.
     """
 
-    sets: list[PictureSet]
+    sets: list[ImageSet]
     paths: dict[str, dict[str, Path]]
     skipped: str
 
 
-def plan_evaluation(config: EvalConfig) -> EvalPlan:
+def set_up_evaluation(config: EvalConfig) -> EvalSetup:
     """Check the evaluators' files and read their prompts.
 
     Diversity and preference share their pictures where they share the prompt file.
@@ -56,7 +56,7 @@ def plan_evaluation(config: EvalConfig) -> EvalPlan:
         ValueError: one line that names the flag and what to do.
     """
     if config.eval_every == 0:
-        return EvalPlan([], {}, "")
+        return EvalSetup([], {}, "")
     paths = check_scorer_paths(vars(config), IN_LOOP_SCORERS)
     missing = [f"{name} (--{REQUIREMENTS[name][0]})" for name in IN_LOOP_SCORERS if name not in paths]
     skipped = f"not scored in the loop, since not configured: {', '.join(missing)}" if missing else ""
@@ -73,13 +73,13 @@ def plan_evaluation(config: EvalConfig) -> EvalPlan:
         wanted = [("--div_prompts", config.div_prompts, config.num_div_seeds, diversity + preference)]
     limit = None if config.eval_prompts_limit == "all" else int(config.eval_prompts_limit)
     sets = [
-        PictureSet(_name(Path(file)), read_prompts(Path(file), flag)[:limit], count, scorers)
+        ImageSet(_name(Path(file)), read_prompts(Path(file), flag)[:limit], count, scorers)
         for flag, file, count, scorers in wanted
         if scorers
     ]
     for pictures in sets:
         check_total("num_div_seeds", len(pictures.prompts), pictures.num_samples)
-    return EvalPlan(sets, paths, skipped)
+    return EvalSetup(sets, paths, skipped)
 
 
 def _name(file: Path) -> str:

@@ -48,7 +48,7 @@ class Program:
             from dpdmd.evaluation.program_run import run
 
             run(job)
-            collectives.leave()
+            collectives.destroy_process_group()
         except ValueError as error:
             print(f"{self.name}: error: {one_line(error)}", file=sys.stderr)
             return 2
@@ -56,12 +56,12 @@ class Program:
             print(f"{self.name}: stopped: {one_line(error)}", file=sys.stderr)
             return 1
         except RuntimeError as error:
-            lost = collectives.lost_peer(error)
+            lost = collectives.lost_peer_message(error)
             if lost is None:
                 raise
             told = f"another process of this call is gone ({lost}); the same command goes on with the pictures made"
             print(f"{self.name}: stopped: {told}", file=sys.stderr)
-            collectives.abandon(1)
+            collectives.exit_without_peers(1)
             return 1
         return 0
 

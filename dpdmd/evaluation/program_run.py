@@ -17,7 +17,15 @@ from dpdmd.evaluation.program_job import PICTURES, Job
 from dpdmd.evaluation.scorer_checks import check_scorer_contents
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.evaluation.scoring import UNREADABLE, Report, Row, judge, metric_names, report, write_csv
+from dpdmd.evaluation.scoring import (
+    UNREADABLE,
+    ImageScores,
+    ScoreReport,
+    metric_names,
+    score_batch,
+    summarise_scores,
+    write_csv,
+)
 from dpdmd.sampling.image_folder import PictureFile, file_name, is_whole, keep_or_refuse, open_picture
 from dpdmd.sampling.load_model import find_model, load_sampler
 from dpdmd.sampling.sampler import batches_of
@@ -32,7 +40,7 @@ FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
 GRIDS, NUM_GRIDS = "grids", 32  # folder, and prompts whose pictures are also laid out in a grid
 
 
-def run(job: Job) -> Report:
+def run(job: Job) -> ScoreReport:
     """Do all of it, on every rank; rank 0 writes and tells.
 
     Raises:
@@ -52,7 +60,7 @@ def run(job: Job) -> Report:
         ]
     rows = _score(job, pictures, scorers, accelerator)
     metrics = metric_names(scorers)
-    result = report(collectives.gather(accelerator, rows), metrics, job.args.seed)
+    result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
             _write(job, result, metrics, settings)
@@ -109,7 +117,7 @@ def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterato
     """
     problem = None
     try:
-        with out_of_memory.told(advice):
+        with out_of_memory.message(advice):
             yield
     except (ValueError, OSError, MemoryError) as error:
         problem = error
@@ -118,12 +126,12 @@ def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterato
             raise found
 
 
-def _score(job: Job, pictures: list[PictureFile], scorers: list[Scorer], accelerator: Accelerator) -> list[Row]:
+def _score(job: Job, pictures: list[PictureFile], scorers: list[Scorer], accelerator: Accelerator) -> list[ImageScores]:
     """This rank's share of the pictures before every scorer; one that cannot be read is missing everywhere."""
     size = job.args.batch_size
     batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    rows: list[Row] = []
+    rows: list[ImageScores] = []
     for batch in tqdm(mine, desc="scoring", disable=not accelerator.is_main_process):
         samples, files = [], []
         for picture in batch:
@@ -132,12 +140,14 @@ def _score(job: Job, pictures: list[PictureFile], scorers: list[Scorer], acceler
                 files.append(str(picture.path))
             except ValueError as error:
                 missing = {scorer.name: None for scorer in scorers}
-                rows.append(Row(picture.key, picture.prompt, str(picture.path), missing, {UNREADABLE: str(error)}))
-        rows += judge(samples, scorers, files)
+                rows.append(
+                    ImageScores(picture.key, picture.prompt, str(picture.path), missing, {UNREADABLE: str(error)})
+                )
+        rows += score_batch(samples, scorers, files)
     return rows
 
 
-def _write(job: Job, result: Report, metrics: list[str], settings: dict[str, Any]) -> None:
+def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str, Any]) -> None:
     """The four files, a grid for each of the first prompts, and the line on the terminal."""
     write_csv(job.out / "per_image.csv", result.rows, metrics)
     summary = {
@@ -158,15 +168,15 @@ def _write(job: Job, result: Report, metrics: list[str], settings: dict[str, Any
     tell(f"\n{line}\n\n{job.out}")
 
 
-def table(job: Job, result: Report) -> str:
+def table(job: Job, result: ScoreReport) -> str:
     """A row of a LaTeX table, under a comment that names its columns."""
     name = latex_text(Path(job.args.images or job.args.model).name)
     cells = ["--" if value.mean is None else f"{value.mean:.3f}" for value in result.summaries.values()]
     return f"% {' & '.join(['model', *result.summaries])}\n{' & '.join([name, *cells])} \\\\"
 
 
-def _grids(job: Job, result: Report) -> None:
-    groups: dict[int, list[Row]] = {}
+def _grids(job: Job, result: ScoreReport) -> None:
+    groups: dict[int, list[ImageScores]] = {}
     for row in result.rows:
         if UNREADABLE not in row.notes:
             groups.setdefault(row.key[0], []).append(row)

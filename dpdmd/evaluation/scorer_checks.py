@@ -18,7 +18,7 @@ from dpdmd.models.checks.transformers_parts import (
     check_network,
     check_picture_processor,
     check_tokenizer,
-    told_in_one_line,
+    raise_as_value_error,
 )
 from dpdmd.models.weight_files import QUALITY
 
@@ -80,7 +80,7 @@ def _check_size(folder: Path, config: Any, size: tuple[int, int]) -> None:
 def _check_text(kind: str, folder: Path, length: int, vocabulary: int) -> None:
     """A tokenizer that pads to `length`, and knows no token that the network has not."""
     tokenizer = check_tokenizer(kind, folder)
-    with told_in_one_line(f"{folder}: its tokenizer does not pad to {length} tokens"):
+    with raise_as_value_error(f"{folder}: its tokenizer does not pad to {length} tokens"):
         tokenizer(["a picture"], padding="max_length", truncation=True, max_length=length)
     if len(tokenizer) > vocabulary:
         raise ValueError(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.models.weight_files import (
-    _check_model,
-    _need_picture_processor,
+    check_image_processor,
+    check_model_folder,
     check_pickle,
     require_folder,
     where_to_get,
@@ -35,8 +35,8 @@ def _check_vision(folder: Path) -> None:
     if is_open_clip(folder):
         read_json(folder / OPEN_CLIP_CONFIG)
     else:
-        _check_model(folder)
-        _need_picture_processor(folder)
+        check_model_folder(folder)
+        check_image_processor(folder)
 
 
 def _check_vision_and_text(folder: Path) -> None:
@@ -52,11 +52,11 @@ def _check_tokenizer(folder: Path) -> None:
 
 def _check_processor(folder: Path) -> None:
     _check_tokenizer(folder)
-    _need_picture_processor(folder)
+    check_image_processor(folder)
 
 
 def _check_chat_model(folder: Path) -> None:
-    _check_model(folder)
+    check_model_folder(folder)
     _check_processor(folder)
 
 
@@ -84,7 +84,7 @@ SOURCES = {
     "clip_path": Source(_check_vision, "openai/clip-vit-large-patch14"),
     "dino_path": Source(_check_vision, "facebook/dinov2-base", ("facebook/dinov3-vitl16-pretrain-lvd1689m",)),
     "pick_processor_path": Source(_check_processor, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
-    "pick_model_path": Source(_check_model, "yuvalkirstain/PickScore_v1"),
+    "pick_model_path": Source(check_model_folder, "yuvalkirstain/PickScore_v1"),
     "ir_model_path": Source(check_pickle, "zai-org/ImageReward"),
     "ir_med_config": Source(read_json, "zai-org/ImageReward"),
     "ir_tokenizer_path": Source(_check_tokenizer, "google-bert/bert-base-uncased"),

@@ -23,7 +23,7 @@ NOT_FINITE = "not finite"  # such a score is missing: one of them would make the
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageScores:
     """What is known of one picture.
 
     Attributes:
@@ -43,17 +43,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class ScoreReport:
     """One model's scores: metric -> summary, and every picture's row, in the order of their keys."""
 
     summaries: dict[str, Summary]
-    rows: list[Row]
+    rows: list[ImageScores]
 
 
-def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = ()) -> list[Row]:
+def score_batch(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = ()) -> list[ImageScores]:
     """One batch through every scorer; what a scorer that fails would have said is missing, with the reason kept."""
     rows = [
-        Row(sample.key, sample.prompt, file) for sample, file in zip(samples, files or [""] * len(samples), strict=True)
+        ImageScores(sample.key, sample.prompt, file)
+        for sample, file in zip(samples, files or [""] * len(samples), strict=True)
     ]
     for scorer in scorers if samples else ():  # no scorer needs to know what an empty batch looks like
         try:
@@ -66,7 +67,7 @@ def judge(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[
     return rows
 
 
-def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[Row]) -> None:
+def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[ImageScores]) -> None:
     if isinstance(scorer, FeatureScorer):
         for row, features in zip(rows, scorer.features(samples), strict=True):
             if features.isfinite().all():
@@ -82,13 +83,13 @@ def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[Row]) -> No
                 row.notes[scorer.name] = note
 
 
-def report(rows: Sequence[Row], metrics: Sequence[str], seed: int = 0) -> Report:
+def summarise_scores(rows: Sequence[ImageScores], metrics: Sequence[str], seed: int = 0) -> ScoreReport:
     """Compare each prompt's features, then summarise `metrics`; a prompt with one picture has no diversity.
 
     Rows come in any order, and a picture that two ranks made counts once.
     """
     finished = _with_diversity(sorted({row.key: row for row in rows}.values(), key=lambda row: row.key))
-    return Report(
+    return ScoreReport(
         {name: summarise(((row.key[0], row.values.get(name)) for row in finished), seed) for name in metrics}, finished
     )
 
@@ -98,9 +99,9 @@ def metric_names(scorers: Iterable[Scorer]) -> list[str]:
     return [name for scorer in scorers for name in (scorer.name, *getattr(scorer, "also", ()))]
 
 
-def _with_diversity(rows: Sequence[Row]) -> list[Row]:
+def _with_diversity(rows: Sequence[ImageScores]) -> list[ImageScores]:
     values = {row.key: dict(row.values) for row in rows}
-    groups: dict[tuple[str, int], list[Row]] = {}
+    groups: dict[tuple[str, int], list[ImageScores]] = {}
     for row in rows:
         for name in row.features:
             groups.setdefault((name, row.key[0]), []).append(row)
@@ -112,7 +113,7 @@ def _with_diversity(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, values=values[row.key], features={}) for row in rows]
 
 
-def write_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str]) -> None:
+def write_csv(path: Path, rows: Sequence[ImageScores], metrics: Sequence[str]) -> None:
     """One line a picture; a missing score is an empty cell, with its text in the last column."""
     text = io.StringIO()
     writer = csv.writer(text)

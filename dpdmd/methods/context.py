@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.methods.discriminator import Critic
+from dpdmd.methods.discriminator import DiscriminatorContext
 from dpdmd.methods.networks import Networks
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.models.noise_schedule import Schedule
@@ -37,7 +37,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class TurnResult:
+class LossResult:
     """What one turn computed on one micro-batch.
 
     Attributes:
@@ -52,7 +52,7 @@ class TurnResult:
 
 
 @dataclass(frozen=True)
-class Look:
+class ScorePredictions:
     """What both scores see in a noised sample: `z_t` at `sigma` [B], and the x0 that each predicts, [B, C, H, W]."""
 
     z_t: Tensor
@@ -62,7 +62,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Distillation:
+class DistillationContext:
     """All that a turn needs and that stays the same over a run.
 
     Attributes:
@@ -89,7 +89,7 @@ class Distillation:
     seed: int
     decoder: ImageDecoder | None = None
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
-    critic: Critic | None = None
+    critic: DiscriminatorContext | None = None
     stored_samples: Callable[[Sequence[int]], Tensor] | None = None
     kept_samples: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
@@ -138,13 +138,13 @@ class Distillation:
         return self.schedule.add_noise(x, noise, sigma), sigma, noise
 
     @torch.no_grad()
-    def look(self, batch: MicroBatch, x: Tensor) -> Look:
+    def look(self, batch: MicroBatch, x: Tensor) -> ScorePredictions:
         """Noise the sample `x` and let real and fake score say what it was."""
         z_t, sigma, _ = self.score_input(batch, x)
         x0_real = self.schedule.to_x0(z_t, self.teacher(batch.text)(z_t, sigma), sigma)
         fake = self.family.bind(self.networks.fake, batch.text)
         x0_fake = self.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
-        return Look(z_t, sigma, x0_real, x0_fake)
+        return ScorePredictions(z_t, sigma, x0_real, x0_fake)
 
     def teacher(self, text: TextEmbedding):
         """The guided teacher with its prompts bound."""

@@ -39,7 +39,7 @@ class Discriminator(nn.Module):
 
 
 @dataclass(frozen=True)
-class Critic:
+class DiscriminatorContext:
     """A discriminator with the network whose features it reads.
 
     Attributes:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from dpdmd.methods import losses
 from dpdmd.methods.anchor import anchor_target
-from dpdmd.methods.context import Distillation, MicroBatch, TurnResult
+from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 from dpdmd.sampling.rollout import Rollout
 
 
 @dataclass(frozen=True)
-class StudentTurn:
+class StudentRollout:
     """One micro-batch's roll-out with gradient, on which the student's terms work."""
 
     batch: MicroBatch
@@ -22,18 +22,18 @@ class StudentTurn:
 
 
 @dataclass(frozen=True)
-class FakeTurn:
+class FakeScoreBatch:
     """One micro-batch's student samples `x` [B, C, H, W] without gradient, on which the fake turn's terms work."""
 
     batch: MicroBatch
     x: Tensor
 
 
-Term = Callable[[Distillation, StudentTurn], TurnResult]
-FakeTerm = Callable[[Distillation, FakeTurn], TurnResult]
+Term = Callable[[DistillationContext, StudentRollout], LossResult]
+FakeTerm = Callable[[DistillationContext, FakeScoreBatch], LossResult]
 
 
-def dmd_term(run: Distillation, turn: StudentTurn) -> TurnResult:
+def dmd_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
     """DMD loss on x_theta: guided teacher against fake score, both without gradient (paper, section 3)."""
     x, seen = turn.rollout.x, run.look(turn.batch, turn.rollout.x.detach())
     dmd = losses.dmd_loss(x, seen.x0_real, seen.x0_fake, seen.z_t, run.config.dmd_normalizer)
@@ -42,10 +42,10 @@ def dmd_term(run: Distillation, turn: StudentTurn) -> TurnResult:
         "dmd_gradient_norm": dmd.gradient.flatten(1).norm(dim=1).mean(),
         "score_error_cosine": losses.score_error_cosine(x.detach(), seen.x0_real, seen.x0_fake),
     }
-    return TurnResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": seen.x0_real, "x0_fake": seen.x0_fake})
+    return LossResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": seen.x0_real, "x0_fake": seen.x0_fake})
 
 
-def diversity_term(run: Distillation, turn: StudentTurn) -> TurnResult:
+def diversity_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
     """lambda times the mean squared error of the student's first step to the teacher's anchor.
 
     In velocity (paper, section 4.1) or in x0 (appendix C): the schedule says which.
@@ -54,10 +54,10 @@ def diversity_term(run: Distillation, turn: StudentTurn) -> TurnResult:
     first = run.schedule.anchored(turn.eps, turn.rollout.first_prediction, run.student_sigmas[0])
     target = anchor_target(teacher, run.schedule, turn.eps, run.teacher_sigmas, config.k_anchor, config.anchor_steps)
     loss = losses.diversity_loss(first, target)
-    return TurnResult(run.config.div_weight * loss, {"loss_div": loss.detach()}, {})
+    return LossResult(run.config.div_weight * loss, {"loss_div": loss.detach()}, {})
 
 
-def perceptual_term(run: Distillation, turn: StudentTurn) -> TurnResult:
+def perceptual_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
     """Weighted perceptual distance of the student's pictures to the teacher's from the same noises and prompts.
 
     What the paper compares with as DMD-LPIPS (section 5.1), and DMD's regression loss, its pairs made on the fly. The
@@ -69,14 +69,14 @@ def perceptual_term(run: Distillation, turn: StudentTurn) -> TurnResult:
     def distance(of: Tensor, to: Tensor) -> Tensor:
         with torch.no_grad():
             target = decode(to)
-        return losses.with_gradient_of(of, lambda latent: run.perceptual(decode(latent), target).mean())
+        return losses.backprop_through_constant(of, lambda latent: run.perceptual(decode(latent), target).mean())
 
     loss = torch.stack([distance(x[i : i + 1], teacher[i : i + 1]) for i in range(len(x))]).mean()
     pictures = {"teacher": teacher}
-    return TurnResult(run.config.perceptual_weight * loss, {"loss_perceptual": loss.detach()}, pictures)
+    return LossResult(run.config.perceptual_weight * loss, {"loss_perceptual": loss.detach()}, pictures)
 
 
-def adversarial_term(run: Distillation, turn: StudentTurn) -> TurnResult:
+def adversarial_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
     """Weighted generator loss on noised student samples (DMD2, section 4.3); the discriminator gets no gradient."""
     critic, text = run.critic, turn.batch.text
 
@@ -84,20 +84,20 @@ def adversarial_term(run: Distillation, turn: StudentTurn) -> TurnResult:
         z_t, sigma = run.critic_input(turn.batch, x, "student")
         return losses.generator_loss(critic.heads(critic.features(run.family, z_t, sigma, text)))
 
-    loss = losses.with_gradient_of(turn.rollout.x, loss_of)
-    return TurnResult(run.config.gan_weight * loss, {"loss_gan": loss.detach()}, {})
+    loss = losses.backprop_through_constant(turn.rollout.x, loss_of)
+    return LossResult(run.config.gan_weight * loss, {"loss_gan": loss.detach()}, {})
 
 
-def fake_score_term(run: Distillation, turn: FakeTurn) -> TurnResult:
+def fake_score_term(run: DistillationContext, turn: FakeScoreBatch) -> LossResult:
     """Denoising of the fake score on student samples; no gradient reaches the student (paper, section 3)."""
     with torch.no_grad():
         z_t, sigma, noise = run.score_input(turn.batch, turn.x)
     prediction = run.family.bind(run.fake_forward, turn.batch.text)(z_t, sigma)
     loss = losses.fake_score_loss(prediction, run.schedule.target(turn.x, noise))
-    return TurnResult(loss, {"loss_fake": loss.detach()}, {"student": turn.x})
+    return LossResult(loss, {"loss_fake": loss.detach()}, {"student": turn.x})
 
 
-def discriminator_term(run: Distillation, turn: FakeTurn) -> TurnResult:
+def discriminator_term(run: DistillationContext, turn: FakeScoreBatch) -> LossResult:
     """Logistic loss of the discriminator on noised teacher and student samples of the same prompts and noises.
 
     The heads alone get gradient: their features are constants.
@@ -111,4 +111,4 @@ def discriminator_term(run: Distillation, turn: FakeTurn) -> TurnResult:
     real, fake = critic.heads_forward([torch.cat(pair) for pair in zip(*features, strict=True)]).chunk(2)
     loss = losses.discriminator_loss(real, fake)
     metrics = {"logit_real": real.detach().mean(), "logit_fake": fake.detach().mean()}
-    return TurnResult(loss, {"loss_discriminator": loss.detach(), **metrics}, {"teacher": samples["teacher"]})
+    return LossResult(loss, {"loss_discriminator": loss.detach(), **metrics}, {"teacher": samples["teacher"]})

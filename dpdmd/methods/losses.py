@@ -91,7 +91,7 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
 
 
-def with_gradient_of(x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+def backprop_through_constant(x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """loss(x), scalar, whose gradient with respect to `x` is there already: d loss / d x, as a constant.
 
     What `loss` runs through (a decoder, the fake score) gets no gradient, and its graph is gone before the student's

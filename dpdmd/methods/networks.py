@@ -32,7 +32,7 @@ class Networks:
 
 def blocks_owner(network: nn.Module) -> nn.Module:
     """The module that holds a network's blocks: itself, or of a role the base that it plays on."""
-    return network.base.network if isinstance(network, lora.Role) else network
+    return network.base.network if isinstance(network, lora.AdapterView) else network
 
 
 def load_networks(config: Config, family: Family, resumed_student: Path | None = None) -> Networks:
@@ -70,7 +70,9 @@ def recompute_blocks(network: nn.Module, family: Family, count: str) -> None:
     """
     blocks = family.feature_blocks(blocks_owner(network))
     keeping = set() if count == "all" else set(blocks[int(count) :])
-    again = network.base.checkpointed if isinstance(network, lora.Role) else partial(checkpoint, use_reentrant=False)
+    again = (
+        network.base.checkpointed if isinstance(network, lora.AdapterView) else partial(checkpoint, use_reentrant=False)
+    )
 
     def call(module: nn.Module, *arguments: Any) -> Any:
         return module(*arguments) if module in keeping else again(module, *arguments)

@@ -17,7 +17,7 @@ from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.models.checks.transformers_parts import check_network, check_picture_processor
 from dpdmd.models.loading import load_strict
 from dpdmd.models.weight_files import QUALITY, read_checkpoint, where_to_get
-from dpdmd.utils.text_files import in_short
+from dpdmd.utils.text_files import shorten_error
 
 # Pictures [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -95,7 +95,7 @@ def load_vgg_distance(name: str, folder: Path) -> nn.Module:
         given = {key: value for key, value in state.items() if value is not None}
         network.load_state_dict(given, strict=False, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the weights do not fit {name} ({in_short(error)})") from None
+        raise ValueError(f"the weights do not fit {name} ({shorten_error(error)})") from None
     return network.float()  # whatever the files' numbers are
 
 

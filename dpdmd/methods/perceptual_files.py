@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from dpdmd.models.weight_files import _check_model, _need_picture_processor, check_pickle, require_folder, where_to_get
+from dpdmd.models.weight_files import (
+    check_image_processor,
+    check_model_folder,
+    check_pickle,
+    require_folder,
+    where_to_get,
+)
 
 # What --perceptual_path must hold for lpips and dists, under the names of its publishers (torchvision, pyiqa).
 IMAGENET_VGG = "vgg16-397923af.pth"
@@ -26,7 +32,7 @@ def check_perceptual(name: str, folder: Path) -> None:
             hint = "get it from https://huggingface.co/chaofengc/IQA-PyTorch-Weights"
             check_pickle(folder / PERCEPTUAL_FILES[name])
         else:
-            _check_model(folder)
-            _need_picture_processor(folder)
+            check_model_folder(folder)
+            check_image_processor(folder)
     except (ValueError, OSError) as error:
         raise ValueError(f"--perceptual_path {folder}: {error}; {hint}") from None

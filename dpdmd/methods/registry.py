@@ -17,7 +17,7 @@ from dpdmd.methods.loss_terms import (
     fake_score_term,
     perceptual_term,
 )
-from dpdmd.methods.update_schedule import is_student_turn
+from dpdmd.methods.update_schedule import is_student_update
 
 STUDENT, FAKE, DISCRIMINATOR = "student", "fake", "discriminator"  # what is trained; the first two name turns as well
 
@@ -53,18 +53,18 @@ METHODS = {
 }
 
 
-def trained(config: MethodConfig) -> tuple[str, ...]:
+def trained_networks(config: MethodConfig) -> tuple[str, ...]:
     """Names of all that the method trains."""
     return (STUDENT, FAKE, *METHODS[config.method].trained_with_fake)
 
 
-def trained_in(step: int, config: MethodConfig) -> tuple[str, ...]:
+def networks_of_update(step: int, config: MethodConfig) -> tuple[str, ...]:
     """Names of what update `step` trains; the first gives the turn its name."""
-    if is_student_turn(step, config):
+    if is_student_update(step, config):
         return (STUDENT,)
     return (FAKE, *METHODS[config.method].trained_with_fake)
 
 
-def works_on_pool(step: int, config: MethodConfig) -> bool:
+def uses_sample_pool(step: int, config: MethodConfig) -> bool:
     """Whether update `step` takes its prompts and start noises from the pool of teacher samples."""
-    return bool(config.teacher_cache_size) and METHODS[config.method].paired_turn == trained_in(step, config)[0]
+    return bool(config.teacher_cache_size) and METHODS[config.method].paired_turn == networks_of_update(step, config)[0]

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.methods.context import Distillation, MicroBatch, TurnResult
-from dpdmd.methods.loss_terms import FakeTurn, StudentTurn, diversity_term
+from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
+from dpdmd.methods.loss_terms import FakeScoreBatch, StudentRollout, diversity_term
 from dpdmd.methods.registry import METHODS
 from dpdmd.sampling.rollout import rollout
 from dpdmd.utils import rng
 
 
 @dataclass(frozen=True)
-class Route:
+class RolloutOptions:
     """How the student is rolled out: the arguments of `rollout`."""
 
     detach_first_step: bool
@@ -23,14 +23,14 @@ class Route:
     jump_at: int | None
 
 
-def detaches(config: MethodConfig) -> bool:
+def detaches_first_step(config: MethodConfig) -> bool:
     """Whether the latent is detached after step 1: what the flag says, else the method."""
     if config.detach_first_step is None:
         return METHODS[config.method].detach_first_step
     return config.detach_first_step
 
 
-def route(config: MethodConfig, seed: int, step: int) -> Route:
+def rollout_options(config: MethodConfig, seed: int, step: int) -> RolloutOptions:
     """The roll-out of update `step`: which steps keep gradient, and where it ends.
 
     A loss on the sample may reach all steps, or those after the first where the latent is detached there. Of them
@@ -38,7 +38,7 @@ def route(config: MethodConfig, seed: int, step: int) -> Route:
     first prediction keeps gradient as well where the diversity loss asks for it. A function of the step alone, so the
     same on every rank and in every micro-batch: ranks with other graphs would wait for each other for ever.
     """
-    reached = range(int(detaches(config)), config.stu_inference_steps)
+    reached = range(int(detaches_first_step(config)), config.stu_inference_steps)
     first = {0} if diversity_term in METHODS[config.method].terms else set()
     kept, jump_at = set(reached), None
     if config.rollout == "dmd2":
@@ -47,16 +47,16 @@ def route(config: MethodConfig, seed: int, step: int) -> Route:
     elif config.grad_steps != "all":
         kept = {reached[-1] if config.grad_steps == "last" else _one_of(reached, seed, "gradient step", step)}
     # A first prediction that is kept for the diversity loss alone is out of the sample's reach.
-    return Route(0 not in kept, frozenset(kept | first), jump_at)
+    return RolloutOptions(0 not in kept, frozenset(kept | first), jump_at)
 
 
 def _one_of(steps: Sequence[int], seed: int, purpose: str, step: int) -> int:
     return steps[int(rng.integers_per_sample(len(steps), seed, purpose, step, [0]))]
 
 
-def roll_out(run: Distillation, batch: MicroBatch) -> StudentTurn:
+def roll_out_student(run: DistillationContext, batch: MicroBatch) -> StudentRollout:
     """The student's roll-out with gradient, along the route of its step."""
-    eps, way = run.start_noise(batch), route(run.config, run.seed, batch.rollout_step)
+    eps, way = run.start_noise(batch), rollout_options(run.config, run.seed, batch.rollout_step)
     student = run.family.bind(run.student_forward, batch.text)
     rolled = rollout(
         student,
@@ -67,11 +67,11 @@ def roll_out(run: Distillation, batch: MicroBatch) -> StudentTurn:
         gradient_steps=way.gradient_steps,
         jump_at=way.jump_at,
     )
-    return StudentTurn(batch, eps, rolled)
+    return StudentRollout(batch, eps, rolled)
 
 
 @torch.no_grad()
-def student_samples(run: Distillation, batch: MicroBatch) -> Tensor:
+def student_samples(run: DistillationContext, batch: MicroBatch) -> Tensor:
     """What the student makes of the batch, [B, C, H, W]; kept for the fake turns that share this roll-out.
 
     The student does not change between them, so one that is resumed between two of them makes the same again.
@@ -80,7 +80,7 @@ def student_samples(run: Distillation, batch: MicroBatch) -> Tensor:
     if key in run.kept_samples:
         return run.kept_samples[key]
     student = run.family.bind(run.networks.student, batch.text)
-    jump_at = route(run.config, run.seed, batch.rollout_step).jump_at
+    jump_at = rollout_options(run.config, run.seed, batch.rollout_step).jump_at
     x = rollout(student, run.schedule, run.start_noise(batch), run.student_sigmas, jump_at=jump_at).x
     if run.config.fake_rollout_reuse > 1:
         for old in [kept for kept in run.kept_samples if kept[0] != batch.rollout_step]:
@@ -89,24 +89,24 @@ def student_samples(run: Distillation, batch: MicroBatch) -> Tensor:
     return x
 
 
-def _sum(results: Sequence[TurnResult]) -> TurnResult:
+def _sum(results: Sequence[LossResult]) -> LossResult:
     """One loss of several; what they name alike is the same."""
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     pictures = {name: value for result in results for name, value in result.pictures.items()}
-    return TurnResult(torch.stack([result.loss for result in results]).sum(), metrics, pictures)
+    return LossResult(torch.stack([result.loss for result in results]).sum(), metrics, pictures)
 
 
-def student_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
+def student_loss(run: DistillationContext, batch: MicroBatch) -> LossResult:
     """Roll the student out with gradient and sum the method's terms."""
-    turn = roll_out(run, batch)
+    turn = roll_out_student(run, batch)
     result = _sum([term(run, turn) for term in METHODS[run.config.method].terms])
-    return TurnResult(result.loss, {"loss_student": result.loss.detach(), **result.metrics}, result.pictures)
+    return LossResult(result.loss, {"loss_student": result.loss.detach(), **result.metrics}, result.pictures)
 
 
-def fake_turn(run: Distillation, batch: MicroBatch) -> TurnResult:
+def fake_score_loss(run: DistillationContext, batch: MicroBatch) -> LossResult:
     """Show student samples to the fake score, and to what learns with it.
 
     Each term's gradient is its own network's alone, so that their sum trains each as if it were by itself.
     """
-    turn = FakeTurn(batch, student_samples(run, batch))
+    turn = FakeScoreBatch(batch, student_samples(run, batch))
     return _sum([term(run, turn) for term in METHODS[run.config.method].fake_terms])

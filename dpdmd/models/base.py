@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.sampling_defaults import SamplingDefaults
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ImageDecoder(ABC):
         return self.decode_with_gradient(latents).clamp(0, 1)
 
 
-class RestingDecoder(ImageDecoder):
+class OffloadedDecoder(ImageDecoder):
     """A decoder that waits on the CPU between uses and decodes one picture at a time: less memory, more copies.
 
     For pictures without gradient: a backward pass would find its weights gone.
@@ -118,14 +118,18 @@ class Family(ABC):
         """One network call: z [B, C, H, W] and sigma [B] fp32 in, the prediction [B, C, H, W] fp32 out."""
 
     @abstractmethod
-    def export(self, folder: Path, network_state: dict[str, Tensor], source: Path, note: Note, *, copy: bool) -> None:
+    def export(
+        self, folder: Path, network_state: dict[str, Tensor], source: Path, note: SamplingDefaults, *, copy: bool
+    ) -> None:
         """Write a complete pipeline folder: the network from `network_state`, all else from `source`, and `note`.
 
         With `copy` false the unchanged parts are symbolic links to `source`.
         """
 
     @abstractmethod
-    def export_lora(self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: Note) -> None:
+    def export_lora(
+        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: SamplingDefaults
+    ) -> None:
         """Write a LoRA of `source`'s network that diffusers loads, its twin for ComfyUI, the scheduler, and `note`.
 
         `state` has the adapter's weights under their layers' names (`lora.Role.state_dict`).

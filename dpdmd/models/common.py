@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dpdmd.models.base import ImageDecoder
 from dpdmd.models.layout import LORA_WEIGHTS, Layout
 from dpdmd.models.loading import load_part
-from dpdmd.utils.text_files import in_short, read_json
+from dpdmd.utils.text_files import read_json, shorten_error
 
 
 def quieten_libraries() -> None:
@@ -90,4 +90,4 @@ def attach_lora(
     try:
         network.load_lora_adapter(state, prefix=part, metadata=metadata)
     except RuntimeError as error:
-        raise ValueError(f"{folder / LORA_WEIGHTS} does not fit the network ({in_short(error)})") from None
+        raise ValueError(f"{folder / LORA_WEIGHTS} does not fit the network ({shorten_error(error)})") from None

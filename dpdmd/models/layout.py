@@ -11,9 +11,9 @@ from typing import Any
 
 from dpdmd.models.activation_memory import CallMemory, CallShape
 from dpdmd.models.noise_schedule import Schedule
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, read_weights_header
-from dpdmd.utils.text_files import holding_what_is_expected, read_json
+from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 
@@ -55,7 +55,7 @@ class Layout:
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
     needed: tuple[str, ...]
     schedule: Callable[[Path], Schedule]
-    note: Note
+    note: SamplingDefaults
     lora_targets: tuple[str, ...]
     fixed_text: bool = False
     factor: int | None = None
@@ -95,7 +95,7 @@ class Layout:
         diffusers = part in (self.network, "vae")
         return read_weights_header(folder / part, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
 
-    def text_length(self, folder: Path, asked: int | None, note: Note) -> int:
+    def text_length(self, folder: Path, asked: int | None, note: SamplingDefaults) -> int:
         """Tokens of a prompt: those asked for, else what the note says, unless the folder's tokenizer decides.
 
         Raises:
@@ -196,5 +196,5 @@ def _clip_tokens(folder: Path, default: int) -> int:
     """Tokens of a prompt, by the first tokenizer's own configuration."""
     path = folder / "tokenizer" / "tokenizer_config.json"
     said = read_json(path)
-    with holding_what_is_expected(path):
+    with expecting_mapping_keys(path):
         return int(said.get("model_max_length", default))

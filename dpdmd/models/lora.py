@@ -35,7 +35,7 @@ def peft_config(adapter: Adapter) -> "LoraConfig":
     return LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets))
 
 
-class SharedBase:
+class SharedBaseModel:
     """The frozen network, and whose adapter it runs with at the moment (None: its own weights alone)."""
 
     def __init__(self, network: nn.Module):
@@ -93,14 +93,14 @@ class SharedBase:
         )
 
 
-class Role(nn.Module):
+class AdapterView(nn.Module):
     """A shared base seen as one network: called as the base is, and holding its adapter's parameters alone.
 
     Whoever trains, saves, counts or averages a Role's parameters therefore means the adapter; those of the base belong
     to no Role.
     """
 
-    def __init__(self, base: SharedBase, name: str | None):
+    def __init__(self, base: SharedBaseModel, name: str | None):
         super().__init__()
         self.base, self.name = base, name
         for path, parameter in base.weights(name) if name else ():
@@ -128,15 +128,17 @@ def _plant(root: nn.Module, path: str, parameter: nn.Parameter) -> None:
     root.register_parameter(last, parameter)
 
 
-def share(network: nn.Module, student: Adapter, fake: Adapter, seed: int) -> tuple[Role, Role, Role]:
+def share(
+    network: nn.Module, student: Adapter, fake: Adapter, seed: int
+) -> tuple[AdapterView, AdapterView, AdapterView]:
     """Teacher, student and fake score on one base, which is frozen as it is; both adapters start as no change."""
-    base = SharedBase(network.requires_grad_(False))
+    base = SharedBaseModel(network.requires_grad_(False))
     base.add(STUDENT, student, seed)
     base.add(FAKE, fake, seed)
     for name in (STUDENT, FAKE):
         for _, parameter in base.weights(name):
             parameter.requires_grad_(True)  # injecting the second switched the first off
-    return Role(base, None), Role(base, STUDENT), Role(base, FAKE)
+    return AdapterView(base, None), AdapterView(base, STUDENT), AdapterView(base, FAKE)
 
 
 def for_comfyui(state: dict[str, Tensor], alpha: float, prefix: str) -> dict[str, Tensor]:

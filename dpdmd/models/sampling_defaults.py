@@ -10,11 +10,11 @@ from typing import Any
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
 from dpdmd.utils.text_files import read_json
 
-NOTE = "dpdmd.json"  # beside model_index.json
+DEFAULTS_FILE = "dpdmd.json"  # beside model_index.json
 
 
 @dataclass(frozen=True)
-class Note:
+class SamplingDefaults:
     """How a folder wants to be sampled: what its family's layout says, unless its `dpdmd.json` says otherwise.
 
     Attributes:
@@ -36,7 +36,7 @@ class Note:
 
     def write(self, folder: Path) -> None:
         """Save beside the pipeline; diffusers passes over files it does not know."""
-        (folder / NOTE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        (folder / DEFAULTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def _is_count(value: Any) -> bool:
@@ -54,7 +54,7 @@ def _is_grid(value: Any, steps: int) -> bool:
     return value[-1] == 0 and all(above > below for above, below in pairwise(value))
 
 
-def _check(note: Note) -> None:
+def _check(note: SamplingDefaults) -> None:
     """Compare a note's values with what they must be: a file may hold anything.
 
     Raises:
@@ -75,20 +75,20 @@ def _check(note: Note) -> None:
         raise ValueError(f"sigmas must be null or {note.steps + 1} numbers (steps + 1) that fall strictly to 0")
 
 
-def read_note(folder: Path, default: Note) -> Note:
+def read_sampling_defaults(folder: Path, default: SamplingDefaults) -> SamplingDefaults:
     """The folder's note, or `default`, its family's.
 
     Raises:
         ValueError: the note is unreadable, or holds unknown entries or values that cannot be.
     """
-    path = folder / NOTE
+    path = folder / DEFAULTS_FILE
     try:
         if not path.exists():
             return default
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        note = Note(**read_json(path))
+        note = SamplingDefaults(**read_json(path))
     except TypeError as error:
         raise ValueError(f"{path}: not of this version ({error})") from None
     try:

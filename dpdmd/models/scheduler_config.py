@@ -6,7 +6,7 @@ from typing import Any
 from dpdmd.utils.text_files import read_json
 
 
-def _read(folder: Path, scheduler: str) -> tuple[Path, dict[str, Any]]:
+def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str, Any]]:
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path)
     if config.get("_class_name") != scheduler:

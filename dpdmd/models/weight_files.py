@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpdmd.utils.text_files import in_short, read_json, require_regular
+from dpdmd.utils.text_files import read_json, require_regular, shorten_error
 
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # what the libraries call a weights file
 Shape = tuple[int, ...]
@@ -227,7 +227,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises whatever the broken pickle led to
         if "weights_only" in str(error).lower():
             raise ValueError(f"{path} holds more than tensors, and running it could do anything: refused") from None
-        raise ValueError(f"{path} is no checkpoint ({in_short(error)})") from None
+        raise ValueError(f"{path} is no checkpoint ({shorten_error(error)})") from None
     state = state.get("params", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict")
@@ -237,15 +237,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 QUALITY = "pip install -e '.[quality]' first"  # pyiqa
 
 
-_PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
-def _need_picture_processor(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in _PICTURE_PROCESSORS):
-        raise ValueError(f"{folder / _PICTURE_PROCESSORS[0]} is missing")
+def check_image_processor(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in IMAGE_PROCESSORS):
+        raise ValueError(f"{folder / IMAGE_PROCESSORS[0]} is missing")
 
 
-def _check_model(folder: Path) -> None:
+def check_model_folder(folder: Path) -> None:
     require_folder(folder)
     read_json(folder / "config.json")
     read_weights_header(folder)

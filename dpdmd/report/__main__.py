@@ -3,11 +3,11 @@
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.report")
+    signals.install_exit_handlers("dpdmd.report")
 
 import sys
 
 from dpdmd.report.cli import main
 
 if __name__ == "__main__":
-    sys.exit(signals.done(main()))
+    sys.exit(signals.final_status(main()))

@@ -31,7 +31,7 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
         network = merged(network)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with signals.unfinished(temporary):
+    with signals.delete_on_failure(temporary):
         note = replace(model.note, base=None)
         family.export(temporary, dict(network.state_dict()), model.folder, note, copy=True)
         os.replace(temporary, out)

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
         OSError: they cannot be written.
         MemoryError: the device has too little.
     """
-    with out_of_memory.told("lower --batch_size, --height or --width, or give --bf16"):
+    with out_of_memory.message("lower --batch_size, --height or --width, or give --bf16"):
         return _run(args, prompts)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.text_files import in_short, read_json
+from dpdmd.utils.text_files import read_json, shorten_error
 
 MANIFEST = "pictures.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")
@@ -44,7 +44,7 @@ def open_picture(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             return _as_seen(picture)
     except Exception as error:  # Pillow raises whatever the broken file led to
-        raise ValueError(f"{path} is no whole picture ({in_short(error)})") from None
+        raise ValueError(f"{path} is no whole picture ({shorten_error(error)})") from None
 
 
 def _as_seen(picture: Image.Image) -> Image.Image:

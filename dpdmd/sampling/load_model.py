@@ -10,13 +10,13 @@ from dpdmd.models.base import Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import LORA_WEIGHTS, Layout
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
-from dpdmd.models.sampling_defaults import Note, read_note
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import check_weights, read_checkpoint, read_header
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
-from dpdmd.utils.text_files import in_short
+from dpdmd.utils.text_files import shorten_error
 
-STUDENT_NOTE = Note(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
+STUDENT_DEFAULTS = SamplingDefaults(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Model:
     """
 
     folder: Path
-    note: Note
+    note: SamplingDefaults
     state_dict: Path | None = None
     lora: Path | None = None
 
@@ -59,13 +59,13 @@ def _find(path: Path, base_model: Path | None) -> Model:
             raise ValueError(f"--model {path}: no such file")
         if base_model is None:
             raise ValueError(f"--model {path}: is a network alone; give the pipeline it is of as --base_model")
-        return Model(base_model, STUDENT_NOTE, state_dict=path)
+        return Model(base_model, STUDENT_DEFAULTS, state_dict=path)
     places = [path, path / STUDENT, path / LORA]
     if latest := RunFolder.of(path).latest():
         places += [latest / STUDENT, latest / LORA]
     for place in places:
         if (place / "model_index.json").is_file():
-            return Model(place, read_note(place, LAYOUTS[family_of(place)].note))
+            return Model(place, read_sampling_defaults(place, LAYOUTS[family_of(place)].note))
         if (place / LORA_WEIGHTS).is_file():
             return _with_base(place, base_model)
     raise ValueError(
@@ -76,7 +76,7 @@ def _find(path: Path, base_model: Path | None) -> Model:
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
     """A LoRA with the pipeline that it changes: `base_model`, or what its note says."""
-    note = read_note(lora, STUDENT_NOTE)
+    note = read_sampling_defaults(lora, STUDENT_DEFAULTS)
     read_header(lora / LORA_WEIGHTS)
     base = base_model or (Path(note.base) if note.base else None)
     if base is None or not base.is_dir():
@@ -134,7 +134,9 @@ def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
         try:
             network.load_state_dict(read_checkpoint(model.state_dict), strict=True)
         except RuntimeError as error:
-            raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({in_short(error)})") from None
+            raise ValueError(
+                f"--model {model.state_dict}: does not fit {model.folder} ({shorten_error(error)})"
+            ) from None
     if model.lora:
         family.load_lora(network, model.lora)
     return network

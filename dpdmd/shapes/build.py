@@ -6,7 +6,7 @@
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.shapes.build")
+    signals.install_exit_handlers("dpdmd.shapes.build")
 
 import argparse
 import logging
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes.autoencoder import train_autoencoder
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import ONE_OBJECT, PAIRS, train_teacher
@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.info("autoencoder after %.0f s", time.perf_counter() - started)
     pipe = train_teacher(vae, args.seed, recipe, start)
     pipe.save_pretrained(out, safe_serialization=True)
-    Note(steps=30, guidance_scale=GUIDANCE_SCALE, max_sequence_length=MAX_LENGTH).write(out)
+    SamplingDefaults(steps=30, guidance_scale=GUIDANCE_SCALE, max_sequence_length=MAX_LENGTH).write(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     logger.info("%s: %.1f MB after %.0f s", out, size, time.perf_counter() - started)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(signals.done(main()))
+    sys.exit(signals.final_status(main()))

@@ -7,7 +7,7 @@
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.shapes.measure")
+    signals.install_exit_handlers("dpdmd.shapes.measure")
 
 import argparse
 import json
@@ -188,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(signals.done(main()))
+    sys.exit(signals.final_status(main()))

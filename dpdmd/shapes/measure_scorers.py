@@ -3,7 +3,7 @@
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    signals.answer("dpdmd.shapes.measure_scorers")
+    signals.install_exit_handlers("dpdmd.shapes.measure_scorers")
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from dpdmd.evaluation.diversity import diversity_per_picture
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
-from dpdmd.evaluation.scoring import judge
+from dpdmd.evaluation.scoring import score_batch
 from dpdmd.shapes.oracle import read_pictures
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 from dpdmd.utils.atomic_files import write_text
@@ -70,7 +70,7 @@ def pair_accuracy(scorer: Scorer, count: int = NUM_PAIRS) -> float:
             continue  # true of both
         for scene, side in ((right, better), (wrong, worse)):
             side.append(Sample(pictures_of([scene])[0], caption(named), (len(side), 0)))
-    values = [[row.values[scorer.name] for row in judge(side, [scorer])] for side in (better, worse)]
+    values = [[row.values[scorer.name] for row in score_batch(side, [scorer])] for side in (better, worse)]
     return float(np.mean([a > b for a, b in zip(*values, strict=True)]))
 
 
@@ -83,7 +83,7 @@ def retrieval(scorer: Scorer, count: int = 48) -> float:
     captions = list(scenes)[:count]
     right = 0
     for picture, own in zip(pictures_of([scenes[c] for c in captions]), captions, strict=True):
-        rows = judge([Sample(picture, text, (0, i)) for i, text in enumerate(captions)], [scorer])
+        rows = score_batch([Sample(picture, text, (0, i)) for i, text in enumerate(captions)], [scorer])
         right += captions[int(np.argmax([row.values[scorer.name] for row in rows]))] == own
     return right / count
 
@@ -129,7 +129,7 @@ def agreement_with_oracle(scorer: Scorer, sets: list[list[Scene]]) -> float:
     """Rank correlation, over sets of graded variety, of the scorer's diversity with the oracle's entropy."""
     diversities = []
     for scenes in tqdm(sets, desc=scorer.name):
-        rows = judge([Sample(p, "", (0, i)) for i, p in enumerate(pictures_of(scenes))], [scorer])
+        rows = score_batch([Sample(p, "", (0, i)) for i, p in enumerate(pictures_of(scenes))], [scorer])
         diversities.append(np.mean(diversity_per_picture(torch.stack([row.features[scorer.name] for row in rows]))))
     return spearman(diversities, [oracle_entropy(scenes) for scenes in sets])
 
@@ -159,4 +159,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(signals.done(main()))
+    sys.exit(signals.final_status(main()))

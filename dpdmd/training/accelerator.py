@@ -7,9 +7,9 @@ from accelerate.utils import DistributedType, set_seed
 
 from dpdmd.config import Config
 from dpdmd.distributed.launch_env import read_launch
-from dpdmd.methods.registry import DISCRIMINATOR, trained
+from dpdmd.methods.registry import DISCRIMINATOR, trained_networks
 from dpdmd.utils.precision import set_cuda_arithmetic
-from dpdmd.utils.text_files import in_short
+from dpdmd.utils.text_files import shorten_error
 
 
 def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
@@ -24,7 +24,9 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
             mixed_precision="no", gradient_accumulation_steps=1, log_with=tracker, project_dir=tracker_folder
         )
     except (AssertionError, ImportError, RuntimeError) as error:  # a port that is taken, a backend that is not there
-        raise ValueError(f"the launch: accelerate does not start ({type(error).__name__}: {in_short(error)})") from None
+        raise ValueError(
+            f"the launch: accelerate does not start ({type(error).__name__}: {shorten_error(error)})"
+        ) from None
     launched = read_launch().processes
     if launched != accelerator.num_processes:
         raise ValueError(
@@ -55,7 +57,7 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
         )
     if config.optim.optimizer == "adamw_8bit" and accelerator.distributed_type is DistributedType.FSDP:
         raise ValueError("--optimizer adamw_8bit: its state cannot be sharded; launch without FSDP, or give adamw")
-    if DISCRIMINATOR in trained(config.method) and accelerator.distributed_type is DistributedType.FSDP:
+    if DISCRIMINATOR in trained_networks(config.method) and accelerator.distributed_type is DistributedType.FSDP:
         raise ValueError(
             "--method dmd_gan: the launch is FSDP, whose sharded blocks give no features and no gradient to a sample "
             "alone; use scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"

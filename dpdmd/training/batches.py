@@ -58,7 +58,7 @@ class Batches:
 
     def _entries(self, step: int, samples: Sequence[int]) -> list[int] | None:
         """Which of the pool of teacher samples these samples of a step are; None in a turn that has new ones."""
-        if not registry.works_on_pool(step, self.config.method):
+        if not registry.uses_sample_pool(step, self.config.method):
             return None
         return self._of_step(range(len(self._pool)), step, samples)
 

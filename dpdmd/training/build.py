@@ -14,25 +14,25 @@ from dpdmd.data.teacher_sample_cache import StoredSamples
 from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.methods import registry
-from dpdmd.methods.context import Distillation
-from dpdmd.methods.discriminator import Critic, Discriminator, choose_blocks, token_widths
+from dpdmd.methods.context import DistillationContext
+from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
 from dpdmd.methods.perceptual import load_perceptual
 from dpdmd.methods.registry import DISCRIMINATOR, FAKE, STUDENT
-from dpdmd.models.base import Family, ImageDecoder, RestingDecoder, TextEncoder
+from dpdmd.models.base import Family, ImageDecoder, OffloadedDecoder, TextEncoder
 from dpdmd.models.registry import family_class
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training import checkpoint, optimizer_state
 from dpdmd.training.ema import MovingAverage
 from dpdmd.training.optimizers import make_optimizer
-from dpdmd.training.preflight import Plan
-from dpdmd.training.step import Trained
+from dpdmd.training.preflight import RunSetup
+from dpdmd.training.step import TrainedNetwork
 from dpdmd.utils.logging import logger
 
 
 @dataclass(frozen=True)
-class Assembly:
+class TrainingState:
     """All that a trainer works with.
 
     Attributes:
@@ -41,15 +41,15 @@ class Assembly:
         evaluation: None where no scorer is configured.
     """
 
-    trained: dict[str, Trained]
+    trained: dict[str, TrainedNetwork]
     average: MovingAverage | None
-    run: Distillation
+    run: DistillationContext
     text_encoder: TextEncoder
     decoder: ImageDecoder
     evaluation: InLoopEvaluation | None
 
 
-def assemble(plan: Plan, accelerator: Any) -> Assembly:
+def build_training_state(plan: RunSetup, accelerator: Any) -> TrainingState:
     """Load everything, where the plan's checkpoint left it.
 
     Raises:
@@ -62,7 +62,7 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     # Text comes first: with a cache its encoders are gone before the networks need their memory.
     text_encoder = _load_text_encoder(plan, accelerator, family)
     # One count on all ranks, though each asked its own device: sharded blocks gather where they are recomputed.
-    config.optim.recomputed_blocks = collectives.from_main(accelerator, config.optim.recomputed_blocks)
+    config.optim.recomputed_blocks = collectives.broadcast_from_main(accelerator, config.optim.recomputed_blocks)
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
     if config.optim.shard_teacher:
         sharding.shard_frozen(networks.teacher, family.block_classes)
@@ -72,10 +72,10 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
     }
     decoder = family.load_image_decoder(teacher_folder)
     if config.optim.offload_vae:
-        decoder = RestingDecoder(decoder, accelerator.device)
+        decoder = OffloadedDecoder(decoder, accelerator.device)
     schedule = family.load_schedule(teacher_folder)
     unwrap = accelerator.unwrap_model
-    run = Distillation(
+    run = DistillationContext(
         config=config.method,
         family=family,
         schedule=schedule,
@@ -86,9 +86,9 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
         latent_shape=decoder.latent_shape(config.data.height, config.data.width),
         seed=config.run.seed,
         decoder=decoder,
-        **Distillation.grids(config.method, schedule, accelerator.device),
+        **DistillationContext.grids(config.method, schedule, accelerator.device),
     )
-    if DISCRIMINATOR in registry.trained(config.method):
+    if DISCRIMINATOR in registry.trained_networks(config.method):
         trained[DISCRIMINATOR], critic = _load_critic(plan, accelerator, run)
         run = replace(run, critic=critic)
     if path := config.method.perceptual_path:
@@ -98,10 +98,10 @@ def assemble(plan: Plan, accelerator: Any) -> Assembly:
         run = replace(run, stored_samples=_store_samples(plan, accelerator, run, text_encoder))
     average = _load_average(plan, family, trained[STUDENT]) if config.optim.ema_decay is not None else None
     evaluation = _load_evaluation(plan, accelerator, run, text_encoder, decoder) if plan.evaluation.sets else None
-    return Assembly(trained, average, run, text_encoder, decoder, evaluation)
+    return TrainingState(trained, average, run, text_encoder, decoder, evaluation)
 
 
-def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEncoder:
+def _load_text_encoder(plan: RunSetup, accelerator: Any, family: Family) -> TextEncoder:
     """The teacher's text encoders, or with `--cache_text_embeddings` what they said."""
     data, folder, no_t5 = plan.config.data, Path(plan.config.model.teacher_id), plan.config.model.no_t5
 
@@ -127,7 +127,7 @@ def _load_text_encoder(plan: Plan, accelerator: Any, family: Family) -> TextEnco
     )
 
 
-def _prepare(plan: Plan, accelerator: Any, name: str, network: nn.Module, lr: float) -> Trained:
+def _prepare(plan: RunSetup, accelerator: Any, name: str, network: nn.Module, lr: float) -> TrainedNetwork:
     """One trained network in its topology, it and its optimizer as the checkpoint has them.
 
     The student's weights are there already: its checkpoint is its export.
@@ -140,20 +140,22 @@ def _prepare(plan: Plan, accelerator: Any, name: str, network: nn.Module, lr: fl
         saved = checkpoint.load_state(plan.checkpoint, f"{checkpoint.OPTIMIZER}{name}")
         optimizer_state.restore_optimizer_state(network, optimizer, saved)
     updates = plan.progress.updates[name] if plan.progress else 0
-    return Trained(network, optimizer, list(network.parameters()), lr, updates)
+    return TrainedNetwork(network, optimizer, list(network.parameters()), lr, updates)
 
 
-def _load_critic(plan: Plan, accelerator: Any, run: Distillation) -> tuple[Trained, Critic]:
+def _load_critic(
+    plan: RunSetup, accelerator: Any, run: DistillationContext
+) -> tuple[TrainedNetwork, DiscriminatorContext]:
     """The discriminator on some blocks of the network that `--gan_features` names."""
     network = getattr(run.networks, run.config.gan_features)
     blocks = choose_blocks(run.family, blocks_owner(network))
     widths = token_widths(run.family, network, blocks, run.null, run.latent_shape)
     discriminator = Discriminator(widths, run.seed).to(accelerator.device)
     trained = _prepare(plan, accelerator, DISCRIMINATOR, discriminator, plan.config.optim.lr_discriminator)
-    return trained, Critic(accelerator.unwrap_model(trained.network), trained.network, network, blocks)
+    return trained, DiscriminatorContext(accelerator.unwrap_model(trained.network), trained.network, network, blocks)
 
 
-def _load_average(plan: Plan, family: Family, student: Trained) -> MovingAverage:
+def _load_average(plan: RunSetup, family: Family, student: TrainedNetwork) -> MovingAverage:
     """The student's moving average, as the checkpoint's export of it has it."""
     config, state = plan.config, None
     if plan.checkpoint:
@@ -167,7 +169,9 @@ def _load_average(plan: Plan, family: Family, student: Trained) -> MovingAverage
     return average
 
 
-def _store_samples(plan: Plan, accelerator: Any, run: Distillation, text_encoder: TextEncoder) -> StoredSamples:
+def _store_samples(
+    plan: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder
+) -> StoredSamples:
     """The pool's teacher samples, those that are not there yet made first."""
     config = plan.config
 
@@ -197,7 +201,7 @@ def _store_samples(plan: Plan, accelerator: Any, run: Distillation, text_encoder
 
 
 def _load_evaluation(
-    plan: Plan, accelerator: Any, run: Distillation, text_encoder: TextEncoder, decoder: ImageDecoder
+    plan: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder, decoder: ImageDecoder
 ) -> InLoopEvaluation:
     data, networks = plan.config.data, run.networks
 

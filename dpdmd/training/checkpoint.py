@@ -22,7 +22,7 @@ from dpdmd.config import Config, from_dict
 from dpdmd.models.activation_memory import FP32
 from dpdmd.models.base import Family
 from dpdmd.models.registry import LAYOUTS, adapters
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder, read_records
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest, write_manifest
@@ -57,7 +57,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Found:
+class ResumePoint:
     """What a run continues.
 
     Attributes:
@@ -123,7 +123,7 @@ def size_in_bytes(config: Config) -> int:
 
 
 def export_student(
-    folder: Path, state: dict[str, Tensor], config: Config, family: Family, note: Note, *, copy: bool
+    folder: Path, state: dict[str, Tensor], config: Config, family: Family, note: SamplingDefaults, *, copy: bool
 ) -> None:
     """Write the student for its users: a pipeline folder, with LoRA the adapter; `copy` as in `Family.export`."""
     teacher = Path(config.model.teacher_id)
@@ -133,7 +133,9 @@ def export_student(
         family.export(folder, state, teacher, note, copy=copy)
 
 
-def save(folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, note: Note, *, last: bool) -> Path:
+def save(
+    folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, note: SamplingDefaults, *, last: bool
+) -> Path:
     """Write one checkpoint under a temporary name, rename it, then move `latest` to it. Rank 0 only.
 
     The parts of the student's pipeline that are the teacher's are links, or copies in the `last` checkpoint.
@@ -186,7 +188,7 @@ def _set_aside(checkpoint: Path) -> Path:
     return doomed
 
 
-def find(folder: RunFolder, wanted: str, config: Config) -> Found:
+def find(folder: RunFolder, wanted: str, config: Config) -> ResumePoint:
     """The checkpoint that `--resume_from_checkpoint` names; of "latest", the newest that is whole.
 
     Nothing for "latest" where there is none yet: a job that is always launched to resume starts its first run so.
@@ -199,14 +201,14 @@ def find(folder: RunFolder, wanted: str, config: Config) -> Found:
         if not os.path.isdir(wanted):
             raise ValueError(f"--resume_from_checkpoint {wanted}: no such folder; give latest, or a checkpoint's")
         try:
-            return Found(Path(wanted), _read(Path(wanted), config), [])
+            return ResumePoint(Path(wanted), _read(Path(wanted), config), [])
         except DamagedError as error:
             raise ValueError(f"--resume_from_checkpoint {wanted}: no whole checkpoint: {error}") from None
     candidates = _newest_first(folder)
     passed_over = [f"{path} is half-written: passed over" for path in folder.half_written()]
     for path in candidates:
         try:
-            return Found(path, _read(path, config), passed_over)
+            return ResumePoint(path, _read(path, config), passed_over)
         except DamagedError as error:
             passed_over.append(f"{path} is not whole ({error}): passed over")
     if candidates:  # also where it is a copied run's `latest` alone: its steps are not to be trained anew unasked
@@ -214,7 +216,7 @@ def find(folder: RunFolder, wanted: str, config: Config) -> Found:
             f"--resume_from_checkpoint latest: no checkpoint in {folder.ckpts} is whole ({passed_over[-1]}); "
             "give another --run_dir"
         )
-    return Found(None, None, passed_over)
+    return ResumePoint(None, None, passed_over)
 
 
 def _newest_first(folder: RunFolder) -> list[Path]:

@@ -14,17 +14,17 @@ from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.run_folder import BEST
 from dpdmd.training import checkpoint, optimizer_state
-from dpdmd.training.build import Assembly
+from dpdmd.training.build import TrainingState
 from dpdmd.training.checkpoint import SaveError
-from dpdmd.training.preflight import Plan
+from dpdmd.training.preflight import RunSetup
 from dpdmd.training.run_log import RunLog
 from dpdmd.utils.logging import logger
 
 
-class Saving:
+class Checkpointer:
     """Takes a run's state and keeps its checkpoints. Call every method on every rank.
 
     Args:
@@ -33,7 +33,7 @@ class Saving:
         stop: the run's last step, whose export is whole.
     """
 
-    def __init__(self, plan: Plan, accelerator: Any, loaded: Assembly, global_batch_size: int, stop: int):
+    def __init__(self, plan: RunSetup, accelerator: Any, loaded: TrainingState, global_batch_size: int, stop: int):
         self.plan, self.config, self.folder = plan, plan.config, plan.folder
         self.accelerator, self.global_batch_size, self.stop = accelerator, global_batch_size, stop
         self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
@@ -62,10 +62,10 @@ class Saving:
         with self.average.in_place():
             return sharding.whole_network_state(self.trained[registry.STUDENT].network)
 
-    def note(self) -> Note:
+    def note(self) -> SamplingDefaults:
         """How the exported student wants to be sampled."""
         grid = self.config.method.student_sigmas
-        return Note(
+        return SamplingDefaults(
             steps=self.config.method.stu_inference_steps,
             guidance_scale=1.0,
             max_sequence_length=self.config.data.max_sequence_length,
@@ -92,7 +92,7 @@ class Saving:
         Raises:
             SaveError: one could not be written.
         """
-        if failure := collectives.from_main(self.accelerator, self.writer.wait()):
+        if failure := collectives.broadcast_from_main(self.accelerator, self.writer.wait()):
             raise checkpoint.SaveError(failure)
 
     def point_best(self, log: RunLog) -> None:

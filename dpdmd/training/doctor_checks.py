@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpdmd.distributed import sharding
 from dpdmd.methods import losses, registry, updates
-from dpdmd.methods.context import Look, MicroBatch
+from dpdmd.methods.context import MicroBatch, ScorePredictions
 from dpdmd.sampling.rollout import Rollout
 from dpdmd.training import checkpoint, optimizer_state, preflight
 from dpdmd.training.trainer import Trainer
@@ -27,7 +27,7 @@ STEPS = 2  # before and after the resumption
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one check found.
 
     Attributes:
@@ -50,7 +50,7 @@ def relative(grid: Tensor, other: Tensor) -> float:
     return largest(grid.cpu() - other) / largest(grid)
 
 
-def check_grids(trainer: Trainer, folder: Path) -> Finding:
+def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
     run, method = trainer.run, trainer.config.method
     teacher = relative(
         run.teacher_sigmas,
@@ -63,7 +63,7 @@ def check_grids(trainer: Trainer, folder: Path) -> Finding:
     given = None if method.student_sigmas == "default" else note.sigmas
     student = relative(run.student_sigmas, run.family.library_sigmas(export, note.steps, given))
     grid = ", ".join(f"{sigma:.3f}" for sigma in run.student_sigmas.tolist())
-    return Finding(
+    return CheckResult(
         "sigma grids",
         max(teacher, student) < 1e-5,
         f"student {grid}; largest relative difference {teacher:.0e} (teacher), {student:.0e} (exported student)",
@@ -72,21 +72,21 @@ def check_grids(trainer: Trainer, folder: Path) -> Finding:
 
 
 @dataclass(frozen=True)
-class Scene:
+class DoctorBatch:
     """One micro-batch of the student's turn, rolled out with gradient, and what both scores see in it."""
 
     batch: MicroBatch
     rolled: Rollout
-    seen: Look
+    seen: ScorePredictions
 
 
-def set_the_scene(trainer: Trainer) -> Scene:
-    turn = updates.roll_out(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
-    return Scene(turn.batch, turn.rollout, trainer.run.look(turn.batch, turn.rollout.x.detach()))
+def prepare_batch(trainer: Trainer) -> DoctorBatch:
+    turn = updates.roll_out_student(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
+    return DoctorBatch(turn.batch, turn.rollout, trainer.run.look(turn.batch, turn.rollout.x.detach()))
 
 
 @torch.no_grad()
-def check_guidance(trainer: Trainer, scene: Scene) -> Finding:
+def check_guidance(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
     run, text = trainer.run, scene.batch.text
     scale = run.config.teacher_guidance_scale
     guided = run.teacher(text)(scene.seen.z_t, scene.seen.sigma)
@@ -95,7 +95,7 @@ def check_guidance(trainer: Trainer, scene: Scene) -> Finding:
     error = largest(guided - (unconditional + scale * (conditional - unconditional))) / largest(guided)
     effect = largest(conditional - unconditional) / largest(conditional)
     limit = 0.05 if trainer.config.optim.bf16 else 1e-4
-    return Finding(
+    return CheckResult(
         "guidance",
         error < limit and effect > 1e-3,
         f"relative difference {error:.0e}; the prompt moves the prediction by {effect:.1%}",
@@ -103,14 +103,14 @@ def check_guidance(trainer: Trainer, scene: Scene) -> Finding:
     )
 
 
-def check_sign(trainer: Trainer, scene: Scene) -> Finding:
+def check_sign(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
     x = scene.rolled.x.detach().clone().requires_grad_(True)
     fake = x.detach()  # a fake score that knows the student exactly: what is left pulls toward x0_real
     losses.dmd_loss(x, scene.seen.x0_real, fake, scene.seen.z_t, trainer.config.method.dmd_normalizer).loss.backward()
     before = (x.detach() - scene.seen.x0_real).norm()
     step = 0.01 * before / x.grad.norm()
     after = (x.detach() - step * x.grad - scene.seen.x0_real).norm()
-    return Finding(
+    return CheckResult(
         "sign of the DMD gradient",
         bool(after < before),
         f"a step of 1% changes the distance to x0_real by {(after / before - 1).item():+.2%}",
@@ -118,15 +118,15 @@ def check_sign(trainer: Trainer, scene: Scene) -> Finding:
     )
 
 
-def check_detach(trainer: Trainer, scene: Scene) -> Finding:
+def check_detach(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
     method, seen = trainer.config.method, scene.seen
     loss = losses.dmd_loss(scene.rolled.x, seen.x0_real, seen.x0_fake, seen.z_t, method.dmd_normalizer).loss
     first, gradient = scene.rolled.first_prediction, None
     if first.requires_grad:  # else nothing reaches it
         (gradient,) = torch.autograd.grad(loss, first, allow_unused=True, retain_graph=True)
     reached = gradient is not None and largest(gradient) > 0
-    should = not updates.route(method, trainer.run.seed, STUDENT_STEP).detach_first_step
-    return Finding(
+    should = not updates.rollout_options(method, trainer.run.seed, STUDENT_STEP).detach_first_step
+    return CheckResult(
         "detach after step 1",
         reached == should,
         f"the DMD gradient {'reaches' if reached else 'does not reach'} the first prediction",
@@ -135,14 +135,14 @@ def check_detach(trainer: Trainer, scene: Scene) -> Finding:
     )
 
 
-def check_noise(trainer: Trainer) -> Finding:
+def check_noise(trainer: Trainer) -> CheckResult:
     run, found = trainer.run, 0.0
     for purpose in ("start noise", "score noise"):
         rows = rng.normal_per_sample(run.latent_shape, run.seed, purpose, STUDENT_STEP, range(8)).flatten(1)
         correlation = torch.corrcoef(rows) - torch.eye(8)
         found = max(found, largest(correlation))
     limit = 6 / rows.shape[1] ** 0.5
-    return Finding(
+    return CheckResult(
         "noise of each rank",
         found < limit,
         f"largest correlation of 8 samples {found:.3f} (chance: below {limit:.3f})",
@@ -150,7 +150,7 @@ def check_noise(trainer: Trainer) -> Finding:
     )
 
 
-def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
+def check_clipping(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
     parameters = trainer.trained[registry.STUDENT].parameters
     loss = scene.rolled.x.square().mean() + scene.rolled.first_prediction.square().mean()
     loss.backward()
@@ -160,7 +160,7 @@ def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
     after = sharding.gradient_norm(parameters)
     trainer.trained[registry.STUDENT].optimizer.zero_grad()
     error = abs(norm.item() / exact.item() - 1)
-    return Finding(
+    return CheckResult(
         "clipping",
         error < 1e-3 and abs(after.item() / norm.item() - 0.5) < 1e-3,
         f"norm {norm.item():.4g}, off by {error:.0e}; clipped at half of it: {after.item():.4g}",
@@ -168,7 +168,7 @@ def check_clipping(trainer: Trainer, scene: Scene) -> Finding:
     )
 
 
-def check_training(trainer: Trainer) -> Iterator[Finding]:
+def check_training(trainer: Trainer) -> Iterator[CheckResult]:
     """Take steps, go back to a snapshot, take them again."""
     parameters = trainer.trained[registry.STUDENT].parameters
     begin = [parameter.detach().clone() for parameter in parameters]
@@ -179,7 +179,7 @@ def check_training(trainer: Trainer) -> Iterator[Finding]:
     share = sum((now != then).sum().item() for now, then in pairs) / total
     rounded = sum((now.bfloat16() != then.bfloat16()).sum().item() for now, then in pairs) / total
     kinds = {p.dtype for trained in trainer.trained.values() for p in trained.parameters}
-    yield Finding(
+    yield CheckResult(
         "master weights",
         kinds == {torch.float32} and share > 0.3,  # of LoRA's A and B only B moves at first
         f"fp32; one update moved {share:.0%} of the student's weights (in bf16 it would have been {rounded:.0%})",
@@ -196,7 +196,7 @@ def check_training(trainer: Trainer) -> Iterator[Finding]:
         for ours, theirs in [(after.networks[network], resumed.networks[network])]
         for name in ours
     )
-    yield Finding(
+    yield CheckResult(
         "resume",
         difference <= (0 if trainer.accelerator.device.type == "cpu" else 1e-5),
         f"{STEPS} + {STEPS} steps, the last {STEPS} twice: weights differ by {difference:.0e}, losses "
@@ -215,9 +215,9 @@ def _restore(trainer: Trainer, snapshot: checkpoint.Snapshot) -> None:
         optimizer_state.restore_optimizer_state(trained.network, trained.optimizer, snapshot.optimizers[name])
 
 
-def check_scorers(trainer: Trainer) -> Finding:
+def check_scorers(trainer: Trainer) -> CheckResult:
     loaded = list(trainer.evaluation.scorers) if trainer.evaluation else []
-    return Finding(
+    return CheckResult(
         "scorers",
         True,
         f"loaded: {', '.join(loaded) or 'none'}",
@@ -225,10 +225,10 @@ def check_scorers(trainer: Trainer) -> Finding:
     )
 
 
-def check_disk(trainer: Trainer, run_dir: Path) -> Finding:
+def check_disk(trainer: Trainer, run_dir: Path) -> CheckResult:
     free = shutil.disk_usage(preflight.existing(run_dir)).free
     each = checkpoint.size_in_bytes(trainer.config)
-    return Finding(
+    return CheckResult(
         "free disk",
         free > 2 * each,
         f"{free / 1e9:.1f} GB are free at {run_dir}, a checkpoint takes {each / 1e9:.2f} GB",
@@ -236,9 +236,9 @@ def check_disk(trainer: Trainer, run_dir: Path) -> Finding:
     )
 
 
-def check_memory(trainer: Trainer) -> Finding:
+def check_memory(trainer: Trainer) -> CheckResult:
     memory = trainer.plan.memory
-    return Finding(
+    return CheckResult(
         "device memory",
         memory.fits,
         memory.summary(),
@@ -246,14 +246,14 @@ def check_memory(trainer: Trainer) -> Finding:
     )
 
 
-def save_pictures(trainer: Trainer, scene: Scene, path: Path) -> Finding:
+def save_pictures(trainer: Trainer, scene: DoctorBatch, path: Path) -> CheckResult:
     latents = {"student": scene.rolled.x.detach(), "x0_real": scene.seen.x0_real, "x0_fake": scene.seen.x0_fake}
     pictures = trainer.decoder.decode(torch.cat(list(latents.values())))
     rows = [to_pil(part) for part in pictures.chunk(len(latents))]
     sigmas = ", ".join(f"{sigma:.2f}" for sigma in scene.seen.sigma.tolist())
     save_picture(labelled_grid(rows, list(latents), f"score times {sigmas}"), path)
     contrast = pictures.chunk(len(latents))[0].flatten(1).std(dim=1).min().item()
-    return Finding(
+    return CheckResult(
         "pictures",
         bool(pictures.isfinite().all()) and contrast > 0.01,
         f"{path}; least contrast of the student {contrast:.2f}",
@@ -261,9 +261,9 @@ def save_pictures(trainer: Trainer, scene: Scene, path: Path) -> Finding:
     )
 
 
-def examine(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> list[Finding]:
+def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> list[CheckResult]:
     """Every check, in the order in which one would look for a fault; the picture goes to `out`."""
-    scene = set_the_scene(trainer)
+    scene = prepare_batch(trainer)
     return [
         check_grids(trainer, scratch),
         check_guidance(trainer, scene),
@@ -279,7 +279,7 @@ def examine(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> list[F
     ]
 
 
-def table(findings: Sequence[Finding]) -> str:
+def table(findings: Sequence[CheckResult]) -> str:
     """Markdown, a line a check."""
     lines = ["| check | | found | what it means |", "|---|---|---|---|"]
     lines += [f"| {f.name} | {'well' if f.passed else '**FAILED**'} | {f.found} | {f.meaning} |" for f in findings]

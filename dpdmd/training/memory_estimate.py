@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpdmd.config import Config
-from dpdmd.evaluation.in_loop_setup import EvalPlan
+from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.training.memory_items import PHASES, Row, Topology, memory_rows
+from dpdmd.training.memory_items import PHASES, MemoryItem, Topology, memory_items
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryEstimate:
     """All rows, and the bytes that the device has (None: there is none)."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[MemoryItem, ...]
     device: int | None
 
     def of_phase(self, phase: str) -> int:
@@ -65,12 +65,14 @@ class MemoryPlan:
         return [f"the run may not fit its device: {self.summary()}; {self.advice()}"]
 
 
-def plan_memory(config: Config, evaluation: EvalPlan, topology: Topology, device: int | None = None) -> MemoryPlan:
+def estimate_memory(
+    config: Config, evaluation: EvalSetup, topology: Topology, device: int | None = None
+) -> MemoryEstimate:
     """The plan of one process; `device` is what its GPU has."""
-    return MemoryPlan(tuple(memory_rows(config, evaluation, topology)), device)
+    return MemoryEstimate(tuple(memory_items(config, evaluation, topology)), device)
 
 
-def fewest_recomputed_blocks(config: Config, evaluation: EvalPlan, topology: Topology, device: int | None) -> str:
+def fewest_recomputed_blocks(config: Config, evaluation: EvalSetup, topology: Topology, device: int | None) -> str:
     """`--recomputed_blocks auto` for a device of so many bytes: the fewest with which the plan fits it, or all.
 
     Raises:
@@ -83,6 +85,6 @@ def fewest_recomputed_blocks(config: Config, evaluation: EvalPlan, topology: Top
         )
     for count in range(layout.count_blocks(teacher) if device else 0):
         tried = replace(config, optim=replace(config.optim, recomputed_blocks=str(count)))
-        if plan_memory(tried, evaluation, topology, device).fits:
+        if estimate_memory(tried, evaluation, topology, device).fits:
             return str(count)
     return "all"

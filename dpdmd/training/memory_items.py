@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpdmd.config import Config
 from dpdmd.distributed.launch_env import is_on, read_launch
-from dpdmd.evaluation.in_loop_setup import EvalPlan
+from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.models.layout import Layout, count_numbers
@@ -40,7 +40,7 @@ class Topology:
 
 
 @dataclass(frozen=True)
-class Row:
+class MemoryItem:
     """One use of memory.
 
     Attributes:
@@ -57,7 +57,7 @@ class Row:
     flags: tuple[str, ...] = ()
 
 
-def memory_rows(config: Config, evaluation: EvalPlan, topology: Topology) -> list[Row]:
+def memory_items(config: Config, evaluation: EvalSetup, topology: Topology) -> list[MemoryItem]:
     """All rows of one process, those that take nothing left out."""
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     rows = [
@@ -65,7 +65,7 @@ def memory_rows(config: Config, evaluation: EvalPlan, topology: Topology) -> lis
         *_beside(config, layout, teacher, evaluation),
         *_turns(config, layout, teacher),
         *_pictures(config, layout, teacher, evaluation),
-        Row("CUDA", CONTEXT, "context and libraries, assumed", PHASES),
+        MemoryItem("CUDA", CONTEXT, "context and libraries, assumed", PHASES),
     ]
     return [row for row in rows if row.bytes is None or row.bytes > 0]
 
@@ -83,7 +83,7 @@ def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
     return dict.fromkeys(("student", "fake score"), layout.count_trained(teacher))
 
 
-def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) -> list[Row]:
+def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) -> list[MemoryItem]:
     """Weights, gradients and moments, divided over processes where they are sharded; buffers are on each of them."""
     whole, trained = layout.count_parameters(teacher), _trained(config, layout, teacher)
     buffers = whole - layout.count_trained(teacher)
@@ -94,7 +94,9 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     base = "teacher, the base of all three" if lora else "teacher"
     smaller = () if lora else ("--lora_rank", "sharding by scripts/accelerate_sd35_fsdp.yaml")
     held = (whole - buffers) * number // frozen + buffers * number
-    rows = [Row(base, held, f"{whole / 1e6:.1f} M numbers in {kind}{_over(frozen, buffers)}", flags=_bf16(config))]
+    rows = [
+        MemoryItem(base, held, f"{whole / 1e6:.1f} M numbers in {kind}{_over(frozen, buffers)}", flags=_bf16(config))
+    ]
     eight = config.optim.optimizer == "adamw_8bit"
     moment = bytes_of_moments(config.optim)
     for (name, numbers), phase in zip(trained.items(), (STUDENT, FAKE), strict=True):
@@ -103,9 +105,11 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
         what = "adapter" if lora else "master weights"
         count = f"{numbers / 1e6:.1f} M numbers"
         rows += [
-            Row(f"{name}, {what}", numbers * FP32 // shards + besides * FP32, masters, flags=smaller),
-            Row(f"{name}, gradients", numbers * FP32 // shards, f"{count} in fp32{share}", (phase,), flags=smaller),
-            Row(
+            MemoryItem(f"{name}, {what}", numbers * FP32 // shards + besides * FP32, masters, flags=smaller),
+            MemoryItem(
+                f"{name}, gradients", numbers * FP32 // shards, f"{count} in fp32{share}", (phase,), flags=smaller
+            ),
+            MemoryItem(
                 f"{name}, optimizer",
                 int(numbers * moment) // shards,
                 f"{count} x {moment:.3g} bytes, two moments{share}",
@@ -113,11 +117,13 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
             ),
         ]
         if topology.processes > 1 and not topology.sharded:
-            rows.append(Row(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
+            rows.append(MemoryItem(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
     if config.optim.ema_decay is not None:
         averaged = trained["student"]
         rows.append(
-            Row("student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", flags=smaller)
+            MemoryItem(
+                "student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", flags=smaller
+            )
         )
     if shards > 1:
         rows.append(_gathered(layout, teacher))
@@ -131,7 +137,7 @@ def _over(processes: int, whole: int = 0) -> str:
     return f" / {processes} processes" + (f", {whole / 1e6:.1f} M of them on each" if whole else "")
 
 
-def _gathered(layout: Layout, teacher: Path) -> Row:
+def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
     """What a sharded network has whole at a time, beside its buffers, which are never sharded."""
     header = read_weights_header(teacher / layout.network)
     prefix, _ = layout.blocks
@@ -139,14 +145,16 @@ def _gathered(layout: Layout, teacher: Path) -> Row:
     blocks = layout.count_blocks(teacher)
     outside = layout.count_trained(teacher) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
-    return Row("gathered", numbers * FP32, "this block, the next, one block's gradients, and what is in none, in fp32")
+    return MemoryItem(
+        "gathered", numbers * FP32, "this block, the next, one block's gradients, and what is in none, in fp32"
+    )
 
 
 def _bf16(config: Config) -> tuple[str, ...]:
     return () if config.optim.bf16 else ("--bf16",)
 
 
-def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
+def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup) -> list[MemoryItem]:
     """Text encoders, decoder and scorers."""
     number, kind = _number(config)
     encoders = layout.text_parts(teacher, no_t5=config.model.no_t5)
@@ -161,21 +169,21 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan)
         if name in _SCORER_WEIGHTS
     )
     return [
-        Row(
+        MemoryItem(
             "text encoders",
             text * number,
             f"{text / 1e6:.1f} M numbers in {kind}" + (", gone before the networks come" if cached else ""),
             (ENCODING,) if cached else LOADED,
             flags=_bf16(config) if cached else ("--cache_text_embeddings",),
         ),
-        Row(
+        MemoryItem(
             "autoencoder",
             vae * number,
             f"{vae / 1e6:.1f} M numbers in {kind}",
             (PICTURES,) if resting else LOADED,
             flags=() if resting else ("--offload_vae",),
         ),
-        Row(
+        MemoryItem(
             "scorers",
             scorers,
             "weights in fp32",
@@ -206,7 +214,7 @@ def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained:
     return layout.memory_of_call(teacher, shape)
 
 
-def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
+def _turns(config: Config, layout: Layout, teacher: Path) -> list[MemoryItem]:
     """Graphs that wait for their backward pass, and the most that works beside them."""
     batch, calls = config.optim.batch_size, config.method.stu_inference_steps
     guided = 1 if config.method.teacher_guidance_scale == 1 else 2
@@ -215,16 +223,18 @@ def _turns(config: Config, layout: Layout, teacher: Path) -> list[Row]:
     again = _recomputed_blocks(config, layout, teacher)
     flags = ("--batch_size (and --grad_accum)", *_more_recomputed(config))
     if call is None or seen is None:
-        return [Row("activations", None, "this family does not count them", TURNS, flags)]
+        return [MemoryItem("activations", None, "this family does not count them", TURNS, flags)]
     kept, backward = call.kept(again), call.working(again)
     how = f"the inputs of {again} blocks and all that {len(call.blocks) - again} keep"
     working = "one block recomputed" if again else "one feed-forward's gradients"
     rows = f"{guided * batch} rows of the teacher without a graph"
     return [
-        Row("student, graphs", calls * kept, f"{calls} calls x batch {batch}, {how}", (STUDENT,), flags),
-        Row("fake score, graph", kept, f"1 call x batch {batch}, {how}", (FAKE,), flags),
+        MemoryItem("student, graphs", calls * kept, f"{calls} calls x batch {batch}, {how}", (STUDENT,), flags),
+        MemoryItem("fake score, graph", kept, f"1 call x batch {batch}, {how}", (FAKE,), flags),
         _student_at_work({working: backward, rows: seen.passing, **_critic(config, call, again)}, flags),
-        Row("at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags),
+        MemoryItem(
+            "at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags
+        ),
         *_perceptual(config),
     ]
 
@@ -243,28 +253,28 @@ def _more_recomputed(config: Config) -> tuple[str, ...]:
     return () if config.optim.recomputed_blocks == "all" else ("--recomputed_blocks all",)
 
 
-def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> Row:
+def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> MemoryItem:
     """The largest of what a student turn does while its graphs wait."""
-    return Row("at work", max(uses.values()), f"the largest of {', '.join(uses)}", (STUDENT,), flags)
+    return MemoryItem("at work", max(uses.values()), f"the largest of {', '.join(uses)}", (STUDENT,), flags)
 
 
 def _critic(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
     """The generator loss: a graph of its own, through the network whose features the discriminator reads."""
-    if registry.DISCRIMINATOR not in registry.trained(config.method):
+    if registry.DISCRIMINATOR not in registry.trained_networks(config.method):
         return {}
     own = config.method.gan_features == "fake" or config.model.lora_rank is not None
     again = recomputed if own else 0
     return {"the discriminator's view, with its graph": call.kept(again) + call.working(again)}
 
 
-def _perceptual(config: Config) -> list[Row]:
+def _perceptual(config: Config) -> list[MemoryItem]:
     """What is there beside the student's graphs where its pictures are compared."""
     if config.method.perceptual_path is None:
         return []
-    return [Row("perceptual loss", None, "one picture decoded and looked at, with its graph", (STUDENT,))]
+    return [MemoryItem("perceptual loss", None, "one picture decoded and looked at, with its graph", (STUDENT,))]
 
 
-def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPlan) -> list[Row]:
+def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup) -> list[MemoryItem]:
     """Sampling for an evaluation, and decoding: in process_vis student, x0_real, x0_fake, and a teacher's sample where
     the student's turn has one."""
     evaluated = config.eval.eval_batch_size if evaluation.sets else 0
@@ -276,7 +286,7 @@ def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalPla
     sampled = _call(config, layout, teacher, 2 * evaluated, trained=False)
     sampling = sampled.passing if sampled else 0
     return [
-        Row(
+        MemoryItem(
             "making pictures",
             max(decoded * one, sampling),
             f"the larger of decoding {decoded} at a time in {kind} and {2 * evaluated} rows of the teacher",

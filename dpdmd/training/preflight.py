@@ -13,20 +13,20 @@ import torch
 
 from dpdmd.config import Config
 from dpdmd.config.options import MAX_STEPS, MethodConfig, OptimConfig
-from dpdmd.config.validation import without_effect
+from dpdmd.config.validation import unused_flag_warnings
 from dpdmd.data.prompts import fingerprint, read_prompts
 from dpdmd.distributed.launch_env import check_launch, read_launch
-from dpdmd.evaluation.in_loop_setup import EvalPlan, plan_evaluation
+from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.perceptual_files import check_perceptual
-from dpdmd.methods.update_schedule import student_turns
+from dpdmd.methods.update_schedule import num_student_updates
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.compilation import check_compiler
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, adapters
-from dpdmd.models.sampling_defaults import read_note
+from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint
-from dpdmd.training.memory_estimate import MemoryPlan, fewest_recomputed_blocks, plan_memory
+from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
 from dpdmd.utils.paths import check_writable, existing
 
@@ -34,7 +34,7 @@ OUT_OF_PROPORTION = 10  # times this machine's memory: no error of the plan, and
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunSetup:
     """A run that may start.
 
     Attributes:
@@ -46,14 +46,14 @@ class Plan:
     config: Config
     folder: RunFolder
     prompts: list[str]
-    evaluation: EvalPlan
+    evaluation: EvalSetup
     checkpoint: Path | None
     progress: checkpoint.Progress | None
-    memory: MemoryPlan
+    memory: MemoryEstimate
     warnings: list[str]
 
 
-def check(config: Config) -> Plan:
+def check(config: Config) -> RunSetup:
     """Check all that `config` points to.
 
     Raises:
@@ -77,7 +77,7 @@ def check(config: Config) -> Plan:
     if config.method.perceptual_path:
         check_perceptual(config.method.perceptual, Path(config.method.perceptual_path))
     prompts = read_prompts(Path(config.data.prompt_txt))
-    evaluation = plan_evaluation(config.eval)
+    evaluation = set_up_evaluation(config.eval)
     folder = RunFolder.from_config(config.run)
     found = _check_folder(config, folder)
     _check_prompts(config, prompts, found)
@@ -89,13 +89,15 @@ def check(config: Config) -> Plan:
     with _odd_files_told(config):
         if config.optim.recomputed_blocks == "auto":
             config.optim.recomputed_blocks = fewest_recomputed_blocks(config, evaluation, topology, device)
-        memory = plan_memory(config, evaluation, topology, device)
+        memory = estimate_memory(config, evaluation, topology, device)
     warnings += memory.warnings() if device else _check_host(memory)
     _check_contents(config, evaluation)
-    return Plan(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
+    return RunSetup(config, folder, prompts, evaluation, found.path, found.progress, memory, warnings)
 
 
-def _warnings(config: Config, folder: RunFolder, found: checkpoint.Found, evaluation: EvalPlan, stop: int) -> list[str]:
+def _warnings(
+    config: Config, folder: RunFolder, found: checkpoint.ResumePoint, evaluation: EvalSetup, stop: int
+) -> list[str]:
     """What may be meant, and should be known: a line each."""
     warnings = [
         f"{path} does not lie under {folder.root}: this run's files are scattered" for path in folder.scattered()
@@ -108,8 +110,8 @@ def _warnings(config: Config, folder: RunFolder, found: checkpoint.Found, evalua
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
-    warnings += without_effect(config.method.method, config.given, evaluates=bool(evaluation.sets))
-    if not student_turns(stop, config.method):
+    warnings += unused_flag_warnings(config.method.method, config.given, evaluates=bool(evaluation.sets))
+    if not num_student_updates(stop, config.method):
         warnings.append(f"the run ends at step {stop}, before the student's first update: it learns nothing")
     return warnings
 
@@ -121,7 +123,7 @@ def _device_bytes() -> int | None:
     return torch.cuda.get_device_properties(read_launch().local_rank).total_memory
 
 
-def _check_host(memory: MemoryPlan) -> list[str]:
+def _check_host(memory: MemoryEstimate) -> list[str]:
     """Compare the plan with this machine's memory, where a run without a GPU would have to live.
 
     Returns:
@@ -160,7 +162,9 @@ def _check_models(config: Config) -> None:
     model, data, method, layout = config.model, config.data, config.method, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
     check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
-    data.max_sequence_length = layout.text_length(teacher, data.max_sequence_length, read_note(teacher, layout.note))
+    data.max_sequence_length = layout.text_length(
+        teacher, data.max_sequence_length, read_sampling_defaults(teacher, layout.note)
+    )
     expected = layout.network_config(teacher)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
         check_folder(layout, Path(folder), flag, network_only=True)
@@ -177,7 +181,7 @@ def _check_models(config: Config) -> None:
     _check_grids(method, layout.schedule(teacher))
 
 
-def _check_contents(config: Config, evaluation: EvalPlan) -> None:
+def _check_contents(config: Config, evaluation: EvalSetup) -> None:
     """Look closer at the models' and the scorers' files; last of all, since it imports what takes seconds."""
     from dpdmd.evaluation.scorer_checks import check_scorer_contents
     from dpdmd.methods.perceptual import check_perceptual_contents
@@ -229,7 +233,7 @@ def _check_optimizer(config: Config) -> None:
         )
 
 
-def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
+def _check_folder(config: Config, folder: RunFolder) -> checkpoint.ResumePoint:
     wanted = config.run.resume_from_checkpoint
     for flag, path in folder.by_flag().items():
         check_writable(flag, path)
@@ -239,11 +243,11 @@ def _check_folder(config: Config, folder: RunFolder) -> checkpoint.Found:
             raise ValueError(
                 f"{given} {folder.root}: is not empty; --resume_from_checkpoint latest continues it, or give another"
             )
-        return checkpoint.Found(None, None, [])
+        return checkpoint.ResumePoint(None, None, [])
     return checkpoint.find(folder, wanted, config)
 
 
-def _check_prompts(config: Config, prompts: list[str], found: checkpoint.Found) -> None:
+def _check_prompts(config: Config, prompts: list[str], found: checkpoint.ResumePoint) -> None:
     """A run goes through one list of prompts: with another, or in another order, its epochs would not be any."""
     began_with = found.progress and found.progress.prompts
     if began_with and began_with != fingerprint(prompts):
@@ -268,7 +272,7 @@ def _check_turns(config: Config, stop: int) -> None:
     head_start, warmup, students = (
         config.method.fake_head_start,
         config.optim.lr_warmup_steps,
-        student_turns(stop, config.method),
+        num_student_updates(stop, config.method),
     )
     if head_start and not students:
         raise ValueError(
@@ -282,7 +286,9 @@ def _check_turns(config: Config, stop: int) -> None:
         )
 
 
-def _check_space(config: Config, folder: RunFolder, stop: int, found: checkpoint.Found, evaluation: EvalPlan) -> None:
+def _check_space(
+    config: Config, folder: RunFolder, stop: int, found: checkpoint.ResumePoint, evaluation: EvalSetup
+) -> None:
     """Compare what the checkpoints to come will take with what the disk has.
 
     Raises:

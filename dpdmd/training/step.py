@@ -16,7 +16,7 @@ from dpdmd.utils.device_transfer import Stopwatch, ToHost
 
 
 @dataclass
-class Trained:
+class TrainedNetwork:
     """One trained network.
 
     Attributes:
@@ -32,7 +32,7 @@ class Trained:
     updates: int = 0
 
 
-class Figures:
+class StepMetrics:
     """Scalars of one step by name, the same on every rank.
 
     Attributes:
@@ -54,7 +54,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class StepUnderWay:
+class PendingStep:
     """One update that was handed to the device.
 
     Attributes:
@@ -68,8 +68,8 @@ class StepUnderWay:
     """
 
     step: int
-    trained: dict[str, Trained]
-    figures: Figures
+    trained: dict[str, TrainedNetwork]
+    figures: StepMetrics
     latents: dict[str, Tensor]
     samples: Sequence[int]
     learning_rate: float
@@ -81,7 +81,9 @@ def skips_on_device(optimizer: Any) -> bool:
     return all(group.get("fused") for group in sharding.unwrapped(optimizer).param_groups)
 
 
-def update(trained: Trained, figures: Figures, norm: Tensor, learning_rate: float, max_norm: float) -> None:
+def apply_update(
+    trained: TrainedNetwork, figures: StepMetrics, norm: Tensor, learning_rate: float, max_norm: float
+) -> None:
     """Clip gradients of the global `norm` to `max_norm` and step; nothing moves if one of `figures` is not finite.
 
     Where the optimizer can skip by itself, the host does not wait to know: neither weights nor moments nor their

@@ -17,14 +17,14 @@ from dpdmd.methods.context import MicroBatch
 from dpdmd.report import writer
 from dpdmd.training import accelerator
 from dpdmd.training.batches import Batches
-from dpdmd.training.build import assemble
-from dpdmd.training.checkpointer import Saving
+from dpdmd.training.build import build_training_state
+from dpdmd.training.checkpointer import Checkpointer
 from dpdmd.training.lr_schedules import learning_rate
 from dpdmd.training.memory_items import MAX_PICTURES
 from dpdmd.training.nonfinite import NonFiniteError, latent_statistics, write_diagnostic
-from dpdmd.training.preflight import Plan, total_steps
+from dpdmd.training.preflight import RunSetup, total_steps
 from dpdmd.training.run_log import RunLog, environment, peak_memory_gb
-from dpdmd.training.step import Figures, StepUnderWay, Trained, skips_on_device, update
+from dpdmd.training.step import PendingStep, StepMetrics, TrainedNetwork, apply_update, skips_on_device
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.device_transfer import Stopwatch
 from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
@@ -44,7 +44,7 @@ class Trainer:
         ValueError: topology and configuration do not fit each other.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: RunSetup):
         self.plan, self.config, self.folder = plan, plan.config, plan.folder
         self.accelerator = accelerator.make_accelerator(self.config, self.folder.log)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -62,10 +62,10 @@ class Trainer:
         if self.accelerator.is_main_process and plan.checkpoint:
             # What is recorded after it is dropped: had `latest` stayed ahead, a second resumption would leave a gap.
             self.folder.continue_from(plan.checkpoint)
-        loaded = assemble(plan, self.accelerator)
+        loaded = build_training_state(plan, self.accelerator)
         self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
         self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
-        self.saving = Saving(plan, self.accelerator, loaded, self.global_batch_size, self.stop)
+        self.saving = Checkpointer(plan, self.accelerator, loaded, self.global_batch_size, self.stop)
         # Steps whose figures may be on their way while the next one begins; none where the host must know them first.
         self.lag = int(all(skips_on_device(trained.optimizer) for trained in self.trained.values()))
 
@@ -96,7 +96,7 @@ class Trainer:
                 self.folder.clear_leftovers()
             except ValueError as error:
                 refused = str(error)
-        if refused := collectives.from_main(self.accelerator, refused):
+        if refused := collectives.broadcast_from_main(self.accelerator, refused):
             raise ValueError(refused)
         return lock
 
@@ -109,7 +109,7 @@ class Trainer:
             SaveError: a checkpoint could not be written.
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
-        under_way: deque[StepUnderWay] = deque()
+        under_way: deque[PendingStep] = deque()
         reported = writer.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
         with reported, log, self.saving.writer:
             self.saving.tidy(log)
@@ -141,13 +141,13 @@ class Trainer:
         """One update from beginning to end; returns its record."""
         return self.finish_step(self.start_step(step))[0]
 
-    def start_step(self, step: int) -> StepUnderWay:
+    def start_step(self, step: int) -> PendingStep:
         """Hand one update to the device, without waiting for it where the optimizer skips by itself."""
         watch = Stopwatch(self.accelerator.device)
-        names = registry.trained_in(step, self.config.method)
+        names = registry.networks_of_update(step, self.config.method)
         trained = {name: self.trained[name] for name in names}
         student = names[0] == registry.STUDENT
-        compute = updates.student_turn if student else updates.fake_turn
+        compute = updates.student_loss if student else updates.fake_score_loss
         wrapped = [each.network for each in trained.values()]
         totals: dict[str, Tensor] = {}
         batches = self.micro_batches(step)
@@ -163,17 +163,17 @@ class Trainer:
         norms = {name: sharding.gradient_norm(each.parameters) for name, each in trained.items()}
         norm_names = ["grad_norm" if name == names[0] else f"grad_norm_{name}" for name in names]
         found = [norm.float().reshape(1) for norm in norms.values()]
-        figures = Figures([*totals, *norm_names], torch.cat([means, *found]))
+        figures = StepMetrics([*totals, *norm_names], torch.cat([means, *found]))
         rates = {name: self._learning_rate(each, step, student) for name, each in trained.items()}
         for name, each in trained.items():
-            update(each, figures, norms[name], rates[name], self.config.optim.max_grad_norm)
+            apply_update(each, figures, norms[name], rates[name], self.config.optim.max_grad_norm)
             each.optimizer.zero_grad()
         if student and self.average:
             self.average.update(1 - figures.nonfinite)
         watch.stop()
-        return StepUnderWay(step, trained, figures, result.pictures, batches[-1].samples, rates[names[0]], watch)
+        return PendingStep(step, trained, figures, result.pictures, batches[-1].samples, rates[names[0]], watch)
 
-    def finish_step(self, taken: StepUnderWay) -> tuple[dict[str, Any], bool]:
+    def finish_step(self, taken: PendingStep) -> tuple[dict[str, Any], bool]:
         """Read what became of a step; returns its record, and whether a signal or a failure asks the run to end.
 
         Raises:
@@ -201,7 +201,7 @@ class Trainer:
         }
         return record, asked_to_stop
 
-    def _finish_steps(self, under_way: deque[StepUnderWay], log: RunLog, keep: int) -> bool:
+    def _finish_steps(self, under_way: deque[PendingStep], log: RunLog, keep: int) -> bool:
         """Finish and record all but the last `keep` steps; all of them where one asks the run to end.
 
         Returns:
@@ -214,12 +214,14 @@ class Trainer:
             asked_to_stop |= asked
         return asked_to_stop
 
-    def _turn(self, taken: StepUnderWay) -> str:
+    def _turn(self, taken: PendingStep) -> str:
         return next(iter(taken.trained))
 
-    def _learning_rate(self, trained: Trained, step: int, student: bool) -> float:
+    def _learning_rate(self, trained: TrainedNetwork, step: int, student: bool) -> float:
         """Of the update that `step` is, counted in turns of its network: one that is skipped counts."""
-        before, all_steps = (update_schedule.student_turns(count, self.config.method) for count in (step, self.stop))
+        before, all_steps = (
+            update_schedule.num_student_updates(count, self.config.method) for count in (step, self.stop)
+        )
         update, total = (before, all_steps) if student else (step - before, self.stop - all_steps)
         return learning_rate(trained.learning_rate, self.config.optim, update, total)
 
@@ -227,7 +229,7 @@ class Trainer:
         """This rank's share of a step, in `grad_accum` pieces."""
         return self.batches.of_step(step, self.text_encoder)
 
-    def _report_nonfinite(self, bad: list[str], metrics: dict[str, float], taken: StepUnderWay) -> None:
+    def _report_nonfinite(self, bad: list[str], metrics: dict[str, float], taken: PendingStep) -> None:
         """Save what led here, of every rank; then stop, or with `--nonfinite skip` go on without the update.
 
         Raises:
@@ -254,7 +256,7 @@ class Trainer:
         every = self.config.run.vis_every
         return every > 0 and (step + 1) // every > update_schedule.last_student_step(step, self.config.method) // every
 
-    def _show_pictures(self, taken: StepUnderWay) -> None:
+    def _show_pictures(self, taken: PendingStep) -> None:
         """Overwrite process_vis/latest.png: the turn's pictures (student, x0_real, x0_fake, of dmd_lpips the teacher's
         sample) below each other, decoded in one batch."""
         if not self.accelerator.is_main_process:
@@ -276,7 +278,9 @@ class Trainer:
 
     def _was_evaluated(self, log: RunLog, step: int) -> bool:
         """Whether rank 0's record has this step's evaluation."""
-        return collectives.from_main(self.accelerator, any(record["step"] == step for record in log.evaluations))
+        return collectives.broadcast_from_main(
+            self.accelerator, any(record["step"] == step for record in log.evaluations)
+        )
 
     def _evaluate(self, step: int, log: RunLog) -> None:
         """Score the student as it is, record it, and move `best` where it belongs."""

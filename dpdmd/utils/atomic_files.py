@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dpdmd.utils.signals import unfinished
+from dpdmd.utils.signals import delete_on_failure
 
 LEFTOVERS = ".*.[0-9]*.tmp"  # what `replacing` calls its temporary files
 
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # With the process's number: two ranks may make the same picture.
-    with unfinished(path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary, _locked(temporary) as file:
+    with delete_on_failure(path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary, _locked(temporary) as file:
         yield file
         file.flush()
         os.replace(temporary, path)
@@ -67,7 +67,7 @@ def clear_leftovers(folders: Iterable[Path]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, and whoever comes after a kill, finds the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished(_half_of(path)) as temporary:
+    with delete_on_failure(temporary_path(path)) as temporary:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
@@ -75,6 +75,6 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
 
 
-def _half_of(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Where a text or a link is until it is whole."""
     return path.with_name(f".{path.name}.tmp")

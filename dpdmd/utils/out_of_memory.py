@@ -18,7 +18,7 @@ def first_line(error: RuntimeError) -> str:
 
 
 @contextmanager
-def told(advice: str) -> Iterator[None]:
+def message(advice: str) -> Iterator[None]:
     """Run what may need more memory than there is.
 
     Raises:

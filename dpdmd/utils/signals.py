@@ -22,7 +22,7 @@ _unfinished: set[Path] = set()
 
 
 @contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
+def delete_on_failure(path: Path) -> Iterator[Path]:
     """While entered, `path` is a half-written file or folder: it goes if the block fails or a signal ends the program.
 
     What the block has renamed is not there any more, and stays.
@@ -47,7 +47,7 @@ def _delete(path: Path) -> None:
             path.unlink()
 
 
-def answer(program: str) -> None:
+def install_exit_handlers(program: str) -> None:
     """From here on the first of SIGNALS ends this process, wherever it is: for a program's first line, no function's.
 
     Python's own answer to SIGINT is an exception, which libraries swallow while they are imported, in threads and in
@@ -96,18 +96,18 @@ def _follow_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def ignore() -> None:
+def ignore_signals() -> None:
     """From here on no signal but SIGKILL ends this process: for one that is telling how it ended."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def done(status: int) -> int:
+def final_status(status: int) -> int:
     """The exit status of a program that has done its work: a signal that comes while Python tidies up changes nothing.
 
     Python gives signals back to the system then, and the process would end without a word.
     """
-    ignore()
+    ignore_signals()
     return status
 
 

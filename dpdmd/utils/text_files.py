@@ -49,7 +49,7 @@ def one_line(told: object) -> str:
     return "".join(letters)
 
 
-def in_short(error: BaseException) -> str:
+def shorten_error(error: BaseException) -> str:
     """A library's error for the brackets of ours: on one line; of a long one its first sentence, cut at IN_BRACKETS."""
     told = " ".join(str(error).split()) or type(error).__name__
     return told if len(told) <= IN_BRACKETS else told.partition(". ")[0][:IN_BRACKETS]
@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def holding_what_is_expected(path: Path) -> Iterator[None]:
+def expecting_mapping_keys(path: Path) -> Iterator[None]:
     """Name the file whose values do not let us compute with them."""
     try:
         yield

@@ -8,7 +8,7 @@ from dpdmd import train
 from dpdmd.methods import updates
 from dpdmd.utils import signals
 
-healthy = updates.fake_turn
+healthy = updates.fake_score_loss
 
 
 def interrupted(run, batch):
@@ -18,6 +18,6 @@ def interrupted(run, batch):
     return healthy(run, batch)
 
 
-updates.fake_turn = interrupted
-signals.answer("dpdmd.train")
-sys.exit(signals.done(train.main(sys.argv[1:])))
+updates.fake_score_loss = interrupted
+signals.install_exit_handlers("dpdmd.train")
+sys.exit(signals.final_status(train.main(sys.argv[1:])))

@@ -9,7 +9,7 @@ import torch
 
 from dpdmd.methods import registry, updates
 
-healthy = updates.fake_turn
+healthy = updates.fake_score_loss
 
 
 def poisoned(run, batch):
@@ -19,5 +19,5 @@ def poisoned(run, batch):
 
 
 torch.optim.AdamW = partial(torch.optim.AdamW, fused=True)
-updates.fake_turn = poisoned
+updates.fake_score_loss = poisoned
 runpy.run_path(str(Path(__file__).parent / "fsdp_cpu.py"))

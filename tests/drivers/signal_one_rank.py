@@ -7,7 +7,7 @@ import sys
 from dpdmd import train
 from dpdmd.methods import updates
 
-healthy = updates.fake_turn
+healthy = updates.fake_score_loss
 
 
 def killed(run, batch):
@@ -16,5 +16,5 @@ def killed(run, batch):
     return healthy(run, batch)
 
 
-updates.fake_turn = killed
+updates.fake_score_loss = killed
 sys.exit(train.main(sys.argv[1:]))

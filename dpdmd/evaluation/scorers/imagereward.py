@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
 from dpdmd.models.weight_files import read_checkpoint
-from dpdmd.utils.text_files import in_short, read_json
+from dpdmd.utils.text_files import read_json, shorten_error
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the package's training rewards
 NUM_TEXT_TOKENS = 35
@@ -191,7 +191,7 @@ def load_network(model_path: Path, med_config: Path) -> ImageRewardNetwork:
         network = ImageRewardNetwork(sizes, config)
         network.load_state_dict(state, strict=True, assign=True)
     except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{model_path} is no whole ImageReward ({in_short(error)})") from None
+        raise ValueError(f"{model_path} is no whole ImageReward ({shorten_error(error)})") from None
     return network
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
 from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.utils.rng import numpy_generator
-from dpdmd.utils.text_files import in_short
+from dpdmd.utils.text_files import shorten_error
 
 CROP = 224
 NUM_CROPS = 10  # of the authors' release
@@ -37,7 +37,7 @@ def load_network(path: Path, scale: float = RELEASE_SCALE) -> nn.Module:
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{path} is no MANIQA checkpoint ({in_short(error)})") from None
+        raise ValueError(f"{path} is no MANIQA checkpoint ({shorten_error(error)})") from None
     return network.float()  # whatever the file's numbers are
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.models.sampling_defaults import read_note
+from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.weight_files import check_weights, require_folder, where_to_get
-from dpdmd.utils.text_files import holding_what_is_expected, read_json
+from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
@@ -47,7 +47,7 @@ def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool 
         raise ValueError(f"--no_t5: a {layout.pipeline} has no T5 to leave out; leave the flag out")
     with naming(layout, folder, flag):
         require_folder(folder)
-    read_note(folder, layout.note)  # ours, and not to be got where the weights are
+    read_sampling_defaults(folder, layout.note)  # ours, and not to be got where the weights are
     with naming(layout, folder, flag):
         parts = [layout.network] if network_only else _check_index(layout, folder, no_t5=no_t5)
         for part in parts:
@@ -103,7 +103,7 @@ def _check_network(layout: Layout, folder: Path, header: Mapping[str, Any]) -> N
     config = read_json(folder / "config.json")
     prefix, count = layout.blocks
     found = {name.removeprefix(prefix).partition(".")[0] for name in header if name.startswith(prefix)}
-    with holding_what_is_expected(folder / "config.json"):
+    with expecting_mapping_keys(folder / "config.json"):
         expected, blocks = layout.shapes(config), count(config)
         int(config.get("sample_size", 0)), layout.latents(config)  # what is read of it later
     if len(found) != blocks:
@@ -113,7 +113,7 @@ def _check_network(layout: Layout, folder: Path, header: Mapping[str, Any]) -> N
 
 def _check_vae(layout: Layout, folder: Path) -> None:
     path = folder / "vae" / "config.json"
-    with holding_what_is_expected(path):
+    with expecting_mapping_keys(path):
         factor = layout.factor_of(folder)
     if layout.factor not in (None, factor):
         raise ValueError(f"{path}: a latent spans {factor} pixels, not {layout.factor}")

@@ -24,10 +24,10 @@ def check_network(name: str, folder: Path) -> Any:
     """
     kind = getattr(transformers, name)
     read_any_json(folder / "config.json")
-    with told_in_one_line(f"{folder / 'config.json'} does not describe a {name}"):
+    with raise_as_value_error(f"{folder / 'config.json'} does not describe a {name}"):
         config_class = getattr(kind, "config_class", None) or transformers.AutoConfig
         config = config_class.from_pretrained(folder, local_files_only=True)
-    with told_in_one_line(f"{folder} does not load as a {name}"):
+    with raise_as_value_error(f"{folder} does not load as a {name}"):
         _, info = kind.from_pretrained(
             folder,
             config=config,
@@ -47,7 +47,7 @@ def check_tokenizer(name: str, folder: Path) -> Any:
         ValueError: it will not; the message names the file where it can.
     """
     _read_all_json(folder)
-    with told_in_one_line(f"{folder} does not load as a {name}"):
+    with raise_as_value_error(f"{folder} does not load as a {name}"):
         tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
         tokenizer("a picture")
     return tokenizer
@@ -60,7 +60,7 @@ def check_picture_processor(folder: Path) -> tuple[int, int]:
         ValueError: they cannot.
     """
     _read_all_json(folder)
-    with told_in_one_line(f"{folder} does not load as a picture's processor"):
+    with raise_as_value_error(f"{folder} does not load as a picture's processor"):
         processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         pixels = processor(images=[Image.new("RGB", (96, 64))], return_tensors="pt")["pixel_values"]
         height, width = pixels.shape[-2:]
@@ -74,7 +74,7 @@ def _read_all_json(folder: Path) -> None:
 
 
 @contextmanager
-def told_in_one_line(what: str) -> Iterator[None]:
+def raise_as_value_error(what: str) -> Iterator[None]:
     """One line in place of whatever the libraries raise: a wrong file gets them to anything from KeyError to their own.
 
     Nothing of ours runs inside, so that no mistake of ours is told as one in a file.

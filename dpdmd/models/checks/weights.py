@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from dpdmd.models.checks.folder import naming
-from dpdmd.models.checks.transformers_parts import check_network, check_tokenizer, told_in_one_line
+from dpdmd.models.checks.transformers_parts import check_network, check_tokenizer, raise_as_value_error
 from dpdmd.models.common import quieten_libraries
 from dpdmd.models.layout import Layout
 from dpdmd.models.weight_files import check_weights
@@ -42,7 +42,7 @@ def _check_diffusers(layout: Layout, folder: Path, part: str) -> None:
     # Not by from_pretrained, as below: without a place for the numbers it reads them all the same.
     kind = getattr(diffusers, layout.classes[part])
     path = folder / part / "config.json"
-    with told_in_one_line(f"{path} does not describe a {kind.__name__}"), torch.device("meta"):
+    with raise_as_value_error(f"{path} does not describe a {kind.__name__}"), torch.device("meta"):
         skeleton = kind.from_config(read_json(path))
     found = layout.weights_header(folder, part)
     # The first autoencoders have other names in their attention; the library takes both.

@@ -24,7 +24,7 @@ from dpdmd.models.loading import load_part
 from dpdmd.models.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.layout import SD35 as LAYOUT
 from dpdmd.models.sd35.layout import read_flow_schedule
 
@@ -103,14 +103,18 @@ class SD35(Family):
             )[0]
         return prediction.float()
 
-    def export(self, folder: Path, network_state: dict[str, Tensor], source: Path, note: Note, *, copy: bool) -> None:
+    def export(
+        self, folder: Path, network_state: dict[str, Tensor], source: Path, note: SamplingDefaults, *, copy: bool
+    ) -> None:
         parts = LAYOUT.parts(source, no_t5=note.no_t5)
         kept = [part for part in parts if part not in (LAYOUT.network, "scheduler")]
         export_parts(folder, source, kept, without=LAYOUT.t5 if note.no_t5 else (), copy=copy)
         export_network(SD3Transformer2DModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
         _export_scheduler(folder, source, note).write(folder)
 
-    def export_lora(self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: Note) -> None:
+    def export_lora(
+        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: SamplingDefaults
+    ) -> None:
         state = {name: value.contiguous() for name, value in state.items()}
         StableDiffusion3Pipeline.save_lora_weights(
             folder, transformer_lora_layers=state, transformer_lora_adapter_metadata=peft_config(adapter).to_dict()
@@ -135,7 +139,7 @@ def _scheduler(folder: Path, **other: float) -> FlowMatchEulerDiscreteScheduler:
     )
 
 
-def _export_scheduler(folder: Path, source: Path, note: Note) -> Note:
+def _export_scheduler(folder: Path, source: Path, note: SamplingDefaults) -> SamplingDefaults:
     """Write scheduler/ of an exported student or LoRA; its note, which says what the file no longer does.
 
     On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other is given as `sigmas=`, which the

@@ -8,8 +8,8 @@ from typing import Any
 from dpdmd.models.activation_memory import sd3_call_memory
 from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.models.sampling_defaults import Note, read_note
-from dpdmd.models.scheduler_config import _read
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.scheduler_config import read_scheduler_config
 
 
 def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -45,11 +45,11 @@ def read_flow_schedule(folder: Path) -> FlowSchedule:
     Raises:
         ValueError: another scheduler class, or an option that we do not reproduce.
     """
-    path, config = _read(folder, "FlowMatchEulerDiscreteScheduler")
+    path, config = read_scheduler_config(folder, "FlowMatchEulerDiscreteScheduler")
     bent = [name for name in _FLOW_OPTIONS if config.get(name)]
     if bent or config.get("num_train_timesteps", 1000) != 1000:
         raise ValueError(f"{path} sets {', '.join(bent) or 'num_train_timesteps'}, which this family does not use")
-    shift = read_note(folder, Note()).shift or config.get("shift", 1.0)
+    shift = read_sampling_defaults(folder, SamplingDefaults()).shift or config.get("shift", 1.0)
     if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
         raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
     return FlowSchedule(float(shift))
@@ -71,7 +71,7 @@ SD35 = Layout(
     latents=_sd3_latents,
     needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     schedule=read_flow_schedule,
-    note=Note(),
+    note=SamplingDefaults(),
     lora_targets=(
         *("to_q", "to_k", "to_v", "to_out.0"),  # of the pictures, and of attn2
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text

@@ -24,7 +24,7 @@ from dpdmd.models.loading import load_part
 from dpdmd.models.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import EpsilonSchedule
-from dpdmd.models.sampling_defaults import Note
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sdxl.layout import SDXL as LAYOUT
 from dpdmd.models.sdxl.layout import SDXL_SCHEDULE, read_sdxl_schedule
 
@@ -108,14 +108,18 @@ class SDXL(Family):
             )[0]
         return prediction.float()
 
-    def export(self, folder: Path, network_state: dict[str, Tensor], source: Path, note: Note, *, copy: bool) -> None:
+    def export(
+        self, folder: Path, network_state: dict[str, Tensor], source: Path, note: SamplingDefaults, *, copy: bool
+    ) -> None:
         # The scheduler stays the teacher's: on its default grid a plain `pipe(num_inference_steps=N)` is right, and any
         # other is given as `sigmas=`, which it takes as they are, the final 0 included.
         export_parts(folder, source, [part for part in LAYOUT.parts(source) if part != LAYOUT.network], copy=copy)
         export_network(UNet2DConditionModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
         note.write(folder)
 
-    def export_lora(self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: Note) -> None:
+    def export_lora(
+        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: SamplingDefaults
+    ) -> None:
         state = {name: value.contiguous() for name, value in state.items()}
         StableDiffusionXLPipeline.save_lora_weights(
             folder, unet_lora_layers=state, unet_lora_adapter_metadata=peft_config(adapter).to_dict()

@@ -7,8 +7,8 @@ from typing import Any
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import EpsilonSchedule
-from dpdmd.models.sampling_defaults import Note
-from dpdmd.models.scheduler_config import _read
+from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.scheduler_config import read_scheduler_config
 
 
 def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -56,7 +56,7 @@ def read_sdxl_schedule(folder: Path) -> EpsilonSchedule:
     Raises:
         ValueError: another scheduler class, or other values.
     """
-    path, config = _read(folder, "EulerDiscreteScheduler")
+    path, config = read_scheduler_config(folder, "EulerDiscreteScheduler")
     found, wanted = {**_EULER_DEFAULTS, **config}, {**_EULER_DEFAULTS, **_SDXL, **_SDXL_GRID}
     other = [name for name, value in wanted.items() if (found.get(name) or False) != (value or False)]
     if other:
@@ -80,7 +80,7 @@ SDXL = Layout(
     latents=lambda _: (1, math.inf),
     needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     schedule=read_sdxl_schedule,
-    note=Note(steps=50, guidance_scale=8.0, max_sequence_length=77),
+    note=SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
     fixed_text=True,
     factor=8,
