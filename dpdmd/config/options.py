@@ -22,13 +22,13 @@ OPTIMIZERS = ("adamw", "adamw_8bit")
 TRACKERS = ("tensorboard", "wandb", "none")
 IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
 FAMILY_DEFAULTS = "; ".join(f"{name}'s own defaults: {as_typed(own)}" for name, own in FAMILIES.items() if own)
-MOST_COUNT = 10**9  # of anything: far beyond any use, and small enough for every count made of it
-MOST_STEPS = 1000  # of a grid: the times that the models were trained at
-MOST_BATCH = 2**16
-MOST_IMAGES = 100_000  # of a prompt
-MOST_PIXELS = 2**16  # a side
-MOST_RANK = 2**14  # beyond the width of any layer
-MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
+MAX_COUNT = 10**9  # of anything: far beyond any use, and small enough for every count made of it
+MAX_GRID_STEPS = 1000  # of a grid: the times that the models were trained at
+MAX_BATCH = 2**16
+MAX_IMAGES = 100_000  # of a prompt
+MAX_PIXELS = 2**16  # a side
+MAX_RANK = 2**14  # beyond the width of any layer
+DEFAULT_MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
 
 
 def _flag(
@@ -37,17 +37,20 @@ def _flag(
     source: str = "",
     *,
     choices: tuple[str, ...] = (),
-    least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    most: int = MOST_COUNT,
+    ge: float | None = None,
+    gt: float | None = None,
+    lt: float | None = None,
+    le: int = MAX_COUNT,
     empty: bool = False,
-    free: bool = False,
+    may_change_on_resume: bool = False,
 ) -> Any:
-    """A field that is a flag, with its range (`most`: of whole numbers). `empty`: an empty text stands for none.
-    `free`: may differ between a run and its resumption."""
-    values = {"choices": choices, "least": least, "above": above, "below": below, "most": most, "empty": empty}
-    return field(default=default, metadata={"help": help, "source": source, "free": free, **values})
+    """A field that is a flag, with its range (`le`: of whole numbers). `empty`: an empty text stands for none.
+    `may_change_on_resume`: may differ between a run and its resumption."""
+    values = {"choices": choices, "ge": ge, "gt": gt, "lt": lt, "le": le, "empty": empty}
+    return field(
+        default=default,
+        metadata={"help": help, "source": source, "may_change_on_resume": may_change_on_resume, **values},
+    )
 
 
 @dataclass
@@ -61,15 +64,15 @@ class ModelConfig:
     lora_rank: int | None = _flag(
         None,
         "train LoRA adapters of this rank on the teacher's own weights, shared by all three networks",
-        least=1,
-        most=MOST_RANK,
+        ge=1,
+        le=MAX_RANK,
     )
-    lora_alpha: float | None = _flag(None, "their alpha; without it the rank", "peft", above=0)
+    lora_alpha: float | None = _flag(None, "their alpha; without it the rank", "peft", gt=0)
     lora_targets: str | None = _flag(
         None, "layers that get one, by the ends of their names, a,b,...; without it attention and feed-forward", "ours"
     )
     fake_lora_rank: int | None = _flag(
-        None, "the fake score's rank; without it lora_rank, and it should not be lower", "ours", least=1, most=MOST_RANK
+        None, "the fake score's rank; without it lora_rank, and it should not be lower", "ours", ge=1, le=MAX_RANK
     )
     no_t5: bool = _flag(
         False, "SD3's third text encoder, a T5, is not loaded: zeros stand where its tokens were", "diffusers"
@@ -87,17 +90,17 @@ class MethodConfig:
         "paper",
         choices=METHODS,
     )
-    teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", least=1, most=MOST_STEPS)
-    stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", least=1, most=MOST_STEPS)
+    teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", ge=1, le=MAX_GRID_STEPS)
+    stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", ge=1, le=MAX_GRID_STEPS)
     k_anchor: int = _flag(5, "teacher steps to the anchor, K", "paper, table 3")
     anchor_steps: int | None = _flag(
         None, "go to the anchor in so many longer steps of the teacher; without it in its own, k_anchor", "ours"
     )
     fake_rollout_reuse: int = _flag(1, "fake updates that share one roll-out of the student", "ours")
-    per_train_fake_num: int = _flag(5, "fake-score updates before each student update", "paper", least=1)
-    fake_head_start: int = _flag(0, "fake-score updates before the first cycle", "ours", least=0)
-    div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", least=0)
-    teacher_guidance_scale: float = _flag(3.5, "guidance of the teacher, u + s (c - u)", "paper", least=0)
+    per_train_fake_num: int = _flag(5, "fake-score updates before each student update", "paper", ge=1)
+    fake_head_start: int = _flag(0, "fake-score updates before the first cycle", "ours", ge=0)
+    div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", ge=0)
+    teacher_guidance_scale: float = _flag(3.5, "guidance of the teacher, u + s (c - u)", "paper", ge=0)
     student_sigmas: str = _flag(
         "default", "student's grid: default (diffusers'), trailing, or N numbers 1.0,...", "release"
     )
@@ -129,21 +132,24 @@ class MethodConfig:
         "folder of its weights: vgg16-397923af.pth beside LPIPS_v0.1_vgg-a78928a0.pth or DISTS_weights-f5e65c96.pth; "
         "or of a DINO model",
         "ours",
-        free=True,
+        may_change_on_resume=True,
     )
-    perceptual_weight: float = _flag(0.25, "weight of the perceptual loss", "DMD", least=0)
-    gan_weight: float = _flag(0.005, "weight of dmd_gan's generator loss", "DMD2", least=0)
+    perceptual_weight: float = _flag(0.25, "weight of the perceptual loss", "DMD", ge=0)
+    gan_weight: float = _flag(0.005, "weight of dmd_gan's generator loss", "DMD2", ge=0)
     gan_features: str = _flag("fake", "network whose features its discriminator reads", "DMD2", choices=GAN_FEATURES)
     teacher_cache_size: int | None = _flag(
         None,
         "dmd_lpips, dmd_gan: turns that look at the teacher's samples work on a pool of so many prompts and noises; "
         "without it on new ones in every step",
         "ours",
-        least=1,
-        most=1_000_000,
+        ge=1,
+        le=1_000_000,
     )
     teacher_cache: str | None = _flag(
-        None, "folder: that pool's samples are made ahead, once for all runs of this seed", "ours", free=True
+        None,
+        "folder: that pool's samples are made ahead, once for all runs of this seed",
+        "ours",
+        may_change_on_resume=True,
     )
 
 
@@ -152,21 +158,23 @@ class DataConfig:
     """Data: prompts only"""
 
     # Free, since a checkpoint knows the prompts themselves.
-    prompt_txt: str = _flag("data/prompts_train.txt", "training prompts, one a line", "release: DiffusionDB", free=True)
+    prompt_txt: str = _flag(
+        "data/prompts_train.txt", "training prompts, one a line", "release: DiffusionDB", may_change_on_resume=True
+    )
     cache_text_embeddings: str | None = _flag(
         None,
         "folder: every prompt is encoded ahead, once for all runs, and the text encoders leave memory",
         "ours",
-        free=True,
+        may_change_on_resume=True,
     )
-    height: int = _flag(1024, "pixels", "paper", least=1, most=MOST_PIXELS)
-    width: int = _flag(1024, "pixels", "paper", least=1, most=MOST_PIXELS)
+    height: int = _flag(1024, "pixels", "paper", ge=1, le=MAX_PIXELS)
+    width: int = _flag(1024, "pixels", "paper", ge=1, le=MAX_PIXELS)
     max_sequence_length: int | None = _flag(
         None,
         "T5 tokens of a prompt; without it what the teacher's folder says, else 256",
         "diffusers",
-        least=1,
-        below=513,
+        ge=1,
+        lt=513,
     )
 
 
@@ -175,19 +183,21 @@ class OptimConfig:
     """Optimisation: per process; the global batch is batch_size x grad_accum x processes"""
 
     batch_size: int = _flag(
-        4, "prompts of one forward pass on one process", "paper", least=1, most=MOST_BATCH, free=True
+        4, "prompts of one forward pass on one process", "paper", ge=1, le=MAX_BATCH, may_change_on_resume=True
     )
-    grad_accum: int = _flag(1, "forward passes summed into one update", "release", least=1, most=MOST_BATCH, free=True)
-    lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", above=0)
-    lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", above=0)
-    lr_discriminator: float = _flag(1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", above=0)
+    grad_accum: int = _flag(
+        1, "forward passes summed into one update", "release", ge=1, le=MAX_BATCH, may_change_on_resume=True
+    )
+    lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", gt=0)
+    lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", gt=0)
+    lr_discriminator: float = _flag(1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", gt=0)
     lr_scheduler: str = _flag(
         "constant",
         "learning rates over each network's own updates: constant, or down to 0 at the run's last",
         "paper; names as in diffusers",
         choices=LR_SCHEDULERS,
     )
-    lr_warmup_steps: int = _flag(0, "updates of each network in which its learning rate rises from 0", "ours", least=0)
+    lr_warmup_steps: int = _flag(0, "updates of each network in which its learning rate rises from 0", "ours", ge=0)
     optimizer: str = _flag(
         "adamw",
         "adamw_8bit keeps both moments in 8 bits (bitsandbytes; not under FSDP)",
@@ -199,19 +209,25 @@ class OptimConfig:
         "keep a moving average of the student's weights, this much of it after each student update; saved as "
         "student_ema and evaluated beside the student",
         "ours",
-        least=0,
-        below=1,
+        ge=0,
+        lt=1,
     )
-    weight_decay: float = _flag(0.0, "of both optimizers", "paper", least=0)
-    adam_beta1: float = _flag(0.9, "of both optimizers", "torch", least=0, below=1)
-    adam_beta2: float = _flag(0.999, "of both optimizers", "torch", least=0, below=1)
-    max_grad_norm: float = _flag(1.0, "gradients are clipped at this global norm", "paper", above=0)
+    weight_decay: float = _flag(0.0, "of both optimizers", "paper", ge=0)
+    adam_beta1: float = _flag(0.9, "of both optimizers", "torch", ge=0, lt=1)
+    adam_beta2: float = _flag(0.999, "of both optimizers", "torch", ge=0, lt=1)
+    max_grad_norm: float = _flag(1.0, "gradients are clipped at this global norm", "paper", gt=0)
     bf16: bool = _flag(False, "networks compute in bf16 (weights, latents, times and losses stay fp32)", "release")
     shard_teacher: bool = _flag(
-        False, "under FSDP, shard the frozen teacher as well: less memory, more traffic", "ours", free=True
+        False,
+        "under FSDP, shard the frozen teacher as well: less memory, more traffic",
+        "ours",
+        may_change_on_resume=True,
     )
     offload_vae: bool = _flag(
-        False, "the decoder stays on the CPU between uses and decodes one picture at a time", "ours", free=True
+        False,
+        "the decoder stays on the CPU between uses and decodes one picture at a time",
+        "ours",
+        may_change_on_resume=True,
     )
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass", "release")
     recomputed_blocks: str = _flag(
@@ -219,9 +235,11 @@ class OptimConfig:
         "with --gradient_checkpointing: so many transformer blocks, the first, instead of all; auto: as few as the "
         "plan of memory says fit the device",
         "ours",
-        free=True,
+        may_change_on_resume=True,
     )
-    compile: bool = _flag(False, "torch.compile each transformer block of all three networks", "diffusers", free=True)
+    compile: bool = _flag(
+        False, "torch.compile each transformer block of all three networks", "diffusers", may_change_on_resume=True
+    )
 
 
 @dataclass
@@ -229,45 +247,61 @@ class EvalConfig:
     """Evaluation in the loop: scorers that are given here look at pictures of the live student"""
 
     pick_processor_path: str | None = _flag(
-        None, "CLIP-ViT-H-14-laion2B-s32B-b79K folder", "release", empty=True, free=True
+        None, "CLIP-ViT-H-14-laion2B-s32B-b79K folder", "release", empty=True, may_change_on_resume=True
     )
-    pick_model_path: str | None = _flag(None, "PickScore_v1 folder", "release", empty=True, free=True)
-    ir_model_path: str | None = _flag(None, "ImageReward.pt", "release", empty=True, free=True)
-    ir_med_config: str | None = _flag(None, "ImageReward's med_config.json", "release", empty=True, free=True)
+    pick_model_path: str | None = _flag(None, "PickScore_v1 folder", "release", empty=True, may_change_on_resume=True)
+    ir_model_path: str | None = _flag(None, "ImageReward.pt", "release", empty=True, may_change_on_resume=True)
+    ir_med_config: str | None = _flag(
+        None, "ImageReward's med_config.json", "release", empty=True, may_change_on_resume=True
+    )
     ir_tokenizer_path: str | None = _flag(
         None,
         "bert-base-uncased tokenizer folder; without it the folder of ImageReward.pt",
         "ours",
         empty=True,
-        free=True,
+        may_change_on_resume=True,
     )
-    dino_path: str | None = _flag(None, "dinov2-base folder", "release", empty=True, free=True)
-    clip_path: str | None = _flag(None, "clip-vit-large-patch14 folder", "release", empty=True, free=True)
-    clip_score_path: str | None = _flag(None, "CLIP folder for text alignment", "ours", empty=True, free=True)
+    dino_path: str | None = _flag(None, "dinov2-base folder", "release", empty=True, may_change_on_resume=True)
+    clip_path: str | None = _flag(
+        None, "clip-vit-large-patch14 folder", "release", empty=True, may_change_on_resume=True
+    )
+    clip_score_path: str | None = _flag(
+        None, "CLIP folder for text alignment", "ours", empty=True, may_change_on_resume=True
+    )
     eval_every: int | None = _flag(
-        None, "steps between evaluations; 0: none; without it --ckpt_every", "release", least=0, free=True
+        None, "steps between evaluations; 0: none; without it --ckpt_every", "release", ge=0, may_change_on_resume=True
     )
-    div_prompts: str = _flag("data/prompts_eval.txt", "prompts for diversity", "ours", free=True)
-    num_div_seeds: int = _flag(9, "pictures of each of them, R", "paper", least=2, most=MOST_IMAGES, free=True)
+    div_prompts: str = _flag("data/prompts_eval.txt", "prompts for diversity", "ours", may_change_on_resume=True)
+    num_div_seeds: int = _flag(
+        9, "pictures of each of them, R", "paper", ge=2, le=MAX_IMAGES, may_change_on_resume=True
+    )
     pref_prompts: str = _flag(
-        "data/prompts_eval.txt", "prompts for preference; the same file shares the pictures", "ours", free=True
+        "data/prompts_eval.txt",
+        "prompts for preference; the same file shares the pictures",
+        "ours",
+        may_change_on_resume=True,
     )
     eval_prompts_limit: str = _flag(
-        "16", "first prompts of each file, or all; 16 keep evaluation below 10% of SD3.5's training", "ours", free=True
+        "16",
+        "first prompts of each file, or all; 16 keep evaluation below 10% of SD3.5's training",
+        "ours",
+        may_change_on_resume=True,
     )
     eval_batch_size: int = _flag(
-        4, "pictures made and scored at a time on one process", "release", least=1, most=MOST_BATCH, free=True
+        4, "pictures made and scored at a time on one process", "release", ge=1, le=MAX_BATCH, may_change_on_resume=True
     )
     eval_seed: int = _flag(
-        0, "of the start noises, the same at every evaluation", "ours", least=0, below=2**32, free=True
+        0, "of the start noises, the same at every evaluation", "ours", ge=0, lt=2**32, may_change_on_resume=True
     )
-    offload_scorers: bool = _flag(False, "keep the scorers on the CPU between evaluations", "ours", free=True)
+    offload_scorers: bool = _flag(
+        False, "keep the scorers on the CPU between evaluations", "ours", may_change_on_resume=True
+    )
     best_by: str = _flag(
         "mean_rank",
         "ckpts/best: mean rank of preference and diversity, or one score",
         "ours",
         choices=("mean_rank", *IN_LOOP_SCORERS),
-        free=True,
+        may_change_on_resume=True,
     )
 
 
@@ -276,38 +310,46 @@ class RunConfig:
     """Run: length, output and resumption; a step is one update, fake or student"""
 
     run_dir: str | None = _flag(
-        None, "run folder: log, ckpts, eval_images, process_vis and div_vis derive from it", free=True
+        None, "run folder: log, ckpts, eval_images, process_vis and div_vis derive from it", may_change_on_resume=True
     )
-    log_path: str | None = _flag(None, "instead of RUN/log", "release", free=True)
-    ckpt_dir: str | None = _flag(None, "instead of RUN/ckpts", "release", free=True)
-    eval_dir: str | None = _flag(None, "instead of RUN/eval_images", "release", free=True)
-    process_folder_name: str | None = _flag(None, "instead of RUN/process_vis", "release", free=True)
-    diversity_folder_name: str | None = _flag(None, "instead of RUN/div_vis", "release", free=True)
+    log_path: str | None = _flag(None, "instead of RUN/log", "release", may_change_on_resume=True)
+    ckpt_dir: str | None = _flag(None, "instead of RUN/ckpts", "release", may_change_on_resume=True)
+    eval_dir: str | None = _flag(None, "instead of RUN/eval_images", "release", may_change_on_resume=True)
+    process_folder_name: str | None = _flag(None, "instead of RUN/process_vis", "release", may_change_on_resume=True)
+    diversity_folder_name: str | None = _flag(None, "instead of RUN/div_vis", "release", may_change_on_resume=True)
     max_steps: int | None = _flag(
         None,
-        f"updates of both networks together; {MAX_STEPS} if max_epoch is not given either",
+        f"updates of both networks together; {DEFAULT_MAX_STEPS} if max_epoch is not given either",
         "paper",
-        least=1,
-        free=True,
+        ge=1,
+        may_change_on_resume=True,
     )
     max_epoch: int | None = _flag(
-        None, "passes over the prompts; the earlier end counts", "release", least=1, free=True
+        None, "passes over the prompts; the earlier end counts", "release", ge=1, may_change_on_resume=True
     )
     log_every: int = _flag(
-        10, "steps between lines of log.txt (metrics.jsonl has every step)", "ours", least=1, free=True
+        10, "steps between lines of log.txt (metrics.jsonl has every step)", "ours", ge=1, may_change_on_resume=True
     )
-    ckpt_every: int = _flag(600, "steps between checkpoints", "ours", least=1, free=True)
-    vis_every: int = _flag(60, "steps between pictures in process_vis; 0: none", "ours", least=0, free=True)
+    ckpt_every: int = _flag(600, "steps between checkpoints", "ours", ge=1, may_change_on_resume=True)
+    vis_every: int = _flag(
+        60, "steps between pictures in process_vis; 0: none", "ours", ge=0, may_change_on_resume=True
+    )
     checkpoints_total_limit: int | None = _flag(
-        None, "checkpoints to keep, the newest; the best stays beside them", "diffusers", least=1, free=True
+        None,
+        "checkpoints to keep, the newest; the best stays beside them",
+        "diffusers",
+        ge=1,
+        may_change_on_resume=True,
     )
-    resume_from_checkpoint: str | None = _flag(None, "'latest' or a checkpoint folder", "diffusers", free=True)
+    resume_from_checkpoint: str | None = _flag(
+        None, "'latest' or a checkpoint folder", "diffusers", may_change_on_resume=True
+    )
     nonfinite: str = _flag(
         "stop",
         "at a loss or gradient that is not finite: stop, or skip the update and count it",
         "ours",
         choices=NONFINITE,
-        free=True,
+        may_change_on_resume=True,
     )
-    report_to: str = _flag("tensorboard", "tracker", "diffusers", choices=TRACKERS, free=True)
-    seed: int = _flag(0, "of every random draw", "ours", least=0, below=2**32)
+    report_to: str = _flag("tensorboard", "tracker", "diffusers", choices=TRACKERS, may_change_on_resume=True)
+    seed: int = _flag(0, "of every random draw", "ours", ge=0, lt=2**32)

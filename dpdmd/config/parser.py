@@ -21,7 +21,7 @@ from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded
 
-MOST_TOLD = 400  # letters of argparse's own lines
+MAX_MESSAGE = 400  # letters of argparse's own lines
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Config:
             for group in fields(self)
             for ours, theirs in [(getattr(self, group.name), getattr(other, group.name))]
             for item in fields(ours)
-            if not item.metadata["free"] and getattr(ours, item.name) != getattr(theirs, item.name)
+            if not item.metadata["may_change_on_resume"] and getattr(ours, item.name) != getattr(theirs, item.name)
         ]
 
 
@@ -151,8 +151,8 @@ class _Parser(argparse.ArgumentParser):
             wrong = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
             near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
             message += f" (did you mean {near[0]}?)" if near else ""
-        if len(message) > MOST_TOLD:  # argparse repeats what was given, however long
-            message = f"{message[:MOST_TOLD]}..."
+        if len(message) > MAX_MESSAGE:  # argparse repeats what was given, however long
+            message = f"{message[:MAX_MESSAGE]}..."
         raise ValueError(message)
 
 

@@ -4,26 +4,26 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dpdmd.config.options import MOST_BATCH, MOST_IMAGES, MOST_PIXELS, MOST_STEPS
+from dpdmd.config.options import MAX_BATCH, MAX_GRID_STEPS, MAX_IMAGES, MAX_PIXELS
 from dpdmd.config.validation import shown
 
-LARGEST_SEED = 2**32 - 1  # what numpy and accelerate take
-MOST_TOKENS = 512  # of T5, as in diffusers
-MOST_IN_ALL = 10_000_000  # pictures of one call: each has a line in memory
+MAX_SEED = 2**32 - 1  # what numpy and accelerate take
+MAX_TOKENS = 512  # of T5, as in diffusers
+MAX_IN_ALL = 10_000_000  # pictures of one call: each has a line in memory
 # Flag -> (least, most). What is None was not given, and the model's folder decides.
 RANGES = {
-    "num_images": (1, MOST_IMAGES),
-    "num_samples": (1, MOST_IMAGES),
-    "num_seeds": (1, MOST_IMAGES),
-    "batch_size": (1, MOST_BATCH),
-    "gen_batch_size": (1, MOST_BATCH),
-    "seed": (0, LARGEST_SEED),
-    "steps": (1, MOST_STEPS),
+    "num_images": (1, MAX_IMAGES),
+    "num_samples": (1, MAX_IMAGES),
+    "num_seeds": (1, MAX_IMAGES),
+    "batch_size": (1, MAX_BATCH),
+    "gen_batch_size": (1, MAX_BATCH),
+    "seed": (0, MAX_SEED),
+    "steps": (1, MAX_GRID_STEPS),
     "guidance_scale": (0, math.inf),
-    "height": (1, MOST_PIXELS),
-    "width": (1, MOST_PIXELS),
-    "max_sequence_length": (1, MOST_TOKENS),
-    "num_crops": (1, MOST_IMAGES),
+    "height": (1, MAX_PIXELS),
+    "width": (1, MAX_PIXELS),
+    "max_sequence_length": (1, MAX_TOKENS),
+    "num_crops": (1, MAX_IMAGES),
     "maniqa_scale": (0, math.inf),
 }
 
@@ -48,8 +48,8 @@ def check_total(flag: str, num_prompts: int, num_images: int) -> None:
     Raises:
         ValueError: more than can be made in years.
     """
-    if num_prompts * num_images > MOST_IN_ALL:
+    if num_prompts * num_images > MAX_IN_ALL:
         raise ValueError(
             f"--{flag} {num_images}: with {num_prompts} prompts these are {num_prompts * num_images} pictures, and one "
-            f"call makes at most {MOST_IN_ALL}; give fewer"
+            f"call makes at most {MAX_IN_ALL}; give fewer"
         )

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dpdmd.config.options import (
-    MOST_BATCH,
-    MOST_COUNT,
+    MAX_BATCH,
+    MAX_COUNT,
     PAIRED_METHODS,
     EvalConfig,
     MethodConfig,
@@ -15,16 +15,16 @@ from dpdmd.config.options import (
 )
 
 FP32_MAX = 3.4e38  # what is larger is infinite to the device
-MOST_SHOWN = 40  # letters of a number
+MAX_SHOWN = 40  # letters of a number
 
 
 def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    """Compare a value with what its field's metadata allow: `choices`, or `least`, `above`, `below` and `most`.
+    """Compare a value with what its field's metadata allow: `choices`, or `ge`, `gt`, `lt` and `le`.
 
     Raises:
         ValueError: one line that names the flag and what it may be.
     """
-    choices, least, above, below = (metadata[key] for key in ("choices", "least", "above", "below"))
+    choices, ge, gt, lt, le = (metadata[key] for key in ("choices", "ge", "gt", "lt", "le"))
     if choices and value not in choices:
         raise ValueError(f"--{name} {value}: choose one of {', '.join(choices)}")
     if isinstance(value, str) and not value.strip() and not metadata["empty"]:
@@ -33,17 +33,17 @@ def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"--{name} {value!a}: is no text that a path or a name can be")
     if value is None:
         return
-    if below is not None:
-        if not least <= value < below:
-            raise ValueError(f"--{name} {shown(value)}: must be at least {least} and below {below}")
-    elif above is not None:
-        if not above < value <= FP32_MAX:
-            raise ValueError(f"--{name} {value}: must be a finite number above {above}")
-    elif isinstance(value, float) and least is not None:
-        if not least <= value <= FP32_MAX:
-            raise ValueError(f"--{name} {value}: must be a finite number, at least {least}")
-    elif isinstance(value, int) and not (-MOST_COUNT if least is None else least) <= value <= metadata["most"]:
-        told = f"at most {metadata['most']}" if least is None else f"{least} to {metadata['most']}"
+    if lt is not None:
+        if not ge <= value < lt:
+            raise ValueError(f"--{name} {shown(value)}: must be at least {ge} and below {lt}")
+    elif gt is not None:
+        if not gt < value <= FP32_MAX:
+            raise ValueError(f"--{name} {value}: must be a finite number above {gt}")
+    elif isinstance(value, float) and ge is not None:
+        if not ge <= value <= FP32_MAX:
+            raise ValueError(f"--{name} {value}: must be a finite number, at least {ge}")
+    elif isinstance(value, int) and not (-MAX_COUNT if ge is None else ge) <= value <= le:
+        told = f"at most {le}" if ge is None else f"{ge} to {le}"
         raise ValueError(f"--{name} {shown(value)}: must be {told}")
 
 
@@ -58,7 +58,7 @@ def _is_text(value: str) -> bool:
 def shown(value: Any) -> str:
     """A value as a message has it; of a number of hundreds of digits only its beginning."""
     text = str(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} digits)"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} digits)"
 
 
 def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig, evaluation: EvalConfig) -> None:
@@ -74,10 +74,10 @@ def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig
     _check_teacher_samples(method)
     _check_what_methods_exclude(method, optim)
     _check_recomputed_blocks(optim)
-    if optim.batch_size * optim.grad_accum > MOST_BATCH:
+    if optim.batch_size * optim.grad_accum > MAX_BATCH:
         raise ValueError(
             f"--grad_accum {optim.grad_accum}: with --batch_size {optim.batch_size} these are "
-            f"{optim.batch_size * optim.grad_accum} prompts an update of one process; give {MOST_BATCH} at most"
+            f"{optim.batch_size * optim.grad_accum} prompts an update of one process; give {MAX_BATCH} at most"
         )
 
 
@@ -120,7 +120,7 @@ def _check_prompts_limit(evaluation: EvalConfig) -> None:
 
 def _is_count(text: str) -> bool:
     """Whether a text is a whole number in plain digits, of no absurd length: Python refuses to read 4,300 of them."""
-    return text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_COUNT))
+    return text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_COUNT))
 
 
 def _check_anchor(method: MethodConfig) -> None:

@@ -113,7 +113,7 @@ def stored_samples(
     *,
     share: Callable[[list[Shard]], list[Shard]],
     wait: Callable[[], None],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     progress: bool,
 ) -> StoredSamples:
     """The samples of a pool, completed first. Collective.
@@ -122,7 +122,7 @@ def stored_samples(
         make: asks the teacher.
         share: this rank's part of a list, as long on every rank.
         wait: returns when every rank has come to it.
-        tell: takes a line for the log.
+        log: takes a line for the log.
 
     Raises:
         ValueError: too little space, or a shard that cannot be read.
@@ -132,7 +132,7 @@ def stored_samples(
 
     def make_missing(missing: list[Shard]) -> None:
         needed, count = size_in_bytes(missing, settings.latent_shape), sum(len(shard.prompts) for shard in missing)
-        tell(f"making {count} teacher samples in {folder}: {needed / 1e9:.3f} GB")
+        log(f"making {count} teacher samples in {folder}: {needed / 1e9:.3f} GB")
         require_space("--teacher_cache", folder, "the teacher samples", needed)
         longest = max(len(shard.prompts) for shard in missing)
         for shard in tqdm(share(missing), desc="teacher samples", unit="shard", disable=not progress):

@@ -126,14 +126,14 @@ def cached_encoder(
     rank: int,
     processes: int,
     wait: Callable[[], None],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> CachedTextEncoder:
     """The cache of these prompts, completed first; encoders are loaded only where something is missing. Collective.
 
     Args:
         load: the text encoders, to be dropped afterwards.
         wait: returns when every rank has come to it.
-        tell: takes a line for the log.
+        log: takes a line for the log.
 
     Raises:
         ValueError: too little space, or a shard that cannot be read.
@@ -144,7 +144,7 @@ def cached_encoder(
     def encode_missing(missing: list[Shard]) -> None:
         encoder = load()
         needed, count = size_in_bytes(missing, encoder.encode([""])), sum(len(shard.prompts) for shard in missing)
-        tell(f"encoding {count} prompts into {folder}: {needed / 1e9:.3f} GB")
+        log(f"encoding {count} prompts into {folder}: {needed / 1e9:.3f} GB")
         check_space(folder, needed)
         write_shards(encoder, missing[rank::processes], progress=rank == 0)
 

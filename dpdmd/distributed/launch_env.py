@@ -8,7 +8,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-MOST_PROCESSES = 2**20
+MAX_PROCESSES = 2**20
 _TRUE, _FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
 _SWITCHES = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "FORK_LAUNCHED")
 _UNSUPPORTED = {  # switch of accelerate's launcher -> the distributed_type, or the entry of its file, that sets it
@@ -37,7 +37,7 @@ def read_launch() -> Launch:
     """
     processes = _number("WORLD_SIZE", 1, least=1)
     rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0, least=-1)  # -1 is torch's word for none
-    here = _number("LOCAL_WORLD_SIZE", processes if "WORLD_SIZE" in os.environ else MOST_PROCESSES, least=1)
+    here = _number("LOCAL_WORLD_SIZE", processes if "WORLD_SIZE" in os.environ else MAX_PROCESSES, least=1)
     if rank >= processes:
         raise ValueError(f"RANK is {rank}, but WORLD_SIZE is {processes}, and ranks count from 0; {_START}")
     if local_rank >= here:
@@ -50,7 +50,7 @@ def _number(name: str, default: int, least: int = 0) -> int:
     if text is None:
         return default
     digits = text.strip().removeprefix("-")
-    if not (digits.isascii() and digits.isdecimal()) or not least <= (number := int(text[:20])) <= MOST_PROCESSES:
+    if not (digits.isascii() and digits.isdecimal()) or not least <= (number := int(text[:20])) <= MAX_PROCESSES:
         raise ValueError(f"{name} is {text[:40]!r}, which must be a whole number, at least {least}; {_START}")
     return number
 

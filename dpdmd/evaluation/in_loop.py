@@ -64,7 +64,7 @@ class InLoopEvaluation:
     def evaluate(self, step: int) -> dict[str, Summary]:
         """Metric -> summary of the student as it is now; the teacher's row first, where it is not known yet."""
         for scorer in self.scorers.values():
-            scorer.wake()
+            scorer.load_to_device()
         if not self.teacher_scores:
             # Rank 0's file decides for all: scoring is collective, and another node may have another disk.
             known = collectives.broadcast_from_main(self.accelerator, self._read_teacher())
@@ -79,7 +79,7 @@ class InLoopEvaluation:
     def evaluate_average(self, step: int) -> dict[str, Summary]:
         """The same with the moving average in the student's place, its pictures apart, under eval_ema/ names."""
         for scorer in self.scorers.values():
-            scorer.wake()
+            scorer.load_to_device()
         scores = self._score(self.student, f"{AVERAGE} at step {step}", self.folder.eval_images / AVERAGE, show=False)
         for scorer in self.scorers.values():
             self._offload(scorer)
@@ -87,7 +87,7 @@ class InLoopEvaluation:
 
     def _offload(self, scorer: Scorer) -> None:
         if self.config.eval.offload_scorers:
-            scorer.rest()
+            scorer.offload()
 
     def _score_teacher(self) -> dict[str, Summary]:
         scores = self._score(self.teacher, TEACHER, self.folder.eval_images / TEACHER, show=False)

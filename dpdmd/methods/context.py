@@ -71,7 +71,7 @@ class DistillationContext:
         student_forward, fake_forward: the networks as the trainer calls them with gradient (wrapped or not).
         decoder, perceptual: what turns latents into pictures, and the distance of pictures [B, 3, H, W] to others, [B];
             of a method that compares pictures.
-        critic: of a method with a discriminator.
+        discriminator: of a method with a discriminator.
         stored_samples: teacher samples of pool entries that were made ahead; without it they are made when asked for.
     """
 
@@ -89,7 +89,7 @@ class DistillationContext:
     seed: int
     decoder: ImageDecoder | None = None
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
-    critic: DiscriminatorContext | None = None
+    discriminator: DiscriminatorContext | None = None
     stored_samples: Callable[[Sequence[int]], Tensor] | None = None
     kept_samples: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
@@ -121,12 +121,12 @@ class DistillationContext:
         samples = [0] * len(batch.samples) if self.config.dmd_t == "per_batch" else batch.samples
         return self._noised(batch, x, "score", "score noise", samples)
 
-    def critic_input(self, batch: MicroBatch, x: Tensor, role: str) -> tuple[Tensor, Tensor]:
+    def discriminator_input(self, batch: MicroBatch, x: Tensor, role: str) -> tuple[Tensor, Tensor]:
         """(z_t, sigma) at which the discriminator looks at `x`, a sample of the `role` "student" or "teacher".
 
         Both have one time, drawn for each sample from the score's grid, and a noise each.
         """
-        return self._noised(batch, x, "critic", f"critic noise of the {role}", batch.samples)[:2]
+        return self._noised(batch, x, "discriminator", f"discriminator noise of the {role}", batch.samples)[:2]
 
     def _noised(
         self, batch: MicroBatch, x: Tensor, purpose: str, noise_purpose: str, samples: Sequence[int]
@@ -138,7 +138,7 @@ class DistillationContext:
         return self.schedule.add_noise(x, noise, sigma), sigma, noise
 
     @torch.no_grad()
-    def look(self, batch: MicroBatch, x: Tensor) -> ScorePredictions:
+    def predict_scores(self, batch: MicroBatch, x: Tensor) -> ScorePredictions:
         """Noise the sample `x` and let real and fake score say what it was."""
         z_t, sigma, _ = self.score_input(batch, x)
         x0_real = self.schedule.to_x0(z_t, self.teacher(batch.text)(z_t, sigma), sigma)

@@ -35,7 +35,7 @@ FakeTerm = Callable[[DistillationContext, FakeScoreBatch], LossResult]
 
 def dmd_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
     """DMD loss on x_theta: guided teacher against fake score, both without gradient (paper, section 3)."""
-    x, seen = turn.rollout.x, run.look(turn.batch, turn.rollout.x.detach())
+    x, seen = turn.rollout.x, run.predict_scores(turn.batch, turn.rollout.x.detach())
     dmd = losses.dmd_loss(x, seen.x0_real, seen.x0_fake, seen.z_t, run.config.dmd_normalizer)
     metrics = {
         "loss_dmd": dmd.loss.detach(),
@@ -78,11 +78,11 @@ def perceptual_term(run: DistillationContext, turn: StudentRollout) -> LossResul
 
 def adversarial_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
     """Weighted generator loss on noised student samples (DMD2, section 4.3); the discriminator gets no gradient."""
-    critic, text = run.critic, turn.batch.text
+    discriminator, text = run.discriminator, turn.batch.text
 
     def loss_of(x: Tensor) -> Tensor:
-        z_t, sigma = run.critic_input(turn.batch, x, "student")
-        return losses.generator_loss(critic.heads(critic.features(run.family, z_t, sigma, text)))
+        z_t, sigma = run.discriminator_input(turn.batch, x, "student")
+        return losses.generator_loss(discriminator.heads(discriminator.features(run.family, z_t, sigma, text)))
 
     loss = losses.backprop_through_constant(turn.rollout.x, loss_of)
     return LossResult(run.config.gan_weight * loss, {"loss_gan": loss.detach()}, {})
@@ -102,13 +102,13 @@ def discriminator_term(run: DistillationContext, turn: FakeScoreBatch) -> LossRe
 
     The heads alone get gradient: their features are constants.
     """
-    critic, samples = run.critic, {"teacher": run.teacher_samples(turn.batch), "student": turn.x}
+    discriminator, samples = run.discriminator, {"teacher": run.teacher_samples(turn.batch), "student": turn.x}
     features = []
     with torch.no_grad():
         for role, x in samples.items():
-            z_t, sigma = run.critic_input(turn.batch, x, role)
-            features.append(critic.features(run.family, z_t, sigma, turn.batch.text))
-    real, fake = critic.heads_forward([torch.cat(pair) for pair in zip(*features, strict=True)]).chunk(2)
+            z_t, sigma = run.discriminator_input(turn.batch, x, role)
+            features.append(discriminator.features(run.family, z_t, sigma, turn.batch.text))
+    real, fake = discriminator.heads_forward([torch.cat(pair) for pair in zip(*features, strict=True)]).chunk(2)
     loss = losses.discriminator_loss(real, fake)
     metrics = {"logit_real": real.detach().mean(), "logit_fake": fake.detach().mean()}
     return LossResult(loss, {"loss_discriminator": loss.detach(), **metrics}, {"teacher": samples["teacher"]})

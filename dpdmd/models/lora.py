@@ -67,7 +67,7 @@ class SharedBaseModel:
                 yield path.replace(f".{name}.", "."), parameter
 
     @contextmanager
-    def playing_as(self, name: str | None) -> Iterator[None]:
+    def active_adapter(self, name: str | None) -> Iterator[None]:
         """Calls inside run with this adapter."""
         before = self.playing
         self._switch(name)
@@ -89,7 +89,7 @@ class SharedBaseModel:
             module.__call__,
             *arguments,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), self.playing_as(name)),
+            context_fn=lambda: (nullcontext(), self.active_adapter(name)),
         )
 
 
@@ -107,7 +107,7 @@ class AdapterView(nn.Module):
             _plant(self, path, parameter)
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        with self.base.playing_as(self.name):
+        with self.base.active_adapter(self.name):
             return self.base.network(*arguments, **named)
 
     def enable_gradient_checkpointing(self, checkpointed: Callable[..., Any] | None = None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpdmd.config.options import MAX_STEPS
+from dpdmd.config.options import DEFAULT_MAX_STEPS
 from dpdmd.evaluation import seed_grids
 from dpdmd.report.measured import Measured, read_measured
 from dpdmd.report.scores import AVERAGE_PREFIX, PREFIX, Metric, Score
@@ -53,7 +53,7 @@ class Run:
     @property
     def planned_steps(self) -> int | None:
         """Length of the run; None where epochs decide, which the folder does not tell."""
-        return self.config.get("max_steps") or (None if self.config.get("max_epoch") else MAX_STEPS)
+        return self.config.get("max_steps") or (None if self.config.get("max_epoch") else DEFAULT_MAX_STEPS)
 
     @property
     def unfinished(self) -> bool:

@@ -89,8 +89,8 @@ def build_training_state(plan: RunSetup, accelerator: Any) -> TrainingState:
         **DistillationContext.grids(config.method, schedule, accelerator.device),
     )
     if DISCRIMINATOR in registry.trained_networks(config.method):
-        trained[DISCRIMINATOR], critic = _load_critic(plan, accelerator, run)
-        run = replace(run, critic=critic)
+        trained[DISCRIMINATOR], discriminator = _load_discriminator(plan, accelerator, run)
+        run = replace(run, discriminator=discriminator)
     if path := config.method.perceptual_path:
         perceptual = load_perceptual(config.method.perceptual, Path(path), accelerator.device)
         run = replace(run, perceptual=perceptual)
@@ -123,7 +123,7 @@ def _load_text_encoder(plan: RunSetup, accelerator: Any, family: Family) -> Text
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         wait=accelerator.wait_for_everyone,
-        tell=logger.info,
+        log=logger.info,
     )
 
 
@@ -143,7 +143,7 @@ def _prepare(plan: RunSetup, accelerator: Any, name: str, network: nn.Module, lr
     return TrainedNetwork(network, optimizer, list(network.parameters()), lr, updates)
 
 
-def _load_critic(
+def _load_discriminator(
     plan: RunSetup, accelerator: Any, run: DistillationContext
 ) -> tuple[TrainedNetwork, DiscriminatorContext]:
     """The discriminator on some blocks of the network that `--gan_features` names."""
@@ -195,7 +195,7 @@ def _store_samples(
         make,
         share=partial(collectives.share, rank=accelerator.process_index, processes=accelerator.num_processes),
         wait=accelerator.wait_for_everyone,
-        tell=logger.info,
+        log=logger.info,
         progress=accelerator.is_main_process,
     )
 

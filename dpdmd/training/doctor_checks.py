@@ -82,7 +82,7 @@ class DoctorBatch:
 
 def prepare_batch(trainer: Trainer) -> DoctorBatch:
     turn = updates.roll_out_student(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
-    return DoctorBatch(turn.batch, turn.rollout, trainer.run.look(turn.batch, turn.rollout.x.detach()))
+    return DoctorBatch(turn.batch, turn.rollout, trainer.run.predict_scores(turn.batch, turn.rollout.x.detach()))
 
 
 @torch.no_grad()

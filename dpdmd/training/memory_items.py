@@ -231,7 +231,7 @@ def _turns(config: Config, layout: Layout, teacher: Path) -> list[MemoryItem]:
     return [
         MemoryItem("student, graphs", calls * kept, f"{calls} calls x batch {batch}, {how}", (STUDENT,), flags),
         MemoryItem("fake score, graph", kept, f"1 call x batch {batch}, {how}", (FAKE,), flags),
-        _student_at_work({working: backward, rows: seen.passing, **_critic(config, call, again)}, flags),
+        _student_at_work({working: backward, rows: seen.passing, **_discriminator(config, call, again)}, flags),
         MemoryItem(
             "at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags
         ),
@@ -258,7 +258,7 @@ def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> MemoryItem
     return MemoryItem("at work", max(uses.values()), f"the largest of {', '.join(uses)}", (STUDENT,), flags)
 
 
-def _critic(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
+def _discriminator(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
     """The generator loss: a graph of its own, through the network whose features the discriminator reads."""
     if registry.DISCRIMINATOR not in registry.trained_networks(config.method):
         return {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dpdmd.config import Config
-from dpdmd.config.options import MAX_STEPS, MethodConfig, OptimConfig
+from dpdmd.config.options import DEFAULT_MAX_STEPS, MethodConfig, OptimConfig
 from dpdmd.config.validation import unused_flag_warnings
 from dpdmd.data.prompts import fingerprint, read_prompts
 from dpdmd.distributed.launch_env import check_launch, read_launch
@@ -260,7 +260,7 @@ def _check_prompts(config: Config, prompts: list[str], found: checkpoint.ResumeP
 def total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:
     """Updates of a run: `max_steps` or `max_epoch` x ceil(prompts / global batch), whichever ends first."""
     by_epoch = config.run.max_epoch and config.run.max_epoch * math.ceil(num_prompts / global_batch_size)
-    return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=MAX_STEPS)
+    return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=DEFAULT_MAX_STEPS)
 
 
 def _global_batch_size(config: Config) -> int:

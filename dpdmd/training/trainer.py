@@ -109,7 +109,7 @@ class Trainer:
             SaveError: a checkpoint could not be written.
         """
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
-        under_way: deque[PendingStep] = deque()
+        pending: deque[PendingStep] = deque()
         reported = writer.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
         with reported, log, self.saving.writer:
             self.saving.tidy(log)
@@ -119,9 +119,9 @@ class Trainer:
             if self.start >= self.stop:
                 logger.info("nothing left to train: step %d of %d", self.start, self.stop)
             for done in range(self.start + 1, self.stop + 1):
-                under_way.append(self.start_step(done - 1))
+                pending.append(self.start_step(done - 1))
                 saves, evaluates = self._saves(done), self._evaluates(done)
-                asked_to_stop = self._finish_steps(under_way, log, 0 if saves or evaluates else self.lag)
+                asked_to_stop = self._finish_steps(pending, log, 0 if saves or evaluates else self.lag)
                 if saves or asked_to_stop:
                     self.saving.save(done)
                 if asked_to_stop and done < self.stop:
@@ -201,15 +201,15 @@ class Trainer:
         }
         return record, asked_to_stop
 
-    def _finish_steps(self, under_way: deque[PendingStep], log: RunLog, keep: int) -> bool:
+    def _finish_steps(self, pending: deque[PendingStep], log: RunLog, keep: int) -> bool:
         """Finish and record all but the last `keep` steps; all of them where one asks the run to end.
 
         Returns:
             Whether one did.
         """
         asked_to_stop = False
-        while len(under_way) > (0 if asked_to_stop else keep):
-            record, asked = self.finish_step(under_way.popleft())
+        while len(pending) > (0 if asked_to_stop else keep):
+            record, asked = self.finish_step(pending.popleft())
             log.step(record)
             asked_to_stop |= asked
         return asked_to_stop

@@ -57,11 +57,11 @@ class Scorer:
         self.network = network.requires_grad_(False).eval().to(device, dtype)
         self.device = device
 
-    def rest(self) -> None:
+    def offload(self) -> None:
         """Leave the device to others until `wake`."""
         self.network.to("cpu")
 
-    def wake(self) -> None:
+    def load_to_device(self) -> None:
         """Back to where it works."""
         self.network.to(self.device)
 
