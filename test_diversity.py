@@ -1,4 +1,4 @@
-"""Diversity: 1 - mean cosine over all pairs of nine pictures of a prompt, with DINO and CLIP features.
+"""Diversity: 1 - mean cosine over all pairs of nine images of a prompt, with DINO and CLIP features.
 
     accelerate launch test_diversity.py
     accelerate launch test_diversity.py --model outputs/tiny/dpdmd --prompts_txt data/shapes_eval.txt
@@ -17,7 +17,7 @@ from dpdmd.evaluation.program import Program
 
 MODEL = "outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5"  # run, checkpoint, pipeline folder, or a .pt network
 BASE_MODEL = "weights/stabilityai/stable-diffusion-3.5-medium"  # the pipeline that a .pt network belongs to
-IMAGES = None  # a folder of pictures to compare instead: 00012_003.png is sample 3 of prompt 12, counting from 0
+IMAGES = None  # a folder of images to compare instead: 00012_003.png is sample 3 of prompt 12, counting from 0
 PROMPTS_TXT = "data/prompts_eval.txt"  # the paper: data/pickapic_test.txt and data/coco2014_10k.txt
 OUTPUT_DIR = "outputs/test_diversity"
 
@@ -26,7 +26,7 @@ CLIP_PATH = "weights/clip-vit-large-patch14"  # an empty path leaves a scorer ou
 
 PROGRAM = Program(
     name="test_diversity.py",
-    description="DINO and CLIP diversity of a model over nine pictures of each prompt (paper, table 1).",
+    description="DINO and CLIP diversity of a model over nine images of each prompt (paper, table 1).",
     scorers=("div_dino", "div_clip"),
     defaults={
         "model": MODEL,

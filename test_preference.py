@@ -1,4 +1,4 @@
-"""Human preference: ImageReward, PickScore and CLIP score of a model's pictures, one a prompt.
+"""Human preference: ImageReward, PickScore and CLIP score of a model's images, one a prompt.
 
     accelerate launch test_preference.py
     accelerate launch test_preference.py --model outputs/tiny/dpdmd --prompts_txt data/shapes_eval.txt
@@ -17,7 +17,7 @@ from dpdmd.evaluation.program import Program
 
 MODEL = "outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5"  # run, checkpoint, pipeline folder, or a .pt network
 BASE_MODEL = "weights/stabilityai/stable-diffusion-3.5-medium"  # the pipeline that a .pt network belongs to
-IMAGES = None  # a folder of pictures to score instead: 00012_003.png or 12.png are of prompt 12, counting from 0
+IMAGES = None  # a folder of images to score instead: 00012_003.png or 12.png are of prompt 12, counting from 0
 PROMPTS_TXT = "data/prompts_eval.txt"  # the paper: data/pickapic_test.txt and data/coco2014_10k.txt
 OUTPUT_DIR = "outputs/test_preference"
 
@@ -30,7 +30,7 @@ CLIP_SCORE_PATH = "weights/clip-vit-large-patch14"  # an empty path leaves a sco
 
 PROGRAM = Program(
     name="test_preference.py",
-    description="ImageReward, PickScore and CLIP score of a model, one picture a prompt (paper, table 1).",
+    description="ImageReward, PickScore and CLIP score of a model, one image a prompt (paper, table 1).",
     scorers=("imagereward", "pickscore", "clip_score"),
     defaults={
         "model": MODEL,

@@ -1,4 +1,4 @@
-"""Visual quality: MANIQA and VisualQuality-R1 of a model's pictures, or of any folder of pictures.
+"""Visual quality: MANIQA and VisualQuality-R1 of a model's images, or of any folder of images.
 
     python test_quality.py --images outputs/test_preference/pictures
     accelerate launch test_quality.py --model outputs/sd35_dpdmd/mine
@@ -17,8 +17,8 @@ from dpdmd.evaluation.program import Program
 
 MODEL = "outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5"  # run, checkpoint, pipeline folder, or a .pt network
 BASE_MODEL = "weights/stabilityai/stable-diffusion-3.5-medium"  # the pipeline that a .pt network belongs to
-IMAGES = None  # a folder of pictures to score instead, such as outputs/test_preference/pictures
-PROMPTS_TXT = "data/prompts_eval.txt"  # for a model's pictures; the paper: data/pickapic_test.txt, coco2014_10k.txt
+IMAGES = None  # a folder of images to score instead, such as outputs/test_preference/pictures
+PROMPTS_TXT = "data/prompts_eval.txt"  # for a model's images; the paper: data/pickapic_test.txt, coco2014_10k.txt
 OUTPUT_DIR = "outputs/test_quality"
 
 MANIQA_PATH = "weights/MANIQA_PIPAL-ae6d356b.pth"
@@ -26,7 +26,7 @@ VQ_PATH = "weights/VisualQuality-R1-7B"  # an empty path leaves a scorer out
 
 PROGRAM = Program(
     name="test_quality.py",
-    description="MANIQA and VisualQuality-R1 of a model or of a folder of pictures (paper, table 1).",
+    description="MANIQA and VisualQuality-R1 of a model or of a folder of images (paper, table 1).",
     scorers=("vqr1", "maniqa"),
     defaults={
         "model": MODEL,

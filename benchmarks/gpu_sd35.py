@@ -216,7 +216,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder, prompts = Path(work) / "sd35", Path(work) / "prompts.txt"
         save_pipeline(folder, args.tiny)
-        prompts.write_text("\n".join(f"a picture of {count} things" for count in range(64)))
+        prompts.write_text("\n".join(f"an image of {count} things" for count in range(64)))
         common = ["--teacher_id", str(folder), "--prompt_txt", str(prompts), "--height", size, "--width", size]
         common += ["--gradient_checkpointing", *(["--bf16"] if not args.tiny else [])]
         for case, found in run_all(common, cases, Path(work), args.cycles, until):

@@ -60,23 +60,23 @@ def refill(model: torch.nn.Module) -> dict[str, list[int]]:
 
 
 def score_all(model: torch.nn.Module, work: Path) -> list[list[float]]:
-    """Rewards [prompts][pictures], one by one, as the package has it."""
+    """Rewards [prompts][images], one by one, as the package has it."""
     return [[model.score(prompt, str(work / f"{index}.png")) for index in range(len(SIZES))] for prompt in PROMPTS]
 
 
-def coarse_pictures() -> list[Image.Image]:
+def coarse_images() -> list[Image.Image]:
     """Coarse noise in four shapes."""
     rng = np.random.default_rng(0)
     coarse = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in SIZES]
-    return [picture.resize(size, Image.BICUBIC) for picture, size in zip(coarse, SIZES, strict=True)]
+    return [image.resize(size, Image.BICUBIC) for image, size in zip(coarse, SIZES, strict=True)]
 
 
-def make_pictures(work: Path) -> None:
-    """The pictures, the tokenizer, and med_config.json."""
+def make_images(work: Path) -> None:
+    """The images, the tokenizer, and med_config.json."""
     from dpdmd.shapes.scorer_models import build_bert_tokenizer
 
-    for index, picture in enumerate(coarse_pictures()):
-        picture.save(work / f"{index}.png")
+    for index, image in enumerate(coarse_images()):
+        image.save(work / f"{index}.png")
     tokenizer = build_bert_tokenizer()
     tokenizer.save_pretrained(work / "tokenizer")
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -130,8 +130,8 @@ def compare(work: Path) -> None:
     from dpdmd.utils.versions import versions
 
     scorer = ImageReward(work / "ImageReward.pt", work / "med_config.json", work / "tokenizer", torch.device("cpu"))
-    pictures = [Image.open(work / f"{index}.png").convert("RGB") for index in range(len(SIZES))]
-    samples = [Sample(picture, prompt, (0, 0)) for prompt in PROMPTS for picture in pictures]
+    images = [Image.open(work / f"{index}.png").convert("RGB") for index in range(len(SIZES))]
+    samples = [Sample(image, prompt, (0, 0)) for prompt in PROMPTS for image in images]
     theirs = np.array(json.loads((work / "package.json").read_text())).ravel()
 
     def difference(batches: list[list[Sample]]) -> float:
@@ -148,7 +148,7 @@ def compare(work: Path) -> None:
 
 `bash benchmarks/imagereward_parity.sh`
 
-Random weights of the official size (normal, 1.5 / sqrt(inputs)); {len(PROMPTS)} prompts x {len(SIZES)} pictures of
+Random weights of the official size (normal, 1.5 / sqrt(inputs)); {len(PROMPTS)} prompts x {len(SIZES)} images of
 four shapes; the package in fp32; CPU.
 Ours: {used}. The package: image-reward 1.5, transformers 4.49.0, timm 0.6.13, torch 2.15.0.
 
@@ -165,4 +165,4 @@ Ours: {used}. The package: image-reward 1.5, transformers 4.49.0, timm 0.6.13, t
 
 
 if __name__ == "__main__":
-    {"pictures": make_pictures, "package": score_with_package, "ours": compare}[sys.argv[1]](Path(sys.argv[2]))
+    {"pictures": make_images, "package": score_with_package, "ours": compare}[sys.argv[1]](Path(sys.argv[2]))

@@ -7,12 +7,12 @@ Told from reading the release (its trainer, its two evaluation programs and its 
 - the networks recompute activations (the sharding plug-in does it once more there; on one process it does not, nor
   here), and run eagerly;
 - the teacher takes all its own steps to the anchor, and each fake turn has a roll-out of its own;
-- at each student turn every picture is decoded by itself and saved as a PNG.
+- at each student turn every image is decoded by itself and saved as a PNG.
 
-An evaluation, after saving the student's weights: for each of two prompt files once for diversity, nine pictures a
-prompt in batches of 4, and once for preference, one picture a prompt in batches of 4: four times the whole pipeline is
+An evaluation, after saving the student's weights: for each of two prompt files once for diversity, nine images a
+prompt in batches of 4, and once for preference, one image a prompt in batches of 4: four times the whole pipeline is
 loaded, text encoders included, and the student's weights into it; each time the scorers are loaded. CLIP and DINO see a
-prompt's nine pictures at a time, PickScore all pictures in one forward pass, ImageReward one a call, all in fp32, over
+prompt's nine images at a time, PickScore all images in one forward pass, ImageReward one a call, all in fp32, over
 all prompts of both files.
 
 All else, as sampler, decoder, scorers' classes and optimizers, is this package's in both ways, and both compute in one
@@ -26,17 +26,17 @@ from pathlib import Path
 import torch
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.evaluation.diversity import diversity_per_picture
+from dpdmd.evaluation.diversity import diversity_per_image
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.models.base import TextEmbedding
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.sampling.sampler import batches_of
 from dpdmd.training.trainer import Trainer
-from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
+from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 
 GEN_BATCH, NUM_SEEDS = 4, 9
-# Its script evaluates every 100 steps, with ten pictures of each prompt of two files in four network calls each. The
+# Its script evaluates every 100 steps, with ten images of each prompt of two files in four network calls each. The
 # files: 100 captions, and Pick-a-Pic's test prompts, at most 500, of which it takes a part that it does not hold. With
 # 300 of them that is 16,000 calls, with 500 24,000, where 100 steps of 8 x 4 samples at K = 10 are 42,133. Here a half.
 EVAL_EVERY, EVAL_SHARE = 100, 0.5
@@ -67,8 +67,8 @@ def cycle(trainer: Trainer, first: int) -> None:
         for step in range(first, first + trainer.config.method.per_train_fake_num + 1):
             trainer.take_step(step)
         for index in range(size):
-            picture = trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shape))
-            save_picture(to_pil(picture)[0], trainer.folder.process_vis / f"stu_{index}.png")
+            image = trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shape))
+            save_image(to_pil(image)[0], trainer.folder.process_vis / f"stu_{index}.png")
     finally:
         trainer.config.method, trainer.run = own, run
         trainer.text_encoder.encode = encode
@@ -116,14 +116,14 @@ def _diversity(trainer: Trainer, prompts: Sequence[str], paths: dict, weights: P
     batches = batches_of(1, NUM_SEEDS, GEN_BATCH)
     for index, prompt in enumerate(prompts):
         samples = [
-            Sample(picture, prompt, key)
+            Sample(image, prompt, key)
             for keys, made in sampler.sweep(encoder, [prompt], batches, trainer.config.run.seed)
-            for key, picture in zip(keys, to_pil(made), strict=True)
+            for key, image in zip(keys, to_pil(made), strict=True)
         ]
         for scorer in scorers:
-            diversity_per_picture(scorer.features(samples))
-        grid = labelled_grid([[sample.picture for sample in samples]], [prompt], columns=3)
-        save_picture(grid, work / "diversity" / f"{index}_grid.png")
+            diversity_per_image(scorer.features(samples))
+        grid = labelled_grid([[sample.image for sample in samples]], [prompt], columns=3)
+        save_image(grid, work / "diversity" / f"{index}_grid.png")
 
 
 def _preference(trainer: Trainer, prompts: Sequence[str], paths: dict, weights: Path, work: Path) -> None:
@@ -131,9 +131,9 @@ def _preference(trainer: Trainer, prompts: Sequence[str], paths: dict, weights: 
     batches = batches_of(len(prompts), 1, GEN_BATCH)
     samples = []
     for keys, made in sampler.sweep(encoder, prompts, batches, trainer.config.run.seed):
-        for key, picture in zip(keys, to_pil(made), strict=True):
-            save_picture(picture, work / "preference" / f"{key[0]}.png")
-            samples.append(Sample(picture, prompts[key[0]], key))
+        for key, image in zip(keys, to_pil(made), strict=True):
+            save_image(image, work / "preference" / f"{key[0]}.png")
+            samples.append(Sample(image, prompts[key[0]], key))
     _scorer(trainer, paths, "pickscore").score(samples)
     imagereward = _scorer(trainer, paths, "imagereward")
     for sample in samples:

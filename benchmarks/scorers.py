@@ -1,8 +1,8 @@
-"""Scorers in the loop, our way against the release's, on the same weights and pictures in one run: a dated table.
+"""Scorers in the loop, our way against the release's, on the same weights and images in one run: a dated table.
 
     python benchmarks/scorers.py --out benchmarks/results
 
-The release loads every scorer anew at each evaluation, calls ImageReward once a picture and PickScore once for all of
+The release loads every scorer anew at each evaluation, calls ImageReward once an image and PickScore once for all of
 them. Ours are loaded once a run and called in batches; on a CPU they compute in fp64, which the release does not. The
 two ways take turns, and the share of evaluation in a run's time is read from that run's metrics.jsonl (--run_dir).
 """
@@ -21,7 +21,7 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import score_batch
-from dpdmd.shapes.measure_scorers import SCORERS, TEST_SEED, pictures_of
+from dpdmd.shapes.measure_scorers import SCORERS, TEST_SEED, images_of
 from dpdmd.shapes.world import sample_caption, sample_scene
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.versions import versions
@@ -61,10 +61,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scenes = [sample_scene(TEST_SEED, index) for index in range(args.num_pictures)]
+    scenes = [sample_scene(TEST_SEED, index) for index in range(args.num_images)]
     samples = [
-        Sample(picture, sample_caption(scene, TEST_SEED, index), (index, 0))
-        for index, (scene, picture) in enumerate(zip(scenes, pictures_of(scenes), strict=True))
+        Sample(image, sample_caption(scene, TEST_SEED, index), (index, 0))
+        for index, (scene, image) in enumerate(zip(scenes, images_of(scenes), strict=True))
     ]
     scorers = load(args.root, device)
     our_way(scorers, samples[:9])  # libraries warm up outside the clock
@@ -86,12 +86,12 @@ def main() -> None:
         "",
         f"`{' '.join(['python', *sys.argv])}`",
         "",
-        f"{args.num_pictures} pictures, four scorers of {args.root}, {args.evaluations} turns each; {device.type}, "
+        f"{args.num_images} images, four scorers of {args.root}, {args.evaluations} turns each; {device.type}, "
         f"{torch.get_num_threads()} threads of {os.cpu_count()} cores; {used}",
         "",
-        "| | seconds an evaluation | pictures a second |",
+        "| | seconds an evaluation | images a second |",
         "|---|---|---|",
-        *(f"| {name} | {mean:.2f} | {args.num_pictures / mean:.1f} |" for name, mean in means.items()),
+        *(f"| {name} | {mean:.2f} | {args.num_images / mean:.1f} |" for name, mean in means.items()),
         "",
         f"Ratio: {means[RELEASE] / means['ours']:.2f}",
     ]

@@ -22,7 +22,7 @@ class Measured:
         cycle_flops: of a plain cycle, as torch counts them.
         matrix_rate: FLOPs a second of a matrix product.
         cycle_length, total_steps, eval_every: in steps.
-        pictures, release_pictures: of an evaluation.
+        images, release_pictures: of an evaluation.
     """
 
     seconds: dict[str, list[float]]
@@ -34,8 +34,8 @@ class Measured:
     cycle_length: int
     total_steps: int
     eval_every: int
-    pictures: int
-    release_pictures: int
+    images: int
+    release_images: int
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
@@ -94,15 +94,15 @@ def run_lines(found: Measured) -> list[str]:
     """The table of what a run has beside its cycles, and a whole run's ratios."""
     every, count = release_way.EVAL_EVERY, found.num_checkpoints
     rows = [
-        (EVALUATION, count + 1, found.pictures),
-        (TEACHER, 1, found.pictures),
+        (EVALUATION, count + 1, found.images),
+        (TEACHER, 1, found.images),
         (SAVING, count, ""),
-        (RELEASE_EVALUATION, found.total_steps // every, found.release_pictures),
+        (RELEASE_EVALUATION, found.total_steps // every, found.release_images),
     ]
     return [
-        f"| a run of {found.total_steps} steps | seconds | times | pictures |",
+        f"| a run of {found.total_steps} steps | seconds | times | images |",
         "|---|---|---|---|",
-        *(f"| {name} | {found.median(name):.2f} | {times} | {pictures} |" for name, times, pictures in rows),
+        *(f"| {name} | {found.median(name):.2f} | {times} | {images} |" for name, times, images in rows),
         "",
         *(
             f"- a run the release's way to one by {name}: {found.whole_run(name, every)}; "

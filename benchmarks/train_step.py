@@ -238,8 +238,8 @@ def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trai
         cycle_length=length,
         total_steps=preflight.total_steps(settings, len(trainer.plan.prompts), trainer.global_batch_size),
         eval_every=settings.eval.eval_every or settings.run.ckpt_every,
-        pictures=sum(len(found.prompts) * found.num_samples for found in trainer.plan.evaluation.sets),
-        release_pictures=2 * prompts * (release_way.NUM_SEEDS + 1),
+        images=sum(len(found.prompts) * found.num_samples for found in trainer.plan.evaluation.sets),
+        release_images=2 * prompts * (release_way.NUM_SEEDS + 1),
     )
 
 

@@ -1,7 +1,7 @@
 """`python -m dpdmd.doctor` with the flags of `dpdmd.train`: does your configuration do what it should on your weights?
 
 Loads all that a run would load, on one process, and checks the arithmetic where such trainers go wrong. Writes a table
-and a picture of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed or the disk did,
+and an image of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed or the disk did,
 2 wrong input.
 """
 

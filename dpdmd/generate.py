@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--num_images", type=int, help=f"pictures a prompt (default: {NUM_IMAGES}, with --geneval {geneval.NUM_IMAGES})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
-    parser.add_argument("--out", type=user_path, required=True, help="folder for the pictures and grid.png")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for the images and grid.png")
     parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
     parser.add_argument("--guidance_scale", type=float, help="guidance (default: what the model's folder says)")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
@@ -87,7 +87,7 @@ def _check_leftovers(out: Path, num_prompts: int, num_images: int) -> None:
     left = [name for key, name in numbers if key and not (int(key[1]) < num_prompts and int(key[2]) < num_images)]
     if left:
         raise ValueError(
-            f"--out {out}: {len(left)} pictures of an earlier call would stay between the new ones, such as "
+            f"--out {out}: {len(left)} images of an earlier call would stay between the new ones, such as "
             f"{min(left)}; give another folder, or delete them"
         )
 

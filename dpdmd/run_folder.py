@@ -198,8 +198,8 @@ class RunFolder:
         dangling = [link for link in links if link.is_symlink() and not link.exists()]
         for path in (*map(temporary_path, (*texts, *links)), *self.diagnostics.glob(".*.tmp"), *dangling):
             path.unlink(missing_ok=True)
-        for pictures in (self.eval_images, self.process_vis, self.div_vis):
-            clear_leftovers(path for path in (pictures, *pictures.rglob("*")) if path.is_dir())
+        for images in (self.eval_images, self.process_vis, self.div_vis):
+            clear_leftovers(path for path in (images, *images.rglob("*")) if path.is_dir())
 
 
 EVAL_TURN = "eval"

@@ -2,7 +2,7 @@
 
     bash scripts/download_prompts.sh [diffusiondb] [pickapic] [coco] [--out data]
 
-Only the columns named below are read, over the network, so COCO's pictures (4.9 GB) stay where they are.
+Only the columns named below are read, over the network, so COCO's images (4.9 GB) stay where they are.
 """
 
 import argparse

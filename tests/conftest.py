@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusion3Pipeline folder in the official layout: 64 x 64 pictures, two blocks of width 32."""
+    """A StableDiffusion3Pipeline folder in the official layout: 64 x 64 images, two blocks of width 32."""
     from small_models import build_sd35_pipeline
 
     folder = tmp_path_factory.mktemp("weights") / "tiny_sd35"
@@ -54,7 +54,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusionXLPipeline folder in the official layout: 64 x 64 pictures, random weights."""
+    """A StableDiffusionXLPipeline folder in the official layout: 64 x 64 images, random weights."""
     from small_models import build_sdxl_pipeline
 
     folder = tmp_path_factory.mktemp("weights") / "tiny_sdxl"

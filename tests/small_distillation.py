@@ -94,9 +94,9 @@ def decoder(tiny_pipeline: Path) -> ImageDecoder:
     return SD35(CPU, torch.float32).load_image_decoder(tiny_pipeline)
 
 
-def squared_distance(pictures: Tensor, others: Tensor) -> Tensor:
+def squared_distance(images: Tensor, others: Tensor) -> Tensor:
     """A perceptual distance that is easy to write down, [B]."""
-    return (pictures - others).square().mean(dim=(1, 2, 3))
+    return (images - others).square().mean(dim=(1, 2, 3))
 
 
 def make_critic(

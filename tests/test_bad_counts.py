@@ -94,15 +94,15 @@ def test_generate_refuses_absurd_values(refused_by, tiny_pipeline, tmp_path, fla
     assert says in refused_by("dpdmd.generate", generate.main, given, f"`dpdmd.generate {flag} {shown}`")
 
 
-def test_more_pictures_than_a_call_can_make_are_told(refused_by, tiny_pipeline, tmp_path):
-    """Every picture's key lies in a list: a large number of each of many prompts would fill the memory."""
+def test_more_images_than_a_call_can_make_are_told(refused_by, tiny_pipeline, tmp_path):
+    """Every image's key lies in a list: a large number of each of many prompts would fill the memory."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(map(str, range(200))))
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt_txt", str(prompts)]
     line = refused_by(
         "dpdmd.generate", generate.main, [*given, "--num_images", "100000"], "200 prompts with `--num_images 100000`"
     )
-    assert "--num_images 100000: with 200 prompts these are 20000000 pictures" in line and "10000000" in line
+    assert "--num_images 100000: with 200 prompts these are 20000000 images" in line and "10000000" in line
 
 
 def test_a_student_that_never_has_its_turn_is_warned_of(flags):

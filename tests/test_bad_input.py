@@ -478,12 +478,12 @@ def test_generate_refuses_wrong_input(refused_by, tiny_pipeline, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
-def test_generate_mixes_no_pictures_of_two_calls(refused_by, tiny_pipeline, tmp_path):
+def test_generate_mixes_no_images_of_two_calls(refused_by, tiny_pipeline, tmp_path):
     for name in ("00000_000.png", "00000_002.png", "00001_000.png", "grid.png"):
         (tmp_path / name).touch()
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path), "--prompt", "a", "--num_images", "2"]
-    line = refused_by("dpdmd.generate", generate.main, given, "`dpdmd.generate --out` with pictures of a larger call")
-    assert "2 pictures of an earlier call would stay between the new ones, such as 00000_002.png" in line
+    line = refused_by("dpdmd.generate", generate.main, given, "`dpdmd.generate --out` with images of a larger call")
+    assert "2 images of an earlier call would stay between the new ones, such as 00000_002.png" in line
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_generate_mixes_no_pictures_of_two_calls(refused_by, tiny_pipeline, tmp_
     [
         *MADE,
         ("--num_samples", "0", "--num_samples 0: must be 1 to 100000"),
-        ("--num_samples", "1", "--num_samples 1: diversity compares pictures of a prompt; give at least 2"),
+        ("--num_samples", "1", "--num_samples 1: diversity compares images of a prompt; give at least 2"),
         ("--gen_batch_size", "0", "--gen_batch_size 0: must be 1 to 65536"),
         ("--output_dir", "README.md", "README.md is a file; give a folder"),
         ("--output_dir", "README.md/g", "README.md is a file; give a folder"),
@@ -519,12 +519,12 @@ def test_a_wrong_residual_scale_is_told(refused_by, value, tmp_path):
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"00000_000.png": b"no", "00000_001.png": b""}, "none of its 2 pictures can be read"),
-        ({"a.png": None, "b.png": None}, "no two pictures are of one prompt, and diversity compares such"),
-        ({"a.txt": b""}, "no picture in it"),
+        ({"00000_000.png": b"no", "00000_001.png": b""}, "none of its 2 images can be read"),
+        ({"a.png": None, "b.png": None}, "no two images are of one prompt, and diversity compares such"),
+        ({"a.txt": b""}, "no image in it"),
     ],
 )
-def test_pictures_that_cannot_be_scored_are_told(refused_by, diversity, tmp_path, files, says):
+def test_images_that_cannot_be_scored_are_told(refused_by, diversity, tmp_path, files, says):
     (tmp_path / "pictures").mkdir()
     for name, content in files.items():
         if content is None:
@@ -537,7 +537,7 @@ def test_pictures_that_cannot_be_scored_are_told(refused_by, diversity, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_note_of_pictures_is_told(refused_by, diversity, tmp_path):
+def test_a_damaged_note_of_images_is_told(refused_by, diversity, tmp_path):
     (tmp_path / "out" / "pictures").mkdir(parents=True)
     (tmp_path / "out" / "pictures" / "pictures.json").write_text("{")
     what = "`test_diversity.py --output_dir TMP/out` with a damaged `pictures.json`"

@@ -94,7 +94,7 @@ def test_generate_knows_paths_too(refused_by, tiny_pipeline, value, says):
 
 @pytest.mark.parametrize("inside", ["", "new", "transformer/new"])
 def test_a_models_folder_is_not_written_into(refused_by, broken, inside):
-    """An export into its own model would copy itself for ever; pictures would stay in the next copy."""
+    """An export into its own model would copy itself for ever; images would stay in the next copy."""
     out = broken / inside
     given = ["--model", str(broken), "--out", str(out), "--prompt", "a"]
     what = f"`dpdmd.generate --model TMP/broken --out TMP/broken/{inside}`"

@@ -57,7 +57,7 @@ def _flags(copies: Path, folder: str) -> dict[str, str]:
             "--clip_score_path TMP/scorers/clip: TMP/scorers/clip does not load as a Auto",
         ),
         ("clip", "processor_config.json", b"", "clip/processor_config.json cannot be read as JSON"),
-        ("clip", "processor_config.json", b"{}", "does not load as a picture's processor"),
+        ("clip", "processor_config.json", b"{}", "does not load as an image's processor"),
         ("clip", "config.json", b"{}", "its weights lack"),
         (
             "pickscore",
@@ -169,7 +169,7 @@ def test_root_programs_look_before_they_load(refused_by, diversity, copies):
     ],
 )
 def test_an_odd_value_in_a_models_folder_is_told(refused, broken, file, changes, says):
-    """Nothing of it is read before the first prompt is encoded, the first picture decoded, or a call counted."""
+    """Nothing of it is read before the first prompt is encoded, the first image decoded, or a call counted."""
     path = broken / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     assert says in refused({"--teacher_id": str(broken)}, f"`{file}` with `{json.dumps(changes)}`")

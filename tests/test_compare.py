@@ -73,7 +73,7 @@ def test_a_signal_leaves_a_table_of_what_is_finished(values, tmp_path):
     assert (tmp_path / "out" / "table.md").read_text() == out and (tmp_path / "out" / "table.tex").is_file()
 
 
-def test_a_picture_or_plane_that_fails_keeps_the_table(values, tmp_path, capsys, monkeypatch):
+def test_a_image_or_plane_that_fails_keeps_the_table(values, tmp_path, capsys, monkeypatch):
     values["plane"] = {"x": "entropy", "y": "accuracy"}
     values["picture"] = {"prompts": ["a red circle"], "rows": ["teacher", "dmd"]}  # neither is a pipeline
 

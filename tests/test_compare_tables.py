@@ -12,9 +12,9 @@ from matplotlib.markers import MarkerStyle
 from PIL import Image
 from small_sweep import call, two_methods
 
-from dpdmd.compare import cli, picture, plane, tables
+from dpdmd.compare import cli, plane, sample_grid, tables
 from dpdmd.compare.figures import read_figures
-from dpdmd.compare.sweep import Configuration, Measure, Picture, Plane, Sweep
+from dpdmd.compare.sweep import Configuration, Measure, Plane, SampleGrid, Sweep
 from dpdmd.evaluation.statistics import mean_over_seeds
 from dpdmd.report.style import TEACHER_COLOUR, style
 from dpdmd.shapes import measure
@@ -25,7 +25,7 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
     return two_methods(tmp_path, tiny_pipeline)
 
 
-def test_the_figures_of_a_root_program_are_read_with_their_pictures(tmp_path):
+def test_the_figures_of_a_root_program_are_read_with_their_images(tmp_path):
     """Missing pictures leave the prompt's mean over the others; a prompt without any is not there."""
     (tmp_path / "summary.json").write_text(json.dumps({"metrics": {"div_dino": {"mean": 0.4}, "vqr1": {"mean": None}}}))
     rows = ["prompt_index,sample_index,file,prompt,div_dino,vqr1,notes", "0,0,a,cat,0.2,,", "0,1,b,cat,0.4,,"]
@@ -235,36 +235,36 @@ class Sampled:
 
 
 @pytest.mark.parametrize(("on_gpu", "sizes"), [(True, [4, 4, 1]), (False, [9])])
-def test_the_picture_fits_a_gpu_and_a_screen(tmp_path, monkeypatch, on_gpu, sizes):
+def test_the_image_fits_a_gpu_and_a_screen(tmp_path, monkeypatch, on_gpu, sizes):
     """On one in bf16 and few at a time; tiles of at most 256 pixels, whatever the model makes."""
     model, asked = Sampled(600), []
     monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
     monkeypatch.setattr(
         picture, "load_sampler", lambda path, device, dtype: asked.append((device.type, dtype)) or (model, None)
     )
-    picture.draw(Picture(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
+    sample_grid.draw(SampleGrid(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
     assert asked == [("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)] and model.batches == sizes
     with Image.open(tmp_path / "picture.png") as made:
         assert 9 * 256 <= made.width < 9 * 264 and made.height < 2 * 256
 
 
-def test_a_picture_that_is_not_finite_is_one_line(tmp_path, monkeypatch):
+def test_a_image_that_is_not_finite_is_one_line(tmp_path, monkeypatch):
     """It would be black, as if the model had painted so."""
 
     class Broken(Sampled):
         def sweep(self, *arguments, **more):
             yield from ((keys, made * float("nan")) for keys, made in super().sweep(*arguments, **more))
 
-    monkeypatch.setattr(picture, "load_sampler", lambda *arguments, **more: (Broken(64), None))
+    monkeypatch.setattr(sample_grid, "load_sampler", lambda *arguments, **more: (Broken(64), None))
     with pytest.raises(ValueError, match=f"--model {tmp_path}: its pictures are not finite"):
-        picture.draw(Picture(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
+        sample_grid.draw(SampleGrid(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
 
 
-def test_a_picture_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
+def test_a_image_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
     def full(*arguments, **more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
 
-    monkeypatch.setattr(picture, "load_sampler", full)
+    monkeypatch.setattr(sample_grid, "load_sampler", full)
     with pytest.raises(ValueError, match="out of memory") as told:
-        picture.draw(Picture(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
+        sample_grid.draw(SampleGrid(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
     assert "Tried to allocate 2 GiB" in str(told.value) and "\n" not in str(told.value)

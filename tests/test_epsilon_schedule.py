@@ -200,7 +200,7 @@ def test_anchor_is_the_x0_that_the_teacher_implies_there(k_anchor):
     torch.testing.assert_close(target, (z_k - (1 - a) ** 0.5 * eps_k) / a**0.5, rtol=0, atol=1e-5)
 
 
-def test_anchor_of_all_steps_is_the_teachers_picture():
+def test_anchor_of_all_steps_is_the_teachers_image():
     """At sigma 0 there is nothing to ask: the network knows no such time."""
     eps, sigmas, calls = pair()[1], SDXL.default_sigmas(5).double(), []
 

@@ -18,7 +18,7 @@ from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
 from dpdmd.evaluation.in_loop_setup import ImageSet
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.statistics import mean_rank, summarise
-from dpdmd.sampling.image_folder import find_pictures, is_whole, open_picture
+from dpdmd.sampling.image_folder import find_images, is_whole, open_image
 from dpdmd.sampling.sampler import Sampler
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def test_a_run_is_evaluated_before_during_and_at_the_end(flags, tmp_path, monkeypatch):
-    """All scorers, one set of pictures, the teacher beside it; a resumed run repeats neither teacher nor step."""
+    """All scorers, one set of images, the teacher beside it; a resumed run repeats neither teacher nor step."""
     run = tmp_path / "run"
     assert train.main([*flags, "--max_steps", "12"]) == 0
     found = evaluations(run)
@@ -118,14 +118,14 @@ def test_the_best_checkpoint_outlives_the_limit(flags, tmp_path):
     assert kept == {best.name, "step_000030"}
 
 
-def test_pictures_that_are_not_finite_have_no_scores(flags, tmp_path, monkeypatch):
+def test_images_that_are_not_finite_have_no_scores(flags, tmp_path, monkeypatch):
     """They would be scored as black ones, which are all alike; the others of the batch keep theirs."""
-    made = Sampler.pictures
+    made = Sampler.images
 
     def broken(self, text, keys, seed):
-        pictures = made(self, text, keys, seed)
-        pictures[[prompt == 1 for prompt, _ in keys], 0, 3, 3] = float("nan")
-        return pictures
+        images = made(self, text, keys, seed)
+        images[[prompt == 1 for prompt, _ in keys], 0, 3, 3] = float("nan")
+        return images
 
     monkeypatch.setattr(Sampler, "pictures", broken)
     assert train.main([*flags, "--max_steps", "2", "--eval_batch_size", "2"]) == 0
@@ -134,7 +134,7 @@ def test_pictures_that_are_not_finite_have_no_scores(flags, tmp_path, monkeypatc
     assert all(line["eval/eval_div_clip_missing"] == 3 for line in found)
     assert all(line["eval/eval_preference_pickscore_missing"] == 3 for line in found)
     assert all(line["eval/eval_div_clip"] > 0 for line in found)
-    assert "step 2: 1 of 2 pictures are not finite, and have no scores" in (tmp_path / "run/log/log.txt").read_text()
+    assert "step 2: 1 of 2 images are not finite, and have no scores" in (tmp_path / "run/log/log.txt").read_text()
 
 
 def test_scorers_are_checked_before_the_start(flags, tmp_path, capsys):
@@ -180,8 +180,8 @@ def preference(tiny_pipeline, tiny_scorers, prompts_txt, tmp_path) -> list[str]:
     ]
 
 
-def test_programs_write_their_files_and_keep_pictures(preference, tmp_path, capsys):
-    """Pictures that are there are kept, other settings are refused, a broken picture is made again."""
+def test_programs_write_their_files_and_keep_images(preference, tmp_path, capsys):
+    """Pictures that are there are kept, other settings are refused, a broken image is made again."""
     main, out = program("test_preference").main, tmp_path / "out"
     assert main([*preference, "--output_dir", str(out)]) == 0
     rows = rows_of(out)
@@ -193,11 +193,11 @@ def test_programs_write_their_files_and_keep_pictures(preference, tmp_path, caps
     assert summary["metrics"]["imagereward"]["mean"] == pytest.approx(np.mean(values))
     assert summary["metrics"]["imagereward"]["num_prompts"] == 3 and summary["versions"]["torch"]
     assert "imagereward & pickscore" in (out / "table.txt").read_text()
-    pictures = sorted((out / "pictures").glob("*.png"))
-    before = {path.name: path.stat().st_mtime_ns for path in pictures}
-    pictures[0].write_bytes(pictures[0].read_bytes()[:100])
+    images = sorted((out / "pictures").glob("*.png"))
+    before = {path.name: path.stat().st_mtime_ns for path in images}
+    images[0].write_bytes(images[0].read_bytes()[:100])
     assert main([*preference, "--output_dir", str(out)]) == 0
-    after = {path.name: path.stat().st_mtime_ns for path in pictures}
+    after = {path.name: path.stat().st_mtime_ns for path in images}
     assert {name for name in before if before[name] != after[name]} == {"00000_000.png", "00000_001.png"}  # their batch
     assert rows_of(out) == rows
     assert main([*preference, "--output_dir", str(out), "--seed", "1"]) == 2
@@ -208,7 +208,7 @@ def test_programs_write_their_files_and_keep_pictures(preference, tmp_path, caps
 
 
 def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):
-    """Uneven shards; every picture and every score equal to 1e-6."""
+    """Uneven shards; every image and every score equal to 1e-6."""
     for count, folder in ((1, "one"), (2, "two")):
         run_processes(["test_preference.py", *preference, "--output_dir", str(tmp_path / folder)], count)
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
@@ -220,36 +220,36 @@ def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, ru
         assert path.read_bytes() == (tmp_path / "two" / "pictures" / path.name).read_bytes()
 
 
-def test_diversity_of_given_pictures(tiny_scorers, tmp_path):
-    """Identical pictures have diversity 0, a corrupt one is missing, counted, and spoils nothing."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_diversity_of_given_images(tiny_scorers, tmp_path):
+    """Identical images have diversity 0, a corrupt one is missing, counted, and spoils nothing."""
+    images = tmp_path / "pictures"
+    images.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     for sample in range(4):
-        Image.fromarray(noise[0]).save(pictures / f"00000_{sample:03d}.png")
-        Image.fromarray(noise[sample % 2]).save(pictures / f"00001_{sample:03d}.png")
-    (pictures / "00001_004.png").write_text("no picture")
+        Image.fromarray(noise[0]).save(images / f"00000_{sample:03d}.png")
+        Image.fromarray(noise[sample % 2]).save(images / f"00001_{sample:03d}.png")
+    (images / "00001_004.png").write_text("no image")
     main, out = program("test_diversity").main, tmp_path / "out"
     scorers = ["--dino_path", tiny_scorers["dino_path"], "--clip_path", tiny_scorers["clip_path"]]
-    given = ["--images", str(pictures), "--prompts_txt", "", "--output_dir", str(out), *scorers]
+    given = ["--images", str(images), "--prompts_txt", "", "--output_dir", str(out), *scorers]
     assert main(given) == 0
     rows = {(int(row["prompt_index"]), int(row["sample_index"])): row for row in rows_of(out)}
     assert all(abs(float(rows[0, sample]["div_clip"])) < 1e-6 for sample in range(4))
     assert all(float(rows[1, sample]["div_dino"]) > 1e-4 for sample in range(4))
-    assert rows[1, 4]["div_dino"] == "" and "no whole picture" in rows[1, 4]["notes"]
+    assert rows[1, 4]["div_dino"] == "" and "no whole image" in rows[1, 4]["notes"]
     summary = json.loads((out / "summary.json").read_text())["metrics"]["div_dino"]
     assert (summary["num_scored"], summary["num_missing"], summary["num_prompts"]) == (8, 1, 2)
 
 
-def test_a_batch_of_unreadable_pictures_reaches_no_scorer(tiny_scorers, tmp_path, caplog):
-    """With one picture at a time the broken one is a batch of its own, which is empty once it is left out."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_a_batch_of_unreadable_images_reaches_no_scorer(tiny_scorers, tmp_path, caplog):
+    """With one image at a time the broken one is a batch of its own, which is empty once it is left out."""
+    images = tmp_path / "pictures"
+    images.mkdir()
     for sample in range(2):
-        Image.new("RGB", (64, 64), (sample * 99, 0, 0)).save(pictures / f"00000_{sample:03d}.png")
-    (pictures / "00000_002.png").write_text("no picture")
+        Image.new("RGB", (64, 64), (sample * 99, 0, 0)).save(images / f"00000_{sample:03d}.png")
+    (images / "00000_002.png").write_text("no image")
     scorers = ["--dino_path", tiny_scorers["dino_path"], "--clip_path", tiny_scorers["clip_path"]]
-    given = ["--images", str(pictures), "--prompts_txt", "", "--output_dir", str(tmp_path / "out"), *scorers]
+    given = ["--images", str(images), "--prompts_txt", "", "--output_dir", str(tmp_path / "out"), *scorers]
     assert program("test_diversity").main([*given, "--batch_size", "1"]) == 0
     assert "failed" not in caplog.text
     assert [row["div_clip"] != "" for row in rows_of(tmp_path / "out")] == [True, True, False]
@@ -262,8 +262,8 @@ def test_a_batch_of_unreadable_pictures_reaches_no_scorer(tiny_scorers, tmp_path
         ("test_diversity", ["05000_000.png", "05000_001.png"]),
     ],
 )
-def test_pictures_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_path, monkeypatch, name, files):
-    """The default --prompts_txt is of a model's pictures; one that is given is of these, and refuses what it lacks."""
+def test_images_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_path, monkeypatch, name, files):
+    """The default --prompts_txt is of a model's images; one that is given is of these, and refuses what it lacks."""
     monkeypatch.chdir(ROOT)
     for file in files:
         Image.new("RGB", (64, 64)).save(tmp_path / file)
@@ -275,26 +275,26 @@ def test_pictures_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_p
     root = program(name)
     given = ["--images", str(tmp_path), "--output_dir", str(tmp_path / "out"), *scorers[name]]
     job = root.check(root.parser().parse_args(given))
-    assert [picture.path.name for picture in job.found] == files and job.prompts == []
+    assert [image.path.name for image in job.found] == files and job.prompts == []
     with pytest.raises(ValueError, match=r"--prompts_txt nowhere\.txt"):
         root.check(root.parser().parse_args([*given, "--prompts_txt", "nowhere.txt"]))
     with pytest.raises(ValueError, match="--images"):
         root.check(root.parser().parse_args([*given, "--prompts_txt", "data/shapes_eval.txt"]))
 
 
-def test_programs_refuse_pictures_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
+def test_programs_refuse_images_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
     """They would be black, and scored as such. What was made before stays."""
     state = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
     state["proj_out.bias"][0] = float("inf")
     torch.save(state, tmp_path / "s.pt")
     given = [*preference, "--model", str(tmp_path / "s.pt"), "--base_model", str(tiny_pipeline)]
     assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 2
-    assert "s.pt: its pictures are not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert "s.pt: its images are not finite" in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["pictures.json"]
 
 
 def test_programs_tell_in_one_line_that_memory_is_full(preference, tmp_path, monkeypatch, capsys):
-    """While pictures are made, and while a scorer loads."""
+    """While images are made, and while a scorer loads."""
 
     def full(*arguments, **more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
@@ -369,10 +369,10 @@ RED = (255, 0, 0)
     ],
     ids=lambda value: getattr(value, "mode", None),
 )
-def test_a_picture_is_read_as_a_person_would_see_it(tmp_path, picture, suffix, seen):
+def test_a_image_is_read_as_a_person_would_see_it(tmp_path, image, suffix, seen):
     """16 bits are scaled, not clipped; what is transparent lies on white; a palette and inks have their colours."""
-    picture.save(tmp_path / f"0{suffix}")
-    found = open_picture(tmp_path / f"0{suffix}")
+    image.save(tmp_path / f"0{suffix}")
+    found = open_image(tmp_path / f"0{suffix}")
     assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
 
 
@@ -383,24 +383,24 @@ def test_a_damaged_tiff_is_unreadable(tmp_path):
     content[72] = 2
     (tmp_path / "0.tiff").write_bytes(content)
     assert not is_whole(tmp_path / "0.tiff")
-    with pytest.raises(ValueError, match=r"0\.tiff is no whole picture"):
-        open_picture(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=r"0\.tiff is no whole image"):
+        open_image(tmp_path / "0.tiff")
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_a_picture_without_a_known_white_is_unreadable(tmp_path, mode):
+def test_a_image_without_a_known_white_is_unreadable(tmp_path, mode):
     Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
-    with pytest.raises(ValueError, match=rf"0\.tiff is no whole picture .*mode {mode}, whose white is not known"):
-        open_picture(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=rf"0\.tiff is no whole image .*mode {mode}, whose white is not known"):
+        open_image(tmp_path / "0.tiff")
 
 
-def test_names_of_given_pictures(tmp_path):
+def test_names_of_given_images(tmp_path):
     for name in ("2.png", "10.jpg", "0.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    found = find_pictures(tmp_path, [str(i) for i in range(11)])
+    found = find_images(tmp_path, [str(i) for i in range(11)])
     assert {(item.key, item.prompt) for item in found} == {((0, 0), "0"), ((2, 0), "2"), ((10, 0), "10")}
     with pytest.raises(ValueError, match=r"10\.jpg is of prompt 10"):
-        find_pictures(tmp_path, ["a", "b", "c"])
+        find_images(tmp_path, ["a", "b", "c"])
 
 
 def test_summaries_count_prompts_once_and_missing_apart():

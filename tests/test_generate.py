@@ -1,4 +1,4 @@
-"""`dpdmd.generate` and the sampler: pictures depend on (seed, prompt, sample) alone, and agree with diffusers."""
+"""`dpdmd.generate` and the sampler: images depend on (seed, prompt, sample) alone, and agree with diffusers."""
 
 import json
 import shutil
@@ -21,15 +21,15 @@ from dpdmd.utils.image_grid import _fit, labelled_grid, to_float, to_pil
 from dpdmd.utils.rng import normal_per_sample
 
 
-def pictures(folder: Path) -> dict[str, np.ndarray]:
+def images(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("0*.png"))}
 
 
-def test_pictures_do_not_depend_on_the_batch(tiny_pipeline, tmp_path):
+def test_images_do_not_depend_on_the_batch(tiny_pipeline, tmp_path):
     common = ["--model", str(tiny_pipeline), "--prompt", "a red circle", "a cross", "--num_images", "3", "--steps", "2"]
     assert generate.main([*common, "--out", str(tmp_path / "one"), "--batch_size", "1"]) == 0
     assert generate.main([*common, "--out", str(tmp_path / "four"), "--batch_size", "4"]) == 0
-    one, four = pictures(tmp_path / "one"), pictures(tmp_path / "four")
+    one, four = images(tmp_path / "one"), images(tmp_path / "four")
     assert list(one) == [f"{prompt:05d}_{sample:03d}.png" for prompt in range(2) for sample in range(3)] == list(four)
     # One grey level: fp32 products are summed in another order, and a value may lie on a rounding edge.
     assert max(np.abs(one[name] - four[name]).max() for name in one) <= 1
@@ -37,11 +37,11 @@ def test_pictures_do_not_depend_on_the_batch(tiny_pipeline, tmp_path):
     assert (tmp_path / "one" / "grid.png").is_file()
 
 
-def test_another_seed_gives_other_pictures(tiny_pipeline, tmp_path):
+def test_another_seed_gives_other_images(tiny_pipeline, tmp_path):
     common = ["--model", str(tiny_pipeline), "--prompt", "a red circle", "--num_images", "1", "--steps", "2"]
     for seed in ("0", "1"):
         assert generate.main([*common, "--out", str(tmp_path / seed), "--seed", seed]) == 0
-    first, second = (pictures(tmp_path / seed)["00000_000.png"] for seed in ("0", "1"))
+    first, second = (images(tmp_path / seed)["00000_000.png"] for seed in ("0", "1"))
     assert np.abs(first - second).max() > 5
 
 
@@ -72,13 +72,13 @@ def not_finite(tiny_pipeline, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["flat", "geneval"])
-def test_pictures_that_are_not_finite_are_refused(not_finite, for_geneval, tmp_path, capsys, layout):
+def test_images_that_are_not_finite_are_refused(not_finite, for_geneval, tmp_path, capsys, layout):
     """They would be black, with status 0; nothing is written of them."""
     given = ["--model", str(not_finite), "--out", str(tmp_path / "out"), "--steps", "1", "--num_images", "1"]
     wanted = ["--prompt", "a cross"] if layout == "flat" else ["--geneval", str(tmp_path / "metadata.jsonl")]
     assert generate.main([*given, *wanted]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith(f"dpdmd.generate: error: --model {not_finite}: its pictures are not finite")
+    assert line.startswith(f"dpdmd.generate: error: --model {not_finite}: its images are not finite")
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
@@ -94,13 +94,13 @@ def test_a_base_model_without_a_use_is_told(tiny_pipeline, tmp_path, caplog):
 
 
 def test_a_grid_shows_what_a_sheet_can_hold(tiny_pipeline, tmp_path, monkeypatch, caplog):
-    """Thousands of large pictures are written one by one; the grid has the first, in their places, and says so."""
+    """Thousands of large images are written one by one; the grid has the first, in their places, and says so."""
     given = ["--model", str(tiny_pipeline), "--steps", "1", "--num_images", "2", "--prompt", "a cross", "a triangle"]
     assert generate.main([*given, "--out", str(tmp_path / "all")]) == 0 and not caplog.text
     monkeypatch.setattr(generation, "GRID_PIXELS", 3 * 64 * 64)
     assert generate.main([*given, "--out", str(tmp_path / "some")]) == 0
-    assert "grid.png shows the first 3 of 4 pictures" in caplog.text
-    one, two = pictures(tmp_path / "all"), pictures(tmp_path / "some")
+    assert "grid.png shows the first 3 of 4 images" in caplog.text
+    one, two = images(tmp_path / "all"), images(tmp_path / "some")
     assert len(one) == len(two) == 4 and all((one[name] == two[name]).all() for name in one)
     whole, part = (np.asarray(Image.open(tmp_path / name / "grid.png")) for name in ("all", "some"))
     assert whole.shape == part.shape
@@ -122,7 +122,7 @@ def for_geneval(tiny_pipeline, tmp_path) -> list[str]:
 
 
 def test_geneval_finds_its_layout(for_geneval, tiny_pipeline, tmp_path):
-    """Folders by number, each with its own line and four samples, the same pictures as without --geneval."""
+    """Folders by number, each with its own line and four samples, the same images as without --geneval."""
     assert generate.main(for_geneval) == 0
     out = tmp_path / "out"
     samples = [f"samples/{index:04d}.png" for index in range(4)]
@@ -139,7 +139,7 @@ def test_geneval_finds_its_layout(for_geneval, tiny_pipeline, tmp_path):
 
 
 def test_geneval_goes_on_where_it_was_killed(for_geneval, tmp_path, capsys):
-    """Whole pictures are kept, a half-written one is made anew, and other settings are refused."""
+    """Whole images are kept, a half-written one is made anew, and other settings are refused."""
     assert generate.main(for_geneval) == 0
     paths = sorted((tmp_path / "out").rglob("samples/*.png"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
@@ -149,7 +149,7 @@ def test_geneval_goes_on_where_it_was_killed(for_geneval, tmp_path, capsys):
     assert {path: path.read_bytes() for path in paths} == {path: content for path, (content, _) in before.items()}
     assert [path.stat().st_mtime_ns == before[path][1] for path in paths] == [True] * 4 + [False] * 4
     assert generate.main([*for_geneval, "--seed", "1"]) == 2
-    assert "holds pictures of other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
+    assert "holds images of other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
 
 
 def test_metadata_may_begin_with_a_byte_order_mark(tmp_path):
@@ -187,7 +187,7 @@ def test_geneval_refuses_a_folder_of_somebody_elses(for_geneval, tmp_path, capsy
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
-def test_a_damaged_note_beside_pictures_is_named(for_geneval, tmp_path, capsys, content):
+def test_a_damaged_note_beside_images_is_named(for_geneval, tmp_path, capsys, content):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "pictures.json").write_bytes(content)
     assert generate.main(for_geneval) == 2
@@ -196,17 +196,17 @@ def test_a_damaged_note_beside_pictures_is_named(for_geneval, tmp_path, capsys, 
     assert (tmp_path / "out" / "pictures.json").read_bytes() == content
 
 
-def test_pictures_survive_the_way_to_eight_bits_and_back():
+def test_images_survive_the_way_to_eight_bits_and_back():
     values = torch.linspace(0, 1, 3 * 4 * 4).reshape(1, 3, 4, 4)
     assert np.abs(to_float(to_pil(values)) - values.numpy()).max() <= 0.5 / 255 + 1e-6
 
 
-def test_grid_shows_every_picture_in_its_place():
+def test_grid_shows_every_image_in_its_place():
     colours = [(index * 20, 0, 0) for index in range(5)]
     sheet = labelled_grid([[Image.new("RGB", (64, 64), c) for c in colours]], ["five"], columns=3)
     found = {sheet.getpixel((x, y)) for x in range(0, sheet.width, 8) for y in range(0, sheet.height, 8)}
     assert set(colours) <= found
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         labelled_grid([[]], ["none"])
 
 
@@ -218,7 +218,7 @@ def test_a_caption_takes_one_line_however_long(text):
     assert time.process_time() - start < 2
     short = labelled_grid([[Image.new("RGB", (64, 64))] * 3], ["a"], title="a")
     assert sheet.size == short.size
-    assert sheet.getpixel((8, 50)) == (0, 0, 0) == short.getpixel((8, 50))  # no second line over the pictures
+    assert sheet.getpixel((8, 50)) == (0, 0, 0) == short.getpixel((8, 50))  # no second line over the images
 
 
 def test_a_caption_is_cut_where_it_no_longer_fits():
@@ -234,8 +234,8 @@ def test_a_caption_is_cut_where_it_no_longer_fits():
             assert font.getlength(longer) > width
 
 
-def test_a_resting_decoder_makes_the_same_pictures_one_at_a_time(tiny_pipeline, monkeypatch):
-    """`--offload_vae`: a picture does not change; the network comes to the device for a call and leaves it after."""
+def test_a_resting_decoder_makes_the_same_images_one_at_a_time(tiny_pipeline, monkeypatch):
+    """`--offload_vae`: an image does not change; the network comes to the device for a call and leaves it after."""
     decoder = SD35(torch.device("cpu"), torch.float32).load_image_decoder(tiny_pipeline)
     latents = torch.randn(3, *decoder.latent_shape(64, 64), generator=torch.Generator().manual_seed(0))
     together = decoder.decode(latents)

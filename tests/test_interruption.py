@@ -98,7 +98,7 @@ def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
 def poison(healthy, run, batch):
     """A turn whose gradient is not finite."""
     result = healthy(run, batch)
-    return registry.TurnResult(result.loss * float("nan"), result.metrics, result.pictures)
+    return registry.TurnResult(result.loss * float("nan"), result.metrics, result.images)
 
 
 def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, capsys):

@@ -168,7 +168,7 @@ def test_a_moved_teacher_is_named(short_run, tiny_pipeline, tmp_path, capsys):
     assert export.main(["--model", str(run.root), "--out", str(tmp_path / "out")]) == 0  # the last export is whole
 
 
-def test_leftovers_of_the_pictures_go(tiny_pipeline, tmp_path):
+def test_leftovers_of_the_images_go(tiny_pipeline, tmp_path):
     """Those of `dpdmd.generate`, also in GenEval's layout, which is not refused for a note that was half-written."""
     entries = tmp_path / "entries.jsonl"
     entries.write_text(json.dumps({"tag": "single_object", "prompt": "a red circle"}) + "\n")

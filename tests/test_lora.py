@@ -232,12 +232,12 @@ def test_two_processes_train_the_same_adapters(lora_run, short_run, run_processe
 # Files
 
 
-def our_picture(run: Path, base: Path | None = None) -> Tensor:
+def our_image(run: Path, base: Path | None = None) -> Tensor:
     sampler, encoder = load_sampler(run, CPU, base_model=base)
-    return sampler.pictures(encoder.encode(["a red circle"]), [(0, 0)], seed=0)
+    return sampler.images(encoder.encode(["a red circle"]), [(0, 0)], seed=0)
 
 
-def test_diffusers_loads_the_lora_and_makes_our_picture(lora_run, tiny_pipeline):
+def test_diffusers_loads_the_lora_and_makes_our_image(lora_run, tiny_pipeline):
     """alpha is three times the rank: without the file's metadata diffusers would take them for equal."""
     folder = lora_run / "ckpts" / "latest" / "lora"
     sampler, encoder = load_sampler(lora_run, CPU)
@@ -287,9 +287,9 @@ def test_comfyui_reads_the_same_change(lora_run):
     assert changed > 1e-3
 
 
-def test_an_export_is_whole_and_makes_the_same_picture(lora_run, tmp_path):
+def test_an_export_is_whole_and_makes_the_same_image(lora_run, tmp_path):
     assert export.main(["--model", str(lora_run), "--out", str(tmp_path / "whole")]) == 0
-    torch.testing.assert_close(our_picture(tmp_path / "whole"), our_picture(lora_run), rtol=0, atol=1e-4)
+    torch.testing.assert_close(our_image(tmp_path / "whole"), our_image(lora_run), rtol=0, atol=1e-4)
     assert not any(path.is_symlink() for path in (tmp_path / "whole").rglob("*"))
     assert export.main(["--model", str(lora_run), "--out", str(tmp_path / "whole")]) == 2
 
@@ -297,9 +297,9 @@ def test_an_export_is_whole_and_makes_the_same_picture(lora_run, tmp_path):
 def test_a_lora_folder_finds_its_base_or_is_told_it(lora_run, tiny_pipeline, tmp_path):
     alone = tmp_path / "lora"
     shutil.copytree(lora_run / "ckpts" / "latest" / "lora", alone)
-    assert torch.equal(our_picture(alone), our_picture(lora_run))
+    assert torch.equal(our_image(alone), our_image(lora_run))
     note = json.loads((alone / "dpdmd.json").read_text())
     (alone / "dpdmd.json").write_text(json.dumps({**note, "base": str(tmp_path / "gone")}))
     with pytest.raises(ValueError, match="gone, which is not there; give --base_model"):
         load_sampler(alone, CPU)
-    assert torch.equal(our_picture(alone, tiny_pipeline), our_picture(lora_run))
+    assert torch.equal(our_image(alone, tiny_pipeline), our_image(lora_run))

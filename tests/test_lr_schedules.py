@@ -89,7 +89,7 @@ def test_a_skipped_update_does_not_move_the_schedule(short_run, tmp_path, monkey
     def poisoned(run, batch):
         result = healthy(run, batch)
         factor = float("nan") if batch.step == 1 else 1.0
-        return registry.TurnResult(result.loss * factor, result.metrics, result.pictures)
+        return registry.TurnResult(result.loss * factor, result.metrics, result.images)
 
     monkeypatch.setattr(updates, "fake_turn", poisoned)
     flags = ["--vis_every", "0", "--max_steps", "6", "--nonfinite", "skip", "--lr_scheduler", "linear"]

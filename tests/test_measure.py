@@ -59,7 +59,7 @@ def test_figures_hold_every_caption_once_and_by_kind(tmp_path, capsys, tiny_pipe
     assert "2 prompts x 2 seeds, seed 0" in capsys.readouterr().out
 
 
-def test_pictures_that_are_not_finite_are_told(tmp_path, capsys, tiny_pipeline, flags):
+def test_images_that_are_not_finite_are_told(tmp_path, capsys, tiny_pipeline, flags):
     """Rounded to 8 bits they would be black, and the oracle would say that nothing is recognised."""
     spoilt = tmp_path / "spoilt"
     for path in tiny_pipeline.rglob("*"):
@@ -69,7 +69,7 @@ def test_pictures_that_are_not_finite_are_told(tmp_path, capsys, tiny_pipeline, 
     weights: Path = next((spoilt / "transformer").glob("*.safetensors"))
     save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
     assert measure.main([*flags, "--model", str(spoilt)]) == 2
-    assert f"--model {spoilt}: its pictures are not finite" in capsys.readouterr().err
+    assert f"--model {spoilt}: its images are not finite" in capsys.readouterr().err
 
 
 def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch, capsys, flags):

@@ -26,11 +26,11 @@ from dpdmd.models.sd35.family import SD35
 from dpdmd.training import checkpoint
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import (
-    _PICTURE_TOWER,
+    _IMAGE_TOWER,
     _SCORER_WEIGHTS,
     ENCODING,
     FAKE,
-    PICTURES,
+    IMAGES,
     STUDENT,
     MemoryItem,
     Topology,
@@ -228,7 +228,7 @@ def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
     before, after = plan(medium), plan(medium, "--cache_text_embeddings", "cache", "--offload_vae")
     gone = sizes(before)["text encoders"] + sizes(before)["autoencoder"]
     assert before.of_phase(STUDENT) - after.of_phase(STUDENT) == gone
-    assert before.of_phase(PICTURES) > after.of_phase(PICTURES)
+    assert before.of_phase(IMAGES) > after.of_phase(IMAGES)
     assert after.of_phase(ENCODING) > sizes(before)["text encoders"]
 
 
@@ -241,8 +241,8 @@ def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
     ],
 )
 @pytest.mark.parametrize(("batch", "columns"), [(2, 2), (16, 8)])
-def test_pictures_of_a_student_turn_are_decoded_together(medium, flags, kinds, batch, columns):
-    found = sizes(plan(medium, "--batch_size", str(batch), *flags))["making pictures"]
+def test_images_of_a_student_turn_are_decoded_together(medium, flags, kinds, batch, columns):
+    found = sizes(plan(medium, "--batch_size", str(batch), *flags))["making images"]
     assert found == kinds * columns * decode_bytes(VAE, 1024 * 1024, True)
 
 
@@ -316,7 +316,7 @@ def test_only_the_largest_phase_counts_and_a_device_too_small_is_told():
     rows = (
         MemoryItem("a", 3, "", flags=("--x",)),
         MemoryItem("b", 5, "", (STUDENT,), ("--y",)),
-        MemoryItem("c", 4, "", (PICTURES,)),
+        MemoryItem("c", 4, "", (IMAGES,)),
     )
     planned = MemoryEstimate(rows, device=7)
     assert (planned.peak, planned.total, planned.fits) == (STUDENT, 8, False)
@@ -333,14 +333,14 @@ def test_a_family_that_does_not_count_says_so(medium, monkeypatch):
 
 
 def test_the_scorers_row_is_what_they_load(tiny_scorers):
-    """Diversity by CLIP looks at pictures alone, and loads no more of the model than that."""
+    """Diversity by CLIP looks at images alone, and loads no more of the model than that."""
     scorers = ("div_clip", "div_dino", "pickscore", "clip_score")
     paths = check_scorer_paths(tiny_scorers, scorers)
     for name in scorers:
         network = build_scorer(name, paths[name], torch.device("cpu")).network
         loaded = 4 * sum(parameter.numel() for parameter in network.parameters())
         counted = sum(
-            _file_bytes(path, _PICTURE_TOWER.get(name, ""))
+            _file_bytes(path, _IMAGE_TOWER.get(name, ""))
             for flag, path in paths[name].items()
             if flag in _SCORER_WEIGHTS
         )

@@ -170,32 +170,32 @@ def test_real_score_is_guided_and_fake_score_conditional(make, batch):
     The unconditional rows are the encoder's own empty prompt, not zeros (pitfall 8).
     """
     run, mine = make(method="dmd"), batch(0, 1)
-    pictures = student_loss(run, mine).pictures
+    images = student_loss(run, mine).images
     (real,), (fake,) = run.family.of(run.networks.teacher), run.family.of(run.networks.fake)
     assert torch.equal(real.text.context, torch.cat([run.null.expand(2).context, mine.text.context]))
     assert torch.equal(real.text.pooled, torch.cat([run.null.expand(2).pooled, mine.text.pooled]))
     assert run.null.context.abs().mean() > 0.1 and run.null.pooled.abs().mean() > 0.1
     assert torch.equal(fake.text.context, mine.text.context) and torch.equal(fake.text.pooled, mine.text.pooled)
     assert torch.equal(real.z, torch.cat([fake.z, fake.z])) and torch.equal(real.sigma, fake.sigma.repeat(2))
-    z_t, sigma, _ = run.score_input(mine, pictures["student"])
+    z_t, sigma, _ = run.score_input(mine, images["student"])
     assert torch.equal(fake.z, z_t) and torch.equal(fake.sigma, sigma)
     t = sigma.reshape(2, 1, 1, 1)
     # Two calls of 2 rows against one of 4: matrix products round in another order (1e-6), guidance triples that.
-    torch.testing.assert_close(pictures["x0_real"], z_t - t * guided(run, z_t, sigma, mine.text), rtol=0, atol=5e-5)
-    assert torch.equal(pictures["x0_fake"], z_t - t * velocity(run, run.networks.fake, z_t, sigma, mine.text))
+    torch.testing.assert_close(images["x0_real"], z_t - t * guided(run, z_t, sigma, mine.text), rtol=0, atol=5e-5)
+    assert torch.equal(images["x0_fake"], z_t - t * velocity(run, run.networks.fake, z_t, sigma, mine.text))
     unguided = z_t - t * velocity(run, run.networks.teacher, z_t, sigma, mine.text)
-    assert (pictures["x0_real"] - unguided).abs().max() > 0.05  # the tolerance above tells guidance from none
+    assert (images["x0_real"] - unguided).abs().max() > 0.05  # the tolerance above tells guidance from none
 
 
 def test_guidance_of_scale_one_costs_one_branch(make, batch):
     """u + 1 (c - u) = c: half the teacher's work is not spent on nothing."""
     run, mine = make(method="dmd", teacher_guidance_scale=1.0), batch(0, 1)
-    pictures = student_loss(run, mine).pictures
+    images = student_loss(run, mine).images
     (real,) = run.family.of(run.networks.teacher)
     assert len(real.z) == 2 and torch.equal(real.text.context, mine.text.context)
     t = real.sigma.reshape(2, 1, 1, 1)
     conditional = velocity(run, run.networks.teacher, real.z, real.sigma, mine.text)
-    assert torch.equal(pictures["x0_real"], real.z - t * conditional)
+    assert torch.equal(images["x0_real"], real.z - t * conditional)
 
 
 def test_network_calls_of_a_turn(make, batch):
@@ -220,13 +220,13 @@ def test_network_calls_of_a_turn(make, batch):
 
 @pytest.mark.parametrize("div_weight", [0.05, 0.4])
 def test_student_loss_is_dmd_plus_lambda_diversity(make, batch, div_weight):
-    """loss = dmd + lambda div, and both terms equal their formulas, from the turn's own pictures and calls."""
+    """loss = dmd + lambda div, and both terms equal their formulas, from the turn's own images and calls."""
     run, mine = make(div_weight=div_weight), batch(0, 1)
     result = student_loss(run, mine)
     metrics = {name: value.item() for name, value in result.metrics.items()}
     assert result.loss.item() == metrics["loss_student"]
     assert metrics["loss_student"] == pytest.approx(metrics["loss_dmd"] + div_weight * metrics["loss_div"], rel=1e-6)
-    x, real, fake = (result.pictures[name] for name in ("student", "x0_real", "x0_fake"))
+    x, real, fake = (result.images[name] for name in ("student", "x0_real", "x0_fake"))
     z_t, _, _ = run.score_input(mine, x)
     direction = (fake - real) / (z_t - real).abs().mean(dim=(1, 2, 3), keepdim=True)
     assert metrics["loss_dmd"] == pytest.approx(0.5 * (direction**2).mean().item(), rel=1e-5)
@@ -250,7 +250,7 @@ def test_the_normaliser_option_reaches_the_loss(make, batch, normalizer):
     """--dmd_normalizer changes the gradient's size, not only the configuration file."""
     run, mine = make(method="dmd", dmd_normalizer=normalizer), batch(0, 1)
     result = student_loss(run, mine)
-    x, real, fake = (result.pictures[name] for name in ("student", "x0_real", "x0_fake"))
+    x, real, fake = (result.images[name] for name in ("student", "x0_real", "x0_fake"))
     reference = {"z_t": run.score_input(mine, x)[0], "x_student": x}[normalizer]
     direction = (fake - real) / (reference - real).abs().mean(dim=(1, 2, 3), keepdim=True)
     assert result.loss.item() == pytest.approx(0.5 * (direction**2).mean().item(), rel=1e-5)

@@ -217,7 +217,7 @@ def poison_step(monkeypatch, step: int) -> None:
         def turn(run, batch, healthy=healthy):
             result = healthy(run, batch)
             factor = float("nan") if batch.step == step else 1.0
-            return registry.TurnResult(result.loss * factor, result.metrics, result.pictures)
+            return registry.TurnResult(result.loss * factor, result.metrics, result.images)
 
         monkeypatch.setattr(registry, name, turn)
 

@@ -10,8 +10,8 @@ import pytest
 from dpdmd.data.prompts import read_prompts
 from dpdmd.shapes import world
 from dpdmd.shapes.categories import CATEGORIES, OF_TWO, category, following
-from dpdmd.shapes.measure import measure_pictures
-from dpdmd.shapes.oracle import read_pictures, summarise
+from dpdmd.shapes.measure import measure_images
+from dpdmd.shapes.oracle import read_images, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import (
     ATTRIBUTES,
@@ -67,7 +67,7 @@ def test_what_is_no_caption_is_refused(text):
         parse_caption(text)
 
 
-def test_half_of_the_pictures_are_the_worlds_own():
+def test_half_of_the_images_are_the_worlds_own():
     scenes = [sample_scene(4, index) for index in range(10)]
     assert [type(scene) for scene in scenes] == [Scene, Pair] * 5
     assert scenes[::2] == [world.sample_scene(4, index) for index in range(0, 10, 2)]
@@ -126,16 +126,14 @@ def test_the_order_of_the_two_is_the_captions():
         "a blue square and a circle",
     ]
     false = ["a red circle right of a blue square", "a blue circle left of a red square", "a red circle above a square"]
-    picture = render([pair])
-    assert [measure_pair_prompt(text, read_pairs(picture)).accuracy for text in captions + false] == [1.0] * 3 + [
-        0.0
-    ] * 3
+    image = render([pair])
+    assert [measure_pair_prompt(text, read_pairs(image)).accuracy for text in captions + false] == [1.0] * 3 + [0.0] * 3
 
 
 def test_a_pair_of_equals_needs_two_of_them():
     both = replace(RED_CIRCLE_LEFT_OF_BLUE_SQUARE, colours=("red", "red"), shapes=("circle", "circle"))
-    pictures = render([both, RED_CIRCLE_LEFT_OF_BLUE_SQUARE])
-    assert measure_pair_prompt("a red circle and a red circle", read_pairs(pictures)).accuracy == 0.5
+    images = render([both, RED_CIRCLE_LEFT_OF_BLUE_SQUARE])
+    assert measure_pair_prompt("a red circle and a red circle", read_pairs(images)).accuracy == 0.5
 
 
 def test_objects_on_the_diagonal_lie_on_both_sides():
@@ -152,16 +150,16 @@ def test_what_is_not_two_objects_is_not_recognised():
     three = np.where(np.arange(64) < 40, render([replace(pair, centres=((16.0, 16.0), (16.0, 48.0)))]), render([pair]))
     flat = np.broadcast_to(single[:1, :, :1, :1], single[:1].shape)
     noise = np.random.default_rng(0).random((20, 3, 64, 64), dtype=np.float32)
-    for pictures in (single, touching, three, flat, noise):
-        assert not read_pairs(pictures).recognised.any()
-    assert not read_pictures(render([pair])).recognised.any()  # nor are two objects one
+    for images in (single, touching, three, flat, noise):
+        assert not read_pairs(images).recognised.any()
+    assert not read_images(render([pair])).recognised.any()  # nor are two objects one
 
 
 def test_metrics_by_hand():
     """Three of four right; of what the prompt leaves open, the backgrounds are counted."""
     pair = RED_CIRCLE_LEFT_OF_BLUE_SQUARE
     others = [replace(pair, background="black"), replace(pair, colours=("blue", "red")), pair]
-    metrics = measure_pictures("a red circle and a blue square", render([pair, *others]))
+    metrics = measure_images("a red circle and a blue square", render([pair, *others]))
     assert (metrics.accuracy, metrics.unrecognised, metrics.spread) == (0.75, 0.0, None)
     assert metrics.coverage == {"background": 0.5}
     assert metrics.entropy["background"] == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) / np.log(4))
@@ -169,8 +167,8 @@ def test_metrics_by_hand():
 
 def test_prompts_of_one_object_keep_their_own_oracle():
     scene = Scene("red", "circle", "grey", "small", (0.3, 0.3))
-    one = measure_pictures("a red circle", render([scene]))
-    two = measure_pictures("a red circle and a blue square", render([RED_CIRCLE_LEFT_OF_BLUE_SQUARE]))
+    one = measure_images("a red circle", render([scene]))
+    two = measure_images("a red circle and a blue square", render([RED_CIRCLE_LEFT_OF_BLUE_SQUARE]))
     assert (one.accuracy, two.accuracy, one.spread) == (1.0, 1.0, 0.0)
     assert summarise([one, two]).spread == 0.0 and summarise([two]).spread is None
     with pytest.raises(ValueError, match="names one object"):
@@ -195,7 +193,7 @@ def test_categories_go_by_what_a_caption_names(text, kind):
 
 
 def true_pair(named: dict[str, str]) -> Pair:
-    """A picture that the caption is true of."""
+    """A image that the caption is true of."""
     pair = next(pair for pair in sample_pairs(9, 100) if named["relation"] in (TOGETHER, pair.relation))
     said = {**pair.named, **named}
     colours, shapes = (said["colour"], said["second_colour"]), (said["shape"], said["second_shape"])
@@ -213,13 +211,11 @@ def swapped(pair: Pair, kind: str) -> Pair:
 
 @pytest.mark.parametrize("kind", OF_TWO)
 def test_each_category_finds_its_mistake(kind):
-    """True pictures of the file's prompts follow all of them, and those with the mistake none."""
+    """True images of the file's prompts follow all of them, and those with the mistake none."""
     prompts = [prompt for prompt in GENEVAL if category(prompt) == kind]
     pairs = [true_pair(parse_caption(prompt)) for prompt in prompts]
-    right = [measure_pictures(prompt, render([pair])) for prompt, pair in zip(prompts, pairs, strict=True)]
-    wrong = [
-        measure_pictures(prompt, render([swapped(pair, kind)])) for prompt, pair in zip(prompts, pairs, strict=True)
-    ]
+    right = [measure_images(prompt, render([pair])) for prompt, pair in zip(prompts, pairs, strict=True)]
+    wrong = [measure_images(prompt, render([swapped(pair, kind)])) for prompt, pair in zip(prompts, pairs, strict=True)]
     assert [following(prompts, metrics)[kind].mean for metrics in (right, wrong)] == [1.0, 0.0]
 
 

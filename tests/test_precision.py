@@ -34,7 +34,7 @@ def test_every_product_of_a_cycle_is_in_the_compute_type(short_run, tmp_path, fl
     """So TF32 has nothing to hasten under `--bf16`: neither in the three networks, nor in text encoders and decoder."""
     trainer = Trainer(preflight.check(config.parse([*short_run, flag, "--run_dir", str(tmp_path / "run")])))
     with Products() as products:
-        for step in (0, 5):  # a fake turn and a student's, on which pictures are decoded
+        for step in (0, 5):  # a fake turn and a student's, on which images are decoded
             trainer.take_step(step)
         trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shape))
     names = {name for name, _ in products.seen}

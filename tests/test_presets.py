@@ -10,7 +10,7 @@ from dpdmd import config
 from dpdmd.config.presets import FAMILIES, PRESETS
 from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
 from dpdmd.training.memory_estimate import estimate_memory
-from dpdmd.training.memory_items import PICTURES, Topology
+from dpdmd.training.memory_items import IMAGES, Topology
 
 ROOT = Path(__file__).parent.parent
 # PickScore 3.95, ImageReward 1.8, CLIP 1.7, DINOv2 0.35 GB in fp32, rounded up.
@@ -39,7 +39,7 @@ def test_a_preset_fits_its_device_beside_the_scorers(medium, tmp_path, name):
     scored = evaluation(tmp_path, WITHOUT_PICKSCORE if name == "16gb" else ALL_SCORERS)
     chosen = config.parse(["--teacher_id", str(medium), "--preset", name])
     planned = estimate_memory(chosen, scored, Topology(preset.devices, sharded=preset.devices > 1))
-    assert planned.of_phase(PICTURES) > scored.paths["imagereward"]["ir_model_path"].stat().st_size
+    assert planned.of_phase(IMAGES) > scored.paths["imagereward"]["ir_model_path"].stat().st_size
     assert planned.total < 0.95 * preset.gigabytes * 1e9, planned.table()
 
 

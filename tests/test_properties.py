@@ -1,4 +1,4 @@
-"""Properties that hold for any input, searched by hypothesis: the prompt reader, the configuration, picture names."""
+"""Properties that hold for any input, searched by hypothesis: the prompt reader, the configuration, image names."""
 
 import string
 import tempfile
@@ -122,5 +122,5 @@ def test_flags_and_file_give_the_same_configuration(steps, rate, method, normali
 
 @few
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**4)), min_size=2, max_size=2, unique=True))
-def test_no_two_pictures_share_a_name(keys):
+def test_no_two_images_share_a_name(keys):
     assert len({file_name(key) for key in keys}) == 2

@@ -1,4 +1,4 @@
-"""The report: what it reads, what it shows, what it keeps of pictures, and that it never stops a training."""
+"""The report: what it reads, what it shows, what it keeps of images, and that it never stops a training."""
 
 import json
 import re
@@ -29,9 +29,7 @@ METRICS = ("eval/set_div_clip", "eval/set_div_dino", "eval/set_preference_picksc
 VOID = {"meta", "img", "input", "path", "use", "br", "link", "rect", "wbr"}
 
 
-def make_run(
-    root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0, pictures: bool = True, **config
-) -> Path:
+def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0, images: bool = True, **config) -> Path:
     """A run folder as the trainer leaves it, of made-up figures."""
     folder = RunFolder.of(root)
     folder.create()
@@ -55,7 +53,7 @@ def make_run(
                 scores |= {name: mean, f"{name}_low": mean - 0.05, f"{name}_high": mean + 0.05}
             teachers = {f"{name}_teacher": 0.5 + index for index, name in enumerate(METRICS)}
             lines.append({"step": step, "turn": "eval", **scores, **teachers, "seconds": 2.0})
-            for number in range(len(PROMPTS)) if pictures else ():
+            for number in range(len(PROMPTS)) if images else ():
                 for n in range(4):
                     for place, colour in (
                         (folder.eval_images, colours[step * 30 + n]),
@@ -64,7 +62,7 @@ def make_run(
                         path = place / "set" / file_name((number, n))
                         path.parent.mkdir(parents=True, exist_ok=True)
                         Image.new("RGB", (16, 16), tuple(map(int, colour))).save(path)
-            if pictures:
+            if images:
                 seed_grids.keep(folder, step, [("set", PROMPTS, 4)])
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = {
@@ -122,7 +120,7 @@ def page_of(*runs: Path, tmp_path: Path) -> Page:
 
 
 def test_the_page_is_whole_and_asks_for_nothing(tmp_path):
-    """Well-formed, each id once, no address of anything outside, every picture and control with a name."""
+    """Well-formed, each id once, no address of anything outside, every image and control with a name."""
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", shift=0.1, k_anchor=7)]
     page = page_of(*runs, tmp_path=tmp_path)
     ids = Counter(page.attributes("id"))
@@ -134,8 +132,8 @@ def test_the_page_is_whole_and_asks_for_nothing(tmp_path):
     source = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
     assert "@import" not in source and "url(" not in re.sub(r"url\(#[\w.-]+\)", "", source)
     assert [t for t, _ in page.tags if t in ("link", "iframe", "object", "embed", "base")] == []
-    pictures = [values for tag, values in page.tags if tag == "img" and "src" in values]
-    assert len(pictures) == seed_grids.PROMPTS * 3 and all(values["alt"] for values in pictures)
+    images = [values for tag, values in page.tags if tag == "img" and "src" in values]
+    assert len(images) == seed_grids.PROMPTS * 3 and all(values["alt"] for values in images)
     named = {values["for"] for tag, values in page.tags if tag == "label"}
     controls = [values["id"] for tag, values in page.tags if tag in ("input", "select")]
     assert controls and set(controls) <= named
@@ -275,9 +273,9 @@ def test_smoothing_and_thinning_of_curves():
 
 
 def test_names_of_metrics():
-    """The picture set may hold what looks like a scorer; what stands beside a mean is none."""
+    """The image set may hold what looks like a scorer; what stands beside a mean is none."""
     metric = Metric.of("eval/my_div_prompts_div_clip")
-    assert (metric.pictured, metric.label, metric.diversity) == ("my_div_prompts", "CLIP diversity", True)
+    assert (metric.image_set, metric.label, metric.diversity) == ("my_div_prompts", "CLIP diversity", True)
     metric = Metric.of("eval/coco_preference_pickscore_release")
     assert (metric.label, metric.diversity, metric.rescaled) == ("PickScore / 26", False, True)
     for name in ("eval/x_div_clip_low", "eval/x_div_clip_teacher", "eval/x_preference_a_missing", "seconds", "step"):
@@ -295,15 +293,15 @@ def test_names_and_prompts_are_escaped(tmp_path):
 
 
 def test_runs_of_every_state(tmp_path):
-    """Without evaluation, pictures, updates or readable files; with a cut line; names that are the same."""
+    """Without evaluation, images, updates or readable files; with a cut line; names that are the same."""
     cut = make_run(tmp_path / "one" / "run", every=0)
     with (cut / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "turn": "fa')
-    bare = make_run(tmp_path / "two" / "run", pictures=False)
+    bare = make_run(tmp_path / "two" / "run", images=False)
     started = tmp_path / "started"
     started.mkdir()
     (started / "config.yaml").write_text("method: {method: dmd, forgotten_option: 3}\n")
-    broken = make_run(tmp_path / "broken", pictures=False)
+    broken = make_run(tmp_path / "broken", images=False)
     (broken / "config.yaml").write_text("a: [")
     (broken / "teacher_scores.json").write_text("{")
     (broken / "environment.json").unlink()
@@ -340,7 +338,7 @@ def test_runs_of_every_state(tmp_path):
     ],
 )
 def test_a_damaged_configuration_is_a_note_of_the_report(tmp_path, config, note):
-    run = make_run(tmp_path / "run", pictures=False)
+    run = make_run(tmp_path / "run", images=False)
     (run / "config.yaml").write_text(config)
     assert note in page_of(run, tmp_path=tmp_path).text
 
@@ -376,7 +374,7 @@ def test_no_model_library_is_imported(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_kept_of_pictures_is_bounded(tmp_path, monkeypatch):
+def test_what_is_kept_of_images_is_bounded(tmp_path, monkeypatch):
     """So many prompts, seeds, pixels and evaluations; the first and the last stay, the rest spread evenly."""
     monkeypatch.setattr(seed_grids, "EVALUATIONS", 6)
     folder = RunFolder.of(tmp_path / "run")
@@ -397,10 +395,10 @@ def test_what_is_kept_of_pictures_is_bounded(tmp_path, monkeypatch):
         assert [grid.prompt for grid in grids] == [f"prompt {n}" for n in range(seed_grids.PROMPTS)]
         for grid in grids:
             assert grid.num_seeds == seed_grids.SEEDS
-            with Image.open(grid.file) as picture:
-                assert picture.size == grid.size == (3 * 192 + 2 * seed_grids.GAP, 3 * 96 + 2 * seed_grids.GAP)
-    with Image.open(found[0][1].file) as picture:  # seed 4 of prompt 1 is in the middle
-        np.testing.assert_allclose(picture.convert("RGB").getpixel((290, 146)), (80, 40, 90), atol=6)
+            with Image.open(grid.file) as image:
+                assert image.size == grid.size == (3 * 192 + 2 * seed_grids.GAP, 3 * 96 + 2 * seed_grids.GAP)
+    with Image.open(found[0][1].file) as image:  # seed 4 of prompt 1 is in the middle
+        np.testing.assert_allclose(image.convert("RGB").getpixel((290, 146)), (80, 40, 90), atol=6)
     seed_grids.drop_later(folder.seed_grids, 200)
     assert [s for s in seed_grids.read(folder.seed_grids) if s != "teacher"] == [s for s in steps if s <= 200]
 
@@ -441,7 +439,7 @@ def test_a_run_keeps_its_report_and_a_resumed_one_its_past(flags, tmp_path, monk
 
 
 def test_a_report_that_fails_stops_no_training(flags, tmp_path, monkeypatch):
-    """Nor do pictures that cannot be kept: a warning each, and the run ends as it would have."""
+    """Nor do images that cannot be kept: a warning each, and the run ends as it would have."""
 
     def fail(*_):
         raise RuntimeError("no ink")
@@ -454,5 +452,5 @@ def test_a_report_that_fails_stops_no_training(flags, tmp_path, monkeypatch):
     assert train.main([*flags, "--max_steps", "6"]) == 0
     log = (tmp_path / "run" / "log" / "log.txt").read_text()
     assert log.count("no report was written: RuntimeError: no ink") == 2
-    assert "the report will lack the pictures of step 6: [Errno 28]" in log
+    assert "the report will lack the images of step 6: [Errno 28]" in log
     assert (tmp_path / "run" / "ckpts" / "step_000006").is_dir() and not (tmp_path / "run" / "report.html").exists()

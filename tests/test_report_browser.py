@@ -199,7 +199,7 @@ def test_the_page_works_and_nothing_leaves(browser, page):
 
 
 def test_the_page_fits_a_phone_and_paper(browser, page):
-    """Nothing sticks out sideways at 360 pixels; printed without a script, all pictures are there."""
+    """Nothing sticks out sideways at 360 pixels; printed without a script, all images are there."""
     browser.size(360, 740)
     browser.open(page)
     assert browser.value("document.documentElement.scrollWidth") <= 360

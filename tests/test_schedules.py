@@ -152,7 +152,7 @@ def test_anchor_target_is_exact_on_a_linear_flow(k_anchor):
 
 
 def test_anchor_of_all_steps_ends_at_sigma_zero():
-    """K = all steps: t_k is 0, z_k is the teacher's picture, and the target is eps - z_k."""
+    """K = all steps: t_k is 0, z_k is the teacher's image, and the target is eps - z_k."""
     x0, eps, _ = _pair()
     sigmas = FLOW.default_sigmas(5).double()
     seen = []

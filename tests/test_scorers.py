@@ -22,7 +22,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from dpdmd.evaluation.diversity import diversity_per_picture
+from dpdmd.evaluation.diversity import diversity_per_image
 from dpdmd.evaluation.scorer_checks import check_scorer_contents
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import SCORERS, build_scorer, imagereward
@@ -43,8 +43,8 @@ def samples(count: int = 8, size: int = 64) -> list[Sample]:
     """Pictures of noise at two scales, with prompts in turn."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(c).resize((size, size), Image.BICUBIC) for c in coarse]
-    return [Sample(picture, PROMPTS[i % len(PROMPTS)], (i, 0)) for i, picture in enumerate(pictures)]
+    images = [Image.fromarray(c).resize((size, size), Image.BICUBIC) for c in coarse]
+    return [Sample(image, PROMPTS[i % len(PROMPTS)], (i, 0)) for i, image in enumerate(images)]
 
 
 def outputs(scorer, batch: list[Sample]) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_a_score_depends_on_neither_batch_size_nor_order(name, scorer_paths):
 def test_clip_diversity_is_the_class_token_before_the_last_norm(tiny_scorers, scorer_paths):
     folder, batch = tiny_scorers["clip_path"], samples(3)
     pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(
-        [sample.picture for sample in batch], return_tensors="pt"
+        [sample.image for sample in batch], return_tensors="pt"
     )
     with torch.no_grad():
         vision = CLIPModel.from_pretrained(folder).vision_model(**pixels)
@@ -86,7 +86,7 @@ def test_clip_diversity_is_the_class_token_before_the_last_norm(tiny_scorers, sc
 
 def test_dino_diversity_is_the_pooled_output(tiny_scorers, scorer_paths):
     folder, batch = tiny_scorers["dino_path"], samples(3)
-    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")([s.picture for s in batch], return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")([s.image for s in batch], return_tensors="pt")
     with torch.no_grad():
         expected = Dinov2Model.from_pretrained(folder)(**pixels).pooler_output
     found = build_scorer("div_dino", scorer_paths["div_dino"], CPU).features(batch).float()
@@ -100,9 +100,7 @@ def test_pickscore_is_the_scaled_cosine(tiny_scorers, scorer_paths):
     text = AutoTokenizer.from_pretrained(processor)(
         [s.prompt for s in batch], padding=True, truncation=True, max_length=10, return_tensors="pt"
     )
-    pixels = AutoImageProcessor.from_pretrained(processor, backend="pil")(
-        [s.picture for s in batch], return_tensors="pt"
-    )
+    pixels = AutoImageProcessor.from_pretrained(processor, backend="pil")([s.image for s in batch], return_tensors="pt")
     with torch.no_grad():
         expected = model(**text, **pixels).logits_per_text.diagonal()
     scores = build_scorer("pickscore", scorer_paths["pickscore"], CPU).score(batch)
@@ -139,7 +137,7 @@ def test_open_clip_folders_are_read(tmp_path):
     kept = []
     model.visual.transformer.register_forward_hook(lambda *call: kept.append(call[2]))
     with torch.no_grad():
-        model.encode_image(diversity.clip.pixels([s.picture for s in batch]))
+        model.encode_image(diversity.clip.pixels([s.image for s in batch]))
     expected = torch.nn.functional.normalize(kept[0][:, 0], dim=-1)
     torch.testing.assert_close(diversity.features(batch).float(), expected, rtol=0, atol=1e-5)
     scores = build_scorer("clip_score", found["clip_score"], CPU).score(batch)
@@ -177,8 +175,8 @@ def test_imagereward_gives_the_packages_rewards(tmp_path):
     build_bert_tokenizer().save_pretrained(tmp_path)
     paths = {"ir_model_path": str(tmp_path / "ImageReward.pt"), "ir_med_config": str(tmp_path / "med_config.json")}
     scorer = build_scorer("imagereward", check_scorer_paths(paths, ("imagereward",))["imagereward"], CPU)
-    pictures = parity["coarse_pictures"]()
-    found = [[s.value for s in scorer.score([Sample(p, text, (0, 0)) for p in pictures])] for text in case["prompts"]]
+    images = parity["coarse_pictures"]()
+    found = [[s.value for s in scorer.score([Sample(p, text, (0, 0)) for p in images])] for text in case["prompts"]]
     assert np.std(case["rewards"]) > 1
     assert np.abs(np.array(found) - np.array(case["rewards"])).max() < 2e-5
 
@@ -186,8 +184,8 @@ def test_imagereward_gives_the_packages_rewards(tmp_path):
 def test_imagereward_reads_the_text_in_both_directions(tiny_scorers, scorer_paths):
     """A causal text encoder would give token 0 no view of the prompt; vision's epsilon is BLIP's."""
     scorer = build_scorer("imagereward", scorer_paths["imagereward"], CPU)
-    picture = samples(1)[0].picture
-    first, second = scorer.score([Sample(picture, text, (0, 0)) for text in ("a red circle", "a blue square")])
+    image = samples(1)[0].image
+    first, second = scorer.score([Sample(image, text, (0, 0)) for text in ("a red circle", "a blue square")])
     assert abs(first.value - second.value) > 1e-5
     assert scorer.network.vision.config.layer_norm_eps == 1e-6
     assert not scorer.network.training
@@ -228,14 +226,14 @@ def test_ratings_are_parsed_or_missing(answer, rating):
 
 
 def test_diversity_of_known_features():
-    assert diversity_per_picture(torch.ones(9, 5)) == pytest.approx([0] * 9, abs=1e-12)
-    assert diversity_per_picture(torch.eye(9)) == pytest.approx([1] * 9, abs=1e-12)
+    assert diversity_per_image(torch.ones(9, 5)) == pytest.approx([0] * 9, abs=1e-12)
+    assert diversity_per_image(torch.eye(9)) == pytest.approx([1] * 9, abs=1e-12)
     half = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # pairs: 1, 0, 0
-    values = diversity_per_picture(half)
+    values = diversity_per_image(half)
     assert values == pytest.approx([0.5, 0.5, 1.0])
     assert np.mean(values) == pytest.approx(1 - 1 / 3)
     with pytest.raises(ValueError, match="at least two"):
-        diversity_per_picture(torch.ones(1, 5))
+        diversity_per_image(torch.ones(1, 5))
 
 
 @pytest.fixture(scope="session")
@@ -303,7 +301,7 @@ def tiny_qwen(tmp_path_factory) -> Path:
 
 
 def test_visualquality_runs_and_keeps_what_it_cannot_parse(tiny_qwen, monkeypatch):
-    """Random weights answer nonsense: missing, with the answer kept; greedy twice the same, drawn per picture's key."""
+    """Random weights answer nonsense: missing, with the answer kept; greedy twice the same, drawn per image's key."""
     monkeypatch.setattr("dpdmd.evaluation.scorers.visualquality.NUM_NEW_TOKENS", 8)
     paths = check_scorer_paths({"vq_path": str(tiny_qwen)}, ("vqr1",))["vqr1"]
     batch = samples(3, size=56)
@@ -321,8 +319,8 @@ def test_visualquality_runs_and_keeps_what_it_cannot_parse(tiny_qwen, monkeypatc
     assert [s.value for s in greedy.score(batch)] == [4.5] * 3
 
 
-def test_maniqa_crops_by_the_pictures_key(tmp_path):
-    """Random weights in the official file's layout; a score depends on the picture's key and on nothing else."""
+def test_maniqa_crops_by_the_images_key(tmp_path):
+    """Random weights in the official file's layout; a score depends on the image's key and on nothing else."""
     pytest.importorskip("pyiqa", reason="pip install -e '.[quality]'")
     from unittest import mock
 

@@ -128,7 +128,7 @@ def test_the_sampler_agrees_with_diffusers(tiny_sdxl, pipe, guidance):
     assert (sampler.decoder.decode(ours) - decoded).abs().max() < 1e-4 and decoded.std() > 0.05
 
 
-def test_bf16_pictures_are_those_of_fp32_nearly(tiny_sdxl):
+def test_bf16_images_are_those_of_fp32_nearly(tiny_sdxl):
     """--bf16 decodes in bf16 too, which has the range of fp32 (fp16 would overflow) and three digits."""
     latents = 5 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
     exact, rounded = (
@@ -259,16 +259,16 @@ def test_fake_loss_is_noise_prediction_on_the_students_samples(make, batch):
 def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
     run = make(method="dmd")
     result = student_loss(run, batch)
-    x = result.pictures["student"]
+    x = result.images["student"]
     z_t, sigma, _ = run.score_input(batch, x)
     for i in range(2):
         one, s = replace(batch.text, context=batch.text.context[[i]], pooled=batch.text.pooled[[i]]), sigma[i].item()
         real = ddim(z_t[[i]], guided(run, z_t[[i]], s, one), s, 0)
         fake = ddim(z_t[[i]], noise_of(run, run.networks.fake, z_t[[i]], s, one), s, 0)
-        torch.testing.assert_close(result.pictures["x0_real"][[i]], real, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(result.pictures["x0_fake"][[i]], fake, rtol=1e-3, atol=1e-3)
-    direction = result.pictures["x0_fake"] - result.pictures["x0_real"]
-    direction /= (z_t - result.pictures["x0_real"]).abs().mean(dim=(1, 2, 3), keepdim=True)
+        torch.testing.assert_close(result.images["x0_real"][[i]], real, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(result.images["x0_fake"][[i]], fake, rtol=1e-3, atol=1e-3)
+    direction = result.images["x0_fake"] - result.images["x0_real"]
+    direction /= (z_t - result.images["x0_real"]).abs().mean(dim=(1, 2, 3), keepdim=True)
     assert result.loss.item() == pytest.approx(0.5 * direction.square().mean().item(), rel=1e-5)
 
 
@@ -315,7 +315,7 @@ def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
 
 @pytest.mark.parametrize("sigmas", ["default", "trailing", "14.6,2.5"])
 def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
-    """diffusers loads the export and, called as its note says, makes our pictures; so does `dpdmd.generate`."""
+    """diffusers loads the export and, called as its note says, makes our images; so does `dpdmd.generate`."""
     run = tmp_path / "run"
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--student_sigmas", sigmas]) == 0
     student = run / "ckpts" / "latest" / "student"
@@ -328,7 +328,7 @@ def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
     call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": note["sigmas"]}
     theirs = pipe("a red circle", latents=eps, guidance_scale=1.0, output_type="np", **call).images[0]
     sampler, encoder = load_sampler(run, CPU)
-    ours = sampler.pictures(encoder.encode(["a red circle"]), [(0, 0)], 0)[0].permute(1, 2, 0).numpy()
+    ours = sampler.images(encoder.encode(["a red circle"]), [(0, 0)], 0)[0].permute(1, 2, 0).numpy()
     assert np.abs(ours - theirs).max() < 1e-3 and theirs.std() > 0.05
     assert generate.main(["--model", str(run), "--prompt", "a red circle", "--num_images", "1", "--out", str(run)]) == 0
     assert np.abs(np.asarray(Image.open(run / "00000_000.png")) / 255 - theirs).max() < 0.5 / 255 + 1e-3

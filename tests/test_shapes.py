@@ -8,7 +8,7 @@ import pytest
 
 from dpdmd.data.prompts import read_prompts
 from dpdmd.shapes.categories import OF_ONE, category, following
-from dpdmd.shapes.oracle import PromptMetrics, Reading, measure_prompt, read_pictures, summarise
+from dpdmd.shapes.oracle import PromptMetrics, Reading, measure_prompt, read_images, summarise
 from dpdmd.shapes.world import (
     ATTRIBUTES,
     IMAGE_SIZE,
@@ -56,7 +56,7 @@ def test_scenes_derive_from_the_seed_and_fill_the_world():
 
 def test_oracle_reads_every_rendered_attribute():
     scenes = [sample_scene(7, index) for index in range(600)]
-    reading = read_pictures(render(scenes))
+    reading = read_images(render(scenes))
     assert reading.recognised.all()
     for name, values in ATTRIBUTES.items():
         truth = np.array([values.index(getattr(scene, name)) for scene in scenes])
@@ -73,22 +73,22 @@ def test_oracle_reads_extreme_positions():
         for size in ATTRIBUTES["size"]
         for corner in corners
     ]
-    reading = read_pictures(render(scenes))
+    reading = read_images(render(scenes))
     assert reading.recognised.all()
     assert [ATTRIBUTES["shape"][index] for index in reading.values["shape"]] == [scene.shape for scene in scenes]
 
 
 def test_oracle_does_not_recognise_what_is_no_render():
-    pictures = render([sample_scene(5, index) for index in range(200)])
-    blends = (pictures[:100] + pictures[100:]) / 2
-    two_objects = np.where(np.arange(IMAGE_SIZE) < IMAGE_SIZE // 2, pictures[:100], pictures[100:])
-    noise = np.random.default_rng(0).random(pictures[:100].shape, dtype=np.float32)
-    flat = np.broadcast_to(pictures[:100, :, :1, :1], pictures[:100].shape)
-    assert read_pictures(blends).recognised.mean() <= 0.02
+    images = render([sample_scene(5, index) for index in range(200)])
+    blends = (images[:100] + images[100:]) / 2
+    two_objects = np.where(np.arange(IMAGE_SIZE) < IMAGE_SIZE // 2, images[:100], images[100:])
+    noise = np.random.default_rng(0).random(images[:100].shape, dtype=np.float32)
+    flat = np.broadcast_to(images[:100, :, :1, :1], images[:100].shape)
+    assert read_images(blends).recognised.mean() <= 0.02
     # halves that happen to show one whole object on one background are clean renders
-    assert read_pictures(two_objects).recognised.mean() <= 0.2
-    assert not read_pictures(noise).recognised.any()
-    assert not read_pictures(flat).recognised.any()
+    assert read_images(two_objects).recognised.mean() <= 0.2
+    assert not read_images(noise).recognised.any()
+    assert not read_images(flat).recognised.any()
 
 
 def test_oracle_judges_every_pair_of_colours_alike():
@@ -96,17 +96,17 @@ def test_oracle_judges_every_pair_of_colours_alike():
     scenes = [
         Scene(c, "square", b, "large", (0.5, 0.5)) for c in ATTRIBUTES["colour"] for b in ATTRIBUTES["background"]
     ]
-    pictures = render(scenes)
+    images = render(scenes)
     for shift in (0, 4, 28):  # smeared over 0, 4 and 28 further columns
-        smeared = np.mean([np.roll(pictures, step, axis=3) for step in range(shift + 1)], axis=0)
-        reading = read_pictures(smeared)
+        smeared = np.mean([np.roll(images, step, axis=3) for step in range(shift + 1)], axis=0)
+        reading = read_images(smeared)
         assert len(set(reading.recognised)) == 1 and reading.recognised[0] == (shift < 28)
         assert np.ptp(reading.error) < 0.03
 
 
 def test_oracle_refuses_other_sizes():
     with pytest.raises(ValueError, match="64"):
-        read_pictures(np.zeros((1, 3, 32, 32), dtype=np.float32))
+        read_images(np.zeros((1, 3, 32, 32), dtype=np.float32))
 
 
 def reading_of(scenes: list[Scene], recognised: list[bool] | None = None) -> Reading:
@@ -116,7 +116,7 @@ def reading_of(scenes: list[Scene], recognised: list[bool] | None = None) -> Rea
     return Reading(values, centre, position, seen, np.zeros(len(scenes)))
 
 
-def test_identical_pictures_have_no_diversity():
+def test_identical_images_have_no_diversity():
     metrics = measure_prompt("a red circle", reading_of([Scene("red", "circle", "grey", "small", (0.3, 0.3))] * 8))
     assert metrics == PromptMetrics(1.0, 0.0, {"background": 0.25, "size": 0.5}, {"background": 0.0, "size": 0.0}, 0.0)
     assert not any(np.signbit(list(metrics.entropy.values())))  # "-0.000" in a table
@@ -165,7 +165,7 @@ GENEVAL = read_prompts(Path(__file__).parent.parent / "data" / "shapes_geneval.t
 
 def followed(scenes_of: list[list[Scene]]) -> dict[str, float]:
     """Accuracy by category of renders, a list of scenes for each prompt of GENEVAL."""
-    readings = [read_pictures(render(scenes)) for scenes in scenes_of]
+    readings = [read_images(render(scenes)) for scenes in scenes_of]
     metrics = [measure_prompt(prompt, reading) for prompt, reading in zip(GENEVAL, readings, strict=True)]
     return {name: summary.mean for name, summary in following(GENEVAL, metrics).items()}
 
@@ -180,7 +180,7 @@ def test_renders_of_the_prompts_are_followed_in_every_category():
 
 
 def test_renders_with_one_attribute_swapped_are_not_followed():
-    """One named attribute of each takes another value: in every category each picture is wrong."""
+    """One named attribute of each takes another value: in every category each image is wrong."""
 
     def swapped(scene: Scene, prompt: str) -> Scene:
         name = list(parse_caption(prompt))[-1]
@@ -192,7 +192,7 @@ def test_renders_with_one_attribute_swapped_are_not_followed():
 
 
 def test_a_prompt_counts_once_in_its_category():
-    """A binding half followed, a single attribute followed, in pictures of other numbers."""
+    """A binding half followed, a single attribute followed, in images of other numbers."""
     red, blue = (Scene(colour, "circle", "grey", "small", (0.5, 0.5)) for colour in ("red", "blue"))
     prompts = ["a red circle", "a blue circle", "a circle"]
     readings = [reading_of([red, blue]), reading_of([red] * 3), reading_of([blue])]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.utils.atomic_files import clear_leftovers, replacing, write_text
-from dpdmd.utils.image_grid import Image, save_picture
+from dpdmd.utils.image_grid import Image, save_image
 from dpdmd.utils.signals import SIGNALS, delete_on_failure
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ from pathlib import Path
 from dpdmd.interruption import SIGNALS, unfinished
 from dpdmd.whole_files import replacing
 folder = Path(sys.argv[1])
-with unfinished(folder / ".model.tmp") as model, replacing(folder / "picture.png") as picture:
+with unfinished(folder / ".model.tmp") as model, replacing(folder / "picture.png") as image:
     model.mkdir()
     (model / "weights").write_text("half")
     picture.write(b"half")
@@ -125,5 +125,5 @@ def test_leftovers_of_killed_processes_go_and_what_is_being_written_stays(tmp_pa
         os.kill(writer.pid, signal.SIGKILL)
     clear_leftovers([tmp_path])
     assert list(tmp_path.iterdir()) == [somebodys]
-    save_picture(Image.new("RGB", (8, 8)), tmp_path / "picture.png")
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "picture.png")
     assert len(list(tmp_path.iterdir())) == 2

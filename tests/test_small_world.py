@@ -17,7 +17,7 @@ from dpdmd.sampling.load_model import load_sampler
 from dpdmd.shapes import build, measure_scorers, pairs, teacher, world
 from dpdmd.shapes.autoencoder import reconstruct_scenes
 from dpdmd.shapes.measure import measure_model
-from dpdmd.shapes.oracle import read_pictures, summarise
+from dpdmd.shapes.oracle import read_images, summarise
 from dpdmd.shapes.pair_oracle import read_pairs
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.shapes.world import ATTRIBUTES, World, sample_scene
@@ -74,7 +74,7 @@ def test_every_caption_of_training_is_encoded_as_the_trainer_encodes_it(pipe):
 
 def test_the_oracle_reads_what_the_autoencoder_makes_of_renders(pipe):
     scenes = [sample_scene(1, index) for index in range(200)]
-    reading = read_pictures(reconstruct_scenes(pipe.vae, 1, range(200), world))
+    reading = read_images(reconstruct_scenes(pipe.vae, 1, range(200), world))
     assert reading.recognised.mean() >= 0.97
     for name, values in ATTRIBUTES.items():
         truth = np.array([values.index(getattr(scene, name)) for scene in scenes])
@@ -82,24 +82,24 @@ def test_the_oracle_reads_what_the_autoencoder_makes_of_renders(pipe):
 
 
 def test_the_oracle_reads_what_its_autoencoder_makes_of_two_objects(pipe_of_pairs):
-    pictures = reconstruct_scenes(pipe_of_pairs.vae, 1, range(200), pairs)
+    images = reconstruct_scenes(pipe_of_pairs.vae, 1, range(200), pairs)
     scenes = [pairs.sample_scene(1, index) for index in range(200)]
-    reading = read_pairs(pictures[1::2])
+    reading = read_pairs(images[1::2])
     assert reading.recognised.mean() >= 0.97
     said = [scene.named for scene in scenes[1::2]]
     right = [(reading.shows(0, named) | reading.shows(1, named))[index] for index, named in enumerate(said)]
     assert np.mean(right) >= 0.97
-    assert read_pictures(pictures[::2]).recognised.mean() >= 0.97
+    assert read_images(images[::2]).recognised.mean() >= 0.97
 
 
 def test_the_teacher_follows_prompts_and_varies_what_they_leave_open():
-    """A short form of the measurement in weights/tiny/README.md: 4 prompts x 12 pictures."""
+    """A short form of the measurement in weights/tiny/README.md: 4 prompts x 12 images."""
     sampler, encoder = load_sampler(TEACHER, torch.device("cpu"))
     prompts = ["a red circle", "a shape on a grey background", "a small triangle", "a large blue square"]
     metrics = summarise(measure_model(TEACHER, sampler, encoder, prompts, 12, 0))
-    # 48 pictures: at the true 95% the chance of fewer than 85% is below 1%
+    # 48 images: at the true 95% the chance of fewer than 85% is below 1%
     assert metrics.accuracy >= 0.85 and metrics.unrecognised <= 0.12
-    # 12 pictures see less than 64 do: 0.70 and 0.76 measured, where 64 of each of 16 prompts give 0.85 and 0.88
+    # 12 images see less than 64 do: 0.70 and 0.76 measured, where 64 of each of 16 prompts give 0.85 and 0.88
     assert metrics.entropy >= 0.6 and metrics.spread >= 0.65
 
 
@@ -128,7 +128,7 @@ def test_the_scorers_are_small():
 
 
 @pytest.mark.parametrize(("name", "least"), [("clip_score", 0.95), ("pickscore", 0.9), ("imagereward", 0.8)])
-def test_the_scorers_prefer_pictures_that_the_caption_is_true_of(scorers, name, least):
+def test_the_scorers_prefer_images_that_the_caption_is_true_of(scorers, name, least):
     """Over 500 pairs it is .98, .95 and .88 (weights/tiny/README.md)."""
     assert measure_scorers.pair_accuracy(scorers[name], 150) >= least
 

@@ -145,7 +145,7 @@ ORDER = (
     "dpdmd.compare.preflight",
     "dpdmd.compare.figures",
     "dpdmd.compare.tables",
-    "dpdmd.compare.picture",
+    "dpdmd.compare.sample_grid",
     "dpdmd.compare.plane",
     "dpdmd.compare.results",
     "dpdmd.compare",

@@ -213,7 +213,7 @@ def test_perceptual_term_is_the_distance_of_decoded_pairs(make, batch, monkeypat
 
 
 def test_a_student_that_is_the_teacher_has_no_perceptual_loss(make, batch, trio):
-    """One network, one grid, no guidance: the pair is one picture."""
+    """One network, one grid, no guidance: the pair is one image."""
     networks = Networks(copy.deepcopy(trio.teacher), copy.deepcopy(trio.teacher), copy.deepcopy(trio.fake))
     run = make(networks=networks, method="dmd_lpips", teacher_guidance_scale=1.0)
     run = replace(run, student_sigmas=run.teacher_sigmas)

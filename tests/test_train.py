@@ -48,7 +48,7 @@ def state_bytes(checkpoint: Path) -> dict[str, bytes]:
 
 
 def test_a_run_writes_all_it_promises(flags, tmp_path, tiny_pipeline):
-    """One run folder holds log, metrics, configuration, pictures, checkpoints and a whole student."""
+    """One run folder holds log, metrics, configuration, images, checkpoints and a whole student."""
     run = tmp_path / "run"
     assert (
         train.main(
@@ -65,8 +65,8 @@ def test_a_run_writes_all_it_promises(flags, tmp_path, tiny_pipeline):
     assert read_yaml(run / "config.yaml").method.k_anchor == 2
     assert "step 10 fake" in (run / "log" / "log.txt").read_text()
     assert list((run / "log").rglob("events.out.tfevents.*"))
-    picture = Image.open(run / "process_vis" / "latest.png")
-    assert picture.width >= 2 * 64 and picture.height >= 3 * 64
+    image = Image.open(run / "process_vis" / "latest.png")
+    assert image.width >= 2 * 64 and image.height >= 3 * 64
     assert os.readlink(run / "ckpts" / "latest") == "step_000012"
     middle, last = (run / "ckpts" / name / "student" for name in ("step_000006", "step_000012"))
     assert (middle / "text_encoder").is_symlink() and (
@@ -209,7 +209,7 @@ def test_fake_turns_share_a_rollout(flags, tmp_path, monkeypatch):
 
     def watched(run, batch):
         result = healthy(run, batch)
-        seen.append((batch.step, batch.rollout_step, result.pictures["student"]))
+        seen.append((batch.step, batch.rollout_step, result.images["student"]))
         return result
 
     monkeypatch.setattr(updates, "fake_turn", watched)
@@ -257,9 +257,9 @@ def test_a_head_start_of_the_fake_score_with_a_resume_in_the_middle(flags, tmp_p
     )
 
 
-def test_pictures_are_shown_once_a_head_start_is_over(flags, tmp_path, monkeypatch):
+def test_images_are_shown_once_a_head_start_is_over(flags, tmp_path, monkeypatch):
     """A multiple of `vis_every` within the head start is shown by the first student turn, which closes it."""
-    shown, healthy = [], Trainer._show_pictures
+    shown, healthy = [], Trainer._show_images
     monkeypatch.setattr(Trainer, "_show_pictures", lambda self, taken: shown.append(taken.step) or healthy(self, taken))
     more = ["--fake_head_start", "6", "--per_train_fake_num", "1", "--vis_every", "5", "--max_steps", "14"]
     assert train.main([*flags, *more, "--run_dir", str(tmp_path / "run")]) == 0

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(written.text)
         sys.stdout.flush()  # what comes may fail, or be killed
         if not workers.stopped:
-            problems += results.draw_picture(plan.sweep, plan.jobs, plan.out)
+            problems += results.draw_sample_grid(plan.sweep, plan.jobs, plan.out)
     except OSError as error:
         problems.append(f"{plan.out}: the tables could not be written ({error})")
     for problem in problems:

@@ -16,7 +16,7 @@ from dpdmd.compare.tables import Cell, Table
 from dpdmd.evaluation.statistics import SeedMean
 from dpdmd.report.figures import SETTINGS
 from dpdmd.report.style import TEACHER_STYLE, Style, style
-from dpdmd.utils.image_grid import save_picture
+from dpdmd.utils.image_grid import save_image
 
 WIDTH, HEIGHT, DOTS = 5.6, 3.6, 160  # inches without the legend; dots of an inch
 HANDLE, LINE = 0.5, 0.18  # inches: what mark and gaps take beside a name, and a row of names
@@ -52,7 +52,7 @@ def draw_plane(sweep: Sweep, table: Table, path: Path) -> None:
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, handletextpad=0.3, columnspacing=1)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png")
-    save_picture(Image.open(drawn), path)
+    save_image(Image.open(drawn), path)
 
 
 def styles(sweep: Sweep) -> dict[str, Style]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dpdmd.compare.figures import Figure, read_figures
 from dpdmd.compare.jobs import Job
-from dpdmd.compare.picture import draw
 from dpdmd.compare.plane import draw_plane
+from dpdmd.compare.sample_grid import draw
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.tables import as_csv, compare, latex, markdown
 from dpdmd.utils.atomic_files import write_text
@@ -55,7 +55,7 @@ def write(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> Written
     return Written(text, problems)
 
 
-def draw_picture(sweep: Sweep, jobs: Sequence[Job], out: Path) -> list[str]:
+def draw_sample_grid(sweep: Sweep, jobs: Sequence[Job], out: Path) -> list[str]:
     """Sample the finished rows of the sweep's picture, unless that was done since they were finished.
 
     Returns:

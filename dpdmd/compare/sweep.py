@@ -52,7 +52,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SampleGrid:
     """A grid: for each prompt a row a configuration, the same start noises in each."""
 
     prompts: tuple[str, ...]
@@ -80,7 +80,7 @@ class Sweep:
     baseline: str | None
     configurations: dict[str, Configuration]
     measures: dict[str, Measure]
-    picture: Picture | None
+    picture: SampleGrid | None
     plane: Plane | None
 
     @property

@@ -40,8 +40,8 @@ from dpdmd.compare.sweep import (
     PLACE,
     Configuration,
     Measure,
-    Picture,
     Plane,
+    SampleGrid,
     Sweep,
     options_of,
 )
@@ -222,12 +222,12 @@ def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str,
     return options_of(resolved)
 
 
-def _picture(values: Any, place: str) -> Picture:
+def _picture(values: Any, place: str) -> SampleGrid:
     keys = {"prompts": list, "rows": list, "num_images": int}
     values = _take(values, keys, place, required=("prompts", "rows"))
     if not all(isinstance(text, str) and text.strip() for text in [*values["prompts"], *values["rows"]]):
         raise ValueError(f"{place}: prompts and rows must be texts")
-    picture = Picture(tuple(values["prompts"]), tuple(values["rows"]), values.get("num_images", 9))
+    picture = SampleGrid(tuple(values["prompts"]), tuple(values["rows"]), values.get("num_images", 9))
     if picture.num_images < 1:
         raise ValueError(f"{place}: num_images must be at least 1, not {picture.num_images}")
     return picture

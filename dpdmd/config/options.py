@@ -225,7 +225,7 @@ class OptimConfig:
     )
     offload_vae: bool = _flag(
         False,
-        "the decoder stays on the CPU between uses and decodes one picture at a time",
+        "the decoder stays on the CPU between uses and decodes one image at a time",
         "ours",
         may_change_on_resume=True,
     )
@@ -244,7 +244,7 @@ class OptimConfig:
 
 @dataclass
 class EvalConfig:
-    """Evaluation in the loop: scorers that are given here look at pictures of the live student"""
+    """Evaluation in the loop: scorers that are given here look at images of the live student"""
 
     pick_processor_path: str | None = _flag(
         None, "CLIP-ViT-H-14-laion2B-s32B-b79K folder", "release", empty=True, may_change_on_resume=True
@@ -277,7 +277,7 @@ class EvalConfig:
     )
     pref_prompts: str = _flag(
         "data/prompts_eval.txt",
-        "prompts for preference; the same file shares the pictures",
+        "prompts for preference; the same file shares the images",
         "ours",
         may_change_on_resume=True,
     )
@@ -331,9 +331,7 @@ class RunConfig:
         10, "steps between lines of log.txt (metrics.jsonl has every step)", "ours", ge=1, may_change_on_resume=True
     )
     ckpt_every: int = _flag(600, "steps between checkpoints", "ours", ge=1, may_change_on_resume=True)
-    vis_every: int = _flag(
-        60, "steps between pictures in process_vis; 0: none", "ours", ge=0, may_change_on_resume=True
-    )
+    vis_every: int = _flag(60, "steps between images in process_vis; 0: none", "ours", ge=0, may_change_on_resume=True)
     checkpoints_total_limit: int | None = _flag(
         None,
         "checkpoints to keep, the newest; the best stays beside them",

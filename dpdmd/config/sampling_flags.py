@@ -1,4 +1,4 @@
-"""The flags of every program that makes pictures: what they may be, told before anything heavy is imported."""
+"""The flags of every program that makes images: what they may be, told before anything heavy is imported."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dpdmd.config.validation import shown
 
 MAX_SEED = 2**32 - 1  # what numpy and accelerate take
 MAX_TOKENS = 512  # of T5, as in diffusers
-MAX_IN_ALL = 10_000_000  # pictures of one call: each has a line in memory
+MAX_IN_ALL = 10_000_000  # images of one call: each has a line in memory
 # Flag -> (least, most). What is None was not given, and the model's folder decides.
 RANGES = {
     "num_images": (1, MAX_IMAGES),
@@ -43,13 +43,13 @@ def check_ranges(values: Mapping[str, Any]) -> None:
 
 
 def check_total(flag: str, num_prompts: int, num_images: int) -> None:
-    """Check how many pictures a command line asks for; `flag` is the one that says how many a prompt.
+    """Check how many images a command line asks for; `flag` is the one that says how many a prompt.
 
     Raises:
         ValueError: more than can be made in years.
     """
     if num_prompts * num_images > MAX_IN_ALL:
         raise ValueError(
-            f"--{flag} {num_images}: with {num_prompts} prompts these are {num_prompts * num_images} pictures, and one "
+            f"--{flag} {num_images}: with {num_prompts} prompts these are {num_prompts * num_images} images, and one "
             f"call makes at most {MAX_IN_ALL}; give fewer"
         )

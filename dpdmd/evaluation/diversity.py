@@ -1,24 +1,24 @@
-"""Diversity of one prompt's pictures: 1 minus the mean cosine over all pairs (paper, section 5.1)."""
+"""Diversity of one prompt's images: 1 minus the mean cosine over all pairs (paper, section 5.1)."""
 
 import torch
 from torch import Tensor
 
 
-def diversity_per_picture(features: Tensor) -> list[float]:
-    """1 - mean_j!=i cos(f_i, f_j) of each picture i of one prompt; their mean is the prompt's diversity.
+def diversity_per_image(features: Tensor) -> list[float]:
+    """1 - mean_j!=i cos(f_i, f_j) of each image i of one prompt; their mean is the prompt's diversity.
 
     Args:
         features: unit vectors [R, D].
 
     Returns:
-        R values in [0, 2], computed in float64: 0 for identical pictures, 1 for orthogonal features.
+        R values in [0, 2], computed in float64: 0 for identical images, 1 for orthogonal features.
 
     Raises:
-        ValueError: fewer than two pictures, which have no pair.
+        ValueError: fewer than two images, which have no pair.
     """
     count = len(features)
     if count < 2:
-        raise ValueError(f"diversity needs at least two pictures of a prompt, not {count}")
+        raise ValueError(f"diversity needs at least two images of a prompt, not {count}")
     unit = torch.nn.functional.normalize(features.double(), dim=-1)
     cosine = unit @ unit.T
     return (1 - (cosine.sum(1) - cosine.diagonal()) / (count - 1)).clamp(min=0).tolist()

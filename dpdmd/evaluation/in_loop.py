@@ -1,4 +1,4 @@
-"""Evaluation in the loop: the live student's pictures before every scorer, beside the teacher's own row.
+"""Evaluation in the loop: the live student's images before every scorer, beside the teacher's own row.
 
 Nothing is reloaded: the student is the one that trains, and the scorers are loaded once. Call on every rank.
 """
@@ -30,10 +30,10 @@ from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.models.base import TextEncoder
 from dpdmd.run_folder import EVAL_TURN, RunFolder
-from dpdmd.sampling.image_folder import file_name, open_picture
+from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.sampling.sampler import Sampler, batches_of
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
+from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger
 
 AVERAGE = "ema"
@@ -77,7 +77,7 @@ class InLoopEvaluation:
         return scores
 
     def evaluate_average(self, step: int) -> dict[str, Summary]:
-        """The same with the moving average in the student's place, its pictures apart, under eval_ema/ names."""
+        """The same with the moving average in the student's place, its images apart, under eval_ema/ names."""
         for scorer in self.scorers.values():
             scorer.load_to_device()
         scores = self._score(self.student, f"{AVERAGE} at step {step}", self.folder.eval_images / AVERAGE, show=False)
@@ -97,7 +97,7 @@ class InLoopEvaluation:
         return scores
 
     def _read_teacher(self) -> dict[str, Summary]:
-        """The cached row, if it is of the same teacher, pictures and scorers."""
+        """The cached row, if it is of the same teacher, images and scorers."""
         try:
             cached = json.loads(self.folder.teacher_scores.read_text(encoding="utf-8"))
             if cached["settings"] != self._settings():
@@ -122,63 +122,63 @@ class InLoopEvaluation:
             "scorers": {name: [str(path) for path in paths.values()] for name, paths in self.plan.paths.items()},
         }
 
-    def _score(self, sampler: Sampler, title: str, pictures: Path, *, show: bool) -> dict[str, Summary]:
+    def _score(self, sampler: Sampler, title: str, images: Path, *, show: bool) -> dict[str, Summary]:
         scores = {}
-        for pictured in self.plan.sets:
-            scorers = [self.scorers[name] for name in pictured.scorers]
-            found = self._report(sampler, pictured, scorers, title, pictures / pictured.name)
-            scores |= {pictured.metric(name): summary for name, summary in found.summaries.items()}
+        for image_set in self.plan.sets:
+            scorers = [self.scorers[name] for name in image_set.scorers]
+            found = self._report(sampler, image_set, scorers, title, images / image_set.name)
+            scores |= {image_set.metric(name): summary for name, summary in found.summaries.items()}
             if show and self.accelerator.is_main_process:
-                self._show(pictured, title)
+                self._show(image_set, title)
         return scores
 
     def _report(
-        self, sampler: Sampler, pictured: ImageSet, scorers: list[Scorer], title: str, folder: Path
+        self, sampler: Sampler, image_set: ImageSet, scorers: list[Scorer], title: str, folder: Path
     ) -> ScoreReport:
-        """Make, keep and judge this rank's share of the pictures; the report over all ranks' shares."""
-        batches = batches_of(len(pictured.prompts), pictured.num_samples, self.config.eval.eval_batch_size)
+        """Make, keep and judge this rank's share of the images; the report over all ranks' shares."""
+        batches = batches_of(len(image_set.prompts), image_set.num_samples, self.config.eval.eval_batch_size)
         mine = collectives.share(batches, self.accelerator.process_index, self.accelerator.num_processes)
         progress = f"scoring {title}" if self.accelerator.is_main_process else ""
         rows: list[ImageScores] = []
-        swept = sampler.sweep(self.encoder, pictured.prompts, mine, self.config.eval.eval_seed, progress=progress)
+        swept = sampler.sweep(self.encoder, image_set.prompts, mine, self.config.eval.eval_seed, progress=progress)
         for keys, made in swept:
             samples = [
-                Sample(picture, pictured.prompts[key[0]], key) for key, picture in zip(keys, to_pil(made), strict=True)
+                Sample(image, image_set.prompts[key[0]], key) for key, image in zip(keys, to_pil(made), strict=True)
             ]
             for sample in samples:
-                save_picture(sample.picture, folder / file_name(sample.key))
+                save_image(sample.image, folder / file_name(sample.key))
             rows += _judge_finite(samples, made, scorers, title)
         return summarise_scores(
             collectives.gather(self.accelerator, rows), metric_names(scorers), self.config.eval.eval_seed
         )
 
-    def _show(self, pictured: ImageSet, title: str) -> None:
-        """One grid a prompt in div_vis, overwritten each time: the teacher's pictures over the student's."""
-        for index, prompt in enumerate(pictured.prompts):
+    def _show(self, image_set: ImageSet, title: str) -> None:
+        """One grid a prompt in div_vis, overwritten each time: the teacher's images over the student's."""
+        for index, prompt in enumerate(image_set.prompts):
             rows = {}
             for label, folder in ((TEACHER, self.folder.eval_images / TEACHER), (title, self.folder.eval_images)):
-                files = [folder / pictured.name / file_name((index, n)) for n in range(pictured.num_samples)]
-                # A picture that another node wrote to a disk of its own is not here to be shown.
-                rows[label] = [open_picture(file) for file in files if file.is_file()]
+                files = [folder / image_set.name / file_name((index, n)) for n in range(image_set.num_samples)]
+                # An image that another node wrote to a disk of its own is not here to be shown.
+                rows[label] = [open_image(file) for file in files if file.is_file()]
             rows = {label: row for label, row in rows.items() if row}
             if rows:
                 grid = labelled_grid(list(rows.values()), list(rows), prompt, columns=GRID_COLUMNS)
-                save_picture(grid, self.folder.div_vis / pictured.name / f"{index:05d}.png")
+                save_image(grid, self.folder.div_vis / image_set.name / f"{index:05d}.png")
 
     def _keep_seed_grids(self, step: int) -> None:
         """Small copies for the report; without them training goes on."""
         try:
             seed_grids.keep(self.folder, step, [(s.name, s.prompts, s.num_samples) for s in self.plan.sets])
         except (OSError, ValueError) as error:
-            logger.warning("the report will lack the pictures of step %d: %s", step, error)
+            logger.warning("the report will lack the images of step %d: %s", step, error)
 
 
 def _judge_finite(samples: list[Sample], made: Tensor, scorers: list[Scorer], title: str) -> list[ImageScores]:
-    """Rows of a batch; a picture of values that are not finite has no scores: to a scorer it would just be black."""
+    """Rows of a batch; an image of values that are not finite has no scores: to a scorer it would just be black."""
     finite = made.flatten(1).isfinite().all(1).tolist()
     lost = [sample for sample, whole in zip(samples, finite, strict=True) if not whole]
     if lost:
-        logger.warning("%s: %d of %d pictures are not finite, and have no scores", title, len(lost), len(samples))
+        logger.warning("%s: %d of %d images are not finite, and have no scores", title, len(lost), len(samples))
     rows = score_batch([sample for sample, whole in zip(samples, finite, strict=True) if whole], scorers)
     return rows + [ImageScores(sample.key, sample.prompt, notes={UNREADABLE: NOT_FINITE}) for sample in lost]
 
@@ -220,7 +220,7 @@ def best_step(records: list[dict[str, Any]], available: set[int], sets: list[Ima
     candidates = sorted((r for r in records if r["step"] in available), key=lambda r: r["step"])
     if not candidates:
         return None
-    metrics = [(scorer, pictured.metric(scorer)) for pictured in sets for scorer in pictured.scorers]
+    metrics = [(scorer, image_set.metric(scorer)) for image_set in sets for scorer in image_set.scorers]
     if best_by == "mean_rank":
         groups = [[m for s, m in metrics if (s in DIVERSITY) == wanted] for wanted in (True, False)]
     else:

@@ -1,4 +1,4 @@
-"""What evaluation in the loop will do: which pictures, which scorers; read and checked before any model loads."""
+"""What evaluation in the loop will do: which images, which scorers; read and checked before any model loads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ class ImageSet:
 
     Attributes:
         name: of the prompt file, or the release's name of it.
-        num_samples: pictures of each prompt.
+        num_samples: images of each prompt.
         scorers: names of those that look at them.
     """
 
@@ -50,7 +50,7 @@ class EvalSetup:
 def set_up_evaluation(config: EvalConfig) -> EvalSetup:
     """Check the evaluators' files and read their prompts.
 
-    Diversity and preference share their pictures where they share the prompt file.
+    Diversity and preference share their images where they share the prompt file.
 
     Raises:
         ValueError: one line that names the flag and what to do.
@@ -77,8 +77,8 @@ def set_up_evaluation(config: EvalConfig) -> EvalSetup:
         for flag, file, count, scorers in wanted
         if scorers
     ]
-    for pictures in sets:
-        check_total("num_div_seeds", len(pictures.prompts), pictures.num_samples)
+    for images in sets:
+        check_total("num_div_seeds", len(images.prompts), images.num_samples)
     return EvalSetup(sets, paths, skipped)
 
 

@@ -1,4 +1,4 @@
-"""The inner half of the root programs: a model or a folder of pictures in, scores of every picture out.
+"""The inner half of the root programs: a model or a folder of images in, scores of every image out.
 
 OUT/pictures/  per_image.csv  summary.json  table.txt
 """
@@ -14,9 +14,9 @@ from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.data.prompts import read_prompts
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.in_loop_setup import DIVERSITY
-from dpdmd.evaluation.program_job import PICTURES, Job
+from dpdmd.evaluation.program_job import IMAGES, Job
 from dpdmd.evaluation.scorer_files import REQUIREMENTS, check_scorer_paths
-from dpdmd.sampling.image_folder import PictureFile, find_pictures, is_whole, read_manifest
+from dpdmd.sampling.image_folder import ImageFile, find_images, is_whole, read_manifest
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
 
@@ -59,7 +59,7 @@ class Program:
             lost = collectives.lost_peer_message(error)
             if lost is None:
                 raise
-            told = f"another process of this call is gone ({lost}); the same command goes on with the pictures made"
+            told = f"another process of this call is gone ({lost}); the same command goes on with the images made"
             print(f"{self.name}: stopped: {told}", file=sys.stderr)
             collectives.exit_without_peers(1)
             return 1
@@ -102,18 +102,18 @@ class Program:
             raise ValueError("--model or --images: give what to score")
         prompts = self.prompts(args, paths)
         if not args.images and not prompts:
-            raise ValueError("--prompts_txt: give the prompts to make pictures of")
+            raise ValueError("--prompts_txt: give the prompts to make images of")
         if set(paths) & NEED_PROMPTS and not prompts:
-            raise ValueError("--prompts_txt: these scorers compare pictures with their prompts; give them")
+            raise ValueError("--prompts_txt: these scorers compare images with their prompts; give them")
         options = {
             name: {option: getattr(args, flag) for option, flag in self.options.get(name, {}).items()} for name in paths
         }
-        found = find_pictures(Path(args.images), prompts) if args.images else []
+        found = find_images(Path(args.images), prompts) if args.images else []
         if args.images:
             _check_found(Path(args.images), found)
         else:
             check_total("num_samples", len(prompts), args.num_samples)
-            read_manifest(out / PICTURES, "--output_dir")
+            read_manifest(out / IMAGES, "--output_dir")
         if set(paths) <= set(DIVERSITY):
             _check_pairs(args, found)
         return Job(args, paths, options, prompts, found, out)
@@ -121,7 +121,7 @@ class Program:
     def prompts(self, args: argparse.Namespace, scorers: Collection[str]) -> list[str]:
         """Those of --prompts_txt, where they are needed or were asked for.
 
-        The default file says nothing of the pictures of --images: most scorers do without, and take any names then.
+        The default file says nothing of the images of --images: most scorers do without, and take any names then.
 
         Raises:
             ValueError: the file cannot be read.
@@ -137,21 +137,21 @@ def _path(text: str) -> str:
     return str(user_path(text)) if text else text
 
 
-def _check_found(folder: Path, found: list[PictureFile]) -> None:
+def _check_found(folder: Path, found: list[ImageFile]) -> None:
     """One that can be read is enough: the others will be counted as missing."""
-    if not any(is_whole(picture.path) for picture in found):
+    if not any(is_whole(image.path) for image in found):
         raise ValueError(
-            f"--images {folder}: none of its {len(found)} pictures can be read; {found[0].path} is the first"
+            f"--images {folder}: none of its {len(found)} images can be read; {found[0].path} is the first"
         )
 
 
-def _check_pairs(args: argparse.Namespace, found: list[PictureFile]) -> None:
+def _check_pairs(args: argparse.Namespace, found: list[ImageFile]) -> None:
     """Diversity is of pairs: without one there would be nothing to report."""
     if not args.images and args.num_samples < 2:
-        raise ValueError(f"--num_samples {args.num_samples}: diversity compares pictures of a prompt; give at least 2")
-    if args.images and len({picture.key[0] for picture in found}) == len(found):
+        raise ValueError(f"--num_samples {args.num_samples}: diversity compares images of a prompt; give at least 2")
+    if args.images and len({image.key[0] for image in found}) == len(found):
         raise ValueError(
-            f"--images {args.images}: no two pictures are of one prompt, and diversity compares such; name them "
+            f"--images {args.images}: no two images are of one prompt, and diversity compares such; name them "
             "00012_000.png and 00012_001.png"
         )
 
@@ -172,7 +172,7 @@ TYPES = {"steps": int, "guidance_scale": float, "height": int, "width": int}
 HELP = {
     "model": "run folder, checkpoint, pipeline folder, or a student's .pt with --base_model",
     "base_model": "pipeline folder that a .pt network belongs to",
-    "images": "score the pictures of this folder instead of making any",
+    "images": "score the images of this folder instead of making any",
     "prompts_txt": "prompts, one a line; the default is read with --images only if a scorer compares with prompts",
     "output_dir": "pictures, per_image.csv, summary.json and table.txt",
     "pick_processor_path": "PickScore's processor, the folder of CLIP ViT-H-14",
@@ -194,7 +194,7 @@ HELP = {
     "gen_batch_size": "pictures made at a time on one process; their last bits depend on it",
     "batch_size": "pictures scored at a time on one process",
     "bf16": "networks of the generator compute in bf16",
-    "num_crops": "MANIQA's random crops of a picture",
+    "num_crops": "MANIQA's random crops of an image",
     "maniqa_scale": "MANIQA's residual scale: 0.8 as the release, 0.13 as pyiqa",
     "vq_sample": "draw VisualQuality-R1's answers as the paper did instead of taking the likeliest",
 }

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.sampling.image_folder import PictureFile
+from dpdmd.sampling.image_folder import ImageFile
 
-PICTURES = "pictures"  # of the output folder: what a model made
+IMAGES = "pictures"  # of the output folder: what a model made
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Job:
         paths: scorer -> its files.
         options: scorer -> options of its class.
         prompts: those of --prompts_txt.
-        found: the pictures of --images; empty where a model makes them.
+        found: the images of --images; empty where a model makes them.
         out: the output folder.
     """
 
@@ -27,5 +27,5 @@ class Job:
     paths: dict[str, dict[str, Path]]
     options: dict[str, dict[str, Any]]
     prompts: list[str]
-    found: list[PictureFile]
+    found: list[ImageFile]
     out: Path

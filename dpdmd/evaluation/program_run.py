@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
-from dpdmd.evaluation.program_job import PICTURES, Job
+from dpdmd.evaluation.program_job import IMAGES, Job
 from dpdmd.evaluation.scorer_checks import check_scorer_contents
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
@@ -26,25 +26,25 @@ from dpdmd.evaluation.scoring import (
     summarise_scores,
     write_csv,
 )
-from dpdmd.sampling.image_folder import PictureFile, file_name, is_whole, keep_or_refuse, open_picture
+from dpdmd.sampling.image_folder import ImageFile, file_name, is_whole, keep_or_refuse, open_image
 from dpdmd.sampling.load_model import find_model, load_sampler
 from dpdmd.sampling.sampler import batches_of
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
-from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
+from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
 from dpdmd.utils.tables import latex_text
 from dpdmd.utils.versions import versions
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
 FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
-GRIDS, NUM_GRIDS = "grids", 32  # folder, and prompts whose pictures are also laid out in a grid
+GRIDS, NUM_GRIDS = "grids", 32  # folder, and prompts whose images are also laid out in a grid
 
 
 def run(job: Job) -> ScoreReport:
     """Do all of it, on every rank; rank 0 writes and tells.
 
     Raises:
-        ValueError: the model's or a scorer's files do not load, or `output_dir` holds other pictures.
+        ValueError: the model's or a scorer's files do not load, or `output_dir` holds other images.
         OSError: what was made cannot be written.
         MemoryError: the device has too little.
     """
@@ -52,13 +52,13 @@ def run(job: Job) -> ScoreReport:
     accelerator = Accelerator(mixed_precision="no")
     precision.set_cuda_arithmetic(job.args.bf16)
     if accelerator.is_main_process:
-        clear_leftovers([job.out / PICTURES, job.out / GRIDS])
-    pictures, settings = (job.found, {}) if job.found else _generate(job, accelerator)
+        clear_leftovers([job.out / IMAGES, job.out / GRIDS])
+    images, settings = (job.found, {}) if job.found else _generate(job, accelerator)
     with _raised_everywhere(accelerator, FEWER_SCORERS):
         scorers = [
             build_scorer(name, paths, accelerator.device, **job.options[name]) for name, paths in job.paths.items()
         ]
-    rows = _score(job, pictures, scorers, accelerator)
+    rows = _score(job, images, scorers, accelerator)
     metrics = metric_names(scorers)
     result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
     with _raised_everywhere(accelerator):
@@ -67,9 +67,9 @@ def run(job: Job) -> ScoreReport:
     return result
 
 
-def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], dict[str, Any]]:
-    """Make this rank's share of the pictures that are not there yet; all pictures of all ranks, and their settings."""
-    args, folder = job.args, job.out / PICTURES
+def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict[str, Any]]:
+    """Make this rank's share of the images that are not there yet; all images of all ranks, and their settings."""
+    args, folder = job.args, job.out / IMAGES
     with _raised_everywhere(accelerator, LOWER):
         sampler, encoder = load_sampler(
             Path(args.model),
@@ -96,16 +96,16 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[PictureFile], di
             keep_or_refuse(folder, settings, "--output_dir")
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    # A batch is made whole or not at all: a picture's last bits may depend on the batch it was made in.
+    # A batch is made whole or not at all: an image's last bits may depend on the batch it was made in.
     todo = [batch for batch in mine if not all(is_whole(folder / file_name(key)) for key in batch)]
     progress = "generating" if accelerator.is_main_process else ""
     with _raised_everywhere(accelerator, LOWER):
         for keys, made in sampler.sweep(encoder, job.prompts, todo, args.seed, progress=progress):
             check_finite(made, args.model)
-            for key, picture in zip(keys, to_pil(made), strict=True):
-                save_picture(picture, folder / file_name(key))
+            for key, image in zip(keys, to_pil(made), strict=True):
+                save_image(image, folder / file_name(key))
     keys = [key for batch in batches for key in batch]
-    return [PictureFile(key, job.prompts[key[0]], folder / file_name(key)) for key in keys], settings
+    return [ImageFile(key, job.prompts[key[0]], folder / file_name(key)) for key in keys], settings
 
 
 @contextmanager
@@ -126,23 +126,21 @@ def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterato
             raise found
 
 
-def _score(job: Job, pictures: list[PictureFile], scorers: list[Scorer], accelerator: Accelerator) -> list[ImageScores]:
-    """This rank's share of the pictures before every scorer; one that cannot be read is missing everywhere."""
+def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator: Accelerator) -> list[ImageScores]:
+    """This rank's share of the images before every scorer; one that cannot be read is missing everywhere."""
     size = job.args.batch_size
-    batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     rows: list[ImageScores] = []
     for batch in tqdm(mine, desc="scoring", disable=not accelerator.is_main_process):
         samples, files = [], []
-        for picture in batch:
+        for image in batch:
             try:
-                samples.append(Sample(open_picture(picture.path), picture.prompt, picture.key))
-                files.append(str(picture.path))
+                samples.append(Sample(open_image(image.path), image.prompt, image.key))
+                files.append(str(image.path))
             except ValueError as error:
                 missing = {scorer.name: None for scorer in scorers}
-                rows.append(
-                    ImageScores(picture.key, picture.prompt, str(picture.path), missing, {UNREADABLE: str(error)})
-                )
+                rows.append(ImageScores(image.key, image.prompt, str(image.path), missing, {UNREADABLE: str(error)}))
         rows += score_batch(samples, scorers, files)
     return rows
 
@@ -164,7 +162,7 @@ def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str
     for name, value in result.summaries.items():
         tell(f"{name:18} {value}")
     if unreadable:
-        tell(f"{unreadable} of {len(result.rows)} pictures could not be read: see {job.out / 'per_image.csv'}")
+        tell(f"{unreadable} of {len(result.rows)} images could not be read: see {job.out / 'per_image.csv'}")
     tell(f"\n{line}\n\n{job.out}")
 
 
@@ -183,6 +181,6 @@ def _grids(job: Job, result: ScoreReport) -> None:
     for prompt, rows in list(groups.items())[:NUM_GRIDS]:
         if len(rows) > 1:
             grid = labelled_grid(
-                [[open_picture(Path(row.file)) for row in rows]], [rows[0].prompt or str(prompt)], columns=9
+                [[open_image(Path(row.file)) for row in rows]], [rows[0].prompt or str(prompt)], columns=9
             )
-            save_picture(grid, job.out / GRIDS / f"{prompt:05d}.png")
+            save_image(grid, job.out / GRIDS / f"{prompt:05d}.png")

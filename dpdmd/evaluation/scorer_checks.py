@@ -15,8 +15,8 @@ from dpdmd.evaluation.scorers.imagereward import NUM_TEXT_TOKENS
 from dpdmd.evaluation.scorers.imagereward import load_network as load_imagereward
 from dpdmd.evaluation.scorers.maniqa import load_network as load_maniqa
 from dpdmd.models.checks.transformers_parts import (
+    check_image_processor,
     check_network,
-    check_picture_processor,
     check_tokenizer,
     raise_as_value_error,
 )
@@ -42,13 +42,13 @@ def check_scorer_contents(paths: Mapping[str, Mapping[str, Path]]) -> None:
                 raise ValueError(f"--{flag} {given[flag]}: {error}; {hint}") from None
 
 
-def _picture_tower(flag: str) -> Callable[[Mapping[str, Path]], None]:
-    """Of a CLIP only the picture's half."""
+def _image_tower(flag: str) -> Callable[[Mapping[str, Path]], None]:
+    """Of a CLIP only the image's half."""
 
     def check(given: Mapping[str, Path]) -> None:
         folder = given[flag]
         if not is_open_clip(folder):
-            _check_size(folder, check_network("CLIPVisionModel", folder), check_picture_processor(folder))
+            _check_size(folder, check_network("CLIPVisionModel", folder), check_image_processor(folder))
 
     return check
 
@@ -61,7 +61,7 @@ def _clip(network: str, processor: str) -> Callable[[Mapping[str, Path]], None]:
         if is_open_clip(folder):
             return
         config = check_network("CLIPModel", folder)
-        _check_size(given[processor], config.vision_config, check_picture_processor(given[processor]))
+        _check_size(given[processor], config.vision_config, check_image_processor(given[processor]))
         length = config.text_config.max_position_embeddings
         _check_text("AutoTokenizer", given[processor], length, config.text_config.vocab_size)
 
@@ -69,10 +69,10 @@ def _clip(network: str, processor: str) -> Callable[[Mapping[str, Path]], None]:
 
 
 def _check_size(folder: Path, config: Any, size: tuple[int, int]) -> None:
-    """A CLIP has positions for pictures of one size alone."""
+    """A CLIP has positions for images of one size alone."""
     if size != (config.image_size, config.image_size):
         raise ValueError(
-            f"{folder}: its processor makes pictures of {size[0]} x {size[1]} pixels, but the network takes "
+            f"{folder}: its processor makes images of {size[0]} x {size[1]} pixels, but the network takes "
             f"{config.image_size} x {config.image_size}: another model's?"
         )
 
@@ -81,7 +81,7 @@ def _check_text(kind: str, folder: Path, length: int, vocabulary: int) -> None:
     """A tokenizer that pads to `length`, and knows no token that the network has not."""
     tokenizer = check_tokenizer(kind, folder)
     with raise_as_value_error(f"{folder}: its tokenizer does not pad to {length} tokens"):
-        tokenizer(["a picture"], padding="max_length", truncation=True, max_length=length)
+        tokenizer(["an image"], padding="max_length", truncation=True, max_length=length)
     if len(tokenizer) > vocabulary:
         raise ValueError(
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, but the network {vocabulary}: another model's?"
@@ -92,7 +92,7 @@ def _check_dino(given: Mapping[str, Path]) -> None:
     config = check_network("AutoModel", given["dino_path"])
     if hasattr(config, "vision_config") or not hasattr(config, "image_size"):
         raise ValueError(f"{given['dino_path'] / 'config.json'} is of a {config.model_type}, but a DINO is needed")
-    check_picture_processor(given["dino_path"])
+    check_image_processor(given["dino_path"])
 
 
 def _check_imagereward(given: Mapping[str, Path]) -> None:
@@ -111,15 +111,15 @@ def _check_maniqa(given: Mapping[str, Path]) -> None:
 def _check_chat_model(given: Mapping[str, Path]) -> None:
     check_network("Qwen2_5_VLForConditionalGeneration", given["vq_path"])
     check_tokenizer("AutoTokenizer", given["vq_path"])
-    check_picture_processor(given["vq_path"])
+    check_image_processor(given["vq_path"])
 
 
 # Scorer -> flag to name -> check, which is given all of the scorer's paths.
 CHECKS: dict[str, dict[str, Callable[[Mapping[str, Path]], None]]] = {
-    "div_clip": {"clip_path": _picture_tower("clip_path")},
+    "div_clip": {"clip_path": _image_tower("clip_path")},
     "div_dino": {"dino_path": _check_dino},
     "pickscore": {
-        "pick_processor_path": lambda given: check_picture_processor(given["pick_processor_path"]) and None,
+        "pick_processor_path": lambda given: check_image_processor(given["pick_processor_path"]) and None,
         "pick_model_path": _clip("pick_model_path", "pick_processor_path"),
     },
     "imagereward": {"ir_model_path": _check_imagereward, "ir_tokenizer_path": _check_imagereward_text},

@@ -1,4 +1,4 @@
-"""Pictures to a report: every scorer over every picture, each prompt's features compared, summaries."""
+"""Pictures to a report: every scorer over every image, each prompt's features compared, summaries."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpdmd.evaluation.diversity import diversity_per_picture
+from dpdmd.evaluation.diversity import diversity_per_image
 from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Scorer, ValueScorer
 from dpdmd.evaluation.statistics import Summary, summarise
 from dpdmd.utils.atomic_files import write_text
@@ -24,11 +24,11 @@ NOT_FINITE = "not finite"  # such a score is missing: one of them would make the
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What is known of one picture.
+    """What is known of one image.
 
     Attributes:
         key: (prompt index, sample index).
-        file: where the picture lies; "" if nowhere.
+        file: where the image lies; "" if nowhere.
         values: metric -> score, None where it is missing.
         notes: metric -> text worth keeping, such as an answer that could not be parsed.
         features: metric -> unit vector, until the rows of one prompt are compared.
@@ -44,7 +44,7 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """One model's scores: metric -> summary, and every picture's row, in the order of their keys."""
+    """One model's scores: metric -> summary, and every image's row, in the order of their keys."""
 
     summaries: dict[str, Summary]
     rows: list[ImageScores]
@@ -61,7 +61,7 @@ def score_batch(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Seq
             _apply(scorer, samples, rows)
         except Exception as error:  # whatever a scorer's libraries raise: days of training are worth more than a score
             reason = f"{type(error).__name__}: {error}"
-            logger.warning("%s failed on %d pictures, now without its score: %s", scorer.name, len(rows), reason)
+            logger.warning("%s failed on %d images, now without its score: %s", scorer.name, len(rows), reason)
             for row in rows:
                 row.notes[scorer.name] = f"failed: {reason}"
     return rows
@@ -84,9 +84,9 @@ def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[ImageScores
 
 
 def summarise_scores(rows: Sequence[ImageScores], metrics: Sequence[str], seed: int = 0) -> ScoreReport:
-    """Compare each prompt's features, then summarise `metrics`; a prompt with one picture has no diversity.
+    """Compare each prompt's features, then summarise `metrics`; a prompt with one image has no diversity.
 
-    Rows come in any order, and a picture that two ranks made counts once.
+    Rows come in any order, and an image that two ranks made counts once.
     """
     finished = _with_diversity(sorted({row.key: row for row in rows}.values(), key=lambda row: row.key))
     return ScoreReport(
@@ -107,14 +107,14 @@ def _with_diversity(rows: Sequence[ImageScores]) -> list[ImageScores]:
             groups.setdefault((name, row.key[0]), []).append(row)
     for (name, _), members in groups.items():
         known = len(members) > 1
-        scores = diversity_per_picture(torch.stack([row.features[name] for row in members])) if known else [None]
+        scores = diversity_per_image(torch.stack([row.features[name] for row in members])) if known else [None]
         for row, score in zip(members, scores, strict=True):
             values[row.key][name] = score
     return [replace(row, values=values[row.key], features={}) for row in rows]
 
 
 def write_csv(path: Path, rows: Sequence[ImageScores], metrics: Sequence[str]) -> None:
-    """One line a picture; a missing score is an empty cell, with its text in the last column."""
+    """One line an image; a missing score is an empty cell, with its text in the last column."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["prompt_index", "sample_index", "file", "prompt", *metrics, "notes"])

@@ -1,7 +1,7 @@
-"""Small copies of each evaluation's pictures, which the next one overwrites: the past that a report leafs through.
+"""Small copies of each evaluation's images, which the next one overwrites: the past that a report leafs through.
 
 RUN/seed_grids/step_000600/{grids.json, 00000.webp, ...} and RUN/seed_grids/teacher/: a sheet of seeds for each of a
-few prompts. Bounded: of each picture set the first PROMPTS prompts and SEEDS seeds, no picture longer than SIDE pixels,
+few prompts. Bounded: of each image set the first PROMPTS prompts and SEEDS seeds, no image longer than SIDE pixels,
 no more than EVALUATIONS evaluations. At 1024 x 1024 a sheet takes about 50 kB, a run about 10 MB at most.
 
 Imports no torch, so that a report reads fast.
@@ -17,52 +17,52 @@ from pathlib import Path
 from PIL import Image
 
 from dpdmd.run_folder import RunFolder
-from dpdmd.sampling.image_folder import file_name, open_picture
+from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.utils.text_files import read_json
 
 PROMPTS, SEEDS, COLUMNS = 4, 9, 3
 SIDE, GAP, QUALITY = 192, 2, 80
 EVALUATIONS = 24
 TEACHER = "teacher"
-Pictured = tuple[str, Sequence[str], int]  # a picture set's name, its prompts, pictures of each
+Imaged = tuple[str, Sequence[str], int]  # an image set's name, its prompts, images of each
 _INDEX = "grids.json"
 _PAPER = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class SeedGrid:
-    """One prompt's pictures on one sheet.
+    """One prompt's images on one sheet.
 
     Attributes:
-        pictured: the picture set's name.
-        num_seeds: pictures on the sheet, in the order of their sample indices.
+        pictured: the image set's name.
+        num_seeds: images on the sheet, in the order of their sample indices.
         size: of the sheet, pixels.
         file: WebP.
     """
 
-    pictured: str
+    image_set: str
     prompt: str
     num_seeds: int
     size: tuple[int, int]
     file: Path
 
 
-def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
-    """At least one picture, scaled down to SIDE where larger, row by row."""
-    width, height = pictures[0].size
+def sheet(images: Sequence[Image.Image]) -> Image.Image:
+    """At least one image, scaled down to SIDE where larger, row by row."""
+    width, height = images[0].size
     scale = min(1.0, SIDE / max(width, height))
     width, height = max(1, round(width * scale)), max(1, round(height * scale))
-    columns = min(COLUMNS, len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = min(COLUMNS, len(images))
+    rows = -(-len(images) // columns)
     whole = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), _PAPER)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        small = picture.resize((width, height), Image.Resampling.LANCZOS) if scale < 1 else picture
+        small = image.resize((width, height), Image.Resampling.LANCZOS) if scale < 1 else image
         whole.paste(small, (column * (width + GAP), row * (height + GAP)))
     return whole
 
 
-def keep(folder: RunFolder, step: int, sets: Sequence[Pictured]) -> None:
+def keep(folder: RunFolder, step: int, sets: Sequence[Imaged]) -> None:
     """Keep the sheets of the evaluation that has just been made, and the teacher's; rank 0 only.
 
     Raises:
@@ -73,7 +73,7 @@ def keep(folder: RunFolder, step: int, sets: Sequence[Pictured]) -> None:
     _thin(folder.seed_grids)
 
 
-def _write(target: Path, pictures: Path, sets: Sequence[Pictured]) -> None:
+def _write(target: Path, images: Path, sets: Sequence[Imaged]) -> None:
     """Under a temporary name first: a reader finds a whole folder or none."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -81,9 +81,9 @@ def _write(target: Path, pictures: Path, sets: Sequence[Pictured]) -> None:
     index = []
     for set_name, prompts, num_samples in sets:
         for number, prompt in enumerate(prompts[:PROMPTS]):
-            files = [pictures / set_name / file_name((number, n)) for n in range(min(SEEDS, num_samples))]
-            # A picture that another node wrote to a disk of its own is not here to be shown.
-            found = [open_picture(file) for file in files if file.is_file()]
+            files = [images / set_name / file_name((number, n)) for n in range(min(SEEDS, num_samples))]
+            # An image that another node wrote to a disk of its own is not here to be shown.
+            found = [open_image(file) for file in files if file.is_file()]
             if found:
                 name, whole = f"{len(index):05d}.webp", sheet(found)
                 whole.save(temporary / name, format="WEBP", quality=QUALITY)

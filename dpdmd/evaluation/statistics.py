@@ -26,7 +26,7 @@ class Summary:
     Attributes:
         mean: over prompts of the prompt's mean; None if nothing was scored.
         low, high: 95% percentile bootstrap interval over prompts; None with fewer than two prompts.
-        num_prompts, num_scored, num_missing: prompts with a score; pictures with and without one.
+        num_prompts, num_scored, num_missing: prompts with a score; images with and without one.
     """
 
     mean: float | None
@@ -46,7 +46,7 @@ class Summary:
 def summarise(scores: Iterable[tuple[int, float | None]], seed: int = 0) -> Summary:
     """Summary of (prompt index, score or None) pairs, in any order.
 
-    A prompt counts once, however many of its pictures were scored. The resampling is seeded, and pairs are sorted
+    A prompt counts once, however many of its images were scored. The resampling is seeded, and pairs are sorted
     first, so the same scores give the same interval whoever computed them.
     """
     by_prompt: dict[int, list[float]] = {}

@@ -43,12 +43,12 @@ class LossResult:
     Attributes:
         loss: scalar to run backward on.
         metrics: detached scalars to log, by name.
-        pictures: latents worth looking at, by name, each [B, C, H, W].
+        images: latents worth looking at, by name, each [B, C, H, W].
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
-    pictures: dict[str, Tensor]
+    images: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class DistillationContext:
         null: embedding of the empty prompt, one row.
         latent_shape: (C, H, W).
         student_forward, fake_forward: the networks as the trainer calls them with gradient (wrapped or not).
-        decoder, perceptual: what turns latents into pictures, and the distance of pictures [B, 3, H, W] to others, [B];
-            of a method that compares pictures.
+        decoder, perceptual: what turns latents into images, and the distance of images [B, 3, H, W] to others, [B];
+            of a method that compares images.
         discriminator: of a method with a discriminator.
         stored_samples: teacher samples of pool entries that were made ahead; without it they are made when asked for.
     """

@@ -1,6 +1,6 @@
 """A discriminator that reads a diffusion network's own features (DMD2, section 4.3), and what it needs to be asked.
 
-A small head on each of some blocks says of every token of a noised picture whose it is, the teacher's or the student's.
+A small head on each of some blocks says of every token of a noised image whose it is, the teacher's or the student's.
 Only the heads learn: in DMD2 the fake score's backbone learns with them, here it stays a score.
 """
 

@@ -58,10 +58,10 @@ def diversity_term(run: DistillationContext, turn: StudentRollout) -> LossResult
 
 
 def perceptual_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
-    """Weighted perceptual distance of the student's pictures to the teacher's from the same noises and prompts.
+    """Weighted perceptual distance of the student's images to the teacher's from the same noises and prompts.
 
     What the paper compares with as DMD-LPIPS (section 5.1), and DMD's regression loss, its pairs made on the fly. The
-    gradient reaches the student through perceptual network and decoder, one picture after the other, since those
+    gradient reaches the student through perceptual network and decoder, one image after the other, since those
     graphs are the larger part of the memory.
     """
     x, teacher, decode = turn.rollout.x, run.teacher_samples(turn.batch), run.decoder.decode_with_gradient
@@ -72,8 +72,8 @@ def perceptual_term(run: DistillationContext, turn: StudentRollout) -> LossResul
         return losses.backprop_through_constant(of, lambda latent: run.perceptual(decode(latent), target).mean())
 
     loss = torch.stack([distance(x[i : i + 1], teacher[i : i + 1]) for i in range(len(x))]).mean()
-    pictures = {"teacher": teacher}
-    return LossResult(run.config.perceptual_weight * loss, {"loss_perceptual": loss.detach()}, pictures)
+    images = {"teacher": teacher}
+    return LossResult(run.config.perceptual_weight * loss, {"loss_perceptual": loss.detach()}, images)
 
 
 def adversarial_term(run: DistillationContext, turn: StudentRollout) -> LossResult:

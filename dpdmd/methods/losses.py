@@ -63,7 +63,7 @@ def score_error_cosine(x_student: Tensor, x0_real: Tensor, x0_fake: Tensor) -> T
 
 
 def perceptual_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """Distance of each picture to its partner in the patch features of several layers, [B].
+    """Distance of each image to its partner in the patch features of several layers, [B].
 
     features[l], others[l]: [B, T, D], a layer's T patches. The mean over layers and patches of 1 - cos(f, g), written
     0.5 |f / |f| - g / |g||^2, which is exactly 0 for equal features. Gradient to both.

@@ -1,4 +1,4 @@
-"""Perceptual distances of pictures, with gradient to the first of them: LPIPS, DISTS, or patch features of a DINO.
+"""Perceptual distances of images, with gradient to the first of them: LPIPS, DISTS, or patch features of a DINO.
 
 All weights are files that the user gives; nothing is downloaded. LPIPS and DISTS are pyiqa's, on torchvision's VGG16.
 """
@@ -14,31 +14,31 @@ from torch import Tensor, nn
 
 from dpdmd.methods import losses
 from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
-from dpdmd.models.checks.transformers_parts import check_network, check_picture_processor
+from dpdmd.models.checks.transformers_parts import check_image_processor, check_network
 from dpdmd.models.loading import load_strict
 from dpdmd.models.weight_files import QUALITY, read_checkpoint, where_to_get
 from dpdmd.utils.text_files import shorten_error
 
-# Pictures [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
+# Images [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
 Distance = Callable[[Tensor, Tensor], Tensor]
 DINO_LAYERS = 4
 _VGG_LAYER = re.compile(r"^(?:net\.slice|stage)\d\.(\d+\.(?:weight|bias))$")  # of pyiqa's networks
 
 
 class VGGDistance:
-    """LPIPS (Zhang et al. 2018) or DISTS (Ding et al. 2020): `network` takes two batches of pictures."""
+    """LPIPS (Zhang et al. 2018) or DISTS (Ding et al. 2020): `network` takes two batches of images."""
 
     def __init__(self, network: nn.Module, device: torch.device):
         self.network = network.requires_grad_(False).eval().to(device)
 
-    def __call__(self, pictures: Tensor, others: Tensor) -> Tensor:
-        return self.network(pictures, others).reshape(len(pictures))
+    def __call__(self, images: Tensor, others: Tensor) -> Tensor:
+        return self.network(images, others).reshape(len(images))
 
 
 class DinoDistance:
     """Mean of 1 - cosine over the patches of DINO_LAYERS layers, evenly spaced up to the last (`losses`).
 
-    Pictures are resized to the side that the network was made for, and normalised as its processor does.
+    Images are resized to the side that the network was made for, and normalised as its processor does.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -56,13 +56,13 @@ class DinoDistance:
         depth = config.num_hidden_layers
         self.layers = sorted({round(depth * (place + 1) / DINO_LAYERS) for place in range(DINO_LAYERS)} - {0})
 
-    def __call__(self, pictures: Tensor, others: Tensor) -> Tensor:
-        return losses.perceptual_distance(self._features(pictures), self._features(others))
+    def __call__(self, images: Tensor, others: Tensor) -> Tensor:
+        return losses.perceptual_distance(self._features(images), self._features(others))
 
-    def _features(self, pictures: Tensor) -> list[Tensor]:
-        if pictures.shape[-2:] != self.size:
-            pictures = F.interpolate(pictures, self.size, mode="bicubic", antialias=True, align_corners=False)
-        states = self.network(pixel_values=(pictures - self.mean) / self.std, output_hidden_states=True).hidden_states
+    def _features(self, images: Tensor) -> list[Tensor]:
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True, align_corners=False)
+        states = self.network(pixel_values=(images - self.mean) / self.std, output_hidden_states=True).hidden_states
         return [states[layer][:, -self.patches :] for layer in self.layers]  # class and register tokens come first
 
 
@@ -123,7 +123,7 @@ def check_perceptual_contents(name: str, folder: Path) -> None:
                 load_vgg_distance(name, folder)
         else:
             check_network("AutoModel", folder)
-            check_picture_processor(folder)
+            check_image_processor(folder)
     except ImportError as error:
         raise ValueError(f"--perceptual {name}: {QUALITY} ({error})") from None
     except ValueError as error:

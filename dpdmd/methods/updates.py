@@ -92,15 +92,15 @@ def student_samples(run: DistillationContext, batch: MicroBatch) -> Tensor:
 def _sum(results: Sequence[LossResult]) -> LossResult:
     """One loss of several; what they name alike is the same."""
     metrics = {name: value for result in results for name, value in result.metrics.items()}
-    pictures = {name: value for result in results for name, value in result.pictures.items()}
-    return LossResult(torch.stack([result.loss for result in results]).sum(), metrics, pictures)
+    images = {name: value for result in results for name, value in result.images.items()}
+    return LossResult(torch.stack([result.loss for result in results]).sum(), metrics, images)
 
 
 def student_loss(run: DistillationContext, batch: MicroBatch) -> LossResult:
     """Roll the student out with gradient and sum the method's terms."""
     turn = roll_out_student(run, batch)
     result = _sum([term(run, turn) for term in METHODS[run.config.method].terms])
-    return LossResult(result.loss, {"loss_student": result.loss.detach(), **result.metrics}, result.pictures)
+    return LossResult(result.loss, {"loss_student": result.loss.detach(), **result.metrics}, result.images)
 
 
 def fake_score_loss(run: DistillationContext, batch: MicroBatch) -> LossResult:

@@ -18,7 +18,7 @@ class CallShape:
 
     Attributes:
         batch: samples; a guided call makes two rows of each.
-        height, width: of the picture, in pixels.
+        height, width: of the image, in pixels.
         text_tokens: of one prompt.
         bf16: whether the call computes in bf16 under autocast.
         casts: whether its weights are fp32 masters, of which autocast then makes bf16 copies.
@@ -123,7 +123,7 @@ class _Stream:
 
 
 def sd3_call_memory(config: Mapping[str, Any], shape: CallShape, latent_pixels: int) -> CallMemory:
-    """One call of an SD3Transformer2DModel on pictures whose latents are `latent_pixels` smaller a side."""
+    """One call of an SD3Transformer2DModel on images whose latents are `latent_pixels` smaller a side."""
     heads = config["num_attention_heads"]
     width = heads * config["attention_head_dim"]
     dual = set(config.get("dual_attention_layers") or ())
@@ -138,10 +138,10 @@ def sd3_call_memory(config: Mapping[str, Any], shape: CallShape, latent_pixels: 
     beside = FP32 * (4 + 3 * heads)
 
     def block(index: int) -> int:
-        """Activations, modulation of picture and text in twelve chunks, and bf16 copies of what is fp32."""
+        """Activations, modulation of image and text in twelve chunks, and bf16 copies of what is fp32."""
         size = (image + text) * (stream.block * width + beside + 6 * rank * stream.number) + 12 * modulation
         size += 36 * rank * width * (BF16 if shape.bf16 else 0)  # the adapters: 8 + 8 squares in attention, 10 + 10
-        if index in dual:  # a second attention, on the picture alone, and three chunks more
+        if index in dual:  # a second attention, on the image alone, and three chunks more
             size += image * (stream.attention(joint=False) * width + FP32 * 3 * heads + 4 * rank * stream.number)
             size += 3 * modulation + 8 * rank * width * (BF16 if shape.bf16 else 0)
         if index == config["num_layers"] - 1:  # only reads the text
@@ -182,7 +182,7 @@ def _sd3_block_numbers(config: Mapping[str, Any], index: int) -> int:
 
 
 def decode_bytes(config: Mapping[str, Any], pixels: int, bf16: bool) -> int:
-    """Most that is alive while an AutoencoderKL decodes one picture.
+    """Most that is alive while an AutoencoderKL decodes one image.
 
     At full size, in the last level's first residual block: its input, that normed, and after SiLU; as wide as the level
     below.

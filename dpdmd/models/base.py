@@ -47,7 +47,7 @@ class ImageDecoder(ABC):
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a `height` x `width` picture."""
+        """(C, H, W) of the latents of a `height` x `width` image."""
 
     @abstractmethod
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class ImageDecoder(ABC):
 
 
 class OffloadedDecoder(ImageDecoder):
-    """A decoder that waits on the CPU between uses and decodes one picture at a time: less memory, more copies.
+    """A decoder that waits on the CPU between uses and decodes one image at a time: less memory, more copies.
 
-    For pictures without gradient: a backward pass would find its weights gone.
+    For images without gradient: a backward pass would find its weights gone.
     """
 
     def __init__(self, decoder: ImageDecoder, device: torch.device):
@@ -154,9 +154,9 @@ class Family(ABC):
     def features(
         self, network: nn.Module, blocks: Sequence[nn.Module], z: Tensor, sigma: Tensor, text: TextEmbedding
     ) -> list[Tensor]:
-        """What some `blocks` of the network say of `z`, each [B, T, D] fp32: tokens of the picture.
+        """What some `blocks` of the network say of `z`, each [B, T, D] fp32: tokens of the image.
 
-        Of several streams that a block returns the picture's is the last.
+        Of several streams that a block returns the image's is the last.
         """
         found: dict[nn.Module, Tensor] = {}
 

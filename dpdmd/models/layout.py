@@ -39,7 +39,7 @@ class Layout:
         schedule: reads the scheduler's file, refusing what our arithmetic would be wrong for.
         note: how a folder without a note of its own is sampled.
         fixed_text: a prompt is as long as the tokenizer says, and nothing else has a say in it.
-        factor: pixels a side of one latent, where the network is told its picture's size in pixels.
+        factor: pixels a side of one latent, where the network is told its image's size in pixels.
         lora_targets: layers that get a LoRA adapter, by the ends of their names.
         t5: components that a pipeline of this family can do without (`--no_t5`); none where it cannot.
         fixed: entries of the network's weights that are no parameters, so are not trained.
@@ -179,7 +179,7 @@ class Layout:
         return int(self.network_config(folder).get("sample_size", 128)) * self.factor_of(folder)
 
     def check_size(self, folder: Path, height: int, width: int) -> None:
-        """Check that the network can make pictures of this size.
+        """Check that the network can make images of this size.
 
         Raises:
             ValueError: not a multiple of the autoencoder's factor times the patch, or beyond the position table.

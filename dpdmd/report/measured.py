@@ -19,7 +19,7 @@ class Measured:
         model: as it was given there.
         of_run: it lies in the run's folder; else it is another one, such as the teacher.
         figures: of `COLUMNS`, means over prompts.
-        following: kind of prompt -> share of pictures that show all that the prompt names.
+        following: kind of prompt -> share of images that show all that the prompt names.
         overall: mean over the kinds, as GenEval's.
     """
 

@@ -81,13 +81,13 @@ class Cell:
 class Prompt:
     """One row of the seed grids."""
 
-    pictured: str
+    image_set: str
     text: str
     cells: list[Cell]
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page of these runs, complete in itself: no script, style, font or picture from elsewhere."""
+    """The page of these runs, complete in itself: no script, style, font or image from elsewhere."""
     shown = [Shown(f"run{index}", style(index), run, tables.spent(run)) for index, run in enumerate(runs)]
     scored = [each for item in shown for each in (item, *_average(item))]
     metrics = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
@@ -163,13 +163,13 @@ def _measured(shown: Sequence[Shown]) -> list[tuple[str, Style, Measured]]:
 
 
 def _labels(metrics: Sequence[Metric]) -> dict[str, str]:
-    """Metric's name -> what it is called here; with its picture set where there are several."""
-    several = len({metric.pictured for metric in metrics}) > 1
-    return {m.name: f"{m.label}, {m.pictured}" if several else m.label for m in metrics}
+    """Metric's name -> what it is called here; with its image set where there are several."""
+    several = len({metric.image_set for metric in metrics}) > 1
+    return {m.name: f"{m.label}, {m.image_set}" if several else m.label for m in metrics}
 
 
 def _teachers(shown: Sequence[Shown], *names: str) -> list[tuple[Score, ...]]:
-    """The different scores that the runs' teachers have in these metrics: one where all share teacher and pictures."""
+    """The different scores that the runs' teachers have in these metrics: one where all share teacher and images."""
     found = {
         tuple(item.run.teacher[name].mean for name in names): tuple(item.run.teacher[name] for name in names)
         for item in shown
@@ -265,13 +265,13 @@ def _training(shown: Sequence[Shown]) -> list[Drawn]:
 def _prompts(shown: Sequence[Shown]) -> list[Prompt]:
     """Every prompt that some run kept sheets of: the teachers' first (equal ones once), then each run's."""
     wanted = dict.fromkeys(
-        (grid.pictured, grid.prompt) for item in shown for grids in item.run.grids.values() for grid in grids
+        (grid.image_set, grid.prompt) for item in shown for grids in item.run.grids.values() for grid in grids
     )
     found = []
-    for index, (pictured, text) in enumerate(wanted):
+    for index, (image_set, text) in enumerate(wanted):
         cells: list[Cell] = []
         for item in shown:
-            for grid in _grids(item.run, TEACHER, pictured, text):
+            for grid in _grids(item.run, TEACHER, image_set, text):
                 uri = _data_uri(grid.file)
                 if all(cell.sheets[None] != uri for cell in cells):
                     key = f"sheet{index}-teacher{len(cells)}"
@@ -281,19 +281,19 @@ def _prompts(shown: Sequence[Shown]) -> list[Prompt]:
                 step: grid
                 for step in item.run.grids
                 if step != TEACHER
-                for grid in _grids(item.run, step, pictured, text)
+                for grid in _grids(item.run, step, image_set, text)
             }
             if grids:
                 last = grids[max(grids)]
                 sheets = {step: _data_uri(grid.file) for step, grid in grids.items()}
                 key = f"sheet{index}-{item.key}"
                 cells.append(Cell(key, item.run.name, item.style, last.num_seeds, last.size, sheets))
-        found.append(Prompt(pictured, text, cells))
+        found.append(Prompt(image_set, text, cells))
     return found
 
 
-def _grids(run: Run, step: int | str, pictured: str, prompt: str) -> list[Any]:
-    return [grid for grid in run.grids.get(step, []) if (grid.pictured, grid.prompt) == (pictured, prompt)][:1]
+def _grids(run: Run, step: int | str, image_set: str, prompt: str) -> list[Any]:
+    return [grid for grid in run.grids.get(step, []) if (grid.image_set, grid.prompt) == (image_set, prompt)][:1]
 
 
 def _data_uri(path: Path) -> str:

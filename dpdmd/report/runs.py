@@ -60,7 +60,7 @@ class Run:
         return self.planned_steps is not None and self.last_step < self.planned_steps
 
     def of_average(self) -> "Run | None":
-        """The moving average's evaluations as those of a run, where there are any: no updates, no pictures."""
+        """The moving average's evaluations as those of a run, where there are any: no updates, no images."""
         records = [
             {
                 "step": record["step"],

@@ -27,7 +27,7 @@ class Metric:
     """
 
     name: str
-    pictured: str
+    image_set: str
     label: str
     diversity: bool
     rescaled: bool

@@ -11,23 +11,23 @@ from PIL import Image
 from dpdmd.data.prompts import fingerprint
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling import geneval
-from dpdmd.sampling.image_folder import is_whole, keep_or_refuse, open_picture
+from dpdmd.sampling.image_folder import is_whole, keep_or_refuse, open_image
 from dpdmd.sampling.load_model import find_model, load_sampler
 from dpdmd.sampling.sampler import Batch, Sampler, batches_of
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
-from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
+from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
 
 logger = logging.getLogger("dpdmd")
 COLUMNS = 9
-GRID_PIXELS = 2**26  # 64 pictures of 1024 x 1024; a sheet of thousands can be neither held in memory nor opened
+GRID_PIXELS = 2**26  # 64 images of 1024 x 1024; a sheet of thousands can be neither held in memory nor opened
 
 
 def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
-    """Make the pictures; returns the grid, or for GenEval the folder.
+    """Make the images; returns the grid, or for GenEval the folder.
 
     Raises:
-        ValueError: the model does not load, or makes no finite pictures; or OUT holds pictures of other settings.
+        ValueError: the model does not load, or makes no finite images; or OUT holds images of other settings.
         OSError: they cannot be written.
         MemoryError: the device has too little.
     """
@@ -60,10 +60,10 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
 def _swept(
     args: argparse.Namespace, sampler: Sampler, encoder: TextEncoder, prompts: Sequence[str], batches: Sequence[Batch]
 ) -> Iterator[tuple[Batch, list[Image.Image]]]:
-    """(keys, finite pictures) of each batch."""
-    for keys, pictures in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
-        check_finite(pictures, args.model)
-        yield keys, to_pil(pictures)
+    """(keys, finite images) of each batch."""
+    for keys, images in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
+        check_finite(images, args.model)
+        yield keys, to_pil(images)
 
 
 def flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampler, encoder: TextEncoder) -> Path:
@@ -72,27 +72,27 @@ def flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampler, enc
     total = len(prompts) * args.num_images
     shown = min(total, max(1, GRID_PIXELS // (sampler.settings.height * sampler.settings.width)))
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
-    for keys, pictures in _swept(args, sampler, encoder, prompts, batches):
-        for (prompt, sample), picture in zip(keys, pictures, strict=True):
+    for keys, images in _swept(args, sampler, encoder, prompts, batches):
+        for (prompt, sample), image in zip(keys, images, strict=True):
             if prompt * args.num_images + sample < shown:
-                rows[prompt].append(picture)
-            save_picture(picture, args.out / f"{prompt:05d}_{sample:03d}.png")
+                rows[prompt].append(image)
+            save_image(image, args.out / f"{prompt:05d}_{sample:03d}.png")
     columns = COLUMNS if len(prompts) > 1 else max(3, round(shown**0.5))
     rows = [row for row in rows if row]
     grid = labelled_grid(rows, prompts[: len(rows)], columns=min(columns, args.num_images))
-    save_picture(grid, args.out / "grid.png")
+    save_image(grid, args.out / "grid.png")
     if shown < total:
-        logger.warning("%s shows the first %d of %d pictures", args.out / "grid.png", shown, total)
+        logger.warning("%s shows the first %d of %d images", args.out / "grid.png", shown, total)
     return args.out / "grid.png"
 
 
 def for_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, encoder: TextEncoder) -> Path:
-    """Make what is not there yet of each entry's pictures, and return OUT; a command goes on where one was killed.
+    """Make what is not there yet of each entry's images, and return OUT; a command goes on where one was killed.
 
-    A batch is made whole or not at all, since a picture's last bits may depend on the batch that it was made in.
+    A batch is made whole or not at all, since an image's last bits may depend on the batch that it was made in.
 
     Raises:
-        ValueError: OUT holds pictures of other settings.
+        ValueError: OUT holds images of other settings.
     """
     entries = geneval.read_metadata(args.geneval)
     prompts, out = [entry.prompt for entry in entries], args.out
@@ -113,11 +113,11 @@ def for_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, encode
         write_text(folder / "metadata.jsonl", entry.line + "\n")
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
     todo = [batch for batch in batches if not all(is_whole(geneval.sample_of(out, *key)) for key in batch)]
-    for keys, pictures in _swept(args, sampler, encoder, prompts, todo):
-        for key, picture in zip(keys, pictures, strict=True):
-            save_picture(picture, geneval.sample_of(out, *key))
+    for keys, images in _swept(args, sampler, encoder, prompts, todo):
+        for key, image in zip(keys, images, strict=True):
+            save_image(image, geneval.sample_of(out, *key))
     columns = max(1, round(args.num_images**0.5))
     for index, prompt in enumerate(prompts):
-        row = [open_picture(geneval.sample_of(out, index, sample)) for sample in range(args.num_images)]
-        save_picture(labelled_grid([row], [prompt], columns=columns), geneval.folder_of(out, index) / "grid.png")
+        row = [open_image(geneval.sample_of(out, index, sample)) for sample in range(args.num_images)]
+        save_image(labelled_grid([row], [prompt], columns=columns), geneval.folder_of(out, index) / "grid.png")
     return out

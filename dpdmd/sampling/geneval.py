@@ -66,5 +66,5 @@ def folder_of(out: Path, index: int) -> Path:
 
 
 def sample_of(out: Path, index: int, sample: int) -> Path:
-    """One of its pictures."""
+    """One of its images."""
     return folder_of(out, index) / SAMPLES / f"{sample:04d}.png"

@@ -1,4 +1,4 @@
-"""The one guidance formula and the one sampler loop: teacher anchors, student roll-outs and pictures all run here."""
+"""The one guidance formula and the one sampler loop: teacher anchors, student roll-outs and images all run here."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Trains the small world's AutoencoderKL: 64 x 64 pictures to 8 x 8 latents of 8 channels."""
+"""Trains the small world's AutoencoderKL: 64 x 64 images to 8 x 8 latents of 8 channels."""
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def train_autoencoder(
 ) -> AutoencoderKL:
     """Train on freshly rendered scenes, from `start` on if given; squared plus absolute error, and a small KL term.
 
-    Pictures are in [-1, 1]. `scaling_factor` and `shift_factor` are set from the latents' measured moments.
+    Images are in [-1, 1]. `scaling_factor` and `shift_factor` are set from the latents' measured moments.
     """
     torch.manual_seed(seed)
     vae = start or build_autoencoder()
@@ -47,8 +47,8 @@ def train_autoencoder(
     noise = torch_generator(seed, "autoencoder posterior")
     progress = tqdm(range(num_steps), desc="autoencoder")
     for step in progress:
-        pictures = world.render([world.sample_scene(seed, step * batch_size + i) for i in range(batch_size)])
-        x = torch.from_numpy(pictures) * 2 - 1
+        images = world.render([world.sample_scene(seed, step * batch_size + i) for i in range(batch_size)])
+        x = torch.from_numpy(images) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):  # a third faster; the loss stays fp32
             posterior = vae.encode(x).latent_dist
             decoded = vae.decode(posterior.sample(noise)).sample

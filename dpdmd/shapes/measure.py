@@ -27,7 +27,7 @@ from dpdmd.models.base import TextEncoder
 from dpdmd.sampling.load_model import find_model, load_sampler
 from dpdmd.sampling.sampler import Sampler, batches_of
 from dpdmd.shapes.categories import category, following
-from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_pictures, summarise
+from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_images, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
 from dpdmd.utils.atomic_files import write_text
@@ -58,29 +58,29 @@ def read_captions(path: Path) -> list[str]:
 def measure_model(
     model: Path, sampler: Sampler, encoder: TextEncoder, prompts: Sequence[str], num_seeds: int, seed: int
 ) -> list[PromptMetrics]:
-    """Metrics of each prompt over `num_seeds` pictures, 8-bit as a person would see them.
+    """Metrics of each prompt over `num_seeds` images, 8-bit as a person would see them.
 
     Raises:
-        ValueError: pictures that are not finite; the message names `model`.
+        ValueError: images that are not finite; the message names `model`.
     """
-    pictures: dict[int, list] = {index: [] for index in range(len(prompts))}
+    images: dict[int, list] = {index: [] for index in range(len(prompts))}
     batches = batches_of(len(prompts), num_seeds, BATCH_SIZE)
     for keys, batch in sampler.sweep(encoder, prompts, batches, seed, progress="measuring"):
         check_finite(batch, model)
-        for (prompt, _), picture in zip(keys, to_pil(batch), strict=True):
-            pictures[prompt].append(picture)
-    return [measure_pictures(prompt, to_float(pictures[index])) for index, prompt in enumerate(prompts)]
+        for (prompt, _), image in zip(keys, to_pil(batch), strict=True):
+            images[prompt].append(image)
+    return [measure_images(prompt, to_float(images[index])) for index, prompt in enumerate(prompts)]
 
 
-def measure_pictures(prompt: str, pictures: np.ndarray) -> PromptMetrics:
-    """Metrics of one prompt's pictures, [N, 3, 64, 64] in [0, 1], by the oracle for as many objects as it names.
+def measure_images(prompt: str, images: np.ndarray) -> PromptMetrics:
+    """Metrics of one prompt's images, [N, 3, 64, 64] in [0, 1], by the oracle for as many objects as it names.
 
     Raises:
-        ValueError: `prompt` is no caption of the small world, or there is no picture.
+        ValueError: `prompt` is no caption of the small world, or there is no image.
     """
     if "relation" in parse_caption(prompt):
-        return measure_pair_prompt(prompt, read_pairs(pictures))
-    return measure_prompt(prompt, read_pictures(pictures))
+        return measure_pair_prompt(prompt, read_pairs(images))
+    return measure_prompt(prompt, read_images(images))
 
 
 def table(rows: dict[str, WorldMetrics]) -> str:

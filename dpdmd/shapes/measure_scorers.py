@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dpdmd.evaluation.diversity import diversity_per_picture
+from dpdmd.evaluation.diversity import diversity_per_image
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import score_batch
-from dpdmd.shapes.oracle import read_pictures
+from dpdmd.shapes.oracle import read_images
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.image_grid import to_pil
@@ -52,13 +52,13 @@ def load(root: Path) -> dict[str, Scorer]:
     return {name: build_scorer(name, paths[name], torch.device("cpu")) for name in names}
 
 
-def pictures_of(scenes: list[Scene]) -> list:
+def images_of(scenes: list[Scene]) -> list:
     """Rendered, 8-bit, as a file would hold them."""
     return to_pil(torch.from_numpy(render(scenes)))
 
 
 def pair_accuracy(scorer: Scorer, count: int = NUM_PAIRS) -> float:
-    """Share of pairs in which the picture that a caption is true of scores above one that it is false of."""
+    """Share of pairs in which the image that a caption is true of scores above one that it is false of."""
     better, worse = [], []
     index = 0
     while len(better) < count:
@@ -69,21 +69,21 @@ def pair_accuracy(scorer: Scorer, count: int = NUM_PAIRS) -> float:
         if all(getattr(wrong, name) == value for name, value in named.items()):
             continue  # true of both
         for scene, side in ((right, better), (wrong, worse)):
-            side.append(Sample(pictures_of([scene])[0], caption(named), (len(side), 0)))
+            side.append(Sample(images_of([scene])[0], caption(named), (len(side), 0)))
     values = [[row.values[scorer.name] for row in score_batch(side, [scorer])] for side in (better, worse)]
     return float(np.mean([a > b for a, b in zip(*values, strict=True)]))
 
 
 def retrieval(scorer: Scorer, count: int = 48) -> float:
-    """Share of pictures whose own full caption scores highest among `count` different ones."""
+    """Share of images whose own full caption scores highest among `count` different ones."""
     scenes: dict[str, Scene] = {}
     for index in range(10 * count):
         scene = sample_scene(TEST_SEED + 2, index)
         scenes.setdefault(caption({name: getattr(scene, name) for name in ATTRIBUTES}), scene)
     captions = list(scenes)[:count]
     right = 0
-    for picture, own in zip(pictures_of([scenes[c] for c in captions]), captions, strict=True):
-        rows = score_batch([Sample(picture, text, (0, i)) for i, text in enumerate(captions)], [scorer])
+    for image, own in zip(images_of([scenes[c] for c in captions]), captions, strict=True):
+        rows = score_batch([Sample(image, text, (0, i)) for i, text in enumerate(captions)], [scorer])
         right += captions[int(np.argmax([row.values[scorer.name] for row in rows]))] == own
     return right / count
 
@@ -111,7 +111,7 @@ def graded_sets(count: int = NUM_SETS) -> list[list[Scene]]:
 
 def oracle_entropy(scenes: list[Scene]) -> float:
     """Mean over attributes of the entropy that the oracle reads, divided by the world's."""
-    reading = read_pictures(render(scenes))
+    reading = read_images(render(scenes))
     entropies = []
     for name, values in ATTRIBUTES.items():
         share = np.bincount(reading.values[name], minlength=len(values)) / len(scenes)
@@ -129,8 +129,8 @@ def agreement_with_oracle(scorer: Scorer, sets: list[list[Scene]]) -> float:
     """Rank correlation, over sets of graded variety, of the scorer's diversity with the oracle's entropy."""
     diversities = []
     for scenes in tqdm(sets, desc=scorer.name):
-        rows = score_batch([Sample(p, "", (0, i)) for i, p in enumerate(pictures_of(scenes))], [scorer])
-        diversities.append(np.mean(diversity_per_picture(torch.stack([row.features[scorer.name] for row in rows]))))
+        rows = score_batch([Sample(p, "", (0, i)) for i, p in enumerate(images_of(scenes))], [scorer])
+        diversities.append(np.mean(diversity_per_image(torch.stack([row.features[scorer.name] for row in rows]))))
     return spearman(diversities, [oracle_entropy(scenes) for scenes in sets])
 
 
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dpdmd.shapes.measure_scorers: error: {one_line(error)}", file=sys.stderr)
         return 2
     figures = {
-        f"{name}: true against false pictures": pair_accuracy(scorers[name])
+        f"{name}: true against false images": pair_accuracy(scorers[name])
         for name in ("clip_score", "pickscore", "imagereward")
     }
     figures["clip_score: own caption of 48 found"] = retrieval(scorers["clip_score"])

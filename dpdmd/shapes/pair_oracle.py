@@ -1,10 +1,10 @@
-"""The oracle for pictures of two objects: parts them at the gap, and reads each as a picture of its own."""
+"""The oracle for images of two objects: parts them at the gap, and reads each as an image of its own."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from dpdmd.shapes.oracle import PromptMetrics, Reading, read_ground, read_pictures, variety
+from dpdmd.shapes.oracle import PromptMetrics, Reading, read_ground, read_images, variety
 from dpdmd.shapes.pairs import HALF_EXTENT, RELATIONS, TOGETHER, parse_caption
 from dpdmd.shapes.world import ATTRIBUTES
 
@@ -14,7 +14,7 @@ MIN_APART = 2 * HALF_EXTENT - 2  # pixels between centres along an axis, for one
 
 @dataclass(frozen=True)
 class PairReading:
-    """What the oracle sees in N pictures of two objects.
+    """What the oracle sees in N images of two objects.
 
     Attributes:
         objects: the readings of the two, in no order that a caption could know.
@@ -46,20 +46,20 @@ def _gap(occupied: np.ndarray) -> int | None:
     return int(edges[1] + edges[2]) // 2 if len(edges) == 4 else None
 
 
-def read_pairs(pictures: np.ndarray) -> PairReading:
-    """Recover both objects of each picture from the pictures alone.
+def read_pairs(images: np.ndarray) -> PairReading:
+    """Recover both objects of each image from the images alone.
 
     Args:
-        pictures: [N, 3, 64, 64], float in [0, 1].
+        images: [N, 3, 64, 64], float in [0, 1].
 
     Raises:
-        ValueError: the pictures have another shape.
+        ValueError: the images have another shape.
     """
-    pictures = np.asarray(pictures, dtype=np.float32)
-    _, ground, _ = read_ground(pictures)
-    inside = np.sqrt(np.sum((pictures - ground[:, :, None, None]) ** 2, axis=1)) > FAINT
-    parts = np.stack([pictures, pictures])
-    parted = np.zeros(len(pictures), dtype=bool)
+    images = np.asarray(images, dtype=np.float32)
+    _, ground, _ = read_ground(images)
+    inside = np.sqrt(np.sum((images - ground[:, :, None, None]) ** 2, axis=1)) > FAINT
+    parts = np.stack([images, images])
+    parted = np.zeros(len(images), dtype=bool)
     for index, mask in enumerate(inside):
         across, down = _gap(mask.any(axis=0)), _gap(mask.any(axis=1))
         fill = ground[index, :, None, None]
@@ -70,24 +70,24 @@ def read_pairs(pictures: np.ndarray) -> PairReading:
             parts[0, index, :, down:] = fill
             parts[1, index, :, :down] = fill
         parted[index] = across is not None or down is not None
-    first, second = (read_pictures(part, {"small": HALF_EXTENT}) for part in parts)
+    first, second = (read_images(part, {"small": HALF_EXTENT}) for part in parts)
     centres = np.stack([reading.centre for reading in (first, second)], axis=1)
     return PairReading((first, second), centres, parted & first.recognised & second.recognised)
 
 
 def measure_pair_prompt(prompt: str, reading: PairReading) -> PromptMetrics:
-    """Metrics of the pictures of one prompt; of what it leaves open, the background alone is counted.
+    """Metrics of the images of one prompt; of what it leaves open, the background alone is counted.
 
-    A picture is right if its two objects, in either order, are what the prompt names, and where.
+    An image is right if its two objects, in either order, are what the prompt names, and where.
 
     Raises:
-        ValueError: `prompt` is no caption of two objects, or there is no picture.
+        ValueError: `prompt` is no caption of two objects, or there is no image.
     """
     named = parse_caption(prompt)
     if "relation" not in named:
         raise ValueError(f"{prompt!r} names one object")
     if len(reading.recognised) == 0:
-        raise ValueError(f"no picture to measure for {prompt!r}")
+        raise ValueError(f"no image to measure for {prompt!r}")
     right = reading.shows(0, named) | reading.shows(1, named)
     backgrounds = reading.objects[0].values["background"][reading.recognised]
     coverage, entropy = variety(backgrounds, len(ATTRIBUTES["background"]))

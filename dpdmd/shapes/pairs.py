@@ -1,7 +1,7 @@
-"""The small world with a second object: pictures of one or two objects, and captions that say which is where.
+"""The small world with a second object: images of one or two objects, and captions that say which is where.
 
 A superset of `dpdmd.shapes.world`, for what GenEval asks beyond one object (Ghosh et al., arXiv 2310.11513): two
-objects at once, the colour of each, and where one lies from the other. Half of its pictures are the world's own. In
+objects at once, the colour of each, and where one lies from the other. Half of its images are the world's own. In
 the other half two objects of one size stand on one background, apart by a clear gap along x or y.
 """
 
@@ -32,7 +32,7 @@ NAMED = 0.7  # probability that a caption names a colour or shape of a pair, or 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture of two objects; `relation` is one that is true of their `centres`, [2, 2] pixels (x, y)."""
+    """A image of two objects; `relation` is one that is true of their `centres`, [2, 2] pixels (x, y)."""
 
     colours: tuple[str, str]
     shapes: tuple[str, str]
@@ -139,8 +139,8 @@ def render(scenes: list[Scene | Pair]) -> np.ndarray:
 
 
 def _render(pair: Pair) -> np.ndarray:
-    picture = np.broadcast_to(world.rgb(BACKGROUNDS[pair.background]), (3, IMAGE_SIZE, IMAGE_SIZE))
+    image = np.broadcast_to(world.rgb(BACKGROUNDS[pair.background]), (3, IMAGE_SIZE, IMAGE_SIZE))
     for colour, shape, centre in zip(pair.colours, pair.shapes, pair.centres, strict=True):
         mask = world.object_mask(shape, HALF_EXTENT, np.array([centre]))
-        picture = picture + mask * (world.rgb(COLOURS[colour]) - picture)
-    return picture.astype(np.float32)
+        image = image + mask * (world.rgb(COLOURS[colour]) - image)
+    return image.astype(np.float32)

@@ -22,12 +22,12 @@ from dpdmd.shapes import world
 from dpdmd.shapes.text import CHARACTERS, MAX_LENGTH, build_clip_tokenizer, words_of
 from dpdmd.shapes.world import IMAGE_SIZE
 
-WIDTH, PATCH, DEPTH = 64, 8, 4  # of every picture encoder; 64 tokens and a class token
+WIDTH, PATCH, DEPTH = 64, 8, 4  # of every image encoder; 64 tokens and a class token
 TEXT_WIDTH, TEXT_DEPTH = 64, 2
 
 
 def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
-    """A CLIP for 64 x 64 pictures, random weights, and its processor."""
+    """A CLIP for 64 x 64 images, random weights, and its processor."""
     tokenizer = build_clip_tokenizer("<|endoftext|>", world)
     config = CLIPConfig(
         text_config={
@@ -57,7 +57,7 @@ def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
 
 
 def build_dinov2() -> tuple[Dinov2Model, BitImageProcessor]:
-    """A DINOv2 for 64 x 64 pictures, random weights, and its processor."""
+    """A DINOv2 for 64 x 64 images, random weights, and its processor."""
     config = Dinov2Config(
         hidden_size=WIDTH,
         num_hidden_layers=DEPTH,
@@ -77,7 +77,7 @@ def build_bert_tokenizer() -> BertTokenizer:
 
 
 def build_imagereward() -> tuple[imagereward.ImageRewardNetwork, dict[str, Any], BertTokenizer]:
-    """An ImageReward for 64 x 64 pictures, random weights, with its med_config and tokenizer."""
+    """An ImageReward for 64 x 64 images, random weights, with its med_config and tokenizer."""
     tokenizer = build_bert_tokenizer()
     med_config = {
         "architectures": ["BertModel"],

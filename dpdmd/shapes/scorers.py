@@ -1,6 +1,6 @@
 """Trains the small world's scorers, in the official layouts: a CLIP, a PickScore, a DINOv2 and an ImageReward.
 
-They judge pictures of this world as the large ones judge photographs, so that in-loop numbers on it mean something.
+They judge images of this world as the large ones judge photographs, so that in-loop numbers on it mean something.
 How well they do is measured by `dpdmd.shapes.measure_scorers` and written beside the weights.
 """
 
@@ -32,8 +32,8 @@ BATCH_SIZE = 48
 NUM_STEPS = {"clip": 1500, "pickscore": 1500, "dinov2": 1200, "ImageReward": 1500}
 LEARNING_RATE = 1e-3
 SIMILARITY_WEIGHT = 10.0
-SPOILT = 0.5  # share of pictures that PickScore is shown spoilt, to tell clean ones from
-NUM_OTHERS = 4  # other pictures that ImageReward compares a caption's own with
+SPOILT = 0.5  # share of images that PickScore is shown spoilt, to tell clean ones from
+NUM_OTHERS = 4  # other images that ImageReward compares a caption's own with
 
 logger = logging.getLogger("dpdmd.shapes.build")
 
@@ -54,19 +54,19 @@ def agreement(named: list[dict[str, str]], scenes: list[Scene]) -> Tensor:
     return torch.tensor([[all(getattr(s, k) == v for k, v in n.items()) for s in scenes] for n in named])
 
 
-def spoil(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures as a poor generator makes them: blended with another, blurred and noisy, each by a random amount."""
-    amount = torch.rand(len(pictures), 3, 1, 1, 1, generator=generator)
-    blurred = F.avg_pool2d(F.pad(pictures, (4, 4, 4, 4), mode="replicate"), 9, stride=1)
-    pictures = pictures + amount[:, 0] * (blurred - pictures)
-    pictures = pictures + 0.5 * amount[:, 1] * (pictures.roll(1, 0) - pictures)
-    noise = torch.randn(pictures.shape, generator=generator)
-    return (pictures + 0.1 * amount[:, 2] * noise).clamp(0, 1)
+    amount = torch.rand(len(images), 3, 1, 1, 1, generator=generator)
+    blurred = F.avg_pool2d(F.pad(images, (4, 4, 4, 4), mode="replicate"), 9, stride=1)
+    images = images + amount[:, 0] * (blurred - images)
+    images = images + 0.5 * amount[:, 1] * (images.roll(1, 0) - images)
+    noise = torch.randn(images.shape, generator=generator)
+    return (images + 0.1 * amount[:, 2] * noise).clamp(0, 1)
 
 
-def normalised(pictures: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """What the image processors make of a 64 x 64 picture."""
-    return (pictures - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+def normalised(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """What the image processors make of a 64 x 64 image."""
+    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
 def fit(name: str, trained: nn.Module, loss_of: Callable[[int], Tensor]) -> None:
@@ -89,9 +89,9 @@ def fit(name: str, trained: nn.Module, loss_of: Callable[[int], Tensor]) -> None
 
 
 def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
-    """Contrast captions with pictures, both ways; every picture that a caption is true of is a right answer.
+    """Contrast captions with images, both ways; every image that a caption is true of is a right answer.
 
-    A PickScore also learns people's other preference: half of its pictures are shown spoilt, and those are wrong
+    A PickScore also learns people's other preference: half of its images are shown spoilt, and those are wrong
     answers to their own captions.
     """
     torch.manual_seed(seed)
@@ -100,16 +100,16 @@ def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
 
     def loss_of(step: int) -> Tensor:
         scenes, named = sample_batch(seed, name, step)
-        pictures, right = torch.from_numpy(render(scenes)), agreement(named, scenes).float()
+        images, right = torch.from_numpy(render(scenes)), agreement(named, scenes).float()
         if name == "pickscore":
             generator = torch.Generator().manual_seed(seed * NUM_STEPS[name] + step)
             spoilt = torch.rand(len(scenes), generator=generator) < SPOILT
-            pictures = torch.where(spoilt[:, None, None, None], spoil(pictures, generator), pictures)
+            images = torch.where(spoilt[:, None, None, None], spoil(images, generator), images)
             right = right * (~spoilt).float()
         text = processor.tokenizer(
             [caption(n) for n in named], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt"
         )
-        out = model(**text, pixel_values=normalised(pictures, mean, std))
+        out = model(**text, pixel_values=normalised(images, mean, std))
         loss = contrastive_loss(out.logits_per_text, right)
         if name == "clip":  # its class token is what diversity compares
             loss = loss + SIMILARITY_WEIGHT * similarity_loss(out.vision_model_output.last_hidden_state[:, 0], scenes)
@@ -122,7 +122,7 @@ def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
 def similarity_loss(features: Tensor, scenes: list[Scene]) -> Tensor:
     """Mean squared error, over pairs, of the cosine to the share of attributes that two scenes have in common.
 
-    It makes a set's diversity follow its variety, whichever attribute varies; pictures of the world at large do that
+    It makes a set's diversity follow its variety, whichever attribute varies; images of the world at large do that
     to a large model by themselves.
     """
     unit = F.normalize(features, dim=-1)
@@ -132,7 +132,7 @@ def similarity_loss(features: Tensor, scenes: list[Scene]) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, right: Tensor) -> Tensor:
-    """Cross entropy to the uniform distribution over right answers, along both axes of [captions, pictures]."""
+    """Cross entropy to the uniform distribution over right answers, along both axes of [captions, images]."""
 
     def one_way(logits: Tensor, right: Tensor) -> Tensor:
         answered = right.sum(1) > 0
@@ -143,9 +143,9 @@ def contrastive_loss(logits: Tensor, right: Tensor) -> Tensor:
 
 
 def train_dinov2(seed: int) -> tuple[Dinov2Model, BitImageProcessor]:
-    """A DINOv2 whose pooled output tells what a picture shows, and where: linear heads read it off, then go.
+    """A DINOv2 whose pooled output tells what an image shows, and where: linear heads read it off, then go.
 
-    Only layout and role are DINOv2's; self-distillation needs more pictures than a CPU sees in minutes.
+    Only layout and role are DINOv2's; self-distillation needs more images than a CPU sees in minutes.
     """
     torch.manual_seed(seed)
     model, processor = build_dinov2()
@@ -168,7 +168,7 @@ def train_dinov2(seed: int) -> tuple[Dinov2Model, BitImageProcessor]:
 
 
 def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[str, Any], BertTokenizer]:
-    """Prefers true captions, and clean pictures. Pairwise, as the original: -log sigmoid(better - worse)."""
+    """Prefers true captions, and clean images. Pairwise, as the original: -log sigmoid(better - worse)."""
     torch.manual_seed(seed)
     network, med_config, tokenizer = build_imagereward()
 
@@ -180,13 +180,13 @@ def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[s
         seen, seen_spoilt = network.see(normalised(pixels, imagereward.CLIP_MEAN, imagereward.CLIP_STD)).chunk(2)
         true = agreement(named, scenes)
         text = tokenizer([caption(n) for n in named], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
-        # Worse than the caption's own picture: the same one spoilt, and others, but for those it is true of too.
+        # Worse than the caption's own image: the same one spoilt, and others, but for those it is true of too.
         shifts = range(1, NUM_OTHERS + 1)
-        pictures = [seen, seen_spoilt, *(seen.roll(shift, 0) for shift in shifts)]
+        images = [seen, seen_spoilt, *(seen.roll(shift, 0) for shift in shifts)]
         decided = torch.stack([torch.ones(len(scenes), dtype=bool), *(~true.roll(s, 1).diagonal() for s in shifts)])
-        copies = len(pictures)
+        copies = len(images)
         better, *worse = network.read(
-            torch.cat(pictures), text.input_ids.repeat(copies, 1), text.attention_mask.repeat(copies, 1)
+            torch.cat(images), text.input_ids.repeat(copies, 1), text.attention_mask.repeat(copies, 1)
         ).chunk(copies)
         return -(F.logsigmoid(better - torch.stack(worse)) * decided).sum() / decided.sum()
 

@@ -124,10 +124,10 @@ class Recipe:
     """How the weights of one world are made.
 
     Attributes:
-        world: what pictures and captions there are.
+        world: what images and captions there are.
         vae_steps: updates of the autoencoder.
         text_steps: updates of each text encoder: enough for it to name every attribute.
-        num_scenes: different pictures that the teacher sees.
+        num_scenes: different images that the teacher sees.
         cycles: of the teacher's training.
     """
 

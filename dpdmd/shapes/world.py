@@ -1,6 +1,6 @@
-"""The small world: what a picture can be, what a caption can say, and the renderer that joins the two.
+"""The small world: what an image can be, what a caption can say, and the renderer that joins the two.
 
-A picture shows one object: its colour, shape, size, background and position are independent and uniform. A
+An image shows one object: its colour, shape, size, background and position are independent and uniform. A
 caption names some of the first four; what it leaves open is the diversity of that prompt.
 """
 
@@ -54,7 +54,7 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's attributes; `position` is (x, y) in [0, 1], relative to where an object of that size may lie."""
+    """One image's attributes; `position` is (x, y) in [0, 1], relative to where an object of that size may lie."""
 
     colour: str
     shape: str
@@ -64,7 +64,7 @@ class Scene:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Centre of the object in pixels, (x, y), the picture's corner at (0, 0)."""
+        """Centre of the object in pixels, (x, y), the image's corner at (0, 0)."""
         low = SIZES[self.size] + MARGIN
         x, y = (low + u * (IMAGE_SIZE - 2 * low) for u in self.position)
         return x, y
@@ -135,15 +135,15 @@ def object_mask(shape: str, half_extent: float, centres: np.ndarray) -> np.ndarr
 
 
 def rgb(colour: tuple[int, int, int]) -> np.ndarray:
-    """A colour as a picture of one pixel: [3, 1, 1] in [0, 1]."""
+    """A colour as an image of one pixel: [3, 1, 1] in [0, 1]."""
     return np.array(colour)[:, None, None] / 255
 
 
 def render(scenes: list[Scene]) -> np.ndarray:
     """Pictures of `scenes`: [N, 3, 64, 64], float32 in [0, 1]."""
-    pictures = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
-    for picture, scene in zip(pictures, scenes, strict=True):
+    images = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
+    for image, scene in zip(images, scenes, strict=True):
         mask = object_mask(scene.shape, SIZES[scene.size], np.array([scene.centre]))
         ground, paint = rgb(BACKGROUNDS[scene.background]), rgb(COLOURS[scene.colour])
-        picture[:] = ground + mask * (paint - ground)
-    return pictures
+        image[:] = ground + mask * (paint - ground)
+    return images

@@ -111,10 +111,10 @@ def _load_text_encoder(plan: RunSetup, accelerator: Any, family: Family) -> Text
 
     if not data.cache_text_embeddings:
         return load()
-    pictured = [prompt for pictures in plan.evaluation.sets for prompt in pictures.prompts]
+    image_set = [prompt for images in plan.evaluation.sets for prompt in images.prompts]
     return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
-        [*plan.prompts, *pictured],
+        [*plan.prompts, *image_set],
         text_embedding_cache.CacheSettings(
             str(folder.resolve()), data.max_sequence_length, str(family.compute_dtype), no_t5
         ),

@@ -20,7 +20,7 @@ from dpdmd.sampling.rollout import Rollout
 from dpdmd.training import checkpoint, optimizer_state, preflight
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
-from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
+from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 
 STUDENT_STEP = 1  # with one fake update before each student update
 STEPS = 2  # before and after the resumption
@@ -114,7 +114,7 @@ def check_sign(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
         "sign of the DMD gradient",
         bool(after < before),
         f"a step of 1% changes the distance to x0_real by {(after / before - 1).item():+.2%}",
-        "descending the DMD loss moves the student's picture toward x0_real, not away",
+        "descending the DMD loss moves the student's image toward x0_real, not away",
     )
 
 
@@ -246,23 +246,23 @@ def check_memory(trainer: Trainer) -> CheckResult:
     )
 
 
-def save_pictures(trainer: Trainer, scene: DoctorBatch, path: Path) -> CheckResult:
+def save_images(trainer: Trainer, scene: DoctorBatch, path: Path) -> CheckResult:
     latents = {"student": scene.rolled.x.detach(), "x0_real": scene.seen.x0_real, "x0_fake": scene.seen.x0_fake}
-    pictures = trainer.decoder.decode(torch.cat(list(latents.values())))
-    rows = [to_pil(part) for part in pictures.chunk(len(latents))]
+    images = trainer.decoder.decode(torch.cat(list(latents.values())))
+    rows = [to_pil(part) for part in images.chunk(len(latents))]
     sigmas = ", ".join(f"{sigma:.2f}" for sigma in scene.seen.sigma.tolist())
-    save_picture(labelled_grid(rows, list(latents), f"score times {sigmas}"), path)
-    contrast = pictures.chunk(len(latents))[0].flatten(1).std(dim=1).min().item()
+    save_image(labelled_grid(rows, list(latents), f"score times {sigmas}"), path)
+    contrast = images.chunk(len(latents))[0].flatten(1).std(dim=1).min().item()
     return CheckResult(
         "pictures",
-        bool(pictures.isfinite().all()) and contrast > 0.01,
+        bool(images.isfinite().all()) and contrast > 0.01,
         f"{path}; least contrast of the student {contrast:.2f}",
         "look at them: x0_real should be the teacher's idea of each prompt, x0_fake the fake score's",
     )
 
 
 def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> list[CheckResult]:
-    """Every check, in the order in which one would look for a fault; the picture goes to `out`."""
+    """Every check, in the order in which one would look for a fault; the image goes to `out`."""
     scene = prepare_batch(trainer)
     return [
         check_grids(trainer, scratch),
@@ -271,7 +271,7 @@ def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> lis
         check_detach(trainer, scene),
         check_noise(trainer),
         check_clipping(trainer, scene),
-        save_pictures(trainer, scene, out / "pictures.png"),
+        save_images(trainer, scene, out / "pictures.png"),
         check_scorers(trainer),
         check_disk(trainer, run_dir),
         check_memory(trainer),

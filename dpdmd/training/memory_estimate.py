@@ -1,6 +1,6 @@
 """A plan of one process's device memory: the rows, which phase takes most, and whether that fits.
 
-The largest phase counts: encoding ahead, a fake turn, a student turn, or pictures (an evaluation's or the run's own).
+The largest phase counts: encoding ahead, a fake turn, a student turn, or images (an evaluation's or the run's own).
 """
 
 from dataclasses import dataclass, replace

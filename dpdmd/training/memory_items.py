@@ -18,12 +18,12 @@ from dpdmd.models.weight_files import read_weights_header
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.text_files import read_json
 
-ENCODING, FAKE, STUDENT, PICTURES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
-TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, PICTURES)
-MAX_PICTURES = 8  # in process_vis
+ENCODING, FAKE, STUDENT, IMAGES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
+TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, IMAGES)
+MAX_IMAGES = 8  # in process_vis
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
 _SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
-_PICTURE_TOWER = {"div_clip": "vision_model."}  # scorer -> prefix of all that it loads of a whole CLIP
+_IMAGE_TOWER = {"div_clip": "vision_model."}  # scorer -> prefix of all that it loads of a whole CLIP
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def memory_items(config: Config, evaluation: EvalSetup, topology: Topology) -> l
         *_weights(config, layout, teacher, topology),
         *_beside(config, layout, teacher, evaluation),
         *_turns(config, layout, teacher),
-        *_pictures(config, layout, teacher, evaluation),
+        *_images(config, layout, teacher, evaluation),
         MemoryItem("CUDA", CONTEXT, "context and libraries, assumed", PHASES),
     ]
     return [row for row in rows if row.bytes is None or row.bytes > 0]
@@ -163,7 +163,7 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
     vae = count_numbers(read_weights_header(teacher / "vae"))
     resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers
     scorers = sum(
-        _file_bytes(path, _PICTURE_TOWER.get(scorer, ""))
+        _file_bytes(path, _IMAGE_TOWER.get(scorer, ""))
         for scorer, paths in evaluation.paths.items()
         for name, path in paths.items()
         if name in _SCORER_WEIGHTS
@@ -180,14 +180,14 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
             "autoencoder",
             vae * number,
             f"{vae / 1e6:.1f} M numbers in {kind}",
-            (PICTURES,) if resting else LOADED,
+            (IMAGES,) if resting else LOADED,
             flags=() if resting else ("--offload_vae",),
         ),
         MemoryItem(
             "scorers",
             scorers,
             "weights in fp32",
-            (PICTURES,) if offloaded else LOADED,
+            (IMAGES,) if offloaded else LOADED,
             flags=() if offloaded else ("--offload_scorers",),
         ),
     ]
@@ -268,18 +268,18 @@ def _discriminator(config: Config, call: CallMemory, recomputed: int) -> dict[st
 
 
 def _perceptual(config: Config) -> list[MemoryItem]:
-    """What is there beside the student's graphs where its pictures are compared."""
+    """What is there beside the student's graphs where its images are compared."""
     if config.method.perceptual_path is None:
         return []
-    return [MemoryItem("perceptual loss", None, "one picture decoded and looked at, with its graph", (STUDENT,))]
+    return [MemoryItem("perceptual loss", None, "one image decoded and looked at, with its graph", (STUDENT,))]
 
 
-def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup) -> list[MemoryItem]:
+def _images(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup) -> list[MemoryItem]:
     """Sampling for an evaluation, and decoding: in process_vis student, x0_real, x0_fake, and a teacher's sample where
     the student's turn has one."""
     evaluated = config.eval.eval_batch_size if evaluation.sets else 0
     kinds = 4 if registry.METHODS[config.method.method].paired_turn == registry.STUDENT else 3
-    shown = kinds * min(MAX_PICTURES, config.optim.batch_size) if config.run.vis_every else 0
+    shown = kinds * min(MAX_IMAGES, config.optim.batch_size) if config.run.vis_every else 0
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)
     one = decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)
@@ -287,10 +287,10 @@ def _pictures(config: Config, layout: Layout, teacher: Path, evaluation: EvalSet
     sampling = sampled.passing if sampled else 0
     return [
         MemoryItem(
-            "making pictures",
+            "making images",
             max(decoded * one, sampling),
             f"the larger of decoding {decoded} at a time in {kind} and {2 * evaluated} rows of the teacher",
-            (PICTURES,),
+            (IMAGES,),
             ("--eval_batch_size",) if config.optim.offload_vae else ("--offload_vae", "--eval_batch_size"),
         )
     ]

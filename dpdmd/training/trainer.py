@@ -20,14 +20,14 @@ from dpdmd.training.batches import Batches
 from dpdmd.training.build import build_training_state
 from dpdmd.training.checkpointer import Checkpointer
 from dpdmd.training.lr_schedules import learning_rate
-from dpdmd.training.memory_items import MAX_PICTURES
+from dpdmd.training.memory_items import MAX_IMAGES
 from dpdmd.training.nonfinite import NonFiniteError, latent_statistics, write_diagnostic
 from dpdmd.training.preflight import RunSetup, total_steps
 from dpdmd.training.run_log import RunLog, environment, peak_memory_gb
 from dpdmd.training.step import PendingStep, StepMetrics, TrainedNetwork, apply_update, skips_on_device
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.device_transfer import Stopwatch
-from dpdmd.utils.image_grid import labelled_grid, save_picture, to_pil
+from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger, set_up_logging
 from dpdmd.utils.signals import Interrupted, StopSignals
 
@@ -171,7 +171,7 @@ class Trainer:
         if student and self.average:
             self.average.update(1 - figures.nonfinite)
         watch.stop()
-        return PendingStep(step, trained, figures, result.pictures, batches[-1].samples, rates[names[0]], watch)
+        return PendingStep(step, trained, figures, result.images, batches[-1].samples, rates[names[0]], watch)
 
     def finish_step(self, taken: PendingStep) -> tuple[dict[str, Any], bool]:
         """Read what became of a step; returns its record, and whether a signal or a failure asks the run to end.
@@ -187,8 +187,8 @@ class Trainer:
         else:
             for trained in taken.trained.values():
                 trained.updates += 1
-        if self._turn(taken) == registry.STUDENT and self._shows_pictures(taken.step):
-            self._show_pictures(taken)
+        if self._turn(taken) == registry.STUDENT and self._shows_images(taken.step):
+            self._show_images(taken)
         seconds = taken.watch.seconds()
         record = {
             "step": taken.step + 1,
@@ -251,21 +251,21 @@ class Trainer:
         if self.accelerator.is_main_process:
             logger.warning("%s", what)
 
-    def _shows_pictures(self, step: int) -> bool:
+    def _shows_images(self, step: int) -> bool:
         """Whether a multiple of `vis_every` has come since the student's last turn."""
         every = self.config.run.vis_every
         return every > 0 and (step + 1) // every > update_schedule.last_student_step(step, self.config.method) // every
 
-    def _show_pictures(self, taken: PendingStep) -> None:
-        """Overwrite process_vis/latest.png: the turn's pictures (student, x0_real, x0_fake, of dmd_lpips the teacher's
+    def _show_images(self, taken: PendingStep) -> None:
+        """Overwrite process_vis/latest.png: the turn's images (student, x0_real, x0_fake, of dmd_lpips the teacher's
         sample) below each other, decoded in one batch."""
         if not self.accelerator.is_main_process:
             return
-        count = min(MAX_PICTURES, len(taken.samples))
+        count = min(MAX_IMAGES, len(taken.samples))
         decoded = to_pil(self.decoder.decode(torch.cat([value[:count] for value in taken.latents.values()])))
         rows = [decoded[start : start + count] for start in range(0, len(decoded), count)]
         title = f"step {taken.step + 1}: {' | '.join(self.batches.prompts(taken.step, taken.samples[:count]))}"
-        save_picture(labelled_grid(rows, list(taken.latents), title), self.folder.process_vis / "latest.png")
+        save_image(labelled_grid(rows, list(taken.latents), title), self.folder.process_vis / "latest.png")
 
     def _saves(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` updates."""

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # With the process's number: two ranks may make the same picture.
+    # With the process's number: two ranks may make the same image.
     with delete_on_failure(path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary, _locked(temporary) as file:
         yield file
         file.flush()

@@ -13,7 +13,7 @@ def set_cuda_arithmetic(bf16: bool) -> None:
 
     With `bf16` cuDNN measures which of its algorithms is the fastest for each shape. Only the decoder has
     convolutions worth that, and it meets a few shapes thousands of times. In fp32 it does not: the choice may differ
-    between two runs, and with it a picture's last bits.
+    between two runs, and with it an image's last bits.
     """
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"

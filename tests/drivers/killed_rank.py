@@ -1,5 +1,5 @@
 """A program of which one rank, $KILLED, is killed: training in its fourth step, while rank 0 slowly writes a
-checkpoint; `test_preference.py` when it makes pictures. The launcher's SIGTERM comes while the others tell of it."""
+checkpoint; `test_preference.py` when it makes images. The launcher's SIGTERM comes while the others tell of it."""
 
 import os
 import runpy
@@ -36,7 +36,7 @@ def told(error):
 save, checkpoint.save = checkpoint.save, slow
 lost_peer, collectives.lost_peer_message = collectives.lost_peer_message, told
 updates.fake_score_loss = killed(updates.fake_score_loss, lambda run, batch: batch.step == 3)
-Sampler.pictures = killed(Sampler.pictures, lambda *_: True)
+Sampler.images = killed(Sampler.images, lambda *_: True)
 if sys.argv[1] == "train":
     sys.exit(train.main(sys.argv[2:]))
 signal.signal(

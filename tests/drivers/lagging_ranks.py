@@ -15,7 +15,7 @@ healthy = updates.fake_score_loss
 def poisoned(run, batch):
     result = healthy(run, batch)
     bad = batch.step == 2 and os.environ["RANK"] == "1"
-    return registry.TurnResult(result.loss * float("nan"), result.metrics, result.pictures) if bad else result
+    return registry.TurnResult(result.loss * float("nan"), result.metrics, result.images) if bad else result
 
 
 torch.optim.AdamW = partial(torch.optim.AdamW, fused=True)

@@ -1,4 +1,4 @@
-"""`test_preference.py`, whose rank 1 alone runs out of memory when it makes pictures."""
+"""`test_preference.py`, whose rank 1 alone runs out of memory when it makes images."""
 
 import os
 import runpy
@@ -9,7 +9,7 @@ import torch
 
 from dpdmd.sampling.sampler import Sampler
 
-healthy = Sampler.pictures
+healthy = Sampler.images
 
 
 def starved(*arguments):
@@ -18,7 +18,7 @@ def starved(*arguments):
     return healthy(*arguments)
 
 
-Sampler.pictures = starved
+Sampler.images = starved
 status = runpy.run_path("test_preference.py")["PROGRAM"].main(sys.argv[1:])
 time.sleep(2)  # the launcher kills the other as soon as one has ended
 sys.exit(status)

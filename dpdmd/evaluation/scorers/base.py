@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture to score.
+    """One image to score.
 
     Attributes:
-        picture: RGB, as a person would see it.
+        image: RGB, as a person would see it.
         prompt: what it was made for; "" where nobody knows.
         key: (prompt index, sample index); names whatever a scorer draws at random.
     """
 
-    picture: Image.Image
+    image: Image.Image
     prompt: str
     key: tuple[int, int]
 
@@ -38,9 +38,9 @@ class Score:
 
 
 class Scorer:
-    """A network that judges pictures; loaded once, moved at will, called with any number of samples.
+    """A network that judges images; loaded once, moved at will, called with any number of samples.
 
-    A subclass sets `name` and fills in `score`, or `features` for a scorer that compares pictures with each other.
+    A subclass sets `name` and fills in `score`, or `features` for a scorer that compares images with each other.
     """
 
     name: ClassVar[str]
@@ -71,7 +71,7 @@ class Scorer:
 
 
 class FeatureScorer(Scorer):
-    """A scorer of sets: what it says of one picture is a direction in feature space."""
+    """A scorer of sets: what it says of one image is a direction in feature space."""
 
     def features(self, samples: Sequence[Sample]) -> Tensor:
         """L2-normalised features [B, D], fp64, on the CPU."""
@@ -79,7 +79,7 @@ class FeatureScorer(Scorer):
 
 
 class ValueScorer(Scorer):
-    """A scorer of single pictures.
+    """A scorer of single images.
 
     Attributes:
         also: further names under which its value is reported, each with the factor it is multiplied by.

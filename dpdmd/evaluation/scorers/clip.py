@@ -1,4 +1,4 @@
-"""CLIP in two roles: features of the picture for diversity, and agreement of picture and prompt.
+"""CLIP in two roles: features of the image for diversity, and agreement of image and prompt.
 
 Reads a transformers folder, or an OpenCLIP folder (open_clip_config.json and the weights beside it).
 """
@@ -17,11 +17,11 @@ from dpdmd.models.loading import load_strict
 
 
 class _Clip(Protocol):
-    """One CLIP, whichever library it comes from. All on the network's device; pictures [B, ...], texts [B, L]."""
+    """One CLIP, whichever library it comes from. All on the network's device; images [B, ...], texts [B, L]."""
 
     network: nn.Module
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor: ...
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor: ...
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]: ...
     def class_token(self, pixels: Tensor) -> Tensor: ...
     def image_features(self, pixels: Tensor) -> Tensor: ...
@@ -29,7 +29,7 @@ class _Clip(Protocol):
 
 
 class TransformersClip:
-    """`vision_only`: of a whole CLIP only the picture's half is loaded; `processor`: folder of another's processor."""
+    """`vision_only`: of a whole CLIP only the image's half is loaded; `processor`: folder of another's processor."""
 
     def __init__(self, folder: Path, *, vision_only: bool = False, processor: Path | None = None):
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPVisionModel
@@ -39,8 +39,8 @@ class TransformersClip:
         self.processor = AutoImageProcessor.from_pretrained(source, local_files_only=True, backend="pil")
         self.tokenizer = None if vision_only else AutoTokenizer.from_pretrained(source, local_files_only=True)
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        return self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        return self.processor(images=list(images), return_tensors="pt")["pixel_values"]
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         length = self.network.config.text_config.max_position_embeddings
@@ -68,8 +68,8 @@ class _OpenClip:
         self.network, _, self.transform = open_clip.create_model_and_transforms(name)
         self.tokenizer = open_clip.get_tokenizer(name)
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([self.transform(picture) for picture in pictures])
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([self.transform(image) for image in images])
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         return {"text": self.tokenizer(list(prompts))}
@@ -108,19 +108,19 @@ class ClipDiversity(FeatureScorer):
 
     @torch.no_grad()
     def features(self, samples: Sequence[Sample]) -> Tensor:
-        pixels = self.clip.pixels([sample.picture for sample in samples])
+        pixels = self.clip.pixels([sample.image for sample in samples])
         return normalise(self.clip.class_token(self._on_device(pixels)))
 
 
 class AgreementScorer(ValueScorer):
-    """A CLIP's agreement of picture and prompt: a factor times cos(text, picture) of the projected features."""
+    """A CLIP's agreement of image and prompt: a factor times cos(text, image) of the projected features."""
 
     clip: _Clip
     factor: float
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        pixels = self._on_device(self.clip.pixels([sample.picture for sample in samples]))
+        pixels = self._on_device(self.clip.pixels([sample.image for sample in samples]))
         tokens = self.clip.tokens([sample.prompt for sample in samples])
         texts = self.clip.text_features({name: value.to(self.device) for name, value in tokens.items()})
         cosine = (normalise(self.clip.image_features(pixels)) * normalise(texts)).sum(-1)
@@ -128,7 +128,7 @@ class AgreementScorer(ValueScorer):
 
 
 class ClipScore(AgreementScorer):
-    """100 cos(text, picture); higher: the picture agrees more with its prompt."""
+    """100 cos(text, image); higher: the image agrees more with its prompt."""
 
     name = "clip_score"
     factor = 100.0

@@ -25,7 +25,7 @@ class DinoDiversity(FeatureScorer):
 
     @torch.no_grad()
     def features(self, samples: Sequence[Sample]) -> Tensor:
-        pixels = self.processor(images=[sample.picture for sample in samples], return_tensors="pt")["pixel_values"]
+        pixels = self.processor(images=[sample.image for sample in samples], return_tensors="pt")["pixel_values"]
         out = self.network(pixel_values=self._on_device(pixels))
         pooled = getattr(out, "pooler_output", None)
         return normalise(out.last_hidden_state.mean(dim=1) if pooled is None else pooled)

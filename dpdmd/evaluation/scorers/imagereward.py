@@ -69,7 +69,7 @@ class Sizes:
     """Sizes of an ImageReward; the official one's are in `from_state` of its weights.
 
     Attributes:
-        vision_width, vision_mlp, vision_depth, image_size, patch: of the picture's encoder.
+        vision_width, vision_mlp, vision_depth, image_size, patch: of the image's encoder.
         text_width, text_mlp, text_depth, vocabulary, positions: of the text's encoder.
         head: place of each linear layer among the dropouts -> (inputs, outputs).
     """
@@ -113,7 +113,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 class ImageRewardNetwork(nn.Module):
-    """BLIP's picture encoder, its text encoder looking at the picture, and a linear head on token 0.
+    """BLIP's image encoder, its text encoder looking at the image, and a linear head on token 0.
 
     Args:
         med_config: the text encoder's configuration as released, for what the weights do not tell.
@@ -158,11 +158,11 @@ class ImageRewardNetwork(nn.Module):
         return self.read(self.see(pixels), tokens, mask)
 
     def see(self, pixels: Tensor) -> Tensor:
-        """All of a picture's tokens, [B, 1 + patches, width]."""
+        """All of an image's tokens, [B, 1 + patches, width]."""
         return self.vision(pixel_values=pixels).last_hidden_state
 
     def read(self, seen: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Standardised rewards [B] of texts that look at pictures already seen."""
+        """Standardised rewards [B] of texts that look at images already seen."""
         # Without is_decoder in the call the text is not causal, as the package reads it.
         out = self.text(
             input_ids=tokens,
@@ -216,9 +216,9 @@ class ImageReward(ValueScorer):
         )
         self._place(network, device)
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures as the network wants them, [B, 3, H, W]."""
-        return self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        return self.processor(images=list(images), return_tensors="pt")["pixel_values"]
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[Score]:
@@ -229,5 +229,5 @@ class ImageReward(ValueScorer):
             max_length=NUM_TEXT_TOKENS,
             return_tensors="pt",
         ).to(self.device)
-        pixels = self._on_device(self.pixels([sample.picture for sample in samples]))
+        pixels = self._on_device(self.pixels([sample.image for sample in samples]))
         return [Score(value) for value in self.network(pixels, text.input_ids, text.attention_mask).tolist()]

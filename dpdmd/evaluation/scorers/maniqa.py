@@ -44,7 +44,7 @@ def load_network(path: Path, scale: float = RELEASE_SCALE) -> nn.Module:
 class Maniqa(ValueScorer):
     """Mean MANIQA score of `num_crops` random 224 x 224 crops (paper, table 1: about 1).
 
-    A picture's crops depend on (seed, its key) alone. A picture with a side below 224 is enlarged to it, bilinearly.
+    An image's crops depend on (seed, its key) alone. An image with a side below 224 is enlarged to it, bilinearly.
     """
 
     name = "maniqa"
@@ -60,7 +60,7 @@ class Maniqa(ValueScorer):
     ):
         network = load_network(path, scale)
         self.num_crops, self.seed = num_crops, seed
-        self._place(network, device, widen=False)  # one picture's crops are a batch of their own
+        self._place(network, device, widen=False)  # one image's crops are a batch of their own
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[Score]:
@@ -68,7 +68,7 @@ class Maniqa(ValueScorer):
 
     def _crops(self, sample: Sample) -> torch.Tensor:
         """[num_crops, 3, 225, 225], of which pyiqa takes the upper left 224 x 224 as they are."""
-        array = np.asarray(_at_least(sample.picture, CROP), dtype=np.float32) / 255
+        array = np.asarray(_at_least(sample.image, CROP), dtype=np.float32) / 255
         height, width = array.shape[:2]
         draw = numpy_generator(self.seed, "MANIQA crop", *sample.key)
         corners = draw.integers((0, 0), (height - CROP + 1, width - CROP + 1), size=(self.num_crops, 2))
@@ -76,9 +76,9 @@ class Maniqa(ValueScorer):
         return torch.nn.functional.pad(torch.from_numpy(crops).permute(0, 3, 1, 2), (0, 1, 0, 1))
 
 
-def _at_least(picture: Image.Image, side: int) -> Image.Image:
-    """The picture, enlarged where its short side is below `side`."""
-    short = min(picture.size)
+def _at_least(image: Image.Image, side: int) -> Image.Image:
+    """The image, enlarged where its short side is below `side`."""
+    short = min(image.size)
     if short >= side:
-        return picture
-    return picture.resize(tuple(max(side, round(length * side / short)) for length in picture.size), Image.BILINEAR)
+        return image
+    return image.resize(tuple(max(side, round(length * side / short)) for length in image.size), Image.BILINEAR)

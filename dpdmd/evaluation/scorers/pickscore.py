@@ -1,4 +1,4 @@
-"""PickScore: a CLIP that was tuned on people's choices between pictures."""
+"""PickScore: a CLIP that was tuned on people's choices between images."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +11,7 @@ RELEASE_DIVISOR = 26  # the authors' release reports PickScore / 26
 
 
 class PickScore(AgreementScorer):
-    """logit_scale.exp() cos(text, picture), about 21 to 23 (paper, table 1); the release divides by 26."""
+    """logit_scale.exp() cos(text, image), about 21 to 23 (paper, table 1); the release divides by 26."""
 
     name = "pickscore"
     also: ClassVar = {"pickscore_release": 1 / RELEASE_DIVISOR}

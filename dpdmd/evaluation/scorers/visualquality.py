@@ -13,7 +13,7 @@ from dpdmd.utils.rng import derive_seed
 # The model was tuned on this question, word for word; another one gives other numbers.
 QUESTION = (
     "You are doing the image quality assessment task. Here is the question: What is your overall rating on the quality "
-    "of this picture? The rating should be a float between 1 and 5, rounded to two decimal places, with 1 representing "
+    "of this image? The rating should be a float between 1 and 5, rounded to two decimal places, with 1 representing "
     "very poor quality and 5 representing excellent quality. Please only output the final answer with only one score "
     "in <answer> </answer> tags."
 )
@@ -43,7 +43,7 @@ class VisualQualityR1(ValueScorer):
     """VisualQuality-R1's rating, 1 to 5 (paper, table 1). Greedy by default.
 
     Args:
-        sample: draw the answer as the authors did (top-k 50, top-p 1), with a seed per picture.
+        sample: draw the answer as the authors did (top-k 50, top-p 1), with a seed per image.
     """
 
     name = "vqr1"
@@ -76,7 +76,7 @@ class VisualQualityR1(ValueScorer):
         )
         inputs = self.processor(
             text=[text] * len(samples),
-            images=[sample.picture for sample in samples],
+            images=[sample.image for sample in samples],
             padding=True,
             return_tensors="pt",
         ).to(self.device)

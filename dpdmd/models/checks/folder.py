@@ -118,7 +118,7 @@ def _check_vae(layout: Layout, folder: Path) -> None:
     if layout.factor not in (None, factor):
         raise ValueError(f"{path}: a latent spans {factor} pixels, not {layout.factor}")
     config = read_json(path)
-    for name, least in (("scaling_factor", True), ("shift_factor", False)):  # read when the first picture is decoded
+    for name, least in (("scaling_factor", True), ("shift_factor", False)):  # read when the first image is decoded
         value = config.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not (value is None or number) or (least and number and value <= 0):

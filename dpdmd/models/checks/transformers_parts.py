@@ -49,18 +49,18 @@ def check_tokenizer(name: str, folder: Path) -> Any:
     _read_all_json(folder)
     with raise_as_value_error(f"{folder} does not load as a {name}"):
         tokenizer = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
-        tokenizer("a picture")
+        tokenizer("an image")
     return tokenizer
 
 
-def check_picture_processor(folder: Path) -> tuple[int, int]:
-    """Check that pictures can be prepared as the folder says; gives the (height, width) that they then have.
+def check_image_processor(folder: Path) -> tuple[int, int]:
+    """Check that images can be prepared as the folder says; gives the (height, width) that they then have.
 
     Raises:
         ValueError: they cannot.
     """
     _read_all_json(folder)
-    with raise_as_value_error(f"{folder} does not load as a picture's processor"):
+    with raise_as_value_error(f"{folder} does not load as an image's processor"):
         processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         pixels = processor(images=[Image.new("RGB", (96, 64))], return_tensors="pt")["pixel_values"]
         height, width = pixels.shape[-2:]

@@ -73,7 +73,7 @@ SD35 = Layout(
     schedule=read_flow_schedule,
     note=SamplingDefaults(),
     lora_targets=(
-        *("to_q", "to_k", "to_v", "to_out.0"),  # of the pictures, and of attn2
+        *("to_q", "to_k", "to_v", "to_out.0"),  # of the images, and of attn2
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text
         *("net.0.proj", "net.2"),  # feed-forward, both
     ),

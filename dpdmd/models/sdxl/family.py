@@ -95,7 +95,7 @@ class SDXL(Family):
         return scheduler.sigmas
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
-        # Original size, corner of the crop and target size, in pixels: a whole picture of the size that is made.
+        # Original size, corner of the crop and target size, in pixels: a whole image of the size that is made.
         size = [side * LAYOUT.factor for side in z.shape[-2:]]
         time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=z.device)
         with torch.autocast(z.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):

@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dpdmd.compare.sweep import Picture
+from dpdmd.compare.sweep import SampleGrid
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.sampling.sampler import batches_of
 from dpdmd.utils import out_of_memory
-from dpdmd.utils.image_grid import check_finite, labelled_grid, save_picture, to_pil
+from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
 
 SEED = 0
 GPU_BATCH = 4  # pictures of 1024 x 1024 that are made at a time beside SD3.5-Medium's text encoders
 TILE = 256  # pixels a side of a picture in the grid, at most: nine of 1024 would be a sheet of 9,000
 
 
-def draw(picture: Picture, models: Mapping[str, Path], path: Path) -> None:
+def draw(picture: SampleGrid, models: Mapping[str, Path], path: Path) -> None:
     """Sample every model (name -> what `--model` would be) and write the grid; on a GPU in bf16.
 
     Raises:
@@ -34,10 +34,10 @@ def draw(picture: Picture, models: Mapping[str, Path], path: Path) -> None:
         for row, made in zip(rows, tiles, strict=True):
             row[label] = made
     labels = [f'{label}: "{text}"' for text, of in zip(picture.prompts, rows, strict=True) for label in of]
-    save_picture(labelled_grid([row for of in rows for row in of.values()], labels), path)
+    save_image(labelled_grid([row for of in rows for row in of.values()], labels), path)
 
 
-def _sample(picture: Picture, name: str, model: Path, device: torch.device) -> tuple[str, list[list[Image.Image]]]:
+def _sample(picture: SampleGrid, name: str, model: Path, device: torch.device) -> tuple[str, list[list[Image.Image]]]:
     """Label of one model's rows, and its tiles of each prompt. The model is gone again when it returns."""
     on_gpu = device.type == "cuda"
     sampler, encoder = load_sampler(model, device, dtype=torch.bfloat16 if on_gpu else torch.float32)
