@@ -240,7 +240,7 @@ def test_the_image_fits_a_gpu_and_a_screen(tmp_path, monkeypatch, on_gpu, sizes)
     model, asked = Sampled(600), []
     monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
     monkeypatch.setattr(
-        picture, "load_sampler", lambda path, device, dtype: asked.append((device.type, dtype)) or (model, None)
+        sample_grid, "load_sampler", lambda path, device, dtype: asked.append((device.type, dtype)) or (model, None)
     )
     sample_grid.draw(SampleGrid(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
     assert asked == [("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)] and model.batches == sizes
