@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--way", action="append", required=True, metavar="NAME:FLAGS", help="may be given often")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
     parser.add_argument("--every", type=int, default=60, help="steps between checkpoints")
-    parser.add_argument("--num_seeds", type=int, default=32, help="pictures a prompt")
+    parser.add_argument("--num_seeds", type=int, default=32, help="images a prompt")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one core each")
     parser.add_argument("--root", type=Path, default=Path("outputs/time_to_result"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

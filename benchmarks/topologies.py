@@ -3,7 +3,7 @@
     python benchmarks/topologies.py --out benchmarks/results
 
 All runs take the same prompts and noises, so that losses, gradient norms (clipped) and weights differ by the order of
-fp32 sums alone. FSDP2 runs on CPU processes through tests/drivers/fsdp_cpu.py.
+fp32 sums alone. FSDP2 runs on CPU processes through tests/processes/drivers/fsdp_cpu.py.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SMALL_WORLD = (
 STEPS = 6
 MIDDLE = STEPS // 2
 WEIGHTS = ("student/transformer/diffusion_pytorch_model.safetensors", "state/fake.safetensors")
-TRAIN, SHARDED = ["-m", "dpdmd.train"], ["tests/drivers/fsdp_cpu.py"]
+TRAIN, SHARDED = ["-m", "dpdmd.train"], ["tests/processes/drivers/fsdp_cpu.py"]
 REFERENCE = "1 process x 4"
 
 

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt_txt", type=user_path, help="or a file of prompts, one a line")
     parser.add_argument("--geneval", type=user_path, help="or GenEval's evaluation_metadata.jsonl; OUT gets its layout")
     parser.add_argument(
-        "--num_images", type=int, help=f"pictures a prompt (default: {NUM_IMAGES}, with --geneval {geneval.NUM_IMAGES})"
+        "--num_images", type=int, help=f"images a prompt (default: {NUM_IMAGES}, with --geneval {geneval.NUM_IMAGES})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
     parser.add_argument("--out", type=user_path, required=True, help="folder for the images and grid.png")
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
     parser.add_argument("--max_sequence_length", type=int, help="T5 tokens (default: what the model's folder says)")
-    parser.add_argument("--batch_size", type=int, default=9, help="pictures made at a time (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=9, help="images made at a time (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="networks compute in bf16")
     return parser
 

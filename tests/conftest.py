@@ -17,7 +17,7 @@ from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes.text import MAX_LENGTH
 
 ROOT = Path(__file__).parent.parent
-WATCHED = str(ROOT / "tests" / "drivers" / "watched.py")
+WATCHED = str(ROOT / "tests" / "processes" / "drivers" / "watched.py")
 PROMPTS = ["a red circle", "a shape on a grey background", "a small cross", "a large blue square", "a triangle"]
 
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they give, and the sums keep one order

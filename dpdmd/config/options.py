@@ -272,9 +272,7 @@ class EvalConfig:
         None, "steps between evaluations; 0: none; without it --ckpt_every", "release", ge=0, may_change_on_resume=True
     )
     div_prompts: str = _flag("data/prompts_eval.txt", "prompts for diversity", "ours", may_change_on_resume=True)
-    num_div_seeds: int = _flag(
-        9, "pictures of each of them, R", "paper", ge=2, le=MAX_IMAGES, may_change_on_resume=True
-    )
+    num_div_seeds: int = _flag(9, "images of each of them, R", "paper", ge=2, le=MAX_IMAGES, may_change_on_resume=True)
     pref_prompts: str = _flag(
         "data/prompts_eval.txt",
         "prompts for preference; the same file shares the images",
@@ -288,7 +286,7 @@ class EvalConfig:
         may_change_on_resume=True,
     )
     eval_batch_size: int = _flag(
-        4, "pictures made and scored at a time on one process", "release", ge=1, le=MAX_BATCH, may_change_on_resume=True
+        4, "images made and scored at a time on one process", "release", ge=1, le=MAX_BATCH, may_change_on_resume=True
     )
     eval_seed: int = _flag(
         0, "of the start noises, the same at every evaluation", "ours", ge=0, lt=2**32, may_change_on_resume=True

@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path(EVAL_PROMPTS),
         help="captions of the small world (default: %(default)s)",
     )
-    parser.add_argument("--num_seeds", type=int, default=64, help="pictures a prompt (default: %(default)s)")
+    parser.add_argument("--num_seeds", type=int, default=64, help="images a prompt (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
     parser.add_argument("--guidance_scale", type=float, help="(default: what the model's folder says)")

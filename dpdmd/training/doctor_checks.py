@@ -254,7 +254,7 @@ def save_images(trainer: Trainer, scene: DoctorBatch, path: Path) -> CheckResult
     save_image(labelled_grid(rows, list(latents), f"score times {sigmas}"), path)
     contrast = images.chunk(len(latents))[0].flatten(1).std(dim=1).min().item()
     return CheckResult(
-        "pictures",
+        "images",
         bool(images.isfinite().all()) and contrast > 0.01,
         f"{path}; least contrast of the student {contrast:.2f}",
         "look at them: x0_real should be the teacher's idea of each prompt, x0_fake the fake score's",

@@ -18,7 +18,7 @@ from dpdmd.models.weight_files import read_weights_header
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.text_files import read_json
 
-ENCODING, FAKE, STUDENT, IMAGES = PHASES = ("encoding ahead", "fake turn", "student turn", "pictures")
+ENCODING, FAKE, STUDENT, IMAGES = PHASES = ("encoding ahead", "fake turn", "student turn", "images")
 TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, IMAGES)
 MAX_IMAGES = 8  # in process_vis
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one

@@ -1,0 +1,430 @@
+"""Evaluation in the loop and the root programs, on tiny random models: what is written, kept, refused and repeated."""
+
+import csv
+import json
+import os
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dpdmd import train
+from dpdmd.evaluation import program_run
+from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
+from dpdmd.evaluation.in_loop_setup import ImageSet
+from dpdmd.evaluation.scorer_files import check_scorer_paths
+from dpdmd.evaluation.statistics import mean_rank, summarise
+from dpdmd.sampling.image_folder import find_images, is_whole, open_image
+from dpdmd.sampling.sampler import Sampler
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["a red circle", "ein grünes Dreieck, 猫 и кот", "a shape " * 250]
+
+
+@pytest.fixture
+def prompts_txt(tmp_path: Path) -> str:
+    path = tmp_path / "eval.txt"
+    path.write_text("\n".join(PROMPTS), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def flags(tiny_pipeline: Path, tiny_scorers: dict[str, str], prompts_txt: str, tmp_path: Path) -> list[str]:
+    """A short run with all five in-loop scorers; two evaluations a cycle of six steps."""
+    scorers = [part for flag, path in tiny_scorers.items() for part in (f"--{flag}", path)]
+    return [
+        *("--teacher_id", str(tiny_pipeline), "--prompt_txt", prompts_txt, "--height", "64", "--width", "64"),
+        *("--teacher_infer_steps", "2", "--k_anchor", "1", "--stu_inference_steps", "2", "--batch_size", "1"),
+        *("--lr_student", "1e-2", "--lr_fake", "1e-3", "--report_to", "none", "--ckpt_every", "6"),
+        *("--div_prompts", prompts_txt, "--pref_prompts", prompts_txt, "--num_div_seeds", "3"),
+        *("--eval_prompts_limit", "2", "--run_dir", str(tmp_path / "run"), *scorers),
+    ]
+
+
+def evaluations(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["turn"] == "eval"]
+
+
+def rows_of(folder: Path) -> list[dict]:
+    with (folder / "per_image.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_is_evaluated_before_during_and_at_the_end(flags, tmp_path, monkeypatch):
+    """All scorers, one set of images, the teacher beside it; a resumed run repeats neither teacher nor step."""
+    run = tmp_path / "run"
+    assert train.main([*flags, "--max_steps", "12"]) == 0
+    found = evaluations(run)
+    assert [line["step"] for line in found] == [0, 6, 12]
+    names = {
+        *("eval/eval_div_clip", "eval/eval_div_dino", "eval/eval_preference_pickscore"),
+        *("eval/eval_preference_pickscore_release", "eval/eval_preference_imagereward"),
+        "eval/eval_preference_clip_score",
+    }
+    assert {name for name in found[0] if name.startswith("eval/") and name.count("_low") == 0} >= names
+    for name in names:
+        assert found[0][f"{name}_low"] <= found[0][name] <= found[0][f"{name}_high"]
+        assert found[0][f"{name}_teacher"] == found[2][f"{name}_teacher"]
+    assert found[0]["eval/eval_div_clip"] != found[2]["eval/eval_div_clip"]  # the student moved
+    release = found[0]["eval/eval_preference_pickscore_release"]
+    assert release == pytest.approx(found[0]["eval/eval_preference_pickscore"] / 26)
+    assert "evaluation at step 12" in (run / "log" / "log.txt").read_text()
+    assert {path.name for path in (run / "div_vis" / "eval").iterdir()} == {"00000.png", "00001.png"}
+    assert len(list((run / "eval_images" / "eval").iterdir())) == 2 * 3
+    assert os.readlink(run / "ckpts" / "best") in ("step_000006", "step_000012")
+
+    passes, score = [], InLoopEvaluation._score
+
+    def counted(self, sampler, title, folder, *, show):
+        passes.append(title)
+        return score(self, sampler, title, folder, show=show)
+
+    monkeypatch.setattr(InLoopEvaluation, "_score", counted)
+    assert train.main([*flags, "--max_steps", "18", "--resume_from_checkpoint", "latest"]) == 0
+    assert passes == ["step 18"]
+    assert [line["step"] for line in evaluations(run)] == [0, 6, 12, 18]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] != 18 or json.loads(line)["turn"] != "eval"]
+    (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")  # as if killed between checkpoint and evaluation
+    passes.clear()
+    assert train.main([*flags, "--max_steps", "24", "--resume_from_checkpoint", "latest"]) == 0
+    assert passes == ["step 18", "step 24"]
+
+
+def test_evaluation_does_not_change_training(flags, tmp_path):
+    """The same weights with and without: evaluation draws nothing that training draws."""
+    states = []
+    for index, extra in enumerate((["--eval_every", "0"], ["--eval_every", "1", "--offload_scorers"])):
+        chosen = [*flags, "--max_steps", "6", "--run_dir", str(tmp_path / str(index)), *extra]
+        assert train.main(chosen) == 0
+        weights = tmp_path / str(index) / "ckpts/latest/student/transformer/diffusion_pytorch_model.safetensors"
+        states.append(weights.read_bytes())
+    assert states[0] == states[1]
+    assert evaluations(tmp_path / "0") == [] and len(evaluations(tmp_path / "1")) == 7
+
+
+def test_the_best_checkpoint_outlives_the_limit(flags, tmp_path):
+    """--best_by one score: the highest stays, though only the newest checkpoint is to be kept."""
+    run = tmp_path / "run"
+    assert train.main([*flags, "--max_steps", "30", "--checkpoints_total_limit", "1", "--best_by", "div_clip"]) == 0
+    best = run / "ckpts" / os.readlink(run / "ckpts" / "best")
+    assert (best / "student" / "model_index.json").is_file()
+    kept = {path.name for path in (run / "ckpts").glob("step_*")}
+    assert kept == {best.name, "step_000030"}
+
+
+def test_images_that_are_not_finite_have_no_scores(flags, tmp_path, monkeypatch):
+    """They would be scored as black ones, which are all alike; the others of the batch keep theirs."""
+    made = Sampler.images
+
+    def broken(self, text, keys, seed):
+        images = made(self, text, keys, seed)
+        images[[prompt == 1 for prompt, _ in keys], 0, 3, 3] = float("nan")
+        return images
+
+    monkeypatch.setattr(Sampler, "images", broken)
+    assert train.main([*flags, "--max_steps", "2", "--eval_batch_size", "2"]) == 0
+    found = evaluations(tmp_path / "run")
+    assert [line["step"] for line in found] == [0, 2]
+    assert all(line["eval/eval_div_clip_missing"] == 3 for line in found)
+    assert all(line["eval/eval_preference_pickscore_missing"] == 3 for line in found)
+    assert all(line["eval/eval_div_clip"] > 0 for line in found)
+    assert "step 2: 1 of 2 images are not finite, and have no scores" in (tmp_path / "run/log/log.txt").read_text()
+
+
+def test_scorers_are_checked_before_the_start(flags, tmp_path, capsys):
+    """One line that names the flag; nothing is written."""
+    for change, told in (
+        (["--clip_path", str(tmp_path / "nowhere")], "--clip_path"),
+        (["--dino_path", str(tmp_path)], "--dino_path"),
+        (["--ir_model_path", str(tmp_path / "eval.txt")], "--ir_model_path"),
+        (["--eval_prompts_limit", "none"], "--eval_prompts_limit"),
+        (["--num_div_seeds", "1"], "--num_div_seeds"),
+        (["--div_prompts", str(tmp_path / "absent.txt")], "--div_prompts"),
+    ):
+        assert train.main([*flags, *change]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert told in lines[-1] and sum("error" in line for line in lines) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_path_leaves_a_scorer_out(tiny_scorers):
+    """One of its paths is enough, whatever the defaults of the others are."""
+    names = ("pickscore", "imagereward", "clip_score")
+    assert set(check_scorer_paths(tiny_scorers, names)) == set(names)
+    for flag, name in (
+        ("pick_model_path", "pickscore"),
+        ("ir_med_config", "imagereward"),
+        ("clip_score_path", names[2]),
+    ):
+        assert set(check_scorer_paths({**tiny_scorers, flag: ""}, names)) == set(names) - {name}
+
+
+def program(name: str):
+    """A root program, as imported."""
+    return runpy.run_path(str(ROOT / f"{name}.py"))["PROGRAM"]
+
+
+@pytest.fixture
+def preference(tiny_pipeline, tiny_scorers, prompts_txt, tmp_path) -> list[str]:
+    names = ("pick_processor_path", "pick_model_path", "ir_model_path", "ir_med_config", "clip_score_path")
+    scorers = [part for name in names for part in (f"--{name}", tiny_scorers[name])]
+    return [
+        *("--model", str(tiny_pipeline), "--prompts_txt", prompts_txt, "--steps", "2", *scorers),
+        *("--num_samples", "3", "--gen_batch_size", "2"),
+    ]
+
+
+def test_programs_write_their_files_and_keep_images(preference, tmp_path, capsys):
+    """Pictures that are there are kept, other settings are refused, a broken image is made again."""
+    main, out = program("test_preference").main, tmp_path / "out"
+    assert main([*preference, "--output_dir", str(out)]) == 0
+    rows = rows_of(out)
+    keys = [(int(row["prompt_index"]), int(row["sample_index"])) for row in rows]
+    assert keys == [(prompt, sample) for prompt in range(3) for sample in range(3)]
+    assert rows[3]["prompt"] == PROMPTS[1]
+    summary = json.loads((out / "summary.json").read_text())
+    values = [float(row["imagereward"]) for row in rows]
+    assert summary["metrics"]["imagereward"]["mean"] == pytest.approx(np.mean(values))
+    assert summary["metrics"]["imagereward"]["num_prompts"] == 3 and summary["versions"]["torch"]
+    assert "imagereward & pickscore" in (out / "table.txt").read_text()
+    images = sorted((out / "pictures").glob("*.png"))
+    before = {path.name: path.stat().st_mtime_ns for path in images}
+    images[0].write_bytes(images[0].read_bytes()[:100])
+    assert main([*preference, "--output_dir", str(out)]) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in images}
+    assert {name for name in before if before[name] != after[name]} == {"00000_000.png", "00000_001.png"}  # their batch
+    assert rows_of(out) == rows
+    assert main([*preference, "--output_dir", str(out), "--seed", "1"]) == 2
+    assert "seed: 0 there, 1 now" in capsys.readouterr().err.splitlines()[-1]
+    assert rows_of(out) == rows
+    small = ["--batch_size", "1"]
+    assert main([*preference, *small, "--output_dir", str(out)]) == 0 and rows_of(out) == rows
+
+
+def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):
+    """Uneven shards; every image and every score equal to 1e-6."""
+    for count, folder in ((1, "one"), (2, "two")):
+        run_processes(["test_preference.py", *preference, "--output_dir", str(tmp_path / folder)], count)
+    one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    assert len(one) == len(two) == 9
+    for first, second in zip(one, two, strict=True):
+        for name in ("imagereward", "pickscore", "clip_score"):
+            assert float(first[name]) == pytest.approx(float(second[name]), abs=1e-6)
+    for path in (tmp_path / "one" / "pictures").glob("*.png"):
+        assert path.read_bytes() == (tmp_path / "two" / "pictures" / path.name).read_bytes()
+
+
+def test_diversity_of_given_images(tiny_scorers, tmp_path):
+    """Identical images have diversity 0, a corrupt one is missing, counted, and spoils nothing."""
+    images = tmp_path / "pictures"
+    images.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    for sample in range(4):
+        Image.fromarray(noise[0]).save(images / f"00000_{sample:03d}.png")
+        Image.fromarray(noise[sample % 2]).save(images / f"00001_{sample:03d}.png")
+    (images / "00001_004.png").write_text("no image")
+    main, out = program("test_diversity").main, tmp_path / "out"
+    scorers = ["--dino_path", tiny_scorers["dino_path"], "--clip_path", tiny_scorers["clip_path"]]
+    given = ["--images", str(images), "--prompts_txt", "", "--output_dir", str(out), *scorers]
+    assert main(given) == 0
+    rows = {(int(row["prompt_index"]), int(row["sample_index"])): row for row in rows_of(out)}
+    assert all(abs(float(rows[0, sample]["div_clip"])) < 1e-6 for sample in range(4))
+    assert all(float(rows[1, sample]["div_dino"]) > 1e-4 for sample in range(4))
+    assert rows[1, 4]["div_dino"] == "" and "no whole image" in rows[1, 4]["notes"]
+    summary = json.loads((out / "summary.json").read_text())["metrics"]["div_dino"]
+    assert (summary["num_scored"], summary["num_missing"], summary["num_prompts"]) == (8, 1, 2)
+
+
+def test_a_batch_of_unreadable_images_reaches_no_scorer(tiny_scorers, tmp_path, caplog):
+    """With one image at a time the broken one is a batch of its own, which is empty once it is left out."""
+    images = tmp_path / "pictures"
+    images.mkdir()
+    for sample in range(2):
+        Image.new("RGB", (64, 64), (sample * 99, 0, 0)).save(images / f"00000_{sample:03d}.png")
+    (images / "00000_002.png").write_text("no image")
+    scorers = ["--dino_path", tiny_scorers["dino_path"], "--clip_path", tiny_scorers["clip_path"]]
+    given = ["--images", str(images), "--prompts_txt", "", "--output_dir", str(tmp_path / "out"), *scorers]
+    assert program("test_diversity").main([*given, "--batch_size", "1"]) == 0
+    assert "failed" not in caplog.text
+    assert [row["div_clip"] != "" for row in rows_of(tmp_path / "out")] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("test_quality", ["cat.png", "dog (2).jpg"]),
+        ("test_diversity", ["05000_000.png", "05000_001.png"]),
+    ],
+)
+def test_images_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_path, monkeypatch, name, files):
+    """The default --prompts_txt is of a model's images; one that is given is of these, and refuses what it lacks."""
+    monkeypatch.chdir(ROOT)
+    for file in files:
+        Image.new("RGB", (64, 64)).save(tmp_path / file)
+    (tmp_path / "maniqa.pth").write_bytes(b"PK\x03\x04")
+    scorers = {
+        "test_quality": ["--vq_path", "", "--maniqa_path", str(tmp_path / "maniqa.pth")],
+        "test_diversity": ["--dino_path", tiny_scorers["dino_path"], "--clip_path", ""],
+    }
+    root = program(name)
+    given = ["--images", str(tmp_path), "--output_dir", str(tmp_path / "out"), *scorers[name]]
+    job = root.check(root.parser().parse_args(given))
+    assert [image.path.name for image in job.found] == files and job.prompts == []
+    with pytest.raises(ValueError, match=r"--prompts_txt nowhere\.txt"):
+        root.check(root.parser().parse_args([*given, "--prompts_txt", "nowhere.txt"]))
+    with pytest.raises(ValueError, match="--images"):
+        root.check(root.parser().parse_args([*given, "--prompts_txt", "data/shapes_eval.txt"]))
+
+
+def test_programs_refuse_images_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
+    """They would be black, and scored as such. What was made before stays."""
+    state = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+    state["proj_out.bias"][0] = float("inf")
+    torch.save(state, tmp_path / "s.pt")
+    given = [*preference, "--model", str(tmp_path / "s.pt"), "--base_model", str(tiny_pipeline)]
+    assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "s.pt: its images are not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["pictures.json"]
+
+
+def test_programs_tell_in_one_line_that_memory_is_full(preference, tmp_path, monkeypatch, capsys):
+    """While images are made, and while a scorer loads."""
+
+    def full(*arguments, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
+
+    out = ["--output_dir", str(tmp_path / "out")]
+    for place, name, says in (
+        (Sampler, "images", "lower --gen_batch_size, --height or --width, or give --bf16"),
+        (program_run, "build_scorer", "give fewer scorers at a time"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            assert program("test_preference").main([*preference, *out]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"test_preference.py: stopped: out of memory; {says}") and "allocate 2 GiB" in line
+
+
+def test_a_rank_that_runs_out_of_memory_ends_the_others(preference, tmp_path, run_processes):
+    """Each of them says so by itself: none waits for the launcher to kill it."""
+    given = ["tests/processes/drivers/starved_rank.py", *preference, "--output_dir", str(tmp_path / "out")]
+    done = run_processes(given, check=False)
+    assert done.returncode == 1 and done.stderr.count("test_preference.py: stopped: out of memory; lower") == 2
+
+
+def test_programs_refuse_wrong_input(preference, tmp_path, capsys):
+    """One line that names the flag, exit status 2, before any model loads."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "odd" / "photo.png")
+    (tmp_path / "network.pt").write_text("no weights")
+    main = program("test_preference").main
+    for change, told in (
+        (["--images", str(tmp_path / "empty")], "--images"),
+        (["--images", str(tmp_path / "odd")], "--images"),
+        (["--model", str(tmp_path / "empty")], "--model"),
+        (["--model", str(tmp_path / "network.pt"), "--base_model", preference[1]], "network.pt"),
+        (["--prompts_txt", ""], "--prompts_txt"),
+        (["--clip_score_path", str(tmp_path / "empty")], "--clip_score_path"),
+        (["--batch_size", "0"], "--batch_size"),
+    ):
+        assert main([*preference, "--output_dir", str(tmp_path / "out"), *change]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert told in lines[-1] and lines[-1].startswith("test_preference.py: error: ")
+
+
+def test_a_release_network_is_scored(preference, tiny_pipeline, tmp_path):
+    """A bare .pt state dict samples as a 4-step student of its base model."""
+    torch.save(load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors"), tmp_path / "s.pt")
+    given = [*preference[:4], *preference[6:]]  # without --steps
+    given += ["--model", str(tmp_path / "s.pt"), "--base_model", str(tiny_pipeline)]
+    assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out" / "pictures" / "pictures.json").read_text())
+    assert len(manifest["sigmas"]) == 5 and manifest["guidance_scale"] == 1.0
+
+
+RED = (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "seen"),
+    [
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".png", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".tiff", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.dtype(">u2"))), ".tiff", (128, 128, 128)),
+        (Image.new("L", (4, 4), 128), ".png", (128, 128, 128)),
+        (Image.new("1", (4, 4), 1), ".png", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (100, 255)), ".png", (100, 100, 100)),
+        (Image.new("LA", (4, 4), (0, 0)), ".png", (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 51)), ".png", (255, 204, 204)),
+        (Image.new("RGB", (4, 4), RED).convert("P"), ".png", RED),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)).quantize(), ".png", (255, 255, 255)),
+        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), ".tiff", RED),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_a_image_is_read_as_a_person_would_see_it(tmp_path, image, suffix, seen):
+    """16 bits are scaled, not clipped; what is transparent lies on white; a palette and inks have their colours."""
+    image.save(tmp_path / f"0{suffix}")
+    found = open_image(tmp_path / f"0{suffix}")
+    assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
+
+
+def test_a_damaged_tiff_is_unreadable(tmp_path):
+    """Whatever the broken file makes Pillow raise: here a TypeError, for a tag of another type."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.tiff")
+    content = bytearray((tmp_path / "0.tiff").read_bytes())
+    content[72] = 2
+    (tmp_path / "0.tiff").write_bytes(content)
+    assert not is_whole(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=r"0\.tiff is no whole image"):
+        open_image(tmp_path / "0.tiff")
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_image_without_a_known_white_is_unreadable(tmp_path, mode):
+    Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=rf"0\.tiff is no whole image .*mode {mode}, whose white is not known"):
+        open_image(tmp_path / "0.tiff")
+
+
+def test_names_of_given_images(tmp_path):
+    for name in ("2.png", "10.jpg", "0.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    found = find_images(tmp_path, [str(i) for i in range(11)])
+    assert {(item.key, item.prompt) for item in found} == {((0, 0), "0"), ((2, 0), "2"), ((10, 0), "10")}
+    with pytest.raises(ValueError, match=r"10\.jpg is of prompt 10"):
+        find_images(tmp_path, ["a", "b", "c"])
+
+
+def test_summaries_count_prompts_once_and_missing_apart():
+    """A prompt's mean counts once; order does not matter; the interval is of the prompts' means."""
+    scores = [(0, 1.0), (0, 3.0), (1, 5.0), (1, None), (2, None)]
+    summary = summarise(scores)
+    assert (summary.mean, summary.num_prompts, summary.num_scored, summary.num_missing) == (3.5, 2, 3, 2)
+    assert summarise(scores[::-1]) == summary
+    assert 2.0 <= summary.low <= summary.mean <= summary.high <= 5.0
+    wide = summarise([(i, float(i)) for i in range(100)])
+    margin = 1.96 * 2.887  # standard error of the mean of 0..99
+    assert (wide.low, wide.high) == pytest.approx((49.5 - margin, 49.5 + margin), abs=0.7)
+    assert summarise([(0, None)]).mean is None and summarise([(0, 1.0)]).low is None
+
+
+def test_mean_rank_and_the_best_step():
+    """Two groups count the same however many scores they have; ties share; of equals the later one."""
+    rows = [{"a": 1.0, "b": 3.0, "c": 1.0}, {"a": 2.0, "b": 2.0, "c": 1.0}, {"a": 3.0, "b": None, "c": 0.0}]
+    assert mean_rank(rows, [["a"], ["b", "c"]]) == pytest.approx([(3 + 1.25) / 2, (2 + 1.75) / 2, (1 + 3) / 2])
+    sets = [ImageSet("x", [], 9, ("div_clip", "pickscore"))]
+    records = [
+        {"step": step, "eval/x_div_clip": d, "eval/x_preference_pickscore": p}
+        for step, d, p in ((0, 9.0, 9.0), (6, 0.3, 1.0), (12, 0.2, 2.0), (18, 0.1, 0.0))
+    ]
+    assert best_step(records, {6, 12, 18}, sets, "mean_rank") == 12
+    assert best_step(records, {6, 12, 18}, sets, "div_clip") == 6
+    assert best_step(records, set(), sets, "mean_rank") is None

@@ -1,0 +1,290 @@
+"""`dpdmd.train` end to end on a tiny random pipeline: output, counters, resume, export, non-finite losses."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from dpdmd import export, train
+from dpdmd.config import read_yaml
+from dpdmd.data.prompts import fingerprint, read_prompts
+from dpdmd.methods import updates
+from dpdmd.models.noise_schedule import FlowSchedule
+from dpdmd.models.sd35.family import SD35TextEncoder
+from dpdmd.models.sd35.layout import read_flow_schedule
+from dpdmd.run_folder import LATEST, RunFolder
+from dpdmd.sampling.load_model import load_sampler
+from dpdmd.training.batches import Batches
+from dpdmd.training.trainer import Trainer
+from dpdmd.utils.rng import normal_per_sample
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def flags(short_run: list[str]) -> list[str]:
+    return [*short_run, "--vis_every", "6"]
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_bytes(checkpoint: Path) -> dict[str, bytes]:
+    """Every weight file of a checkpoint."""
+    return {
+        str(path.relative_to(checkpoint)): path.read_bytes()
+        for path in checkpoint.rglob("*.safetensors")
+        if "text" not in str(path)
+    }
+
+
+def test_a_run_writes_all_it_promises(flags, tmp_path, tiny_pipeline):
+    """One run folder holds log, metrics, configuration, images, checkpoints and a whole student."""
+    run = tmp_path / "run"
+    assert (
+        train.main(
+            [*flags, "--run_dir", str(run), "--max_steps", "12", "--ckpt_every", "6", "--report_to", "tensorboard"]
+        )
+        == 0
+    )
+    lines = records(run)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["turn"] for line in lines] == (["fake"] * 5 + ["student"]) * 2
+    assert {"loss_fake", "grad_norm", "seconds", "samples_per_second", "memory_gb"} <= lines[0].keys()
+    assert {"loss_dmd", "loss_div", "loss_student"} <= lines[5].keys() and "loss_fake" not in lines[5]
+    assert lines[5]["loss_student"] == pytest.approx(lines[5]["loss_dmd"] + 0.05 * lines[5]["loss_div"], rel=1e-5)
+    assert read_yaml(run / "config.yaml").method.k_anchor == 2
+    assert "step 10 fake" in (run / "log" / "log.txt").read_text()
+    assert list((run / "log").rglob("events.out.tfevents.*"))
+    image = Image.open(run / "process_vis" / "latest.png")
+    assert image.width >= 2 * 64 and image.height >= 3 * 64
+    assert os.readlink(run / "ckpts" / "latest") == "step_000012"
+    middle, last = (run / "ckpts" / name / "student" for name in ("step_000006", "step_000012"))
+    assert (middle / "text_encoder").is_symlink() and (
+        middle / "text_encoder"
+    ).resolve() == tiny_pipeline / "text_encoder"
+    assert not any(path.is_symlink() for path in last.rglob("*"))
+
+
+def test_sixty_iterations_with_a_resume_in_the_middle(flags, tmp_path):
+    """5 fake updates a student update; the resumed run's weights, moments and records equal the uninterrupted run's."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    every = ["--ckpt_every", "31"]
+    assert train.main([*flags, *every, "--run_dir", str(whole), "--max_steps", "60"]) == 0
+    assert train.main([*flags, *every, "--run_dir", str(parts), "--max_steps", "33"]) == 0
+    # As after a kill: steps 32 and 33 are in the record, but the newest checkpoint is that of step 31.
+    os.unlink(parts / "ckpts" / "latest")
+    os.symlink("step_000031", parts / "ckpts" / "latest")
+    assert (
+        train.main([*flags, *every, "--run_dir", str(parts), "--max_steps", "60", "--resume_from_checkpoint", "latest"])
+        == 0
+    )
+    manifest = json.loads((parts / "ckpts" / "step_000060" / "manifest.json").read_text())
+    prompts = read_prompts(Path(flags[flags.index("--prompt_txt") + 1]))
+    progress = {"step": 60, "updates": {"student": 10, "fake": 50}, "global_batch_size": 2}
+    assert manifest["progress"] == progress | {"prompts": fingerprint(prompts)}
+    assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
+    kept = ("step", "turn", "loss_fake", "loss_student", "grad_norm")
+    assert [{k: r.get(k) for k in kept} for r in records(whole)] == [
+        {k: r.get(k) for k in kept} for r in records(parts)
+    ]
+
+
+def test_nothing_of_a_checkpoint_comes_from_global_random_state(flags, tmp_path):
+    """Another global seed, the same run: every draw is named."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    torch.manual_seed(1)
+    assert train.main([*flags, "--run_dir", str(first), "--max_steps", "6"]) == 0
+    torch.manual_seed(2)
+    torch.randn(100)
+    assert train.main([*flags, "--run_dir", str(second), "--max_steps", "6"]) == 0
+    assert state_bytes(first / "ckpts" / "step_000006") == state_bytes(second / "ckpts" / "step_000006")
+
+
+@pytest.mark.parametrize("method", ["dpdmd", "dmd"])
+def test_only_the_right_networks_move(flags, tmp_path, tiny_pipeline, method):
+    """Fake turns move the fake score alone, the student turn the student; the teacher's bytes never change."""
+    before = {path: path.read_bytes() for path in tiny_pipeline.rglob("*") if path.is_file()}
+    run = tmp_path / "run"
+    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--ckpt_every", "5", "--method", method]) == 0
+    teacher = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+
+    def moved(step: int, part: str) -> float:
+        network = load_file(run / "ckpts" / f"step_{step:06d}" / part)
+        return max((network[name] - teacher[name]).abs().max().item() for name in teacher)
+
+    student, fake = "student/transformer/diffusion_pytorch_model.safetensors", "state/fake.safetensors"
+    assert moved(5, student) == 0 and moved(5, fake) > 1e-4
+    assert moved(6, student) > 1e-4 and moved(6, fake) == moved(5, fake)
+    assert before == {path: path.read_bytes() for path in tiny_pipeline.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("sigmas", ["default", "trailing", "1.0,0.6"])
+def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
+    """diffusers loads the export and, called as its note says, samples what our own sampler samples."""
+    run = tmp_path / "run"
+    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--student_sigmas", sigmas]) == 0
+    student = run / "ckpts" / "latest" / "student"
+    pipe = StableDiffusion3Pipeline.from_pretrained(student)
+    pipe.set_progress_bar_config(disable=True)
+    note = json.loads((student / "dpdmd.json").read_text())
+    eps = normal_per_sample((8, 8, 8), 0, "picture", 0, [0])
+    call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": note["sigmas"][:-1]}
+    theirs = pipe(
+        "a red circle", latents=eps, guidance_scale=1.0, max_sequence_length=10, output_type="latent", **call
+    ).images
+    sampler, encoder = load_sampler(run, CPU)
+    ours = sampler.latents(encoder.encode(["a red circle"]), eps)
+    # The same arithmetic in fp32; diffusers rounds its sigmas in another order (1 unit in the last place).
+    assert (ours - theirs).abs().max() < 1e-4 and theirs.std() > 0.1
+
+
+def test_another_number_of_steps_is_taken_on_the_grid_of_that_name(flags, tmp_path):
+    """The exported scheduler's shift is 1 for the student's own two sigmas: not for eight, nor for another student."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    shift = read_flow_schedule(Path(flags[flags.index("--teacher_id") + 1])).shift
+    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "1", "--student_sigmas", "trailing"]) == 0
+    assert export.main(["--model", str(run), "--out", str(whole)]) == 0
+    for model in (run, whole):
+        sampler, _ = load_sampler(model, CPU, steps=8)
+        assert shift != 1 and torch.equal(sampler.settings.sigmas, FlowSchedule(shift).trailing_sigmas(8))
+    assert json.loads((whole / "scheduler" / "scheduler_config.json").read_text())["shift"] == 1
+    again = [*flags, "--teacher_id", str(whole), "--run_dir", str(tmp_path / "again"), "--max_steps", "1"]
+    assert train.main(again) == 0
+    grids = [load_sampler(tmp_path / "again", CPU)[0].settings.sigmas, FlowSchedule(shift).default_sigmas(2)]
+    assert torch.equal(*grids)
+    back = json.loads((tmp_path / "again/ckpts/latest/student/scheduler/scheduler_config.json").read_text())
+    assert back["shift"] == shift
+
+
+def test_the_readmes_snippet_works_as_printed(flags, tmp_path, monkeypatch):
+    """The snippet, run in the folder that its path is relative to."""
+    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert train.main([*flags, "--run_dir", str(tmp_path / "outputs/tiny/dpdmd"), "--max_steps", "1"]) == 0
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert Image.open(tmp_path / "red_circle.png").size == (64, 64)
+
+
+def test_a_nonfinite_loss_stops_before_the_optimizer(flags, tmp_path, monkeypatch, capsys):
+    """The message names the loss, and the last checkpoint is what it was."""
+    run = tmp_path / "run"
+    healthy = updates.student_loss
+
+    def poisoned(run_, batch):
+        result = healthy(run_, batch)
+        result.metrics["loss_dmd"] = result.metrics["loss_dmd"] * float("nan")
+        return result
+
+    monkeypatch.setattr(updates, "student_turn", poisoned)
+    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "12", "--ckpt_every", "5"]) == 1
+    assert "loss_dmd is nan" in capsys.readouterr().err
+    assert os.readlink(run / "ckpts" / "latest") == "step_000005"
+    assert len(records(run)) == 5
+
+
+def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
+    run = tmp_path / "run"
+    assert (
+        train.main(
+            [*flags, "--run_dir", str(run), "--max_steps", "6", "--ckpt_every", "2", "--checkpoints_total_limit", "2"]
+        )
+        == 0
+    )
+    assert sorted(p.name for p in (run / "ckpts").iterdir()) == ["latest", "step_000004", "step_000006"]
+
+
+def test_fake_turns_share_a_rollout(flags, tmp_path, monkeypatch):
+    """Two fake turns a roll-out: its prompts and samples are the first one's, score times and noise their own."""
+    seen, healthy = [], updates.fake_score_loss
+
+    def watched(run, batch):
+        result = healthy(run, batch)
+        seen.append((batch.step, batch.rollout_step, result.images["student"]))
+        return result
+
+    monkeypatch.setattr(updates, "fake_turn", watched)
+    reuse = ["--fake_rollout_reuse", "2", "--max_steps", "7"]
+    assert train.main([*flags, *reuse, "--run_dir", str(tmp_path / "run")]) == 0
+    assert [(step, source) for step, source, _ in seen] == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4), (6, 6)]
+    samples = [x for _, _, x in seen]
+    assert torch.equal(samples[0], samples[1]) and torch.equal(samples[2], samples[3])
+    assert not torch.allclose(samples[0], samples[2]) and not torch.allclose(samples[4], samples[5])
+    losses = [record["loss_fake"] for record in records(tmp_path / "run") if record["turn"] == "fake"]
+    assert len(set(losses)) == 6
+
+
+def test_a_resume_between_turns_that_share_a_rollout(flags, tmp_path):
+    """The roll-out is made again, with the same bytes."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = [*flags, "--fake_rollout_reuse", "5", "--anchor_steps", "1", "--ckpt_every", "3"]
+    assert train.main([*more, "--run_dir", str(whole), "--max_steps", "9"]) == 0
+    assert train.main([*more, "--run_dir", str(parts), "--max_steps", "3"]) == 0
+    resume = ["--resume_from_checkpoint", "latest"]
+    assert train.main([*more, *resume, "--run_dir", str(parts), "--max_steps", "9"]) == 0
+    assert state_bytes(whole / "ckpts" / "step_000009") == state_bytes(parts / "ckpts" / "step_000009")
+
+
+def test_a_head_start_of_the_fake_score_with_a_resume_in_the_middle(flags, tmp_path):
+    """Seven fake updates, then the usual cycles; resumed within the head start, the rest is the same to the byte."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = [*flags, "--fake_head_start", "7", "--fake_rollout_reuse", "2", "--ckpt_every", "5"]
+    assert train.main([*more, "--run_dir", str(whole), "--max_steps", "60"]) == 0
+    assert [line["turn"] for line in records(whole)] == ["fake"] * 7 + (["fake"] * 5 + ["student"]) * 8 + ["fake"] * 5
+    shutil.copytree(whole, parts, symlinks=True)
+    folder = RunFolder.of(parts)
+    for path in folder.checkpoints()[1:]:
+        shutil.rmtree(path)
+    folder.point(LATEST, folder.checkpoint(5))
+    resume = ["--resume_from_checkpoint", "latest"]
+    assert train.main([*more, *resume, "--run_dir", str(parts), "--max_steps", "60"]) == 0
+    for run in (whole, parts):
+        manifest = json.loads((run / "ckpts" / "step_000060" / "manifest.json").read_text())
+        assert manifest["progress"]["step"] == 60
+        assert manifest["progress"]["updates"] == {"student": 8, "fake": 52}
+    assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
+    assert (
+        Image.open(whole / "process_vis" / "latest.png").size == Image.open(parts / "process_vis" / "latest.png").size
+    )
+
+
+def test_images_are_shown_once_a_head_start_is_over(flags, tmp_path, monkeypatch):
+    """A multiple of `vis_every` within the head start is shown by the first student turn, which closes it."""
+    shown, healthy = [], Trainer._show_images
+    monkeypatch.setattr(Trainer, "_show_images", lambda self, taken: shown.append(taken.step) or healthy(self, taken))
+    more = ["--fake_head_start", "6", "--per_train_fake_num", "1", "--vis_every", "5", "--max_steps", "14"]
+    assert train.main([*flags, *more, "--run_dir", str(tmp_path / "run")]) == 0
+    assert shown == [7, 9]  # 5 lies in the head start, 10 in the cycle of steps 9 and 10
+
+
+def test_prompts_that_turns_share_are_encoded_once(flags, tmp_path, monkeypatch):
+    """Each roll-out's prompts go through the encoders once, and what is learnt has the same bytes as before."""
+    encoded, healthy = [], SD35TextEncoder.encode
+    monkeypatch.setattr(
+        SD35TextEncoder, "encode", lambda self, prompts: encoded.append(prompts) or healthy(self, prompts)
+    )
+    more = [*flags, "--vis_every", "0", "--fake_rollout_reuse", "2", "--max_steps", "7"]
+    once, anew = tmp_path / "once", tmp_path / "anew"
+    assert train.main([*more, "--run_dir", str(once)]) == 0
+    steps = [prompts for prompts in encoded if prompts != [""]]
+    assert len(steps) == 5  # roll-outs of steps 1, 3, 5, 6 and 7
+    encoded.clear()
+    of_step = Batches.of_step
+
+    def forgetful(self, step, encoder):
+        self._encoded = None
+        return of_step(self, step, encoder)
+
+    monkeypatch.setattr(Batches, "of_step", forgetful)
+    assert train.main([*more, "--run_dir", str(anew)]) == 0
+    assert len([prompts for prompts in encoded if prompts != [""]]) == 7
+    assert state_bytes(once / "ckpts" / "step_000007") == state_bytes(anew / "ckpts" / "step_000007")

@@ -1,0 +1,61 @@
+"""Run folders of made-up figures, for the tests of the report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from dpdmd.config import Config
+from dpdmd.evaluation import seed_grids
+from dpdmd.run_folder import RunFolder
+from dpdmd.sampling.image_folder import file_name
+
+PROMPTS = ['a "red" <circle> & co', "</script><script>alert(1)</script>", "ein grünes Dreieck, 猫", "d", "e"]
+METRICS = ("eval/set_div_clip", "eval/set_div_dino", "eval/set_preference_pickscore")
+
+
+def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0, images: bool = True, **config) -> Path:
+    """A run folder as the trainer leaves it, of made-up figures."""
+    folder = RunFolder.of(root)
+    folder.create()
+    settings = Config()
+    for name, value in {"max_steps": steps, **config}.items():
+        group = next(group for group in vars(settings).values() if hasattr(group, name))
+        setattr(group, name, value)
+    folder.config.write_text(yaml.safe_dump(settings.as_dict(), sort_keys=False), encoding="utf-8")
+    lines = []
+    colours, teachers_colours = (np.random.default_rng(n).integers(0, 255, (999, 3)) for n in (int(shift * 100), 99))
+    for step in range(steps + 1):
+        if step:
+            turn = "student" if step % 6 == 0 else "fake"
+            losses = {f"loss_{turn}": 1 / step + shift, "grad_norm": None if step == 3 else 2.0}
+            spent = {"seconds": 0.5, "samples_per_second": 16.0, "memory_gb": 1 + step / 100}
+            lines.append({"step": step, "turn": turn, **losses, **spent})
+        if every and step % every == 0:
+            scores = {}
+            for index, name in enumerate(METRICS):
+                mean = 0.12345 * (index + 1) + step / 100 + shift
+                scores |= {name: mean, f"{name}_low": mean - 0.05, f"{name}_high": mean + 0.05}
+            teachers = {f"{name}_teacher": 0.5 + index for index, name in enumerate(METRICS)}
+            lines.append({"step": step, "turn": "eval", **scores, **teachers, "seconds": 2.0})
+            for number in range(len(PROMPTS)) if images else ():
+                for n in range(4):
+                    for place, colour in (
+                        (folder.eval_images, colours[step * 30 + n]),
+                        (folder.eval_images / "teacher", teachers_colours[n]),
+                    ):
+                        path = place / "set" / file_name((number, n))
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        Image.new("RGB", (16, 16), tuple(map(int, colour))).save(path)
+            if images:
+                seed_grids.keep(folder, step, [("set", PROMPTS, 4)])
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = {
+        name: {"mean": 0.5 + i, "low": 0.4 + i, "high": 0.6 + i, "num_prompts": 3, "num_scored": 9, "num_missing": 0}
+        for i, name in enumerate(METRICS)
+    }
+    folder.teacher_scores.write_text(json.dumps({"settings": {}, "metrics": rows}))
+    folder.environment.write_text(json.dumps({"device": "Abacus <1>", "processes": 2, "versions": {"torch": "2.99"}}))
+    return root

@@ -1,0 +1,60 @@
+"""The benchmarks that no other test starts run from beginning to end, and say what they measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import gpu_sd35
+import pytest
+import train_step
+from step_report import EVALUATION, FLOOR, OURS, RELEASE, RELEASE_EVALUATION, SAVING
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_train_step_times_all_ways_in_turns(short_run, tiny_scorers, tmp_path, monkeypatch):
+    scorers = [part for name, path in tiny_scorers.items() for part in (f"--{name}", path)]
+    prompts = "data/shapes_train.txt"
+    scorers += [
+        "--div_prompts",
+        prompts,
+        "--pref_prompts",
+        prompts,
+        "--eval_prompts_limit",
+        "2",
+        "--num_div_seeds",
+        "2",
+    ]
+    flags = [*short_run, "--prompt_txt", prompts, *scorers, "--max_steps", "600"]
+    flags += ["--fake_rollout_reuse", "5", "--anchor_steps", "1"]
+    own = ["--cycles", "2", "--evaluations", "1", "--against", "--fake_rollout_reuse 1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *own, *flags])
+    monkeypatch.chdir(ROOT)
+    train_step.main()
+    (found,) = tmp_path.glob("*_train_step.json")
+    seconds = json.loads(found.read_text())["seconds"]
+    for name, count in ((FLOOR, 2), (OURS, 2), (RELEASE, 2), (EVALUATION, 1), (SAVING, 1), (RELEASE_EVALUATION, 1)):
+        assert len(seconds[name]) == count and min(seconds[name]) > 0
+    # A roll-out serves five fake turns, and the teacher takes one step of two: fewer calls than the release's way.
+    assert min(seconds[RELEASE]) > max(seconds[OURS])
+    (table,) = tmp_path.glob("*_train_step.md")
+    assert f"- the release's way to {OURS}: " in table.read_text()
+
+
+def test_gpu_sd35_measures_row_by_row(tmp_path, monkeypatch):
+    """In small, on whatever is here: eager rows; a row for which no time is left says so."""
+    started = gpu_sd35.measure
+
+    def then_out_of_time(trainer, cycles, flops, compiled):
+        found = started(trainer, cycles, flops, compiled)
+        monkeypatch.setattr(gpu_sd35.time, "monotonic", lambda: 1e9)
+        return found
+
+    monkeypatch.setattr(gpu_sd35, "measure", then_out_of_time)
+    monkeypatch.setattr(sys, "argv", ["gpu_sd35.py", "--tiny", "--batch_sizes", "1", "--out", str(tmp_path)])
+    gpu_sd35.main()
+    (found,) = tmp_path.glob("*_gpu_sd35_tiny.json")
+    first, *rest = json.loads(found.read_text())["runs"]
+    assert first["trained"] == "LoRA 64" and first["fake_seconds"] > 0 and first["cycle_flops"] > 1e9
+    assert first["cycle_seconds"] == pytest.approx(5 * first["fake_seconds"] + first["student_seconds"])
+    assert len(rest) == 5 and {run["failure"] for run in rest} == {"not run: out of time"}

@@ -1,0 +1,220 @@
+"""What ends a run early: signals, losses that are not finite, too little memory; and what must not end it."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker as Board
+from PIL import Image
+
+from dpdmd import train
+from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer
+from dpdmd.evaluation.scoring import NOT_FINITE, score_batch, summarise_scores
+from dpdmd.methods import registry
+from dpdmd.run_folder import RunFolder
+
+STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
+DRIVERS = Path(__file__).parent / "drivers"
+
+
+@pytest.fixture
+def flags(short_run: list[str], tmp_path: Path) -> list[str]:
+    return [*short_run, "--run_dir", str(tmp_path / "run"), "--ckpt_every", "100", "--vis_every", "0"]
+
+
+def on_turn(monkeypatch: pytest.MonkeyPatch, name: str, number: int, act) -> None:
+    """Replace the `number`-th call of a turn by `act(healthy turn, run, batch)`."""
+    healthy, calls = getattr(registry, name), []
+
+    def turn(run, batch):
+        calls.append(batch.step)
+        return act(healthy, run, batch) if len(calls) == number else healthy(run, batch)
+
+    monkeypatch.setattr(registry, name, turn)
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
+    flags, tmp_path, monkeypatch, capsys, number, status
+):
+    """The step is finished, the status is 128 + the signal's number, and the resumed run ends in the same bytes."""
+    whole, run, before = tmp_path / "whole", tmp_path / "run", signal.getsignal(number)
+    assert train.main([*flags, "--run_dir", str(whole), "--max_steps", "7"]) == 0
+    with monkeypatch.context() as patch:
+
+        def killed(healthy, run_, batch):
+            os.kill(os.getpid(), number)
+            return healthy(run_, batch)
+
+        on_turn(patch, "fake_turn", 3, killed)
+        assert train.main([*flags, "--max_steps", "7"]) == status
+    assert f"stopped: {number.name}: saved at step 3" in capsys.readouterr().err
+    assert os.readlink(run / "ckpts" / "latest") == "step_000003" and len(records(run)) == 3
+    assert signal.getsignal(number) == before
+    assert train.main([*flags, "--max_steps", "7", "--resume_from_checkpoint", "latest"]) == 0
+    ours, theirs = (folder / "ckpts" / "step_000007" / STUDENT for folder in (run, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_second_interrupt_does_not_wait(flags, monkeypatch):
+    def impatient(healthy, run, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return healthy(run, batch)
+
+    on_turn(monkeypatch, "fake_turn", 2, impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*flags, "--max_steps", "4"])
+
+
+def test_training_in_another_thread_leaves_signals_alone(flags):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train.main, [*flags, "--max_steps", "1"]).result() == 0
+
+
+def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
+    """Only rank 1 is told; both finish the step, and rank 0 saves."""
+    command = [str(DRIVERS / "signal_one_rank.py"), *flags, "--max_steps", "7"]
+    result = run_processes(command, check=False)
+    assert result.returncode != 0
+    assert result.stderr.count("dpdmd.train: stopped: SIGTERM: saved at step 3") == 2
+    assert "threads left" not in result.stderr
+    assert os.readlink(tmp_path / "run" / "ckpts" / "latest") == "step_000003"
+
+
+def poison(healthy, run, batch):
+    """A turn whose gradient is not finite."""
+    result = healthy(run, batch)
+    return registry.TurnResult(result.loss * float("nan"), result.metrics, result.images)
+
+
+def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, capsys):
+    """Step, turn, every rank's prompts and statistics of what the loss was made of."""
+    on_turn(monkeypatch, "student_turn", 1, poison)
+    assert train.main([*flags, "--max_steps", "7"]) == 1
+    assert "step 6, student turn: grad_norm is nan" in capsys.readouterr().err
+    told = json.loads((tmp_path / "run" / "diagnostics" / "nonfinite_step_000006.json").read_text())
+    assert told["step"] == 6 and told["turn"] == "student" and told["metrics"]["grad_norm"] == "nan"
+    (rank,) = told["ranks"]
+    assert len(rank["prompts"]) == 2
+    assert rank["latents"].keys() == {"student", "x0_real", "x0_fake"}
+    assert rank["latents"]["student"]["nonfinite_share"] == 0 and rank["latents"]["student"]["std"] > 0
+
+
+@pytest.mark.parametrize(("turn", "step"), [("fake_turn", 1), ("student_turn", 6)])
+def test_nonfinite_skip_goes_on_and_counts(flags, tmp_path, monkeypatch, turn, step):
+    """The skipped update changes no weight and no optimizer; the records say so, and are valid JSON."""
+    on_turn(monkeypatch, turn, 1, poison)
+    assert train.main([*flags, "--max_steps", "7", "--nonfinite", "skip"]) == 0
+    lines = records(tmp_path / "run")
+    assert [line["step"] for line in lines if line.get("skipped")] == [step]
+    assert lines[step - 1]["grad_norm"] is None and "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    manifest = json.loads((tmp_path / "run" / "ckpts" / "step_000007" / "manifest.json").read_text())
+    updates = sum(manifest["progress"]["updates"].values())
+    assert updates == 6
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20.00 GiB.\nmore"),
+    ],
+)
+def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys, error):
+    def starved(healthy, run, batch):
+        raise error
+
+    on_turn(monkeypatch, "fake_turn", 2, starved)
+    assert train.main([*flags, "--max_steps", "4"]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--batch_size" in line and "--gradient_checkpointing" in line and "20.00 GiB" in line
+    assert "by plan, most in: student turn" in line and "student, graphs 0.0 GB" in line
+    table = (tmp_path / "run" / "log" / "log.txt").read_text()
+    assert "device memory of a process" in table and "student, master weights" in table
+    assert len(records(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("owner, method", [(Accelerator, "init_trackers"), (Accelerator, "log"), (Board, "finish")])
+def test_a_tracker_that_fails_does_not_stop_training(flags, tmp_path, monkeypatch, owner, method):
+    def broken(*_, **__):
+        raise ConnectionError("the tracker's server is gone")
+
+    monkeypatch.setattr(owner, method, broken)
+    assert train.main([*flags, "--max_steps", "2", "--report_to", "tensorboard"]) == 0
+    log = (tmp_path / "run" / "log" / "log.txt").read_text()
+    assert log.count("the tracker failed") == 1 and "server is gone" in log and len(records(tmp_path / "run")) == 2
+
+
+class BrokenFeatures(FeatureScorer):
+    name = "div_broken"
+
+    def features(self, samples):
+        raise RuntimeError("no kernel for this device")
+
+
+class BrokenValues(ValueScorer):
+    name = "broken"
+
+    def score(self, samples):
+        raise ValueError("no answer")
+
+
+def test_a_scorer_that_fails_is_reported_and_missing(caplog):
+    samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
+    with caplog.at_level("WARNING", logger="dpdmd"):
+        rows = score_batch(samples, [BrokenFeatures(), BrokenValues()])
+    found = summarise_scores(rows, ["div_broken", "broken"])
+    assert found.summaries["div_broken"].num_missing == found.summaries["broken"].num_missing == 3
+    assert found.summaries["broken"].mean is None
+    assert "no kernel for this device" in found.rows[0].notes["div_broken"]
+
+
+class OverflowingFeatures(FeatureScorer):
+    name = "div_overflowing"
+
+    def features(self, samples):
+        return torch.tensor([[1.0, 0.0], [0.0, torch.nan], [0.0, 1.0]])
+
+
+class OverflowingValues(ValueScorer):
+    name = "overflowing"
+    also: ClassVar = {"half": 0.5}
+
+    def score(self, samples):
+        return [Score(1.0), Score(math.nan), Score(math.inf)]
+
+
+def test_a_score_that_is_not_finite_is_missing():
+    """One nan would make the mean nan; the others still count."""
+    samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
+    found = summarise_scores(
+        score_batch(samples, [OverflowingFeatures(), OverflowingValues()]), ["div_overflowing", "overflowing", "half"]
+    )
+    told = {name: (each.mean, each.num_missing) for name, each in found.summaries.items()}
+    assert told == {"div_overflowing": (1.0, 1), "overflowing": (1.0, 2), "half": (0.5, 2)}
+    assert found.rows[1].notes == {"div_overflowing": NOT_FINITE, "overflowing": NOT_FINITE}
+
+
+def test_sigkill_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(short_run, tmp_path):
+    """Two kills of a real process, then the bytes of a run that nobody touched; benchmarks/chaos.py makes twenty."""
+    command = [sys.executable, "benchmarks/chaos.py", "--kills", "2", "--steps", "40", "--work", str(tmp_path)]
+    flags = ["--flags", " ".join(short_run), "--out", str(tmp_path / "result")]
+    root = Path(__file__).parents[2]
+    done = subprocess.run([*command, *flags], cwd=root, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "equal to the last byte" in done.stdout
+    assert RunFolder.of(tmp_path / "killed").latest().name == "step_000040"

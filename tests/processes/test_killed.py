@@ -1,0 +1,230 @@
+"""What a process that was killed between two of its writes leaves, and how the next one makes it whole."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import LAUNCHER, cpu_environment, free_port
+
+from dpdmd import export, generate, train
+from dpdmd.config import read_yaml
+from dpdmd.evaluation import in_loop
+from dpdmd.run_folder import BEST, RunFolder
+from dpdmd.training import checkpoint
+from dpdmd.training.trainer import Trainer
+from dpdmd.utils.manifest import MANIFEST, read_manifest, write_manifest
+
+ROOT = Path(__file__).parents[2]
+DRIVER = str(ROOT / "tests" / "processes" / "drivers" / "killed_rank.py")
+
+
+class Killed(BaseException):
+    """Nothing in the package catches it."""
+
+
+@pytest.fixture
+def flags(short_run: list[str], tmp_path: Path) -> list[str]:
+    return [*short_run, "--run_dir", str(tmp_path / "run"), "--ckpt_every", "2", "--vis_every", "0"]
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> RunFolder:
+    return RunFolder.of(Path(shutil.copytree(finished, tmp_path / "run", symlinks=True)))
+
+
+def steps(run: RunFolder) -> list[int]:
+    return [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()]
+
+
+def test_best_is_moved_by_the_next_process(flags, tiny_scorers, tmp_path, monkeypatch):
+    """Killed between an evaluation's record and the link: the evaluation is not made again, and with a limit the next
+    checkpoint would push the best one out."""
+    flags = [*flags, "--max_steps", "6", "--dino_path", tiny_scorers["dino_path"], "--checkpoints_total_limit", "1"]
+    run, point = RunFolder.of(tmp_path / "run"), RunFolder.point
+    monkeypatch.setattr(in_loop, "best_step", lambda records, available, *_: 2 if 2 in available else None)
+
+    def killed(self, name, target):
+        if name == BEST:
+            raise Killed
+        point(self, name, target)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(RunFolder, "point", killed)
+        train.main(flags)
+    assert run.best() is None and steps(run)[-1] == 2
+    assert train.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert run.best() == run.checkpoint(2) and run.checkpoints() == [run.checkpoint(2), run.checkpoint(6)]
+    assert sorted(path.name for path in run.ckpts.iterdir()) == ["best", "latest", "step_000002", "step_000006"]
+
+
+def test_a_checkpoint_that_latest_was_not_moved_to_is_found(run):
+    """And one that was left by a run which went back to an earlier one since is not."""
+    config = read_yaml(run.config)
+    run.point("latest", run.checkpoint(4))
+    assert checkpoint.find(run, "latest", config).path == run.checkpoint(6)
+    os.utime(run.checkpoint(6) / MANIFEST, (0, 0))
+    assert checkpoint.find(run, "latest", config).path == run.checkpoint(4)
+    (run.checkpoint(4) / MANIFEST).unlink()
+    assert checkpoint.find(run, "latest", config).path == run.checkpoint(2)
+
+
+def test_a_run_that_went_back_and_was_killed_goes_on_from_there(flags, run, monkeypatch):
+    """Else `latest` would be ahead of what is recorded, and the steps between on no record."""
+
+    def killed(self, step):
+        raise Killed
+
+    back = [*flags, "--max_steps", "6", "--resume_from_checkpoint", str(run.checkpoint(2))]
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Trainer, "start_step", killed)
+        train.main(back)
+    assert run.latest() == run.checkpoint(2)
+    assert train.main([*back[:-1], "latest"]) == 0
+    assert steps(run) == [1, 2, 3, 4, 5, 6] and run.latest() == run.checkpoint(6)
+
+
+def test_a_checkpoint_is_not_gone_while_its_successor_takes_its_place(flags, run, monkeypatch):
+    """The old one is deleted last: a large one takes a while."""
+    seen, healthy = [], shutil.rmtree
+
+    def watched(path, **options):
+        if Path(path).name == ".step_000004.old.tmp":
+            seen.append((run.checkpoint(4) / MANIFEST).is_file() and run.latest() == run.checkpoint(4))
+        healthy(path, **options)
+
+    monkeypatch.setattr("dpdmd.training.checkpoint.shutil.rmtree", watched)
+    back = ["--max_steps", "4", "--resume_from_checkpoint", str(run.checkpoint(2))]
+    assert train.main([*flags, *back]) == 0
+    assert seen == [True]
+
+
+def test_leftovers_go_when_the_run_goes_on(flags, run):
+    """Also where nothing is left to train, and what had not been thinned out."""
+    (run.ckpts / ".step_000002.old.tmp" / "state").mkdir(parents=True)
+    (run.ckpts / ".latest.tmp").symlink_to("step_000002")
+    (run.ckpts / "best").symlink_to("step_000001")
+    (run.seed_grids / ".step_000002.tmp").mkdir(parents=True)
+    for half in (
+        *(run.root / ".metrics.jsonl.tmp", run.root / ".report.html.tmp"),
+        *(run.eval_images / "pick" / ".00000_000.png.123.tmp", run.process_vis / ".latest.png.123.tmp"),
+    ):
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text("half")
+    resumed = ["--max_steps", "6", "--resume_from_checkpoint", "latest", "--checkpoints_total_limit", "1"]
+    assert train.main([*flags, *resumed]) == 0
+    assert list(run.root.rglob(".*.tmp")) == []
+    assert sorted(path.name for path in run.ckpts.iterdir()) == ["latest", "step_000006"]
+
+
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.yaml.tmp"], [".lock", "config.yaml"]])
+def test_a_run_that_was_killed_before_it_began_leaves_its_folder_unused(flags, tmp_path, left):
+    """The same command works again."""
+    run = RunFolder.of(tmp_path / "run")
+    run.create()
+    for name in left:
+        (run.root / name).write_text("")
+    assert not run.is_used()
+    assert train.main([*flags, "--max_steps", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [{"step": "6"}, {"step": -6}, {"updates": {"student": 7, "fake": 5}}, {"updates": {"student": 1.0, "fake": 5}}],
+)
+def test_counts_that_cannot_be_are_passed_over(run, progress):
+    """In one line, for the checkpoint before it; also where the manifest's checksum is right."""
+    manifest = read_manifest(run.checkpoint(6))
+    manifest["progress"].update(progress)
+    write_manifest(run.checkpoint(6), manifest)
+    found = checkpoint.find(run, "latest", read_yaml(run.config))
+    assert found.path == run.checkpoint(4)
+    (told,) = found.passed_over
+    assert f"{run.checkpoint(6)} is not whole (manifest.json" in told and told.endswith("passed over")
+
+
+def test_a_moved_teacher_is_named(short_run, tiny_pipeline, tmp_path, capsys):
+    """By the link in a checkpoint on the way that leads to it, and when the run goes on."""
+    teacher, moved = tmp_path / "teacher", tmp_path / "moved"
+    shutil.copytree(tiny_pipeline, teacher)
+    run = RunFolder.of(tmp_path / "run")
+    flags = [*short_run, "--run_dir", str(run.root), "--ckpt_every", "1", "--vis_every", "0", "--max_steps", "2"]
+    assert train.main([*flags, "--teacher_id", str(teacher)]) == 0
+    teacher.rename(moved)
+    for main, arguments, part in (
+        (export.main, ["--model", str(run.checkpoint(1)), "--out", str(tmp_path / "out")], "text_encoder"),
+        (generate.main, ["--model", str(run.checkpoint(1)), "--out", str(tmp_path / "out"), "--prompt", "a"], "text_"),
+        (train.main, [*flags, "--teacher_id", str(moved), "--resume_from_checkpoint", "latest"], ""),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert str(teacher / part) in line and "moved? Put it back, or a link to it" in line and "http" not in line
+    assert export.main(["--model", str(run.root), "--out", str(tmp_path / "out")]) == 0  # the last export is whole
+
+
+def test_leftovers_of_the_images_go(tiny_pipeline, tmp_path):
+    """Those of `dpdmd.generate`, also in GenEval's layout, which is not refused for a note that was half-written."""
+    entries = tmp_path / "entries.jsonl"
+    entries.write_text(json.dumps({"tag": "single_object", "prompt": "a red circle"}) + "\n")
+    made = ["--model", str(tiny_pipeline), "--num_images", "1", "--steps", "1"]
+    plain, laid_out = tmp_path / "plain", tmp_path / "laid_out"
+    for half in (plain / ".00000_000.png.123.tmp", laid_out / ".pictures.json.tmp"):
+        half.parent.mkdir()
+        half.write_text("half")
+    assert generate.main([*made, "--prompt", "a red circle", "--out", str(plain)]) == 0
+    assert generate.main([*made, "--geneval", str(entries), "--out", str(laid_out)]) == 0
+    (laid_out / "00000" / "samples" / ".0000.png.123.tmp").write_text("half")
+    assert generate.main([*made, "--geneval", str(entries), "--out", str(laid_out)]) == 0
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_others_end_when_a_rank_is_killed(flags, tmp_path, run_processes, monkeypatch, rank):
+    """With a line each; and a checkpoint that rank 0 had begun is written whole, where it is not rank 0."""
+    monkeypatch.setenv("KILLED", rank)
+    result = run_processes([DRIVER, "train", *flags, "--max_steps", "60"], check=False)
+    run = RunFolder.of(tmp_path / "run")
+    assert result.returncode != 0
+    assert result.stderr.count("dpdmd.train: stopped: another process of this run is gone (") == 1
+    assert result.stderr.count("Traceback") <= 1  # the launcher's
+    if rank == "1":
+        assert checkpoint.find(run, "latest", read_yaml(run.config)).path == run.checkpoint(2)
+
+
+def test_the_ranks_of_a_killed_launcher_save_and_end(flags, tmp_path):
+    """They are told by the system: else they would train on, and the resumed run be refused."""
+    run = RunFolder.of(tmp_path / "run")
+    launch = [sys.executable, "-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", "2", "-m"]
+    command = [*launch, "dpdmd.train", *flags, "--max_steps", "2000", "--ckpt_every", "1000"]
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(command, cwd=ROOT, env=cpu_environment(), stdout=log, stderr=log)
+        until = time.monotonic() + 300
+        while not (run.metrics.is_file() and steps(run)) and launcher.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        os.kill(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+    told = "dpdmd.train: stopped: SIGTERM: saved at step"
+    while (lines := (tmp_path / "log").read_text()).count(told) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert lines.count(told) == 2 and "Traceback" not in lines
+    assert 0 < checkpoint.step_of(run.latest()) < 1000
+
+
+def test_a_root_program_ends_when_a_rank_is_killed(tiny_pipeline, tiny_scorers, tmp_path, run_processes, monkeypatch):
+    monkeypatch.setenv("KILLED", "1")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na small cross\n")
+    paths = ["--model", str(tiny_pipeline), "--prompts_txt", str(prompts), "--output_dir", str(tmp_path / "out")]
+    scorers = ["--pick_model_path", "", "--ir_model_path", "", "--clip_score_path", tiny_scorers["clip_score_path"]]
+    result = run_processes(
+        [DRIVER, "test_preference.py", *paths, *scorers, "--steps", "2", "--gen_batch_size", "1"], check=False
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("test_preference.py: stopped: another process of this call is gone (") == 1
+    assert result.stderr.count("Traceback") <= 1

@@ -1,0 +1,74 @@
+"""The scripts' --help: what each does, with status 0, on a machine that has neither weights nor packages."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("check.sh", "What must pass before a commit"),
+        ("download_prompts.sh", "Download the paper's prompt sets"),
+        ("download_weights.sh", "usage: bash scripts/download_weights.sh [NAME ...]"),
+        ("run_tests.sh", "Runs the tests"),
+        ("run_train_sd35.sh", "Distils SD3.5-Medium with the paper's settings"),
+        ("run_train_tiny.sh", "Distils the small world's 30-step teacher"),
+        ("run_train_sdxl.sh", "Distils SDXL (base 1.0) with the paper's settings"),
+        ("slurm_train_sd35.sh", "SD3.5-Medium on two SLURM nodes of 8 GPUs"),
+    ],
+)
+def test_help_needs_nothing(tmp_path, script, says, flag):
+    for package in ("pyarrow", "huggingface_hub"):  # as if they were not installed
+        (tmp_path / f"{package}.py").write_text(f"raise ImportError('no {package}', name='{package}')\n")
+    environment = {"PATH": os.defpath, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), flag],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and says in done.stdout
+    assert "SBATCH" not in done.stdout and "set -" not in done.stdout
+
+
+def test_a_missing_package_is_told_where_it_is_needed(tmp_path):
+    (tmp_path / "pyarrow.py").write_text("raise ImportError('no pyarrow', name='pyarrow')\n")
+    environment = {"PATH": os.defpath, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
+    command = ["bash", str(ROOT / "scripts" / "download_prompts.sh"), "--out", str(tmp_path), "coco"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("download_prompts: no pyarrow; ")
+    wrong = subprocess.run(
+        [*command, "cocoa"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert wrong.returncode == 2 and "unknown set 'cocoa': choose of" in wrong.stderr
+
+
+def test_every_default_weight_can_be_fetched_and_is_listed():
+    """What the root programs read without a flag is in download_weights.sh and in the README's table."""
+    fetched, listed = ((ROOT / name).read_text() for name in ("scripts/download_weights.sh", "README.md"))
+    for program in sorted(ROOT.glob("test_*.py")):
+        for value in runpy.run_path(str(program))["PROGRAM"].defaults.values():
+            if isinstance(value, str) and value.startswith("weights/"):
+                name = (
+                    value.split("/")[1] if value.startswith("weights/ImageReward/") else value.removeprefix("weights/")
+                )
+                assert name in fetched and f"`weights/{name}`" in listed
+
+
+def test_what_the_small_worlds_run_measures_is_checked_before_it_trains(tmp_path):
+    environment = os.environ | {"MEASURED_PROMPTS": "no/such.txt"}
+    command = ["bash", str(ROOT / "scripts" / "run_train_tiny.sh"), "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (2, "run_train_tiny.sh: MEASURED_PROMPTS=no/such.txt: no such file\n")
+    assert not (tmp_path / "run").exists()

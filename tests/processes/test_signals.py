@@ -1,0 +1,129 @@
+"""Signals that end a program at once: one line, status 128 + the signal's number, nothing half-written left."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpdmd.utils.atomic_files import clear_leftovers, replacing, write_text
+from dpdmd.utils.image_grid import Image, save_image
+from dpdmd.utils.signals import SIGNALS, delete_on_failure
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = (
+    *("train", "doctor", "generate", "export", "compare", "report"),
+    *("shapes.measure", "shapes.measure_scorers", "shapes.build"),
+)
+COMMANDS = {name: ["-m", f"dpdmd.{name}"] for name in PROGRAMS} | {
+    name: [name] for name in ("test_preference.py", "test_quality.py", "test_diversity.py")
+}
+
+
+def answers(process: subprocess.Popen, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal that Python leaves alone."""
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's handlers are not told here")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_interrupt_while_a_program_is_imported_is_one_line(name):
+    """As soon as it can answer: before that, Python itself is what starts."""
+    command = [sys.executable, *COMMANDS[name]]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not answers(process, SIGNALS[-1]) and time.monotonic() < until:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    program = name if name.endswith(".py") else f"dpdmd.{name}"
+    assert err == f"{program}: stopped: SIGINT; what was written before is whole\n"
+    assert process.returncode == 130
+
+
+WRITING = """
+import os, signal, sys
+from dpdmd import interruption
+interruption.answer("program")
+import tqdm
+from pathlib import Path
+from dpdmd.interruption import SIGNALS, unfinished
+from dpdmd.whole_files import replacing
+folder = Path(sys.argv[1])
+with unfinished(folder / ".model.tmp") as model, replacing(folder / "picture.png") as image:
+    model.mkdir()
+    (model / "weights").write_text("half")
+    picture.write(b"half")
+    for _ in tqdm.tqdm(range(2)):
+        os.kill(os.getpid(), int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_what_is_half_written_goes_with_the_program(tmp_path, number):
+    """And its line is a line of its own, below the bar."""
+    command = [sys.executable, "-c", WRITING, str(tmp_path), str(int(number))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 128 + number
+    assert done.stderr.split("\n")[-2:] == [f"program: stopped: {number.name}; what was written before is whole", ""]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_interrupt_of_a_training_is_one_line(short_run, tmp_path):
+    """It does not wait for the step; what was saved before is there."""
+    run = ["--run_dir", str(tmp_path / "run"), "--max_steps", "6", "--ckpt_every", "1", "--vis_every", "0"]
+    command = [sys.executable, str(ROOT / "tests" / "processes" / "drivers" / "impatient.py"), *short_run, *run]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "dpdmd.train: stopped: SIGINT; what was written before is whole"
+    assert (tmp_path / "run" / "ckpts" / "step_000001" / "manifest.json").is_file()
+
+
+def test_a_program_that_is_done_is_not_ended_any_more(tmp_path):
+    """Python gives signals back to the system while it tidies up, and would end without a word."""
+    script = (
+        "import os, signal, sys\nfrom dpdmd import interruption\ninterruption.answer('program')\n"
+        "class Tidied:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "kept = Tidied()\nsys.exit(interruption.done(3))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 3 and done.stderr == b""
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"before")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "picture.png") as file:
+        file.write(b"half")
+        raise RuntimeError
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "notes.txt", "\ud800")
+    with pytest.raises(RuntimeError), delete_on_failure(tmp_path / "folder") as folder:
+        folder.mkdir()
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+    assert (tmp_path / "picture.png").read_bytes() == b"before"
+
+
+def test_leftovers_of_killed_processes_go_and_what_is_being_written_stays(tmp_path):
+    """Told apart by the lock, which the system takes from a process that is killed."""
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom dpdmd.utils.atomic_files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as file:\n    print('writing', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "picture.png")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        somebodys = tmp_path / ".notes.tmp"
+        somebodys.write_text("")
+        clear_leftovers([tmp_path, tmp_path / "missing"])
+        assert len(list(tmp_path.iterdir())) == 2
+        os.kill(writer.pid, signal.SIGKILL)
+    clear_leftovers([tmp_path])
+    assert list(tmp_path.iterdir()) == [somebodys]
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "picture.png")
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,66 @@
+"""scripts/slurm_train_sd35.sh with a cluster of shell functions: what it launches, and when it queues itself again."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SRUN = """#!/usr/bin/env bash
+echo "$@" >> "$CALLS/srun"
+mkdir -p "$RUN/log"
+echo "2026-01-01 00:00:00 INFO $LAST_LINE" > "$RUN/log/log.txt"
+exit "$STATUS"
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" >> "$CALLS/scontrol"; fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "last_line", "again"),
+    [
+        (0, "saved ckpts/step_006000", False),
+        (1, "stopped: SIGUSR1: saved at step 300; --resume_from_checkpoint latest goes on", True),
+        (1, "step 12 fake loss_fake=nan", False),
+        (2, "", False),
+    ],
+)
+def test_only_what_a_signal_stopped_is_queued_again(tmp_path, status, last_line, again):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "calls").mkdir()
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "RUN": str(tmp_path / "run"),
+        "STATUS": str(status),
+        "LAST_LINE": last_line,
+        "SLURM_JOB_ID": "41",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+    done = subprocess.run(
+        ["bash", "scripts/slurm_train_sd35.sh", "--max_steps", "9"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "--max_steps 9" in (tmp_path / "calls" / "srun").read_text()
+    requeued = (tmp_path / "calls" / "scontrol").exists()
+    assert requeued == again and done.returncode == (0 if again else status)
+    if again:
+        assert (tmp_path / "calls" / "scontrol").read_text() == "requeue 41\n"
+
+
+def test_outside_a_job_it_says_how_to_start_one():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    command = ["bash", str(ROOT / "scripts" / "slurm_train_sd35.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("this is a job: sbatch scripts/slurm_")

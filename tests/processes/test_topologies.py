@@ -1,0 +1,47 @@
+"""Processes, accumulation, sharding and resuming across them change a trajectory only by the order of fp32 sums."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# fp32 keeps 7 digits. Six clipped updates of 1e-3: AdamW divides by |g| at first, so a gradient near 0 whose sign
+# hangs on the last digit moves its weight by up to 2e-3 a step; a wrong average or norm moves all of them.
+TOLERANCES = {"loss": 1e-4, "grad_norm": 1e-4, "score": 1e-3, "weight_mean": 1e-6, "weight_max": 5e-3}
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """The committed benchmark, run anew."""
+    out = tmp_path_factory.mktemp("topologies")
+    done = subprocess.run(
+        [sys.executable, "benchmarks/topologies.py", "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(out.glob("*_topologies.json")).read_text())
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "topology",
+    [
+        "1 process x 2, accumulation 2",
+        "2 processes x 2, DDP",
+        "2 processes x 2, FSDP2, teacher sharded",
+        "2 processes (DDP), then 1",
+        "1 process, then 2 (FSDP2)",
+        "2 processes (FSDP2), then 2 (DDP)",
+    ],
+)
+def test_every_topology_takes_one_trajectory(differences, topology):
+    """Losses, clipped gradient norms, scores in the loop, and the weights of both networks after six steps."""
+    assert differences[topology].keys() == TOLERANCES.keys()
+    assert {name: value for name, value in differences[topology].items() if value > TOLERANCES[name]} == {}

@@ -1,0 +1,150 @@
+"""Configuration: defaults, flags, YAML, and the flags that users of the method know."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from dpdmd import config
+from dpdmd.config import options
+from dpdmd.run_folder import RunFolder
+from dpdmd.utils import strict_yaml
+
+ROOT = Path(__file__).parents[3]
+SEED_FLAGS = (
+    "teacher_id",
+    "student_id",
+    "fake_id",
+    "prompt_txt",
+    "height",
+    "width",
+    "teacher_infer_steps",
+    "stu_inference_steps",
+    "per_train_fake_num",
+    "k_anchor",
+    "batch_size",
+    "grad_accum",
+    "lr_student",
+    "lr_fake",
+    "div_weight",
+    "weight_decay",
+    "max_epoch",
+    "log_every",
+    "ckpt_every",
+    "teacher_guidance_scale",
+    "bf16",
+    "seed",
+    "pick_processor_path",
+    "pick_model_path",
+    "ir_model_path",
+    "ir_med_config",
+    "dino_path",
+    "clip_path",
+    "log_path",
+    "ckpt_dir",
+    "eval_dir",
+    "process_folder_name",
+    "diversity_folder_name",
+)
+
+
+def test_defaults_are_the_papers():
+    c = config.parse([])
+    m, o, d = c.method, c.optim, c.data
+    assert (m.method, m.teacher_infer_steps, m.stu_inference_steps, m.per_train_fake_num) == ("dpdmd", 30, 4, 5)
+    assert (m.k_anchor, m.div_weight, m.teacher_guidance_scale, m.dmd_normalizer) == (5, 0.05, 3.5, "z_t")
+    assert (o.lr_student, o.lr_fake, o.weight_decay, o.max_grad_norm, o.batch_size) == (1e-5, 1e-5, 0.0, 1.0, 4)
+    assert (d.height, d.width) == (1024, 1024) and options.DEFAULT_MAX_STEPS == 6000
+    assert c.model.student_id == c.model.fake_id == c.model.teacher_id
+
+
+@pytest.mark.parametrize("name", SEED_FLAGS)
+def test_every_flag_of_the_release_is_known(name):
+    value = [] if name == "bf16" else ["4"]
+    parsed = config.build_parser().parse_args([f"--{name}", *value])
+    assert float(getattr(parsed, name)) == (1 if name == "bf16" else 4)
+
+
+def test_help_names_every_flag_and_every_source():
+    text = re.sub(r"\s+", " ", config.build_parser().format_help())
+    for group in vars(config.Config()).values():
+        assert type(group).__doc__.splitlines()[0] in text
+        for item in fields(group):
+            assert re.search(f"--{item.name}[ ,]", text)
+            assert item.metadata["source"] in text
+    assert "--no-no_t5" not in text and text.startswith("usage: dpdmd.train [--config FILE ...]")
+
+
+def test_a_flag_that_says_no_can_be_taken_back():
+    assert config.parse(["--no_t5"]).model.no_t5
+    assert not config.parse(["--no_t5", "--no-no_t5"]).model.no_t5
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("method:\n  k_anchor: 7\n  div_weight: 1e-1\nseed: 9\nbf16: true\n")
+    c = config.parse(["--config", str(path), "--k_anchor", "3", "--no-bf16"])
+    assert (c.method.k_anchor, c.method.div_weight, c.run.seed, c.optim.bf16) == (3, 0.1, 9, False)
+
+
+def test_of_several_files_the_later_wins_and_lists_and_empty_groups_are_understood(tmp_path):
+    texts = ["k_anchor: 7\nseed: 9\ndata:\nmethod: {}", "method:\n  k_anchor: 4\nstudent_sigmas: [1.0, 0.9, 0.75, 0.5]"]
+    paths = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    c = config.parse([part for path in paths for part in ("--config", str(path))])
+    assert (c.method.k_anchor, c.run.seed, c.method.student_sigmas) == (4, 9, "1.0,0.9,0.75,0.5")
+
+
+def test_a_file_nested_too_deeply_and_one_with_a_merge_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("[" * 3000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        config.read_yaml(path)
+    path.write_text("method: &m {k_anchor: 4, div_weight: 1}\n")
+    assert config.read_yaml(path).method.k_anchor == 4
+    path.write_text("a: &m {x: 1}\nb: {<<: *m, x: 2}")
+    assert strict_yaml.read(path, "") == {"a": {"x": 1}, "b": {"x": 2}}
+
+
+def test_the_written_file_gives_the_same_configuration_back(tmp_path):
+    c = config.parse(["--lr_student", "3e-7", "--run_dir", "a: b #c", "--student_sigmas", "1.0,0.9,0.75,0.5", "--bf16"])
+    config.write_yaml(c, tmp_path / "c.yaml")
+    assert config.read_yaml(tmp_path / "c.yaml") == c
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path):
+    config.validate(config.read_yaml(path))
+
+
+def test_release_preset_differs_from_ours_only_in_choices():
+    """Ours draws a score time a sample; the rest of the preset is what the paper and the release agree on."""
+    preset, ours = config.read_yaml(ROOT / "scripts/configs/release.yaml"), config.Config()
+    assert preset.method.dmd_t == "per_batch" != ours.method.dmd_t
+    preset.method.dmd_t = ours.method.dmd_t
+    assert preset.method == ours.method
+
+
+def test_what_may_change_on_resume():
+    ours = config.parse(["--max_steps", "10", "--k_anchor", "5"])
+    assert ours.differences(config.parse(["--max_steps", "20", "--run_dir", "x", "--prompt_txt", "y.txt"])) == []
+    assert ours.differences(config.parse(["--k_anchor", "6"])) == ["k_anchor: 5 here, 6 there"]
+
+
+def test_run_folder_derives_all_paths():
+    folder = RunFolder.from_config(options.RunConfig(run_dir="r"))
+    assert [folder.log, folder.ckpts, folder.eval_images, folder.process_vis, folder.div_vis] == [
+        Path("r/log"), Path("r/ckpts"), Path("r/eval_images"), Path("r/process_vis"), Path("r/div_vis"),
+    ]  # fmt: skip
+    assert not folder.scattered()
+
+
+def test_release_style_paths_share_a_root_and_strays_are_told():
+    given = {"log_path": "o/x/log", "ckpt_dir": "o/x/ckpts", "eval_dir": "o/x/eval_images"}
+    folder = RunFolder.from_config(
+        options.RunConfig(**given, process_folder_name="o/x/p", diversity_folder_name="o/y/d")
+    )
+    assert folder.root == Path("o/x") and folder.metrics == Path("o/x/metrics.jsonl")
+    assert folder.scattered() == [Path("o/y/d")]

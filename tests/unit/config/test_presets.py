@@ -1,0 +1,88 @@
+"""`--preset`: each fits the device it is called after, and yields to the file and to the flags."""
+
+import re
+from pathlib import Path
+
+import pytest
+from sd35_medium import save_hollow
+
+from dpdmd import config
+from dpdmd.config.presets import FAMILIES, PRESETS
+from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
+from dpdmd.training.memory_estimate import estimate_memory
+from dpdmd.training.memory_items import IMAGES, Topology
+
+ROOT = Path(__file__).parents[3]
+# PickScore 3.95, ImageReward 1.8, CLIP 1.7, DINOv2 0.35 GB in fp32, rounded up.
+ALL_SCORERS, WITHOUT_PICKSCORE = 8_000_000_000, 4_050_000_000
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "sd35"
+    save_hollow(folder)
+    return folder
+
+
+def evaluation(folder: Path, num_bytes: int) -> EvalSetup:
+    """Scorers of so many bytes, as one file that holds nothing."""
+    weights = folder / "weights.pt"
+    with weights.open("wb") as file:
+        file.truncate(num_bytes)
+    return EvalSetup([ImageSet("set", ["a"], 9, ("imagereward",))], {"imagereward": {"ir_model_path": weights}}, "")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fits_its_device_beside_the_scorers(medium, tmp_path, name):
+    """With a twentieth of the device left to workspaces and fragments."""
+    preset = PRESETS[name]
+    scored = evaluation(tmp_path, WITHOUT_PICKSCORE if name == "16gb" else ALL_SCORERS)
+    chosen = config.parse(["--teacher_id", str(medium), "--preset", name])
+    planned = estimate_memory(chosen, scored, Topology(preset.devices, sharded=preset.devices > 1))
+    assert planned.of_phase(IMAGES) > scored.paths["imagereward"]["ir_model_path"].stat().st_size
+    assert planned.total < 0.95 * preset.gigabytes * 1e9, planned.table()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_keeps_the_papers_global_batch(name):
+    optim = config.parse(["--preset", name]).optim
+    assert optim.batch_size * optim.grad_accum * PRESETS[name].devices == 4 * 8
+    assert optim.bf16 and optim.gradient_checkpointing
+
+
+def test_defaults_then_preset_then_file_then_flags(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("batch_size: 3\ngrad_accum: 5\n")
+    chosen = config.parse(["--preset", "16gb", "--config", str(path), "--grad_accum", "7"])
+    assert (chosen.optim.batch_size, chosen.optim.grad_accum, chosen.model.lora_rank) == (3, 7, 64)
+    assert chosen.method == config.Config().method
+    config.write_yaml(chosen, tmp_path / "resolved.yaml")
+    assert config.read_yaml(tmp_path / "resolved.yaml") == chosen
+
+
+@pytest.mark.parametrize("place", ["flag", "file"])
+def test_a_family_has_defaults_of_its_own_under_all_that_is_given(tmp_path, place):
+    """SDXL's are what scripts/run_train_sdxl.sh spells out."""
+    path = tmp_path / "c.yaml"
+    path.write_text("family: sdxl\nk_anchor: 6\n" if place == "file" else "k_anchor: 6\n")
+    given = ["--config", str(path), *(["--family", "sdxl"] if place == "flag" else [])]
+    chosen = config.parse([*given, "--preset", "16gb", "--teacher_guidance_scale", "5"])
+    method = chosen.method
+    assert (method.teacher_infer_steps, method.student_sigmas) == (50, "trailing")
+    assert (method.k_anchor, method.teacher_guidance_scale, chosen.model.lora_rank) == (6, 5.0, 64)
+    assert chosen.model.student_id == chosen.model.teacher_id == "weights/stabilityai/stable-diffusion-xl-base-1.0"
+    config.write_yaml(chosen, tmp_path / "resolved.yaml")
+    assert config.read_yaml(tmp_path / "resolved.yaml") == chosen
+    script = (ROOT / "scripts" / "run_train_sdxl.sh").read_text()
+    spelt = dict(re.findall(r"^ +--(\w+) (\S+)", script, re.MULTILINE)) | {
+        "teacher_id": re.search(r'TEACHER="\$\{TEACHER:-(.+)\}"', script)[1]
+    }
+    assert {name: str(value) for name, value in FAMILIES["sdxl"].items()} == {
+        name: spelt[name] for name in FAMILIES["sdxl"]
+    }
+
+
+def test_help_says_what_each_sets():
+    text = re.sub(r"\s+", " ", config.build_parser().format_help())
+    for name, preset in PRESETS.items():
+        assert f"{name}: {preset.summary()}" in text

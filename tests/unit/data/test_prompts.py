@@ -1,0 +1,294 @@
+"""Prompt files as people save them, the prompts of a step, and the files of data/."""
+
+import importlib.util
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dpdmd.data.prompts import _order, global_samples, prompts_of_step, read_prompts
+from dpdmd.shapes import pairs
+from dpdmd.shapes.categories import OF_ONE, OF_TWO, category
+from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
+
+ROOT = Path(__file__).parents[3]
+SIZES = {
+    "prompts_train.txt": 4000,
+    "prompts_eval.txt": 200,
+    "prompts_eval_16.txt": 16,
+    "shapes_train.txt": 509,
+    "shapes_eval.txt": 16,
+    "shapes_geneval.txt": 80,
+    "pairs_train.txt": 2000,
+    "pairs_geneval.txt": 96,
+}
+LETTERS = list("abcdefghij")
+
+
+def prompt_file(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def make_prompts():
+    """scripts/make_prompts.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_prompts", ROOT / "scripts" / "make_prompts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        pytest.param(b"a cat\na dog\n", ["a cat", "a dog"], id="LF"),
+        pytest.param(b"a cat\na dog", ["a cat", "a dog"], id="no final line end"),
+        pytest.param(b"a cat\r\na dog\r\n", ["a cat", "a dog"], id="CRLF"),
+        pytest.param(b"\xef\xbb\xbfa cat\na dog\n", ["a cat", "a dog"], id="byte-order mark"),
+        pytest.param(b"\xef\xbb\xbf1 - a cat\r\n\r\n2 - a dog\r\n", ["a cat", "a dog"], id="all that Windows adds"),
+        pytest.param(b"\n\na cat\n   \n\t\na dog\n\n", ["a cat", "a dog"], id="blank lines"),
+        pytest.param(b"  a cat \t\n", ["a cat"], id="outer white space"),
+        pytest.param(b"a  cat\tand a dog\n", ["a  cat\tand a dog"], id="inner white space"),
+        pytest.param(b"12 - a cat\n 7 -  a dog\n", ["a cat", "a dog"], id="numbering"),
+        pytest.param(b"12 - 3 - a cat\n", ["3 - a cat"], id="one numbering, not two"),
+        pytest.param(
+            b"12 cats\n12-pointed star\nroom 12 - a cat\n",
+            ["12 cats", "12-pointed star", "room 12 - a cat"],
+            id="numbers",
+        ),
+        pytest.param(b"a cat\na cat\n", ["a cat", "a cat"], id="repeats are kept"),
+        pytest.param(
+            "un café 🦊\nкот\n猫、犬\ne\u0301\n".encode(),
+            ["un café 🦊", "кот", "猫、犬", "e\u0301"],
+            id="unicode as it is",
+        ),
+        pytest.param(
+            "a\u2028cat\na\u2029dog\na\x85fox\na\x0bhen\na\x0cpig\n".encode(),
+            ["a\u2028cat", "a\u2029dog", "a\x85fox", "a\x0bhen", "a\x0cpig"],
+            id="only line ends part prompts",
+        ),
+    ],
+)
+def test_read(tmp_path: Path, content: bytes, prompts: list[str]):
+    assert read_prompts(prompt_file(tmp_path, content)) == prompts
+
+
+def test_read_long_lines(tmp_path: Path):
+    """2,000 characters a line, as DiffusionDB has: nothing is cut."""
+    long = ("a very " * 400)[:1999] + "x"
+    assert len(long) == 2000
+    assert read_prompts(prompt_file(tmp_path, f"{long}\na cat\n{long}\n".encode())) == [long, "a cat", long]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param(b"", "no prompt in it", id="empty"),
+        pytest.param(b"\n \r\n\t\n", "no prompt in it", id="blank lines only"),
+        pytest.param(b"\xef\xbb\xbf", "no prompt in it", id="byte-order mark only"),
+        pytest.param(b"a cat\na d\0g\n", "holds zero bytes", id="zero bytes"),
+        pytest.param(b"a cat\na dog\ncaf\xe9\n", "line 3 is not UTF-8", id="latin-1"),
+        pytest.param(b"\xef\xbb\xbfa cat\r\ncaf\xe9\r\n", "line 2 is not UTF-8", id="latin-1 after a mark"),
+        pytest.param(b"a cat\n" * 50_000 + b"\xff\n", "line 50001 is not UTF-8", id="far down"),
+        pytest.param("a cat\n".encode("utf-16"), "line 1 is not UTF-8", id="utf-16"),
+    ],
+)
+def test_unusable_content(tmp_path: Path, content: bytes, problem: str):
+    """Told in one line that names the flag, the file and what to do."""
+    path = prompt_file(tmp_path, content)
+    advice = "save the file as UTF-8" if "UTF-8" in problem else "give a text file, one prompt a line"
+    with pytest.raises(ValueError) as error:
+        read_prompts(path, "--eval_prompts")
+    assert str(error.value) == f"--eval_prompts {path}: {problem}; {advice}"
+
+
+def test_unusable_path(tmp_path: Path):
+    advice = "give a text file, one prompt a line"
+    for path, problem in [(tmp_path / "none.txt", "No such file or directory"), (tmp_path, "Is a directory")]:
+        with pytest.raises(ValueError) as error:
+            read_prompts(path)
+        assert str(error.value) == f"--prompt_txt {path}: cannot be read ({problem}); {advice}"
+
+
+# The prompts of a step
+
+
+def sequence(seed: int, steps: int, batch: int, prompts: list[str] = LETTERS) -> list[str]:
+    return [text for step in range(steps) for text in prompts_of_step(prompts, seed, step, batch, range(batch))]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 10, 25])
+def test_every_epoch_visits_every_prompt_once(batch: int):
+    """Batches that span the end of an epoch, and ones larger than the file, included."""
+    seen = sequence(0, 100 // batch, batch)
+    epochs = [seen[i : i + 10] for i in range(0, 100, 10)]
+    assert all(sorted(epoch) == LETTERS for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 10  # each epoch has an order of its own
+
+
+def test_batch_spans_the_end_of_an_epoch():
+    """Step 2 of batch 4 takes the last two of the first epoch of ten, then the first two of the second."""
+    first, second = sequence(0, 2, 10)[:10], sequence(0, 2, 10)[10:]
+    assert prompts_of_step(LETTERS, 0, 2, 4, range(4)) == first[8:] + second[:2]
+
+
+def test_batch_larger_than_the_file():
+    counts = Counter(prompts_of_step(["a", "b", "c"], 5, 0, 8, range(8)))
+    assert sorted(counts.values()) == [2, 3, 3]
+
+
+def test_known_order():
+    """A change here would silently change what a resumed run trains on."""
+    assert "".join(sequence(0, 2, 10)) == "dciahfejbgahjfgeidcb"
+
+
+def test_depends_on_seed_step_and_sample_alone():
+    """Not on what was asked before, nor on which other samples are asked; so a resumed run needs no state."""
+    whole = sequence(3, 10, 4)
+    _order.cache_clear()
+    for step in (9, 0, 5, 2, 9):
+        for sample in (3, 0, 2, 1):
+            assert prompts_of_step(LETTERS, 3, step, 4, [sample]) == [whole[step * 4 + sample]]
+    assert prompts_of_step(LETTERS, 3, 5, 4, [2, 0, 2]) == [whole[22], whole[20], whole[22]]
+    assert prompts_of_step(LETTERS, 3, 5, 4, []) == []
+    assert sequence(4, 10, 4) != whole
+
+
+def test_batch_size_does_not_change_the_order():
+    assert sequence(0, 12, 4) == sequence(0, 4, 12) == sequence(0, 48, 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_any_split_gives_the_same_global_batch(processes: int, accumulation: int):
+    """Each rank's share of every forward pass, gathered: the batch of one process, sample by sample."""
+    for step in range(7):
+        gathered = []
+        for rank in range(processes):
+            share = global_samples(8, processes, rank)
+            size = len(share) // accumulation
+            for start in range(0, len(share), size):
+                samples = share[start : start + size]
+                gathered += zip(samples, prompts_of_step(LETTERS, 1, step, 8, samples), strict=True)
+        assert gathered == list(enumerate(prompts_of_step(LETTERS, 1, step, 8, range(8))))
+
+
+def test_global_samples():
+    assert [global_samples(8, 4, rank) for rank in range(4)] == [range(2), range(2, 4), range(4, 6), range(6, 8)]
+    assert global_samples(3, 1, 0) == range(3)
+    with pytest.raises(ValueError, match=r"^a global batch of 6 does not divide over 4 processes$"):
+        global_samples(6, 4, 0)
+
+
+# The files of data/
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, list[str]]:
+    return {name: read_prompts(ROOT / "data" / name) for name in SIZES}
+
+
+def test_make_prompts_reproduces_the_files(make_prompts, tmp_path: Path):
+    make_prompts.main(["--out", str(tmp_path / "made")])
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == sorted(SIZES)
+    for name in SIZES:
+        assert (tmp_path / "made" / name).read_bytes() == (ROOT / "data" / name).read_bytes(), name
+
+
+def test_make_prompts_seed(make_prompts, tmp_path: Path, data: dict[str, list[str]]):
+    """Another seed, other prompts; as many, and as fair a set of captions."""
+    make_prompts.main(["--seed", "1", "--out", str(tmp_path)])
+    for name, size in SIZES.items():
+        made = read_prompts(tmp_path / name)
+        assert len(made) == size and made != data[name], name
+    check_shapes_eval(read_prompts(tmp_path / "shapes_eval.txt"))
+
+
+def test_files_are_plain_lines(data: dict[str, list[str]]):
+    """Sizes, no repeats, LF and a final line end; and reading takes nothing away."""
+    for name, size in SIZES.items():
+        content = (ROOT / "data" / name).read_bytes()
+        assert content.decode() == "\n".join(data[name]) + "\n", name
+        assert len(data[name]) == len(set(data[name])) == size, name
+
+
+def test_eval_prompts_are_held_out(data: dict[str, list[str]]):
+    assert not set(data["prompts_eval.txt"]) & set(data["prompts_train.txt"])
+    assert data["prompts_eval_16.txt"] == data["prompts_eval.txt"][:16]
+    assert not set(data["shapes_eval.txt"]) & set(data["shapes_train.txt"])
+    assert sorted(data["shapes_eval.txt"] + data["shapes_train.txt"]) == sorted(all_captions())
+
+
+def test_english_prompts_are_well_formed(make_prompts, data: dict[str, list[str]]):
+    """No slot left open, the lengths that the README gives, right articles; sentences have capitals and a full stop."""
+    prompts = data["prompts_train.txt"] + data["prompts_eval.txt"]
+    words = sorted(len(prompt.split()) for prompt in prompts)
+    assert (words[0], words[-1]) == (4, 40)
+    for prompt in prompts:
+        assert not set(prompt) & set("{}|[]<>") and "  " not in prompt, prompt
+        assert prompt[0].isupper() == prompt.endswith("."), prompt
+        for article, word in zip(prompt.lower().split(), prompt.lower().split()[1:], strict=False):
+            vowel = word[0] in "aeiou" and not word.startswith(("one-", "uni"))
+            assert article not in ("a", "an") or article == ("an" if vowel else "a"), prompt
+
+
+def test_every_word_list_is_used(make_prompts):
+    """A list that no frame leads to would be dead text."""
+    blocks = make_prompts.parse_grammar(make_prompts.GRAMMAR)
+    families = [lists for lists in blocks.values() if "core" in lists]
+    assert len(families) == 16
+    used = set()
+    for lists in families:
+        reached, new = set(), {"frame"}
+        while new:
+            reached |= new
+            new = {slot for name in new for slot in re.findall(r"{(\w+)}", " ".join(lists[name]))} - reached
+        used |= reached
+    assert used == {name for lists in blocks.values() for name in lists}
+
+
+def check_shapes_eval(captions: list[str]) -> None:
+    """4, 8 and 4 captions of 1, 2 and 3 attributes; attributes even, and values within one of each other."""
+    named = [parse_caption(text) for text in captions]
+    assert Counter(map(len, named)) == {1: 4, 2: 8, 3: 4}
+    for kind, values in ATTRIBUTES.items():
+        counts = Counter(some[kind] for some in named if kind in some)
+        assert counts.total() == 8 and set(counts) == set(values), kind
+        assert max(counts.values()) - min(counts.values()) <= 1, kind
+
+
+def test_shapes_eval_is_balanced(data: dict[str, list[str]]):
+    check_shapes_eval(data["shapes_eval.txt"])
+
+
+def test_shapes_geneval_has_sixteen_captions_of_each_category(data: dict[str, list[str]]):
+    """Every single attribute there is, and every colour and shape among the bindings."""
+    counts = Counter(map(category, data["shapes_geneval.txt"]))
+    assert counts == dict.fromkeys(OF_ONE[1:], 16)
+    bound = [parse_caption(text) for text in data["shapes_geneval.txt"] if category(text) == "colour_shape"]
+    assert {kind: {some[kind] for some in bound} for kind in bound[0]} == {
+        kind: set(ATTRIBUTES[kind]) for kind in ("colour", "shape")
+    }
+
+
+def test_captions_of_two_objects_are_the_small_worlds_and_more(data: dict[str, list[str]]):
+    """Training has all of shapes_train.txt, and three in four of two objects, of every relation."""
+    kinds = Counter(category(text) in OF_TWO for text in data["pairs_train.txt"])
+    assert kinds == {True: 1491, False: 509} and set(data["shapes_train.txt"]) < set(data["pairs_train.txt"])
+    named = [pairs.parse_caption(text) for text in data["pairs_train.txt"] if category(text) in OF_TWO]
+    assert {said["relation"] for said in named} == set(pairs.ATTRIBUTES["relation"])
+    assert data["pairs_geneval.txt"][:48] == data["shapes_geneval.txt"][:48]
+
+
+def test_every_shapes_caption_parses(data: dict[str, list[str]]):
+    """And between them they name every value, and leave every attribute open (None)."""
+    named = [parse_caption(text) for text in data["shapes_train.txt"] + data["shapes_eval.txt"]]
+    assert {kind: {some.get(kind) for some in named} for kind in ATTRIBUTES} == {
+        kind: {None, *values} for kind, values in ATTRIBUTES.items()
+    }
