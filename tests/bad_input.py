@@ -1,7 +1,4 @@
-"""What the tests of wrong input share: command lines that would run, and the one line that a wrong one gets.
-
-Each line is noted in TOLD, of which test_errors_table.py makes docs/errors.md.
-"""
+"""What the tests of wrong input share: command lines that would run, and the one line that a wrong one gets."""
 
 import runpy
 import shutil
@@ -15,20 +12,8 @@ from dpdmd.models.sd35.family import SD35
 from dpdmd.models.sdxl.family import SDXL
 
 ROOT = Path(__file__).parent.parent
-TABLE = ROOT / "docs" / "errors.md"
 LONG = "a" * 300
-HEAD = """# What wrong input is told
-
-Each line was printed by `python -m dpdmd.train` on every rank, or by the program that its row names, before any model
-was loaded, with exit status 2.
-`WRITE_ERRORS=1 python -m pytest tests/test_bad_*.py tests/test_errors_table.py` makes this table, and the same tests
-hold it. TEACHER and TMP stand for folders.
-
-| wrong | what is told |
-|---|---|
-"""
-TOLD: dict[str, str] = {}  # what was wrong -> the line it got
-Refused = Callable[[dict[str, str], str], str]
+Refused = Callable[[dict[str, str]], str]
 
 
 @pytest.fixture
@@ -58,29 +43,21 @@ def no_model_loads(monkeypatch):
 
 
 @pytest.fixture
-def refused(flags, capsys, tmp_path, tiny_pipeline, tiny_sdxl, monkeypatch) -> Refused:
-    """Calls `dpdmd.train` with changed flags ("" for none to give); returns the one line it gets, and notes it."""
+def refused(flags, capsys, tiny_sdxl, monkeypatch) -> Refused:
+    """Call `dpdmd.train` with changed flags ("" for a flag without a value); return the one line it prints."""
     monkeypatch.setenv("COLUMNS", "200")  # argparse folds its lines to the terminal's width
 
-    def told(changes: dict[str, str], what: str) -> str:
+    def message(changes: dict[str, str]) -> str:
         command = []
         for flag, value in {**flags, **changes}.items():
             command += [flag, value] if value else [flag]
-        return one_line("dpdmd.train", train.main, command, capsys, what, places)
+        return one_line("dpdmd.train", train.main, command, capsys)
 
-    places = {tiny_pipeline: "TEACHER", tiny_sdxl: "TEACHER", tmp_path: "TMP", ROOT: "CHECKOUT"}
-    return told
+    return message
 
 
-def one_line(
-    program: str,
-    main: Callable[[list[str]], int],
-    command: list[str],
-    capsys: pytest.CaptureFixture,
-    what: str,
-    places: dict[Path, str],
-) -> str:
-    """The one line that a program's wrong command line gets; noted, with the names of `places`."""
+def one_line(program: str, main: Callable[[list[str]], int], command: list[str], capsys: pytest.CaptureFixture) -> str:
+    """Return the one line that a program prints of a wrong command line, without the program's name."""
     try:
         status = main(command)
     except SystemExit as error:  # argparse
@@ -90,23 +67,18 @@ def one_line(
     assert lines[-1].startswith(f"{program}: error: ")
     assert sum("error:" in line for line in lines) == 1
     assert len(lines) == 1 or program != "dpdmd.train"  # argparse shows the usage of those with few flags
-    line = shown = lines[-1].removeprefix(f"{program}: error: ")
-    for path, name in places.items():
-        shown = shown.replace(str(path), name)
-    TOLD[what] = shown
-    return line
+    return lines[-1].removeprefix(f"{program}: error: ")
 
 
 @pytest.fixture
-def refused_by(capsys, tiny_pipeline, tmp_path, monkeypatch) -> Callable[..., str]:
-    """Calls another program with a command line; returns the one line it gets, and notes it."""
+def refused_by(capsys, monkeypatch) -> Callable[..., str]:
+    """Call another program with a command line; return the one line it prints."""
     monkeypatch.setenv("COLUMNS", "200")
-    places = {tiny_pipeline: "TEACHER", tmp_path: "TMP", ROOT: "CHECKOUT", Path(LONG): "A_LONG_NAME"}
 
-    def told(program: str, main: Callable[[list[str]], int], command: list[str], what: str) -> str:
-        return one_line(program, main, command, capsys, what.replace(LONG, "A_LONG_NAME"), places)
+    def message(program: str, main: Callable[[list[str]], int], command: list[str]) -> str:
+        return one_line(program, main, command, capsys)
 
-    return told
+    return message
 
 
 def program(name: str) -> Callable[[list[str]], int]:

@@ -49,16 +49,13 @@ UNREADABLE = "9" * 5000  # more digits than Python reads
     ],
 )
 def test_absurd_values_get_one_line(refused, flag, value, says):
-    shown = value if len(value) <= 60 else f"{value[:3]}...` of {len(value)} digits, `"
-    line = refused({flag: value}, f"`{flag} {shown}`")
+    line = refused({flag: value})
     assert says in line and len(line) < 800
 
 
 def test_a_pool_of_absurd_size_is_not_listed(refused):
     """A list of its prompts was made before anything else looked at the number."""
-    told = refused(
-        {"--method": "dmd_gan", "--teacher_cache_size": HUGE}, f"`--method dmd_gan --teacher_cache_size {HUGE}`"
-    )
+    told = refused({"--method": "dmd_gan", "--teacher_cache_size": HUGE})
     assert "must be 1 to 1000000" in told
 
 
@@ -66,7 +63,7 @@ def test_a_run_out_of_all_proportion_to_the_machine(flags, refused, monkeypatch)
     """Without a GPU the system would kill it, without a word. Somewhat too large a run is warned of."""
     memory = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(preflight.os, "sysconf", memory.get)
-    line = refused({"--batch_size": "512"}, "`--batch_size 512` on a machine of 4 MB")
+    line = refused({"--batch_size": "512"})
     assert "--batch_size, --height, --width: the run cannot fit: " in line
     memory["SC_PHYS_PAGES"] = 100_000
     plan = preflight.check(config.parse([*_words(flags), "--batch_size", "512", "--report_to", "none"]))
@@ -90,8 +87,7 @@ def _words(flags):
 )
 def test_generate_refuses_absurd_values(refused_by, tiny_pipeline, tmp_path, flag, value, says):
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a", f"{flag}={value}"]
-    shown = value if len(value) <= 60 else f"{value[:3]}...` of {len(value)} digits, `"
-    assert says in refused_by("dpdmd.generate", generate.main, given, f"`dpdmd.generate {flag} {shown}`")
+    assert says in refused_by("dpdmd.generate", generate.main, given)
 
 
 def test_more_images_than_a_call_can_make_are_told(refused_by, tiny_pipeline, tmp_path):
@@ -99,9 +95,7 @@ def test_more_images_than_a_call_can_make_are_told(refused_by, tiny_pipeline, tm
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(map(str, range(200))))
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt_txt", str(prompts)]
-    line = refused_by(
-        "dpdmd.generate", generate.main, [*given, "--num_images", "100000"], "200 prompts with `--num_images 100000`"
-    )
+    line = refused_by("dpdmd.generate", generate.main, [*given, "--num_images", "100000"])
     assert "--num_images 100000: with 200 prompts these are 20000000 images" in line and "10000000" in line
 
 

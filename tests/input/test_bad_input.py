@@ -1,7 +1,4 @@
-"""Wrong input: one line that names the flag or file, exit status 2, before any model loads, and nothing is lost.
-
-docs/errors.md is the table of these cases and of the other test_bad_*.py's (test_errors_table.py).
-"""
+"""Wrong input: one line that names the flag or file, exit status 2, before any model loads, and nothing is lost."""
 
 import json
 import os
@@ -113,7 +110,7 @@ def test_a_wrong_value_gets_one_line(flags, refused, monkeypatch, flag, value, s
     monkeypatch.setenv("LOCAL_RANK", rank)
     for name, text in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, text)
-    assert says in refused({flag: value}, f"`{flag} {value}`")
+    assert says in refused({flag: value})
     assert not Path(flags["--run_dir"]).exists()
 
 
@@ -148,7 +145,7 @@ def test_a_wrong_value_gets_one_line(flags, refused, monkeypatch, flag, value, s
 def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch, text, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
-    assert says in refused({"--config": "config.yaml"}, f"`--config` with `{text}`")
+    assert says in refused({"--config": "config.yaml"})
     assert not (tmp_path / "hacked").exists()
 
 
@@ -161,7 +158,7 @@ def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch
     ],
 )
 def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says):
-    assert says in refused({"--lora_rank": "4", flag: value}, f"`--lora_rank 4 {flag} {value}`")
+    assert says in refused({"--lora_rank": "4", flag: value})
 
 
 @pytest.mark.parametrize(
@@ -187,8 +184,7 @@ def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says
 )
 def test_options_that_do_not_combine_get_one_line(refused, monkeypatch, changes, says):
     monkeypatch.chdir(ROOT)
-    command = " ".join(f"{flag} {value}".strip() for flag, value in changes.items())
-    assert says in refused(changes, f"`{command}`")
+    assert says in refused(changes)
 
 
 @pytest.mark.parametrize(
@@ -202,16 +198,16 @@ def test_options_that_do_not_combine_get_one_line(refused, monkeypatch, changes,
 )
 def test_a_wrong_prompt_file_gets_one_line(refused, tmp_path, content, what, says):
     (tmp_path / "wrong.txt").write_bytes(content)
-    assert says in refused({"--prompt_txt": str(tmp_path / "wrong.txt")}, what)
+    assert says in refused({"--prompt_txt": str(tmp_path / "wrong.txt")})
 
 
 def test_links_that_lead_in_a_circle(refused, tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    assert "cannot be read" in refused({"--prompt_txt": str(loop)}, "`--prompt_txt`, a link to itself")
-    assert "no such folder" in refused({"--teacher_id": str(loop)}, "`--teacher_id`, a link to itself")
-    assert "leads nowhere" in refused({"--run_dir": str(loop)}, "`--run_dir`, a link to itself")
-    assert "cannot be read" in refused({"--config": str(loop)}, "`--config`, a link to itself")
+    assert "cannot be read" in refused({"--prompt_txt": str(loop)})
+    assert "no such folder" in refused({"--teacher_id": str(loop)})
+    assert "leads nowhere" in refused({"--run_dir": str(loop)})
+    assert "cannot be read" in refused({"--config": str(loop)})
 
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -250,14 +246,13 @@ def test_a_wrong_weight_folder_names_the_file(refused, broken, part, content, sa
     (broken / part).unlink()
     if content is not None:
         (broken / part).write_bytes(content)
-    held = "missing" if content is None else f"holding `{repr(content)[2:-1][-70:]}`"
-    line = refused({"--teacher_id": str(broken)}, f"`{part}` {held}")
+    line = refused({"--teacher_id": str(broken)})
     assert says in line and (str(broken) in line)
 
 
 def test_a_missing_file_says_where_to_get_it(refused, broken):
     (broken / "vae" / "config.json").unlink()
-    line = refused({"--teacher_id": str(broken)}, "`vae/config.json` missing")
+    line = refused({"--teacher_id": str(broken)})
     assert "--teacher_id" in line and "stabilityai/stable-diffusion-3.5-medium" in line
 
 
@@ -265,7 +260,7 @@ def test_the_small_worlds_weights_are_in_the_checkout(flags, refused, monkeypatc
     """And on no hub: a program that was started elsewhere does not find them."""
     monkeypatch.chdir(tmp_path)
     for flag, path in (("--teacher_id", "weights/tiny/sd35"), ("--clip_path", "weights/tiny/clip")):
-        line = refused({flag: path}, f"`{flag} {path}` in another folder")
+        line = refused({flag: path})
         assert (
             line
             == f"{flag} {path}: no such folder; it comes with this code; start in the checkout, where these paths lead"
@@ -275,7 +270,7 @@ def test_the_small_worlds_weights_are_in_the_checkout(flags, refused, monkeypatc
 def test_truncated_weights_are_told(refused, broken):
     weights = broken / TRANSFORMER
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "is truncated" in refused({"--fake_id": str(broken)}, "`--fake_id` with truncated weights")
+    assert "is truncated" in refused({"--fake_id": str(broken)})
 
 
 def test_pickled_weights_are_not_read(refused, broken):
@@ -283,7 +278,7 @@ def test_pickled_weights_are_not_read(refused, broken):
     (broken / TRANSFORMER).unlink()
     trap = broken / "transformer" / "diffusion_pytorch_model.bin"
     trap.write_bytes(pickle.dumps(Trap(str(broken / "hacked"))))
-    assert "is a pickle, which is not read" in refused({"--teacher_id": str(broken)}, "pickled weights")
+    assert "is a pickle, which is not read" in refused({"--teacher_id": str(broken)})
     assert not (broken / "hacked").exists()
 
 
@@ -301,11 +296,11 @@ def test_weights_of_another_model_are_told(refused, broken):
     weights = load_file(broken / TRANSFORMER)
     wrong = {**weights, "proj_out.weight": torch.zeros(4, 4)}
     save_file(wrong, broken / TRANSFORMER)
-    assert "proj_out.weight has shape (4, 4)" in refused({"--teacher_id": str(broken)}, "weights of another shape")
+    assert "proj_out.weight has shape (4, 4)" in refused({"--teacher_id": str(broken)})
     save_file({name: value for name, value in weights.items() if "blocks.1." not in name}, broken / TRANSFORMER)
-    assert "its weights have 1 blocks" in refused({"--teacher_id": str(broken)}, "weights of fewer blocks")
+    assert "its weights have 1 blocks" in refused({"--teacher_id": str(broken)})
     save_file({name: value for name, value in weights.items() if name != "proj_out.weight"}, broken / TRANSFORMER)
-    assert "its weights lack proj_out.weight" in refused({"--teacher_id": str(broken)}, "a weight missing")
+    assert "its weights lack proj_out.weight" in refused({"--teacher_id": str(broken)})
 
 
 def test_a_text_encoders_weights_are_looked_at(refused, broken):
@@ -314,18 +309,18 @@ def test_a_text_encoders_weights_are_looked_at(refused, broken):
     weights = load_file(file)
     name = "text_model.embeddings.position_embedding.weight"
     save_file({**weights, name: torch.zeros(3, 3)}, file)
-    line = refused({"--teacher_id": str(broken)}, "a text encoder's weights of another shape")
+    line = refused({"--teacher_id": str(broken)})
     assert f"{name} has shape (3, 3)" in line
     save_file({other: value for other, value in weights.items() if other != name}, file)
-    assert f"its weights lack {name}" in refused({"--teacher_id": str(broken)}, "a text encoder's weight missing")
+    assert f"its weights lack {name}" in refused({"--teacher_id": str(broken)})
     file.rename(file.with_name("model.fp16.safetensors"))
-    assert "is a variant" in refused({"--teacher_id": str(broken)}, "only `model.fp16.safetensors` in `text_encoder`")
+    assert "is a variant" in refused({"--teacher_id": str(broken)})
 
 
 def test_another_architecture_is_told(refused, broken):
     config = broken / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": 99}))
-    line = refused({"--student_id": str(broken)}, "`--student_id` of another architecture")
+    line = refused({"--student_id": str(broken)})
     assert "(pos_embed_max_size differ)" in line
 
 
@@ -333,27 +328,25 @@ def test_a_used_run_folder_needs_resume(refused, flags):
     run = Path(flags["--run_dir"])
     run.mkdir()
     (run / "metrics.jsonl").write_text("{}\n")
-    assert "--resume_from_checkpoint latest" in refused({}, "a run folder that is not empty, without resume")
+    assert "--resume_from_checkpoint latest" in refused({})
     assert (run / "metrics.jsonl").read_text() == "{}\n"
 
 
 def test_a_name_that_no_file_system_takes_is_told(refused):
-    assert "cannot be made (File name too long); give another folder" in refused(
-        {"--run_dir": "x" * 300}, "`--run_dir` of 300 letters"
-    )
+    assert "cannot be made (File name too long); give another folder" in refused({"--run_dir": "x" * 300})
 
 
 def test_a_run_folder_that_no_flag_names_is_told_by_where_it_is(refused, flags, tmp_path):
     del flags["--run_dir"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("kept")
-    line = refused({"--ckpt_dir": str(tmp_path / "run" / "ckpts")}, "`--ckpt_dir` in a used folder")
+    line = refused({"--ckpt_dir": str(tmp_path / "run" / "ckpts")})
     assert "the run's folder, where the paths given lie," in line and (tmp_path / "run" / "notes.txt").exists()
 
 
 def test_a_read_only_run_folder_is_told(refused, monkeypatch):
     monkeypatch.setattr(preflight.os, "access", lambda path, mode: mode != os.W_OK)
-    assert "is not writable" in refused({}, "a run folder that is read-only")
+    assert "is not writable" in refused({})
 
 
 @pytest.mark.parametrize(
@@ -369,7 +362,7 @@ def test_a_read_only_run_folder_is_told(refused, monkeypatch):
 )
 def test_a_wrong_value_for_sdxl_gets_one_line(refused, tiny_sdxl, flag, value, says):
     given = {"--family": "sdxl", "--teacher_id": str(tiny_sdxl), flag: value}
-    assert says in refused(given, f"with SDXL, `{flag} {value}`")
+    assert says in refused(given)
 
 
 def saved(run: str, about: dict) -> None:
@@ -383,7 +376,7 @@ def test_a_resume_of_another_configuration_says_what_differs(refused, flags):
     progress = {"step": 10, "updates": {"student": 1, "fake": 9}, "global_batch_size": 4}
     theirs = {"k_anchor": 7, "teacher_id": flags["--teacher_id"], "student_id": flags["--teacher_id"]}
     saved(flags["--run_dir"], {"progress": progress, "config": theirs})
-    line = refused({"--resume_from_checkpoint": "latest"}, "resuming a run of another configuration")
+    line = refused({"--resume_from_checkpoint": "latest"})
     assert "another configuration" in line and "k_anchor: 5 here, 7 there" in line
 
 
@@ -396,13 +389,13 @@ def test_a_resume_on_other_prompts(refused, flags):
     theirs = config.parse([part for pair in flags.items() for part in pair])
     theirs.data.prompt_txt, theirs.data.max_sequence_length = "elsewhere.txt", MAX_LENGTH
     saved(flags["--run_dir"], {"progress": progress, "config": theirs.as_dict()})
-    line = refused({"--resume_from_checkpoint": "latest"}, "resuming a run on other prompts")
+    line = refused({"--resume_from_checkpoint": "latest"})
     assert f"--prompt_txt {prompts}: not the prompts that" in line and "step_000010 was trained on" in line
 
 
 def test_a_checkpoint_of_another_version_is_told(refused, flags):
     saved(flags["--run_dir"], {"progress": {"iteration": 3}, "config": {}})
-    assert "not of this version" in refused({"--resume_from_checkpoint": "latest"}, "a checkpoint of another version")
+    assert "not of this version" in refused({"--resume_from_checkpoint": "latest"})
 
 
 def test_bf16_where_the_device_cannot(refused, monkeypatch):
@@ -410,35 +403,35 @@ def test_bf16_where_the_device_cannot(refused, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "an old card")
-    assert "--bf16: an old card has no bf16" in refused({"--bf16": ""}, "`--bf16` on a device without it")
+    assert "--bf16: an old card has no bf16" in refused({"--bf16": ""})
 
 
 def test_compiling_where_nothing_can(refused, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "needs a C++ compiler" in refused({"--compile": ""}, "`--compile` on a CPU without a C++ compiler")
+    assert "needs a C++ compiler" in refused({"--compile": ""})
 
 
 def test_more_processes_than_devices(refused, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert "process 3 of this machine has no device, there are 2" in refused({}, "3 processes on 2 devices")
+    assert "process 3 of this machine has no device, there are 2" in refused({})
 
 
 def test_a_tracker_that_is_not_installed(refused, monkeypatch):
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
-    assert "--report_to wandb: the package is not installed" in refused({"--report_to": "wandb"}, "`--report_to wandb`")
+    assert "--report_to wandb: the package is not installed" in refused({"--report_to": "wandb"})
 
 
 def test_an_8_bit_optimizer_without_its_package(refused, monkeypatch):
     monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == "bitsandbytes" else True)
-    told = refused({"--optimizer": "adamw_8bit"}, "`--optimizer adamw_8bit`")
+    told = refused({"--optimizer": "adamw_8bit"})
     assert "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install" in told
 
 
 def test_sharding_the_teacher_without_fsdp(refused):
-    assert "the launch is NO, not FSDP" in refused({"--shard_teacher": "", "--report_to": "none"}, "`--shard_teacher`")
+    assert "the launch is NO, not FSDP" in refused({"--shard_teacher": "", "--report_to": "none"})
 
 
 MADE = [
@@ -474,7 +467,7 @@ MADE = [
 def test_generate_refuses_wrong_input(refused_by, tiny_pipeline, tmp_path, monkeypatch, flag, value, says):
     monkeypatch.chdir(ROOT)
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a", f"{flag}={value}"]
-    assert says in refused_by("dpdmd.generate", generate.main, given, f"`dpdmd.generate {flag} {ascii(value)[1:-1]}`")
+    assert says in refused_by("dpdmd.generate", generate.main, given)
     assert not (tmp_path / "out").exists()
 
 
@@ -482,7 +475,7 @@ def test_generate_mixes_no_images_of_two_calls(refused_by, tiny_pipeline, tmp_pa
     for name in ("00000_000.png", "00000_002.png", "00001_000.png", "grid.png"):
         (tmp_path / name).touch()
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path), "--prompt", "a", "--num_images", "2"]
-    line = refused_by("dpdmd.generate", generate.main, given, "`dpdmd.generate --out` with images of a larger call")
+    line = refused_by("dpdmd.generate", generate.main, given)
     assert "2 images of an earlier call would stay between the new ones, such as 00000_002.png" in line
 
 
@@ -502,18 +495,14 @@ def test_generate_mixes_no_images_of_two_calls(refused_by, tiny_pipeline, tmp_pa
 def test_root_programs_refuse_wrong_input(refused_by, diversity, tmp_path, monkeypatch, flag, value, says):
     monkeypatch.chdir(ROOT)
     given = [*diversity, f"{flag}={value}"]
-    assert says in refused_by(
-        "test_diversity.py", program("test_diversity.py"), given, f"`test_diversity.py {flag} {value}`"
-    )
+    assert says in refused_by("test_diversity.py", program("test_diversity.py"), given)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("value", ["nan", "-1"])
 def test_a_wrong_residual_scale_is_told(refused_by, value, tmp_path):
     given = ["--output_dir", str(tmp_path / "out"), f"--maniqa_scale={value}"]
-    assert "--maniqa_scale" in refused_by(
-        "test_quality.py", program("test_quality.py"), given, f"`test_quality.py --maniqa_scale {value}`"
-    )
+    assert "--maniqa_scale" in refused_by("test_quality.py", program("test_quality.py"), given)
 
 
 @pytest.mark.parametrize(
@@ -532,16 +521,14 @@ def test_images_that_cannot_be_scored_are_told(refused_by, diversity, tmp_path, 
         else:
             (tmp_path / "pictures" / name).write_bytes(content)
     extra = ["--images", str(tmp_path / "pictures"), "--prompts_txt", ""]
-    what = f"`test_diversity.py --images TMP/pictures` with {', '.join(f'`{name}`' for name in files)}"
-    assert says in refused_by("test_diversity.py", program("test_diversity.py"), [*diversity, *extra], what)
+    assert says in refused_by("test_diversity.py", program("test_diversity.py"), [*diversity, *extra])
     assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_note_of_images_is_told(refused_by, diversity, tmp_path):
     (tmp_path / "out" / "pictures").mkdir(parents=True)
     (tmp_path / "out" / "pictures" / "pictures.json").write_text("{")
-    what = "`test_diversity.py --output_dir TMP/out` with a damaged `pictures.json`"
-    told = refused_by("test_diversity.py", program("test_diversity.py"), diversity, what)
+    told = refused_by("test_diversity.py", program("test_diversity.py"), diversity)
     assert str(tmp_path / "out" / "pictures" / "pictures.json") in told and "give another folder" in told
 
 
@@ -555,7 +542,7 @@ def test_a_damaged_note_of_images_is_told(refused_by, diversity, tmp_path):
 def test_export_refuses_wrong_input(refused_by, tiny_pipeline, monkeypatch, out, says):
     monkeypatch.chdir(ROOT)
     given = ["--model", str(tiny_pipeline), "--out", out]
-    assert says in refused_by("dpdmd.export", export.main, given, f"`dpdmd.export --out {out}`")
+    assert says in refused_by("dpdmd.export", export.main, given)
 
 
 def test_folders_that_are_read_only_are_told(refused_by, tiny_pipeline, diversity, tmp_path, monkeypatch):
@@ -567,7 +554,7 @@ def test_folders_that_are_read_only_are_told(refused_by, tiny_pipeline, diversit
         ("dpdmd.export", export.main, given, "--out"),
         ("test_diversity.py", program("test_diversity.py"), [*diversity, "--output_dir", str(out)], "--output_dir"),
     ):
-        told = refused_by(name, main, command, f"`{name} {flag} TMP/read_only/out` in a folder that is read-only")
+        told = refused_by(name, main, command)
         assert told == f"{flag} {out}: {tmp_path} is not writable"
 
 

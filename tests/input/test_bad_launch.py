@@ -53,10 +53,7 @@ def test_a_wrong_variable_of_two_processes_is_named(refused, monkeypatch, change
     for name, text in {**TWO, **changes}.items():
         if text is not None:
             monkeypatch.setenv(name, text)
-    shown = ", ".join(
-        f"`{name}` not set" if text is None else f"`{name}={text[:20]}`" for name, text in changes.items()
-    )
-    assert says in refused({}, f"two processes with {shown}")
+    assert says in refused({})
 
 
 def _no_server(address, port):
@@ -85,7 +82,7 @@ def _no_server(address, port):
 )
 def test_what_accelerate_would_do_otherwise_is_told(refused, monkeypatch, name, value, says):
     monkeypatch.setenv(name, value)
-    assert says in refused({}, f"`{name}={value}`")
+    assert says in refused({})
 
 
 def test_a_launch_that_fits(monkeypatch):
@@ -100,4 +97,4 @@ def test_a_launch_that_fits(monkeypatch):
 def test_the_doctor_names_the_variable_too(refused_by, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "x")
     given = ["--out", str(tmp_path / "doctor")]
-    assert "WORLD_SIZE is 'x'" in refused_by("dpdmd.doctor", doctor.main, given, "`dpdmd.doctor` with `WORLD_SIZE=x`")
+    assert "WORLD_SIZE is 'x'" in refused_by("dpdmd.doctor", doctor.main, given)

@@ -80,24 +80,24 @@ def _flags(copies: Path, folder: str) -> dict[str, str]:
 )
 def test_a_scorers_wrong_file_is_named(refused, copies, tmp_path, folder, file, content, says):
     (copies / folder / file).write_bytes(content)
-    line = refused(_flags(copies, folder), f"a scorer's `{folder}/{file}` holding `{repr(content)[2:-1]}`")
+    line = refused(_flags(copies, folder))
     assert says in line.replace(str(tmp_path), "TMP") and "get it from https://huggingface.co/" in line
 
 
 def test_a_truncated_imagereward_is_told(refused, copies):
     path = copies / "ImageReward" / "ImageReward.pt"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert "ImageReward.pt is no checkpoint" in refused(_flags(copies, "ImageReward"), "half of an `ImageReward.pt`")
+    assert "ImageReward.pt is no checkpoint" in refused(_flags(copies, "ImageReward"))
 
 
 def test_an_imagereward_of_other_weights_is_told(refused, copies):
     path = copies / "ImageReward" / "ImageReward.pt"
     state = torch.load(path, weights_only=True)
     torch.save({name: value for name, value in state.items() if not name.startswith("mlp.")}, path)
-    line = refused(_flags(copies, "ImageReward"), "an `ImageReward.pt` without its head")
+    line = refused(_flags(copies, "ImageReward"))
     assert "ImageReward.pt" in line and "--ir_model_path" in line
     torch.save({"weight": torch.zeros(2)}, path)
-    assert "unknown weight weight" in refused(_flags(copies, "ImageReward"), "another model's `.pt` for ImageReward")
+    assert "unknown weight weight" in refused(_flags(copies, "ImageReward"))
 
 
 @pytest.mark.parametrize("folder", ["clip", "pickscore", "dinov2"])
@@ -106,7 +106,7 @@ def test_a_scorers_missing_weight_is_told(refused, copies, folder):
     weights = load_file(file)
     lacking = next(name for name in weights if "layernorm" in name or "norm" in name)
     save_file({name: value for name, value in weights.items() if name != lacking}, file)
-    line = refused(_flags(copies, folder), f"a scorer's `{folder}` without one of its weights")
+    line = refused(_flags(copies, folder))
     assert f"its weights lack {lacking}" in line
 
 
@@ -117,7 +117,7 @@ def test_a_tokenizer_of_more_tokens_than_the_network_is_told(refused, copies):
     vocabulary = values["model"]["vocab"]
     vocabulary.update({f"more{number}": len(vocabulary) + number for number in range(500)})
     path.write_text(json.dumps(values))
-    assert "its tokenizer has" in refused(_flags(copies, "clip"), "a CLIP with a larger model's tokenizer")
+    assert "its tokenizer has" in refused(_flags(copies, "clip"))
 
 
 def test_whole_scorers_pass(flags, tiny_scorers):
@@ -150,8 +150,7 @@ def test_a_package_that_lacks_is_told_before_anything_loads(tmp_path, monkeypatc
 def test_root_programs_look_before_they_load(refused_by, diversity, copies):
     (copies / "dinov2" / "preprocessor_config.json").write_text("{")
     given = [*diversity, "--dino_path", str(copies / "dinov2")]
-    what = "`test_diversity.py --dino_path` with half a `preprocessor_config.json`"
-    line = refused_by("test_diversity.py", program("test_diversity.py"), given, what)
+    line = refused_by("test_diversity.py", program("test_diversity.py"), given)
     assert "--dino_path" in line and "preprocessor_config.json cannot be read as JSON" in line
 
 
@@ -172,7 +171,7 @@ def test_an_odd_value_in_a_models_folder_is_told(refused, broken, file, changes,
     """Nothing of it is read before the first prompt is encoded, the first image decoded, or a call counted."""
     path = broken / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    assert says in refused({"--teacher_id": str(broken)}, f"`{file}` with `{json.dumps(changes)}`")
+    assert says in refused({"--teacher_id": str(broken)})
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def test_an_odd_value_in_a_models_folder_is_told(refused, broken, file, changes,
     ],
 )
 def test_another_model_for_a_scorer_is_told(refused, copies, flag, folder, says):
-    assert says in refused({flag: str(copies / folder)}, f"`{flag}` with the folder of a {folder}")
+    assert says in refused({flag: str(copies / folder)})
 
 
 def test_a_student_that_is_another_models_is_told_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
@@ -193,8 +192,8 @@ def test_a_student_that_is_another_models_is_told_before_its_base_loads(refused_
     def told(state: dict, what: str) -> str:
         torch.save(state, tmp_path / "student.pt")
         command = ["--model", str(tmp_path / "student.pt"), *given]
-        assert refused_by("dpdmd.export", export.main, command[:-2], f"`dpdmd.export --model` with {what}")
-        return refused_by("dpdmd.generate", generate.main, command, f"`dpdmd.generate --model` with {what}")
+        assert refused_by("dpdmd.export", export.main, command[:-2])
+        return refused_by("dpdmd.generate", generate.main, command)
 
     assert "proj_out.weight has shape (4, 4)" in told(
         {**weights, "proj_out.weight": torch.zeros(4, 4)}, "a `.pt` of others"
@@ -205,7 +204,7 @@ def test_a_student_that_is_another_models_is_told_before_its_base_loads(refused_
     assert "hold more" in told({**weights, "more": torch.zeros(2)}, "a `.pt` that holds more")
     (tmp_path / "student.pt").write_bytes(b"PK\x03\x04")
     command = ["--model", str(tmp_path / "student.pt"), *given]
-    line = refused_by("dpdmd.generate", generate.main, command, "`dpdmd.generate --model` with half a `.pt`")
+    line = refused_by("dpdmd.generate", generate.main, command)
     assert "is no checkpoint" in line
 
 
@@ -215,11 +214,11 @@ def test_a_lora_of_another_size_is_told_before_its_base_loads(refused_by, tiny_p
     state = {f"{layer}.lora_A.weight": torch.zeros(2, 99), f"{layer}.lora_B.weight": torch.zeros(32, 2)}
     save_file(state, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     given = ["--model", str(tmp_path / "lora"), "--base_model", str(tiny_pipeline), "--out", str(tmp_path / "out")]
-    line = refused_by("dpdmd.export", export.main, given, "`dpdmd.export --model` with another network's LoRA")
+    line = refused_by("dpdmd.export", export.main, given)
     assert "transformer_blocks.0.attn.to_q has 32 inputs, and it 99" in line
 
 
 def test_a_prompt_that_does_not_show_is_empty(refused_by, tiny_pipeline, tmp_path):
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "\u200b"]
-    line = refused_by("dpdmd.generate", generate.main, given, "`dpdmd.generate --prompt` of a zero-width space")
+    line = refused_by("dpdmd.generate", generate.main, given)
     assert line == "--prompt: is empty"
