@@ -111,7 +111,7 @@ def test_a_damaged_record_is_named_before_anything_runs(values, tmp_path, capsys
 
 
 def test_a_wrong_sweep_is_told_without_torch(tmp_path):
-    code = "import sys; from dpdmd import compare; s = compare.main(['no.yaml']); sys.exit('torch' in sys.modules or s)"
+    code = "import sys; from dpdmd.compare import cli; s = cli.main(['no.yaml']); sys.exit('torch' in sys.modules or s)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 2 and "no.yaml: cannot be read" in result.stderr
 

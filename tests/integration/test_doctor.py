@@ -8,7 +8,7 @@ from small_distillation import method_flags
 
 from dpdmd import doctor
 from dpdmd.distributed import sharding
-from dpdmd.methods import losses, registry
+from dpdmd.methods import losses, updates
 from dpdmd.models import base
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling import rollout
@@ -64,7 +64,7 @@ def wrong_sign(monkeypatch):
 
 def no_detach(monkeypatch):
     healthy = rollout.rollout
-    monkeypatch.setattr(registry, "rollout", lambda *given, detach_first_step=False, **named: healthy(*given, **named))
+    monkeypatch.setattr(updates, "rollout", lambda *given, detach_first_step=False, **named: healthy(*given, **named))
 
 
 def same_noise(monkeypatch):

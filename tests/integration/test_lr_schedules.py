@@ -11,7 +11,8 @@ from diffusers.optimization import get_scheduler
 
 from dpdmd import train
 from dpdmd.config.options import LR_SCHEDULERS
-from dpdmd.methods import registry, updates
+from dpdmd.methods import updates
+from dpdmd.methods.context import LossResult
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.training.lr_schedules import lr_factor
 
@@ -89,9 +90,9 @@ def test_a_skipped_update_does_not_move_the_schedule(short_run, tmp_path, monkey
     def poisoned(run, batch):
         result = healthy(run, batch)
         factor = float("nan") if batch.step == 1 else 1.0
-        return registry.TurnResult(result.loss * factor, result.metrics, result.images)
+        return LossResult(result.loss * factor, result.metrics, result.images)
 
-    monkeypatch.setattr(updates, "fake_turn", poisoned)
+    monkeypatch.setattr(updates, "fake_score_loss", poisoned)
     flags = ["--vis_every", "0", "--max_steps", "6", "--nonfinite", "skip", "--lr_scheduler", "linear"]
     assert train.main([*short_run, *flags, "--run_dir", str(tmp_path / "run")]) == 0
     assert rates(tmp_path / "run", "fake") == [1e-3 * (1 - update / 5) for update in range(5)]

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpdmd import config, train
 from dpdmd.distributed import sharding
-from dpdmd.methods import losses, registry, updates
-from dpdmd.methods.context import DistillationContext
+from dpdmd.methods import losses, updates
+from dpdmd.methods.context import DistillationContext, LossResult
 from dpdmd.methods.networks import Networks
 from dpdmd.models import streamed_text_encoder
 from dpdmd.models.base import TextEmbedding, TextEncoder
@@ -211,15 +211,15 @@ def state(checkpoint: Path) -> dict[str, bytes]:
 
 def poison_step(monkeypatch, step: int) -> None:
     """The gradient of one step is nan."""
-    for name in ("fake_turn", "student_turn"):
-        healthy = getattr(registry, name)
+    for name in ("fake_score_loss", "student_loss"):
+        healthy = getattr(updates, name)
 
         def turn(run, batch, healthy=healthy):
             result = healthy(run, batch)
             factor = float("nan") if batch.step == step else 1.0
-            return registry.TurnResult(result.loss * factor, result.metrics, result.images)
+            return LossResult(result.loss * factor, result.metrics, result.images)
 
-        monkeypatch.setattr(registry, name, turn)
+        monkeypatch.setattr(updates, name, turn)
 
 
 def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monkeypatch):
@@ -271,8 +271,8 @@ def test_a_late_skip_is_counted_and_moves_nothing(lagging, tmp_path, monkeypatch
         if figures.are_finite():
             healthy(trained, figures, norm, learning_rate, max_norm)
 
-    healthy = trainer.update
-    monkeypatch.setattr(trainer, "update", withheld)
+    healthy = trainer.apply_update
+    monkeypatch.setattr(trainer, "apply_update", withheld)
     assert train.main([*flags, "--run_dir", str(by_host)]) == 0
     ours, theirs = (state(folder / "ckpts/step_000008") for folder in (run, by_host))
     if step == 5:  # the student's moments exist, all 0, once its one update was withheld by the kernel
@@ -292,7 +292,7 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
         return healthy(run_, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(updates, "fake_turn", killed)
+        patch.setattr(updates, "fake_score_loss", killed)
         assert train.main([*lagging, "--max_steps", "8"]) == 143
     assert "stopped: SIGTERM: saved at step 4" in capsys.readouterr().err
     assert [line["step"] for line in records(run)] == [1, 2, 3, 4]

@@ -52,7 +52,7 @@ def test_a_run_that_never_began_leaves_its_folder_unused(flags, tmp_path, monkey
         raise ValueError("a model that does not load")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dpdmd.training.trainer.assemble", broken)
+        patched.setattr("dpdmd.training.trainer.build_training_state", broken)
         assert train.main([*flags, "--max_steps", "1"]) == 2
     assert folder.config.is_file() and not folder.is_used()
     other.write_text("somebody's")

@@ -185,7 +185,7 @@ def test_a_nonfinite_loss_stops_before_the_optimizer(flags, tmp_path, monkeypatc
         result.metrics["loss_dmd"] = result.metrics["loss_dmd"] * float("nan")
         return result
 
-    monkeypatch.setattr(updates, "student_turn", poisoned)
+    monkeypatch.setattr(updates, "student_loss", poisoned)
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "12", "--ckpt_every", "5"]) == 1
     assert "loss_dmd is nan" in capsys.readouterr().err
     assert os.readlink(run / "ckpts" / "latest") == "step_000005"
@@ -212,7 +212,7 @@ def test_fake_turns_share_a_rollout(flags, tmp_path, monkeypatch):
         seen.append((batch.step, batch.rollout_step, result.images["student"]))
         return result
 
-    monkeypatch.setattr(updates, "fake_turn", watched)
+    monkeypatch.setattr(updates, "fake_score_loss", watched)
     reuse = ["--fake_rollout_reuse", "2", "--max_steps", "7"]
     assert train.main([*flags, *reuse, "--run_dir", str(tmp_path / "run")]) == 0
     assert [(step, source) for step, source, _ in seen] == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4), (6, 6)]

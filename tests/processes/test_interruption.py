@@ -19,7 +19,8 @@ from PIL import Image
 from dpdmd import train
 from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer
 from dpdmd.evaluation.scoring import NOT_FINITE, score_batch, summarise_scores
-from dpdmd.methods import registry
+from dpdmd.methods import updates
+from dpdmd.methods.context import LossResult
 from dpdmd.run_folder import RunFolder
 
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
@@ -33,13 +34,13 @@ def flags(short_run: list[str], tmp_path: Path) -> list[str]:
 
 def on_turn(monkeypatch: pytest.MonkeyPatch, name: str, number: int, act) -> None:
     """Replace the `number`-th call of a turn by `act(healthy turn, run, batch)`."""
-    healthy, calls = getattr(registry, name), []
+    healthy, calls = getattr(updates, name), []
 
     def turn(run, batch):
         calls.append(batch.step)
         return act(healthy, run, batch) if len(calls) == number else healthy(run, batch)
 
-    monkeypatch.setattr(registry, name, turn)
+    monkeypatch.setattr(updates, name, turn)
 
 
 def records(run: Path) -> list[dict]:
@@ -59,7 +60,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
             os.kill(os.getpid(), number)
             return healthy(run_, batch)
 
-        on_turn(patch, "fake_turn", 3, killed)
+        on_turn(patch, "fake_score_loss", 3, killed)
         assert train.main([*flags, "--max_steps", "7"]) == status
     assert f"stopped: {number.name}: saved at step 3" in capsys.readouterr().err
     assert os.readlink(run / "ckpts" / "latest") == "step_000003" and len(records(run)) == 3
@@ -75,7 +76,7 @@ def test_a_second_interrupt_does_not_wait(flags, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         return healthy(run, batch)
 
-    on_turn(monkeypatch, "fake_turn", 2, impatient)
+    on_turn(monkeypatch, "fake_score_loss", 2, impatient)
     with pytest.raises(KeyboardInterrupt):
         train.main([*flags, "--max_steps", "4"])
 
@@ -98,12 +99,12 @@ def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
 def poison(healthy, run, batch):
     """A turn whose gradient is not finite."""
     result = healthy(run, batch)
-    return registry.TurnResult(result.loss * float("nan"), result.metrics, result.images)
+    return LossResult(result.loss * float("nan"), result.metrics, result.images)
 
 
 def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, capsys):
     """Step, turn, every rank's prompts and statistics of what the loss was made of."""
-    on_turn(monkeypatch, "student_turn", 1, poison)
+    on_turn(monkeypatch, "student_loss", 1, poison)
     assert train.main([*flags, "--max_steps", "7"]) == 1
     assert "step 6, student turn: grad_norm is nan" in capsys.readouterr().err
     told = json.loads((tmp_path / "run" / "diagnostics" / "nonfinite_step_000006.json").read_text())
@@ -114,7 +115,7 @@ def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, 
     assert rank["latents"]["student"]["nonfinite_share"] == 0 and rank["latents"]["student"]["std"] > 0
 
 
-@pytest.mark.parametrize(("turn", "step"), [("fake_turn", 1), ("student_turn", 6)])
+@pytest.mark.parametrize(("turn", "step"), [("fake_score_loss", 1), ("student_loss", 6)])
 def test_nonfinite_skip_goes_on_and_counts(flags, tmp_path, monkeypatch, turn, step):
     """The skipped update changes no weight and no optimizer; the records say so, and are valid JSON."""
     on_turn(monkeypatch, turn, 1, poison)
@@ -138,7 +139,7 @@ def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys,
     def starved(healthy, run, batch):
         raise error
 
-    on_turn(monkeypatch, "fake_turn", 2, starved)
+    on_turn(monkeypatch, "fake_score_loss", 2, starved)
     assert train.main([*flags, "--max_steps", "4"]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "--batch_size" in line and "--gradient_checkpointing" in line and "20.00 GiB" in line
