@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What must pass before a commit: format, lint, tests (tests/test_structure.py holds the house's import order).
+# What must pass before a commit: format, lint, the layers of the package, and the quick tests.
 #   bash scripts/check.sh          checks
 #   bash scripts/check.sh --fix    formats and applies ruff's safe fixes first
+# Other arguments go to pytest.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
@@ -16,4 +17,5 @@ if [ "${1:-}" = --fix ]; then
 fi
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
-exec bash scripts/run_tests.sh "$@"
+"$PYTHON" -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+exec bash scripts/run_tests.sh quick "$@"
