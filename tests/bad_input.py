@@ -1,4 +1,4 @@
-"""What the tests of wrong input share: command lines that would run, and the one line that a wrong one gets."""
+"""Fixtures for the tests of wrong input: valid command lines, and the one-line error that a wrong one gets."""
 
 import runpy
 import shutil
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd import train
-from dpdmd.models.sd35.family import SD35
-from dpdmd.models.sdxl.family import SDXL
+from dpdmd.models.registry import LAYOUTS, family_class
 
 ROOT = Path(__file__).parent.parent
 LONG = "a" * 300
@@ -18,7 +17,7 @@ Refused = Callable[[dict[str, str]], str]
 
 @pytest.fixture
 def flags(tiny_pipeline: Path, tmp_path: Path) -> dict[str, str]:
-    """A command line that would run, as flag -> value."""
+    """Return a valid command line of `dpdmd.train`, as flag -> value."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\n")
     return {
@@ -32,19 +31,22 @@ def flags(tiny_pipeline: Path, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def no_model_loads(monkeypatch):
-    """Loading anything fails the test: wrong input is told before."""
+    """Fail the test if a model is loaded: wrong input is reported before."""
 
     def refuse(*_, **__):
-        raise AssertionError("a model was loaded before the input was refused")
+        raise AssertionError("a model was loaded before the wrong input was reported")
 
-    for name in ("load_network", "load_text_encoder", "load_image_decoder"):
-        monkeypatch.setattr(SD35, name, refuse)
-        monkeypatch.setattr(SDXL, name, refuse)
+    for family in map(family_class, LAYOUTS):
+        for name in ("load_network", "load_text_encoder", "load_image_decoder"):
+            monkeypatch.setattr(family, name, refuse)
 
 
 @pytest.fixture
 def refused(flags, capsys, tiny_sdxl, monkeypatch) -> Refused:
-    """Call `dpdmd.train` with changed flags ("" for a flag without a value); return the one line it prints."""
+    """Return a function that calls `dpdmd.train` with changed flags and returns the error that it prints.
+
+    A flag whose value is "" is given without a value.
+    """
     monkeypatch.setenv("COLUMNS", "200")  # argparse folds its lines to the terminal's width
 
     def message(changes: dict[str, str]) -> str:
@@ -57,7 +59,7 @@ def refused(flags, capsys, tiny_sdxl, monkeypatch) -> Refused:
 
 
 def one_line(program: str, main: Callable[[list[str]], int], command: list[str], capsys: pytest.CaptureFixture) -> str:
-    """Return the one line that a program prints of a wrong command line, without the program's name."""
+    """Return the one-line error of a program for a wrong command line, without the program's name."""
     try:
         status = main(command)
     except SystemExit as error:  # argparse
@@ -66,13 +68,13 @@ def one_line(program: str, main: Callable[[list[str]], int], command: list[str],
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith(f"{program}: error: ")
     assert sum("error:" in line for line in lines) == 1
-    assert len(lines) == 1 or program != "dpdmd.train"  # argparse shows the usage of those with few flags
+    assert len(lines) == 1 or program != "dpdmd.train"  # for programs with few flags, argparse prints the usage, too
     return lines[-1].removeprefix(f"{program}: error: ")
 
 
 @pytest.fixture
 def refused_by(capsys, monkeypatch) -> Callable[..., str]:
-    """Call another program with a command line; return the one line it prints."""
+    """Return a function that calls a program with a command line and returns the error that it prints."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def message(program: str, main: Callable[[list[str]], int], command: list[str]) -> str:
@@ -82,13 +84,13 @@ def refused_by(capsys, monkeypatch) -> Callable[..., str]:
 
 
 def program(name: str) -> Callable[[list[str]], int]:
-    """The main function of a root program."""
+    """Return the main function of a root program."""
     return runpy.run_path(str(ROOT / name))["PROGRAM"].main
 
 
 @pytest.fixture
 def diversity(tiny_pipeline, tiny_scorers, tmp_path) -> list[str]:
-    """A command line of test_diversity.py that would run."""
+    """Return a valid command line of test_diversity.py."""
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     given = ["--model", str(tiny_pipeline), "--prompts_txt", str(tmp_path / "prompts.txt")]
     scorers = ["--dino_path", tiny_scorers["dino_path"], "--clip_path", tiny_scorers["clip_path"]]
@@ -97,5 +99,5 @@ def diversity(tiny_pipeline, tiny_scorers, tmp_path) -> list[str]:
 
 @pytest.fixture
 def broken(tmp_path: Path, tiny_pipeline: Path) -> Path:
-    """A copy of the teacher, to be broken."""
+    """Return a copy of the teacher for a test to damage."""
     return Path(shutil.copytree(tiny_pipeline, tmp_path / "broken"))

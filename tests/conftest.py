@@ -1,74 +1,83 @@
-"""A small SD3.5 of random weights for every test that needs a model; nothing is downloaded."""
+"""Fixtures of small random models and short runs; nothing is downloaded.
 
+Each process imports this file, so it imports torch but no model library. Fixtures import those.
+"""
+
+import hashlib
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from bad_input import broken, diversity, flags, no_model_loads, refused, refused_by  # noqa: F401
 from processes import LAUNCHER, cpu_environment, free_port, kill_all
-from small_distillation import batch, decoder, embedded, make, trio  # noqa: F401
-
-from dpdmd import train
-from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.shapes.text import MAX_LENGTH
 
 ROOT = Path(__file__).parent.parent
 WATCHED = str(ROOT / "tests" / "processes" / "drivers" / "watched.py")
 PROMPTS = ["a red circle", "a shape on a grey background", "a small cross", "a large blue square", "a triangle"]
+# What decides the bytes of the small models.
+BUILDERS = ("tests/small_models.py", "dpdmd/shapes/*.py", "dpdmd/models/**/*.py", "dpdmd/evaluation/scorers/*.py")
+LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors")
 
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they give, and the sums keep one order
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: begun last, one worker would be at it while the others have nothing left to do."""
-    items.sort(key=lambda item: item.path.stem != "test_topologies")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One worker takes a whole file, whose fixtures it shares; and all of which docs/errors.md is made."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByFile(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "errors" if Path(file).name.startswith(("test_bad_", "test_errors_table")) else file
-
-    return ByFile(config, log)
+    """Start with the longest files: if one of them came last, the other workers would wait for it."""
+    items.sort(key=lambda item: "processes" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")
-def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusion3Pipeline folder in the official layout: 64 x 64 images, two blocks of width 32."""
-    from small_models import build_sd35_pipeline
+def small_model(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from `save_x` of small_models.py to a copy of the folder x that this function writes.
 
-    folder = tmp_path_factory.mktemp("weights") / "tiny_sd35"
-    build_sd35_pipeline().save_pretrained(folder)
-    SamplingDefaults(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
-    return folder
+    pytest's cache keeps the folder until its builders or their libraries change, or until --cache-clear.
+    """
+    digest = hashlib.sha256(" ".join(map(metadata.version, LIBRARIES)).encode())
+    for path in sorted(path for pattern in BUILDERS for path in ROOT.glob(pattern)):
+        digest.update(path.read_bytes())
+    cache = pytestconfig.cache.mkdir("small_models") if hasattr(pytestconfig, "cache") else tmp_path_factory.mktemp("c")
+
+    def copy(save: str) -> Path:
+        name = save.removeprefix("save_")
+        kept = cache / f"{name}-{digest.hexdigest()[:16]}"
+        if not kept.exists():
+            outdated = list(cache.glob(f"{name}-*"))
+            with tempfile.TemporaryDirectory(dir=cache, prefix="new") as new:
+                getattr(import_module("small_models"), save)(Path(new, name))
+                try:
+                    os.rename(Path(new, name), kept)
+                except OSError:  # another worker was faster
+                    assert kept.exists()
+            for folder in outdated:
+                shutil.rmtree(folder, ignore_errors=True)
+        return Path(shutil.copytree(kept, tmp_path_factory.mktemp("weights") / name))
+
+    return copy
 
 
 @pytest.fixture(scope="session")
-def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusionXLPipeline folder in the official layout: 64 x 64 images, random weights."""
-    from small_models import build_sdxl_pipeline
-
-    folder = tmp_path_factory.mktemp("weights") / "tiny_sdxl"
-    build_sdxl_pipeline().save_pretrained(folder)
-    return folder
+def tiny_pipeline(small_model: Callable[[str], Path]) -> Path:
+    """Return a StableDiffusion3Pipeline folder in the official layout: 64 x 64 images, two blocks of width 32."""
+    return small_model("save_tiny_sd35")
 
 
 @pytest.fixture(scope="session")
-def tiny_scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Flag -> path of random in-loop scorers in the official layouts."""
-    from small_models import save_scorers
+def tiny_sdxl(small_model: Callable[[str], Path]) -> Path:
+    """Return a StableDiffusionXLPipeline folder in the official layout: 64 x 64 images."""
+    return small_model("save_tiny_sdxl")
 
-    root = tmp_path_factory.mktemp("scorers")
-    save_scorers(root)
+
+@pytest.fixture(scope="session")
+def tiny_scorers(small_model: Callable[[str], Path]) -> dict[str, str]:
+    """Return flag -> path of random in-loop scorers in the official layouts."""
+    root = small_model("save_scorers")
     return {
         "clip_path": str(root / "clip"),
         "clip_score_path": str(root / "clip"),
@@ -82,7 +91,7 @@ def tiny_scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def short_run(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A short run's command line, without a run folder."""
+    """Return the command line of a short run, without a run folder."""
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     return [
@@ -94,7 +103,9 @@ def short_run(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, short_run: list[str]) -> Path:
-    """A run of six steps with three checkpoints; copied, never changed."""
+    """Return a run of six steps with three checkpoints. Tests copy it and never change it."""
+    from dpdmd import train
+
     run = tmp_path_factory.mktemp("finished") / "run"
     more = ["--ckpt_every", "2", "--vis_every", "0", "--max_steps", "6"]
     assert train.main([*short_run, "--run_dir", str(run), *more]) == 0
@@ -103,9 +114,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, short_run: list[str]) -> 
 
 @pytest.fixture
 def run_processes() -> Callable[..., subprocess.CompletedProcess]:
-    """Run a Python command line on a number of CPU processes that see each other, from the checkout.
+    """Return a function that runs a Python command line in one process group of CPU processes, from the checkout.
 
-    A checked one also leaves none of gloo's threads behind: they can abort a process that has done its work.
+    With `check`, the command must end with status 0 and leave no gloo thread: such a thread can abort the process
+    after its work is done.
     """
 
     def run(arguments: list[str], count: int = 2, *, check: bool = True) -> subprocess.CompletedProcess:

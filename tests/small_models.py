@@ -1,4 +1,4 @@
-"""Small pipelines and scorers of random weights in the official layouts; nothing is downloaded."""
+"""Small random pipelines and scorers in the official layouts; conftest.py keeps what the `save_` functions write."""
 
 from pathlib import Path
 
@@ -14,17 +14,18 @@ from diffusers import (
 from torch import nn
 from transformers import CLIPTextModel
 
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes import scorer_models, world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
-from dpdmd.shapes.text import CLIP_WIDTH, build_clip_encoder, build_clip_tokenizer
+from dpdmd.shapes.text import CLIP_WIDTH, MAX_LENGTH, build_clip_encoder, build_clip_tokenizer
 
 
 def _strengthen(transformer: nn.Module) -> None:
     """Double the weights through which time and text modulate the blocks.
 
-    With torch's initial weights the output changes by only 5% between prompts and times: a test in which a wrong
-    time or a wrong prompt is fed would pass too easily.
+    With torch's initial weights, prompts and times change the output by only 5%: a test that passes a wrong time or a
+    wrong prompt would hardly see a difference.
     """
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
@@ -33,7 +34,7 @@ def _strengthen(transformer: nn.Module) -> None:
 
 
 def build_sd35_pipeline() -> StableDiffusion3Pipeline:
-    """Return an SD3.5 pipeline in small: 64 x 64 images, two blocks of width 32."""
+    """Return a small SD3.5 pipeline: 64 x 64 images, two blocks of width 32."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = build_autoencoder()
@@ -52,7 +53,7 @@ def build_sd35_pipeline() -> StableDiffusion3Pipeline:
 
 
 def _build_unet() -> UNet2DConditionModel:
-    """SDXL's UNet in small: two levels in place of three, attention in the lower one, its two conditions."""
+    """Return a small UNet of SDXL: two levels instead of three, attention in the lower one, both conditions."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -73,7 +74,7 @@ def _build_unet() -> UNet2DConditionModel:
 
 
 def build_sdxl_pipeline() -> StableDiffusionXLPipeline:
-    """Return an SDXL pipeline in small: 64 x 64 images, random weights."""
+    """Return a small SDXL pipeline: 64 x 64 images."""
     tokenizer, tokenizer_2 = (build_clip_tokenizer(pad, world) for pad in ("<|endoftext|>", "!"))
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -112,8 +113,19 @@ def build_sdxl_pipeline() -> StableDiffusionXLPipeline:
     )
 
 
+def save_tiny_sd35(folder: Path) -> None:
+    """Write the SD3.5 pipeline with its sampling defaults."""
+    build_sd35_pipeline().save_pretrained(folder)
+    SamplingDefaults(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
+
+
+def save_tiny_sdxl(folder: Path) -> None:
+    """Write the SDXL pipeline."""
+    build_sdxl_pipeline().save_pretrained(folder)
+
+
 def save_scorers(root: Path) -> None:
-    """Write random in-loop scorers in the official layouts."""
+    """Write the in-loop scorers, one folder each."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         scorer_models.save_model(root / "clip", *scorer_models.build_clip())
@@ -122,5 +134,7 @@ def save_scorers(root: Path) -> None:
         network, med_config, tokenizer = scorer_models.build_imagereward()
         with torch.no_grad():
             for parameter in network.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))  # as initialised, it hardly looks at its input
+                parameter.add_(
+                    0.05 * torch.randn_like(parameter)
+                )  # as initialised, its score hardly depends on its input
         scorer_models.save_imagereward(root / "ImageReward", network, med_config, tokenizer)
