@@ -19,7 +19,11 @@ TEXT = st.text(
     st.characters(blacklist_characters="\n\r\0\ufeff", blacklist_categories=("Cs",)), min_size=1, max_size=60
 )
 PROMPTS = TEXT.map(str.strip).filter(
-    lambda line: any(map(str.isprintable, line)) and not line.split(" ")[0].isdigit() and line[0] not in "[{"
+    lambda line: (
+        any(letter.isprintable() and not letter.isspace() for letter in line)
+        and not line.split(" ")[0].isdigit()
+        and line[0] not in "[{"
+    )
 )
 few = settings(max_examples=60, deadline=None)
 
