@@ -1,4 +1,4 @@
-"""Absurd counts and sizes: refused in one line before any model loads, and before anything is allocated for them."""
+"""Absurd counts and sizes get a one-line error before any model loads or memory is allocated for them."""
 
 import pytest
 
@@ -54,20 +54,20 @@ def test_absurd_values_get_one_line(refused, flag, value, says):
 
 
 def test_a_pool_of_absurd_size_is_not_listed(refused):
-    """A list of its prompts was made before anything else looked at the number."""
-    told = refused({"--method": "dmd_gan", "--teacher_cache_size": HUGE})
-    assert "must be 1 to 1000000" in told
+    """The number is checked before the list of the pool's prompts is made."""
+    line = refused({"--method": "dmd_gan", "--teacher_cache_size": HUGE})
+    assert "must be 1 to 1000000" in line
 
 
-def test_a_run_out_of_all_proportion_to_the_machine(flags, refused, monkeypatch):
-    """Without a GPU the system would kill it, without a word. Somewhat too large a run is warned of."""
+def test_a_run_that_cannot_fit_the_machine(flags, refused, monkeypatch):
+    """Without a GPU, the system would kill the run without a message. If a run may not fit, a warning says so."""
     memory = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(preflight.os, "sysconf", memory.get)
     line = refused({"--batch_size": "512"})
     assert "--batch_size, --height, --width: the run cannot fit: " in line
     memory["SC_PHYS_PAGES"] = 100_000
-    plan = preflight.check(config.parse([*_words(flags), "--batch_size", "512", "--report_to", "none"]))
-    assert any(warning.startswith("the run may not fit this machine: ") for warning in plan.warnings)
+    setup = preflight.check(config.parse([*_words(flags), "--batch_size", "512", "--report_to", "none"]))
+    assert any(warning.startswith("the run may not fit this machine: ") for warning in setup.warnings)
 
 
 def _words(flags):
@@ -85,13 +85,13 @@ def _words(flags):
         ("--guidance_scale", "1e400", "--guidance_scale inf: must be a finite number, at least 0"),
     ],
 )
-def test_generate_refuses_absurd_values(refused_by, tiny_pipeline, tmp_path, flag, value, says):
+def test_generate_rejects_absurd_values(refused_by, tiny_pipeline, tmp_path, flag, value, says):
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a", f"{flag}={value}"]
     assert says in refused_by("dpdmd.generate", generate.main, given)
 
 
-def test_more_images_than_a_call_can_make_are_told(refused_by, tiny_pipeline, tmp_path):
-    """Every image's key lies in a list: a large number of each of many prompts would fill the memory."""
+def test_more_images_than_a_call_can_make(refused_by, tiny_pipeline, tmp_path):
+    """The keys of all images are in one list: many images for each of many prompts would fill the memory."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(map(str, range(200))))
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt_txt", str(prompts)]
@@ -99,29 +99,31 @@ def test_more_images_than_a_call_can_make_are_told(refused_by, tiny_pipeline, tm
     assert "--num_images 100000: with 200 prompts these are 20000000 images" in line and "10000000" in line
 
 
-def test_a_student_that_never_has_its_turn_is_warned_of(flags):
-    """Not refused: a first look at a run may be that short."""
-    plan = preflight.check(config.parse([*_words(flags), "--max_steps", "5", "--report_to", "none"]))
-    assert any("step 5, before the student's first update" in warning for warning in plan.warnings)
-    plan = preflight.check(config.parse([*_words(flags), "--max_steps", "6", "--report_to", "none"]))
-    assert not any("first update" in warning for warning in plan.warnings)
+def test_a_run_that_ends_before_the_first_student_update_gets_a_warning(flags):
+    """It is no error: a first trial may be that short."""
+    setup = preflight.check(config.parse([*_words(flags), "--max_steps", "5", "--report_to", "none"]))
+    assert any("step 5, before the student's first update" in warning for warning in setup.warnings)
+    setup = preflight.check(config.parse([*_words(flags), "--max_steps", "6", "--report_to", "none"]))
+    assert not any("first update" in warning for warning in setup.warnings)
 
 
-def test_a_flag_without_effect_is_told(flags, tiny_scorers, tmp_path):
-    """As a warning, and of the command line alone: a file sets what several methods read."""
+def test_a_flag_without_effect_gets_a_warning(flags, tiny_scorers, tmp_path):
+    """Only flags of the command line count: a file may hold the options of several methods."""
     (tmp_path / "shared.yaml").write_text("{div_weight: 5, k_anchor: 20, perceptual: dists}")
     words = [*_words(flags), "--report_to", "none", "--config", str(tmp_path / "shared.yaml"), "--method", "dmd"]
 
-    def told(*more):
+    def warnings(*more):
         return [each for each in preflight.check(config.parse([*words, *more])).warnings if "given, but" in each]
 
-    assert told() == []
-    assert told("--div_weight", "3", "--gan_weight", "1") == [
+    assert warnings() == []
+    assert warnings("--div_weight", "3", "--gan_weight", "1") == [
         "--div_weight, --gan_weight: given, but --method dmd has no use for it"
     ]
-    assert told("--div_weight", "3", "--method", "dpdmd") == []
-    assert told("--num_div_seeds", "4") == ["--num_div_seeds: given, but no scorer is, so nothing is evaluated"]
+    assert warnings("--div_weight", "3", "--method", "dpdmd") == []
+    assert warnings("--num_div_seeds", "4") == ["--num_div_seeds: given, but no scorer is, so nothing is evaluated"]
     assert (
-        told("--num_div_seeds", "4", "--clip_path", tiny_scorers["clip_path"], "--div_prompts", flags["--prompt_txt"])
+        warnings(
+            "--num_div_seeds", "4", "--clip_path", tiny_scorers["clip_path"], "--div_prompts", flags["--prompt_txt"]
+        )
         == []
     )

@@ -1,4 +1,4 @@
-"""Paths that are no such thing, and files that are not what they should be: told in one line before any model loads."""
+"""Wrong paths and files with wrong contents get a one-line error before any model loads."""
 
 import errno
 import json
@@ -38,14 +38,14 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
         ),
     ],
 )
-def test_a_path_that_is_no_such_thing_gets_one_line(refused, monkeypatch, flag, value, says):
+def test_a_wrong_path_gets_one_line(refused, monkeypatch, flag, value, says):
     monkeypatch.chdir(ROOT)
     assert says in refused({flag: value})
 
 
 @pytest.mark.parametrize("flag", ["--run_dir", "--cache_text_embeddings"])
-def test_a_folder_that_only_seems_writable_is_told(refused, tmp_path, monkeypatch, flag):
-    """To root, by its rights, every folder seems so."""
+def test_a_folder_that_only_seems_writable(refused, tmp_path, monkeypatch, flag):
+    """For root, `os.access` says that every folder is writable, so a file is written to find out."""
 
     def refuse(dir):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -61,19 +61,19 @@ def test_a_folder_that_only_seems_writable_is_told(refused, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "flag", ["--run_dir", "--ckpt_dir", "--teacher_id", "--student_id", "--prompt_txt", "--config"]
 )
-def test_an_empty_path_is_not_the_folder_one_stands_in(flags, refused, flag):
-    """`--run_dir "$RUN"` of a variable that is not set would train into the default folder."""
+def test_an_empty_path_is_not_the_current_folder(flags, refused, flag):
+    """If RUN is not set, `--run_dir "$RUN"` would train into the default folder."""
     flags[f"{flag}="] = ""
     assert f"{flag} '': is empty" in refused({})
 
 
-def test_an_empty_scorers_path_leaves_it_out():
+def test_an_empty_path_of_a_scorer_leaves_the_scorer_out():
     given = config.parse(["--clip_path", "", "--ir_med_config", ""])
     assert (given.eval.clip_path, given.eval.ir_med_config) == ("", "")
 
 
-def test_a_tilde_is_ones_home(tmp_path, monkeypatch):
-    """The shell leaves it alone after `--run_dir=`, and a file of flags knows no shell."""
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """The shell does not replace it after `--run_dir=`, and no shell reads a configuration file."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "flags.yaml").write_text("data: {prompt_txt: ~/prompts.txt}\nrun_dir: ~/run\n")
     given = config.parse(["--config=~/flags.yaml", "--teacher_id=~/sd35", "--clip_path=~"])
@@ -87,14 +87,14 @@ def test_a_tilde_is_ones_home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "says"), [("~nobody_at_all/x", "argument --out: ~nobody_at_all/x: "), ("", "argument --out: '' is empty")]
 )
-def test_generate_knows_paths_too(refused_by, tiny_pipeline, value, says):
+def test_generate_checks_paths(refused_by, tiny_pipeline, value, says):
     given = ["--model", str(tiny_pipeline), "--prompt", "a", f"--out={value}"]
     assert says in refused_by("dpdmd.generate", generate.main, given)
 
 
 @pytest.mark.parametrize("inside", ["", "new", "transformer/new"])
 def test_a_models_folder_is_not_written_into(refused_by, broken, inside):
-    """An export into its own model would copy itself for ever; images would stay in the next copy."""
+    """An export into its own model would copy itself without end, and the next copy would contain the images."""
     out = broken / inside
     given = ["--model", str(broken), "--out", str(out), "--prompt", "a"]
 
@@ -105,16 +105,17 @@ def test_a_models_folder_is_not_written_into(refused_by, broken, inside):
 
 
 @pytest.mark.parametrize(
-    ("content", "what", "says"),
+    ("content", "says"),
     [
-        ('["a cat", "a dog"]\n', "a JSON list of prompts", "is JSON, whose lines are no prompts"),
-        ('{"prompts": [\n"a cat"]}\n', "a JSON object of prompts", "is JSON, whose lines are no prompts"),
-        ('{"prompt": "a"}\n{"prompt": "b"}\n', "JSON lines of prompts", "is JSON, whose lines are no prompts"),
-        ("\u200b\n\ufeff\n\x07\n", "a prompt file of what does not show", "no prompt in it"),
-        ("a cat\n\0\0\n", "zero bytes after the prompts", "holds zero bytes"),
+        ('["a cat", "a dog"]\n', "is JSON, whose lines are no prompts"),
+        ('{"prompts": [\n"a cat"]}\n', "is JSON, whose lines are no prompts"),
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', "is JSON, whose lines are no prompts"),
+        ("\u200b\n\ufeff\n\x07\n", "no prompt in it"),
+        ("a cat\n\0\0\n", "holds zero bytes"),
     ],
+    ids=["JSON list", "JSON object", "JSON lines", "invisible characters", "zero bytes after the prompts"],
 )
-def test_a_file_that_holds_no_prompts_gets_one_line(refused, tmp_path, content, what, says):
+def test_a_file_that_holds_no_prompts_gets_one_line(refused, tmp_path, content, says):
     (tmp_path / "prompts.txt").write_text(content)
     assert says in refused({"--prompt_txt": str(tmp_path / "prompts.txt")})
 
@@ -127,14 +128,14 @@ def test_prompts_that_only_look_like_json_are_prompts(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--prompt_txt", "--config", "--div_prompts"])
 def test_a_pipe_does_not_keep_a_run_waiting(refused, tiny_scorers, tmp_path, flag):
-    """Nobody writes into it: to open it would last for ever."""
+    """No process writes into the pipe, so opening it would wait without end."""
     os.mkfifo(tmp_path / "pipe")
     clip = {"--clip_path": tiny_scorers["clip_path"]}
     line = refused({flag: str(tmp_path / "pipe"), **clip})
     assert "cannot be read (No regular file but a pipe or a device)" in line
 
 
-def test_pipes_in_a_models_folder_do_not_either(refused, broken):
+def test_pipes_in_a_models_folder_do_not_keep_a_run_waiting(refused, broken):
     for name in ("model_index.json", "transformer/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"):
         file, kept = broken / name, broken.parent / "kept"
         file.rename(kept)
@@ -144,14 +145,14 @@ def test_pipes_in_a_models_folder_do_not_either(refused, broken):
         kept.rename(file)
 
 
-def test_what_is_told_is_one_line(refused):
-    """Whatever a path holds: a line break, or what would move a terminal's cursor."""
+def test_a_message_is_one_line(refused):
+    """A path may contain a line break or a character that moves the terminal's cursor."""
     assert one_line("a\nb\x1b[2J ü ²\u2028") == "a\\nb\\x1b[2J ü ²\\u2028"
     assert "--teacher_id no\\nwhere: no such folder" in refused({"--teacher_id": "no\nwhere"})
 
 
 @pytest.mark.parametrize("text", ['run_dir: "a\\0b"', 'teacher_id: "\\ud800"'])
-def test_a_text_that_is_none_is_told(refused, tmp_path, flags, text):
+def test_a_text_that_no_path_can_be(refused, tmp_path, flags, text):
     (tmp_path / "wrong.yaml").write_text(text)
     del flags["--run_dir"], flags["--teacher_id"]
     assert "is no text that a path or a name can be" in refused({"--config": str(tmp_path / "wrong.yaml")})
@@ -184,16 +185,16 @@ def test_a_header_whose_tensors_do_not_fit_is_told(tmp_path, header):
         read_header(path)
 
 
-def test_report_takes_no_folder_that_is_none(capsys, tmp_path):
+def test_report_rejects_a_folder_that_is_no_run(capsys, tmp_path):
     assert cli.main([str(tmp_path / "nowhere")]) == 2
     assert "is no run folder" in capsys.readouterr().err
 
 
-def test_the_doctor_tells_of_a_disk_in_one_line(capsys, monkeypatch, tmp_path):
+def test_the_doctor_reports_a_full_disk_in_one_line(capsys, monkeypatch, tmp_path):
     def full(out):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
 
     monkeypatch.setattr("dpdmd.doctor.scratch_folder", full)
     assert doctor.main(["--out", str(tmp_path / "doctor")]) == 1
-    told = capsys.readouterr().err.strip()
-    assert told.startswith("dpdmd.doctor: stopped: ") and "No space left" in told and "\n" not in told
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("dpdmd.doctor: stopped: ") and "No space left" in line and "\n" not in line

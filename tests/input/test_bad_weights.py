@@ -1,4 +1,4 @@
-"""Files of scorers and models that are missing, odd or another's: told before any model loads."""
+"""Missing, damaged and mistaken files of scorers and models get a one-line error before any model loads."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.training import preflight
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
-ENTRIES = {  # folder -> the flags that it is given by
+ENTRIES = {  # folder -> its flags
     "clip": ("clip_path", "clip_score_path"),
     "pickscore": ("pick_model_path", "pick_processor_path"),
     "dinov2": ("dino_path",),
@@ -26,7 +26,7 @@ ENTRIES = {  # folder -> the flags that it is given by
 
 @pytest.fixture
 def copies(tiny_scorers, tmp_path) -> Path:
-    """Copies of the scorers' folders, to be broken."""
+    """Return copies of the scorers' folders for a test to damage."""
     root = Path(tiny_scorers["clip_path"]).parent
     return Path(shutil.copytree(root, tmp_path / "scorers"))
 
@@ -84,13 +84,13 @@ def test_a_scorers_wrong_file_is_named(refused, copies, tmp_path, folder, file, 
     assert says in line.replace(str(tmp_path), "TMP") and "get it from https://huggingface.co/" in line
 
 
-def test_a_truncated_imagereward_is_told(refused, copies):
+def test_a_truncated_imagereward(refused, copies):
     path = copies / "ImageReward" / "ImageReward.pt"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert "ImageReward.pt is no checkpoint" in refused(_flags(copies, "ImageReward"))
 
 
-def test_an_imagereward_of_other_weights_is_told(refused, copies):
+def test_an_imagereward_with_other_weights(refused, copies):
     path = copies / "ImageReward" / "ImageReward.pt"
     state = torch.load(path, weights_only=True)
     torch.save({name: value for name, value in state.items() if not name.startswith("mlp.")}, path)
@@ -101,17 +101,17 @@ def test_an_imagereward_of_other_weights_is_told(refused, copies):
 
 
 @pytest.mark.parametrize("folder", ["clip", "pickscore", "dinov2"])
-def test_a_scorers_missing_weight_is_told(refused, copies, folder):
+def test_a_missing_weight_of_a_scorer_is_named(refused, copies, folder):
     file = copies / folder / "model.safetensors"
     weights = load_file(file)
-    lacking = next(name for name in weights if "layernorm" in name or "norm" in name)
-    save_file({name: value for name, value in weights.items() if name != lacking}, file)
+    missing = next(name for name in weights if "layernorm" in name or "norm" in name)
+    save_file({name: value for name, value in weights.items() if name != missing}, file)
     line = refused(_flags(copies, folder))
-    assert f"its weights lack {lacking}" in line
+    assert f"its weights lack {missing}" in line
 
 
-def test_a_tokenizer_of_more_tokens_than_the_network_is_told(refused, copies):
-    """Its last tokens would be looked up beyond the table, in the middle of an evaluation."""
+def test_a_tokenizer_with_more_tokens_than_the_network(refused, copies):
+    """The last tokens have no row in the embedding table, which an evaluation would find out late."""
     path = copies / "clip" / "tokenizer.json"
     values = json.loads(path.read_text())
     vocabulary = values["model"]["vocab"]
@@ -123,19 +123,19 @@ def test_a_tokenizer_of_more_tokens_than_the_network_is_told(refused, copies):
 def test_whole_scorers_pass(flags, tiny_scorers):
     words = [word for pair in flags.items() for word in pair]
     scorers = [word for flag, path in tiny_scorers.items() for word in (f"--{flag}", path)]
-    plan = preflight.check(config.parse([*words, *scorers, "--report_to", "none"]))
-    assert set(plan.evaluation.paths) == {"div_clip", "div_dino", "pickscore", "imagereward", "clip_score"}
-    check_scorer_contents(plan.evaluation.paths)
+    setup = preflight.check(config.parse([*words, *scorers, "--report_to", "none"]))
+    assert set(setup.evaluation.paths) == {"div_clip", "div_dino", "pickscore", "imagereward", "clip_score"}
+    check_scorer_contents(setup.evaluation.paths)
     check_perceptual_contents("dino", Path(tiny_scorers["dino_path"]))
 
 
-def test_perceptual_files_are_looked_at(tmp_path):
+def test_perceptual_files_are_checked(tmp_path):
     (tmp_path / "vgg16-397923af.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"--perceptual_path .*vgg16-397923af.pth is no checkpoint"):
         check_perceptual_contents("lpips", tmp_path)
 
 
-def test_a_package_that_lacks_is_told_before_anything_loads(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_before_anything_loads(tmp_path, monkeypatch):
     for name in ("lpips", "dists", "maniqa"):
         monkeypatch.setitem(sys.modules, f"pyiqa.archs.{name}_arch", None)
     for file in (IMAGENET_VGG, *PERCEPTUAL_FILES.values(), "maniqa.pth"):
@@ -147,7 +147,7 @@ def test_a_package_that_lacks_is_told_before_anything_loads(tmp_path, monkeypatc
         check_scorer_contents({"maniqa": {"maniqa_path": tmp_path / "maniqa.pth"}})
 
 
-def test_root_programs_look_before_they_load(refused_by, diversity, copies):
+def test_root_programs_check_before_they_load(refused_by, diversity, copies):
     (copies / "dinov2" / "preprocessor_config.json").write_text("{")
     given = [*diversity, "--dino_path", str(copies / "dinov2")]
     line = refused_by("test_diversity.py", program("test_diversity.py"), given)
@@ -167,8 +167,8 @@ def test_root_programs_look_before_they_load(refused_by, diversity, copies):
         ("transformer/config.json", {"dual_attention_layers": "x"}, "holds what is not expected (TypeError: "),
     ],
 )
-def test_an_odd_value_in_a_models_folder_is_told(refused, broken, file, changes, says):
-    """Nothing of it is read before the first prompt is encoded, the first image decoded, or a call counted."""
+def test_a_wrong_value_in_a_models_folder(refused, broken, file, changes, says):
+    """Without the check, each value is first read when a prompt is encoded, an image decoded or a call counted."""
     path = broken / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     assert says in refused({"--teacher_id": str(broken)})
@@ -181,34 +181,30 @@ def test_an_odd_value_in_a_models_folder_is_told(refused, broken, file, changes,
         ("--clip_path", "dinov2", "its weights lack"),
     ],
 )
-def test_another_model_for_a_scorer_is_told(refused, copies, flag, folder, says):
+def test_a_scorer_that_is_another_model(refused, copies, flag, folder, says):
     assert says in refused({flag: str(copies / folder)})
 
 
-def test_a_student_that_is_another_models_is_told_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
+def test_a_student_of_another_model_is_reported_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
     weights = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
     given = ["--base_model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a"]
 
-    def told(state: dict, what: str) -> str:
+    def error(state: dict) -> str:
         torch.save(state, tmp_path / "student.pt")
         command = ["--model", str(tmp_path / "student.pt"), *given]
         assert refused_by("dpdmd.export", export.main, command[:-2])
         return refused_by("dpdmd.generate", generate.main, command)
 
-    assert "proj_out.weight has shape (4, 4)" in told(
-        {**weights, "proj_out.weight": torch.zeros(4, 4)}, "a `.pt` of others"
-    )
-    assert "lack proj_out.weight" in told(
-        {n: v for n, v in weights.items() if n != "proj_out.weight"}, "a `.pt` that lacks"
-    )
-    assert "hold more" in told({**weights, "more": torch.zeros(2)}, "a `.pt` that holds more")
+    assert "proj_out.weight has shape (4, 4)" in error({**weights, "proj_out.weight": torch.zeros(4, 4)})
+    assert "lack proj_out.weight" in error({n: v for n, v in weights.items() if n != "proj_out.weight"})
+    assert "hold more" in error({**weights, "more": torch.zeros(2)})
     (tmp_path / "student.pt").write_bytes(b"PK\x03\x04")
     command = ["--model", str(tmp_path / "student.pt"), *given]
     line = refused_by("dpdmd.generate", generate.main, command)
     assert "is no checkpoint" in line
 
 
-def test_a_lora_of_another_size_is_told_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
+def test_a_lora_of_another_size_is_reported_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
     (tmp_path / "lora").mkdir()
     layer = "transformer.transformer_blocks.0.attn.to_q"
     state = {f"{layer}.lora_A.weight": torch.zeros(2, 99), f"{layer}.lora_B.weight": torch.zeros(32, 2)}
@@ -218,7 +214,7 @@ def test_a_lora_of_another_size_is_told_before_its_base_loads(refused_by, tiny_p
     assert "transformer_blocks.0.attn.to_q has 32 inputs, and it 99" in line
 
 
-def test_a_prompt_that_does_not_show_is_empty(refused_by, tiny_pipeline, tmp_path):
+def test_a_prompt_of_invisible_characters_is_empty(refused_by, tiny_pipeline, tmp_path):
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "\u200b"]
     line = refused_by("dpdmd.generate", generate.main, given)
     assert line == "--prompt: is empty"
