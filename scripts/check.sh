@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What must pass before a commit: format, lint, the layers of the package, and the quick tests.
-#   bash scripts/check.sh          checks
-#   bash scripts/check.sh --fix    formats and applies ruff's safe fixes first
+# Checks before a commit: format, lint, the layers of the package and the quick tests.
+#   bash scripts/check.sh          # check only
+#   bash scripts/check.sh --fix    # first format and apply ruff's safe fixes
 # Other arguments go to pytest.
 set -euo pipefail
 
@@ -17,5 +17,5 @@ if [ "${1:-}" = --fix ]; then
 fi
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
-"$PYTHON" -c "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+"$PYTHON" -c "from importlinter.cli import lint_imports; exit(lint_imports(no_cache=True, no_logo=True))"
 exec bash scripts/run_tests.sh quick "$@"

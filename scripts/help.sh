@@ -1,5 +1,5 @@
-# Sourced by the other scripts with their "$@", first of all: -h or --help prints the comment at the top of the script
-# and ends it. It needs neither weights nor an environment.
+# Other scripts source this file first, with their arguments: on -h or --help it prints the comment at the top of the
+# script and ends the script. This needs neither weights nor an environment.
 for argument in "$@"; do
     case $argument in -h | --help)
         sed -n '2,${/^#\( \|$\)/!q;s/^# \{0,1\}//p}' "${BASH_SOURCE[1]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests on up to four cores; makes the environment first if needed.
+# Run the tests on up to four cores; the first run creates the environment if needed.
 #   bash scripts/run_tests.sh               # all tests
 #   bash scripts/run_tests.sh quick         # tests/unit only: under a minute on two cores
 #   bash scripts/run_tests.sh -k losses     # other arguments go to pytest
@@ -15,5 +15,5 @@ if [ "${1:-}" = quick ]; then
     shift
     set -- tests/unit "$@"
 fi
-# A worker takes a whole file, since the tests of a file share fixtures; the files stay in the order of tests/conftest.py.
+# One worker runs all tests of a file, since they share fixtures. Files start in the order that tests/conftest.py sets.
 exec "$PYTHON" -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,13 +1,13 @@
-# Finds or makes the Python that the scripts use: source scripts/setup_env.sh
+# Find or create the Python environment that the scripts use: source scripts/setup_env.sh
 #
-# Sets ROOT (the checkout) and exports PYTHON. Taken as it is: $PYTHON, or python3 or python of the active
-# environment, if it has all that setup.py asks for (the tests' extra too where SETUP_EXTRA=test). Otherwise .venv in
-# the checkout, made on the first run and brought up to date when setup.py changes. pip's default torch is the CUDA
-# build; it is large, and it works on a machine without a GPU too.
+# Sets ROOT (the checkout) and exports PYTHON. If $PYTHON, or else python3 or python of the active environment, has all
+# packages that setup.py requires (with SETUP_EXTRA=test the tests' packages, too), it is used unchanged. Otherwise this
+# script creates .venv in the checkout, and updates it when setup.py changes. pip's default torch is the CUDA build,
+# which is large and also works on a machine without a GPU.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-# Prints the interpreter's full path if it has everything, else fails with what it lacks.
+# Print the full path of an interpreter that has all packages; otherwise fail and print what is missing.
 _setup_probe() { # interpreter
     "$1" - "$ROOT/setup.py" "${SETUP_EXTRA:-}" <<'PY'
 import sys
@@ -20,29 +20,29 @@ from importlib import metadata
 try:
     from packaging.requirements import Requirement
 except ImportError:
-    sys.exit("lacks the packages of setup.py")
+    sys.exit("has none of the packages of setup.py")
 
 literals = {
     node.targets[0].id: ast.literal_eval(node.value)
     for node in ast.parse(open(sys.argv[1], encoding="utf-8").read()).body
     if isinstance(node, ast.Assign) and node.targets[0].id in ("REQUIRES", "EXTRAS")
 }
-lacking = []
+missing = []
 for requirement in map(Requirement, literals["REQUIRES"] + literals["EXTRAS"].get(sys.argv[2], [])):
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        lacking.append(requirement.name)
+        missing.append(requirement.name)
         continue
     if not requirement.specifier.contains(version, prereleases=True):
-        lacking.append(f"{requirement} (it has {version})")
-if lacking:
-    sys.exit("lacks " + ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""))
+        missing.append(f"{requirement} (it has {version})")
+if missing:
+    sys.exit("has no " + ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""))
 print(sys.executable)
 PY
 }
 
-# Prints the newest interpreter that can make an environment; the real one, where it is itself in an environment.
+# Print the newest interpreter that can create an environment; if it is inside one itself, the base interpreter.
 _setup_base() {
     local candidate
     for candidate in python3.13 python3.12 python3.11 python3 python; do
@@ -52,19 +52,19 @@ if sys.version_info < (3, 11): sys.exit(1)
 import ensurepip, venv
 print(getattr(sys, "_base_executable", None) or sys.executable)' 2>/dev/null && return
     done
-    echo "setup: no Python 3.11 or newer that has venv was found; install one (on Debian and Ubuntu python3-venv" \
-        "too), or activate an environment that has the packages of setup.py" >&2
+    echo "setup: found no Python 3.11 or newer with venv; install one (on Debian and Ubuntu also python3-venv)," \
+        "or activate an environment that has the packages of setup.py" >&2
     return 1
 }
 
-_setup_venv() { # why the active Python is not taken
+_setup_venv() { # reason why the active Python is not used
     local venv="$ROOT/.venv" stamp="$ROOT/.venv/dpdmd.stamp" log="$ROOT/.venv/dpdmd.log" wanted base
-    wanted="$(cksum <"$ROOT/setup.py") $ROOT" # an environment does not survive a move of its checkout
+    wanted="$(cksum <"$ROOT/setup.py") $ROOT" # an environment breaks when its checkout is moved
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c '' 2>/dev/null; then
         return
     fi
-    # Half-made by a run that was stopped, or its Python is gone: from the start, since a package may be half-written.
-    # An environment without our stamp is the user's own and only gets packages added.
+    # If a run was stopped before the environment was complete, or its Python is gone, start again: a package may be
+    # incomplete. An environment without the stamp is the user's own; packages are only added to it.
     if [ -e "$stamp" ] && { [ "$(cat "$stamp")" = unfinished ] || ! "$venv/bin/python" -c '' 2>/dev/null; }; then
         find "$venv" -mindepth 1 -maxdepth 1 ! -name 'dpdmd.*' -exec rm -rf {} +
     fi
@@ -74,12 +74,12 @@ _setup_venv() { # why the active Python is not taken
         echo unfinished >"$stamp"
         "$base" -m venv "$venv" >"$log" 2>&1 || { cat "$log" >&2; return 1; }
     else
-        echo "bringing .venv up to date with setup.py" >&2
+        echo "updating .venv, since setup.py has changed" >&2
     fi
-    # -I: what PYTHONPATH shows is not in .venv, and must not count as installed.
+    # -I: packages on PYTHONPATH are not in .venv and must not count as installed.
     if ! (cd "$ROOT" && "$venv/bin/python" -I -m pip install --no-input -e ".[test]") >"$log" 2>&1 </dev/null; then
         tail -n 40 "$log" >&2
-        echo "setup: pip failed (above; all of it in .venv/dpdmd.log); the next run tries again" >&2
+        echo "setup: pip failed (see above; the whole log is .venv/dpdmd.log); the next run tries again" >&2
         return 1
     fi
     echo "$wanted" >"$stamp"
@@ -91,14 +91,14 @@ _setup() {
     for candidate in "${candidates[@]}"; do
         command -v "$candidate" >/dev/null || continue
         if answer="$(_setup_probe "$candidate" 2>&1)"; then
-            # The checkout comes first, whether or not some dpdmd is installed there.
+            # The checkout comes before any dpdmd that is installed there.
             export PYTHON="${answer##*$'\n'}" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
             return
         fi
         [ -n "$why" ] || why="$candidate ${answer##*$'\n'}"
     done
     mkdir -p "$ROOT/.venv" || return 1
-    { # two first runs at once: the second waits for the first, where the system has flock
+    { # of two first runs at the same time, the second waits, if the system has flock
         ! command -v flock >/dev/null || flock 9 || true
         _setup_venv "${why:-no Python is active}" || return 1
     } 9>"$ROOT/.venv/dpdmd.lock"

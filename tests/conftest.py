@@ -25,6 +25,7 @@ PROMPTS = ["a red circle", "a shape on a grey background", "a small cross", "a l
 BUILDERS = ("tests/small_models.py", "dpdmd/shapes/*.py", "dpdmd/models/**/*.py", "dpdmd/evaluation/scorers/*.py")
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors")
 
+os.environ["PYTHON"] = sys.executable  # a script that a test starts uses this Python and creates no environment
 torch.set_num_threads(1)  # tiny matrices: threads cost more than they give, and the sums keep one order
 
 

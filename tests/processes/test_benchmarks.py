@@ -1,4 +1,4 @@
-"""The benchmarks that no other test starts run from beginning to end, and say what they measured."""
+"""The benchmarks that no other test starts run from beginning to end and write what they measured."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from step_report import EVALUATION, FLOOR, OURS, RELEASE, RELEASE_EVALUATION, SA
 ROOT = Path(__file__).parents[2]
 
 
-def test_train_step_times_all_ways_in_turns(short_run, tiny_scorers, tmp_path, monkeypatch):
+def test_train_step_times_all_variants(short_run, tiny_scorers, tmp_path, monkeypatch):
     scorers = [part for name, path in tiny_scorers.items() for part in (f"--{name}", path)]
     prompts = "data/shapes_train.txt"
     scorers += [
@@ -35,14 +35,14 @@ def test_train_step_times_all_ways_in_turns(short_run, tiny_scorers, tmp_path, m
     seconds = json.loads(found.read_text())["seconds"]
     for name, count in ((FLOOR, 2), (OURS, 2), (RELEASE, 2), (EVALUATION, 1), (SAVING, 1), (RELEASE_EVALUATION, 1)):
         assert len(seconds[name]) == count and min(seconds[name]) > 0
-    # A roll-out serves five fake turns, and the teacher takes one step of two: fewer calls than the release's way.
+    # Five fake-score updates share a roll-out, and the teacher takes one step of two: fewer calls than the release.
     assert min(seconds[RELEASE]) > max(seconds[OURS])
     (table,) = tmp_path.glob("*_train_step.md")
     assert f"- the release's way to {OURS}: " in table.read_text()
 
 
 def test_gpu_sd35_measures_row_by_row(tmp_path, monkeypatch):
-    """In small, on whatever is here: eager rows; a row for which no time is left says so."""
+    """A small model on this device: a row of eager training, and rows that say that no time was left."""
     started = gpu_sd35.measure
 
     def then_out_of_time(trainer, cycles, flops, compiled):

@@ -1,4 +1,4 @@
-"""What ends a run early: signals, losses that are not finite, too little memory; and what must not end it."""
+"""Signals, non-finite losses and too little memory end a run early; a failing tracker does not."""
 
 import json
 import math
@@ -32,15 +32,15 @@ def flags(short_run: list[str], tmp_path: Path) -> list[str]:
     return [*short_run, "--run_dir", str(tmp_path / "run"), "--ckpt_every", "100", "--vis_every", "0"]
 
 
-def on_turn(monkeypatch: pytest.MonkeyPatch, name: str, number: int, act) -> None:
-    """Replace the `number`-th call of a turn by `act(healthy turn, run, batch)`."""
+def replace_call(monkeypatch: pytest.MonkeyPatch, name: str, number: int, act) -> None:
+    """Replace the `number`-th call of a loss function of `updates` by `act(loss function, run, batch)`."""
     healthy, calls = getattr(updates, name), []
 
-    def turn(run, batch):
+    def loss(run, batch):
         calls.append(batch.step)
         return act(healthy, run, batch) if len(calls) == number else healthy(run, batch)
 
-    monkeypatch.setattr(updates, name, turn)
+    monkeypatch.setattr(updates, name, loss)
 
 
 def records(run: Path) -> list[dict]:
@@ -48,10 +48,8 @@ def records(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
-def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
-    flags, tmp_path, monkeypatch, capsys, number, status
-):
-    """The step is finished, the status is 128 + the signal's number, and the resumed run ends in the same bytes."""
+def test_a_signal_saves_and_the_run_can_be_resumed(flags, tmp_path, monkeypatch, capsys, number, status):
+    """The step is finished, the status is 128 + the signal's number, and the resumed run ends with the same bytes."""
     whole, run, before = tmp_path / "whole", tmp_path / "run", signal.getsignal(number)
     assert train.main([*flags, "--run_dir", str(whole), "--max_steps", "7"]) == 0
     with monkeypatch.context() as patch:
@@ -60,7 +58,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
             os.kill(os.getpid(), number)
             return healthy(run_, batch)
 
-        on_turn(patch, "fake_score_loss", 3, killed)
+        replace_call(patch, "fake_score_loss", 3, killed)
         assert train.main([*flags, "--max_steps", "7"]) == status
     assert f"stopped: {number.name}: saved at step 3" in capsys.readouterr().err
     assert os.readlink(run / "ckpts" / "latest") == "step_000003" and len(records(run)) == 3
@@ -76,7 +74,7 @@ def test_a_second_interrupt_does_not_wait(flags, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         return healthy(run, batch)
 
-    on_turn(monkeypatch, "fake_score_loss", 2, impatient)
+    replace_call(monkeypatch, "fake_score_loss", 2, impatient)
     with pytest.raises(KeyboardInterrupt):
         train.main([*flags, "--max_steps", "4"])
 
@@ -87,7 +85,7 @@ def test_training_in_another_thread_leaves_signals_alone(flags):
 
 
 def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
-    """Only rank 1 is told; both finish the step, and rank 0 saves."""
+    """Only rank 1 gets the signal; both ranks finish the step, and rank 0 saves."""
     command = [str(DRIVERS / "signal_one_rank.py"), *flags, "--max_steps", "7"]
     result = run_processes(command, check=False)
     assert result.returncode != 0
@@ -97,28 +95,28 @@ def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
 
 
 def poison(healthy, run, batch):
-    """A turn whose gradient is not finite."""
+    """Return a loss with a gradient that is not finite."""
     result = healthy(run, batch)
     return LossResult(result.loss * float("nan"), result.metrics, result.images)
 
 
 def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, capsys):
-    """Step, turn, every rank's prompts and statistics of what the loss was made of."""
-    on_turn(monkeypatch, "student_loss", 1, poison)
+    """It holds the step, the kind of update, and each rank's prompts and statistics of the tensors in the loss."""
+    replace_call(monkeypatch, "student_loss", 1, poison)
     assert train.main([*flags, "--max_steps", "7"]) == 1
     assert "step 6, student turn: grad_norm is nan" in capsys.readouterr().err
-    told = json.loads((tmp_path / "run" / "diagnostics" / "nonfinite_step_000006.json").read_text())
-    assert told["step"] == 6 and told["turn"] == "student" and told["metrics"]["grad_norm"] == "nan"
-    (rank,) = told["ranks"]
+    diagnostic = json.loads((tmp_path / "run" / "diagnostics" / "nonfinite_step_000006.json").read_text())
+    assert diagnostic["step"] == 6 and diagnostic["turn"] == "student" and diagnostic["metrics"]["grad_norm"] == "nan"
+    (rank,) = diagnostic["ranks"]
     assert len(rank["prompts"]) == 2
     assert rank["latents"].keys() == {"student", "x0_real", "x0_fake"}
     assert rank["latents"]["student"]["nonfinite_share"] == 0 and rank["latents"]["student"]["std"] > 0
 
 
-@pytest.mark.parametrize(("turn", "step"), [("fake_score_loss", 1), ("student_loss", 6)])
-def test_nonfinite_skip_goes_on_and_counts(flags, tmp_path, monkeypatch, turn, step):
+@pytest.mark.parametrize(("loss", "step"), [("fake_score_loss", 1), ("student_loss", 6)])
+def test_nonfinite_skip_goes_on_and_counts(flags, tmp_path, monkeypatch, loss, step):
     """The skipped update changes no weight and no optimizer; the records say so, and are valid JSON."""
-    on_turn(monkeypatch, turn, 1, poison)
+    replace_call(monkeypatch, loss, 1, poison)
     assert train.main([*flags, "--max_steps", "7", "--nonfinite", "skip"]) == 0
     lines = records(tmp_path / "run")
     assert [line["step"] for line in lines if line.get("skipped")] == [step]
@@ -139,7 +137,7 @@ def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys,
     def starved(healthy, run, batch):
         raise error
 
-    on_turn(monkeypatch, "fake_score_loss", 2, starved)
+    replace_call(monkeypatch, "fake_score_loss", 2, starved)
     assert train.main([*flags, "--max_steps", "4"]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "--batch_size" in line and "--gradient_checkpointing" in line and "20.00 GiB" in line
@@ -211,7 +209,7 @@ def test_a_score_that_is_not_finite_is_missing():
 
 
 def test_sigkill_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(short_run, tmp_path):
-    """Two kills of a real process, then the bytes of a run that nobody touched; benchmarks/chaos.py makes twenty."""
+    """After two kills, the weights equal those of a run without kills; benchmarks/chaos.py does twenty."""
     command = [sys.executable, "benchmarks/chaos.py", "--kills", "2", "--steps", "40", "--work", str(tmp_path)]
     flags = ["--flags", " ".join(short_run), "--out", str(tmp_path / "result")]
     root = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""What a process that was killed between two of its writes leaves, and how the next one makes it whole."""
+"""A process that is killed between two writes leaves a run folder that the next process can repair."""
 
 import json
 import os
@@ -25,7 +25,7 @@ DRIVER = str(ROOT / "tests" / "processes" / "drivers" / "killed_rank.py")
 
 
 class Killed(BaseException):
-    """Nothing in the package catches it."""
+    """An exception that no code of the package catches."""
 
 
 @pytest.fixture
@@ -43,8 +43,10 @@ def steps(run: RunFolder) -> list[int]:
 
 
 def test_best_is_moved_by_the_next_process(flags, tiny_scorers, tmp_path, monkeypatch):
-    """Killed between an evaluation's record and the link: the evaluation is not made again, and with a limit the next
-    checkpoint would push the best one out."""
+    """The run is killed after the record of an evaluation and before the link `best` is moved.
+
+    The evaluation is not repeated, so without the link the limit would delete the best checkpoint.
+    """
     flags = [*flags, "--max_steps", "6", "--dino_path", tiny_scorers["dino_path"], "--checkpoints_total_limit", "1"]
     run, point = RunFolder.of(tmp_path / "run"), RunFolder.point
     monkeypatch.setattr(in_loop, "best_step", lambda records, available, *_: 2 if 2 in available else None)
@@ -54,8 +56,8 @@ def test_best_is_moved_by_the_next_process(flags, tiny_scorers, tmp_path, monkey
             raise Killed
         point(self, name, target)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(RunFolder, "point", killed)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "point", killed)
         train.main(flags)
     assert run.best() is None and steps(run)[-1] == 2
     assert train.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
@@ -63,8 +65,8 @@ def test_best_is_moved_by_the_next_process(flags, tiny_scorers, tmp_path, monkey
     assert sorted(path.name for path in run.ckpts.iterdir()) == ["best", "latest", "step_000002", "step_000006"]
 
 
-def test_a_checkpoint_that_latest_was_not_moved_to_is_found(run):
-    """And one that was left by a run which went back to an earlier one since is not."""
+def test_a_checkpoint_newer_than_latest_is_found(run):
+    """It is not, if the run has since gone back to an earlier checkpoint, or if it is incomplete."""
     config = read_yaml(run.config)
     run.point("latest", run.checkpoint(4))
     assert checkpoint.find(run, "latest", config).path == run.checkpoint(6)
@@ -74,23 +76,23 @@ def test_a_checkpoint_that_latest_was_not_moved_to_is_found(run):
     assert checkpoint.find(run, "latest", config).path == run.checkpoint(2)
 
 
-def test_a_run_that_went_back_and_was_killed_goes_on_from_there(flags, run, monkeypatch):
-    """Else `latest` would be ahead of what is recorded, and the steps between on no record."""
+def test_a_run_that_is_killed_after_it_went_back_resumes_from_there(flags, run, monkeypatch):
+    """Otherwise `latest` would be ahead of metrics.jsonl, which would lack the steps between."""
 
     def killed(self, step):
         raise Killed
 
     back = [*flags, "--max_steps", "6", "--resume_from_checkpoint", str(run.checkpoint(2))]
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Trainer, "start_step", killed)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "start_step", killed)
         train.main(back)
     assert run.latest() == run.checkpoint(2)
     assert train.main([*back[:-1], "latest"]) == 0
     assert steps(run) == [1, 2, 3, 4, 5, 6] and run.latest() == run.checkpoint(6)
 
 
-def test_a_checkpoint_is_not_gone_while_its_successor_takes_its_place(flags, run, monkeypatch):
-    """The old one is deleted last: a large one takes a while."""
+def test_a_checkpoint_stays_until_its_replacement_is_in_place(flags, run, monkeypatch):
+    """The old checkpoint is deleted last, since deleting a large one takes time."""
     seen, healthy = [], shutil.rmtree
 
     def watched(path, **options):
@@ -104,8 +106,8 @@ def test_a_checkpoint_is_not_gone_while_its_successor_takes_its_place(flags, run
     assert seen == [True]
 
 
-def test_leftovers_go_when_the_run_goes_on(flags, run):
-    """Also where nothing is left to train, and what had not been thinned out."""
+def test_a_resumed_run_deletes_leftovers(flags, run):
+    """It also deletes checkpoints beyond the limit, even if no step is left to train."""
     (run.ckpts / ".step_000002.old.tmp" / "state").mkdir(parents=True)
     (run.ckpts / ".latest.tmp").symlink_to("step_000002")
     (run.ckpts / "best").symlink_to("step_000001")
@@ -137,19 +139,19 @@ def test_a_run_that_was_killed_before_it_began_leaves_its_folder_unused(flags, t
     "progress",
     [{"step": "6"}, {"step": -6}, {"updates": {"student": 7, "fake": 5}}, {"updates": {"student": 1.0, "fake": 5}}],
 )
-def test_counts_that_cannot_be_are_passed_over(run, progress):
-    """In one line, for the checkpoint before it; also where the manifest's checksum is right."""
+def test_a_checkpoint_with_impossible_counts_is_skipped(run, progress):
+    """A checkpoint with impossible counts is skipped with one line, even if the manifest's checksum is right."""
     manifest = read_manifest(run.checkpoint(6))
     manifest["progress"].update(progress)
     write_manifest(run.checkpoint(6), manifest)
     found = checkpoint.find(run, "latest", read_yaml(run.config))
     assert found.path == run.checkpoint(4)
-    (told,) = found.passed_over
-    assert f"{run.checkpoint(6)} is not whole (manifest.json" in told and told.endswith("passed over")
+    (message,) = found.passed_over
+    assert f"{run.checkpoint(6)} is not whole (manifest.json" in message and message.endswith("passed over")
 
 
 def test_a_moved_teacher_is_named(short_run, tiny_pipeline, tmp_path, capsys):
-    """By the link in a checkpoint on the way that leads to it, and when the run goes on."""
+    """Export, generation and resuming name the old path of a teacher that a checkpoint links to."""
     teacher, moved = tmp_path / "teacher", tmp_path / "moved"
     shutil.copytree(tiny_pipeline, teacher)
     run = RunFolder.of(tmp_path / "run")
@@ -168,8 +170,8 @@ def test_a_moved_teacher_is_named(short_run, tiny_pipeline, tmp_path, capsys):
     assert export.main(["--model", str(run.root), "--out", str(tmp_path / "out")]) == 0  # the last export is whole
 
 
-def test_leftovers_of_the_images_go(tiny_pipeline, tmp_path):
-    """Those of `dpdmd.generate`, also in GenEval's layout, which is not refused for a note that was half-written."""
+def test_generate_deletes_leftovers(tiny_pipeline, tmp_path):
+    """In both layouts; in GenEval's, a half-written record is no error."""
     entries = tmp_path / "entries.jsonl"
     entries.write_text(json.dumps({"tag": "single_object", "prompt": "a red circle"}) + "\n")
     made = ["--model", str(tiny_pipeline), "--num_images", "1", "--steps", "1"]
@@ -186,7 +188,7 @@ def test_leftovers_of_the_images_go(tiny_pipeline, tmp_path):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_the_others_end_when_a_rank_is_killed(flags, tmp_path, run_processes, monkeypatch, rank):
-    """With a line each; and a checkpoint that rank 0 had begun is written whole, where it is not rank 0."""
+    """Each prints one line. If rank 1 is killed, rank 0 completes the checkpoint that it has begun."""
     monkeypatch.setenv("KILLED", rank)
     result = run_processes([DRIVER, "train", *flags, "--max_steps", "60"], check=False)
     run = RunFolder.of(tmp_path / "run")
@@ -198,7 +200,7 @@ def test_the_others_end_when_a_rank_is_killed(flags, tmp_path, run_processes, mo
 
 
 def test_the_ranks_of_a_killed_launcher_save_and_end(flags, tmp_path):
-    """They are told by the system: else they would train on, and the resumed run be refused."""
+    """The system sends them a signal. Otherwise they would train on and lock the folder for the resumed run."""
     run = RunFolder.of(tmp_path / "run")
     launch = [sys.executable, "-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", "2", "-m"]
     command = [*launch, "dpdmd.train", *flags, "--max_steps", "2000", "--ckpt_every", "1000"]
@@ -209,10 +211,10 @@ def test_the_ranks_of_a_killed_launcher_save_and_end(flags, tmp_path):
             time.sleep(0.1)
         os.kill(launcher.pid, signal.SIGKILL)
         launcher.wait()
-    told = "dpdmd.train: stopped: SIGTERM: saved at step"
-    while (lines := (tmp_path / "log").read_text()).count(told) < 2 and time.monotonic() < until:
+    message = "dpdmd.train: stopped: SIGTERM: saved at step"
+    while (lines := (tmp_path / "log").read_text()).count(message) < 2 and time.monotonic() < until:
         time.sleep(0.1)
-    assert lines.count(told) == 2 and "Traceback" not in lines
+    assert lines.count(message) == 2 and "Traceback" not in lines
     assert 0 < checkpoint.step_of(run.latest()) < 1000
 
 

@@ -1,4 +1,4 @@
-"""The scripts' --help: what each does, with status 0, on a machine that has neither weights nor packages."""
+"""The scripts print their help and report wrong settings on a machine without weights and packages."""
 
 import os
 import runpy
@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ("check.sh", "What must pass before a commit"),
+        ("check.sh", "Checks before a commit"),
         ("download_prompts.sh", "Download the paper's prompt sets"),
         ("download_weights.sh", "usage: bash scripts/download_weights.sh [NAME ...]"),
-        ("run_tests.sh", "Runs the tests"),
+        ("run_tests.sh", "Run the tests"),
         ("run_train_sd35.sh", "Distils SD3.5-Medium with the paper's settings"),
         ("run_train_tiny.sh", "Distils the small world's 30-step teacher"),
         ("run_train_sdxl.sh", "Distils SDXL (base 1.0) with the paper's settings"),
@@ -42,7 +42,7 @@ def test_help_needs_nothing(tmp_path, script, says, flag):
     assert "SBATCH" not in done.stdout and "set -" not in done.stdout
 
 
-def test_a_missing_package_is_told_where_it_is_needed(tmp_path):
+def test_a_missing_package_is_named_when_it_is_needed(tmp_path):
     (tmp_path / "pyarrow.py").write_text("raise ImportError('no pyarrow', name='pyarrow')\n")
     environment = {"PATH": os.defpath, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
     command = ["bash", str(ROOT / "scripts" / "download_prompts.sh"), "--out", str(tmp_path), "coco"]
@@ -55,8 +55,9 @@ def test_a_missing_package_is_told_where_it_is_needed(tmp_path):
 
 
 def test_every_default_weight_can_be_fetched_and_is_listed():
-    """What the root programs read without a flag is in download_weights.sh and in the README's table."""
-    fetched, listed = ((ROOT / name).read_text() for name in ("scripts/download_weights.sh", "README.md"))
+    """download_weights.sh and the documents have all weights that a root program reads by default."""
+    fetched = (ROOT / "scripts" / "download_weights.sh").read_text()
+    listed = "".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     for program in sorted(ROOT.glob("test_*.py")):
         for value in runpy.run_path(str(program))["PROGRAM"].defaults.values():
             if isinstance(value, str) and value.startswith("weights/"):
@@ -66,7 +67,7 @@ def test_every_default_weight_can_be_fetched_and_is_listed():
                 assert name in fetched and f"`weights/{name}`" in listed
 
 
-def test_what_the_small_worlds_run_measures_is_checked_before_it_trains(tmp_path):
+def test_the_small_worlds_run_checks_its_measurement_before_it_trains(tmp_path):
     environment = os.environ | {"MEASURED_PROMPTS": "no/such.txt"}
     command = ["bash", str(ROOT / "scripts" / "run_train_tiny.sh"), "--run_dir", str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

@@ -1,4 +1,4 @@
-"""Signals that end a program at once: one line, status 128 + the signal's number, nothing half-written left."""
+"""A signal ends a program with one line and status 128 + the signal's number, and no half-written file stays."""
 
 import os
 import re
@@ -24,20 +24,22 @@ COMMANDS = {name: ["-m", f"dpdmd.{name}"] for name in PROGRAMS} | {
 }
 
 
-def answers(process: subprocess.Popen, number: int) -> bool:
-    """Whether a process has a handler of its own for a signal that Python leaves alone."""
+def handles(process: subprocess.Popen, number: int) -> bool:
+    """Return whether a process has installed a handler for a signal that Python itself does not handle."""
     caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
     return bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's handlers are not told here")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="this system does not list the handlers of a process"
+)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_interrupt_while_a_program_is_imported_is_one_line(name):
-    """As soon as it can answer: before that, Python itself is what starts."""
+    """The interrupt comes as soon as the program handles signals; before that, only Python has started."""
     command = [sys.executable, *COMMANDS[name]]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 60
-        while not answers(process, SIGNALS[-1]) and time.monotonic() < until:
+        while not handles(process, SIGNALS[-1]) and time.monotonic() < until:
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -65,8 +67,8 @@ with unfinished(folder / ".model.tmp") as model, replacing(folder / "picture.png
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_what_is_half_written_goes_with_the_program(tmp_path, number):
-    """And its line is a line of its own, below the bar."""
+def test_a_signal_deletes_half_written_files(tmp_path, number):
+    """The message has its own line, below the progress bar."""
     command = [sys.executable, "-c", WRITING, str(tmp_path), str(int(number))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 128 + number
@@ -75,7 +77,7 @@ def test_what_is_half_written_goes_with_the_program(tmp_path, number):
 
 
 def test_a_second_interrupt_of_a_training_is_one_line(short_run, tmp_path):
-    """It does not wait for the step; what was saved before is there."""
+    """The run does not wait for the step; earlier checkpoints stay."""
     run = ["--run_dir", str(tmp_path / "run"), "--max_steps", "6", "--ckpt_every", "1", "--vis_every", "0"]
     command = [sys.executable, str(ROOT / "tests" / "processes" / "drivers" / "impatient.py"), *short_run, *run]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
@@ -84,8 +86,8 @@ def test_a_second_interrupt_of_a_training_is_one_line(short_run, tmp_path):
     assert (tmp_path / "run" / "ckpts" / "step_000001" / "manifest.json").is_file()
 
 
-def test_a_program_that_is_done_is_not_ended_any_more(tmp_path):
-    """Python gives signals back to the system while it tidies up, and would end without a word."""
+def test_a_signal_after_the_work_is_done_changes_nothing():
+    """While Python shuts down, it resets signal handlers, so that a signal would end it without a message."""
     script = (
         "import os, signal, sys\nfrom dpdmd import interruption\ninterruption.answer('program')\n"
         "class Tidied:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
@@ -109,8 +111,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert (tmp_path / "picture.png").read_bytes() == b"before"
 
 
-def test_leftovers_of_killed_processes_go_and_what_is_being_written_stays(tmp_path):
-    """Told apart by the lock, which the system takes from a process that is killed."""
+def test_leftovers_of_killed_processes_are_deleted_and_open_files_stay(tmp_path):
+    """The lock shows the difference: the system releases it when a process is killed."""
     script = (
         "import os, sys, time\nfrom pathlib import Path\nfrom dpdmd.utils.atomic_files import replacing\n"
         "with replacing(Path(sys.argv[1])) as file:\n    print('writing', flush=True)\n    sys.stdin.read()"

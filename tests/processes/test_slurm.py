@@ -1,4 +1,4 @@
-"""scripts/slurm_train_sd35.sh with a cluster of shell functions: what it launches, and when it queues itself again."""
+"""scripts/slurm_train_sd35.sh with made-up srun and scontrol: what it launches, and when it queues itself again."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" >> "$CALLS/scont
         (2, "", False),
     ],
 )
-def test_only_what_a_signal_stopped_is_queued_again(tmp_path, status, last_line, again):
+def test_a_job_is_queued_again_only_after_a_signal(tmp_path, status, last_line, again):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -59,7 +59,7 @@ def test_only_what_a_signal_stopped_is_queued_again(tmp_path, status, last_line,
         assert (tmp_path / "calls" / "scontrol").read_text() == "requeue 41\n"
 
 
-def test_outside_a_job_it_says_how_to_start_one():
+def test_outside_a_job_it_prints_how_to_submit_one():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     command = ["bash", str(ROOT / "scripts" / "slurm_train_sd35.sh")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)

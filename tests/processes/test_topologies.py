@@ -1,4 +1,4 @@
-"""Processes, accumulation, sharding and resuming across them change a trajectory only by the order of fp32 sums."""
+"""Processes, accumulation, sharding and resuming change a trajectory only by the order of fp32 sums."""
 
 import json
 import subprocess
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# fp32 keeps 7 digits. Six clipped updates of 1e-3: AdamW divides by |g| at first, so a gradient near 0 whose sign
-# hangs on the last digit moves its weight by up to 2e-3 a step; a wrong average or norm moves all of them.
+# fp32 keeps 7 digits. In the first of the six clipped updates of 1e-3, AdamW divides by |g|: if the sign of a gradient
+# near 0 depends on the last digit, its weight moves by up to 2e-3 per step. A wrong average or norm moves all weights.
 TOLERANCES = {"loss": 1e-4, "grad_norm": 1e-4, "score": 1e-3, "weight_mean": 1e-6, "weight_max": 5e-3}
 
 
 @pytest.fixture(scope="module")
 def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
-    """The committed benchmark, run anew."""
+    """Run the benchmark and return topology -> quantity -> difference from one process."""
     out = tmp_path_factory.mktemp("topologies")
     done = subprocess.run(
         [sys.executable, "benchmarks/topologies.py", "--out", str(out)],
@@ -42,6 +42,6 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     ],
 )
 def test_every_topology_takes_one_trajectory(differences, topology):
-    """Losses, clipped gradient norms, scores in the loop, and the weights of both networks after six steps."""
+    """Losses, clipped gradient norms, in-loop scores and, after six steps, the weights of both networks agree."""
     assert differences[topology].keys() == TOLERANCES.keys()
     assert {name: value for name, value in differences[topology].items() if value > TOLERANCES[name]} == {}

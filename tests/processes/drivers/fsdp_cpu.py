@@ -1,4 +1,4 @@
-"""`dpdmd.train` under FSDP2 on CPU processes. accelerate ignores an FSDP plugin there, so its state is set by hand."""
+"""Run `dpdmd.train` with FSDP2 on CPU processes, where accelerate ignores an FSDP plugin: its state is set by hand."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`dpdmd.train` as a program, interrupted twice in its third fake turn."""
+"""Run `dpdmd.train` as a program that gets two SIGINTs in its third fake-score update."""
 
 import os
 import signal

@@ -1,5 +1,8 @@
-"""A program of which one rank, $KILLED, is killed: training in its fourth step, while rank 0 slowly writes a
-checkpoint; `test_preference.py` when it makes images. The launcher's SIGTERM comes while the others tell of it."""
+"""Run a program and kill its rank $KILLED with SIGKILL.
+
+A training is killed in its fourth step, while rank 0 slowly writes a checkpoint; `test_preference.py` when it generates
+images. The launcher's SIGTERM comes while the other rank prepares its message.
+"""
 
 import os
 import runpy
@@ -28,18 +31,17 @@ def slow(*arguments, **options):
     return save(*arguments, **options)
 
 
-def told(error):
+def terminated(error):
     os.kill(os.getpid(), signal.SIGTERM)
     return lost_peer(error)
 
 
 save, checkpoint.save = checkpoint.save, slow
-lost_peer, collectives.lost_peer_message = collectives.lost_peer_message, told
+lost_peer, collectives.lost_peer_message = collectives.lost_peer_message, terminated
 updates.fake_score_loss = killed(updates.fake_score_loss, lambda run, batch: batch.step == 3)
 Sampler.images = killed(Sampler.images, lambda *_: True)
 if sys.argv[1] == "train":
     sys.exit(train.main(sys.argv[2:]))
-signal.signal(
-    signal.SIGTERM, signal.SIG_IGN
-)  # the launcher's, which would come before the other rank waits for this one
+# The launcher's SIGTERM would come before the other rank waits for this one.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sys.exit(runpy.run_path(sys.argv[1])["PROGRAM"].main(sys.argv[2:]))

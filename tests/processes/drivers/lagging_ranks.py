@@ -1,4 +1,4 @@
-"""fsdp_cpu.py, its optimizer skipping by itself, and a nan in rank 1's loss of the third step alone."""
+"""Run fsdp_cpu.py with an optimizer that skips by itself, and a nan in rank 1's loss of the third step alone."""
 
 import os
 import runpy

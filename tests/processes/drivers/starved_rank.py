@@ -1,4 +1,4 @@
-"""`test_preference.py`, whose rank 1 alone runs out of memory when it makes images."""
+"""Run `test_preference.py`, with too little memory on rank 1 alone when it generates images."""
 
 import os
 import runpy
@@ -20,5 +20,5 @@ def starved(*arguments):
 
 Sampler.images = starved
 status = runpy.run_path("test_preference.py")["PROGRAM"].main(sys.argv[1:])
-time.sleep(2)  # the launcher kills the other as soon as one has ended
+time.sleep(2)  # the launcher kills the other rank as soon as one has ended
 sys.exit(status)

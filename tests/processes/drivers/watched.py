@@ -1,4 +1,4 @@
-"""A script, or a module after -m, run as Python runs it; at its end it tells if gloo's threads are still there."""
+"""Run a script, or a module after -m, as Python does; report gloo's threads that are left at its end."""
 
 import atexit
 import os
@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 
-def tell() -> None:
+def report_threads() -> None:
     names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     if left := sorted(name for name in names if "gloo" in name):
         print(f"threads left at the end: {' '.join(left)}", file=sys.stderr)
 
 
-atexit.register(tell)  # the first to register is the last to run
+atexit.register(report_threads)  # the first registered function is called last
 if sys.argv[1] == "-m":
     sys.path[0] = os.getcwd()
     sys.argv = sys.argv[2:]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two hosts train as one: two network namespaces, joined by a wire, one accelerate launch in each, against one process.
-# Where namespaces are not allowed it says why and passes.
+# Train on two hosts and compare with one process: two connected network namespaces, one accelerate launch in each.
+# If namespaces are not allowed, the script prints the reason and passes.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/setup_env.sh"
@@ -54,8 +54,8 @@ one, two = (load_file(Path(sys.argv[1]) / run / name) for run in ("one", "two"))
 differences = [(one[key] - two[key]).abs() for key in one]
 largest = max(value.max().item() for value in differences)
 mean = sum(value.sum().item() for value in differences) / sum(value.numel() for value in differences)
-# Sums in another order; tests/processes/test_topologies.py argues the tolerances.
+# Sums have another order; tests/processes/test_topologies.py explains the tolerances.
 if not (mean < 1e-6 and largest < 5e-3):
     sys.exit(f"two hosts: weights differ from one process by {mean:.1e} on average, {largest:.1e} at most")
-print(f"two hosts: as one process; weights differ by {mean:.1e} on average, {largest:.1e} at most")
+print(f"two hosts: equal to one process; weights differ by {mean:.1e} on average, {largest:.1e} at most")
 PY
