@@ -1,4 +1,7 @@
-"""The three steps of imagereward_parity.sh; `package` runs in the old environment and imports nothing of ours."""
+"""The three steps of imagereward_parity.sh: images, package, ours.
+
+`package` runs in the environment of the old package and imports nothing of ours.
+"""
 
 import json
 import sys
@@ -42,7 +45,7 @@ SMALL_MED_CONFIG = {
 
 
 def formula_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Weights that anybody can make again: normal, seeded by the place of their name among all names."""
+    """Return reproducible weights: normal, seeded by the index of a weight's name among the sorted names."""
     weights = {}
     for index, name in enumerate(sorted(shapes)):
         draw = np.random.default_rng(index).standard_normal(shapes[name], dtype=np.float32)
@@ -53,26 +56,26 @@ def formula_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 
 
 def refill(model: torch.nn.Module) -> dict[str, list[int]]:
-    """Weights by formula instead of the package's, whose own give one value for every input; their shapes."""
+    """Load `formula_weights` and return their shapes; with its initial weights the model ignores its input."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items() if value.is_floating_point()}
     model.load_state_dict(formula_weights(shapes), strict=False)
     return shapes
 
 
 def score_all(model: torch.nn.Module, work: Path) -> list[list[float]]:
-    """Rewards [prompts][images], one by one, as the package has it."""
+    """Return rewards [prompts][images], scored one by one, as the package does."""
     return [[model.score(prompt, str(work / f"{index}.png")) for index in range(len(SIZES))] for prompt in PROMPTS]
 
 
 def coarse_images() -> list[Image.Image]:
-    """Coarse noise in four shapes."""
+    """Return images of coarse noise in four sizes."""
     rng = np.random.default_rng(0)
     coarse = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in SIZES]
     return [image.resize(size, Image.BICUBIC) for image, size in zip(coarse, SIZES, strict=True)]
 
 
 def make_images(work: Path) -> None:
-    """The images, the tokenizer, and med_config.json."""
+    """Write the images, the tokenizer and med_config.json."""
     from dpdmd.shapes.scorer_models import build_bert_tokenizer
 
     for index, image in enumerate(coarse_images()):
@@ -85,7 +88,7 @@ def make_images(work: Path) -> None:
 
 
 def score_with_package(work: Path) -> None:
-    """Score every pair with the package's own classes."""
+    """Score every pair of prompt and image with the package's own classes."""
     import ImageReward as package
     from ImageReward.models.BLIP import blip, blip_pretrain, vit
     from transformers import BertTokenizer
@@ -108,7 +111,7 @@ def score_with_package(work: Path) -> None:
     (work / "package.json").write_text(json.dumps(score_all(model, work)))
     del model
 
-    # The same in small, for the tests: weights by formula, so that only the rewards need to be stored.
+    # The same with a small model, for the tests. Its weights are by formula, so only the rewards are stored.
     module = sys.modules["ImageReward.ImageReward"]
     blip_pretrain.create_vit, head = small_vit, module.MLP
     module.MLP = lambda _: head(SMALL_MED_CONFIG["hidden_size"])
@@ -121,7 +124,7 @@ def score_with_package(work: Path) -> None:
 
 
 def compare(work: Path) -> None:
-    """Ours against the package's."""
+    """Compare our rewards with the package's and write the table and the test's data."""
     import datetime
 
     from dpdmd.evaluation.scorers.base import Sample
@@ -165,4 +168,4 @@ Ours: {used}. The package: image-reward 1.5, transformers 4.49.0, timm 0.6.13, t
 
 
 if __name__ == "__main__":
-    {"pictures": make_images, "package": score_with_package, "ours": compare}[sys.argv[1]](Path(sys.argv[2]))
+    {"images": make_images, "package": score_with_package, "ours": compare}[sys.argv[1]](Path(sys.argv[2]))

@@ -16,6 +16,6 @@ if [ ! -x "$old/bin/python" ]; then
         timm==0.6.13 fairscale==0.4.13 image-reward==1.5 ftfy regex
     "$old/bin/pip" install --quiet --no-deps --no-build-isolation openai-clip==1.0.1
 fi
-"$PYTHON" benchmarks/imagereward_parity.py pictures "$work"
+"$PYTHON" benchmarks/imagereward_parity.py images "$work"
 "$old/bin/python" benchmarks/imagereward_parity.py package "$work"
 "$PYTHON" benchmarks/imagereward_parity.py ours "$work"

@@ -1,10 +1,11 @@
-"""Scorers in the loop, our way against the release's, on the same weights and images in one run: a dated table.
+"""Time the scoring of an evaluation as we do it and as the release does it, and write a dated table.
 
     python benchmarks/scorers.py --out benchmarks/results
 
-The release loads every scorer anew at each evaluation, calls ImageReward once an image and PickScore once for all of
-them. Ours are loaded once a run and called in batches; on a CPU they compute in fp64, which the release does not. The
-two ways take turns, and the share of evaluation in a run's time is read from that run's metrics.jsonl (--run_dir).
+The release loads every scorer at each evaluation, and calls ImageReward once for each image and PickScore once for all
+images. We load the scorers once a run and call them in batches; on a CPU ours compute in fp64, the release's in fp32.
+Both use the same weights and images and are timed alternately. With --run_dir, the table also has evaluation's share
+of that run's time, from its metrics.jsonl.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from dpdmd.shapes.world import sample_caption, sample_scene
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.versions import versions
 
-RELEASE = "the release's way"
+OURS, RELEASE = "ours", "the release's way"
 NAMES = ("div_clip", "div_dino", "pickscore", "imagereward")
 
 
@@ -35,7 +36,7 @@ def load(root: Path, device: torch.device) -> list[Scorer]:
     return [build_scorer(name, paths[name], device) for name in NAMES]
 
 
-def release_way(root: Path, samples: list[Sample], device: torch.device) -> None:
+def score_as_release(root: Path, samples: list[Sample], device: torch.device) -> None:
     for scorer in load(root, device):
         if scorer.name == "imagereward":
             for sample in samples:
@@ -46,7 +47,7 @@ def release_way(root: Path, samples: list[Sample], device: torch.device) -> None
             scorer.features(samples)
 
 
-def our_way(scorers: list[Scorer], samples: list[Sample]) -> None:
+def score_as_we_do(scorers: list[Scorer], samples: list[Sample]) -> None:
     size = 9
     for start in range(0, len(samples), size):
         score_batch(samples[start : start + size], scorers)
@@ -55,8 +56,8 @@ def our_way(scorers: list[Scorer], samples: list[Sample]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("weights/tiny"), help="folder of the scorers")
-    parser.add_argument("--num_pictures", type=int, default=144)
-    parser.add_argument("--evaluations", type=int, default=4, help="turns of each way")
+    parser.add_argument("--num_images", type=int, default=144)
+    parser.add_argument("--evaluations", type=int, default=4, help="number of timings of each")
     parser.add_argument("--run_dir", type=Path, help="a finished run with evaluation in the loop")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
@@ -67,16 +68,16 @@ def main() -> None:
         for index, (scene, image) in enumerate(zip(scenes, images_of(scenes), strict=True))
     ]
     scorers = load(args.root, device)
-    our_way(scorers, samples[:9])  # libraries warm up outside the clock
-    release_way(args.root, samples[:9], device)
-    seconds: dict[str, list[float]] = {"ours": [], RELEASE: []}
+    score_as_we_do(scorers, samples[:9])  # warm up the libraries before timing
+    score_as_release(args.root, samples[:9], device)
+    seconds: dict[str, list[float]] = {OURS: [], RELEASE: []}
     for _ in range(args.evaluations):
-        for name, way in (
-            ("ours", lambda: our_way(scorers, samples)),
-            (RELEASE, lambda: release_way(args.root, samples, device)),
+        for name, score in (
+            (OURS, lambda: score_as_we_do(scorers, samples)),
+            (RELEASE, lambda: score_as_release(args.root, samples, device)),
         ):
             started = time.perf_counter()
-            way()
+            score()
             seconds[name].append(time.perf_counter() - started)
     means = {name: sum(values) / len(values) for name, values in seconds.items()}
     date = datetime.date.today().isoformat()
@@ -86,14 +87,14 @@ def main() -> None:
         "",
         f"`{' '.join(['python', *sys.argv])}`",
         "",
-        f"{args.num_images} images, four scorers of {args.root}, {args.evaluations} turns each; {device.type}, "
+        f"{args.num_images} images, four scorers of {args.root}, {args.evaluations} evaluations each; {device.type}, "
         f"{torch.get_num_threads()} threads of {os.cpu_count()} cores; {used}",
         "",
         "| | seconds an evaluation | images a second |",
         "|---|---|---|",
         *(f"| {name} | {mean:.2f} | {args.num_images / mean:.1f} |" for name, mean in means.items()),
         "",
-        f"Ratio: {means[RELEASE] / means['ours']:.2f}",
+        f"Ratio: {means[RELEASE] / means[OURS]:.2f}",
     ]
     if args.run_dir:
         records = [json.loads(line) for line in (args.run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gpu_sd35
 import pytest
+import scorers
 import train_step
 from step_report import EVALUATION, FLOOR, OURS, RELEASE, RELEASE_EVALUATION, SAVING
 
@@ -58,3 +59,12 @@ def test_gpu_sd35_measures_row_by_row(tmp_path, monkeypatch):
     assert first["trained"] == "LoRA 64" and first["fake_seconds"] > 0 and first["cycle_flops"] > 1e9
     assert first["cycle_seconds"] == pytest.approx(5 * first["fake_seconds"] + first["student_seconds"])
     assert len(rest) == 5 and {run["failure"] for run in rest} == {"not run: out of time"}
+
+
+def test_scorers_times_both(tiny_scorers, tmp_path, monkeypatch):
+    root = Path(tiny_scorers["clip_path"]).parent
+    own = ["--root", str(root), "--num_images", "2", "--evaluations", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["scorers.py", *own])
+    scorers.main()
+    (table,) = tmp_path.glob("*_scorers.md")
+    assert "2 images, four scorers" in table.read_text() and f"| {scorers.RELEASE} | " in table.read_text()
