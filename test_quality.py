@@ -41,10 +41,6 @@ PROGRAM = Program(
         "vq_sample": False,
         "num_samples": 1,
     },
-    options={
-        "maniqa": {"num_crops": "num_crops", "scale": "maniqa_scale", "seed": "seed"},
-        "vqr1": {"sample": "vq_sample", "seed": "seed"},
-    },
 )
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
+from dpdmd.evaluation.in_loop_setup import ImageSet
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.image_folder import file_name
 
@@ -50,7 +51,7 @@ def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0,
                         path.parent.mkdir(parents=True, exist_ok=True)
                         Image.new("RGB", (16, 16), tuple(map(int, colour))).save(path)
             if images:
-                seed_grids.keep(folder, step, [("set", PROMPTS, 4)])
+                seed_grids.save(folder, step, [ImageSet("set", PROMPTS, 4, ())])
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = {
         name: {"mean": 0.5 + i, "low": 0.4 + i, "high": 0.6 + i, "num_prompts": 3, "num_scored": 9, "num_missing": 0}

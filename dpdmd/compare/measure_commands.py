@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from dpdmd.config.sampling_flags import check_ranges
+from dpdmd.config.scorer_table import metric_names
 from dpdmd.evaluation.program import Program
 from dpdmd.evaluation.scorer_files import check_scorer_paths
-from dpdmd.evaluation.scorers import SCORERS
-from dpdmd.evaluation.scoring import metric_names
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.sampling.load_model import find_model
@@ -78,7 +77,7 @@ class Command:
             program.prompts(args, paths)
         else:
             paths = program.check(args).paths
-        return metric_names(SCORERS[name] for name in paths)
+        return metric_names(paths)
 
     def _check_world(self) -> list[str]:
         check_ranges(vars(self.args))

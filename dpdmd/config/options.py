@@ -3,10 +3,11 @@
 An option stands once, here: flags, help, the YAML reader and the check of its range are made from it (`dpdmd.config`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 from dpdmd.config.presets import FAMILIES, as_typed
+from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
 
 METHODS = ("dpdmd", "dmd", "dmd_lpips", "dmd_gan")
 PAIRED_METHODS = ("dmd_lpips", "dmd_gan")  # they look at the teacher's samples
@@ -20,7 +21,6 @@ LR_SCHEDULERS = ("constant", "linear", "cosine")
 NONFINITE = ("stop", "skip")
 OPTIMIZERS = ("adamw", "adamw_8bit")
 TRACKERS = ("tensorboard", "wandb", "none")
-IN_LOOP_SCORERS = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
 FAMILY_DEFAULTS = "; ".join(f"{name}'s own defaults: {as_typed(own)}" for name, own in FAMILIES.items() if own)
 MAX_COUNT = 10**9  # of anything: far beyond any use, and small enough for every count made of it
 MAX_GRID_STEPS = 1000  # of a grid: the times that the models were trained at
@@ -242,32 +242,20 @@ class OptimConfig:
     )
 
 
+# A flag for each file of the in-loop scorers, from their table.
+_ScorerPaths = make_dataclass(
+    "_ScorerPaths",
+    [
+        (file.flag, str | None, _flag(None, file.help, file.source, empty=True, may_change_on_resume=True))
+        for file in in_loop_files()
+    ],
+)
+
+
 @dataclass
-class EvalConfig:
+class EvalConfig(_ScorerPaths):
     """Evaluation in the loop: scorers that are given here look at images of the live student"""
 
-    pick_processor_path: str | None = _flag(
-        None, "CLIP-ViT-H-14-laion2B-s32B-b79K folder", "release", empty=True, may_change_on_resume=True
-    )
-    pick_model_path: str | None = _flag(None, "PickScore_v1 folder", "release", empty=True, may_change_on_resume=True)
-    ir_model_path: str | None = _flag(None, "ImageReward.pt", "release", empty=True, may_change_on_resume=True)
-    ir_med_config: str | None = _flag(
-        None, "ImageReward's med_config.json", "release", empty=True, may_change_on_resume=True
-    )
-    ir_tokenizer_path: str | None = _flag(
-        None,
-        "bert-base-uncased tokenizer folder; without it the folder of ImageReward.pt",
-        "ours",
-        empty=True,
-        may_change_on_resume=True,
-    )
-    dino_path: str | None = _flag(None, "dinov2-base folder", "release", empty=True, may_change_on_resume=True)
-    clip_path: str | None = _flag(
-        None, "clip-vit-large-patch14 folder", "release", empty=True, may_change_on_resume=True
-    )
-    clip_score_path: str | None = _flag(
-        None, "CLIP folder for text alignment", "ours", empty=True, may_change_on_resume=True
-    )
     eval_every: int | None = _flag(
         None, "steps between evaluations; 0: none; without it --ckpt_every", "release", ge=0, may_change_on_resume=True
     )

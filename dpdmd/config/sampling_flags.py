@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpdmd.config.options import MAX_BATCH, MAX_GRID_STEPS, MAX_IMAGES, MAX_PIXELS
+from dpdmd.config.scorer_table import SCORERS
 from dpdmd.config.validation import shown
 
 MAX_SEED = 2**32 - 1  # what numpy and accelerate take
@@ -23,8 +24,7 @@ RANGES = {
     "height": (1, MAX_PIXELS),
     "width": (1, MAX_PIXELS),
     "max_sequence_length": (1, MAX_TOKENS),
-    "num_crops": (1, MAX_IMAGES),
-    "maniqa_scale": (0, math.inf),
+    **{option.flag: option.bounds for row in SCORERS.values() for option in row.options if option.bounds},
 }
 
 

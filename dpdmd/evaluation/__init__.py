@@ -1,1 +1,1 @@
-"""Evaluation: scorers, the runner that shards and sums, the in-loop evaluator and the root programs' inner half."""
+"""Evaluation: scorers, evaluation in the loop, statistics, and what the root test_*.py programs share."""

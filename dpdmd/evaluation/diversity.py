@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def diversity_per_image(features: Tensor) -> list[float]:
-    """1 - mean_j!=i cos(f_i, f_j) of each image i of one prompt; their mean is the prompt's diversity.
+    """Return 1 - mean_j!=i cos(f_i, f_j) for each image i of one prompt; the mean of these is the prompt's diversity.
 
     Args:
         features: unit vectors [R, D].
@@ -14,7 +14,7 @@ def diversity_per_image(features: Tensor) -> list[float]:
         R values in [0, 2], computed in float64: 0 for identical images, 1 for orthogonal features.
 
     Raises:
-        ValueError: fewer than two images, which have no pair.
+        ValueError: there are fewer than two images.
     """
     count = len(features)
     if count < 2:

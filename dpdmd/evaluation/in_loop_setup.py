@@ -1,26 +1,26 @@
-"""What evaluation in the loop will do: which images, which scorers; read and checked before any model loads."""
+"""Set up evaluation in the loop: check its scorers and read its prompts before any model loads."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.config.options import IN_LOOP_SCORERS, EvalConfig
+from dpdmd.config.options import EvalConfig
 from dpdmd.config.sampling_flags import check_total
+from dpdmd.config.scorer_table import DIVERSITY_SCORERS, IN_LOOP_SCORERS, SCORERS
 from dpdmd.data.prompts import read_prompts
-from dpdmd.evaluation.scorer_files import REQUIREMENTS, check_scorer_paths
+from dpdmd.evaluation.scorer_files import check_scorer_paths
 
-DIVERSITY = ("div_clip", "div_dino")
-# The prompt files of the authors' release, and what its scores are called there.
+# Prompt files of the authors' release -> their names in its metrics.
 RELEASE_NAMES = {"pick2pic_sfw_test": "pic", "training_div_test_coco": "coco"}
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures that are made once and shown to several scorers.
+    """Images that are generated once and scored by several scorers.
 
     Attributes:
-        name: of the prompt file, or the release's name of it.
+        name: the prompt file's stem, or the release's name of that file.
         num_samples: images of each prompt.
-        scorers: names of those that look at them.
+        scorers: names of the scorers.
     """
 
     name: str
@@ -28,17 +28,19 @@ class ImageSet:
     num_samples: int
     scorers: tuple[str, ...]
 
-    def metric(self, scorer: str) -> str:
-        """The release's name of a score: eval/pic_div_clip, eval/coco_preference_pickscore."""
-        return f"eval/{self.name}_{scorer}" if scorer in DIVERSITY else f"eval/{self.name}_preference_{scorer}"
+    def metric_key(self, metric: str) -> str:
+        """Return the key of metrics.jsonl, as in the release: eval/pic_div_clip, eval/coco_preference_pickscore."""
+        kind = "" if metric in DIVERSITY_SCORERS else "preference_"
+        return f"eval/{self.name}_{kind}{metric}"
 
 
 @dataclass(frozen=True)
 class EvalSetup:
-    """Evaluation in the loop; without any set there is none.
+    """Setup of evaluation in the loop.
 
     Attributes:
-        paths: scorer -> its files.
+        sets: empty if there is no evaluation.
+        paths: scorer -> flag -> path.
         skipped: one line about the scorers that are not configured; "" if all are.
     """
 
@@ -48,9 +50,9 @@ class EvalSetup:
 
 
 def set_up_evaluation(config: EvalConfig) -> EvalSetup:
-    """Check the evaluators' files and read their prompts.
+    """Check the scorers' files and read the prompts.
 
-    Diversity and preference share their images where they share the prompt file.
+    Diversity and preference share their images if they share the prompt file.
 
     Raises:
         ValueError: one line that names the flag and what to do.
@@ -58,13 +60,13 @@ def set_up_evaluation(config: EvalConfig) -> EvalSetup:
     if config.eval_every == 0:
         return EvalSetup([], {}, "")
     paths = check_scorer_paths(vars(config), IN_LOOP_SCORERS)
-    missing = [f"{name} (--{REQUIREMENTS[name][0]})" for name in IN_LOOP_SCORERS if name not in paths]
-    skipped = f"not scored in the loop, since not configured: {', '.join(missing)}" if missing else ""
+    missing = [f"{name} (--{SCORERS[name].files[0].flag})" for name in IN_LOOP_SCORERS if name not in paths]
+    skipped = f"not scored in the loop, because their flags are not given: {', '.join(missing)}" if missing else ""
     if config.best_by != "mean_rank" and config.best_by not in paths and paths:
-        flag = REQUIREMENTS[config.best_by][0]
+        flag = SCORERS[config.best_by].files[0].flag
         raise ValueError(f"--best_by {config.best_by}: that scorer is not configured; give --{flag}")
-    diversity = tuple(name for name in paths if name in DIVERSITY)
-    preference = tuple(name for name in paths if name not in DIVERSITY)
+    diversity = tuple(name for name in paths if name in DIVERSITY_SCORERS)
+    preference = tuple(name for name in paths if name not in DIVERSITY_SCORERS)
     wanted = [
         ("--div_prompts", config.div_prompts, config.num_div_seeds, diversity),
         ("--pref_prompts", config.pref_prompts, 1, preference),

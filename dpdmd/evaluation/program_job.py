@@ -1,4 +1,4 @@
-"""A root program's command line after its checks: what is left to do. Imports nothing heavy."""
+"""The checked command line of a root program: what `program.py` returns and `program_run.py` runs."""
 
 import argparse
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Any
 
 from dpdmd.sampling.image_folder import ImageFile
 
-IMAGES = "pictures"  # of the output folder: what a model made
+IMAGES = "pictures"  # folder of the images that a model generates
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checked command line.
+    """A checked command line of a root program.
 
     Attributes:
         args: the flags.
-        paths: scorer -> its files.
-        options: scorer -> options of its class.
-        prompts: those of --prompts_txt.
-        found: the images of --images; empty where a model makes them.
+        paths: scorer -> flag -> path.
+        options: scorer -> further arguments of its class.
+        prompts: of --prompts_txt; empty if no scorer needs them.
+        images: of --images; empty if a model generates them.
         out: the output folder.
     """
 
@@ -27,5 +27,5 @@ class Job:
     paths: dict[str, dict[str, Path]]
     options: dict[str, dict[str, Any]]
     prompts: list[str]
-    found: list[ImageFile]
+    images: list[ImageFile]
     out: Path

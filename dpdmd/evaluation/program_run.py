@@ -1,4 +1,4 @@
-"""A checked job of a root program, done: generate what is missing, score everything, write the results."""
+"""Run a root program's job: generate the missing images, score all of them, write the results."""
 
 import json
 from collections.abc import Iterator
@@ -11,17 +11,16 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from dpdmd.config.scorer_table import metric_names
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
 from dpdmd.evaluation.program_job import IMAGES, Job
-from dpdmd.evaluation.scorer_checks import check_scorer_contents
-from dpdmd.evaluation.scorers import build_scorer
+from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import (
     UNREADABLE,
     ImageScores,
     ScoreReport,
-    metric_names,
     score_batch,
     summarise_scores,
     write_csv,
@@ -37,29 +36,29 @@ from dpdmd.utils.versions import versions
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
 FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
-GRIDS, NUM_GRIDS = "grids", 32  # folder, and prompts whose images are also laid out in a grid
+GRIDS, NUM_GRIDS = "grids", 32  # folder of image grids, and the number of prompts that get one
 
 
 def run(job: Job) -> ScoreReport:
-    """Do all of it, on every rank; rank 0 writes and tells.
+    """Run the job. Call on every rank; rank 0 writes and prints the results.
 
     Raises:
         ValueError: the model's or a scorer's files do not load, or `output_dir` holds other images.
-        OSError: what was made cannot be written.
-        MemoryError: the device has too little.
+        OSError: an image or a result cannot be written.
+        MemoryError: the device has too little memory.
     """
     check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no")
     precision.set_cuda_arithmetic(job.args.bf16)
     if accelerator.is_main_process:
         clear_leftovers([job.out / IMAGES, job.out / GRIDS])
-    images, settings = (job.found, {}) if job.found else _generate(job, accelerator)
+    images, settings = (job.images, {}) if job.images else _generate(job, accelerator)
     with _raised_everywhere(accelerator, FEWER_SCORERS):
         scorers = [
             build_scorer(name, paths, accelerator.device, **job.options[name]) for name, paths in job.paths.items()
         ]
     rows = _score(job, images, scorers, accelerator)
-    metrics = metric_names(scorers)
+    metrics = metric_names(job.paths)
     result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
@@ -68,7 +67,7 @@ def run(job: Job) -> ScoreReport:
 
 
 def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict[str, Any]]:
-    """Make this rank's share of the images that are not there yet; all images of all ranks, and their settings."""
+    """Generate this rank's share of the missing images; return the images of all ranks, and their settings."""
     args, folder = job.args, job.out / IMAGES
     with _raised_everywhere(accelerator, LOWER):
         sampler, encoder = load_sampler(
@@ -96,7 +95,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
             keep_or_refuse(folder, settings, "--output_dir")
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    # A batch is made whole or not at all: an image's last bits may depend on the batch it was made in.
+    # Batches are generated whole, because an image's last bits may depend on its batch.
     todo = [batch for batch in mine if not all(is_whole(folder / file_name(key)) for key in batch)]
     progress = "generating" if accelerator.is_main_process else ""
     with _raised_everywhere(accelerator, LOWER):
@@ -110,10 +109,10 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
 
 @contextmanager
 def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterator[None]:
-    """Raise what goes wrong on one rank on all of them: one that went on would wait for the others. Collective.
+    """Raise an error of one rank on all ranks, since the others would wait for that rank. Collective.
 
     Raises:
-        ValueError, OSError, MemoryError: the first rank's; one that ran out of memory gives `advice`.
+        ValueError, OSError, MemoryError: the first rank's; if memory ran out, the message gives `advice`.
     """
     problem = None
     try:
@@ -127,7 +126,7 @@ def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterato
 
 
 def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator: Accelerator) -> list[ImageScores]:
-    """This rank's share of the images before every scorer; one that cannot be read is missing everywhere."""
+    """Score this rank's share of the images; an image that cannot be read has no score."""
     size = job.args.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
@@ -146,7 +145,7 @@ def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator
 
 
 def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str, Any]) -> None:
-    """The four files, a grid for each of the first prompts, and the line on the terminal."""
+    """Write the result files and an image grid for each of the first prompts, and print the summaries."""
     write_csv(job.out / "per_image.csv", result.rows, metrics)
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
@@ -156,24 +155,23 @@ def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str
     write_text(job.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
     line = table(job, result)
     write_text(job.out / "table.txt", line + "\n")
-    _grids(job, result)
+    _save_grids(job, result)
     unreadable = sum(UNREADABLE in row.notes for row in result.rows)
-    tell = tqdm.write
     for name, value in result.summaries.items():
-        tell(f"{name:18} {value}")
+        tqdm.write(f"{name:18} {value}")
     if unreadable:
-        tell(f"{unreadable} of {len(result.rows)} images could not be read: see {job.out / 'per_image.csv'}")
-    tell(f"\n{line}\n\n{job.out}")
+        tqdm.write(f"{unreadable} of {len(result.rows)} images could not be read: see {job.out / 'per_image.csv'}")
+    tqdm.write(f"\n{line}\n\n{job.out}")
 
 
 def table(job: Job, result: ScoreReport) -> str:
-    """A row of a LaTeX table, under a comment that names its columns."""
+    """Return a row of a LaTeX table, under a comment with the column names."""
     name = latex_text(Path(job.args.images or job.args.model).name)
     cells = ["--" if value.mean is None else f"{value.mean:.3f}" for value in result.summaries.values()]
     return f"% {' & '.join(['model', *result.summaries])}\n{' & '.join([name, *cells])} \\\\"
 
 
-def _grids(job: Job, result: ScoreReport) -> None:
+def _save_grids(job: Job, result: ScoreReport) -> None:
     groups: dict[int, list[ImageScores]] = {}
     for row in result.rows:
         if UNREADABLE not in row.notes:

@@ -1,11 +1,11 @@
-"""Pictures to a report: every scorer over every image, each prompt's features compared, summaries."""
+"""From images to a report: score batches, compare the features of each prompt's images, summarise the metrics."""
 
 import csv
 import io
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,19 +19,19 @@ from dpdmd.utils.atomic_files import write_text
 
 logger = logging.getLogger("dpdmd")
 UNREADABLE = "unreadable"
-NOT_FINITE = "not finite"  # such a score is missing: one of them would make the mean nan, and nan wins comparisons
+NOT_FINITE = "not finite"  # such a score is missing: a single one would make the mean nan
 
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What is known of one image.
+    """Scores of one image.
 
     Attributes:
         key: (prompt index, sample index).
-        file: where the image lies; "" if nowhere.
-        values: metric -> score, None where it is missing.
+        file: the image's path; "" if it is not on disk.
+        values: metric -> score, None if it is missing.
         notes: metric -> text worth keeping, such as an answer that could not be parsed.
-        features: metric -> unit vector, until the rows of one prompt are compared.
+        features: metric -> unit vector, until `summarise_scores` compares the images of a prompt.
     """
 
     key: tuple[int, int]
@@ -44,22 +44,22 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """One model's scores: metric -> summary, and every image's row, in the order of their keys."""
+    """Scores of one model: metric -> summary, and a row for each image, sorted by key."""
 
     summaries: dict[str, Summary]
     rows: list[ImageScores]
 
 
 def score_batch(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = ()) -> list[ImageScores]:
-    """One batch through every scorer; what a scorer that fails would have said is missing, with the reason kept."""
+    """Score one batch with every scorer. If a scorer fails, its scores are missing and the rows keep the reason."""
     rows = [
         ImageScores(sample.key, sample.prompt, file)
         for sample, file in zip(samples, files or [""] * len(samples), strict=True)
     ]
-    for scorer in scorers if samples else ():  # no scorer needs to know what an empty batch looks like
+    for scorer in scorers if samples else ():  # a scorer never gets an empty batch
         try:
             _apply(scorer, samples, rows)
-        except Exception as error:  # whatever a scorer's libraries raise: days of training are worth more than a score
+        except Exception as error:  # of any library: a score that fails must not end days of training
             reason = f"{type(error).__name__}: {error}"
             logger.warning("%s failed on %d images, now without its score: %s", scorer.name, len(rows), reason)
             for row in rows:
@@ -78,25 +78,21 @@ def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[ImageScores
         for row, score in zip(rows, scorer.score(samples), strict=True):
             finite = score.value is not None and math.isfinite(score.value)
             row.values[scorer.name] = score.value if finite else None
-            row.values.update({name: factor * score.value if finite else None for name, factor in scorer.also.items()})
-            if note := score.text or ("" if finite or score.value is None else NOT_FINITE):
-                row.notes[scorer.name] = note
+            for name, factor in scorer.rescaled.items():
+                row.values[name] = factor * score.value if finite else None
+            if text := score.text or ("" if finite or score.value is None else NOT_FINITE):
+                row.notes[scorer.name] = text
 
 
 def summarise_scores(rows: Sequence[ImageScores], metrics: Sequence[str], seed: int = 0) -> ScoreReport:
     """Compare each prompt's features, then summarise `metrics`; a prompt with one image has no diversity.
 
-    Rows come in any order, and an image that two ranks made counts once.
+    Rows may come in any order. An image that two ranks scored counts once.
     """
     finished = _with_diversity(sorted({row.key: row for row in rows}.values(), key=lambda row: row.key))
     return ScoreReport(
         {name: summarise(((row.key[0], row.values.get(name)) for row in finished), seed) for name in metrics}, finished
     )
-
-
-def metric_names(scorers: Iterable[Scorer]) -> list[str]:
-    """Everything that these scorers report, in their order."""
-    return [name for scorer in scorers for name in (scorer.name, *getattr(scorer, "also", ()))]
 
 
 def _with_diversity(rows: Sequence[ImageScores]) -> list[ImageScores]:
@@ -114,7 +110,7 @@ def _with_diversity(rows: Sequence[ImageScores]) -> list[ImageScores]:
 
 
 def write_csv(path: Path, rows: Sequence[ImageScores], metrics: Sequence[str]) -> None:
-    """One line an image; a missing score is an empty cell, with its text in the last column."""
+    """Write a line for each image. A missing score is an empty cell; the last column has the notes."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["prompt_index", "sample_index", "file", "prompt", *metrics, "notes"])

@@ -1,10 +1,10 @@
-"""Small copies of each evaluation's images, which the next one overwrites: the past that a report leafs through.
+"""Small copies of each evaluation's images for the report; an evaluation overwrites the full images of the last one.
 
-RUN/seed_grids/step_000600/{grids.json, 00000.webp, ...} and RUN/seed_grids/teacher/: a sheet of seeds for each of a
-few prompts. Bounded: of each image set the first PROMPTS prompts and SEEDS seeds, no image longer than SIDE pixels,
-no more than EVALUATIONS evaluations. At 1024 x 1024 a sheet takes about 50 kB, a run about 10 MB at most.
+RUN/seed_grids/step_000600/{grids.json, 00000.webp, ...} and RUN/seed_grids/teacher/ have a sheet of seeds for each of a
+few prompts: the first PROMPTS prompts and SEEDS seeds of each image set, with sides of at most SIDE pixels, for at most
+EVALUATIONS evaluations. At 1024 x 1024 a sheet takes about 50 kB and a run at most about 10 MB.
 
-Imports no torch, so that a report reads fast.
+Imports no torch, so that a report starts fast.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dpdmd.evaluation.in_loop_setup import ImageSet
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.utils.text_files import read_json
@@ -24,9 +25,8 @@ PROMPTS, SEEDS, COLUMNS = 4, 9, 3
 SIDE, GAP, QUALITY = 192, 2, 80
 EVALUATIONS = 24
 TEACHER = "teacher"
-Imaged = tuple[str, Sequence[str], int]  # an image set's name, its prompts, images of each
 _INDEX = "grids.json"
-_PAPER = (255, 255, 255)
+_BACKGROUND = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class SeedGrid:
     """One prompt's images on one sheet.
 
     Attributes:
-        pictured: the image set's name.
-        num_seeds: images on the sheet, in the order of their sample indices.
-        size: of the sheet, pixels.
-        file: WebP.
+        image_set: name of the image set.
+        num_seeds: number of images on the sheet; they are in the order of their sample indices.
+        size: (width, height) of the sheet, pixels.
+        file: path of the sheet, WebP.
     """
 
     image_set: str
@@ -48,13 +48,13 @@ class SeedGrid:
 
 
 def sheet(images: Sequence[Image.Image]) -> Image.Image:
-    """At least one image, scaled down to SIDE where larger, row by row."""
+    """Lay out at least one image row by row, each scaled down to SIDE if it is larger."""
     width, height = images[0].size
     scale = min(1.0, SIDE / max(width, height))
     width, height = max(1, round(width * scale)), max(1, round(height * scale))
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
-    whole = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), _PAPER)
+    whole = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), _BACKGROUND)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         small = image.resize((width, height), Image.Resampling.LANCZOS) if scale < 1 else image
@@ -62,32 +62,34 @@ def sheet(images: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def keep(folder: RunFolder, step: int, sets: Sequence[Imaged]) -> None:
-    """Keep the sheets of the evaluation that has just been made, and the teacher's; rank 0 only.
+def save(folder: RunFolder, step: int, sets: Sequence[ImageSet]) -> None:
+    """Save the sheets of the latest evaluation and of the teacher. Call on rank 0 only.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a sheet cannot be written.
     """
     _write(folder.seed_grids / TEACHER, folder.eval_images / TEACHER, sets)
     _write(folder.seed_grids / f"step_{step:06d}", folder.eval_images, sets)
-    _thin(folder.seed_grids)
+    _drop_crowded(folder.seed_grids)
 
 
-def _write(target: Path, images: Path, sets: Sequence[Imaged]) -> None:
-    """Under a temporary name first: a reader finds a whole folder or none."""
+def _write(target: Path, images: Path, sets: Sequence[ImageSet]) -> None:
+    """Write under a temporary name first, so that a reader finds a whole folder or none."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     index = []
-    for set_name, prompts, num_samples in sets:
-        for number, prompt in enumerate(prompts[:PROMPTS]):
-            files = [images / set_name / file_name((number, n)) for n in range(min(SEEDS, num_samples))]
-            # An image that another node wrote to a disk of its own is not here to be shown.
+    for image_set in sets:
+        for number, prompt in enumerate(image_set.prompts[:PROMPTS]):
+            count = min(SEEDS, image_set.num_samples)
+            files = [images / image_set.name / file_name((number, n)) for n in range(count)]
+            # An image may be missing here if another node wrote it to its own disk.
             found = [open_image(file) for file in files if file.is_file()]
             if found:
                 name, whole = f"{len(index):05d}.webp", sheet(found)
                 whole.save(temporary / name, format="WEBP", quality=QUALITY)
-                index.append({"set": set_name, "prompt": prompt, "seeds": len(found), "size": whole.size, "file": name})
+                entry = {"set": image_set.name, "prompt": prompt, "seeds": len(found), "size": whole.size}
+                index.append({**entry, "file": name})
     (temporary / _INDEX).write_text(json.dumps({"grids": index}, ensure_ascii=False), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
@@ -97,22 +99,22 @@ def _steps(root: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.name[5:]), path) for path in root.glob("step_*") if path.name[5:].isdigit())
 
 
-def _thin(root: Path) -> None:
-    """While there are too many evaluations, drop the one whose neighbours are nearest; the first and the last stay."""
+def _drop_crowded(root: Path) -> None:
+    """Drop the evaluation with the nearest neighbours until there are few enough; the first and the last stay."""
     while len(found := _steps(root)) > EVALUATIONS:
         crowded = min(range(1, len(found) - 1), key=lambda i: found[i + 1][0] - found[i - 1][0])
         shutil.rmtree(found[crowded][1])
 
 
 def drop_later(root: Path, last_step: int) -> None:
-    """Drop the evaluations of steps beyond `last_step`: a resumed run makes them again."""
+    """Drop the evaluations after `last_step`; a resumed run repeats them."""
     for step, path in _steps(root):
         if step > last_step:
             shutil.rmtree(path)
 
 
 def read(root: Path) -> dict[int | str, list[SeedGrid]]:
-    """Step, or TEACHER, -> its sheets; a folder that is not whole is passed over."""
+    """Return step or TEACHER -> sheets; skip folders that are not whole."""
     found: dict[int | str, list[SeedGrid]] = {}
     for key, path in [(TEACHER, root / TEACHER), *_steps(root)]:
         try:

@@ -1,8 +1,7 @@
-"""From scores to what is reported: means over prompts, over seeds of training, and differences between models.
+"""Statistics of scores: means over prompts, means over training seeds, and differences between models.
 
-Over prompts intervals are bootstrapped. Over seeds they are Student's t: three values have ten different resamples, all
-between the smallest and the largest, so that a bootstrap interval of them is far too narrow; t's is as wide as three
-values deserve.
+Intervals over prompts are bootstrapped. Intervals over seeds are Student's t, because three values have only ten
+different resamples, all between the smallest and the largest value: their bootstrap interval is far too narrow.
 """
 
 import math
@@ -16,17 +15,18 @@ from dpdmd.utils.rng import numpy_generator
 NUM_RESAMPLES = 2000
 NUM_FLIPS = 10_000
 COVERAGE = 0.95
-ROUNDING = 1e-12  # below it a difference of scores is none
+ROUNDING = 1e-12  # a smaller difference of scores counts as 0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric of one model.
+    """Summary of one metric of one model.
 
     Attributes:
-        mean: over prompts of the prompt's mean; None if nothing was scored.
+        mean: mean over prompts of the prompts' means; None if nothing was scored.
         low, high: 95% percentile bootstrap interval over prompts; None with fewer than two prompts.
-        num_prompts, num_scored, num_missing: prompts with a score; images with and without one.
+        num_prompts: prompts with a score.
+        num_scored, num_missing: images with a score, and without one.
     """
 
     mean: float | None
@@ -44,10 +44,10 @@ class Summary:
 
 
 def summarise(scores: Iterable[tuple[int, float | None]], seed: int = 0) -> Summary:
-    """Summary of (prompt index, score or None) pairs, in any order.
+    """Summarise (prompt index, score or None) pairs, which may come in any order.
 
-    A prompt counts once, however many of its images were scored. The resampling is seeded, and pairs are sorted
-    first, so the same scores give the same interval whoever computed them.
+    A prompt counts once, however many of its images were scored. The resampling is seeded and the scores are sorted
+    first, so the same scores always give the same interval.
     """
     by_prompt: dict[int, list[float]] = {}
     missing = 0
@@ -72,13 +72,13 @@ def _bootstrap_interval(means: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 def mean_rank(rows: Sequence[Mapping[str, float | None]], groups: Sequence[Sequence[str]]) -> list[float]:
-    """Mean rank of each row, 1 is best: over groups, of the mean over a group's metrics of the rank in that metric.
+    """Return the mean rank of each row, 1 is best: ranks are averaged over a group's metrics, then over the groups.
 
-    Every metric is one where higher is better. Equal values share their mean rank; a missing value ranks last.
-    Metrics that no row has are passed over, and groups without any metric too.
+    A higher value is better in every metric. Equal values share their mean rank; a missing value ranks last. Metrics
+    that no row has, and groups without a metric, are left out.
 
     Raises:
-        ValueError: no metric at all.
+        ValueError: there is no metric at all.
     """
     ranks = []
     for group in groups:
@@ -99,7 +99,7 @@ def _ranks(values: Sequence[float | None]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SeedMean:
-    """Mean over seeds of training, with its 95% t interval: mean +- margin; no margin with one seed."""
+    """Mean over training seeds with its 95% t interval, mean +- margin; `margin` is None with one seed."""
 
     mean: float
     margin: float | None
@@ -111,13 +111,13 @@ class SeedMean:
 
 @dataclass(frozen=True)
 class Difference:
-    """One model minus another, paired.
+    """Paired difference of two models.
 
     Attributes:
-        p_seeds: two-sided paired t test over seeds: would other trainings differ too? None with one seed, and where
-            all seeds differ by the same: so small a spread of so few is luck, and t has no bound.
-        p_prompts: two-sided sign-flip test over prompts of the differences' means over seeds: would these models differ
-            on other prompts too? None with fewer than two prompts.
+        p_seeds: two-sided paired t test over seeds: would other training runs differ too? None with one seed, and if
+            all seeds give the same difference, because t is then unbounded.
+        p_prompts: two-sided sign-flip test over prompts, on the differences' means over seeds: would these models
+            differ on other prompts too? None with fewer than two prompts.
     """
 
     over_seeds: SeedMean
@@ -126,10 +126,10 @@ class Difference:
 
 
 def mean_over_seeds(values: Sequence[float]) -> SeedMean:
-    """Mean and 95% t interval of one value a seed.
+    """Return the mean and 95% t interval of one value for each seed.
 
     Raises:
-        ValueError: no value.
+        ValueError: there is no value.
     """
     if not len(values):
         raise ValueError("a mean needs at least one value")
@@ -140,7 +140,7 @@ def mean_over_seeds(values: Sequence[float]) -> SeedMean:
 
 
 def paired_difference(by_seed: Sequence[float], by_prompt: Sequence[float], seed: int = 0) -> Difference:
-    """Tests of paired differences: one a seed of training, and one a prompt (its mean over seeds)."""
+    """Test paired differences: one for each training seed, and one for each prompt (its mean over seeds)."""
     over_seeds = mean_over_seeds(by_seed)
     p_seeds = None
     if len(by_seed) > 1:
@@ -153,10 +153,10 @@ def paired_difference(by_seed: Sequence[float], by_prompt: Sequence[float], seed
 
 
 def _sign_flip_p(differences: np.ndarray, seed: int) -> float:
-    """Share of random signs that give a mean as far from 0; the signs that are there count as one of them."""
+    """Return the share of random signs that give a mean as far from 0; the actual signs count as one draw."""
     random = numpy_generator(seed, "sign flips")
     observed = abs(differences.sum())
-    slack = ROUNDING * np.abs(differences).sum()  # sums of the same numbers in another order
+    slack = ROUNDING * np.abs(differences).sum()  # a sum's last bits depend on the order of its terms
     as_far = 0
     for _ in range(0, NUM_FLIPS, 100):  # in parts: 10,000 prompts x 10,000 signs would fill the memory
         signs = random.integers(2, size=(100, len(differences))) * 2 - 1
@@ -165,8 +165,7 @@ def _sign_flip_p(differences: np.ndarray, seed: int) -> float:
 
 
 def t_central(t: float, freedom: int) -> float:
-    """P(|T| <= t) of Student's t with a whole number of degrees of freedom, in closed form (Abramowitz & Stegun 26.7.3,
-    26.7.4)."""
+    """Return P(|T| <= t) of Student's t with `freedom` degrees of freedom (Abramowitz & Stegun 26.7.3, 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
@@ -175,11 +174,11 @@ def t_central(t: float, freedom: int) -> float:
         total += term
         term *= cosine * cosine * power / (power + 1)
     inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return min(inside, 1.0)  # its sum rounds: without this a p value could fall below 0
+    return min(inside, 1.0)  # rounding could give more, and then a p value below 0
 
 
 def t_quantile(coverage: float, freedom: int) -> float:
-    """The t with P(|T| <= t) = coverage, by bisection of the angle atan(t / sqrt(freedom))."""
+    """Return the t with P(|T| <= t) = coverage, by bisection of the angle atan(t / sqrt(freedom))."""
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2

@@ -3,17 +3,11 @@
 import re
 from dataclasses import dataclass
 
+from dpdmd.config.scorer_table import METRIC_LABELS, RESCALED_METRICS
+
 AVERAGE_PREFIX, PREFIX = "eval_ema/", "eval/"  # of the moving average's metrics, and of the student's
 _METRIC = re.compile(r"eval/(?P<set>.+)_(?P<kind>div|preference)_(?P<scorer>.+)")
 _ASIDE = ("_low", "_high", "_missing", "_teacher")  # what stands beside a metric's mean in its record
-_SCORERS = {
-    "div_clip": "CLIP diversity",
-    "div_dino": "DINO diversity",
-    "pickscore": "PickScore",
-    "imagereward": "ImageReward",
-    "clip_score": "CLIP score",
-}
-_RESCALED = "_release"  # PickScore / 26, as the authors print it: the same curve, so it is in the tables alone
 
 
 @dataclass(frozen=True)
@@ -23,7 +17,7 @@ class Metric:
     Attributes:
         name: as metrics.jsonl has it.
         diversity: else a preference.
-        rescaled: another score of the run times a constant.
+        rescaled: another score of the run times a constant: the same curve, so only the tables show it.
     """
 
     name: str
@@ -40,9 +34,7 @@ class Metric:
             return None
         diversity, scorer = match["kind"] == "div", match["scorer"]
         scorer = f"div_{scorer}" if diversity else scorer
-        rescaled = scorer.endswith(_RESCALED)
-        label = _SCORERS.get(scorer.removesuffix(_RESCALED), scorer) + (" / 26" if rescaled else "")
-        return cls(name, match["set"], label, diversity, rescaled)
+        return cls(name, match["set"], METRIC_LABELS.get(scorer, scorer), diversity, scorer in RESCALED_METRICS)
 
 
 @dataclass(frozen=True)

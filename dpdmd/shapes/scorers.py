@@ -177,7 +177,9 @@ def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[s
         generator = torch.Generator().manual_seed(seed * NUM_STEPS["ImageReward"] + step)
         clean = torch.from_numpy(render(scenes))
         pixels = torch.cat([clean, spoil(clean, generator)])
-        seen, seen_spoilt = network.see(normalised(pixels, imagereward.CLIP_MEAN, imagereward.CLIP_STD)).chunk(2)
+        seen, seen_spoilt = network.encode_images(
+            normalised(pixels, imagereward.CLIP_MEAN, imagereward.CLIP_STD)
+        ).chunk(2)
         true = agreement(named, scenes)
         text = tokenizer([caption(n) for n in named], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
         # Worse than the caption's own image: the same one spoilt, and others, but for those it is true of too.
@@ -185,7 +187,7 @@ def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[s
         images = [seen, seen_spoilt, *(seen.roll(shift, 0) for shift in shifts)]
         decided = torch.stack([torch.ones(len(scenes), dtype=bool), *(~true.roll(s, 1).diagonal() for s in shifts)])
         copies = len(images)
-        better, *worse = network.read(
+        better, *worse = network.rewards(
             torch.cat(images), text.input_ids.repeat(copies, 1), text.attention_mask.repeat(copies, 1)
         ).chunk(copies)
         return -(F.logsigmoid(better - torch.stack(worse)) * decided).sum() / decided.sum()

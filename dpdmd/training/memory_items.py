@@ -4,10 +4,12 @@ Counted from the configuration and the small files of the weights alone. Figures
 convolution workspace or the allocator's fragments take comes on top.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.config import Config
+from dpdmd.config.scorer_table import SCORERS
 from dpdmd.distributed.launch_env import is_on, read_launch
 from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.methods import registry
@@ -22,8 +24,6 @@ ENCODING, FAKE, STUDENT, IMAGES = PHASES = ("encoding ahead", "fake turn", "stud
 TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, IMAGES)
 MAX_IMAGES = 8  # in process_vis
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
-_SCORER_WEIGHTS = ("clip_path", "dino_path", "clip_score_path", "pick_model_path", "ir_model_path")
-_IMAGE_TOWER = {"div_clip": "vision_model."}  # scorer -> prefix of all that it loads of a whole CLIP
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,7 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
     cached = bool(config.data.cache_text_embeddings)
     vae = count_numbers(read_weights_header(teacher / "vae"))
     resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers
-    scorers = sum(
-        _file_bytes(path, _IMAGE_TOWER.get(scorer, ""))
-        for scorer, paths in evaluation.paths.items()
-        for name, path in paths.items()
-        if name in _SCORER_WEIGHTS
-    )
+    scorers = sum(scorer_bytes(name, paths) for name, paths in evaluation.paths.items())
     return [
         MemoryItem(
             "text encoders",
@@ -191,6 +186,11 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
             flags=() if offloaded else ("--offload_scorers",),
         ),
     ]
+
+
+def scorer_bytes(name: str, paths: Mapping[str, Path]) -> int:
+    """Return the bytes of a scorer's weights in fp32; `paths` is flag -> path."""
+    return sum(_file_bytes(paths[file.flag], file.loaded) for file in SCORERS[name].weights)
 
 
 def _file_bytes(path: Path, prefix: str = "") -> int:

@@ -183,7 +183,7 @@ def _check_models(config: Config) -> None:
 
 def _check_contents(config: Config, evaluation: EvalSetup) -> None:
     """Look closer at the models' and the scorers' files; last of all, since it imports what takes seconds."""
-    from dpdmd.evaluation.scorer_checks import check_scorer_contents
+    from dpdmd.evaluation.scorers import check_scorer_contents
     from dpdmd.methods.perceptual import check_perceptual_contents
     from dpdmd.models.checks.weights import check_contents
 

@@ -11,7 +11,7 @@ from bad_input import program
 from safetensors.torch import load_file, save_file
 
 from dpdmd import config, export, generate
-from dpdmd.evaluation.scorer_checks import check_scorer_contents
+from dpdmd.evaluation.scorers import check_scorer_contents
 from dpdmd.methods.perceptual import check_perceptual_contents
 from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.training import preflight

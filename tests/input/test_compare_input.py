@@ -14,10 +14,9 @@ from dpdmd.compare import cli, measure_commands, preflight
 from dpdmd.compare.jobs import plan_jobs
 from dpdmd.compare.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
 from dpdmd.compare.sweep_file import read_sweep
-from dpdmd.config.options import IN_LOOP_SCORERS
+from dpdmd.config.scorer_table import in_loop_files
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation import program
-from dpdmd.evaluation.scorer_files import REQUIREMENTS
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
@@ -278,4 +277,4 @@ def test_the_four_sweeps_of_sd35_share_a_training():
     assert all((other.resolved, other.launcher) == (first.resolved, first.launcher) for other in others)
     assert all("--reuse" in sweep.path.read_text() for sweep in read.values())
     # One checkpoint a training, as they say too: none is kept for being the best, since nothing is scored in the loop.
-    assert not any(first.resolved[REQUIREMENTS[name][0]] for name in IN_LOOP_SCORERS)
+    assert not any(first.resolved[file.flag] for file in in_loop_files())

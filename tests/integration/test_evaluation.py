@@ -14,11 +14,7 @@ from safetensors.torch import load_file
 
 from dpdmd import train
 from dpdmd.evaluation import program_run
-from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
-from dpdmd.evaluation.in_loop_setup import ImageSet
-from dpdmd.evaluation.scorer_files import check_scorer_paths
-from dpdmd.evaluation.statistics import mean_rank, summarise
-from dpdmd.sampling.image_folder import find_images, is_whole, open_image
+from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.sampling.sampler import Sampler
 
 ROOT = Path(__file__).parents[2]
@@ -153,18 +149,6 @@ def test_scorers_are_checked_before_the_start(flags, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_path_leaves_a_scorer_out(tiny_scorers):
-    """One of its paths is enough, whatever the defaults of the others are."""
-    names = ("pickscore", "imagereward", "clip_score")
-    assert set(check_scorer_paths(tiny_scorers, names)) == set(names)
-    for flag, name in (
-        ("pick_model_path", "pickscore"),
-        ("ir_med_config", "imagereward"),
-        ("clip_score_path", names[2]),
-    ):
-        assert set(check_scorer_paths({**tiny_scorers, flag: ""}, names)) == set(names) - {name}
-
-
 def program(name: str):
     """A root program, as imported."""
     return runpy.run_path(str(ROOT / f"{name}.py"))["PROGRAM"]
@@ -255,33 +239,6 @@ def test_a_batch_of_unreadable_images_reaches_no_scorer(tiny_scorers, tmp_path, 
     assert [row["div_clip"] != "" for row in rows_of(tmp_path / "out")] == [True, True, False]
 
 
-@pytest.mark.parametrize(
-    ("name", "files"),
-    [
-        ("test_quality", ["cat.png", "dog (2).jpg"]),
-        ("test_diversity", ["05000_000.png", "05000_001.png"]),
-    ],
-)
-def test_images_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_path, monkeypatch, name, files):
-    """The default --prompts_txt is of a model's images; one that is given is of these, and refuses what it lacks."""
-    monkeypatch.chdir(ROOT)
-    for file in files:
-        Image.new("RGB", (64, 64)).save(tmp_path / file)
-    (tmp_path / "maniqa.pth").write_bytes(b"PK\x03\x04")
-    scorers = {
-        "test_quality": ["--vq_path", "", "--maniqa_path", str(tmp_path / "maniqa.pth")],
-        "test_diversity": ["--dino_path", tiny_scorers["dino_path"], "--clip_path", ""],
-    }
-    root = program(name)
-    given = ["--images", str(tmp_path), "--output_dir", str(tmp_path / "out"), *scorers[name]]
-    job = root.check(root.parser().parse_args(given))
-    assert [image.path.name for image in job.found] == files and job.prompts == []
-    with pytest.raises(ValueError, match=r"--prompts_txt nowhere\.txt"):
-        root.check(root.parser().parse_args([*given, "--prompts_txt", "nowhere.txt"]))
-    with pytest.raises(ValueError, match="--images"):
-        root.check(root.parser().parse_args([*given, "--prompts_txt", "data/shapes_eval.txt"]))
-
-
 def test_programs_refuse_images_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
     """They would be black, and scored as such. What was made before stays."""
     state = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -347,84 +304,3 @@ def test_a_release_network_is_scored(preference, tiny_pipeline, tmp_path):
     assert program("test_preference").main([*given, "--output_dir", str(tmp_path / "out")]) == 0
     manifest = json.loads((tmp_path / "out" / "pictures" / "pictures.json").read_text())
     assert len(manifest["sigmas"]) == 5 and manifest["guidance_scale"] == 1.0
-
-
-RED = (255, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("image", "suffix", "seen"),
-    [
-        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".png", (128, 128, 128)),
-        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".tiff", (128, 128, 128)),
-        (Image.fromarray(np.full((4, 4), 128 * 257, np.dtype(">u2"))), ".tiff", (128, 128, 128)),
-        (Image.new("L", (4, 4), 128), ".png", (128, 128, 128)),
-        (Image.new("1", (4, 4), 1), ".png", (255, 255, 255)),
-        (Image.new("LA", (4, 4), (100, 255)), ".png", (100, 100, 100)),
-        (Image.new("LA", (4, 4), (0, 0)), ".png", (255, 255, 255)),
-        (Image.new("RGBA", (4, 4), (255, 0, 0, 51)), ".png", (255, 204, 204)),
-        (Image.new("RGB", (4, 4), RED).convert("P"), ".png", RED),
-        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)).quantize(), ".png", (255, 255, 255)),
-        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), ".tiff", RED),
-    ],
-    ids=lambda value: getattr(value, "mode", None),
-)
-def test_a_image_is_read_as_a_person_would_see_it(tmp_path, image, suffix, seen):
-    """16 bits are scaled, not clipped; what is transparent lies on white; a palette and inks have their colours."""
-    image.save(tmp_path / f"0{suffix}")
-    found = open_image(tmp_path / f"0{suffix}")
-    assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
-
-
-def test_a_damaged_tiff_is_unreadable(tmp_path):
-    """Whatever the broken file makes Pillow raise: here a TypeError, for a tag of another type."""
-    Image.new("RGB", (4, 4)).save(tmp_path / "0.tiff")
-    content = bytearray((tmp_path / "0.tiff").read_bytes())
-    content[72] = 2
-    (tmp_path / "0.tiff").write_bytes(content)
-    assert not is_whole(tmp_path / "0.tiff")
-    with pytest.raises(ValueError, match=r"0\.tiff is no whole image"):
-        open_image(tmp_path / "0.tiff")
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_a_image_without_a_known_white_is_unreadable(tmp_path, mode):
-    Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
-    with pytest.raises(ValueError, match=rf"0\.tiff is no whole image .*mode {mode}, whose white is not known"):
-        open_image(tmp_path / "0.tiff")
-
-
-def test_names_of_given_images(tmp_path):
-    for name in ("2.png", "10.jpg", "0.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    found = find_images(tmp_path, [str(i) for i in range(11)])
-    assert {(item.key, item.prompt) for item in found} == {((0, 0), "0"), ((2, 0), "2"), ((10, 0), "10")}
-    with pytest.raises(ValueError, match=r"10\.jpg is of prompt 10"):
-        find_images(tmp_path, ["a", "b", "c"])
-
-
-def test_summaries_count_prompts_once_and_missing_apart():
-    """A prompt's mean counts once; order does not matter; the interval is of the prompts' means."""
-    scores = [(0, 1.0), (0, 3.0), (1, 5.0), (1, None), (2, None)]
-    summary = summarise(scores)
-    assert (summary.mean, summary.num_prompts, summary.num_scored, summary.num_missing) == (3.5, 2, 3, 2)
-    assert summarise(scores[::-1]) == summary
-    assert 2.0 <= summary.low <= summary.mean <= summary.high <= 5.0
-    wide = summarise([(i, float(i)) for i in range(100)])
-    margin = 1.96 * 2.887  # standard error of the mean of 0..99
-    assert (wide.low, wide.high) == pytest.approx((49.5 - margin, 49.5 + margin), abs=0.7)
-    assert summarise([(0, None)]).mean is None and summarise([(0, 1.0)]).low is None
-
-
-def test_mean_rank_and_the_best_step():
-    """Two groups count the same however many scores they have; ties share; of equals the later one."""
-    rows = [{"a": 1.0, "b": 3.0, "c": 1.0}, {"a": 2.0, "b": 2.0, "c": 1.0}, {"a": 3.0, "b": None, "c": 0.0}]
-    assert mean_rank(rows, [["a"], ["b", "c"]]) == pytest.approx([(3 + 1.25) / 2, (2 + 1.75) / 2, (1 + 3) / 2])
-    sets = [ImageSet("x", [], 9, ("div_clip", "pickscore"))]
-    records = [
-        {"step": step, "eval/x_div_clip": d, "eval/x_preference_pickscore": p}
-        for step, d, p in ((0, 9.0, 9.0), (6, 0.3, 1.0), (12, 0.2, 2.0), (18, 0.1, 0.0))
-    ]
-    assert best_step(records, {6, 12, 18}, sets, "mean_rank") == 12
-    assert best_step(records, {6, 12, 18}, sets, "div_clip") == 6
-    assert best_step(records, set(), sets, "mean_rank") is None

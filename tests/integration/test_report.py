@@ -15,6 +15,7 @@ from PIL import Image
 
 from dpdmd import train
 from dpdmd.evaluation import seed_grids
+from dpdmd.evaluation.in_loop_setup import ImageSet
 from dpdmd.report import cli, figures, tables, writer
 from dpdmd.report.runs import read_runs
 from dpdmd.report.scores import Metric, Score
@@ -334,9 +335,9 @@ def test_what_is_kept_of_images_is_bounded(tmp_path, monkeypatch):
                 path = place / "set" / file_name((number, n))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (400, 200), (n * 20, number * 40, 90)).save(path)
-    sets = [("set", [f"prompt {n}" for n in range(5)], 10)]
+    sets = [ImageSet("set", [f"prompt {n}" for n in range(5)], 10, ())]
     for step in range(0, 60 * 9, 60):
-        seed_grids.keep(folder, step, sets)
+        seed_grids.save(folder, step, sets)
     found = seed_grids.read(folder.seed_grids)
     steps = [step for step in found if step != seed_grids.TEACHER]
     assert len(steps) == seed_grids.EVALUATIONS and steps[0] == 0 and steps[-1] == 480

@@ -1,24 +1,19 @@
 """Signals, non-finite losses and too little memory end a run early; a failing tracker does not."""
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker as Board
-from PIL import Image
 
 from dpdmd import train
-from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer
-from dpdmd.evaluation.scoring import NOT_FINITE, score_batch, summarise_scores
 from dpdmd.methods import updates
 from dpdmd.methods.context import LossResult
 from dpdmd.run_folder import RunFolder
@@ -156,56 +151,6 @@ def test_a_tracker_that_fails_does_not_stop_training(flags, tmp_path, monkeypatc
     assert train.main([*flags, "--max_steps", "2", "--report_to", "tensorboard"]) == 0
     log = (tmp_path / "run" / "log" / "log.txt").read_text()
     assert log.count("the tracker failed") == 1 and "server is gone" in log and len(records(tmp_path / "run")) == 2
-
-
-class BrokenFeatures(FeatureScorer):
-    name = "div_broken"
-
-    def features(self, samples):
-        raise RuntimeError("no kernel for this device")
-
-
-class BrokenValues(ValueScorer):
-    name = "broken"
-
-    def score(self, samples):
-        raise ValueError("no answer")
-
-
-def test_a_scorer_that_fails_is_reported_and_missing(caplog):
-    samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
-    with caplog.at_level("WARNING", logger="dpdmd"):
-        rows = score_batch(samples, [BrokenFeatures(), BrokenValues()])
-    found = summarise_scores(rows, ["div_broken", "broken"])
-    assert found.summaries["div_broken"].num_missing == found.summaries["broken"].num_missing == 3
-    assert found.summaries["broken"].mean is None
-    assert "no kernel for this device" in found.rows[0].notes["div_broken"]
-
-
-class OverflowingFeatures(FeatureScorer):
-    name = "div_overflowing"
-
-    def features(self, samples):
-        return torch.tensor([[1.0, 0.0], [0.0, torch.nan], [0.0, 1.0]])
-
-
-class OverflowingValues(ValueScorer):
-    name = "overflowing"
-    also: ClassVar = {"half": 0.5}
-
-    def score(self, samples):
-        return [Score(1.0), Score(math.nan), Score(math.inf)]
-
-
-def test_a_score_that_is_not_finite_is_missing():
-    """One nan would make the mean nan; the others still count."""
-    samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)]
-    found = summarise_scores(
-        score_batch(samples, [OverflowingFeatures(), OverflowingValues()]), ["div_overflowing", "overflowing", "half"]
-    )
-    told = {name: (each.mean, each.num_missing) for name, each in found.summaries.items()}
-    assert told == {"div_overflowing": (1.0, 1), "overflowing": (1.0, 2), "half": (0.5, 2)}
-    assert found.rows[1].notes == {"div_overflowing": NOT_FINITE, "overflowing": NOT_FINITE}
 
 
 def test_sigkill_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(short_run, tmp_path):

@@ -1,12 +1,15 @@
-"""What every scorer shares: the samples it takes, the scores it gives, and strict loading."""
+"""Base classes of the scorers, and the samples and scores that they exchange."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+Check = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,8 @@ class Sample:
 
     Attributes:
         image: RGB, as a person would see it.
-        prompt: what it was made for; "" where nobody knows.
-        key: (prompt index, sample index); names whatever a scorer draws at random.
+        prompt: "" if it is not known.
+        key: (prompt index, sample index); seeds the scorer's random draws.
     """
 
     image: Image.Image
@@ -26,10 +29,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """One scorer's judgement of one sample.
+    """One scorer's result for one sample.
 
     Attributes:
-        value: None where there is none: never made up, left out of means, counted and reported.
+        value: None if the scorer gave none; it is then left out of means, counted and reported.
         text: what is worth keeping beside the value, such as an answer that could not be parsed.
     """
 
@@ -38,43 +41,55 @@ class Score:
 
 
 class Scorer:
-    """A network that judges images; loaded once, moved at will, called with any number of samples.
+    """A network that scores images. It is loaded once and takes any number of samples a call.
 
-    A subclass sets `name` and fills in `score`, or `features` for a scorer that compares images with each other.
+    Subclass `FeatureScorer` or `ValueScorer`. The constructor takes the paths of the scorer's files in the order of
+    its row in `config/scorer_table.py`, then the device, then the row's options.
+
+    Attributes:
+        name: the row's.
     """
 
-    name: ClassVar[str]
+    name: str
     network: nn.Module
     device: torch.device
 
-    def _place(self, network: nn.Module, device: torch.device, *, widen: bool = True) -> None:
-        """Where it works: as loaded on a GPU; on a CPU in fp64, unless not `widen`.
+    @classmethod
+    def checks(cls, *paths: Path) -> Sequence[Check | None]:
+        """Return a check for each file, None if another file's check covers it.
 
-        A matrix kernel's order of summation changes with the batch. In fp32 that shows in a score's sixth digit; in
-        fp64, at twice the work, it does not, so that a CPU may score in batches.
+        A check raises ValueError, OSError or ImportError if the libraries will not load the file.
+        """
+        raise NotImplementedError
+
+    def set_network(self, network: nn.Module, device: torch.device, *, widen: bool = True) -> None:
+        """Put the network on its device: as loaded on a GPU; on a CPU in fp64 if `widen`.
+
+        A matrix kernel's order of summation changes with the batch size. In fp32 that shows in a score's sixth digit.
+        In fp64, at twice the cost, it does not, so a CPU may score in batches.
         """
         dtype = torch.float64 if widen and device.type == "cpu" else None
         self.network = network.requires_grad_(False).eval().to(device, dtype)
         self.device = device
 
     def offload(self) -> None:
-        """Leave the device to others until `wake`."""
+        """Move the network to the CPU until `load_to_device`."""
         self.network.to("cpu")
 
     def load_to_device(self) -> None:
-        """Back to where it works."""
+        """Move the network back to its device."""
         self.network.to(self.device)
 
-    def _on_device(self, pixels: Tensor) -> Tensor:
-        """A processor's pixels as the network wants them."""
+    def to_network(self, pixels: Tensor) -> Tensor:
+        """Return pixels on the network's device, in its dtype."""
         return pixels.to(self.device, next(self.network.parameters()).dtype)
 
 
 class FeatureScorer(Scorer):
-    """A scorer of sets: what it says of one image is a direction in feature space."""
+    """A scorer that compares images with each other by their features."""
 
     def features(self, samples: Sequence[Sample]) -> Tensor:
-        """L2-normalised features [B, D], fp64, on the CPU."""
+        """Return L2-normalised features [B, D], fp64, on the CPU."""
         raise NotImplementedError
 
 
@@ -82,16 +97,16 @@ class ValueScorer(Scorer):
     """A scorer of single images.
 
     Attributes:
-        also: further names under which its value is reported, each with the factor it is multiplied by.
+        rescaled: other names under which the score is reported, each with a factor.
     """
 
-    also: ClassVar[dict[str, float]] = {}
+    rescaled: Mapping[str, float] = MappingProxyType({})
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """One score a sample."""
+        """Return one score for each sample."""
         raise NotImplementedError
 
 
 def normalise(features: Tensor) -> Tensor:
-    """Unit length, fp64, on the CPU."""
+    """Return features [..., D] at unit length, fp64, on the CPU."""
     return torch.nn.functional.normalize(features.double(), dim=-1).cpu()

@@ -1,23 +1,27 @@
-"""CLIP in two roles: features of the image for diversity, and agreement of image and prompt.
+"""CLIP as two scorers: diversity by image features, and the agreement of image and prompt.
 
-Reads a transformers folder, or an OpenCLIP folder (open_clip_config.json and the weights beside it).
+A folder has transformers' layout, or OpenCLIP's (open_clip_config.json and the weights beside it).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from dpdmd.evaluation.scorer_files import is_open_clip
-from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Score, ValueScorer, normalise
+from dpdmd.evaluation.scorers.base import Check, FeatureScorer, Sample, Score, ValueScorer, normalise
+from dpdmd.models.checks.transformers_parts import check_image_processor, check_network, check_prompt_tokenizer
 from dpdmd.models.loading import load_strict
 
 
-class _Clip(Protocol):
-    """One CLIP, whichever library it comes from. All on the network's device; images [B, ...], texts [B, L]."""
+class Clip(Protocol):
+    """A CLIP of either library. `pixels` and `tokens` run on the CPU, the others on the network's device.
+
+    Pixels are [B, 3, H, W], tokens [B, L], features [B, D].
+    """
 
     network: nn.Module
 
@@ -29,7 +33,12 @@ class _Clip(Protocol):
 
 
 class TransformersClip:
-    """`vision_only`: of a whole CLIP only the image's half is loaded; `processor`: folder of another's processor."""
+    """A CLIP in transformers' layout.
+
+    Args:
+        vision_only: load the image encoder only.
+        processor: folder of the image processor and the tokenizer, if they are not in `folder`.
+    """
 
     def __init__(self, folder: Path, *, vision_only: bool = False, processor: Path | None = None):
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPVisionModel
@@ -44,7 +53,7 @@ class TransformersClip:
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         length = self.network.config.text_config.max_position_embeddings
-        # All of one length, so that a prompt's score does not depend on who else is in its batch.
+        # All of one length, so that a prompt's score does not depend on the other prompts of the batch.
         return dict(
             self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         )
@@ -59,7 +68,9 @@ class TransformersClip:
         return self.network.get_text_features(**tokens).pooler_output
 
 
-class _OpenClip:
+class OpenClip:
+    """A CLIP in OpenCLIP's layout."""
+
     def __init__(self, folder: Path):
         import open_clip
 
@@ -76,10 +87,10 @@ class _OpenClip:
 
     def class_token(self, pixels: Tensor) -> Tensor:
         # The class token of the last block before the final norm, as transformers' last_hidden_state has it.
-        found = self.network.visual.forward_intermediates(
+        outputs = self.network.visual.forward_intermediates(
             pixels, indices=1, intermediates_only=True, normalize_intermediates=False, output_extra_tokens=True
         )
-        return found["image_intermediates_prefix"][-1][:, 0]
+        return outputs["image_intermediates_prefix"][-1][:, 0]
 
     def image_features(self, pixels: Tensor) -> Tensor:
         return self.network.encode_image(pixels)
@@ -88,39 +99,41 @@ class _OpenClip:
         return self.network.encode_text(**tokens)
 
 
-def load_clip(folder: Path, *, vision_only: bool = False) -> _Clip:
-    """The CLIP of a folder.
+def load_clip(folder: Path, *, vision_only: bool = False) -> Clip:
+    """Load the CLIP of a folder.
 
     Raises:
         ValueError: its weights do not fit.
     """
-    return _OpenClip(folder) if is_open_clip(folder) else TransformersClip(folder, vision_only=vision_only)
+    return OpenClip(folder) if is_open_clip(folder) else TransformersClip(folder, vision_only=vision_only)
 
 
 class ClipDiversity(FeatureScorer):
-    """Class token of the last hidden state, before the final norm: what the authors' release compares (paper, 5.1)."""
+    """Class token of the last hidden state, before the final norm, as in the authors' release (paper, 5.1)."""
 
-    name = "div_clip"
+    @classmethod
+    def checks(cls, folder: Path) -> Sequence[Check]:
+        return [lambda: check_image_encoder(folder)]
 
     def __init__(self, folder: Path, device: torch.device):
         self.clip = load_clip(folder, vision_only=True)
-        self._place(self.clip.network, device)
+        self.set_network(self.clip.network, device)
 
     @torch.no_grad()
     def features(self, samples: Sequence[Sample]) -> Tensor:
         pixels = self.clip.pixels([sample.image for sample in samples])
-        return normalise(self.clip.class_token(self._on_device(pixels)))
+        return normalise(self.clip.class_token(self.to_network(pixels)))
 
 
 class AgreementScorer(ValueScorer):
-    """A CLIP's agreement of image and prompt: a factor times cos(text, image) of the projected features."""
+    """Agreement of image and prompt: `factor` times cos(text, image) of a CLIP's projected features."""
 
-    clip: _Clip
+    clip: Clip
     factor: float
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        pixels = self._on_device(self.clip.pixels([sample.image for sample in samples]))
+        pixels = self.to_network(self.clip.pixels([sample.image for sample in samples]))
         tokens = self.clip.tokens([sample.prompt for sample in samples])
         texts = self.clip.text_features({name: value.to(self.device) for name, value in tokens.items()})
         cosine = (normalise(self.clip.image_features(pixels)) * normalise(texts)).sum(-1)
@@ -128,11 +141,48 @@ class AgreementScorer(ValueScorer):
 
 
 class ClipScore(AgreementScorer):
-    """100 cos(text, image); higher: the image agrees more with its prompt."""
+    """100 cos(text, image)."""
 
-    name = "clip_score"
     factor = 100.0
+
+    @classmethod
+    def checks(cls, folder: Path) -> Sequence[Check]:
+        return [lambda: check_clip(folder, folder)]
 
     def __init__(self, folder: Path, device: torch.device):
         self.clip = load_clip(folder)
-        self._place(self.clip.network, device)
+        self.set_network(self.clip.network, device)
+
+
+def check_image_encoder(folder: Path) -> None:
+    """Check that the image encoder of a CLIP and its processor will load, and fit each other.
+
+    Raises:
+        ValueError: they will not.
+    """
+    if not is_open_clip(folder):
+        _check_image_size(folder, check_network("CLIPVisionModel", folder))
+
+
+def check_clip(folder: Path, processor: Path) -> None:
+    """Check that a CLIP, and the image processor and tokenizer of the folder `processor`, load and fit each other.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if is_open_clip(folder):
+        return
+    config = check_network("CLIPModel", folder)
+    _check_image_size(processor, config.vision_config)
+    text = config.text_config
+    check_prompt_tokenizer("AutoTokenizer", processor, text.max_position_embeddings, text.vocab_size)
+
+
+def _check_image_size(processor: Path, config: Any) -> None:
+    """A CLIP has position embeddings for one image size only."""
+    height, width = check_image_processor(processor)
+    if (height, width) != (config.image_size, config.image_size):
+        raise ValueError(
+            f"{processor}: its processor makes images of {height} x {width} pixels, but the network takes "
+            f"{config.image_size} x {config.image_size}: another model's?"
+        )

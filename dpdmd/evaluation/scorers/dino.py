@@ -1,4 +1,4 @@
-"""DINO features, v2 or v3: pooled output, or else the mean of the tokens."""
+"""Diversity by DINO features, v2 or v3: the pooled output, or the mean of the tokens if there is none."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,26 +6,36 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, normalise
+from dpdmd.evaluation.scorers.base import Check, FeatureScorer, Sample, normalise
+from dpdmd.models.checks.transformers_parts import check_image_processor, check_network
 from dpdmd.models.loading import load_strict
 
 
 class DinoDiversity(FeatureScorer):
     """Pooled output of DINOv2 or DINOv3 (paper, 5.1: v3 ViT-L; in training v2-base)."""
 
-    name = "div_dino"
+    @classmethod
+    def checks(cls, folder: Path) -> Sequence[Check]:
+        return [lambda: _check_dino(folder)]
 
     def __init__(self, folder: Path, device: torch.device):
         from transformers import AutoImageProcessor, AutoModel
 
         network = load_strict(AutoModel, folder)
-        # DINOv3's processor has no PIL twin; transformers then takes the one there is.
+        # DINOv3's processor has no PIL version; transformers then takes its only one.
         self.processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
-        self._place(network, device)
+        self.set_network(network, device)
 
     @torch.no_grad()
     def features(self, samples: Sequence[Sample]) -> Tensor:
         pixels = self.processor(images=[sample.image for sample in samples], return_tensors="pt")["pixel_values"]
-        out = self.network(pixel_values=self._on_device(pixels))
+        out = self.network(pixel_values=self.to_network(pixels))
         pooled = getattr(out, "pooler_output", None)
         return normalise(out.last_hidden_state.mean(dim=1) if pooled is None else pooled)
+
+
+def _check_dino(folder: Path) -> None:
+    config = check_network("AutoModel", folder)
+    if hasattr(config, "vision_config") or not hasattr(config, "image_size"):
+        raise ValueError(f"{folder / 'config.json'} is of a {config.model_type}, but a DINO is needed")
+    check_image_processor(folder)

@@ -1,7 +1,7 @@
-"""ImageReward on transformers' BLIP classes: the `image-reward` package's numbers without its pinned environment.
+"""ImageReward on transformers' BLIP classes: the rewards of the `image-reward` package without its old dependencies.
 
-Reads the official files: ImageReward.pt, med_config.json and a bert-base-uncased tokenizer folder. Parity with the
-package is measured by `benchmarks/imagereward_parity.sh`.
+The files are the official ones: ImageReward.pt, med_config.json and a folder of the bert-base-uncased tokenizer.
+`benchmarks/imagereward_parity.sh` measures the difference from the package.
 """
 
 import re
@@ -14,17 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
+from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
+from dpdmd.models.checks.transformers_parts import check_prompt_tokenizer
 from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.utils.text_files import read_json, shorten_error
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the package's training rewards
 NUM_TEXT_TOKENS = 35
-HEAD_SIZE = 64  # of every ViT of BLIP; the number of heads cannot be read off the tensors
+HEAD_SIZE = 64  # of every ViT of BLIP; the number of heads cannot be read from the tensors
 VISION_EPS = 1e-6  # BLIP's own; transformers' default is 1e-5
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# Official key, our key; {n} is a layer's number. Ours are transformers' own names.
+# Official key, and our key, which is that of transformers; {n} is a layer's number.
 _NAMES = (
     ("blip.visual_encoder.cls_token", "vision.embeddings.class_embedding"),
     ("blip.visual_encoder.pos_embed", "vision.embeddings.position_embedding"),
@@ -38,7 +39,7 @@ _NAMES = (
     ("blip.text_encoder.{rest}", "text.{rest}"),
     ("mlp.layers.{rest}", "head.{rest}"),
 )
-# What no forward pass reads, and nothing else, is left out.
+# Weights that no forward pass reads; only these are left out.
 _UNREAD = re.compile(r"blip\.(vision_proj|text_proj)\..*|.*\.position_ids")
 
 
@@ -51,7 +52,7 @@ def _translate(key: str, names: Iterable[tuple[str, str]]) -> str:
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under our names, fp32.
+    """Return official weights under our names, in fp32.
 
     Raises:
         ValueError: a key that is not ImageReward's.
@@ -60,18 +61,18 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `from_official`, but for the weights that no forward pass reads."""
+    """Return weights under their official names; the inverse of `from_official`, except for unread weights."""
     return {_translate(key, [(ours, theirs) for theirs, ours in _NAMES]): value for key, value in state.items()}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of an ImageReward; the official one's are in `from_state` of its weights.
+    """Sizes of an ImageReward network.
 
     Attributes:
-        vision_width, vision_mlp, vision_depth, image_size, patch: of the image's encoder.
-        text_width, text_mlp, text_depth, vocabulary, positions: of the text's encoder.
-        head: place of each linear layer among the dropouts -> (inputs, outputs).
+        vision_width, vision_mlp, vision_depth, image_size, patch: of the image encoder.
+        text_width, text_mlp, text_depth, vocabulary, positions: of the text encoder.
+        head: index of each linear layer in the official head, which also has dropouts -> (inputs, outputs).
     """
 
     vision_width: int
@@ -88,7 +89,7 @@ class Sizes:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "Sizes":
-        """Read off the weights, under our names."""
+        """Read the sizes from weights under our names."""
         vision_width, _, _, patch = state["vision.embeddings.patch_embedding.weight"].shape
         vocabulary, text_width = state["text.embeddings.word_embeddings.weight"].shape
         linear = {key: value for key, value in state.items() if re.fullmatch(r"head\.\d+\.weight", key)}
@@ -108,15 +109,15 @@ class Sizes:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Number of layers that the keys number from 0."""
+    """Return the number of layers; the keys number them from 0."""
     return 1 + max(int(match[1]) for match in (re.fullmatch(pattern, key) for key in state) if match)
 
 
 class ImageRewardNetwork(nn.Module):
-    """BLIP's image encoder, its text encoder looking at the image, and a linear head on token 0.
+    """BLIP's image encoder, its text encoder with cross attention to the image, and a linear head on token 0.
 
     Args:
-        med_config: the text encoder's configuration as released, for what the weights do not tell.
+        med_config: the text encoder's configuration as released, for what cannot be read from the weights.
     """
 
     def __init__(self, sizes: Sizes, med_config: Mapping[str, Any]):
@@ -150,25 +151,25 @@ class ImageRewardNetwork(nn.Module):
         self.image_size = sizes.image_size
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
-        # Linear layers without activations; the numbers between theirs are dropouts.
+        # Linear layers without activations; the missing indices are dropouts.
         self.head = nn.ModuleDict({str(index): nn.Linear(*sizes.head[index]) for index in sorted(sizes.head)})
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Standardised rewards [B] of pixels [B, 3, H, W] and tokens, mask [B, 35]."""
-        return self.read(self.see(pixels), tokens, mask)
+        """Return standardised rewards [B] of pixels [B, 3, H, W] and tokens, mask [B, 35]."""
+        return self.rewards(self.encode_images(pixels), tokens, mask)
 
-    def see(self, pixels: Tensor) -> Tensor:
-        """All of an image's tokens, [B, 1 + patches, width]."""
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Return image tokens [B, 1 + patches, width]."""
         return self.vision(pixel_values=pixels).last_hidden_state
 
-    def read(self, seen: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Standardised rewards [B] of texts that look at images already seen."""
+    def rewards(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return standardised rewards [B] of prompts with encoded images."""
         # Without is_decoder in the call the text is not causal, as the package reads it.
         out = self.text(
             input_ids=tokens,
             attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+            encoder_hidden_states=images,
+            encoder_attention_mask=torch.ones(images.shape[:2], dtype=torch.long, device=images.device),
         ).last_hidden_state[:, 0]
         for layer in self.head.values():
             out = layer(out)
@@ -176,10 +177,10 @@ class ImageRewardNetwork(nn.Module):
 
 
 def load_network(model_path: Path, med_config: Path) -> ImageRewardNetwork:
-    """The network of the official files.
+    """Load the network of the official files.
 
     Raises:
-        ValueError: weights that are not ImageReward's, or do not fit each other or the configuration.
+        ValueError: the weights are not ImageReward's, or do not fit each other or the configuration.
     """
     state, config = from_official(read_checkpoint(model_path)), read_json(med_config)
     if "num_attention_heads" not in config:
@@ -198,7 +199,13 @@ def load_network(model_path: Path, med_config: Path) -> ImageRewardNetwork:
 class ImageReward(ValueScorer):
     """ImageReward, standardised: the mean over its training set is 0 (paper, table 1: about 1)."""
 
-    name = "imagereward"
+    @classmethod
+    def checks(cls, model_path: Path, med_config: Path, tokenizer: Path) -> Sequence[Check | None]:
+        return [
+            lambda: _check_network(model_path, med_config),
+            None,
+            lambda: check_prompt_tokenizer("BertTokenizer", tokenizer, NUM_TEXT_TOKENS),
+        ]
 
     def __init__(self, model_path: Path, med_config: Path, tokenizer: Path, device: torch.device):
         from transformers import BertTokenizer
@@ -207,17 +214,17 @@ class ImageReward(ValueScorer):
         network = load_network(model_path, med_config)
         self.tokenizer = BertTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
         size = network.image_size
-        # BLIP squashes to a square; ImageReward crops: short side, then centre.
+        # BLIP resizes to a square; ImageReward resizes the short side, then crops the centre.
         self.processor = CLIPImageProcessorPil(
             size={"shortest_edge": size},
             crop_size={"height": size, "width": size},
             image_mean=CLIP_MEAN,
             image_std=CLIP_STD,
         )
-        self._place(network, device)
+        self.set_network(network, device)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures as the network wants them, [B, 3, H, W]."""
+        """Return images as the network takes them, [B, 3, H, W]."""
         return self.processor(images=list(images), return_tensors="pt")["pixel_values"]
 
     @torch.no_grad()
@@ -229,5 +236,10 @@ class ImageReward(ValueScorer):
             max_length=NUM_TEXT_TOKENS,
             return_tensors="pt",
         ).to(self.device)
-        pixels = self._on_device(self.pixels([sample.image for sample in samples]))
+        pixels = self.to_network(self.pixels([sample.image for sample in samples]))
         return [Score(value) for value in self.network(pixels, text.input_ids, text.attention_mask).tolist()]
+
+
+def _check_network(model_path: Path, med_config: Path) -> None:
+    with torch.device("meta"):
+        load_network(model_path, med_config)

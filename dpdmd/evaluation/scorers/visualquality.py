@@ -1,4 +1,4 @@
-"""VisualQuality-R1: a Qwen2.5-VL that is asked for a rating from 1 to 5 and answers in words."""
+"""VisualQuality-R1: a Qwen2.5-VL that answers in words when it is asked for a rating from 1 to 5."""
 
 import re
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from dpdmd.evaluation.scorers.base import Sample, Score, ValueScorer
+from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
+from dpdmd.models.checks.transformers_parts import check_image_processor, check_network, check_tokenizer
 from dpdmd.models.loading import load_strict
 from dpdmd.utils.rng import derive_seed
 
-# The model was tuned on this question, word for word; another one gives other numbers.
+# The model was trained with exactly this question; another one gives other ratings.
 QUESTION = (
     "You are doing the image quality assessment task. Here is the question: What is your overall rating on the quality "
     "of this image? The rating should be a float between 1 and 5, rounded to two decimal places, with 1 representing "
@@ -20,17 +21,16 @@ QUESTION = (
 LOWEST, HIGHEST = 1.0, 5.0
 NUM_NEW_TOKENS = 512
 TOP_K = 50  # of the paper's sampling
-
-
 # A number that stands alone: not a part of 4,5 or 1e1 or 1-5.
 _NUMBER = re.compile(r"(?<![\w.,-])-?\d+(?:\.\d+)?(?!\w|[.,-]\d)")
 
 
 def parse_rating(answer: str) -> float | None:
-    """The rating in an answer: the last <answer>'s first number, or without such a tag the only number there is.
+    """Return the rating in an answer: the first number in the last <answer> tag, or without a tag the only number.
 
-    None, that is missing, where there is no number, one outside 1 to 5, or several without a tag, as in a train of
-    thought that was cut off.
+    Returns:
+        None if there is no number, if it is outside 1 to 5, or if there is no tag and there are several numbers or a
+        <think> tag, as in reasoning that was cut off.
     """
     tagged = re.findall(r"<answer>(.*?)</answer>", answer, re.DOTALL)
     numbers = _NUMBER.findall(tagged[-1] if tagged else answer)
@@ -46,24 +46,26 @@ class VisualQualityR1(ValueScorer):
         sample: draw the answer as the authors did (top-k 50, top-p 1), with a seed per image.
     """
 
-    name = "vqr1"
+    @classmethod
+    def checks(cls, folder: Path) -> Sequence[Check]:
+        return [lambda: _check_folder(folder)]
 
     def __init__(self, folder: Path, device: torch.device, *, sample: bool = False, seed: int = 0):
         from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-        # 7 B parameters: bf16 as released, except on a CPU, where fp32 is what is quick and exact.
+        # 7 B parameters: bf16 as released; on a CPU fp32, which is faster there and exact.
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         network = load_strict(Qwen2_5_VLForConditionalGeneration, folder, dtype=dtype)
         self.processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
         self.processor.tokenizer.padding_side = "left"
         self.sample, self.seed = sample, seed
-        self._place(network, device, widen=False)
+        self.set_network(network, device, widen=False)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        # A drawn answer needs a generator state of its own, and `generate` knows only the global one; on a CPU the
-        # batch would show in the last bits, and a batch gains nothing.
-        alone = self.sample or self.device.type == "cpu"
-        groups = [[sample] for sample in samples] if alone else [list(samples)]
+        # `generate` draws from the global generator only, so an answer with a seed of its own needs a call of its own.
+        # On a CPU a batch saves no time, and the last bits of an answer would depend on it.
+        one_by_one = self.sample or self.device.type == "cpu"
+        groups = [[sample] for sample in samples] if one_by_one else [list(samples)]
         answers = [answer for group in groups for answer in self._answers(group)]
         rated = [(parse_rating(answer), answer) for answer in answers]
         return [Score(rating, answer if rating is None else "") for rating, answer in rated]
@@ -80,8 +82,14 @@ class VisualQualityR1(ValueScorer):
             padding=True,
             return_tensors="pt",
         ).to(self.device)
-        how = {"do_sample": True, "top_k": TOP_K, "top_p": 1.0} if self.sample else {"do_sample": False}
+        decoding = {"do_sample": True, "top_k": TOP_K, "top_p": 1.0} if self.sample else {"do_sample": False}
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(self.seed, "VisualQuality-R1 answer", *samples[0].key))
-            made = self.network.generate(**inputs, max_new_tokens=NUM_NEW_TOKENS, use_cache=True, **how)
-        return self.processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            tokens = self.network.generate(**inputs, max_new_tokens=NUM_NEW_TOKENS, use_cache=True, **decoding)
+        return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _check_folder(folder: Path) -> None:
+    check_network("Qwen2_5_VLForConditionalGeneration", folder)
+    check_tokenizer("AutoTokenizer", folder)
+    check_image_processor(folder)

@@ -53,6 +53,21 @@ def check_tokenizer(name: str, folder: Path) -> Any:
     return tokenizer
 
 
+def check_prompt_tokenizer(name: str, folder: Path, length: int, vocabulary: int | None = None) -> None:
+    """Check that a tokenizer will load, pads to `length` tokens, and has at most `vocabulary` tokens.
+
+    Raises:
+        ValueError: it does not.
+    """
+    tokenizer = check_tokenizer(name, folder)
+    with raise_as_value_error(f"{folder}: its tokenizer does not pad to {length} tokens"):
+        tokenizer(["an image"], padding="max_length", truncation=True, max_length=length)
+    if vocabulary is not None and len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens, but the network {vocabulary}: another model's?"
+        )
+
+
 def check_image_processor(folder: Path) -> tuple[int, int]:
     """Check that images can be prepared as the folder says; gives the (height, width) that they then have.
 

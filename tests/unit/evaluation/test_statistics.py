@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from dpdmd.evaluation import statistics
-from dpdmd.evaluation.statistics import mean_over_seeds, paired_difference, t_central, t_quantile
+from dpdmd.evaluation.statistics import (
+    mean_over_seeds,
+    mean_rank,
+    paired_difference,
+    summarise,
+    t_central,
+    t_quantile,
+)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +112,22 @@ def test_the_sign_flip_test_is_calibrated(monkeypatch):
     assert np.mean(np.array(null) < 0.2) == pytest.approx(0.2, abs=0.07)
     shifted = [paired_difference([0.0], random.normal(1, 1, size=12)).p_prompts for _ in range(50)]
     assert np.mean(np.array(shifted) < 0.2) > 0.9
+
+
+def test_summaries_count_prompts_once_and_missing_apart():
+    """A prompt's mean counts once; order does not matter; the interval is of the prompts' means."""
+    scores = [(0, 1.0), (0, 3.0), (1, 5.0), (1, None), (2, None)]
+    summary = summarise(scores)
+    assert (summary.mean, summary.num_prompts, summary.num_scored, summary.num_missing) == (3.5, 2, 3, 2)
+    assert summarise(scores[::-1]) == summary
+    assert 2.0 <= summary.low <= summary.mean <= summary.high <= 5.0
+    wide = summarise([(i, float(i)) for i in range(100)])
+    margin = 1.96 * 2.887  # standard error of the mean of 0..99
+    assert (wide.low, wide.high) == pytest.approx((49.5 - margin, 49.5 + margin), abs=0.7)
+    assert summarise([(0, None)]).mean is None and summarise([(0, 1.0)]).low is None
+
+
+def test_mean_rank():
+    """Two groups count the same however many metrics they have; equal values share their rank."""
+    rows = [{"a": 1.0, "b": 3.0, "c": 1.0}, {"a": 2.0, "b": 2.0, "c": 1.0}, {"a": 3.0, "b": None, "c": 0.0}]
+    assert mean_rank(rows, [["a"], ["b", "c"]]) == pytest.approx([(3 + 1.25) / 2, (2 + 1.75) / 2, (1 + 3) / 2])

@@ -26,15 +26,13 @@ from dpdmd.models.sd35.family import SD35
 from dpdmd.training import checkpoint
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import (
-    _IMAGE_TOWER,
-    _SCORER_WEIGHTS,
     ENCODING,
     FAKE,
     IMAGES,
     STUDENT,
     MemoryItem,
     Topology,
-    _file_bytes,
+    scorer_bytes,
 )
 
 NO_EVALUATION = EvalSetup([], {}, "")
@@ -339,9 +337,4 @@ def test_the_scorers_row_is_what_they_load(tiny_scorers):
     for name in scorers:
         network = build_scorer(name, paths[name], torch.device("cpu")).network
         loaded = 4 * sum(parameter.numel() for parameter in network.parameters())
-        counted = sum(
-            _file_bytes(path, _IMAGE_TOWER.get(name, ""))
-            for flag, path in paths[name].items()
-            if flag in _SCORER_WEIGHTS
-        )
-        assert counted == loaded, name
+        assert scorer_bytes(name, paths[name]) == loaded, name

@@ -1,0 +1,60 @@
+"""Images of a folder: how they are read, which are unreadable, and which prompts they are of."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpdmd.sampling.image_folder import find_images, is_whole, open_image
+
+RED = (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "seen"),
+    [
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".png", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), ".tiff", (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.dtype(">u2"))), ".tiff", (128, 128, 128)),
+        (Image.new("L", (4, 4), 128), ".png", (128, 128, 128)),
+        (Image.new("1", (4, 4), 1), ".png", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (100, 255)), ".png", (100, 100, 100)),
+        (Image.new("LA", (4, 4), (0, 0)), ".png", (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 51)), ".png", (255, 204, 204)),
+        (Image.new("RGB", (4, 4), RED).convert("P"), ".png", RED),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)).quantize(), ".png", (255, 255, 255)),
+        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), ".tiff", RED),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_a_image_is_read_as_a_person_would_see_it(tmp_path, image, suffix, seen):
+    """16 bits are scaled, not clipped; what is transparent lies on white; a palette and inks have their colours."""
+    image.save(tmp_path / f"0{suffix}")
+    found = open_image(tmp_path / f"0{suffix}")
+    assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
+
+
+def test_a_damaged_tiff_is_unreadable(tmp_path):
+    """Whatever the broken file makes Pillow raise: here a TypeError, for a tag of another type."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.tiff")
+    content = bytearray((tmp_path / "0.tiff").read_bytes())
+    content[72] = 2
+    (tmp_path / "0.tiff").write_bytes(content)
+    assert not is_whole(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=r"0\.tiff is no whole image"):
+        open_image(tmp_path / "0.tiff")
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_image_without_a_known_white_is_unreadable(tmp_path, mode):
+    Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
+    with pytest.raises(ValueError, match=rf"0\.tiff is no whole image .*mode {mode}, whose white is not known"):
+        open_image(tmp_path / "0.tiff")
+
+
+def test_names_of_given_images(tmp_path):
+    for name in ("2.png", "10.jpg", "0.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    found = find_images(tmp_path, [str(i) for i in range(11)])
+    assert {(item.key, item.prompt) for item in found} == {((0, 0), "0"), ((2, 0), "2"), ((10, 0), "10")}
+    with pytest.raises(ValueError, match=r"10\.jpg is of prompt 10"):
+        find_images(tmp_path, ["a", "b", "c"])
