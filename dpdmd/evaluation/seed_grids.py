@@ -13,13 +13,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from dpdmd.evaluation.in_loop_setup import ImageSet
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.utils.text_files import read_json
+
+if TYPE_CHECKING:
+    from dpdmd.evaluation.in_loop_setup import ImageSet  # its module imports torch
 
 PROMPTS, SEEDS, COLUMNS = 4, 9, 3
 SIDE, GAP, QUALITY = 192, 2, 80
@@ -62,7 +65,7 @@ def sheet(images: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def save(folder: RunFolder, step: int, sets: Sequence[ImageSet]) -> None:
+def save(folder: RunFolder, step: int, sets: Sequence["ImageSet"]) -> None:
     """Save the sheets of the latest evaluation and of the teacher. Call on rank 0 only.
 
     Raises:
@@ -73,7 +76,7 @@ def save(folder: RunFolder, step: int, sets: Sequence[ImageSet]) -> None:
     _drop_crowded(folder.seed_grids)
 
 
-def _write(target: Path, images: Path, sets: Sequence[ImageSet]) -> None:
+def _write(target: Path, images: Path, sets: Sequence["ImageSet"]) -> None:
     """Write under a temporary name first, so that a reader finds a whole folder or none."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

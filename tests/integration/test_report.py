@@ -399,7 +399,7 @@ def test_a_report_that_fails_stops_no_training(flags, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writer, "write", fail)
-    monkeypatch.setattr(seed_grids, "keep", full)
+    monkeypatch.setattr(seed_grids, "save", full)
     assert train.main([*flags, "--max_steps", "6"]) == 0
     log = (tmp_path / "run" / "log" / "log.txt").read_text()
     assert log.count("no report was written: RuntimeError: no ink") == 2
