@@ -138,8 +138,7 @@ def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator
                 samples.append(Sample(open_image(image.path), image.prompt, image.key))
                 files.append(str(image.path))
             except ValueError as error:
-                missing = {scorer.name: None for scorer in scorers}
-                rows.append(ImageScores(image.key, image.prompt, str(image.path), missing, {UNREADABLE: str(error)}))
+                rows.append(ImageScores(image.key, image.prompt, str(image.path), notes={UNREADABLE: str(error)}))
         rows += score_batch(samples, scorers, files)
     return rows
 

@@ -1,4 +1,4 @@
-"""Evaluation in the loop and the root programs, on tiny random models: what is written, kept, refused and repeated."""
+"""Evaluation in the loop and the root programs on tiny random models: output files, resumption and errors."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def prompts_txt(tmp_path: Path) -> str:
 
 @pytest.fixture
 def flags(tiny_pipeline: Path, tiny_scorers: dict[str, str], prompts_txt: str, tmp_path: Path) -> list[str]:
-    """A short run with all five in-loop scorers; two evaluations a cycle of six steps."""
+    """Return the flags of a short run with all five in-loop scorers."""
     scorers = [part for flag, path in tiny_scorers.items() for part in (f"--{flag}", path)]
     return [
         *("--teacher_id", str(tiny_pipeline), "--prompt_txt", prompts_txt, "--height", "64", "--width", "64"),
@@ -52,7 +52,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def test_a_run_is_evaluated_before_during_and_at_the_end(flags, tmp_path, monkeypatch):
-    """All scorers, one set of images, the teacher beside it; a resumed run repeats neither teacher nor step."""
+    """All scorers see one set of images; a resumed run repeats neither the teacher's scores nor a step's."""
     run = tmp_path / "run"
     assert train.main([*flags, "--max_steps", "12"]) == 0
     found = evaluations(run)
@@ -93,7 +93,7 @@ def test_a_run_is_evaluated_before_during_and_at_the_end(flags, tmp_path, monkey
 
 
 def test_evaluation_does_not_change_training(flags, tmp_path):
-    """The same weights with and without: evaluation draws nothing that training draws."""
+    """The weights are equal with and without it: evaluation does not use training's random draws."""
     states = []
     for index, extra in enumerate((["--eval_every", "0"], ["--eval_every", "1", "--offload_scorers"])):
         chosen = [*flags, "--max_steps", "6", "--run_dir", str(tmp_path / str(index)), *extra]
@@ -105,7 +105,7 @@ def test_evaluation_does_not_change_training(flags, tmp_path):
 
 
 def test_the_best_checkpoint_outlives_the_limit(flags, tmp_path):
-    """--best_by one score: the highest stays, though only the newest checkpoint is to be kept."""
+    """With --best_by a scorer, the best checkpoint stays, though --checkpoints_total_limit is 1."""
     run = tmp_path / "run"
     assert train.main([*flags, "--max_steps", "30", "--checkpoints_total_limit", "1", "--best_by", "div_clip"]) == 0
     best = run / "ckpts" / os.readlink(run / "ckpts" / "best")
@@ -115,7 +115,7 @@ def test_the_best_checkpoint_outlives_the_limit(flags, tmp_path):
 
 
 def test_images_that_are_not_finite_have_no_scores(flags, tmp_path, monkeypatch):
-    """They would be scored as black ones, which are all alike; the others of the batch keep theirs."""
+    """They would be scored as black images. The other images of the batch keep their scores."""
     made = Sampler.images
 
     def broken(self, text, keys, seed):
@@ -134,8 +134,8 @@ def test_images_that_are_not_finite_have_no_scores(flags, tmp_path, monkeypatch)
 
 
 def test_scorers_are_checked_before_the_start(flags, tmp_path, capsys):
-    """One line that names the flag; nothing is written."""
-    for change, told in (
+    """An error is one line that names the flag, and nothing is written."""
+    for change, flag in (
         (["--clip_path", str(tmp_path / "nowhere")], "--clip_path"),
         (["--dino_path", str(tmp_path)], "--dino_path"),
         (["--ir_model_path", str(tmp_path / "eval.txt")], "--ir_model_path"),
@@ -145,12 +145,12 @@ def test_scorers_are_checked_before_the_start(flags, tmp_path, capsys):
     ):
         assert train.main([*flags, *change]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
-        assert told in lines[-1] and sum("error" in line for line in lines) == 1
+        assert flag in lines[-1] and sum("error" in line for line in lines) == 1
     assert not (tmp_path / "run").exists()
 
 
 def program(name: str):
-    """A root program, as imported."""
+    """Import a root program."""
     return runpy.run_path(str(ROOT / f"{name}.py"))["PROGRAM"]
 
 
@@ -165,7 +165,7 @@ def preference(tiny_pipeline, tiny_scorers, prompts_txt, tmp_path) -> list[str]:
 
 
 def test_programs_write_their_files_and_keep_images(preference, tmp_path, capsys):
-    """Pictures that are there are kept, other settings are refused, a broken image is made again."""
+    """Images are kept, other settings are an error, and a broken image is generated again."""
     main, out = program("test_preference").main, tmp_path / "out"
     assert main([*preference, "--output_dir", str(out)]) == 0
     rows = rows_of(out)
@@ -192,7 +192,7 @@ def test_programs_write_their_files_and_keep_images(preference, tmp_path, capsys
 
 
 def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):
-    """Uneven shards; every image and every score equal to 1e-6."""
+    """The shards are uneven; images are equal, and scores are equal to 1e-6."""
     for count, folder in ((1, "one"), (2, "two")):
         run_processes(["test_preference.py", *preference, "--output_dir", str(tmp_path / folder)], count)
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
@@ -205,7 +205,7 @@ def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, ru
 
 
 def test_diversity_of_given_images(tiny_scorers, tmp_path):
-    """Identical images have diversity 0, a corrupt one is missing, counted, and spoils nothing."""
+    """Identical images have diversity 0; a corrupt image has no scores and is counted."""
     images = tmp_path / "pictures"
     images.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
@@ -226,7 +226,7 @@ def test_diversity_of_given_images(tiny_scorers, tmp_path):
 
 
 def test_a_batch_of_unreadable_images_reaches_no_scorer(tiny_scorers, tmp_path, caplog):
-    """With one image at a time the broken one is a batch of its own, which is empty once it is left out."""
+    """With --batch_size 1, the batch of the broken image becomes empty."""
     images = tmp_path / "pictures"
     images.mkdir()
     for sample in range(2):
@@ -240,7 +240,7 @@ def test_a_batch_of_unreadable_images_reaches_no_scorer(tiny_scorers, tmp_path, 
 
 
 def test_programs_refuse_images_that_are_not_finite(preference, tiny_pipeline, tmp_path, capsys):
-    """They would be black, and scored as such. What was made before stays."""
+    """They would be scored as black images. Files that were there stay."""
     state = load_file(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
     state["proj_out.bias"][0] = float("inf")
     torch.save(state, tmp_path / "s.pt")
@@ -250,8 +250,8 @@ def test_programs_refuse_images_that_are_not_finite(preference, tiny_pipeline, t
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["pictures.json"]
 
 
-def test_programs_tell_in_one_line_that_memory_is_full(preference, tmp_path, monkeypatch, capsys):
-    """While images are made, and while a scorer loads."""
+def test_out_of_memory_is_a_one_line_error(preference, tmp_path, monkeypatch, capsys):
+    """While images are generated, and while a scorer loads."""
 
     def full(*arguments, **more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
@@ -269,20 +269,20 @@ def test_programs_tell_in_one_line_that_memory_is_full(preference, tmp_path, mon
 
 
 def test_a_rank_that_runs_out_of_memory_ends_the_others(preference, tmp_path, run_processes):
-    """Each of them says so by itself: none waits for the launcher to kill it."""
+    """Each rank prints the error itself: none waits for the launcher to kill it."""
     given = ["tests/processes/drivers/starved_rank.py", *preference, "--output_dir", str(tmp_path / "out")]
     done = run_processes(given, check=False)
     assert done.returncode == 1 and done.stderr.count("test_preference.py: stopped: out of memory; lower") == 2
 
 
 def test_programs_refuse_wrong_input(preference, tmp_path, capsys):
-    """One line that names the flag, exit status 2, before any model loads."""
+    """An error is one line that names the flag, and the exit status is 2."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "odd" / "photo.png")
     (tmp_path / "network.pt").write_text("no weights")
     main = program("test_preference").main
-    for change, told in (
+    for change, flag in (
         (["--images", str(tmp_path / "empty")], "--images"),
         (["--images", str(tmp_path / "odd")], "--images"),
         (["--model", str(tmp_path / "empty")], "--model"),
@@ -293,7 +293,7 @@ def test_programs_refuse_wrong_input(preference, tmp_path, capsys):
     ):
         assert main([*preference, "--output_dir", str(tmp_path / "out"), *change]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
-        assert told in lines[-1] and lines[-1].startswith("test_preference.py: error: ")
+        assert flag in lines[-1] and lines[-1].startswith("test_preference.py: error: ")
 
 
 def test_a_release_network_is_scored(preference, tiny_pipeline, tmp_path):

@@ -47,10 +47,12 @@ class Scorer:
     its row in `config/scorer_table.py`, then the device, then the row's options.
 
     Attributes:
-        name: the row's.
+        name: the row's; `build_scorer` sets it.
+        rescaled: other names under which a score is reported, each with a factor.
     """
 
     name: str
+    rescaled: Mapping[str, float] = MappingProxyType({})
     network: nn.Module
     device: torch.device
 
@@ -94,13 +96,7 @@ class FeatureScorer(Scorer):
 
 
 class ValueScorer(Scorer):
-    """A scorer of single images.
-
-    Attributes:
-        rescaled: other names under which the score is reported, each with a factor.
-    """
-
-    rescaled: Mapping[str, float] = MappingProxyType({})
+    """A scorer of single images."""
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """Return one score for each sample."""

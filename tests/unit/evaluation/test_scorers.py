@@ -1,4 +1,4 @@
-"""Every scorer on small models in the official layouts: what it computes, strict loading, batches of any size."""
+"""Scorers on small models in the official layouts: their values, strict loading, batches of any size."""
 
 import json
 import runpy
@@ -27,7 +27,7 @@ PROMPTS = ["a red circle", "ein grünes Dreieck, 猫 и кот", "a shape " * 25
 
 
 def samples(count: int = 8, size: int = 64) -> list[Sample]:
-    """Pictures of noise at two scales, with prompts in turn."""
+    """Return images of coarse noise with PROMPTS, repeated."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     images = [Image.fromarray(c).resize((size, size), Image.BICUBIC) for c in coarse]
@@ -35,7 +35,7 @@ def samples(count: int = 8, size: int = 64) -> list[Sample]:
 
 
 def outputs(scorer, batch: list[Sample]) -> np.ndarray:
-    """What the runner gets of a batch."""
+    """Return the features or the scores of a batch, a row for each sample."""
     rows = score_batch(batch, [scorer])
     found = [row.features[scorer.name].numpy() if row.features else row.values[scorer.name] for row in rows]
     return np.array(found)
@@ -55,7 +55,7 @@ def test_a_score_depends_on_neither_batch_size_nor_order(name, scorer_paths):
     backwards = outputs(scorer, batch[::-1])[::-1]
     assert np.abs(one_by_one - together).max() < 1e-6
     assert np.abs(backwards - together).max() < 1e-6
-    assert np.ptp(together.reshape(len(batch), -1), axis=0).max() > 1e-4  # it looks at what it is given
+    assert np.ptp(together.reshape(len(batch), -1), axis=0).max() > 1e-4  # the image matters
 
 
 def test_clip_diversity_is_the_class_token_before_the_last_norm(tiny_scorers, scorer_paths):

@@ -1,4 +1,4 @@
-"""Student's t, paired tests and their calibration: against tables, closed forms and what chance does."""
+"""Summaries, Student's t and paired tests, against tables, closed forms and simulations."""
 
 import itertools
 import math

@@ -26,7 +26,7 @@ RED = (255, 0, 0)
     ],
     ids=lambda value: getattr(value, "mode", None),
 )
-def test_a_image_is_read_as_a_person_would_see_it(tmp_path, image, suffix, seen):
+def test_an_image_is_read_as_a_person_would_see_it(tmp_path, image, suffix, seen):
     """16 bits are scaled, not clipped; what is transparent lies on white; a palette and inks have their colours."""
     image.save(tmp_path / f"0{suffix}")
     found = open_image(tmp_path / f"0{suffix}")
@@ -45,7 +45,7 @@ def test_a_damaged_tiff_is_unreadable(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_a_image_without_a_known_white_is_unreadable(tmp_path, mode):
+def test_an_image_without_a_known_white_is_unreadable(tmp_path, mode):
     Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
     with pytest.raises(ValueError, match=rf"0\.tiff is no whole image .*mode {mode}, whose white is not known"):
         open_image(tmp_path / "0.tiff")
