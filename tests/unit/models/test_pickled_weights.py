@@ -1,4 +1,4 @@
-"""Files of weights that are refused."""
+"""Pickled weights: what is rejected instead of being run."""
 
 from pathlib import Path
 
