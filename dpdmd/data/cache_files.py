@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from safetensors.torch import save
 from torch import Tensor
 
-from dpdmd.models.weight_files import read_header
+from dpdmd.models.weight_files import read_shapes
 from dpdmd.utils.atomic_files import clear_leftovers, replacing
 
 AnyShard = TypeVar("AnyShard", bound="Shard")
@@ -25,7 +25,7 @@ def shard_path(folder: Path, content: Any) -> Path:
 def is_whole(path: Path, names: set[str]) -> bool:
     """Whether the file is there, as it was written, with tensors of these `names`."""
     try:
-        return set(read_header(path)) == names
+        return set(read_shapes(path)) == names
     except ValueError:
         return False
 

@@ -12,15 +12,15 @@ from typing import Any
 from dpdmd.models.activation_memory import CallMemory, CallShape
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, read_weights_header
+from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, read_weight_shapes
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 
 
-def count_numbers(header: Mapping[str, Any]) -> int:
-    """Numbers in the tensors of a weights' header."""
-    return sum(math.prod(entry["shape"]) for entry in header.values())
+def count_numbers(shapes: Mapping[str, Shape]) -> int:
+    """Return how many numbers tensors of these shapes hold."""
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Layout:
     network: str
     classes: Mapping[str, str]
     repository: str
-    shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
+    shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
     blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
     needed: tuple[str, ...]
@@ -90,10 +90,10 @@ class Layout:
             if not whole or any(isinstance(word, str) != isinstance(value[0], str) for word in value):
                 raise ValueError(f"model_index.json says {name} is {value!r}, where a library and a class belong")
 
-    def weights_header(self, folder: Path, part: str) -> dict[str, Any]:
-        """Header of a component's weights, under the name that its library reads."""
+    def weight_shapes(self, folder: Path, part: str) -> dict[str, Shape]:
+        """Return the shapes of a component's weights, from the file name that the component's library reads."""
         diffusers = part in (self.network, "vae")
-        return read_weights_header(folder / part, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
+        return read_weight_shapes(folder / part, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
 
     def text_length(self, folder: Path, asked: int | None, defaults: SamplingDefaults) -> int:
         """Tokens of a prompt: those asked for, else the sampling defaults', unless the folder's tokenizer decides.
@@ -115,12 +115,12 @@ class Layout:
 
     def count_parameters(self, folder: Path) -> int:
         """Numbers in the weights of the network that is distilled."""
-        return count_numbers(self.weights_header(folder, self.network))
+        return count_numbers(self.weight_shapes(folder, self.network))
 
     def count_trained(self, folder: Path) -> int:
         """Those of them that full fine-tuning trains."""
-        header = self.weights_header(folder, self.network)
-        return count_numbers({name: entry for name, entry in header.items() if name not in self.fixed})
+        shapes = self.weight_shapes(folder, self.network)
+        return count_numbers({name: shape for name, shape in shapes.items() if name not in self.fixed})
 
     def count_blocks(self, folder: Path) -> int:
         """How many blocks `blocks` numbers."""
@@ -146,11 +146,10 @@ class Layout:
         Raises:
             ValueError: a target that no layer has.
         """
-        header = self.weights_header(folder, self.network)
         linear = {
-            name.removesuffix(".weight"): tuple(entry["shape"])
-            for name, entry in header.items()
-            if name.endswith(".weight") and len(entry["shape"]) == 2
+            name.removesuffix(".weight"): shape
+            for name, shape in self.weight_shapes(folder, self.network).items()
+            if name.endswith(".weight") and len(shape) == 2
         }
         for target in targets:
             if not any(f".{name}".endswith(f".{target}") for name in linear):

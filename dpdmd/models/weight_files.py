@@ -3,24 +3,19 @@
 Imports neither torch nor diffusers, so a wrong file is told within a second.
 """
 
-import json
-import math
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from dpdmd.utils.text_files import read_json, require_regular, shorten_error
 
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # what the libraries call a weights file
 Shape = tuple[int, ...]
-_BYTES = {  # of a number; of types that are not here nothing is known
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
-}
+_GIT_LFS = b"version https://git-lfs"
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
 
 
@@ -43,55 +38,35 @@ def require_folder(folder: Path) -> None:
         raise ValueError("no such folder")
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Tensor name -> dtype, shape and data_offsets of a whole .safetensors file; the weights are not read.
-
-    Catches truncated downloads, git-lfs pointers and text in place of weights.
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """Return the shape of each tensor of a whole .safetensors file; the tensors are not read.
 
     Raises:
-        ValueError: the header does not parse or the data it promises is not there; the message names the file.
+        ValueError: the file is not readable, truncated or no safetensors file; the message names the file.
     """
     try:
         require_regular(path)
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            raw = file.read(header_size) if 2 <= header_size <= min(size - 8, 100_000_000) else b""
+        with safe_open(path, "numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    if not raw:
-        raise ValueError(f"{path} is no safetensors file (a git-lfs pointer or a broken download?)")
-    try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is no safetensors file (its header does not parse)") from None
-    try:
-        header.pop("__metadata__", None)
-        places = sorted(tuple(entry["data_offsets"]) for entry in header.values())
-        fitting = all(_fits(entry) for entry in header.values())
-        end = places[-1][1] if places else 0
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        raise ValueError(f"{path} is no safetensors file (its header lists no tensors)") from None
-    if size != 8 + header_size + end:
-        raise ValueError(
-            f"{path} is truncated or altered: {size} bytes where its header promises {8 + header_size + end}"
-        )
-    if not fitting or [0, *(stop for _, stop in places)][: len(places)] != [start for start, _ in places]:
-        raise ValueError(f"{path} is no safetensors file (the places of its tensors do not fit their shapes)")
-    return header
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file{_explain(path, error)}") from None
 
 
-def _fits(entry: Mapping[str, Any]) -> bool:
-    """Whether a tensor of a header takes as many bytes as its shape and type say."""
-    shape, (start, stop) = entry["shape"], entry["data_offsets"]
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
-        return False
-    wanted = _BYTES.get(entry["dtype"])
-    return wanted is None or math.prod(shape) * wanted == stop - start
+def _explain(path: Path, error: SafetensorError) -> str:
+    """Return what the file holds instead of weights, else the library's reason."""
+    with path.open("rb") as file:
+        start = file.read(len(_GIT_LFS))
+    if start == _GIT_LFS:
+        return " but a git-lfs pointer: fetch the weights with `git lfs pull`"
+    if start.startswith(_PICKLES):
+        return " but a pickle"
+    return f", or is truncated ({shorten_error(error).removeprefix('Error while deserializing header: ')})"
 
 
-def read_weights_header(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, DIFFUSERS_STEM)) -> dict[str, Any]:
-    """Headers of one component's weights joined: of one .safetensors file, or of all the shards of an index.
+def read_weight_shapes(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, DIFFUSERS_STEM)) -> dict[str, Shape]:
+    """Return the shapes of one component's weights, from one .safetensors file or from all shards of an index.
 
     Args:
         stems: names that the file may have, without its ending; the first is the one that is asked for.
@@ -102,22 +77,22 @@ def read_weights_header(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM,
     for stem in stems:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if single.exists():
-            return read_header(single)
+            return read_shapes(single)
         if index.exists():
             return _read_shards(index)
     raise ValueError(_instead_of_weights(folder, stems))
 
 
-def _read_shards(index: Path) -> dict[str, Any]:
+def _read_shards(index: Path) -> dict[str, Shape]:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
         raise ValueError(f"{index} does not say which weight is in which file (its weight_map)")
-    header: dict[str, Any] = {}
+    shapes: dict[str, Shape] = {}
     for shard in sorted(set(placed.values())):
         if not (index.parent / shard).exists():
             raise ValueError(f"{index.parent / shard} is missing (a shard of {index.name})")
-        header |= read_header(index.parent / shard)
-    return header
+        shapes |= read_shapes(index.parent / shard)
+    return shapes
 
 
 def _instead_of_weights(folder: Path, stems: Sequence[str]) -> str:
@@ -138,21 +113,18 @@ def _instead_of_weights(folder: Path, stems: Sequence[str]) -> str:
 
 
 def check_weights(
-    header: Mapping[str, Any], expected: Mapping[str, Shape], folder: Path, *, exact: bool = False
+    found: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, *, exact: bool = False
 ) -> None:
-    """Compare weights, by their header, with the shapes that they should have; with `exact` nothing may lie beside.
+    """Check that the weights `found` have the `expected` shapes; with `exact` that there are no others.
 
     Raises:
         ValueError: what `refuse_misfits` says.
     """
-    found = {name: tuple(entry["shape"]) for name, entry in header.items()}
     refuse_misfits(
         folder,
         missing=[name for name in expected if name not in found],
         mismatched=[
-            (name, found[name], tuple(shape))
-            for name, shape in expected.items()
-            if name in found and found[name] != tuple(shape)
+            (name, found[name], shape) for name, shape in expected.items() if name in found and found[name] != shape
         ],
         unexpected=[name for name in found if name not in expected] if exact else (),
     )
@@ -248,4 +220,4 @@ def check_image_processor(folder: Path) -> None:
 def check_model_folder(folder: Path) -> None:
     require_folder(folder)
     read_json(folder / "config.json")
-    read_weights_header(folder)
+    read_weight_shapes(folder)

@@ -11,7 +11,7 @@ from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import LORA_WEIGHTS, Layout
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.models.weight_files import check_weights, read_checkpoint, read_header
+from dpdmd.models.weight_files import check_weights, read_checkpoint, read_shapes
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.utils.text_files import shorten_error
@@ -77,7 +77,7 @@ def _find(path: Path, base_model: Path | None) -> Model:
 def _with_base(lora: Path, base_model: Path | None) -> Model:
     """A LoRA with the pipeline that it changes: `base_model`, or the one in its dpdmd.json."""
     defaults = read_sampling_defaults(lora, STUDENT_DEFAULTS)
-    read_header(lora / LORA_WEIGHTS)
+    read_shapes(lora / LORA_WEIGHTS)
     base = base_model or (Path(defaults.base) if defaults.base else None)
     if base is None or not base.is_dir():
         raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
@@ -105,19 +105,19 @@ def _check_source(model: Model, layout: Layout) -> None:
     Raises:
         ValueError: it is another's.
     """
-    header = layout.weights_header(model.folder, layout.network)
+    expected = layout.weight_shapes(model.folder, layout.network)
     if model.state_dict:
-        found = {name: {"shape": tuple(value.shape)} for name, value in read_checkpoint(model.state_dict).items()}
+        found = {name: tuple(value.shape) for name, value in read_checkpoint(model.state_dict).items()}
         try:
-            check_weights(found, {name: entry["shape"] for name, entry in header.items()}, model.state_dict, exact=True)
+            check_weights(found, expected, model.state_dict, exact=True)
         except ValueError as error:
             raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({error})") from None
-    for name, entry in read_header(model.lora / LORA_WEIGHTS).items() if model.lora else ():
+    for name, found in read_shapes(model.lora / LORA_WEIGHTS).items() if model.lora else ():
         layer, _, half = name.removeprefix(f"{layout.network}.").partition(".lora_")
-        if half not in ("A.weight", "B.weight") or f"{layer}.weight" not in header:
+        if half not in ("A.weight", "B.weight") or f"{layer}.weight" not in expected:
             continue  # told when it is attached
         side = int(half == "A.weight")  # A is [rank, inputs], B [outputs, rank]
-        found, wanted = entry["shape"], header[f"{layer}.weight"]["shape"]
+        wanted = expected[f"{layer}.weight"]
         if len(found) == len(wanted) == 2 and found[side] != wanted[side]:
             told = f"{layer} has {wanted[side]} {'inputs' if side else 'outputs'}, and it {found[side]}"
             raise ValueError(f"{model.lora / LORA_WEIGHTS} does not fit the network ({told})")

@@ -16,7 +16,7 @@ from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.models.layout import Layout, count_numbers
 from dpdmd.models.registry import LAYOUTS, adapters
-from dpdmd.models.weight_files import read_weights_header
+from dpdmd.models.weight_files import read_weight_shapes
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.text_files import read_json
 
@@ -139,9 +139,9 @@ def _over(processes: int, whole: int = 0) -> str:
 
 def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
     """What a sharded network has whole at a time, beside its buffers, which are never sharded."""
-    header = read_weights_header(teacher / layout.network)
+    shapes = read_weight_shapes(teacher / layout.network)
     prefix, _ = layout.blocks
-    in_blocks = count_numbers({name: value for name, value in header.items() if name.startswith(prefix)})
+    in_blocks = count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
     blocks = layout.count_blocks(teacher)
     outside = layout.count_trained(teacher) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
@@ -158,9 +158,9 @@ def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
     """Text encoders, decoder and scorers."""
     number, kind = _number(config)
     encoders = layout.text_parts(teacher, no_t5=config.model.no_t5)
-    text = sum(count_numbers(read_weights_header(teacher / part)) for part in encoders)
+    text = sum(count_numbers(read_weight_shapes(teacher / part)) for part in encoders)
     cached = bool(config.data.cache_text_embeddings)
-    vae = count_numbers(read_weights_header(teacher / "vae"))
+    vae = count_numbers(read_weight_shapes(teacher / "vae"))
     resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers
     scorers = sum(scorer_bytes(name, paths) for name, paths in evaluation.paths.items())
     return [
@@ -198,8 +198,8 @@ def _file_bytes(path: Path, prefix: str = "") -> int:
     if path.is_file():
         return path.stat().st_size
     try:
-        header = read_weights_header(path)
-        return FP32 * count_numbers({name: entry for name, entry in header.items() if name.startswith(prefix)})
+        shapes = read_weight_shapes(path)
+        return FP32 * count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
     except ValueError:  # OpenCLIP's layout has names of its own
         return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
 

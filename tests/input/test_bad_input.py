@@ -216,8 +216,12 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
     ("part", "content", "says"),
     [
         (TRANSFORMER, None, "diffusion_pytorch_model.safetensors is missing"),
-        (TRANSFORMER, b"version https://git-lfs", "is no safetensors file"),
-        (TRANSFORMER, (2).to_bytes(8, "little") + b"[]", "its header lists no tensors"),
+        (TRANSFORMER, b"version https://git-lfs", "is no safetensors file but a git-lfs pointer"),
+        (
+            TRANSFORMER,
+            (2).to_bytes(8, "little") + b"[]",
+            "is no safetensors file, or is truncated (invalid JSON in header",
+        ),
         ("transformer/config.json", None, "config.json is missing"),
         ("transformer/config.json", b"{", "cannot be read as JSON"),
         ("transformer/config.json", b"{}", "config.json lacks 'num_attention_heads'"),
@@ -269,7 +273,7 @@ def test_the_small_worlds_weights_are_in_the_checkout(refused, monkeypatch, tmp_
 def test_truncated_weights(refused, broken):
     weights = broken / TRANSFORMER
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "is truncated" in refused({"--fake_id": str(broken)})
+    assert "is truncated (incomplete metadata" in refused({"--fake_id": str(broken)})
 
 
 def test_pickled_weights_are_not_read(refused, broken):

@@ -1,9 +1,7 @@
 """Wrong paths and files with wrong contents get a one-line error before any model loads."""
 
 import errno
-import json
 import os
-import struct
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ from bad_input import ROOT
 
 from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import read_prompts
-from dpdmd.models.weight_files import read_header
 from dpdmd.report import cli
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.paths import check_writable
@@ -156,33 +153,6 @@ def test_a_text_that_no_path_can_be(refused, tmp_path, flags, text):
     (tmp_path / "wrong.yaml").write_text(text)
     del flags["--run_dir"], flags["--teacher_id"]
     assert "is no text that a path or a name can be" in refused({"--config": str(tmp_path / "wrong.yaml")})
-
-
-def _tensors(**entries: tuple[str, list, list]) -> dict:
-    return {
-        name: {"dtype": kind, "shape": shape, "data_offsets": place} for name, (kind, shape, place) in entries.items()
-    }
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        _tensors(a=("F32", [2], [0, 4])),
-        _tensors(a=("F32", [1], [0, 4]), b=("F32", [1], [0, 4])),
-        _tensors(a=("F32", [1], [4, 8])),
-        _tensors(a=("F32", [-1], [0, 4])),
-        _tensors(a=("F32", [1], [0, 4, 8])),
-        {"a": 3},
-    ],
-)
-def test_a_header_whose_tensors_do_not_fit_is_told(tmp_path, header):
-    """safetensors would say so when the weights are loaded, minutes later."""
-    raw = json.dumps(header).encode()
-    data = max((entry["data_offsets"][1] for entry in header.values() if isinstance(entry, dict)), default=0)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * data)
-    with pytest.raises(ValueError, match="is no safetensors file"):
-        read_header(path)
 
 
 def test_report_rejects_a_folder_that_is_no_run(capsys, tmp_path):

@@ -360,7 +360,9 @@ def test_a_broken_lora_is_told(tiny_pipeline, tmp_path, capsys):
     command = ["--model", str(folder), "--base_model", str(tiny_pipeline), "--prompt", "x", "--out", "nowhere"]
     (folder / LORA_WEIGHTS).write_text("version https://git-lfs")
     assert generate.main(command) == 2
-    assert f"{folder / LORA_WEIGHTS} is no safetensors file" in one_line(capsys.readouterr().err, "dpdmd.generate: ")
+    assert f"{folder / LORA_WEIGHTS} is no safetensors file but a git-lfs pointer" in one_line(
+        capsys.readouterr().err, "dpdmd.generate: "
+    )
     layer = "transformer.transformer_blocks.0.attn.to_q"
     state = {f"{layer}.lora_A.weight": torch.zeros(2, 5), f"{layer}.lora_B.weight": torch.zeros(7, 2)}
     save_file(state, folder / LORA_WEIGHTS)

@@ -8,12 +8,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
-from dpdmd.models.weight_files import check_weights, require_folder, where_to_get
+from dpdmd.models.weight_files import Shape, check_weights, require_folder, where_to_get
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
@@ -91,24 +90,24 @@ def _check_part(layout: Layout, folder: Path, part: str) -> None:
             )
     elif not part.startswith("feature_extractor"):
         read_json(folder / part / "config.json")
-        header = layout.weights_header(folder, part)
+        shapes = layout.weight_shapes(folder, part)
         if part == layout.network:
-            _check_network(layout, folder / part, header)
+            _check_network(layout, folder / part, shapes)
         elif part == "vae":
             _check_vae(layout, folder)
 
 
-def _check_network(layout: Layout, folder: Path, header: Mapping[str, Any]) -> None:
+def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> None:
     """Compare some of the weights' names and shapes with the configuration beside them."""
     config = read_json(folder / "config.json")
     prefix, count = layout.blocks
-    found = {name.removeprefix(prefix).partition(".")[0] for name in header if name.startswith(prefix)}
+    found_blocks = {name.removeprefix(prefix).partition(".")[0] for name in found if name.startswith(prefix)}
     with expecting_mapping_keys(folder / "config.json"):
         expected, blocks = layout.shapes(config), count(config)
         int(config.get("sample_size", 0)), layout.latents(config)  # what is read of it later
-    if len(found) != blocks:
-        raise ValueError(f"{folder}: its weights have {len(found)} blocks, its config.json {blocks}")
-    check_weights(header, expected, folder)
+    if len(found_blocks) != blocks:
+        raise ValueError(f"{folder}: its weights have {len(found_blocks)} blocks, its config.json {blocks}")
+    check_weights(found, expected, folder)
 
 
 def _check_vae(layout: Layout, folder: Path) -> None:

@@ -44,7 +44,7 @@ def _check_diffusers(layout: Layout, folder: Path, part: str) -> None:
     path = folder / part / "config.json"
     with raise_as_value_error(f"{path} does not describe a {kind.__name__}"), torch.device("meta"):
         skeleton = kind.from_config(read_json(path))
-    found = layout.weights_header(folder, part)
+    found = layout.weight_shapes(folder, part)
     # The first autoencoders have other names in their attention; the library takes both.
     skeleton._fix_state_dict_keys_on_load(found)
     expected = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}

@@ -10,9 +10,10 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.scheduler_config import read_scheduler_config
+from dpdmd.models.weight_files import Shape
 
 
-def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     width = config["num_attention_heads"] * config["attention_head_dim"]
     patch = config["patch_size"]
     return {

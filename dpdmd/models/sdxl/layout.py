@@ -9,9 +9,10 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.scheduler_config import read_scheduler_config
+from dpdmd.models.weight_files import Shape
 
 
-def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     first, last = config["block_out_channels"][0], config["block_out_channels"][-1]
     return {
         "conv_in.weight": (first, config["in_channels"], 3, 3),
