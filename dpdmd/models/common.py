@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dpdmd.models.base import ImageDecoder
 from dpdmd.models.layout import LORA_WEIGHTS, Layout
-from dpdmd.models.loading import load_part
+from dpdmd.models.loading import load_strict
 from dpdmd.utils.text_files import read_json, shorten_error
 
 
@@ -29,14 +29,14 @@ def quieten_libraries() -> None:
 def load_encoders(layout: Layout, folder: Path, dtype: torch.dtype, *, no_t5: bool = False) -> dict[str, nn.Module]:
     """The text encoders of a pipeline folder by component, to hand to the pipeline, which would load them leniently."""
     parts = layout.text_parts(folder, no_t5=no_t5)
-    return {part: load_part(getattr(transformers, layout.classes[part]), folder / part, dtype) for part in parts}
+    return {part: load_strict(getattr(transformers, layout.classes[part]), folder / part, dtype) for part in parts}
 
 
 class KLImageDecoder(ImageDecoder):
     """The decoder half of the AutoencoderKL."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        self.vae = load_part(AutoencoderKL, folder / "vae", dtype)
+        self.vae = load_strict(AutoencoderKL, folder / "vae", dtype)
         self.vae.requires_grad_(False).to(device)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
 

@@ -1,50 +1,59 @@
-"""Strict loading of networks: a file that does not hold exactly the network's parameters is an error."""
+"""Strict loading of networks: weights that do not fit the configuration beside them are an error."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from torch import nn
-from transformers import PreTrainedModel
 
 from dpdmd.models.weight_files import refuse_misfits
+from dpdmd.utils.out_of_memory import is_out_of_memory
 
 
-def load_strict(kind: type, folder: Path, **options: Any) -> nn.Module:
-    """A transformers model of a local folder, in fp32 unless `options` say otherwise; nothing is downloaded.
-
-    Raises:
-        ValueError: a weight that the model needs is absent or has another shape (transformers would make it up).
-    """
-    try:
-        network, report = kind.from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, **{"dtype": torch.float32, **options}
-        )
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{folder} does not load as a {kind.__name__}: {str(error).splitlines()[0]}") from None
-    lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if lacking:
-        raise ValueError(f"{folder} does not fit a {kind.__name__}: {len(lacking)} weights lack ({lacking[0]}, ...)")
-    return network
-
-
-def load_part(
-    kind: type[ModelMixin | PreTrainedModel], folder: Path, dtype: torch.dtype, *, exact: bool = False
+def load_strict(
+    kind: Any, folder: Path, dtype: torch.dtype = torch.float32, *, exact: bool = False, **options: Any
 ) -> nn.Module:
-    """One component, every weight of it from its files, in evaluation mode; with `exact` they hold nothing else.
+    """Load a diffusers or transformers model of the class `kind` from a local folder, in evaluation mode.
+
+    Args:
+        exact: also reject files that hold weights which the model has no place for.
+        options: more arguments of `from_pretrained`.
 
     Raises:
-        ValueError: weights that do not fit the configuration beside them; the libraries only warn, and go on with
-            random numbers.
+        ValueError: a weight is missing or has another shape (the libraries only warn, and use random numbers), or the
+            library cannot read the folder.
     """
-    part, info = kind.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    with raise_as_value_error(f"{folder} does not load as a {kind.__name__}"):
+        network, info = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below with the missing ones
+            **options,
+        )
     refuse_misfits(
         folder,
         missing=info["missing_keys"],
         mismatched=info["mismatched_keys"],
         unexpected=info["unexpected_keys"] if exact else (),
     )
-    return part.eval()
+    return network.eval()
+
+
+@contextmanager
+def raise_as_value_error(what: str) -> Iterator[None]:
+    """Raise a ValueError of one line in place of whatever the libraries raise about a wrong file.
+
+    They raise anything from KeyError to errors of their own. Only library calls belong inside: a mistake in our own
+    code must not be reported as one in a file. Errors about full memory pass through.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        sentence = " ".join(str(error).split()).partition(". ")[0]  # advice about hubs follows
+        raise ValueError(f"{what} ({type(error).__name__}: {sentence[:200]})") from None

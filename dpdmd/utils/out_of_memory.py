@@ -6,13 +6,18 @@ from contextlib import contextmanager
 import torch
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is about full memory, of a GPU or of the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def first_line(error: RuntimeError) -> str:
     """torch's own first line about memory that is full.
 
     Raises:
         RuntimeError: it is about something else.
     """
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # of a CPU
+    if not is_out_of_memory(error):
         raise error
     return str(error).partition("\n")[0]
 

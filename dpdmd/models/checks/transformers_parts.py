@@ -4,15 +4,13 @@ The library puts random numbers where a file has none, and says so only in a war
 raise is anything from KeyError to errors of its own.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
 from PIL import Image
 
-from dpdmd.models.weight_files import refuse_misfits
+from dpdmd.models.loading import load_strict, raise_as_value_error
 from dpdmd.utils.text_files import read_any_json
 
 
@@ -27,16 +25,7 @@ def check_network(name: str, folder: Path) -> Any:
     with raise_as_value_error(f"{folder / 'config.json'} does not describe a {name}"):
         config_class = getattr(kind, "config_class", None) or transformers.AutoConfig
         config = config_class.from_pretrained(folder, local_files_only=True)
-    with raise_as_value_error(f"{folder} does not load as a {name}"):
-        _, info = kind.from_pretrained(
-            folder,
-            config=config,
-            device_map="meta",
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told with the others
-        )
-    refuse_misfits(folder, missing=info["missing_keys"], mismatched=info["mismatched_keys"])
+    load_strict(kind, folder, config=config, device_map="meta")
     return config
 
 
@@ -86,18 +75,3 @@ def _read_all_json(folder: Path) -> None:
     """The configurations and vocabularies of a folder; transformers does not say which of them it cannot parse."""
     for path in sorted(folder.glob("*.json")):
         read_any_json(path)
-
-
-@contextmanager
-def raise_as_value_error(what: str) -> Iterator[None]:
-    """One line in place of whatever the libraries raise: a wrong file gets them to anything from KeyError to their own.
-
-    Nothing of ours runs inside, so that no mistake of ours is told as one in a file.
-    """
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        sentence = " ".join(str(error).split()).partition(". ")[0]  # what follows is advice about hubs
-        raise ValueError(f"{what} ({type(error).__name__}: {sentence[:200]})") from None

@@ -11,9 +11,10 @@ import torch
 import transformers
 
 from dpdmd.models.checks.folder import naming
-from dpdmd.models.checks.transformers_parts import check_network, check_tokenizer, raise_as_value_error
+from dpdmd.models.checks.transformers_parts import check_network, check_tokenizer
 from dpdmd.models.common import quieten_libraries
 from dpdmd.models.layout import Layout
+from dpdmd.models.loading import raise_as_value_error
 from dpdmd.models.weight_files import check_weights
 from dpdmd.utils.text_files import read_json
 

@@ -20,7 +20,7 @@ from dpdmd.models.common import (
     read_lora,
 )
 from dpdmd.models.layout import LORA_WEIGHTS
-from dpdmd.models.loading import load_part
+from dpdmd.models.loading import load_strict
 from dpdmd.models.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
 from dpdmd.models.lora_config import Adapter
 from dpdmd.models.noise_schedule import EpsilonSchedule
@@ -75,7 +75,7 @@ class SDXL(Family):
         quieten_libraries()
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_part(UNet2DConditionModel, folder / LAYOUT.network, dtype, exact=True)
+        return load_strict(UNet2DConditionModel, folder / LAYOUT.network, dtype, exact=True)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # its tokenizers know the length
