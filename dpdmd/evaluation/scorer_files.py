@@ -17,10 +17,10 @@ from dpdmd.config.scorer_table import (
     ScorerFile,
 )
 from dpdmd.models.weight_files import (
-    check_image_processor,
     check_model_folder,
     check_pickle,
     require_folder,
+    require_image_processor,
     where_to_get,
 )
 from dpdmd.utils.text_files import read_json
@@ -91,7 +91,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 _CHECKS: dict[str, Callable[[Path], object]] = {
     MODEL: check_model_folder,
-    IMAGE_PROCESSOR: check_image_processor,
+    IMAGE_PROCESSOR: require_image_processor,
     TOKENIZER: _check_tokenizer,
     CHECKPOINT: check_pickle,
     JSON: read_json,

@@ -16,7 +16,7 @@ from dpdmd.methods import losses
 from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.models.checks.transformers_parts import check_image_processor, check_network
 from dpdmd.models.loading import load_strict
-from dpdmd.models.weight_files import QUALITY, read_checkpoint, where_to_get
+from dpdmd.models.weight_files import read_checkpoint, where_to_get
 from dpdmd.utils.text_files import shorten_error
 
 # Images [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
@@ -125,7 +125,7 @@ def check_perceptual_contents(name: str, folder: Path) -> None:
             check_network("AutoModel", folder)
             check_image_processor(folder)
     except ImportError as error:
-        raise ValueError(f"--perceptual {name}: {QUALITY} ({error})") from None
+        raise ValueError(f"--perceptual {name}: pip install -e '.[quality]' first ({error})") from None
     except ValueError as error:
         raise ValueError(
             f"--perceptual_path {folder}: {error}; {where_to_get(folder, 'facebook/dinov2-base')}"

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from dpdmd.models.weight_files import (
-    check_image_processor,
     check_model_folder,
     check_pickle,
     require_folder,
+    require_image_processor,
     where_to_get,
 )
 
@@ -33,6 +33,6 @@ def check_perceptual(name: str, folder: Path) -> None:
             check_pickle(folder / PERCEPTUAL_FILES[name])
         else:
             check_model_folder(folder)
-            check_image_processor(folder)
+            require_image_processor(folder)
     except (ValueError, OSError) as error:
         raise ValueError(f"--perceptual_path {folder}: {error}; {hint}") from None

@@ -1,4 +1,4 @@
-"""What a model family offers: the rest of the package asks for these and never names a family."""
+"""The interface of a model family: the rest of the package uses these classes and never names a family."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dpdmd.models.lora_config import Adapter
+from dpdmd.models.loading import quieten_libraries
+from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 
@@ -24,11 +25,11 @@ class TextEmbedding:
         return len(self.pooled)
 
     def rows(self, start: int, stop: int) -> "TextEmbedding":
-        """Those of prompts `start` to `stop` - 1."""
+        """Return the embeddings of prompts `start` to `stop` - 1."""
         return TextEmbedding(self.context[start:stop], self.pooled[start:stop])
 
     def expand(self, batch_size: int) -> "TextEmbedding":
-        """One embedding shown to `batch_size` samples, without a copy."""
+        """Return one embedding repeated for `batch_size` samples, without a copy."""
         return TextEmbedding(self.context.expand(batch_size, -1, -1), self.pooled.expand(batch_size, -1))
 
 
@@ -37,7 +38,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        """Embeddings of `prompts`, no gradient; of the empty prompt what guidance takes as unconditional."""
+        """Encode `prompts` without gradient; the empty prompt gives the unconditional embedding of guidance."""
 
 
 class ImageDecoder(ABC):
@@ -47,43 +48,22 @@ class ImageDecoder(ABC):
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a `height` x `width` image."""
+        """Return (C, h, w) of the latents of a `height` x `width` image."""
 
     @abstractmethod
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W], fp32, of latents [B, C, h, w]; black is 0, white 1, and values beyond are kept."""
+        """Decode latents [B, C, h, w] to images [B, 3, H, W], fp32; black is 0, white is 1, no value is clamped."""
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W], fp32 in [0, 1], of latents [B, C, h, w]; no gradient."""
+        """Decode latents [B, C, h, w] to images [B, 3, H, W], fp32 in [0, 1], without gradient."""
         return self.decode_with_gradient(latents).clamp(0, 1)
-
-
-class OffloadedDecoder(ImageDecoder):
-    """A decoder that waits on the CPU between uses and decodes one image at a time: less memory, more copies.
-
-    For images without gradient: a backward pass would find its weights gone.
-    """
-
-    def __init__(self, decoder: ImageDecoder, device: torch.device):
-        self.decoder, self.vae, self.device = decoder, decoder.vae, device
-        self.vae.to("cpu")
-
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        return self.decoder.latent_shape(height, width)
-
-    def decode_with_gradient(self, latents: Tensor) -> Tensor:
-        self.vae.to(self.device)
-        try:
-            return torch.cat([self.decoder.decode_with_gradient(latent) for latent in latents.split(1)])
-        finally:
-            self.vae.to("cpu")
 
 
 class Family(ABC):
     """One kind of generator: loading, prediction and export.
 
-    Networks are called in fp32 tensors and answer in fp32; `compute_dtype` is what they use inside.
+    Networks take and return fp32 tensors; `compute_dtype` is the type of the computations inside.
     """
 
     block_classes: tuple[str, ...]
@@ -91,31 +71,34 @@ class Family(ABC):
     def __init__(self, device: torch.device, compute_dtype: torch.dtype):
         self.device = device
         self.compute_dtype = compute_dtype
+        quieten_libraries()
 
     @abstractmethod
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        """The generator network of a pipeline folder, strict, in evaluation mode, weights in `dtype`."""
+        """Load the generator network of a pipeline folder, strictly, in evaluation mode, with weights in `dtype`."""
 
     @abstractmethod
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> TextEncoder:
-        """The text encoders of a pipeline folder; `no_t5` leaves the T5 out, where the layout says that it can be."""
+        """Load the text encoders of a pipeline folder; `no_t5` leaves out the T5 if the layout allows it."""
 
     @abstractmethod
-    def load_image_decoder(self, folder: Path) -> ImageDecoder: ...
+    def load_image_decoder(self, folder: Path) -> ImageDecoder:
+        """Load the decoder of a pipeline folder."""
 
     @abstractmethod
-    def load_schedule(self, folder: Path) -> Schedule: ...
+    def load_schedule(self, folder: Path) -> Schedule:
+        """Read the noise schedule of a pipeline folder."""
 
     @abstractmethod
     def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        """The grid [N + 1] that the library's own scheduler of a pipeline folder steps through.
+        """Return the grid [N + 1] of the library's own scheduler of a pipeline folder.
 
-        With `sigmas` (final 0 included) those are given to it, as a user would; else `steps` alone.
+        The scheduler gets `sigmas` (with the final 0) as a user would give them, or only `steps` if they are None.
         """
 
     @abstractmethod
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
-        """One network call: z [B, C, H, W] and sigma [B] fp32 in, the prediction [B, C, H, W] fp32 out."""
+        """Call the network once: z [B, C, H, W] and sigma [B], fp32 -> the prediction [B, C, H, W], fp32."""
 
     @abstractmethod
     def export(
@@ -123,45 +106,45 @@ class Family(ABC):
     ) -> None:
         """Write a complete pipeline folder: the network from `network_state`, all else from `source`, and `defaults`.
 
-        With `copy` false the unchanged parts are symbolic links to `source`.
+        If `copy` is false, the unchanged components are symbolic links to `source`.
         """
 
     @abstractmethod
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        """Write a LoRA of `source`'s network that diffusers loads, its twin for ComfyUI, the scheduler, and `defaults`.
+        """Write a LoRA of `source`'s network that diffusers loads, one for ComfyUI, the scheduler, and `defaults`.
 
-        `state` has the adapter's weights under their layers' names (`lora.Role.state_dict`).
+        `state` has the adapter's weights under the names of their layers (`lora.AdapterView.state_dict`).
         """
 
     @abstractmethod
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        """The `state` that `export_lora` wrote."""
+        """Return the `state` that `export_lora` wrote."""
 
     @abstractmethod
     def load_lora(self, network: nn.Module, folder: Path) -> None:
         """Put a LoRA file in diffusers' layout beside the network's layers; strict.
 
         Raises:
-            ValueError: it does not fit.
+            ValueError: the LoRA does not fit.
         """
 
     def feature_blocks(self, network: nn.Module) -> list[nn.Module]:
-        """The network's transformer blocks in order: each offers its output as features."""
+        """Return the network's transformer blocks in order; the output of each can serve as features."""
         return [module for module in network.modules() if type(module).__name__ == self.block_classes[0]]
 
     def features(
         self, network: nn.Module, blocks: Sequence[nn.Module], z: Tensor, sigma: Tensor, text: TextEmbedding
     ) -> list[Tensor]:
-        """What some `blocks` of the network say of `z`, each [B, T, D] fp32: tokens of the image.
+        """Return the outputs of some `blocks` of the network at `z`, each [B, T, D] fp32: the image's tokens.
 
-        Of several streams that a block returns the image's is the last.
+        If a block returns several streams, the image's is the last one.
         """
-        found: dict[nn.Module, Tensor] = {}
+        outputs: dict[nn.Module, Tensor] = {}
 
         def keep(block: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            found[block] = output[-1] if isinstance(output, tuple) else output
+            outputs[block] = output[-1] if isinstance(output, tuple) else output
 
         handles = [block.register_forward_hook(keep) for block in blocks]
         try:
@@ -169,17 +152,17 @@ class Family(ABC):
         finally:
             for handle in handles:
                 handle.remove()
-        return [found[block].float() for block in blocks]
+        return [outputs[block].float() for block in blocks]
 
     def bind(self, network: nn.Module, text: TextEmbedding) -> Predictor:
-        """The network with its prompts bound, conditional only."""
+        """Return the network as a function of (z, sigma) for these prompts, conditional only."""
         return lambda z, sigma: self.predict(network, z, sigma, text)
 
     def bind_guided(self, network: nn.Module, text: TextEmbedding, null: TextEmbedding, scale: float) -> Predictor:
-        """The network under classifier-free guidance: both branches in one call, the unconditional rows first.
+        """Return the network under classifier-free guidance: both branches in one call, unconditional rows first.
 
-        `null` is the embedding of the empty prompt, one row. At scale 1 guidance is the conditional prediction
-        and costs one branch.
+        `null` is the embedding of the empty prompt, one row. At scale 1 guidance equals the conditional prediction,
+        so only that branch is called.
         """
         if scale == 1:
             return self.bind(network, text)

@@ -1,6 +1,6 @@
-"""What a family's folder must hold, read from its small files alone: everything that can be told before a model loads.
+"""The folder layout of a model family, and what the small files of a folder say about the model.
 
-Does not import diffusers, which takes seconds, so a wrong path is told at once.
+Does not import diffusers, which takes seconds, so a wrong path is reported at once.
 """
 
 import math
@@ -15,35 +15,46 @@ from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, read_weight_shapes
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
-
 
 def count_numbers(shapes: Mapping[str, Shape]) -> int:
     """Return how many numbers tensors of these shapes hold."""
     return sum(math.prod(shape) for shape in shapes.values())
 
 
+def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str, Any]]:
+    """Return the path and the values of a pipeline's scheduler_config.json.
+
+    Raises:
+        ValueError: the file is missing, unreadable, or of another class than `scheduler`.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path)
+    if config.get("_class_name") != scheduler:
+        raise ValueError(f"{path} is of a {config.get('_class_name')}, but a {scheduler} is needed")
+    return path, config
+
+
 @dataclass(frozen=True)
 class Layout:
-    """The folder layout of one family.
+    """The folder layout of one family. "By its configuration": a function of the values in the network's config.json.
 
     Attributes:
-        pipeline: class name that model_index.json must give.
+        pipeline: class name in model_index.json.
         network: component that is distilled.
-        classes: component -> the class that it must be, of those whose weights we read.
-        repository: where the official weights come from, for the messages.
-        shapes: of some of the network's weights, by its configuration; enough to tell another model's.
-        blocks: (prefix of the numbered blocks, how many there are by its configuration).
-        latents: by its configuration, what the latents a side must be a multiple of, and how many there may be.
-        needed: components that must be there, beside the network.
-        schedule: reads the scheduler's file, refusing what our arithmetic would be wrong for.
+        classes: component -> required class, for the components whose weights are loaded.
+        repository: source of the official weights, for messages.
+        shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
+        blocks: (name prefix of the numbered blocks, their count by its configuration).
+        latents: (divisor, maximum) of the latents a side, by its configuration.
+        required: components that must be present, beside the network.
+        read_schedule: reads the scheduler's file; rejects a scheduler that the schedule does not reproduce.
         defaults: sampling defaults of a folder without a dpdmd.json.
-        fixed_text: a prompt is as long as the tokenizer says, and nothing else has a say in it.
-        factor: pixels a side of one latent, where the network is told its image's size in pixels.
-        lora_targets: layers that get a LoRA adapter, by the ends of their names.
-        t5: components that a pipeline of this family can do without (`--no_t5`); none where it cannot.
-        fixed: entries of the network's weights that are no parameters, so are not trained.
-        call_memory: device memory of one call, by configuration, shape and pixels of a latent; None: not known.
+        lora_targets: layers that get a LoRA adapter, by the endings of their names.
+        fixed_text_length: the length of a prompt is the tokenizer's and cannot be chosen.
+        vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
+        t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
+        buffers: weights of the network that are no parameters, so are not trained.
+        call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
     """
 
     pipeline: str
@@ -53,98 +64,73 @@ class Layout:
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
     blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
-    needed: tuple[str, ...]
-    schedule: Callable[[Path], Schedule]
+    required: tuple[str, ...]
+    read_schedule: Callable[[Path], Schedule]
     defaults: SamplingDefaults
     lora_targets: tuple[str, ...]
-    fixed_text: bool = False
-    factor: int | None = None
+    fixed_text_length: bool = False
+    vae_factor: int | None = None
     t5: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
 
-    def parts(self, folder: Path, *, no_t5: bool = False) -> list[str]:
-        """Components that model_index.json lists and that are not null; without the T5 if `no_t5`."""
-        return list(self.listed(folder, no_t5=no_t5))
-
-    def listed(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:
-        """Each of those components with its class, by model_index.json."""
+    def components(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:
+        """Return the components of model_index.json that are not null, each with its class; no T5 if `no_t5`."""
         index = read_json(folder / "model_index.json")
-        listed = {
+        return {
             name: value[1]
             for name, value in index.items()
-            if isinstance(value, list) and len(value) == 2 and all(isinstance(word, str) for word in value)
+            if isinstance(value, list)
+            and len(value) == 2
+            and all(isinstance(word, str) for word in value)
+            and not (no_t5 and name in self.t5)
         }
-        return {name: kind for name, kind in listed.items() if not (no_t5 and name in self.t5)}
 
     def check_index(self, folder: Path) -> None:
         """Check that model_index.json gives each component a library and a class, or null for both.
 
         Raises:
-            ValueError: it says something else of one, which `listed` would leave out.
+            ValueError: an entry is something else, which `components` would leave out.
         """
         index = read_json(folder / "model_index.json")
-        for name in (self.network, *self.classes, *self.needed, *self.t5):
+        for name in (self.network, *self.classes, *self.required, *self.t5):
             value = index.get(name, [None, None])
             whole = isinstance(value, list) and len(value) == 2
             if not whole or any(isinstance(word, str) != isinstance(value[0], str) for word in value):
                 raise ValueError(f"model_index.json says {name} is {value!r}, where a library and a class belong")
 
-    def weight_shapes(self, folder: Path, part: str) -> dict[str, Shape]:
+    def text_encoders(self, folder: Path, *, no_t5: bool = False) -> list[str]:
+        """Return the components that are text encoders."""
+        return [name for name in self.components(folder, no_t5=no_t5) if name.startswith("text_encoder")]
+
+    def weight_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
         """Return the shapes of a component's weights, from the file name that the component's library reads."""
-        diffusers = part in (self.network, "vae")
-        return read_weight_shapes(folder / part, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
-
-    def text_length(self, folder: Path, asked: int | None, defaults: SamplingDefaults) -> int:
-        """Tokens of a prompt: those asked for, else the sampling defaults', unless the folder's tokenizer decides.
-
-        Raises:
-            ValueError: the model cannot read so many.
-        """
-        if not self.fixed_text:
-            return asked or defaults.max_sequence_length
-        length = _clip_tokens(folder, self.defaults.max_sequence_length)
-        if asked not in (None, length):
-            raise ValueError(f"--max_sequence_length {asked}: this model's prompts have {length} tokens; leave it out")
-        return length
+        diffusers = component in (self.network, "vae")
+        return read_weight_shapes(folder / component, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
 
     def network_config(self, folder: Path) -> dict[str, Any]:
-        """Configuration of the network that is distilled, without the entries that only tell where it came from."""
+        """Return the configuration of the network, without the entries about where it came from."""
         config = read_json(folder / self.network / "config.json")
         return {name: value for name, value in config.items() if not name.startswith("_")}
 
     def count_parameters(self, folder: Path) -> int:
-        """Numbers in the weights of the network that is distilled."""
+        """Return how many numbers the network's weights hold."""
         return count_numbers(self.weight_shapes(folder, self.network))
 
     def count_trained(self, folder: Path) -> int:
-        """Those of them that full fine-tuning trains."""
+        """Return how many numbers full fine-tuning trains."""
         shapes = self.weight_shapes(folder, self.network)
-        return count_numbers({name: shape for name, shape in shapes.items() if name not in self.fixed})
+        return count_numbers({name: shape for name, shape in shapes.items() if name not in self.buffers})
 
     def count_blocks(self, folder: Path) -> int:
-        """How many blocks `blocks` numbers."""
+        """Return the number of blocks (`blocks`)."""
         return self.blocks[1](self.network_config(folder))
 
-    def text_parts(self, folder: Path, *, no_t5: bool = False) -> list[str]:
-        """The text encoders' components."""
-        return [part for part in self.parts(folder, no_t5=no_t5) if part.startswith("text_encoder")]
-
-    def text_tokens(self, folder: Path, max_sequence_length: int) -> int:
-        """Tokens that the network sees of a prompt: CLIP's, then T5's."""
-        return _clip_tokens(folder, 77) + max_sequence_length
-
-    def memory_of_call(self, folder: Path, shape: CallShape) -> CallMemory | None:
-        """Device memory of one call of the network, or None where the family does not know."""
-        if self.call_memory is None:
-            return None
-        return self.call_memory(self.network_config(folder), shape, self.factor_of(folder))
-
     def adapted_layers(self, folder: Path, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Layer -> (outputs, inputs) of the linear layers of the network whose names end in one of `targets`.
+        """Return (outputs, inputs) of each linear layer of the network whose name ends in one of `targets`.
 
         Raises:
-            ValueError: a target that no layer has.
+            ValueError: no layer's name ends in one of the targets.
         """
         linear = {
             name.removesuffix(".weight"): shape
@@ -161,29 +147,55 @@ class Layout:
         }
 
     def count_adapter_parameters(self, folder: Path, targets: Sequence[str], rank: int) -> int:
-        """Numbers in a LoRA adapter of `rank`."""
+        """Return how many numbers a LoRA adapter of `rank` holds."""
         return sum(rank * (outputs + inputs) for outputs, inputs in self.adapted_layers(folder, targets).values())
 
-    def bytes_beside_network(self, folder: Path, *, no_t5: bool = False) -> int:
-        """Size of every file of the pipeline but the network's: what a whole export copies."""
-        parts = [folder / part for part in self.parts(folder, no_t5=no_t5) if part != self.network]
-        return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
+    def memory_of_call(self, folder: Path, shape: CallShape) -> CallMemory | None:
+        """Return the device memory of one call of the network, or None if it is unknown for this family."""
+        if self.call_memory is None:
+            return None
+        return self.call_memory(self.network_config(folder), shape, self.read_vae_factor(folder))
 
-    def factor_of(self, folder: Path) -> int:
-        """Pixels of one latent."""
+    def bytes_beside_network(self, folder: Path, *, no_t5: bool = False) -> int:
+        """Return the size of all files of the pipeline except the network's: what a whole export copies."""
+        others = [folder / name for name in self.components(folder, no_t5=no_t5) if name != self.network]
+        return sum(path.stat().st_size for other in others for path in other.rglob("*") if path.is_file())
+
+    def text_length(self, folder: Path, requested: int | None, defaults: SamplingDefaults) -> int:
+        """Return the tokens of a prompt: as `requested`, else as in `defaults`; or the tokenizer's if that is fixed.
+
+        Raises:
+            ValueError: the length is fixed and another one is requested.
+        """
+        if not self.fixed_text_length:
+            return requested or defaults.max_sequence_length
+        length = _clip_tokens(folder, self.defaults.max_sequence_length)
+        if requested not in (None, length):
+            raise ValueError(
+                f"--max_sequence_length {requested}: this model's prompts have {length} tokens; leave it out"
+            )
+        return length
+
+    def text_tokens(self, folder: Path, max_sequence_length: int) -> int:
+        """Return the tokens of a prompt in the network's input: CLIP's, then T5's."""
+        return _clip_tokens(folder, 77) + max_sequence_length
+
+    def read_vae_factor(self, folder: Path) -> int:
+        """Return the pixels a side of one latent."""
         return 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
 
     def default_size(self, folder: Path) -> int:
-        """Height and width, in pixels, that the network was made for."""
-        return int(self.network_config(folder).get("sample_size", 128)) * self.factor_of(folder)
+        """Return the height and width, in pixels, that the network was made for."""
+        return int(self.network_config(folder).get("sample_size", 128)) * self.read_vae_factor(folder)
 
     def check_size(self, folder: Path, height: int, width: int) -> None:
         """Check that the network can make images of this size.
 
         Raises:
-            ValueError: not a multiple of the autoencoder's factor times the patch, or beyond the position table.
+            ValueError: no multiple of the autoencoder's factor times the patch, or beyond the position table.
         """
-        multiple, largest = (self.factor_of(folder) * number for number in self.latents(self.network_config(folder)))
+        factor, config = self.read_vae_factor(folder), self.network_config(folder)
+        multiple, largest = (factor * number for number in self.latents(config))
         for flag, value in (("--height", height), ("--width", width)):
             if value <= 0 or value % multiple:
                 raise ValueError(f"{flag} {value}: must be a multiple of {multiple} for this model")
@@ -192,8 +204,8 @@ class Layout:
 
 
 def _clip_tokens(folder: Path, default: int) -> int:
-    """Tokens of a prompt, by the first tokenizer's own configuration."""
+    """Return the tokens of a prompt by the configuration of the first tokenizer."""
     path = folder / "tokenizer" / "tokenizer_config.json"
-    said = read_json(path)
+    config = read_json(path)
     with expecting_mapping_keys(path):
-        return int(said.get("model_max_length", default))
+        return int(config.get("model_max_length", default))

@@ -1,4 +1,7 @@
-"""Strict loading of networks: weights that do not fit the configuration beside them are an error."""
+"""Strict loading of networks: weights that do not fit the configuration beside them are an error.
+
+diffusers and transformers take seconds to import: only when something loads.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpdmd.models.weight_files import refuse_misfits
+from dpdmd.models.layout import Layout
+from dpdmd.models.weight_files import raise_on_misfits
 from dpdmd.utils.out_of_memory import is_out_of_memory
 
 
@@ -34,7 +38,7 @@ def load_strict(
             ignore_mismatched_sizes=True,  # reported below with the missing ones
             **options,
         )
-    refuse_misfits(
+    raise_on_misfits(
         folder,
         missing=info["missing_keys"],
         mismatched=info["mismatched_keys"],
@@ -57,3 +61,26 @@ def raise_as_value_error(what: str) -> Iterator[None]:
             raise
         sentence = " ".join(str(error).split()).partition(". ")[0]  # advice about hubs follows
         raise ValueError(f"{what} ({type(error).__name__}: {sentence[:200]})") from None
+
+
+def load_text_encoders(
+    layout: Layout, folder: Path, dtype: torch.dtype, *, no_t5: bool = False
+) -> dict[str, nn.Module]:
+    """Load the text encoders of a pipeline folder, by component; the pipeline class itself would load leniently."""
+    import transformers
+
+    components = layout.text_encoders(folder, no_t5=no_t5)
+    return {name: load_strict(getattr(transformers, layout.classes[name]), folder / name, dtype) for name in components}
+
+
+def quieten_libraries() -> None:
+    """Turn off warnings and progress bars of diffusers and transformers.
+
+    Long prompts are common and cut on purpose: a line about each, and a bar for each component, hide what matters.
+    """
+    import diffusers
+    import transformers
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

@@ -1,19 +1,24 @@
-"""The model families by name: a new family is a row in each table."""
+"""The model families by name. A new family is a folder beside this file and a row of `LAYOUTS`.
 
+Its folder has the family's name and two modules: `layout.py` with a `LAYOUT`, which imports nothing heavy, and
+`family.py` with a `FAMILY`. `config.presets.FAMILIES` has the defaults of its flags.
+"""
+
+from importlib import import_module
 from pathlib import Path
 
 from dpdmd.config.options import ModelConfig
 from dpdmd.models.base import Family
-from dpdmd.models.lora_config import Adapter, Adapters
-from dpdmd.models.sd35.layout import SD35
-from dpdmd.models.sdxl.layout import SDXL
+from dpdmd.models.lora import Adapter, Adapters
+from dpdmd.models.sd35.layout import LAYOUT as SD35
+from dpdmd.models.sdxl.layout import LAYOUT as SDXL
 from dpdmd.utils.text_files import read_json
 
 LAYOUTS = {"sd35": SD35, "sdxl": SDXL}
 
 
 def family_of(folder: Path) -> str:
-    """The family whose pipeline a folder holds; where it is none's the first, whose layout then tells what is wrong."""
+    """Return the family of a pipeline folder; if no family knows it, the first one, whose checks say what is wrong."""
     try:
         found = read_json(folder / "model_index.json").get("_class_name")
     except ValueError:
@@ -22,24 +27,18 @@ def family_of(folder: Path) -> str:
 
 
 def family_class(name: str) -> type[Family]:
-    """The class of a family; imported on demand, since diffusers takes seconds to import.
+    """Return the class of a family; imported on demand, since diffusers takes seconds to import.
 
     Raises:
         ValueError: unknown name.
     """
-    if name == "sd35":
-        from dpdmd.models.sd35.family import SD35
-
-        return SD35
-    if name == "sdxl":
-        from dpdmd.models.sdxl.family import SDXL
-
-        return SDXL
-    raise ValueError(f"unknown family {name!r} (known: sd35, sdxl)")
+    if name not in LAYOUTS:
+        raise ValueError(f"unknown family {name!r} (known: {', '.join(LAYOUTS)})")
+    return import_module(f"dpdmd.models.{name}.family").FAMILY
 
 
 def adapters(model: ModelConfig) -> Adapters | None:
-    """The two adapters that the flags ask for; None where whole networks are trained."""
+    """Return the two adapters that the flags ask for, or None if whole networks are trained."""
     if model.lora_rank is None:
         return None
     targets = tuple(model.lora_targets.split(",")) if model.lora_targets else LAYOUTS[model.family].lora_targets

@@ -1,6 +1,6 @@
-"""Files that hold weights, and the JSON beside them: told whole from broken by what little of them is read.
+"""Files that hold weights, and the JSON beside them: whether they are whole, from the little that is read of them.
 
-Imports neither torch nor diffusers, so a wrong file is told within a second.
+Imports neither torch nor diffusers, so a wrong file is reported within a second.
 """
 
 import warnings
@@ -13,29 +13,51 @@ from safetensors import SafetensorError, safe_open
 
 from dpdmd.utils.text_files import read_json, require_regular, shorten_error
 
-TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # what the libraries call a weights file
+TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # the libraries' names of a weights file
 Shape = tuple[int, ...]
 _GIT_LFS = b"version https://git-lfs"
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
+_IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def where_to_get(path: Path, repository: str) -> str:
-    """What to do about weights that should be at `path`: the hub's, or ours, which nothing else has."""
+    """Return advice on missing weights at `path`: download them, or find the ones that come with this code."""
     if path.parts[:2] == ("weights", "tiny"):
         return "it comes with this code; start in the checkout, where these paths lead"
     return f"get it from https://huggingface.co/{repository} (scripts/download_weights.sh)"
 
 
 def require_folder(folder: Path) -> None:
-    """Check that a folder of weights is one.
+    """Check that a folder of weights is a folder.
 
     Raises:
-        ValueError: there is none, or a file in its place, such as all of a model's weights in one.
+        ValueError: the folder is missing, or is a file, such as one with all weights of a model.
     """
     if folder.is_file():
         raise ValueError("is a file; give the folder of a model in its library's layout, with its config.json")
     if not folder.is_dir():
         raise ValueError("no such folder")
+
+
+def require_image_processor(folder: Path) -> None:
+    """Check that a folder has the configuration of an image processor.
+
+    Raises:
+        ValueError: the file is missing.
+    """
+    if not any((folder / name).is_file() for name in _IMAGE_PROCESSORS):
+        raise ValueError(f"{folder / _IMAGE_PROCESSORS[0]} is missing")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check that a folder has a config.json and whole weights.
+
+    Raises:
+        ValueError: a file is missing or not whole.
+    """
+    require_folder(folder)
+    read_json(folder / "config.json")
+    read_weight_shapes(folder)
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:
@@ -69,10 +91,10 @@ def read_weight_shapes(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, 
     """Return the shapes of one component's weights, from one .safetensors file or from all shards of an index.
 
     Args:
-        stems: names that the file may have, without its ending; the first is the one that is asked for.
+        stems: allowed names of the file, without the ending; an error asks for the first one.
 
     Raises:
-        ValueError: missing or not whole.
+        ValueError: a file is missing or not whole.
     """
     for stem in stems:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
@@ -80,23 +102,23 @@ def read_weight_shapes(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, 
             return read_shapes(single)
         if index.exists():
             return _read_shards(index)
-    raise ValueError(_instead_of_weights(folder, stems))
+    raise ValueError(_explain_missing(folder, stems))
 
 
 def _read_shards(index: Path) -> dict[str, Shape]:
-    placed = read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{index} does not say which weight is in which file (its weight_map)")
     shapes: dict[str, Shape] = {}
-    for shard in sorted(set(placed.values())):
+    for shard in sorted(set(shards.values())):
         if not (index.parent / shard).exists():
             raise ValueError(f"{index.parent / shard} is missing (a shard of {index.name})")
         shapes |= read_shapes(index.parent / shard)
     return shapes
 
 
-def _instead_of_weights(folder: Path, stems: Sequence[str]) -> str:
-    """What to say of a folder without the weights file: what lies there in its place, and what to do."""
+def _explain_missing(folder: Path, stems: Sequence[str]) -> str:
+    """Return an error about a folder without the weights file: what is there in its place, and what to do."""
     for stem in stems:
         for shard in sorted(folder.glob(f"{stem}-?????-of-?????.safetensors")):
             return f"{folder / stem}.safetensors.index.json is missing ({shard.name} is one of its shards)"
@@ -115,12 +137,12 @@ def _instead_of_weights(folder: Path, stems: Sequence[str]) -> str:
 def check_weights(
     found: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, *, exact: bool = False
 ) -> None:
-    """Check that the weights `found` have the `expected` shapes; with `exact` that there are no others.
+    """Check that the weights `found` have the `expected` shapes; with `exact` also that there are no others.
 
     Raises:
-        ValueError: what `refuse_misfits` says.
+        ValueError: the weights do not fit (`raise_on_misfits`).
     """
-    refuse_misfits(
+    raise_on_misfits(
         folder,
         missing=[name for name in expected if name not in found],
         mismatched=[
@@ -130,46 +152,46 @@ def check_weights(
     )
 
 
-def refuse_misfits(
+def raise_on_misfits(
     folder: Path,
     *,
     missing: Iterable[str],
     mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]] = (),
     unexpected: Iterable[str] = (),
 ) -> None:
-    """Refuse a component whose weights do not fit its configuration; the libraries would put random numbers there.
+    """Raise an error if weights do not fit their configuration; the libraries would use random numbers.
 
     Args:
         mismatched: (name, shape in the file, shape by the configuration).
 
     Raises:
-        ValueError: one line that names the folder and the first of them.
+        ValueError: one line that names the folder and the first misfit.
     """
     missing, mismatched, unexpected = sorted(missing), sorted(mismatched), sorted(unexpected)
     if missing:
-        raise ValueError(f"{folder}: its weights lack {missing[0]}{_others(missing)}: another model's?")
+        raise ValueError(f"{folder}: its weights lack {missing[0]}{_and_more(missing)}: another model's?")
     if mismatched:
         name, found, wanted = mismatched[0]
         raise ValueError(
-            f"{folder}: {name} has shape {tuple(found)}, by its config.json {tuple(wanted)}{_others(mismatched)}: "
+            f"{folder}: {name} has shape {tuple(found)}, by its config.json {tuple(wanted)}{_and_more(mismatched)}: "
             "another model's weights?"
         )
     if unexpected:
         raise ValueError(
-            f"{folder}: its weights hold {unexpected[0]}{_others(unexpected)}, for which its config.json has no place: "
-            "another model's?"
+            f"{folder}: its weights hold {unexpected[0]}{_and_more(unexpected)}, for which its config.json has no "
+            "place: another model's?"
         )
 
 
-def _others(wrong: Sequence[Any]) -> str:
-    return f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+def _and_more(names: Sequence[Any]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def check_pickle(path: Path) -> None:
-    """Check that a file starts as torch's checkpoints do.
+    """Check that a file begins like a torch checkpoint.
 
     Raises:
-        ValueError: missing, or something else.
+        ValueError: the file is missing or is something else.
     """
     try:
         require_regular(path)
@@ -182,21 +204,21 @@ def check_pickle(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A pickled state dict as plain tensors, on the CPU; one wrapped in {"params": ...} is unwrapped.
+    """Return a pickled state dict as plain tensors, on the CPU; a dict of the form {"params": ...} is unwrapped.
 
     Raises:
-        ValueError: not readable, not a state dict, or more than tensors in it (running it could do anything).
+        ValueError: the file is not readable, is no state dict, or holds more than tensors (which could run any code).
     """
     check_pickle(path)
     import torch
 
     try:
-        # Mapped where the format allows it: whoever only looks at names and shapes reads nothing large.
-        with warnings.catch_warnings(action="ignore"):  # of a pickle's protocol: what is wrong is told below
+        # Memory-mapped if the format allows it: a caller that only uses names and shapes reads nothing large.
+        with warnings.catch_warnings(action="ignore"):  # about a pickle's protocol; an error follows below
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    except Exception as error:  # torch raises whatever the broken pickle led to
+    except Exception as error:  # a broken pickle can raise anything
         if "weights_only" in str(error).lower():
             raise ValueError(f"{path} holds more than tensors, and running it could do anything: refused") from None
         raise ValueError(f"{path} is no checkpoint ({shorten_error(error)})") from None
@@ -204,20 +226,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict")
     return state
-
-
-QUALITY = "pip install -e '.[quality]' first"  # pyiqa
-
-
-IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-
-
-def check_image_processor(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in IMAGE_PROCESSORS):
-        raise ValueError(f"{folder / IMAGE_PROCESSORS[0]} is missing")
-
-
-def check_model_folder(folder: Path) -> None:
-    require_folder(folder)
-    read_json(folder / "config.json")
-    read_weight_shapes(folder)

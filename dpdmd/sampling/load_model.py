@@ -8,7 +8,8 @@ from torch import nn
 
 from dpdmd.models.base import Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.layout import LORA_WEIGHTS, Layout
+from dpdmd.models.layout import Layout
+from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import check_weights, read_checkpoint, read_shapes
@@ -92,7 +93,7 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Fami
     """
     name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
     check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
-    from dpdmd.models.checks.weights import check_contents  # imports diffusers
+    from dpdmd.models.checks.contents import check_contents  # imports diffusers
 
     check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
     _check_source(model, LAYOUTS[name])

@@ -19,7 +19,8 @@ from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, cho
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
 from dpdmd.methods.perceptual import load_perceptual
 from dpdmd.methods.registry import DISCRIMINATOR, FAKE, STUDENT
-from dpdmd.models.base import Family, ImageDecoder, OffloadedDecoder, TextEncoder
+from dpdmd.models.base import Family, ImageDecoder, TextEncoder
+from dpdmd.models.image_decoder import OffloadedDecoder
 from dpdmd.models.registry import family_class
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings

@@ -157,7 +157,7 @@ def _bf16(config: Config) -> tuple[str, ...]:
 def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup) -> list[MemoryItem]:
     """Text encoders, decoder and scorers."""
     number, kind = _number(config)
-    encoders = layout.text_parts(teacher, no_t5=config.model.no_t5)
+    encoders = layout.text_encoders(teacher, no_t5=config.model.no_t5)
     text = sum(count_numbers(read_weight_shapes(teacher / part)) for part in encoders)
     cached = bool(config.data.cache_text_embeddings)
     vae = count_numbers(read_weight_shapes(teacher / "vae"))

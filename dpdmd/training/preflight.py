@@ -178,14 +178,14 @@ def _check_models(config: Config) -> None:
             layout.adapted_layers(teacher, pair.student.targets)
         except ValueError as error:
             raise ValueError(f"--lora_targets: {error}") from None
-    _check_grids(method, layout.schedule(teacher))
+    _check_grids(method, layout.read_schedule(teacher))
 
 
 def _check_contents(config: Config, evaluation: EvalSetup) -> None:
     """Look closer at the models' and the scorers' files; last of all, since it imports what takes seconds."""
     from dpdmd.evaluation.scorers import check_scorer_contents
     from dpdmd.methods.perceptual import check_perceptual_contents
-    from dpdmd.models.checks.weights import check_contents
+    from dpdmd.models.checks.contents import check_contents
 
     model, layout = config.model, LAYOUTS[config.model.family]
     check_contents(layout, Path(model.teacher_id), "--teacher_id", no_t5=model.no_t5)

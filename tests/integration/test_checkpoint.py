@@ -182,7 +182,7 @@ def test_too_little_space_is_told_at_the_start(flags, tiny_scorers, capsys, monk
 
 def test_the_estimate_is_what_a_checkpoint_takes(finished, tiny_pipeline):
     """Within a tenth: headers, configurations and links are small."""
-    from dpdmd.models.sd35.layout import SD35
+    from dpdmd.models.sd35.layout import LAYOUT
 
     whole = sum(
         path.stat().st_size
@@ -190,5 +190,5 @@ def test_the_estimate_is_what_a_checkpoint_takes(finished, tiny_pipeline):
         if path.is_file() and path.suffix == ".safetensors"
     )
     config = read_yaml(finished / "config.yaml")
-    estimate = checkpoint.size_in_bytes(config) + SD35.bytes_beside_network(tiny_pipeline)
+    estimate = checkpoint.size_in_bytes(config) + LAYOUT.bytes_beside_network(tiny_pipeline)
     assert estimate == pytest.approx(whole, rel=0.1)

@@ -13,7 +13,7 @@ from PIL import Image, ImageFont
 from safetensors.torch import load_file, save_file
 
 from dpdmd import export, generate
-from dpdmd.models.base import OffloadedDecoder
+from dpdmd.models.image_decoder import OffloadedDecoder
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling import generation, geneval
 from dpdmd.sampling.load_model import load_sampler

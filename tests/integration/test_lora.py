@@ -16,8 +16,8 @@ from dpdmd.config import Config, read_yaml
 from dpdmd.config.options import ModelConfig
 from dpdmd.methods.networks import Networks, load_networks
 from dpdmd.models import lora
-from dpdmd.models.layout import LORA_WEIGHTS
-from dpdmd.models.lora_config import Adapter
+from dpdmd.models.lora import Adapter
+from dpdmd.models.lora_files import COMFYUI_WEIGHTS, LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.sd35.family import SD35
@@ -267,7 +267,7 @@ def test_diffusers_loads_the_lora_and_makes_our_image(lora_run, tiny_pipeline):
 def test_comfyui_reads_the_same_change(lora_run):
     """B A alpha / rank from ComfyUI's names is the change of each merged weight."""
     folder = lora_run / "ckpts" / "latest" / "lora"
-    named, ours = load_file(folder / lora.COMFYUI_WEIGHTS), load_file(folder / LORA_WEIGHTS)
+    named, ours = load_file(folder / COMFYUI_WEIGHTS), load_file(folder / LORA_WEIGHTS)
     layers = {name.removesuffix(".alpha") for name in named if name.endswith(".alpha")}
     assert len(named) == 3 * len(layers) == len(ours) * 3 // 2
     assert all(layer.startswith("transformer.transformer_blocks.") for layer in layers)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpdmd import generate, train
+from dpdmd.models.checks.contents import check_contents
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.checks.weights import check_contents
-from dpdmd.models.layout import LORA_WEIGHTS
+from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS, family_class
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
 from dpdmd.sampling.load_model import load_sampler
@@ -163,7 +163,7 @@ def test_a_component_of_another_class_is_told(copied, refused):
     with_entry(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
     assert "model_index.json says vae is a AutoencoderTiny, but a AutoencoderKL is needed" in refused("sd35", folder)
     with_entry(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"], tokenizer=["transformers", "Nobody"])
-    assert "says tokenizer is a Nobody, which transformers has not" in refused("sd35", folder)
+    assert "says tokenizer is a Nobody, which transformers does not have" in refused("sd35", folder)
 
 
 BAD_DEFAULTS = [

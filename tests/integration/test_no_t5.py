@@ -14,7 +14,7 @@ from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.sd35.family import SD35
-from dpdmd.models.sd35.layout import SD35 as LAYOUT
+from dpdmd.models.sd35.layout import LAYOUT
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.rng import normal_per_sample
 from dpdmd.utils.text_files import read_json

@@ -25,10 +25,9 @@ from dpdmd.methods import loss_terms, registry, updates
 from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.networks import Networks, load_networks
 from dpdmd.methods.updates import fake_score_loss, student_loss
-from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.layout import LORA_WEIGHTS
+from dpdmd.models.lora_files import COMFYUI_WEIGHTS, LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.sdxl.family import SDXL
@@ -407,7 +406,7 @@ def test_lora_files_are_what_the_run_samples(flags, tmp_path, tiny_sdxl, recompu
     assert export.main(["--model", str(run), "--out", str(tmp_path / "whole")]) == 0
     whole = load_file(tmp_path / "whole" / LAYOUT.network / "diffusion_pytorch_model.safetensors")
     before = load_file(tiny_sdxl / LAYOUT.network / "diffusion_pytorch_model.safetensors")
-    named, layers = load_file(folder / lora.COMFYUI_WEIGHTS), LAYOUT.adapted_layers(tiny_sdxl, LAYOUT.lora_targets)
+    named, layers = load_file(folder / COMFYUI_WEIGHTS), LAYOUT.adapted_layers(tiny_sdxl, LAYOUT.lora_targets)
     assert len(named) == 3 * len(layers) == 3 * len(load_file(folder / LORA_WEIGHTS)) // 2
     for layer in layers:
         name = f"lora_unet_{layer.replace('.', '_')}"

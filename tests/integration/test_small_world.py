@@ -12,7 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from dpdmd.evaluation.scorers.base import Scorer
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.sd35.family import SD35TextEncoder
-from dpdmd.models.sd35.layout import SD35
+from dpdmd.models.sd35.layout import LAYOUT
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.shapes import build, measure_scorers, pairs, teacher, world
 from dpdmd.shapes.autoencoder import reconstruct_scenes
@@ -38,7 +38,7 @@ def pipe_of_pairs() -> StableDiffusion3Pipeline:
 
 @pytest.mark.parametrize("folder", [TEACHER, PAIRS])
 def test_the_folder_is_whole_and_small(folder):
-    check_folder(SD35, folder, "--teacher_id")
+    check_folder(LAYOUT, folder, "--teacher_id")
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 25e6
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 

@@ -14,7 +14,6 @@ import transformers
 from dpdmd.config.scorer_table import SCORERS
 from dpdmd.evaluation.scorer_files import describe_error
 from dpdmd.evaluation.scorers.base import Scorer
-from dpdmd.models.weight_files import QUALITY
 
 
 def scorer_class(name: str) -> type[Scorer]:
@@ -54,6 +53,6 @@ def check_scorer_contents(paths: Mapping[str, Mapping[str, Path]]) -> None:
                 if check:
                     check()
             except ImportError as error:
-                raise ValueError(f"--{file.flag}: {QUALITY} ({error})") from None
+                raise ValueError(f"--{file.flag}: pip install -e '.[quality]' first ({error})") from None
             except (ValueError, OSError) as error:
                 raise ValueError(describe_error(error, given[file.flag], file)) from None

@@ -1,6 +1,6 @@
-"""Whether a model's folder is whole and of its family, by its small files and the headers of its large ones.
+"""Check that a model's folder is whole and of its family, by the small files and the headers of the large ones.
 
-Does not import diffusers, which takes seconds, so a wrong path is told at once; `skeletons.py` looks closer.
+Does not import diffusers, which takes seconds, so a wrong path is reported at once. `contents.py` checks more.
 """
 
 import math
@@ -19,16 +19,16 @@ _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.
 
 
 class MovedError(ValueError):
-    """A part is a link to a folder that is not there."""
+    """A component is a link to a folder that is not there."""
 
 
 @contextmanager
 def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
-    """Complete what is told of a folder's files with the flag that gave it, and where to get a whole one."""
+    """Add to errors about the files of a folder the flag that gave it, and where to get a whole one."""
     hint = where_to_get(folder, layout.repository)
     try:
         yield
-    except MovedError as error:  # nothing that could be got anywhere
+    except MovedError as error:  # no download would help
         raise ValueError(f"{flag} {folder}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
@@ -37,7 +37,7 @@ def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
 
 
 def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:
-    """Check a pipeline folder, or only the part that is distilled; with `no_t5` its T5 need not be there.
+    """Check a pipeline folder, or only the network that is distilled; with `no_t5` the T5 may be missing.
 
     Raises:
         ValueError: one line that names the flag, the file, and where to get it.
@@ -46,54 +46,52 @@ def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool 
         raise ValueError(f"--no_t5: a {layout.pipeline} has no T5 to leave out; leave the flag out")
     with naming(layout, folder, flag):
         require_folder(folder)
-    read_sampling_defaults(folder, layout.defaults)  # ours, and not to be got where the weights are
+    read_sampling_defaults(folder, layout.defaults)  # this file is ours, and is not where the weights are
     with naming(layout, folder, flag):
-        parts = [layout.network] if network_only else _check_index(layout, folder, no_t5=no_t5)
-        for part in parts:
-            _check_part(layout, folder, part)
+        components = [layout.network] if network_only else _check_index(layout, folder, no_t5=no_t5)
+        for component in components:
+            _check_component(layout, folder, component)
 
 
 def _check_index(layout: Layout, folder: Path, *, no_t5: bool) -> list[str]:
-    """Components of a whole pipeline, of the family's classes."""
+    """Check that the components of a whole pipeline are there and of the family's classes; return them."""
     found = read_json(folder / "model_index.json").get("_class_name")
     if found != layout.pipeline:
-        other = [f" (it is of --family {name})" for name, it in LAYOUTS.items() if it.pipeline == found]
-        told = f"model_index.json is of a {found}, but a {layout.pipeline} is needed"
-        raise ValueError(told + "".join(other))
+        families = [f" (it is of --family {name})" for name, other in LAYOUTS.items() if other.pipeline == found]
+        raise ValueError(f"model_index.json is of a {found}, but a {layout.pipeline} is needed" + "".join(families))
     layout.check_index(folder)
-    listed = layout.listed(folder, no_t5=no_t5)
-    if lacking := [name for name in (layout.network, *layout.needed) if name not in listed]:
-        raise ValueError(f"model_index.json lacks {', '.join(lacking)}")
-    for part, kind in listed.items():
-        if kind != layout.classes.get(part, kind):
-            raise ValueError(f"model_index.json says {part} is a {kind}, but a {layout.classes[part]} is needed")
-    for encoder in (part for part in listed if part.startswith("text_encoder")):
-        if (tokenizer := encoder.replace("text_encoder", "tokenizer")) not in listed:
+    components = layout.components(folder, no_t5=no_t5)
+    if missing := [name for name in (layout.network, *layout.required) if name not in components]:
+        raise ValueError(f"model_index.json lacks {', '.join(missing)}")
+    for name, kind in components.items():
+        if kind != layout.classes.get(name, kind):
+            raise ValueError(f"model_index.json says {name} is a {kind}, but a {layout.classes[name]} is needed")
+    for encoder in layout.text_encoders(folder, no_t5=no_t5):
+        if (tokenizer := encoder.replace("text_encoder", "tokenizer")) not in components:
             raise ValueError(f"model_index.json lists {encoder}, but no {tokenizer}")
-    return list(listed)
+    return list(components)
 
 
-def _check_part(layout: Layout, folder: Path, part: str) -> None:
-    if not (folder / part).is_dir():
-        if (folder / part).is_symlink():  # of a checkpoint on the way: the part is the teacher's
+def _check_component(layout: Layout, folder: Path, component: str) -> None:
+    path = folder / component
+    if not path.is_dir():
+        if path.is_symlink():  # in an unfinished run's checkpoint, to the teacher's component
             raise MovedError(
-                f"{folder / part} is a link to {os.readlink(folder / part)}, which is not there: was the model moved? "
+                f"{path} is a link to {os.readlink(path)}, which is not there: was the model moved? "
                 "Put it back, or a link to it"
             )
-        raise ValueError(f"{folder / part} is missing")
-    if part == "scheduler":
-        layout.schedule(folder)
-    elif part.startswith("tokenizer"):
-        if not any(all((folder / part / name).exists() for name in names) for names in _TOKENIZER_FILES):
-            raise ValueError(
-                f"{folder / part} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or spiece.model)"
-            )
-    elif not part.startswith("feature_extractor"):
-        read_json(folder / part / "config.json")
-        shapes = layout.weight_shapes(folder, part)
-        if part == layout.network:
-            _check_network(layout, folder / part, shapes)
-        elif part == "vae":
+        raise ValueError(f"{path} is missing")
+    if component == "scheduler":
+        layout.read_schedule(folder)
+    elif component.startswith("tokenizer"):
+        if not any(all((path / name).exists() for name in names) for names in _TOKENIZER_FILES):
+            raise ValueError(f"{path} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or spiece.model)")
+    elif not component.startswith("feature_extractor"):
+        read_json(path / "config.json")
+        found = layout.weight_shapes(folder, component)
+        if component == layout.network:
+            _check_network(layout, path, found)
+        elif component == "vae":
             _check_vae(layout, folder)
 
 
@@ -104,7 +102,7 @@ def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> 
     found_blocks = {name.removeprefix(prefix).partition(".")[0] for name in found if name.startswith(prefix)}
     with expecting_mapping_keys(folder / "config.json"):
         expected, blocks = layout.shapes(config), count(config)
-        int(config.get("sample_size", 0)), layout.latents(config)  # what is read of it later
+        int(config.get("sample_size", 0)), layout.latents(config)  # read later, so checked here
     if len(found_blocks) != blocks:
         raise ValueError(f"{folder}: its weights have {len(found_blocks)} blocks, its config.json {blocks}")
     check_weights(found, expected, folder)
@@ -113,14 +111,14 @@ def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> 
 def _check_vae(layout: Layout, folder: Path) -> None:
     path = folder / "vae" / "config.json"
     with expecting_mapping_keys(path):
-        factor = layout.factor_of(folder)
-    if layout.factor not in (None, factor):
-        raise ValueError(f"{path}: a latent spans {factor} pixels, not {layout.factor}")
+        factor = layout.read_vae_factor(folder)
+    if layout.vae_factor not in (None, factor):
+        raise ValueError(f"{path}: a latent spans {factor} pixels, not {layout.vae_factor}")
     config = read_json(path)
-    for name, least in (("scaling_factor", True), ("shift_factor", False)):  # read when the first image is decoded
+    for name, positive in (("scaling_factor", True), ("shift_factor", False)):  # read when the first image is decoded
         value = config.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (value is None or number) or (least and number and value <= 0):
+        if not (value is None or number) or (positive and number and value <= 0):
             raise ValueError(f"{path} sets {name} {value!r}, which must be a number")
     channels, wanted = config.get("latent_channels", 4), layout.network_config(folder).get("in_channels")
     if channels != wanted:

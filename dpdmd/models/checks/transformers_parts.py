@@ -1,7 +1,7 @@
-"""Whether a folder holds what transformers will load from it, without its numbers: networks, tokenizers, processors.
+"""Check that transformers will load networks, tokenizers and image processors of a folder; no weights are read.
 
-The library puts random numbers where a file has none, and says so only in a warning; and what a wrong file gets it to
-raise is anything from KeyError to errors of its own.
+transformers puts random numbers where a file has none, and only warns. A wrong file makes it raise anything from
+KeyError to errors of its own.
 """
 
 from pathlib import Path
@@ -15,10 +15,10 @@ from dpdmd.utils.text_files import read_any_json
 
 
 def check_network(name: str, folder: Path) -> Any:
-    """Check that a network of this class will load with every weight of it from the folder; gives its configuration.
+    """Check that a network of the class `name` will load from the folder with all its weights; return its config.
 
     Raises:
-        ValueError: it will not.
+        ValueError: the network will not load.
     """
     kind = getattr(transformers, name)
     read_any_json(folder / "config.json")
@@ -30,10 +30,10 @@ def check_network(name: str, folder: Path) -> Any:
 
 
 def check_tokenizer(name: str, folder: Path) -> Any:
-    """Check that a tokenizer of this class, or an AutoTokenizer, will load; gives it.
+    """Check that a tokenizer of the class `name`, or an AutoTokenizer, will load; return it.
 
     Raises:
-        ValueError: it will not; the message names the file where it can.
+        ValueError: the tokenizer will not load; the message names the file if transformers does.
     """
     _read_all_json(folder)
     with raise_as_value_error(f"{folder} does not load as a {name}"):
@@ -58,10 +58,10 @@ def check_prompt_tokenizer(name: str, folder: Path, length: int, vocabulary: int
 
 
 def check_image_processor(folder: Path) -> tuple[int, int]:
-    """Check that images can be prepared as the folder says; gives the (height, width) that they then have.
+    """Check that the folder's image processor works; return the (height, width) of its images.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: the processor will not load, or cannot process an image.
     """
     _read_all_json(folder)
     with raise_as_value_error(f"{folder} does not load as an image's processor"):
@@ -72,6 +72,6 @@ def check_image_processor(folder: Path) -> tuple[int, int]:
 
 
 def _read_all_json(folder: Path) -> None:
-    """The configurations and vocabularies of a folder; transformers does not say which of them it cannot parse."""
+    """Read the JSON files of a folder, since transformers does not say which of them it cannot parse."""
     for path in sorted(folder.glob("*.json")):
         read_any_json(path)

@@ -6,27 +6,17 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dpdmd.models import lora_files
 from dpdmd.models.base import Family, TextEmbedding, TextEncoder
-from dpdmd.models.common import (
-    KLImageDecoder,
-    attach_lora,
-    export_network,
-    export_parts,
-    load_encoders,
-    quieten_libraries,
-    read_lora,
-)
-from dpdmd.models.layout import LORA_WEIGHTS
-from dpdmd.models.loading import load_strict
-from dpdmd.models.lora import COMFYUI_WEIGHTS, for_comfyui, peft_config
-from dpdmd.models.lora_config import Adapter
+from dpdmd.models.image_decoder import KLImageDecoder
+from dpdmd.models.loading import load_strict, load_text_encoders
+from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule
+from dpdmd.models.pipeline_export import export_network, export_unchanged
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.sd35.layout import SD35 as LAYOUT
-from dpdmd.models.sd35.layout import read_flow_schedule
+from dpdmd.models.sd35.layout import LAYOUT, read_flow_schedule
 
 
 class SD35TextEncoder(TextEncoder):
@@ -35,15 +25,15 @@ class SD35TextEncoder(TextEncoder):
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int, no_t5: bool):
         self.device = device
         self.max_sequence_length = max_sequence_length
-        # diffusers wants to be told of a T5 that is not there, also where the folder says so itself.
-        parts = LAYOUT.parts(folder, no_t5=no_t5)
-        left_out = dict.fromkeys(["transformer", "vae", *(part for part in LAYOUT.t5 if part not in parts)])
-        encoders = load_encoders(LAYOUT, folder, dtype, no_t5=no_t5)
+        # diffusers must be told explicitly about a missing T5, even if the folder's own index says so.
+        present = LAYOUT.components(folder, no_t5=no_t5)
+        left_out = dict.fromkeys(["transformer", "vae", *(name for name in LAYOUT.t5 if name not in present)])
+        encoders = load_text_encoders(LAYOUT, folder, dtype, no_t5=no_t5)
         self.pipe = StableDiffusion3Pipeline.from_pretrained(
             folder, dtype=dtype, local_files_only=True, **left_out, **encoders
         ).to(device)
         if self.pipe.text_encoder_3 is None:
-            # The zeros have the width that the transformer's configuration says, and only that is asked of it.
+            # diffusers reads the width of the zeros from the transformer's configuration, and nothing else.
             self.pipe.transformer = SimpleNamespace(config=SimpleNamespace(**LAYOUT.network_config(folder)))
 
     @torch.no_grad()
@@ -64,10 +54,6 @@ class SD35(Family):
 
     block_classes = ("JointTransformerBlock",)
 
-    def __init__(self, device: torch.device, compute_dtype: torch.dtype):
-        super().__init__(device, compute_dtype)
-        quieten_libraries()
-
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         return load_strict(SD3Transformer2DModel, folder / LAYOUT.network, dtype, exact=True)
 
@@ -82,10 +68,10 @@ class SD35(Family):
 
     def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
         if sigmas:
-            scheduler = _scheduler(folder)
+            scheduler = _load_scheduler(folder)
             scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
         else:
-            scheduler = _scheduler(folder, shift=read_flow_schedule(folder).shift)
+            scheduler = _load_scheduler(folder, shift=read_flow_schedule(folder).shift)
             scheduler.set_timesteps(steps)
         return scheduler.sigmas
 
@@ -106,46 +92,42 @@ class SD35(Family):
     def export(
         self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
     ) -> None:
-        parts = LAYOUT.parts(source, no_t5=defaults.no_t5)
-        kept = [part for part in parts if part not in (LAYOUT.network, "scheduler")]
-        export_parts(folder, source, kept, without=LAYOUT.t5 if defaults.no_t5 else (), copy=copy)
+        components = LAYOUT.components(source, no_t5=defaults.no_t5)
+        unchanged = [name for name in components if name not in (LAYOUT.network, "scheduler")]
+        export_unchanged(folder, source, unchanged, without=LAYOUT.t5 if defaults.no_t5 else (), copy=copy)
         export_network(SD3Transformer2DModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
         _export_scheduler(folder, source, defaults).write(folder)
 
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        state = {name: value.contiguous() for name, value in state.items()}
-        StableDiffusion3Pipeline.save_lora_weights(
-            folder, transformer_lora_layers=state, transformer_lora_adapter_metadata=peft_config(adapter).to_dict()
-        )
-        save_file(for_comfyui(state, adapter.alpha, LAYOUT.network), folder / COMFYUI_WEIGHTS)
+        lora_files.save_lora(folder, state, adapter, StableDiffusion3Pipeline, LAYOUT.network)
         replace(_export_scheduler(folder, source, defaults), base=str(source)).write(folder)
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        return read_lora(folder, LAYOUT.network)
+        return lora_files.read_lora(folder, LAYOUT.network)
 
     def load_lora(self, network: nn.Module, folder: Path) -> None:
-        state, metadata = StableDiffusion3Pipeline.lora_state_dict(
-            folder, weight_name=LORA_WEIGHTS, return_lora_metadata=True, local_files_only=True, use_safetensors=True
-        )
-        attach_lora(network, LAYOUT.network, folder, state, metadata)
+        lora_files.load_lora(network, folder, StableDiffusion3Pipeline, LAYOUT.network)
 
 
-def _scheduler(folder: Path, **other: float) -> FlowMatchEulerDiscreteScheduler:
-    """The folder's, with `other` values in its configuration."""
+def _load_scheduler(folder: Path, **values: float) -> FlowMatchEulerDiscreteScheduler:
+    """Load the scheduler of a folder, with `values` in its configuration."""
     return FlowMatchEulerDiscreteScheduler.from_pretrained(
-        folder, subfolder="scheduler", local_files_only=True, **other
+        folder, subfolder="scheduler", local_files_only=True, **values
     )
 
 
 def _export_scheduler(folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
     """Write scheduler/ of an exported student or LoRA. Return `defaults` with the shift that the file no longer has.
 
-    On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other is given as `sigmas=`, which the
-    scheduler would shift once more: so its shift is saved as 1, and the sampling defaults' sigmas are final.
+    On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other grid is given as `sigmas=`, which the
+    scheduler would shift once more. So the file's shift is then 1, and the sigmas of `defaults` are final.
     """
     schedule = read_flow_schedule(source)
     final = defaults.sigmas and not torch.equal(torch.tensor(defaults.sigmas), schedule.default_sigmas(defaults.steps))
-    _scheduler(source, shift=1.0 if final else schedule.shift).save_pretrained(folder / "scheduler")
+    _load_scheduler(source, shift=1.0 if final else schedule.shift).save_pretrained(folder / "scheduler")
     return replace(defaults, shift=schedule.shift if final else None)
+
+
+FAMILY = SD35

@@ -1,19 +1,18 @@
-"""Folder layout, shapes and noise schedule of SD3.5."""
+"""Folder layout, shapes and noise schedule of Stable Diffusion 3.5."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.activation_memory import sd3_call_memory
-from dpdmd.models.layout import Layout
+from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.models.scheduler_config import read_scheduler_config
+from dpdmd.models.sd35.activation_memory import call_memory
 from dpdmd.models.weight_files import Shape
 
 
-def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     width = config["num_attention_heads"] * config["attention_head_dim"]
     patch = config["patch_size"]
     return {
@@ -24,12 +23,12 @@ def _sd3_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     }
 
 
-def _sd3_latents(config: Mapping[str, Any]) -> tuple[int, float]:
+def _latents(config: Mapping[str, Any]) -> tuple[int, float]:
     patch = int(config.get("patch_size", 2))
     return patch, patch * int(config.get("pos_embed_max_size", 96))
 
 
-_FLOW_OPTIONS = (  # bend the grid
+_OTHER_GRIDS = (  # options of the scheduler that change the grid
     "use_dynamic_shifting",
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -41,22 +40,22 @@ _FLOW_OPTIONS = (  # bend the grid
 
 
 def read_flow_schedule(folder: Path) -> FlowSchedule:
-    """Of a FlowMatchEulerDiscreteScheduler whose grid nothing but its shift bends, unless dpdmd.json has one.
+    """Return the schedule of a FlowMatchEulerDiscreteScheduler with the shift in dpdmd.json, else in its own file.
 
     Raises:
-        ValueError: another scheduler class, or an option that we do not reproduce.
+        ValueError: the scheduler is of another class, or sets an option that this schedule does not reproduce.
     """
     path, config = read_scheduler_config(folder, "FlowMatchEulerDiscreteScheduler")
-    bent = [name for name in _FLOW_OPTIONS if config.get(name)]
-    if bent or config.get("num_train_timesteps", 1000) != 1000:
-        raise ValueError(f"{path} sets {', '.join(bent) or 'num_train_timesteps'}, which this family does not use")
+    unknown = [name for name in _OTHER_GRIDS if config.get(name)]
+    if unknown or config.get("num_train_timesteps", 1000) != 1000:
+        raise ValueError(f"{path} sets {', '.join(unknown) or 'num_train_timesteps'}, which this family does not use")
     shift = read_sampling_defaults(folder, SamplingDefaults()).shift or config.get("shift", 1.0)
     if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
         raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
     return FlowSchedule(float(shift))
 
 
-SD35 = Layout(
+LAYOUT = Layout(
     pipeline="StableDiffusion3Pipeline",
     network="transformer",
     classes={
@@ -67,11 +66,11 @@ SD35 = Layout(
         "text_encoder_3": "T5EncoderModel",
     },
     repository="stabilityai/stable-diffusion-3.5-medium",
-    shapes=_sd3_shapes,
+    shapes=_shapes,
     blocks=("transformer_blocks.", lambda config: config["num_layers"]),
-    latents=_sd3_latents,
-    needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    schedule=read_flow_schedule,
+    latents=_latents,
+    required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    read_schedule=read_flow_schedule,
     defaults=SamplingDefaults(),
     lora_targets=(
         *("to_q", "to_k", "to_v", "to_out.0"),  # of the images, and of attn2
@@ -79,6 +78,6 @@ SD35 = Layout(
         *("net.0.proj", "net.2"),  # feed-forward, both
     ),
     t5=("text_encoder_3", "tokenizer_3"),
-    fixed=("pos_embed.pos_embed",),
-    call_memory=sd3_call_memory,
+    buffers=("pos_embed.pos_embed",),
+    call_memory=call_memory,
 )

@@ -1,18 +1,17 @@
-"""Folder layout, shapes and noise schedule of SDXL."""
+"""Folder layout, shapes and noise schedule of Stable Diffusion XL."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.layout import Layout
+from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.scheduler_config import read_scheduler_config
 from dpdmd.models.weight_files import Shape
 
 
-def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     first, last = config["block_out_channels"][0], config["block_out_channels"][-1]
     return {
         "conv_in.weight": (first, config["in_channels"], 3, 3),
@@ -22,13 +21,13 @@ def _sdxl_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     }
 
 
-def _sdxl_blocks(config: Mapping[str, Any]) -> int:
-    """Transformer blocks at the lowest resolution; the configuration gives one number, or one a level."""
+def _count_blocks(config: Mapping[str, Any]) -> int:
+    """Return the transformer blocks at the lowest resolution; the configuration has one number, or one a level."""
     layers = config["transformer_layers_per_block"]
     return layers if isinstance(layers, int) else layers[-1]
 
 
-_EULER_DEFAULTS = {  # of diffusers, where a file says nothing
+_EULER_DEFAULTS = {  # diffusers' values for what the file does not set
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
     "interpolation_type": "linear",
@@ -40,33 +39,27 @@ _EULER_DEFAULTS = {  # of diffusers, where a file says nothing
     "use_beta_sigmas": False,
     "rescale_betas_zero_snr": False,
 }
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+_GRID = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
+SCHEDULE = EpsilonSchedule(**_BETAS)  # the same for every model of the family
 
 
-_SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-
-
-_SDXL_GRID = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
-
-
-SDXL_SCHEDULE = EpsilonSchedule(**_SDXL)  # the same for every model of the family, so that it need not be handed around
-
-
-def read_sdxl_schedule(folder: Path) -> EpsilonSchedule:
-    """Of an EulerDiscreteScheduler with SDXL's betas and grid.
+def read_epsilon_schedule(folder: Path) -> EpsilonSchedule:
+    """Return the schedule of an EulerDiscreteScheduler with SDXL's betas and grid.
 
     Raises:
-        ValueError: another scheduler class, or other values.
+        ValueError: the scheduler is of another class, or has other values.
     """
     path, config = read_scheduler_config(folder, "EulerDiscreteScheduler")
-    found, wanted = {**_EULER_DEFAULTS, **config}, {**_EULER_DEFAULTS, **_SDXL, **_SDXL_GRID}
+    found, wanted = {**_EULER_DEFAULTS, **config}, {**_EULER_DEFAULTS, **_BETAS, **_GRID}
     other = [name for name, value in wanted.items() if (found.get(name) or False) != (value or False)]
     if other:
-        told = ", ".join(f"{name} {found.get(name)!r} in place of {wanted[name]!r}" for name in other)
-        raise ValueError(f"{path} sets {told}, which this family does not use")
-    return SDXL_SCHEDULE
+        values = ", ".join(f"{name} {found.get(name)!r} in place of {wanted[name]!r}" for name in other)
+        raise ValueError(f"{path} sets {values}, which this family does not use")
+    return SCHEDULE
 
 
-SDXL = Layout(
+LAYOUT = Layout(
     pipeline="StableDiffusionXLPipeline",
     network="unet",
     classes={
@@ -76,13 +69,13 @@ SDXL = Layout(
         "text_encoder_2": "CLIPTextModelWithProjection",
     },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
-    shapes=_sdxl_shapes,
-    blocks=("mid_block.attentions.0.transformer_blocks.", _sdxl_blocks),
+    shapes=_shapes,
+    blocks=("mid_block.attentions.0.transformer_blocks.", _count_blocks),
     latents=lambda _: (1, math.inf),
-    needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    schedule=read_sdxl_schedule,
+    required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    read_schedule=read_epsilon_schedule,
     defaults=SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
-    fixed_text=True,
-    factor=8,
+    fixed_text_length=True,
+    vae_factor=8,
 )

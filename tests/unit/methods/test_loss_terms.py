@@ -15,7 +15,7 @@ from dpdmd.methods.discriminator import Discriminator
 from dpdmd.methods.networks import Networks
 from dpdmd.methods.updates import fake_score_loss, student_loss
 from dpdmd.models import lora
-from dpdmd.models.lora_config import Adapter
+from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.sampling.rollout import rollout
 

@@ -19,9 +19,10 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.methods.networks import recompute_blocks
 from dpdmd.models import lora
-from dpdmd.models.activation_memory import CallShape, decode_bytes, sd3_call_memory
-from dpdmd.models.lora_config import Adapter
+from dpdmd.models.activation_memory import CallShape, decode_bytes
+from dpdmd.models.lora import Adapter
 from dpdmd.models.registry import LAYOUTS
+from dpdmd.models.sd35.activation_memory import call_memory
 from dpdmd.models.sd35.family import SD35
 from dpdmd.training import checkpoint
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
@@ -84,7 +85,7 @@ def test_what_autograd_keeps_is_what_the_formula_says(name, bf16):
             recompute_blocks(network, family, str(recomputed))
             counted = kept_bytes(network, lambda shape=shape: call(network, shape, bf16))
             batch, side, tokens = shape
-            memory = sd3_call_memory(network.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, True), 8)
+            memory = call_memory(network.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, True), 8)
             assert memory.kept(recomputed) == pytest.approx(counted, rel=0.1)
 
 
@@ -108,7 +109,7 @@ def test_what_autograd_keeps_for_adapters_is_what_the_formula_says(name, bf16):
             recompute_blocks(student, family, str(recomputed))
             counted = kept_bytes(base, lambda shape=shape: call(student, shape, bf16))
             batch, side, tokens = shape
-            memory = sd3_call_memory(base.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, False, rank), 8)
+            memory = call_memory(base.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, False, rank), 8)
             assert memory.kept(recomputed) == pytest.approx(counted, rel=0.1)
 
 
@@ -132,7 +133,7 @@ def test_the_most_that_lives_in_a_backward_pass_is_what_the_formula_says(bf16, r
             call(network, shape, bf16).float().mean().backward()
         with torch.no_grad(), LiveStorages([*network.parameters(), *network.buffers()]) as passing:
             call(network, shape, bf16)
-    memory = sd3_call_memory(network.config, CallShape(8, 512, 512, 64, bf16, True), 8)
+    memory = call_memory(network.config, CallShape(8, 512, 512, 64, bf16, True), 8)
     assert memory.kept(recomputed) + memory.working(recomputed) == pytest.approx(live.peak, rel=0.1)
     assert memory.passing == pytest.approx(passing.peak, rel=0.1)
 

@@ -1,0 +1,51 @@
+"""Check that every weight of a model's folder is there, by building each class without memory for its weights.
+
+The libraries put random numbers where a file has none, and some of them only warn. Which weights a class needs is read
+from the class itself, so a library that renames weights is followed.
+"""
+
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from dpdmd.models.checks.folder import naming
+from dpdmd.models.checks.transformers_parts import check_network, check_tokenizer
+from dpdmd.models.layout import Layout
+from dpdmd.models.loading import quieten_libraries, raise_as_value_error
+from dpdmd.models.weight_files import check_weights
+from dpdmd.utils.text_files import read_json
+
+
+def check_contents(layout: Layout, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:
+    """Check that all weights and tokenizers of a folder will load. Call `check_folder` before.
+
+    Raises:
+        ValueError: one line that names the flag, the file, and where to get it.
+    """
+    quieten_libraries()
+    with naming(layout, folder, flag):
+        components = {layout.network: ""} if network_only else layout.components(folder, no_t5=no_t5)
+        for component, kind in components.items():
+            if component in (layout.network, "vae"):
+                _check_diffusers(layout, folder, component)
+            elif component in layout.classes:
+                check_network(layout.classes[component], folder / component)
+            elif component.startswith("tokenizer"):
+                if not hasattr(transformers, kind):
+                    raise ValueError(f"model_index.json says {component} is a {kind}, which transformers does not have")
+                check_tokenizer(kind, folder / component)
+
+
+def _check_diffusers(layout: Layout, folder: Path, component: str) -> None:
+    # from_pretrained on the meta device, as for transformers' networks, would still read all weights.
+    kind = getattr(diffusers, layout.classes[component])
+    path = folder / component / "config.json"
+    with raise_as_value_error(f"{path} does not describe a {kind.__name__}"), torch.device("meta"):
+        network = kind.from_config(read_json(path))
+    found = layout.weight_shapes(folder, component)
+    # The first autoencoders have other names in their attention; the library takes both.
+    network._fix_state_dict_keys_on_load(found)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    check_weights(found, expected, folder / component, exact=component == layout.network)
