@@ -1,4 +1,4 @@
-"""`--compile`: torch.compile of a network's transformer blocks, each on its own, in place."""
+"""`--compile`: torch.compile of each transformer block of a network, in place."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-# Graphs that a process may keep of a block's call: kinds of block, with and without gradient, batch sizes, precisions,
-# of three networks. torch's limit of 8 would end a run that evaluates as well.
+# Graphs that a process may keep for a block: for kinds of block, with and without gradient, batch sizes and precisions,
+# of three networks. A run with evaluation needs more than torch's limit of 8.
 NUM_GRAPHS = 64
 
 
@@ -18,7 +18,7 @@ def check_compiler(device: torch.device) -> None:
     """Check that torch's inductor can build kernels on this machine.
 
     Raises:
-        ValueError: what it needs is not there.
+        ValueError: triton or a compiler is missing.
     """
     needed, name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"), "a C++ compiler"
     if device.type == "cuda":
@@ -30,11 +30,10 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_blocks(network: nn.Module, block_classes: Sequence[str], backend: str = "inductor") -> None:
-    """Compile every block of `network`, each as one graph.
+    """Compile every block of `network`, each as one graph. Call it before the network is wrapped.
 
-    By block rather than whole, so that equal blocks share their graphs, and sharding and gradient checkpointing stay
-    between the graphs. In place: no name in the state dict changes, and hooks that sharding adds later still run.
-    Call it before wrapping.
+    Blocks are compiled one by one, so that equal blocks share their graphs, and sharding and gradient checkpointing
+    stay between the graphs. In place: no name in the state dict changes, and hooks added later by sharding still run.
     """
     torch._dynamo.config.recompile_limit = max(NUM_GRAPHS, torch._dynamo.config.recompile_limit)
     for module in network.modules():

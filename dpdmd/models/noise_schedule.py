@@ -1,14 +1,14 @@
 """Noise algebra and time grids, on plain tensors: no scheduler object, no state.
 
-What `sigma` is, for the whole package: the number by which a schedule names a noise level, fp32, [] or [B]. Along a
-grid [N + 1] it falls strictly, and the last entry, 0, is clean data. Predictors, grids, sampling defaults and exports
-use sigma, and it is the number that the library's own scheduler calls sigma. Only a schedule does arithmetic with it,
-and only a family converts it to its network's time:
+In the whole package `sigma` is a schedule's name of a noise level, fp32, [] or [B], the number that the library's
+scheduler calls sigma. Along a grid [N + 1] it falls strictly, and the last entry, 0, is clean data. Predictors, grids,
+sampling defaults and exports use sigma. Only a schedule computes with it, and only a family converts it to the time of
+its network:
 
 FlowSchedule     the time t itself, from 1 (noise) to 0: z = (1 - sigma) x0 + sigma eps
-EpsilonSchedule  noise over signal, sqrt((1 - a) / a), from some 14.6: z = (x0 + sigma eps) / sqrt(1 + sigma^2)
+EpsilonSchedule  noise over signal, sqrt((1 - a) / a), from about 14.6: z = (x0 + sigma eps) / sqrt(1 + sigma^2)
 
-Latents z have the scale that the network takes: at the first sigma of any grid z is eps itself, of unit variance.
+Latents z have the scale of the network's input: at the first sigma of any grid z is eps itself, of unit variance.
 """
 
 from abc import ABC, abstractmethod
@@ -21,21 +21,21 @@ from torch import Tensor
 NUM_TRAIN_TIMESTEPS = 1000
 GRIDS = DEFAULT, TRAILING = "default", "trailing"
 
-# A network with its text bound: (z [B, C, H, W] fp32, sigma [B] fp32) -> prediction [B, C, H, W] fp32.
+# A network bound to its text: (z [B, C, H, W] fp32, sigma [B] fp32) -> prediction [B, C, H, W] fp32.
 Predictor = Callable[[Tensor, Tensor], Tensor]
 
 
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
-    """[] or [B] -> a shape that broadcasts over `like` [B, C, H, W]."""
+    """Reshape sigma, [] or [B], so that it broadcasts over `like` [B, C, H, W]."""
     return sigma.reshape(-1, *[1] * (like.ndim - 1)) if sigma.ndim else sigma
 
 
 class Schedule(ABC):
-    """What a network's prediction means at each sigma, and on which grids it is asked. Latents are [B, C, H, W]."""
+    """The meaning of a network's prediction at each sigma, and the grids of sigmas. Latents are [B, C, H, W]."""
 
     @abstractmethod
     def default_sigmas(self, num_steps: int) -> Tensor:
-        """The grid on which the library's own scheduler samples with `num_steps`: fp32 [num_steps + 1].
+        """Return the grid of the library's own scheduler with `num_steps`, fp32 [num_steps + 1].
 
         Raises:
             ValueError: more steps than the schedule has times.
@@ -43,67 +43,67 @@ class Schedule(ABC):
 
     @abstractmethod
     def trailing_sigmas(self, num_steps: int) -> Tensor:
-        """Even steps of time from pure noise, fp32 [num_steps + 1]."""
+        """Return even steps of time from pure noise, fp32 [num_steps + 1]."""
 
     @abstractmethod
     def score_sigmas(self) -> Tensor:
-        """The 1000 sigmas at which the scores are asked, fp32 [1000], falling, all above 0."""
+        """Return the 1000 sigmas at which teacher and fake score are compared, fp32 [1000], falling, all above 0."""
 
     @abstractmethod
     def covers(self, first: float, last: float) -> bool:
-        """Whether a grid may go from `first` to `last` and then to 0."""
+        """Return whether a grid may go from `first` to `last` and then to 0."""
 
     @property
     @abstractmethod
     def rule(self) -> str:
-        """What a grid given as numbers must do, in words."""
+        """Return the condition on a grid of given numbers, in words."""
 
     @abstractmethod
     def add_noise(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-        """z at `sigma` of the pair (x0, eps)."""
+        """Return z at `sigma` for the pair (x0, eps)."""
 
     @abstractmethod
     def to_x0(self, z: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
-        """The x0 that a prediction at `z` implies."""
+        """Return the x0 that a prediction at `z` implies."""
 
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """What a perfect network predicts for one known pair."""
+        """Return the prediction of a perfect network for one known pair."""
 
     @abstractmethod
     def step(self, z: Tensor, prediction: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
-        """One step of the deterministic sampler (the ODE's Euler step) from sigma_s to sigma_t."""
+        """Take one step of the deterministic sampler (the ODE's Euler step) from sigma_s to sigma_t."""
 
     @abstractmethod
     def solve_step(self, z_s: Tensor, z_t: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
-        """The prediction whose single step carries z_s to z_t; inverse of `step`."""
+        """Return the prediction that carries z_s to z_t in a single step; inverse of `step`."""
 
     @abstractmethod
     def anchored(self, eps: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
-        """What the diversity loss compares of the student's prediction at its first sigma, from z = eps."""
+        """Return the student's side of the diversity loss, from its prediction at z = eps and its first sigma."""
 
     @abstractmethod
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
-        """What it is compared with: of the teacher that came from eps at sigma_s to the anchor z_k at sigma_k."""
+        """Return the teacher's side of that loss, when the teacher went from eps at sigma_s to z_k at sigma_k."""
 
     def named_sigmas(self, name: str, num_steps: int) -> Tensor:
-        """One of `GRIDS`, fp32 [num_steps + 1].
+        """Return one of `GRIDS`, fp32 [num_steps + 1].
 
         Raises:
             ValueError: another name, or more steps than the schedule has times.
         """
         if name not in GRIDS:
-            raise ValueError(f"{name!r} is none of the grids {', '.join(GRIDS)}")
+            raise ValueError(f"{name!r} is not one of the grids {', '.join(GRIDS)}")
         return self.trailing_sigmas(num_steps) if name == TRAILING else self.default_sigmas(num_steps)
 
     def parse_sigmas(self, text: str, num_steps: int) -> Tensor:
-        """Grid of `--student_sigmas`: "default", "trailing", or N numbers such as "1.0,0.9,0.75,0.5" (a 0 may follow).
+        """Parse `--student_sigmas`: "default", "trailing", or N numbers such as "1.0,0.9,0.75,0.5" (a 0 may follow).
 
         Returns:
             fp32 [num_steps + 1].
 
         Raises:
-            ValueError: not a name and not `num_steps` numbers that fall strictly and lie in the schedule's range.
+            ValueError: neither a name nor `num_steps` numbers that fall strictly within the schedule's range.
         """
         if text in GRIDS:
             return self.named_sigmas(text, num_steps)
@@ -117,14 +117,14 @@ class Schedule(ABC):
             numbers.pop()
         if len(numbers) != num_steps:
             raise ValueError(f"{text!r} has {len(numbers)} sigmas, but the student takes {num_steps} steps")
-        sigmas = torch.tensor([*numbers, 0.0], dtype=torch.float32)  # in which two may be one that were not as written
+        sigmas = torch.tensor([*numbers, 0.0], dtype=torch.float32)  # rounding can make two numbers equal
         if not (sigmas.diff() < 0).all() or not self.covers(numbers[0], numbers[-1]):
             raise ValueError(f"{text!r} must {self.rule}")
         return sigmas
 
 
 def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
-    """SD3's resolution shift, s sigma / (1 + (s - 1) sigma), elementwise; keeps 0 and 1."""
+    """Apply SD3's resolution shift, s sigma / (1 + (s - 1) sigma), elementwise; 0 and 1 stay."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
@@ -140,8 +140,8 @@ class FlowSchedule(Schedule):
     def default_sigmas(self, num_steps: int) -> Tensor:
         """The grid of diffusers' FlowMatchEulerDiscreteScheduler.
 
-        The scheduler keeps the shifted sigma of its last training time as sigma_min, spaces times evenly down to it,
-        and shifts them: sigma_min is shifted twice. At shift 3 four steps give 1, .8577, .6022, .0089, 0.
+        The scheduler keeps the shifted sigma of its last training time as sigma_min, spaces times evenly down to
+        sigma_min, and shifts them: sigma_min is shifted twice. At shift 3 four steps give 1, .8577, .6022, .0089, 0.
         """
         lowest = shift_sigmas(torch.tensor(1 / NUM_TRAIN_TIMESTEPS, dtype=torch.float64), self.shift).item()
         even = torch.linspace(1.0, lowest, num_steps, dtype=torch.float64)
@@ -183,11 +183,11 @@ class FlowSchedule(Schedule):
         return (z_t - z_s) / expand(sigma_t - sigma_s, z_s)
 
     def anchored(self, eps: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
-        """The velocity itself."""
+        """v."""
         return prediction
 
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
-        """The velocity that carries eps to z_k at once, (eps - z_k) / (1 - t_k) (paper, section 4.1)."""
+        """The velocity that carries eps to z_k in one step, (eps - z_k) / (1 - t_k) (paper, section 4.1)."""
         return self.solve_step(eps, z_k, sigma_s, sigma_k)
 
 
@@ -195,8 +195,8 @@ class EpsilonSchedule(Schedule):
     """Diffusion with discrete times 0 to 999 and scaled-linear betas; the network predicts eps (paper, appendix C).
 
     a_t = prod_(i<=t) (1 - beta_i), sigma = sqrt((1 - a) / a), so sqrt(a) = 1 / c and sqrt(1 - a) = sigma / c with
-    c = sqrt(1 + sigma^2), and the latent z = sqrt(a) x0 + sqrt(1 - a) eps is (x0 + sigma eps) / c. c z is what
-    diffusers' EulerDiscreteScheduler calls its sample; in it the DDIM step is Euler's.
+    c = sqrt(1 + sigma^2), and the latent z = sqrt(a) x0 + sqrt(1 - a) eps is (x0 + sigma eps) / c. diffusers'
+    EulerDiscreteScheduler uses c z as its sample; there the DDIM step is an Euler step.
     """
 
     def __init__(self, beta_start: float, beta_end: float, steps_offset: int):
@@ -210,10 +210,10 @@ class EpsilonSchedule(Schedule):
         return ((1 - kept) / kept).sqrt()
 
     def times(self, sigma: Tensor) -> Tensor:
-        """The network's time at each sigma, fp32 of the same shape: linear in log sigma between the table's entries.
+        """Return the network's time at each sigma, fp32 of the same shape: linear in log sigma between table entries.
 
-        As in diffusers; rounded to a thousandth, so that the table's own sigmas, which are fp32 elsewhere, have their
-        own whole times. Sigmas beyond the table have the nearest time.
+        As in diffusers, but rounded to a thousandth, so that the table's sigmas give whole times also after rounding to
+        fp32. Sigmas beyond the table have the nearest time.
         """
         known = self.table.log().to(sigma.device)
         wanted = sigma.double().clamp_min(self.table[0].item()).log()
@@ -224,7 +224,7 @@ class EpsilonSchedule(Schedule):
     def default_sigmas(self, num_steps: int) -> Tensor:
         """The grid of diffusers' EulerDiscreteScheduler with timestep_spacing "leading": whole times, 1000 // N apart.
 
-        The first lies far from pure noise where there are few: with steps_offset 1, N = 4 it is 751, N = 50 981.
+        With few steps the first time is far from pure noise: with steps_offset 1 it is 751 for N = 4, 981 for N = 50.
         """
         if num_steps >= NUM_TRAIN_TIMESTEPS:
             raise ValueError(f"this model has {NUM_TRAIN_TIMESTEPS} times: take fewer steps")
@@ -232,10 +232,10 @@ class EpsilonSchedule(Schedule):
         return self._grid(torch.arange(num_steps).flip(0) * spacing + self.steps_offset)
 
     def trailing_sigmas(self, num_steps: int) -> Tensor:
-        """diffusers' spacing "trailing": whole times from the last one on; N = 4 is 999, 749, 499, 249.
+        """The grid of diffusers' spacing "trailing": whole times from the last one on; N = 4 is 999, 749, 499, 249.
 
-        Where an exact time lies midway between two, as in four places of N = 48, diffusers' rounding may fall on the
-        other, and for N such as 61 its own grid has a step too many; this one never has.
+        If an exact time is midway between two whole ones, as four times are for N = 48, diffusers may round to the
+        other one. For some N, such as 61, diffusers' own grid has a step too many; this grid never does.
         """
         if num_steps > NUM_TRAIN_TIMESTEPS:
             raise ValueError(f"this model has {NUM_TRAIN_TIMESTEPS} times: take no more steps")
@@ -246,7 +246,7 @@ class EpsilonSchedule(Schedule):
         return torch.cat([self.table[times], torch.zeros(1, dtype=torch.float64)]).float()
 
     def score_sigmas(self) -> Tensor:
-        """Every time that the network was trained on, 999 to 0."""
+        """The sigma of every training time, 999 to 0."""
         return self.table.flip(0).float()
 
     @property
@@ -254,7 +254,7 @@ class EpsilonSchedule(Schedule):
         return f"fall strictly, from {self.table[-1]:.4f} (time 999) at most to {self.table[0]:.4f} (time 0) at least"
 
     def covers(self, first: float, last: float) -> bool:
-        slack = 1e-4  # of what is written with as few digits as in `rule`
+        slack = 1e-4  # for numbers with as few digits as in `rule`
         return first <= self.table[-1] + slack and last >= self.table[0] - slack
 
     def add_noise(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
@@ -288,7 +288,7 @@ class EpsilonSchedule(Schedule):
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
         """The x0 that the teacher implies at z_k, (z_k - sqrt(1 - a_k) eps_k) / sqrt(a_k): one more guided call.
 
-        At sigma_k = 0 that is z_k, and nothing is called (paper, appendix C).
+        At sigma_k = 0 that is z_k, without a call (paper, appendix C).
         """
         if sigma_k == 0:
             return z_k

@@ -15,14 +15,14 @@ DEFAULTS_FILE = "dpdmd.json"  # beside model_index.json
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """How a folder wants to be sampled: what its family's layout says, unless its `dpdmd.json` says otherwise.
+    """Sampling options of a folder: those in its `dpdmd.json`, else those of its family's layout.
 
     Attributes:
-        sigmas: the exact grid [steps + 1], final 0 included, where it is not the scheduler's own.
-        grid: name of the grid (`schedules.GRIDS`) on which it takes any other number of steps.
-        shift: the model's own shift, where its scheduler's file holds 1 because `sigmas` are shifted already.
+        sigmas: the exact grid [steps + 1] with the final 0; None for the scheduler's own.
+        grid: name of the grid (`noise_schedule.GRIDS`) for any other number of steps.
+        shift: the model's own shift, if its scheduler's file has 1 because `sigmas` are already shifted.
         base: pipeline folder that a LoRA changes; None in a pipeline folder.
-        no_t5: it was trained with `--no_t5`, and its folder holds no T5.
+        no_t5: the model was trained with `--no_t5`, and its folder has no T5.
     """
 
     steps: int = 30
@@ -35,7 +35,7 @@ class SamplingDefaults:
     no_t5: bool = False
 
     def write(self, folder: Path) -> None:
-        """Save beside the pipeline; diffusers passes over files it does not know."""
+        """Save the defaults in a folder; diffusers ignores files that it does not know."""
         (folder / DEFAULTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
@@ -48,7 +48,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_grid(value: Any, steps: int) -> bool:
-    """Whether `value` is `steps` + 1 numbers that fall strictly to 0."""
+    """Return whether `value` is `steps` + 1 numbers that fall strictly to 0."""
     if not (isinstance(value, list | tuple) and len(value) == steps + 1 and all(map(_is_number, value))):
         return False
     return value[-1] == 0 and all(above > below for above, below in pairwise(value))

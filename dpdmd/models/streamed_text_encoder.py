@@ -1,4 +1,4 @@
-"""Text encoding beside the training on a GPU, so that what its library waits for is its own work alone."""
+"""Text encoding on a CUDA stream of its own, so that the library's synchronisation does not wait for the training."""
 
 import torch
 
@@ -6,10 +6,10 @@ from dpdmd.models.base import TextEmbedding, TextEncoder
 
 
 class StreamedTextEncoder(TextEncoder):
-    """An encoder that works on a CUDA stream of its own, before what the training's stream has still to do.
+    """An encoder on a CUDA stream of its own, with priority over the work queued on the training's stream.
 
-    The libraries' encoders copy token ids from ordinary memory and wait for their stream. On the training's that
-    would be for the whole step before.
+    The libraries' encoders copy token ids from pageable memory and then wait for their stream. On the training's stream
+    this would wait for the whole previous step.
     """
 
     def __init__(self, encoder: TextEncoder, device: torch.device):
@@ -22,5 +22,5 @@ class StreamedTextEncoder(TextEncoder):
             text = self.encoder.encode(prompts)
         training.wait_stream(self.stream)
         for value in (text.context, text.pooled):
-            value.record_stream(training)  # its memory is not to be used again before the training has read it
+            value.record_stream(training)  # keeps the memory until the training has read it
         return text

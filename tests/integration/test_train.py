@@ -18,7 +18,7 @@ from dpdmd.data.prompts import fingerprint, read_prompts
 from dpdmd.methods import updates
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sd35.family import SD35TextEncoder
-from dpdmd.models.sd35.layout import read_flow_schedule
+from dpdmd.models.sd35.layout import read_schedule
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training.batches import Batches
@@ -151,7 +151,7 @@ def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
 def test_another_number_of_steps_is_taken_on_the_grid_of_that_name(flags, tmp_path):
     """The exported scheduler's shift is 1 for the student's own two sigmas: not for eight, nor for another student."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    shift = read_flow_schedule(Path(flags[flags.index("--teacher_id") + 1])).shift
+    shift = read_schedule(Path(flags[flags.index("--teacher_id") + 1])).shift
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "1", "--student_sigmas", "trailing"]) == 0
     assert export.main(["--model", str(run), "--out", str(whole)]) == 0
     for model in (run, whole):

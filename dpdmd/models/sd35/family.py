@@ -16,7 +16,7 @@ from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule
 from dpdmd.models.pipeline_export import export_network, export_unchanged
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.sd35.layout import LAYOUT, read_flow_schedule
+from dpdmd.models.sd35.layout import LAYOUT, read_schedule
 
 
 class SD35TextEncoder(TextEncoder):
@@ -64,14 +64,14 @@ class SD35(Family):
         return KLImageDecoder(folder, self.device, self.compute_dtype)
 
     def load_schedule(self, folder: Path) -> FlowSchedule:
-        return read_flow_schedule(folder)
+        return read_schedule(folder)
 
     def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
         if sigmas:
             scheduler = _load_scheduler(folder)
             scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
         else:
-            scheduler = _load_scheduler(folder, shift=read_flow_schedule(folder).shift)
+            scheduler = _load_scheduler(folder, shift=read_schedule(folder).shift)
             scheduler.set_timesteps(steps)
         return scheduler.sigmas
 
@@ -124,7 +124,7 @@ def _export_scheduler(folder: Path, source: Path, defaults: SamplingDefaults) ->
     On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other grid is given as `sigmas=`, which the
     scheduler would shift once more. So the file's shift is then 1, and the sigmas of `defaults` are final.
     """
-    schedule = read_flow_schedule(source)
+    schedule = read_schedule(source)
     final = defaults.sigmas and not torch.equal(torch.tensor(defaults.sigmas), schedule.default_sigmas(defaults.steps))
     _load_scheduler(source, shift=1.0 if final else schedule.shift).save_pretrained(folder / "scheduler")
     return replace(defaults, shift=schedule.shift if final else None)

@@ -39,7 +39,7 @@ _OTHER_GRIDS = (  # options of the scheduler that change the grid
 )
 
 
-def read_flow_schedule(folder: Path) -> FlowSchedule:
+def read_schedule(folder: Path) -> FlowSchedule:
     """Return the schedule of a FlowMatchEulerDiscreteScheduler with the shift in dpdmd.json, else in its own file.
 
     Raises:
@@ -70,7 +70,7 @@ LAYOUT = Layout(
     blocks=("transformer_blocks.", lambda config: config["num_layers"]),
     latents=_latents,
     required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    read_schedule=read_flow_schedule,
+    read_schedule=read_schedule,
     defaults=SamplingDefaults(),
     lora_targets=(
         *("to_q", "to_k", "to_v", "to_out.0"),  # of the images, and of attn2

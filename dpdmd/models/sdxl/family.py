@@ -16,7 +16,7 @@ from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.pipeline_export import export_network, export_unchanged
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_epsilon_schedule
+from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
 
 
 class SDXLTextEncoder(TextEncoder):
@@ -70,7 +70,7 @@ class SDXL(Family):
         return KLImageDecoder(folder, self.device, self.compute_dtype)
 
     def load_schedule(self, folder: Path) -> EpsilonSchedule:
-        return read_epsilon_schedule(folder)
+        return read_schedule(folder)
 
     def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
         scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)

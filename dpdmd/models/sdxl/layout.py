@@ -44,7 +44,7 @@ _GRID = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
 SCHEDULE = EpsilonSchedule(**_BETAS)  # the same for every model of the family
 
 
-def read_epsilon_schedule(folder: Path) -> EpsilonSchedule:
+def read_schedule(folder: Path) -> EpsilonSchedule:
     """Return the schedule of an EulerDiscreteScheduler with SDXL's betas and grid.
 
     Raises:
@@ -73,7 +73,7 @@ LAYOUT = Layout(
     blocks=("mid_block.attentions.0.transformer_blocks.", _count_blocks),
     latents=lambda _: (1, math.inf),
     required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    read_schedule=read_epsilon_schedule,
+    read_schedule=read_schedule,
     defaults=SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
     fixed_text_length=True,
