@@ -1,0 +1,27 @@
+"""What the small files of a model's folder say: sizes, lengths, components, and how many numbers the weights hold."""
+
+import pytest
+from safetensors.torch import load_file
+
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.registry import LAYOUTS
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+
+LAYOUT = LAYOUTS["sdxl"]
+
+
+def test_what_small_files_say(tiny_sdxl):
+    """Sizes, defaults and the weights of a checkpoint, without loading anything."""
+    check_folder(LAYOUT, tiny_sdxl, "--teacher_id")
+    weights = load_file(tiny_sdxl / LAYOUT.network / "diffusion_pytorch_model.safetensors")
+    count = sum(tensor.numel() for tensor in weights.values())
+    assert LAYOUT.count_parameters(tiny_sdxl) == count
+    assert LAYOUT.default_size(tiny_sdxl) == 64
+    defaults = read_sampling_defaults(tiny_sdxl, LAYOUT.defaults)
+    assert defaults == SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77)
+    assert LAYOUT.text_length(tiny_sdxl, None, defaults) == 10
+    LAYOUT.check_size(tiny_sdxl, 4096, 72)
+    with pytest.raises(ValueError, match="--width 68: must be a multiple of 8"):
+        LAYOUT.check_size(tiny_sdxl, 64, 68)
+    with pytest.raises(ValueError, match="--max_sequence_length 77: this model's prompts have 10 tokens"):
+        LAYOUT.text_length(tiny_sdxl, 77, defaults)

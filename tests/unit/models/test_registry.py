@@ -1,0 +1,44 @@
+"""The families by name, and the adapters that the flags ask for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpdmd.config.options import ModelConfig
+from dpdmd.config.presets import FAMILIES
+from dpdmd.models import registry
+from dpdmd.models.base import Family
+from dpdmd.models.layout import Layout
+from dpdmd.models.lora import Adapter
+from dpdmd.models.registry import LAYOUTS, adapters, family_class, family_of
+
+
+def test_families_and_layouts_are_the_same_names(tiny_sdxl, tiny_pipeline):
+    assert tuple(LAYOUTS) == tuple(FAMILIES)
+    assert [family_class(name).__name__ for name in FAMILIES] == ["SD35", "SDXL"]
+    assert (family_of(tiny_sdxl), family_of(tiny_pipeline)) == ("sdxl", "sd35")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_family_is_a_folder_with_the_same_file_names(name):
+    """What the registry counts on, and what a reader does."""
+    folder = Path(registry.__file__).parent / name
+    assert {"family.py", "layout.py"} <= {path.name for path in folder.iterdir()}
+    assert isinstance(LAYOUTS[name], Layout)
+    family = family_class(name)(torch.device("cpu"), torch.float32)
+    assert isinstance(family, Family) and type(family).__module__ == f"dpdmd.models.{name}.family"
+
+
+def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"^unknown family 'sd21' \(known: sd35, sdxl\)$"):
+        family_class("sd21")
+    assert family_of(tmp_path) == "sd35"  # a folder of no family gets the first one's error
+
+
+def test_ranks_and_alphas_of_the_flags():
+    pair = adapters(ModelConfig(lora_rank=4, lora_alpha=2.0, fake_lora_rank=8, lora_targets="to_q,to_k"))
+    assert pair.student == Adapter(4, 2.0, ("to_q", "to_k"))
+    assert pair.fake == Adapter(8, 4.0, ("to_q", "to_k"))  # the same scale of the update
+    assert adapters(ModelConfig()) is None
+    assert adapters(ModelConfig(lora_rank=4)).student.alpha == 4

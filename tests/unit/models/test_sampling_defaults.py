@@ -1,0 +1,45 @@
+"""dpdmd.json: values are read as they were written, and a wrong value is named."""
+
+import json
+
+import pytest
+
+from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
+
+BAD_DEFAULTS = [
+    ({"steps": "x"}, "steps is 'x', which must be a whole number"),
+    ({"steps": 0}, "steps is 0"),
+    ({"steps": True}, "steps is True"),
+    ({"steps": 2.0}, "steps is 2.0"),
+    ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+    ({"guidance_scale": -1}, "guidance_scale is -1"),
+    ({"max_sequence_length": None}, "max_sequence_length is None"),
+    ({"steps": 2, "sigmas": [1, 0.5]}, "sigmas must be null or 3 numbers"),
+    ({"steps": 2, "sigmas": [1, 0.5, "0"]}, "sigmas must be"),
+    ({"steps": 2, "sigmas": [1, 1, 0]}, "fall strictly to 0"),
+    ({"steps": 2, "sigmas": [1, 0.5, 0.2]}, "fall strictly to 0"),
+    ({"sigmas": []}, "sigmas must be"),
+    ({"sigmas": "default"}, "sigmas must be"),
+    ({"grid": "fast"}, "grid is 'fast', which must be one of default, trailing"),
+    ({"grid": ["default"]}, "grid is ['default']"),
+    ({"shift": 0}, "shift is 0"),
+    ({"base": 3}, "base is 3"),
+    ({"no_t5": "no"}, "no_t5 is 'no', which must be true or false"),
+    ({"stepz": 3}, "not of this version"),
+]
+
+
+@pytest.mark.parametrize(("defaults", "says"), BAD_DEFAULTS)
+def test_sampling_defaults_must_be_valid(tmp_path, defaults, says):
+    (tmp_path / DEFAULTS_FILE).write_text(json.dumps(defaults))
+    with pytest.raises(ValueError) as told:
+        read_sampling_defaults(tmp_path, SamplingDefaults())
+    assert str(told.value).startswith(f"{tmp_path / DEFAULTS_FILE}: ") and says in str(told.value)
+
+
+def test_sampling_defaults_are_read_as_written(tmp_path):
+    defaults = SamplingDefaults(
+        steps=2, guidance_scale=0, sigmas=(14.6, 0.5, 0), grid="trailing", shift=3.0, base="x", no_t5=True
+    )
+    defaults.write(tmp_path)
+    assert read_sampling_defaults(tmp_path, SamplingDefaults()) == defaults
