@@ -30,7 +30,7 @@ LORA_FLAGS = ["--lora_rank", str(RANK), "--lora_alpha", str(ALPHA)]
 
 @pytest.fixture(scope="module")
 def lora_run(short_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine steps with adapters, checkpoints at 5 and 9."""
+    """Return a run of nine steps with adapters, with checkpoints at 5 and 9."""
     run = tmp_path_factory.mktemp("lora") / "run"
     command = [*short_run, *LORA_FLAGS, "--lr_student", "1e-2", "--lr_fake", "1e-2", "--per_train_fake_num", "2"]
     assert train.main([*command, "--run_dir", str(run), "--max_steps", "9", "--ckpt_every", "5"]) == 0
@@ -62,7 +62,7 @@ def test_the_estimate_is_what_a_checkpoint_takes(lora_run, tiny_pipeline):
 
 
 def every_tensor(run: Path) -> list[Tensor]:
-    """Of all files of the last checkpoint but AdamW's step counters and the alphas."""
+    """Return all tensors of the last checkpoint except AdamW's step counters and the alphas."""
     found = []
     for path in (run / "ckpts" / "step_000009").rglob("*.safetensors"):
         found += [value for value in load_file(path).values() if value.ndim > 0]
@@ -70,7 +70,7 @@ def every_tensor(run: Path) -> list[Tensor]:
 
 
 def test_two_processes_train_the_same_adapters(lora_run, short_run, run_processes, tmp_path):
-    """Batch 1 on each of two processes is batch 2 on one: each DDP wrapper averages its own adapter's gradients."""
+    """Batch 1 on each of two processes equals batch 2 on one: each DDP wrapper averages its adapter's gradients."""
     command = [*short_run, *LORA_FLAGS, "--lr_student", "1e-2", "--lr_fake", "1e-2", "--per_train_fake_num", "2"]
     command += ["--batch_size", "1", "--run_dir", str(tmp_path / "run"), "--max_steps", "9"]
     run_processes(["-m", "dpdmd.train", *command])
@@ -78,7 +78,7 @@ def test_two_processes_train_the_same_adapters(lora_run, short_run, run_processe
     moments = [name for name in ours if "optimizer" in name]
     weights = [name for name in ours if "optimizer" not in name]
     assert moments and weights
-    for name in weights:  # Adam's first steps are of the size of the rate whatever the gradient: 1e-2 an update
+    for name in weights:  # Adam's first steps have the size of the rate, 1e-2 an update, for any gradient
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-3)
 
 
@@ -91,7 +91,7 @@ def our_image(run: Path, base: Path | None = None) -> Tensor:
 
 
 def test_diffusers_loads_the_lora_and_makes_our_image(lora_run, tiny_pipeline):
-    """alpha is three times the rank: without the file's metadata diffusers would take them for equal."""
+    """alpha is three times the rank: without the file's metadata diffusers would assume that they are equal."""
     folder = lora_run / "ckpts" / "latest" / "lora"
     sampler, encoder = load_sampler(lora_run, CPU)
     text, pipe = encoder.encode(["a red circle"]), StableDiffusion3Pipeline.from_pretrained(tiny_pipeline)
@@ -118,7 +118,7 @@ def test_diffusers_loads_the_lora_and_makes_our_image(lora_run, tiny_pipeline):
 
 
 def test_comfyui_reads_the_same_change(lora_run):
-    """B A alpha / rank from ComfyUI's names is the change of each merged weight."""
+    """B A alpha / rank of the file for ComfyUI is the change of each merged weight."""
     folder = lora_run / "ckpts" / "latest" / "lora"
     named, ours = load_file(folder / COMFYUI_WEIGHTS), load_file(folder / LORA_WEIGHTS)
     layers = {name.removesuffix(".alpha") for name in named if name.endswith(".alpha")}
@@ -147,7 +147,7 @@ def test_an_export_is_whole_and_makes_the_same_image(lora_run, tmp_path):
     assert export.main(["--model", str(lora_run), "--out", str(tmp_path / "whole")]) == 2
 
 
-def test_a_lora_folder_finds_its_base_or_is_told_it(lora_run, tiny_pipeline, tmp_path):
+def test_a_lora_folder_finds_its_base_or_is_given_it(lora_run, tiny_pipeline, tmp_path):
     alone = tmp_path / "lora"
     shutil.copytree(lora_run / "ckpts" / "latest" / "lora", alone)
     assert torch.equal(our_image(alone), our_image(lora_run))

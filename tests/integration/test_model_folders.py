@@ -1,6 +1,6 @@
-"""A model's folder that is not whole gets one line from every program, before a run folder is made; a whole one loads.
+"""Every program rejects a model's folder that is not whole with a one-line error, before it makes a folder.
 
-Each case alters one thing in a copy of a tiny folder. `test_bad_input.py` has those that are a file's content alone.
+Each case changes one thing in a copy of a tiny folder. `test_bad_input.py` has the cases of wrong file contents.
 """
 
 import shutil
@@ -23,17 +23,17 @@ Copied = Callable[[str], Path]
 
 @pytest.fixture
 def copied(tiny_pipeline, tiny_sdxl, tmp_path) -> Copied:
-    """Makes a copy of a family's tiny folder, to be altered."""
+    """Return a function that copies a family's tiny folder, for a test that changes it."""
     return lambda family: Path(shutil.copytree({"sd35": tiny_pipeline, "sdxl": tiny_sdxl}[family], tmp_path / "copy"))
 
 
 @pytest.fixture
 def refused(tmp_path, capsys, monkeypatch) -> Callable[[str, Path], str]:
-    """Gives a folder to `dpdmd.train` and `dpdmd.generate`; returns what both say of it."""
+    """Return a function that gives a folder to `dpdmd.train` and `dpdmd.generate` and returns the error of both."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\n")
 
-    def told(family: str, folder: Path) -> str:
+    def message(family: str, folder: Path) -> str:
         size = ["--height", "64", "--width", "64"]
         made = tmp_path / "run", tmp_path / "out"
         training = ["--family", family, "--teacher_id", str(folder), "--prompt_txt", str(prompts), *size]
@@ -46,11 +46,11 @@ def refused(tmp_path, capsys, monkeypatch) -> Callable[[str, Path], str]:
         assert not any(path.exists() for path in made)
         return trained
 
-    return told
+    return message
 
 
 def one_line(text: str, start: str) -> str:
-    """The only line that was told, without its start."""
+    """Return the only line of `text`, without its start."""
     lines = text.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith(start), text
     return lines[0].removeprefix(start)
@@ -72,8 +72,8 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize(("family", "part", "file", "name"), WEIGHTS)
-def test_a_weight_that_lacks_or_has_another_shape_is_told(copied, refused, family, part, file, name):
-    """The libraries would put random numbers there, and only warn."""
+def test_a_missing_weight_and_another_shape_are_errors(copied, refused, family, part, file, name):
+    """The libraries would put random numbers in place of the weight, and only warn."""
     folder = copied(family)
     rewrite_weights(folder / part / file, lambda weights: weights.update({name: torch.zeros(3, 3)}))
     assert f"{folder / part}: {name} has shape (3, 3), by its config.json (" in refused(family, folder)
@@ -81,14 +81,14 @@ def test_a_weight_that_lacks_or_has_another_shape_is_told(copied, refused, famil
     assert f"{folder / part}: its weights lack {name}" in refused(family, folder)
 
 
-def test_all_that_lacks_is_counted(copied, refused):
+def test_missing_weights_are_counted(copied, refused):
     folder = copied("sd35")
     rewrite_weights(folder / "text_encoder_3" / MODEL, lambda w: [w.pop(name) for name in list(w)[:3]])
     assert "(and 2 more)" in refused("sd35", folder)
 
 
-def test_a_t5_without_its_embedding_is_told(copied, refused):
-    """The embedding has two names, of which a file needs one; it must not pass for want of both."""
+def test_a_t5_without_its_embedding_is_an_error(copied, refused):
+    """The embedding has two names. A file needs one of them, and a file with neither must not pass."""
     folder = copied("sd35")
     rewrite_weights(folder / "text_encoder_3" / MODEL, lambda weights: weights.pop("shared.weight"))
     assert "its weights lack " in refused("sd35", folder)
@@ -122,13 +122,13 @@ def test_a_shift_that_is_no_number_names_its_file(copied, refused, shift):
     assert "scheduler/scheduler_config.json sets shift" in refused("sd35", folder)
 
 
-def test_values_of_a_network_that_are_of_another_kind(copied, refused):
+def test_a_value_of_another_type_in_a_networks_configuration(copied, refused):
     folder = copied("sd35")
     set_json(folder / "transformer" / "config.json", sample_size="large")
     assert "transformer/config.json holds what is not expected" in refused("sd35", folder)
 
 
-def test_a_component_of_another_class_is_told(copied, refused):
+def test_a_component_of_another_class_is_an_error(copied, refused):
     folder = copied("sd35")
     set_json(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
     assert "model_index.json says vae is a AutoencoderTiny, but a AutoencoderKL is needed" in refused("sd35", folder)
@@ -166,7 +166,7 @@ def test_programs_name_a_wrong_dpdmd_json(copied, tmp_path, capsys):
         ("transformer", ["diffusion_pytorch_model.fp16.safetensors"], f"or rename it to {DIFFUSION}"),
     ],
 )
-def test_a_weights_file_is_asked_for_by_its_own_name(copied, refused, part, there, says):
+def test_a_missing_weights_file_is_named(copied, refused, part, there, says):
     folder = copied("sd35")
     for file in (folder / part).glob("*.safetensors"):
         file.unlink()
@@ -175,10 +175,10 @@ def test_a_weights_file_is_asked_for_by_its_own_name(copied, refused, part, ther
     assert says in refused("sd35", folder)
 
 
-def test_a_student_is_looked_at_as_closely(tiny_pipeline, copied, tmp_path, capsys):
+def test_a_student_is_checked_as_closely(tiny_pipeline, copied, tmp_path, capsys):
     folder = copied("sd35")
     rewrite_weights(folder / "transformer" / DIFFUSION, lambda w: w.pop("transformer_blocks.1.attn.to_q.weight"))
-    shutil.rmtree(folder / "vae")  # of which it needs none
+    shutil.rmtree(folder / "vae")  # a student needs none
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\n")
     size = ["--height", "64", "--width", "64", "--prompt_txt", str(prompts), "--run_dir", str(tmp_path / "run")]
@@ -188,8 +188,8 @@ def test_a_student_is_looked_at_as_closely(tiny_pipeline, copied, tmp_path, caps
 
 
 @pytest.mark.parametrize("place", ["", "transformer", "ckpts"])
-def test_a_folder_that_may_not_be_read_is_told(copied, tmp_path, monkeypatch, capsys, place):
-    """Root may read everything, so the refusal is made here."""
+def test_a_folder_without_permission_is_an_error(copied, tmp_path, monkeypatch, capsys, place):
+    """Root may read everything, so the test raises the error itself."""
     folder = copied("sd35")
     closed, stat = folder / place, Path.stat
 
@@ -209,8 +209,8 @@ def test_a_folder_that_may_not_be_read_is_told(copied, tmp_path, monkeypatch, ca
         assert "cannot be read (Permission denied)" in one_line(capsys.readouterr().err, "dpdmd.train: error: --teach")
 
 
-def test_a_broken_lora_is_told(tiny_pipeline, tmp_path, capsys):
-    """No weights at all, then weights of another size."""
+def test_a_broken_lora_is_an_error(tiny_pipeline, tmp_path, capsys):
+    """First a git-lfs pointer, then weights of another size."""
     folder = tmp_path / "lora"
     folder.mkdir()
     command = ["--model", str(folder), "--base_model", str(tiny_pipeline), "--prompt", "x", "--out", "nowhere"]

@@ -1,4 +1,4 @@
-"""SDXL as a family, on a small random pipeline: runs from the command line, and what they export."""
+"""Runs of the family SDXL from the command line, on a small random pipeline, and their exports."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ SHAPE = (4, 8, 8)
 
 @pytest.fixture
 def flags(tiny_sdxl: Path, short_run: list[str]) -> list[str]:
-    """A short run's command line, without a run folder."""
+    """Return the command line of a short run, without a run folder."""
     prompts = short_run[short_run.index("--prompt_txt") + 1]
     return [
         *("--family", "sdxl", "--teacher_id", str(tiny_sdxl), "--prompt_txt", prompts, "--height", "64"),
@@ -42,7 +42,7 @@ def flags(tiny_sdxl: Path, short_run: list[str]) -> list[str]:
 
 
 def state_bytes(path: Path) -> dict[str, bytes]:
-    """The trained weights and moments of a checkpoint."""
+    """Return the trained weights and the optimizers' moments of a checkpoint."""
     return {
         str(file.relative_to(path)): file.read_bytes()
         for part in (f"student/{LAYOUT.network}", "state")
@@ -52,7 +52,7 @@ def state_bytes(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
-    """Six updates at once, and four plus two: all networks and their optimizers take the same bytes."""
+    """Six updates equal four plus two: all networks and their optimizers end in the same bytes."""
     more = [*flags, *method_flags(method, tiny_scorers), "--ckpt_every", "4", "--per_train_fake_num", "2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main([*more, "--run_dir", str(whole), "--max_steps", "6"]) == 0
@@ -68,7 +68,7 @@ def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
 
 @pytest.mark.parametrize("sigmas", ["default", "trailing", "14.6,2.5"])
 def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
-    """diffusers loads the export and, called as its dpdmd.json says, makes our images; so does `dpdmd.generate`."""
+    """diffusers loads the export and with the options of dpdmd.json makes our images; so does `dpdmd.generate`."""
     run = tmp_path / "run"
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--student_sigmas", sigmas]) == 0
     student = run / "ckpts" / "latest" / "student"
@@ -93,18 +93,18 @@ def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
 
 
 def test_text_cache_keeps_the_zeros_and_the_trajectory(flags, tmp_path):
-    """With prompts encoded ahead a run is the same: the unconditional input as well."""
+    """A run with prompts encoded ahead has the same losses, the unconditional input included."""
     runs = [tmp_path / "live", tmp_path / "cached"]
     for run, more in zip(runs, ([], ["--cache_text_embeddings", str(tmp_path / "cache")]), strict=True):
         assert train.main([*flags, *more, "--run_dir", str(run), "--max_steps", "6"]) == 0
     losses = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
     for live, cached in zip(*losses, strict=True):
         name = "loss_student" if live["turn"] == "student" else "loss_fake"
-        assert cached[name] == pytest.approx(live[name], rel=1e-4)  # a CLIP rounds otherwise in another batch
+        assert cached[name] == pytest.approx(live[name], rel=1e-4)  # a CLIP rounds differently in another batch size
 
 
 def test_evaluation_in_the_loop_bf16_and_recomputation(flags, tmp_path, tiny_scorers):
-    """The run that the script starts, in small: scorers look at student and teacher, networks compute in bf16."""
+    """A small version of the script's run: scorers score student and teacher, networks compute in bf16."""
     scorers = [part for name, path in tiny_scorers.items() for part in (f"--{name}", path)]
     prompts = flags[flags.index("--prompt_txt") + 1]
     more = ["--div_prompts", prompts, "--pref_prompts", prompts, "--eval_prompts_limit", "2", "--num_div_seeds", "2"]
@@ -122,13 +122,13 @@ def test_evaluation_in_the_loop_bf16_and_recomputation(flags, tmp_path, tiny_sco
 
 @pytest.mark.parametrize("method", registry.METHODS)
 @pytest.mark.parametrize("sigmas", ["default", "trailing"])
-def test_the_doctor_finds_it_well(flags, tmp_path, tiny_scorers, capsys, method, sigmas):
+def test_the_doctor_says_ok(flags, tmp_path, tiny_scorers, capsys, method, sigmas):
     more = [*method_flags(method, tiny_scorers), "--student_sigmas", sigmas, "--out", str(tmp_path / "doctor")]
     assert doctor.main([*flags, *more]) == 0, capsys.readouterr().out
 
 
 def test_a_release_style_network_is_sampled_in_four_steps(tiny_sdxl, tmp_path):
-    """A .pt with --base_model: the family is the base's."""
+    """A .pt file with --base_model has the family of the base."""
     state = load_file(tiny_sdxl / LAYOUT.network / "diffusion_pytorch_model.safetensors")
     torch.save(state, tmp_path / "student.pt")
     sampler, _ = load_sampler(tmp_path / "student.pt", CPU, base_model=tiny_sdxl)
@@ -138,7 +138,7 @@ def test_a_release_style_network_is_sampled_in_four_steps(tiny_sdxl, tmp_path):
 
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_lora_files_are_what_the_run_samples(flags, tmp_path, tiny_sdxl, recomputed):
-    """diffusers, ComfyUI's names and `dpdmd.export` all give the same change; alpha is three times the rank."""
+    """diffusers, the file for ComfyUI and `dpdmd.export` give the same change; alpha is three times the rank."""
     run, more = tmp_path / "run", ["--gradient_checkpointing"] if recomputed else []
     command = [*flags, *more, "--lora_rank", "2", "--lora_alpha", "6", "--lr_student", "1e-2"]
     assert train.main([*command, "--run_dir", str(run), "--max_steps", "6"]) == 0

@@ -28,7 +28,7 @@ SHAPE = (4, 8, 8)
 
 @pytest.fixture(scope="module")
 def trio(tiny_sdxl: Path) -> Networks:
-    """Teacher, student and fake score, moved apart by 10%; tests work on copies."""
+    """Return teacher, student and fake score with weights that differ by 10%; tests work on copies."""
     config = Config()
     config.model.teacher_id = config.model.student_id = config.model.fake_id = str(tiny_sdxl)
     networks, random = load_networks(config, SDXL(CPU, torch.float32)), torch.Generator().manual_seed(0)
@@ -83,7 +83,7 @@ def noise_of(run: DistillationContext, network, z: Tensor, sigma: float, text: T
 
 
 def guided(run: DistillationContext, z: Tensor, sigma: float, text: TextEmbedding) -> Tensor:
-    """u + s (c - u) of the teacher by two calls, u with zeros in place of text."""
+    """Return u + s (c - u) of the teacher by two calls, u with zeros in place of text."""
     empty = TextEmbedding(torch.zeros_like(text.context), torch.zeros_like(text.pooled))
     u = noise_of(run, run.networks.teacher, z, sigma, empty)
     return u + SCALE * (noise_of(run, run.networks.teacher, z, sigma, text) - u)
@@ -95,8 +95,8 @@ def ddim(z: Tensor, eps: Tensor, sigma_s: float, sigma_t: float) -> Tensor:
     return a_t**0.5 * (z - (1 - a_s) ** 0.5 * eps) / a_s**0.5 + (1 - a_t) ** 0.5 * eps
 
 
-def test_the_tiny_network_can_tell_differences(make, batch):
-    """Noise, time, each kind of text and weights move the output by over a tenth; else the tests here prove little."""
+def test_the_tiny_network_depends_on_its_inputs(make, batch):
+    """Noise, time, each kind of text and the weights change the output by over 10%, so that the tests can fail."""
     run = make()
     z, text, teacher = run.start_noise(batch), batch.text, run.networks.teacher
     reference = noise_of(run, teacher, z, 3.0, text)
@@ -115,7 +115,7 @@ def test_the_tiny_network_can_tell_differences(make, batch):
 
 @pytest.mark.parametrize("k_anchor", [K, 6])
 def test_diversity_loss_is_in_x0_space(make, batch, k_anchor):
-    """mse of the student's x0 at its first time to the teacher's x0 at the anchor, by a hand-written loop."""
+    """The loss is the mse of the student's x0 at its first time to the teacher's at the anchor, in a plain loop."""
     run = make(k_anchor=k_anchor)
     eps = z = run.start_noise(batch)
     grid, first = run.teacher_sigmas.tolist(), run.student_sigmas[0].item()
@@ -160,11 +160,11 @@ def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
 
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_gradient_of_the_dmd_term_stops_where_the_method_detaches(make, batch, method):
-    """Every weight of the trained network gets gradient, no other network any; the first prediction as the method."""
+    """Every weight of the student gets a gradient, other networks none; the first prediction depends on the method."""
     run = make(method=method)
-    turn = updates.roll_out_student(run, batch)
-    loss = loss_terms.dmd_term(run, turn).loss
-    (first,) = torch.autograd.grad(loss, turn.rollout.first_prediction, allow_unused=True, retain_graph=True)
+    student = updates.roll_out_student(run, batch)
+    loss = loss_terms.dmd_term(run, student).loss
+    (first,) = torch.autograd.grad(loss, student.rollout.first_prediction, allow_unused=True, retain_graph=True)
     assert (first is not None and first.abs().max() > 0) != registry.METHODS[method].detach_first_step
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in run.networks.student.parameters())

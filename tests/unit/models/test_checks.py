@@ -36,18 +36,18 @@ Weights = dict[str, Tensor]
         ("vae/config.json", {"block_out_channels": [16, 32, 32]}, "a latent spans 4 pixels, not 8"),
     ],
 )
-def test_another_models_folder_is_refused(copied, file, values, says):
-    """One line that names the flag, the file, and where to get the right one."""
+def test_another_models_folder_is_rejected(copied, file, values, says):
+    """The error names the flag, the file, and where to get the right one."""
     folder = copied("sdxl")
     set_json(folder / file, **values)
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         check_folder(LAYOUT, folder, "--teacher_id")
-    assert says in str(told.value) and str(told.value).startswith(f"--teacher_id {folder}: ")
-    assert "stabilityai/stable-diffusion-xl-base-1.0" in str(told.value)
+    assert says in str(error.value) and str(error.value).startswith(f"--teacher_id {folder}: ")
+    assert "stabilityai/stable-diffusion-xl-base-1.0" in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder_2", "tokenizer", "scheduler"])
-def test_a_missing_part_is_told(copied, part):
+def test_a_missing_component_is_named(copied, part):
     folder = copied("sdxl")
     shutil.rmtree(folder / part)
     with pytest.raises(ValueError, match=f"{part} is missing"):
@@ -72,14 +72,14 @@ def as_bf16(weights: Weights) -> None:
 
 
 def as_first_clips(weights: Weights) -> None:
-    """Every name starts with text_model, and the positions are there."""
+    """Use the first CLIPs' names: all start with text_model, and the positions are stored."""
     for name in [name for name in weights if not name.startswith(("text_model.", "text_projection."))]:
         weights[f"text_model.{name}"] = weights.pop(name)
     weights["text_model.embeddings.position_ids"] = torch.arange(10)[None]
 
 
 def as_first_released(weights: Weights) -> None:
-    """The names that the attention of the first autoencoders had."""
+    """Use the names in the attention of the first autoencoders."""
     for new, old in ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")):
         for name in [name for name in weights if new in name]:
             weights[name.replace(new, old)] = weights.pop(name)
@@ -87,7 +87,7 @@ def as_first_released(weights: Weights) -> None:
 
 @pytest.mark.parametrize("family", LAYOUTS)
 def test_folders_as_they_are_published_are_whole(copied, family):
-    """Shards, half precision, buffers that are no weights, a tied weight under both names or the other, old names."""
+    """Shards, half precision, stored buffers, a tied weight under both its names, and old names all pass and load."""
     folder, layout = copied(family), LAYOUTS[family]
     expected = load_sampler(folder, CPU, steps=2, height=64, width=64)[1].encode(["a red circle"])
     rewrite_weights(folder / "vae" / DIFFUSION, as_first_released)
@@ -119,7 +119,7 @@ def test_a_t5_may_name_its_embedding_by_its_other_name(copied):
 
 
 def test_nothing_large_is_read(copied, monkeypatch):
-    """All ranks look at once, at files of many GB."""
+    """All ranks check at once, files of many GB."""
     folder, layout = copied("sd35"), LAYOUTS["sd35"]
 
     def refuse(*_, **__):

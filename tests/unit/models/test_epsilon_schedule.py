@@ -36,9 +36,9 @@ def network(z: Tensor, sigma: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_grids_are_the_installed_schedulers(spacing):
-    """Guards against a diffusers that moves its grid: times are the same whole numbers, sigmas equal to fp32's end."""
+    """Guard against a diffusers that changes its grid: times are the same whole numbers, sigmas equal in fp32."""
     scheduler = EulerDiscreteScheduler(**COMMON, timestep_spacing=spacing)
-    # Of 48 trailing steps one lies half-way between two times, where diffusers' sum of fractions falls to one side.
+    # One of 48 trailing steps is halfway between two times, and diffusers' sum of fractions rounds it the other way.
     for num_steps in [*range(1, 48), 49, 50, 100, 250]:
         scheduler.set_timesteps(num_steps)
         ours = SDXL.default_sigmas(num_steps) if spacing == "leading" else SDXL.trailing_sigmas(num_steps)
@@ -48,7 +48,7 @@ def test_grids_are_the_installed_schedulers(spacing):
 
 
 def test_quoted_times():
-    """Where few steps of the default grid start and end, what trailing does instead, and the scores' thousand times."""
+    """First and last times of the default grid with few steps, the trailing grid's, and the 1000 score times."""
     assert SDXL.times(SDXL.default_sigmas(4)[:-1]).tolist() == [751, 501, 251, 1]
     assert SDXL.times(SDXL.default_sigmas(50)[:2]).tolist() == [981, 961]
     assert SDXL.times(SDXL.trailing_sigmas(4)[:-1]).tolist() == [999, 749, 499, 249]
@@ -57,7 +57,7 @@ def test_quoted_times():
 
 
 def test_times_between_those_of_the_table_are_the_schedulers():
-    """A grid given as numbers: diffusers interpolates in log sigma, to some 1e-3 of a time in its float32."""
+    """For a grid of given numbers diffusers interpolates in log sigma, exact to about 1e-3 of a time in float32."""
     numbers = [14.0, 3.3, 0.5, 0.05, 0.03]
     scheduler = EulerDiscreteScheduler(**COMMON, timestep_spacing="leading")
     scheduler.set_timesteps(sigmas=[*numbers, 0.0])
@@ -77,7 +77,7 @@ def test_times_between_those_of_the_table_are_the_schedulers():
         ("fast", "neither 'default' nor 'trailing'"),
     ],
 )
-def test_numbers_that_make_no_grid_are_refused(text, message):
+def test_numbers_that_make_no_grid_are_rejected(text, message):
     with pytest.raises(ValueError, match=message):
         SDXL.parse_sigmas(text, 4)
 
@@ -85,13 +85,13 @@ def test_numbers_that_make_no_grid_are_refused(text, message):
 def test_names_and_numbers_give_the_grid_that_they_name():
     assert torch.equal(SDXL.parse_sigmas("default", 4), SDXL.default_sigmas(4))
     assert torch.equal(SDXL.parse_sigmas("trailing", 4), SDXL.trailing_sigmas(4))
-    # As its own rule writes its ends.
+    # The ends as `rule` writes them.
     assert torch.equal(SDXL.parse_sigmas("14.6146, 0.0292", 2), torch.tensor([14.6146, 0.0292, 0]))
 
 
 @pytest.mark.parametrize("steps", [1000, 1001])
-def test_more_steps_than_times_are_refused(steps):
-    """With 1000 steps the default grid's first two would be one and the same; beyond, all of them."""
+def test_more_steps_than_times_are_rejected(steps):
+    """With 1000 steps the first two times of the default grid would be equal; with more steps all of them."""
     with pytest.raises(ValueError, match="1000 times"):
         SDXL.default_sigmas(steps)
 
@@ -104,7 +104,7 @@ def test_algebra_in_terms_of_a(time):
     z = SDXL.add_noise(x0, eps, sigma)
     torch.testing.assert_close(z, a**0.5 * x0 + (1 - a) ** 0.5 * eps, rtol=0, atol=1e-12)
     torch.testing.assert_close(SDXL.to_x0(z, SDXL.target(x0, eps), sigma), x0, rtol=0, atol=1e-12)
-    by_hand = (z - (1 - a) ** 0.5 * x0) / a**0.5  # of another prediction than the true one
+    by_hand = (z - (1 - a) ** 0.5 * x0) / a**0.5  # for another prediction than the true one
     torch.testing.assert_close(SDXL.to_x0(z, x0, sigma), by_hand, rtol=1e-12, atol=1e-12)
 
 
@@ -159,7 +159,7 @@ def test_rollout_is_ddim_and_eulers(spacing, num_steps):
 
 @pytest.mark.parametrize("num_steps", [1, 4, 50])
 def test_a_point_is_reached_exactly_on_any_grid(num_steps):
-    """Where all data is one point, eps = (c z - x0) / sigma is the perfect network and every path is straight."""
+    """If all data is one point, eps = (c z - x0) / sigma is the perfect network and every path is straight."""
     x0, start = pair()
 
     def perfect(z: Tensor, sigma: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def test_gaussian_data_follow_the_exact_ode():
 
 @pytest.mark.parametrize("k_anchor", [1, 8, 49])
 def test_anchor_is_the_x0_that_the_teacher_implies_there(k_anchor):
-    """(z_k - sqrt(1 - a_k) eps_k) / sqrt(a_k), eps_k the teacher's at z_k: K calls on the way and one there."""
+    """(z_k - sqrt(1 - a_k) eps_k) / sqrt(a_k), eps_k the teacher's at z_k: K calls up to the anchor and one there."""
     eps, sigmas, seen = pair()[1], SDXL.default_sigmas(50).double(), []
 
     def teacher(z: Tensor, sigma: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def test_anchor_is_the_x0_that_the_teacher_implies_there(k_anchor):
 
 
 def test_anchor_of_all_steps_is_the_teachers_image():
-    """At sigma 0 there is nothing to ask: the network knows no such time."""
+    """At sigma 0 the network is not called: it has no such time."""
     eps, sigmas, calls = pair()[1], SDXL.default_sigmas(5).double(), []
 
     def teacher(z: Tensor, sigma: Tensor) -> Tensor:

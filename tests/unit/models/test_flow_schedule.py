@@ -15,7 +15,7 @@ FLOW = FlowSchedule(shift=3.0)
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_default_grid_is_the_installed_schedulers(shift):
-    """Guards against a diffusers that moves its grid: students would then sample where they were not trained."""
+    """Guard against a diffusers that changes its grid: students would then sample where they were not trained."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     for num_steps in [*range(1, 51), 1000]:
         scheduler.set_timesteps(num_steps)
@@ -26,7 +26,7 @@ def test_default_grid_is_the_installed_schedulers(shift):
 
 
 def test_quoted_grids():
-    """The figures that the paper's notes and the README quote, and the two fixed points of the shift."""
+    """Values that the documentation quotes, and the two fixed points of the shift."""
     assert [round(sigma, 4) for sigma in FLOW.default_sigmas(4).tolist()] == [1, 0.8577, 0.6022, 0.0089, 0]
     # .9 and .75 are the nearest float32; 1, .5 and 0 are exact.
     assert FLOW.trailing_sigmas(4).tolist() == torch.tensor([1, 0.9, 0.75, 0.5, 0]).tolist()
@@ -45,7 +45,7 @@ def test_grids_fall_strictly_from_one_to_zero(num_steps):
 
 
 def test_grids_are_fp32_because_bf16_merges_times():
-    """bf16 keeps 351 of the network's 1000 times and is percents off in 1 - t_k (pitfall 5): grids must be fp32."""
+    """bf16 keeps 351 of the network's 1000 times, and 1 - t_k would be wrong by 2%."""
     for grid in (FLOW.default_sigmas(1000), FLOW.trailing_sigmas(1000), FLOW.parse_sigmas("1,.9,.75,.5", 4)):
         assert grid.dtype == torch.float32
     times = FLOW.default_sigmas(1000)[:-1] * 1000
@@ -63,11 +63,11 @@ def test_a_scheduler_of_shift_one_samples_on_our_trailing_grid():
     assert torch.equal(exported.sigmas, grid)
     shifted = FlowMatchEulerDiscreteScheduler(shift=3.0)
     shifted.set_timesteps(sigmas=grid[:-1].tolist())
-    assert (shifted.sigmas - grid).abs().max() > 0.2  # what would happen with the scheduler left alone
+    assert (shifted.sigmas - grid).abs().max() > 0.2  # with the scheduler's own shift
 
 
 def test_parse_sigmas_accepts_names_and_numbers():
-    """Each way of writing a grid gives the grid it names; a final 0 may be given or left out."""
+    """Names and numbers give the expected grids; a final 0 is optional."""
     assert torch.equal(FLOW.parse_sigmas("default", 4), FLOW.default_sigmas(4))
     assert torch.equal(FLOW.parse_sigmas("trailing", 4), FLOW.trailing_sigmas(4))
     assert FLOW.parse_sigmas("1.0, 0.5", 2).tolist() == [1, 0.5, 0]  # numbers are final: the shift is not applied
@@ -92,8 +92,8 @@ def test_parse_sigmas_accepts_names_and_numbers():
         ("inf,0.75,0.5,0.25", "must start at 1"),
     ],
 )
-def test_parse_sigmas_refuses(text, message):
-    """A mistyped grid must stop the run, not train on something else."""
+def test_parse_sigmas_rejects(text, message):
+    """A mistyped grid must stop the run, not train on another grid."""
     with pytest.raises(ValueError, match=message):
         FLOW.parse_sigmas(text, 4)
 
@@ -140,7 +140,7 @@ def test_solve_step_from_noise_is_the_papers_anchor_target():
 
 @pytest.mark.parametrize("k_anchor", [1, 2, 5, 30])
 def test_anchor_target_is_exact_on_a_linear_flow(k_anchor):
-    """Where every sample flows straight to its x0, the target is eps - x0 at any K; a t_k off by one step shows.
+    """If every sample flows straight to its x0, the target is eps - x0 at any K; a t_k off by one step shows.
 
     The velocity depends on z and sigma, (z - x0) / sigma, so a wrong sigma given to the teacher shows too.
     """
@@ -170,6 +170,6 @@ def test_anchor_of_all_steps_ends_at_sigma_zero():
 
 
 def test_expand_broadcasts_over_samples_not_pixels():
-    """[B] must meet the batch axis even where B equals the width: a plain product would scale columns."""
+    """[B] must meet the batch axis even if B equals the width: a plain product would scale columns."""
     scaled = expand(torch.tensor([1.0, 2.0]), torch.ones(2, 1, 2, 2)) * torch.ones(2, 1, 2, 2)
     assert scaled.flatten(1).tolist() == [[1] * 4, [2] * 4]

@@ -1,4 +1,4 @@
-"""What the small files of a model's folder say: sizes, lengths, components, and how many numbers the weights hold."""
+"""Values read from the small files of a model's folder: sizes, lengths, and the count of the weights' numbers."""
 
 import pytest
 from safetensors.torch import load_file
@@ -10,8 +10,8 @@ from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defau
 LAYOUT = LAYOUTS["sdxl"]
 
 
-def test_what_small_files_say(tiny_sdxl):
-    """Sizes, defaults and the weights of a checkpoint, without loading anything."""
+def test_values_of_the_small_files(tiny_sdxl):
+    """No network is loaded."""
     check_folder(LAYOUT, tiny_sdxl, "--teacher_id")
     weights = load_file(tiny_sdxl / LAYOUT.network / "diffusion_pytorch_model.safetensors")
     count = sum(tensor.numel() for tensor in weights.values())

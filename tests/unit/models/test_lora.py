@@ -32,7 +32,7 @@ def shared(tiny_pipeline: Path) -> Networks:
 
 @pytest.fixture(scope="module")
 def inputs(tiny_pipeline: Path) -> dict[str, Tensor]:
-    """Something that the tiny network can be called with."""
+    """Return inputs of the tiny network."""
     config = LAYOUTS["sd35"].network_config(tiny_pipeline)
     draw = torch.Generator().manual_seed(0)
     return {
@@ -47,17 +47,17 @@ def call(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return network(**inputs, return_dict=False)[0]
 
 
-def stir(role: nn.Module, seed: int) -> None:
-    """Adapters start as no change; give B weights."""
+def draw_b(view: nn.Module, seed: int) -> None:
+    """Draw B, which is zero at the start, so that the adapter changes the output."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in role.named_parameters():
+        for name, parameter in view.named_parameters():
             if ".lora_B." in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
 
 
-def base_weights(role: lora.AdapterView) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in role.base.network.state_dict().items() if ".lora_" not in name}
+def base_weights(view: lora.AdapterView) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in view.base.network.state_dict().items() if ".lora_" not in name}
 
 
 def test_all_three_start_as_the_teacher_and_hold_their_adapter_alone(shared, inputs, tiny_pipeline):
@@ -79,7 +79,7 @@ def test_adapters_stay_fp32_beside_a_bf16_base(tiny_pipeline, inputs):
 
 
 def test_where_adapters_start_depends_on_the_seed_alone(tiny_pipeline):
-    """Not on what drew from torch's generator before, so a resumed or second rank starts the same."""
+    """Other draws from torch's generator do not matter, so a resumed run and a second rank start the same."""
     torch.manual_seed(1)
     first = load_networks(configuration(tiny_pipeline), SD35(CPU, torch.float32))
     torch.manual_seed(2)
@@ -90,7 +90,7 @@ def test_where_adapters_start_depends_on_the_seed_alone(tiny_pipeline):
 
 
 def separate(networks: Networks, name: str) -> lora.AdapterView:
-    """A role on a copy of the base of its own."""
+    """Return a view of one adapter on its own copy of the base."""
     base = copy.deepcopy(getattr(networks, name).base)
     base.layers = [module for module in base.network.modules() if hasattr(module, "_active_adapter")]
     return lora.AdapterView(base, name)
@@ -98,31 +98,33 @@ def separate(networks: Networks, name: str) -> lora.AdapterView:
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "recomputed"])
 def test_one_base_gives_what_two_copies_give(shared, inputs, checkpointing):
-    """Forward passes of one role between the forward and the backward of the other, over several micro-batches and
-    updates: peft's own switches lose gradients there, and a recomputation would see the wrong adapter."""
-    stir(shared.student, 1)
-    stir(shared.fake, 2)
+    """Several micro-batches and updates, with forward passes of one view between forward and backward of the other.
+
+    peft's own switches lose gradients there, and a recomputation would use the wrong adapter.
+    """
+    draw_b(shared.student, 1)
+    draw_b(shared.fake, 2)
     apart = {name: separate(shared, name) for name in ("student", "fake")}
     base = base_weights(shared.student)
     trained = {}
-    for where, roles in (("shared", vars(shared)), ("apart", apart)):
-        student, fake = roles["student"], roles["fake"]
+    for base_of, views in (("shared", vars(shared)), ("apart", apart)):
+        student, fake = views["student"], views["fake"]
         if checkpointing:
             student.enable_gradient_checkpointing()
             fake.enable_gradient_checkpointing()
-        optimizers = [torch.optim.AdamW(role.parameters(), lr=1e-2) for role in (student, fake)]
+        optimizers = [torch.optim.AdamW(view.parameters(), lr=1e-2) for view in (student, fake)]
         for _ in range(3):
             for _micro_batch in range(2):
-                made = call(student, inputs)
-                seen = call(fake, {**inputs, "hidden_states": made.detach()})
+                output = call(student, inputs)
+                score = call(fake, {**inputs, "hidden_states": output.detach()})
                 with torch.no_grad():
-                    call(shared.teacher if where == "shared" else student, inputs)
-                made.square().mean().backward()
-                seen.square().mean().backward()
+                    call(shared.teacher if base_of == "shared" else student, inputs)
+                output.square().mean().backward()
+                score.square().mean().backward()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-        trained[where] = {name: role.state_dict() for name, role in (("student", student), ("fake", fake))}
+        trained[base_of] = {name: view.state_dict() for name, view in (("student", student), ("fake", fake))}
     for name in ("student", "fake"):
         for key, value in trained["apart"][name].items():
             assert torch.equal(trained["shared"][name][key], value), (name, key)
@@ -131,15 +133,15 @@ def test_one_base_gives_what_two_copies_give(shared, inputs, checkpointing):
 
 
 def test_recomputation_that_sees_another_adapter_would_be_noticed(shared, inputs):
-    """What the test above is worth: diffusers' own checkpointing, with the other role called in between, is wrong."""
-    stir(shared.student, 1)
-    stir(shared.fake, 2)
+    """The test above can fail: diffusers' own checkpointing is wrong if the other view is called in between."""
+    draw_b(shared.student, 1)
+    draw_b(shared.fake, 2)
 
     def gradient() -> Tensor:
         shared.student.zero_grad()
-        made = call(shared.student, inputs)
+        output = call(shared.student, inputs)
         with shared.student.base.active_adapter("fake"):
-            made.square().mean().backward()
+            output.square().mean().backward()
         return torch.cat([p.grad.flatten() for p in shared.student.parameters() if p.grad is not None])
 
     plain = gradient()

@@ -22,7 +22,7 @@ def test_families_and_layouts_are_the_same_names(tiny_sdxl, tiny_pipeline):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_family_is_a_folder_with_the_same_file_names(name):
-    """What the registry counts on, and what a reader does."""
+    """The registry finds a family's modules by these names, and so does a reader."""
     folder = Path(registry.__file__).parent / name
     assert {"family.py", "layout.py"} <= {path.name for path in folder.iterdir()}
     assert isinstance(LAYOUTS[name], Layout)
@@ -39,6 +39,6 @@ def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
 def test_ranks_and_alphas_of_the_flags():
     pair = adapters(ModelConfig(lora_rank=4, lora_alpha=2.0, fake_lora_rank=8, lora_targets="to_q,to_k"))
     assert pair.student == Adapter(4, 2.0, ("to_q", "to_k"))
-    assert pair.fake == Adapter(8, 4.0, ("to_q", "to_k"))  # the same scale of the update
+    assert pair.fake == Adapter(8, 4.0, ("to_q", "to_k"))  # the student's ratio of alpha to rank
     assert adapters(ModelConfig()) is None
     assert adapters(ModelConfig(lora_rank=4)).student.alpha == 4

@@ -32,9 +32,9 @@ BAD_DEFAULTS = [
 @pytest.mark.parametrize(("defaults", "says"), BAD_DEFAULTS)
 def test_sampling_defaults_must_be_valid(tmp_path, defaults, says):
     (tmp_path / DEFAULTS_FILE).write_text(json.dumps(defaults))
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         read_sampling_defaults(tmp_path, SamplingDefaults())
-    assert str(told.value).startswith(f"{tmp_path / DEFAULTS_FILE}: ") and says in str(told.value)
+    assert str(error.value).startswith(f"{tmp_path / DEFAULTS_FILE}: ") and says in str(error.value)
 
 
 def test_sampling_defaults_are_read_as_written(tmp_path):

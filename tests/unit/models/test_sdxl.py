@@ -20,26 +20,26 @@ SHAPE = (4, 8, 8)
 
 @pytest.fixture(scope="module")
 def pipe(tiny_sdxl: Path) -> StableDiffusionXLPipeline:
-    """diffusers' own, of the same folder."""
+    """Load diffusers' pipeline from the same folder."""
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def test_text_is_diffusers_own_and_the_empty_prompt_is_zeros(tiny_sdxl, pipe):
-    """Both CLIPs side by side and the second's pooled output; "" in any place of a batch is the unconditional input."""
+    """The context is both CLIPs' side by side, pooled is the second's; "" anywhere in a batch gives zeros."""
     encoder = SDXL(CPU, torch.float32).load_text_encoder(tiny_sdxl, 10)
     ours = encoder.encode([PROMPTS[0], "", PROMPTS[1]])
     context, empty, pooled, empty_pooled = pipe.encode_prompt(PROMPTS, device=CPU, do_classifier_free_guidance=True)
-    # ours holds one row more, and some CPUs sum a batch of another size in another order
-    said = (ours.context[[0, 2]], ours.pooled[[0, 2]])
-    torch.testing.assert_close(said, (context, pooled), rtol=0, atol=1e-5)
+    # our batch has one row more, and some CPUs then sum in another order
+    encoded = (ours.context[[0, 2]], ours.pooled[[0, 2]])
+    torch.testing.assert_close(encoded, (context, pooled), rtol=0, atol=1e-5)
     assert torch.equal(ours.context[1], empty[0]) and torch.equal(ours.pooled[1], empty_pooled[0])
     assert not ours.context[1].any() and not ours.pooled[1].any()
 
 
-def test_a_folder_that_wants_the_empty_prompts_own_embedding_gets_it(tiny_sdxl, tmp_path):
-    """Guidance follows model_index.json, as the pipeline does."""
+def test_the_empty_prompt_has_its_own_embedding_if_the_folder_says_so(tiny_sdxl, tmp_path):
+    """Guidance uses the embedding that the pipeline uses, by force_zeros_for_empty_prompt in model_index.json."""
     folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "real"))
     set_json(folder / "model_index.json", force_zeros_for_empty_prompt=False)
     ours = SDXL(CPU, torch.float32).load_text_encoder(folder, 10).encode(["", PROMPTS[0]])
@@ -51,26 +51,26 @@ def test_a_folder_that_wants_the_empty_prompts_own_embedding_gets_it(tiny_sdxl, 
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
-def test_what_the_network_is_told(tiny_sdxl, compute_dtype):
-    """Times whole and in fp32, sizes in pixels (height first), pooled text; it computes in the type asked for."""
-    family, seen = SDXL(CPU, compute_dtype), []
+def test_inputs_of_the_network(tiny_sdxl, compute_dtype):
+    """Times are whole and fp32, sizes are in pixels (height first); the network computes in `compute_dtype`."""
+    family, calls = SDXL(CPU, compute_dtype), []
     network = family.load_network(tiny_sdxl, torch.float32)
-    network.register_forward_pre_hook(lambda *arguments: seen.append(arguments[2]), with_kwargs=True)
-    network.mid_block.attentions[0].register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+    network.register_forward_pre_hook(lambda *arguments: calls.append(arguments[2]), with_kwargs=True)
+    network.mid_block.attentions[0].register_forward_hook(lambda *arguments: calls.append(arguments[2]))
     text = family.load_text_encoder(tiny_sdxl, 10).encode(PROMPTS)
     sigma = family.load_schedule(tiny_sdxl).score_sigmas()[[0, 499]]
     prediction = family.predict(network, torch.randn(2, 4, 6, 10), sigma, text)
-    told, inside = seen
-    assert told["timestep"].dtype == torch.float32 and told["timestep"].tolist() == [999, 500]
-    assert told["added_cond_kwargs"]["time_ids"].tolist() == [[48, 80, 0, 0, 48, 80]] * 2
-    assert torch.equal(told["added_cond_kwargs"]["text_embeds"], text.pooled)
+    given, inside = calls
+    assert given["timestep"].dtype == torch.float32 and given["timestep"].tolist() == [999, 500]
+    assert given["added_cond_kwargs"]["time_ids"].tolist() == [[48, 80, 0, 0, 48, 80]] * 2
+    assert torch.equal(given["added_cond_kwargs"]["text_embeds"], text.pooled)
     assert prediction.dtype == torch.float32 and prediction.shape == (2, 4, 6, 10)
     assert inside[0].dtype == compute_dtype
 
 
 @pytest.mark.parametrize("guidance", [1.0, SCALE])
 def test_the_sampler_agrees_with_diffusers(tiny_sdxl, pipe, guidance):
-    """Grid, times, guidance with zeros, size conditions, step and decoding are the pipeline's own."""
+    """Grid, times, guidance with zeros, size conditions, step and decoding equal the pipeline's."""
     sampler, encoder = load_sampler(tiny_sdxl, CPU, steps=3, guidance_scale=guidance)
     eps = normal_per_sample(SHAPE, 0, "picture", 0, [0, 1])
     ours = sampler.latents(encoder.encode(PROMPTS), eps)
@@ -81,8 +81,8 @@ def test_the_sampler_agrees_with_diffusers(tiny_sdxl, pipe, guidance):
     assert (sampler.decoder.decode(ours) - decoded).abs().max() < 1e-4 and decoded.std() > 0.05
 
 
-def test_bf16_images_are_those_of_fp32_nearly(tiny_sdxl):
-    """--bf16 decodes in bf16 too, which has the range of fp32 (fp16 would overflow) and three digits."""
+def test_bf16_images_are_close_to_fp32_images(tiny_sdxl):
+    """--bf16 also decodes in bf16, which has the range of fp32 (fp16 would overflow) and three digits."""
     latents = 5 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
     exact, rounded = (
         SDXL(CPU, dtype).load_image_decoder(tiny_sdxl).decode(latents) for dtype in (torch.float32, torch.bfloat16)

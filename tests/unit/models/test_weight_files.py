@@ -1,4 +1,4 @@
-"""Files that hold weights: the shapes read from their headers, and the one line about a file that is not whole."""
+"""Files that hold weights: their shapes are read from headers, and a broken file gets a one-line error."""
 
 import json
 import struct
@@ -32,14 +32,14 @@ def path(tmp_path) -> Path:
 
 
 def test_shapes_are_those_of_the_tensors(path):
-    """For scalars, empty tensors and every type that torch saves; metadata is no tensor."""
+    """Scalars, empty tensors and bf16 tensors have a shape; metadata is no tensor."""
     state = {"scalar": torch.tensor(1.0), "none": torch.zeros(0, 3), "half": torch.zeros(2, 3, dtype=torch.bfloat16)}
     save_file(state, path, metadata={"format": "pt"})
     assert read_shapes(path) == {"scalar": (), "none": (0, 3), "half": (2, 3)}
 
 
 def test_a_large_file_costs_its_header_alone(path):
-    """5 GB of numbers are not read."""
+    """Reading the shapes of a 5 GB file takes less than a second."""
     numbers = 2_500_000_000
     write(path, json.dumps(tensors(a=("BF16", [numbers], [0, 2 * numbers]))).encode(), 2 * numbers)
     start = time.perf_counter()
@@ -58,8 +58,8 @@ def test_a_large_file_costs_its_header_alone(path):
         {"a": 3},
     ],
 )
-def test_a_header_whose_tensors_do_not_fit_is_told(path, header):
-    """safetensors would say so when the weights are loaded, minutes later."""
+def test_a_header_whose_tensors_do_not_fit_is_an_error(path, header):
+    """Without this check, the error would come when the weights are loaded, minutes later."""
     data = max((entry["data_offsets"][1] for entry in header.values() if isinstance(entry, dict)), default=0)
     write(path, json.dumps(header).encode(), data)
     with pytest.raises(ValueError, match="is no safetensors file"):
@@ -94,7 +94,7 @@ def test_a_broken_file_is_named_as_what_it_is(path, content, says):
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_file_cannot_be_read(tmp_path):
+def test_a_missing_file_and_a_folder_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"cannot be read \(No such file or directory\)"):
         read_shapes(tmp_path / "missing.safetensors")
     with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\)"):
