@@ -220,7 +220,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except Exception as error:  # a broken pickle can raise anything
         if "weights_only" in str(error).lower():
-            raise ValueError(f"{path} holds more than tensors: refused, since unpickling can run any code") from None
+            raise ValueError(f"{path} holds more than tensors: rejected, since unpickling can run any code") from None
         raise ValueError(f"{path} is no checkpoint ({shorten_error(error)})") from None
     state = state.get("params", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

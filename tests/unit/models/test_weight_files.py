@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpdmd.models.weight_files import read_shapes
+from dpdmd.models.weight_files import read_checkpoint, read_shapes
 
 
 def tensors(**entries: tuple[str, list, list]) -> dict:
@@ -99,3 +99,12 @@ def test_a_missing_file_and_a_folder_cannot_be_read(tmp_path):
         read_shapes(tmp_path / "missing.safetensors")
     with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\)"):
         read_shapes(tmp_path)
+
+
+def test_pickles_that_could_run_code_are_rejected(tmp_path):
+    torch.save({"params": {"weight": torch.ones(1)}, "extra": Path("x")}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="holds more than tensors: rejected"):
+        read_checkpoint(tmp_path / "bad.pt")
+    (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match="no torch checkpoint"):
+        read_checkpoint(tmp_path / "text.pt")
