@@ -31,7 +31,7 @@ from dpdmd.sampling.sampler import batches_of
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
-from dpdmd.utils.tables import latex_text
+from dpdmd.utils.tables import latex_row, latex_text
 from dpdmd.utils.versions import versions
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
@@ -167,7 +167,7 @@ def table(job: Job, result: ScoreReport) -> str:
     """Return a row of a LaTeX table, under a comment with the column names."""
     name = latex_text(Path(job.args.images or job.args.model).name)
     cells = ["--" if value.mean is None else f"{value.mean:.3f}" for value in result.summaries.values()]
-    return f"% {' & '.join(['model', *result.summaries])}\n{' & '.join([name, *cells])} \\\\"
+    return f"% {' & '.join(['model', *result.summaries])}\n{latex_row([name, *cells])}"
 
 
 def _save_grids(job: Job, result: ScoreReport) -> None:

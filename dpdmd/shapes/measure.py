@@ -33,6 +33,7 @@ from dpdmd.shapes.pairs import parse_caption
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.image_grid import check_finite, to_float, to_pil
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.tables import markdown_table
 from dpdmd.utils.text_files import one_line
 
 EVAL_PROMPTS = "data/shapes_eval.txt"
@@ -85,11 +86,9 @@ def measure_images(prompt: str, images: np.ndarray) -> PromptMetrics:
 
 def table(rows: dict[str, WorldMetrics]) -> str:
     """Markdown table, a row a model."""
-    lines = ["| model | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    for name, metrics in rows.items():
-        values = metrics.as_dict()
-        lines.append(f"| {name} | " + " | ".join(map(_figure, (values[column] for column in COLUMNS))) + " |")
-    return "\n".join(lines)
+    values = {name: metrics.as_dict() for name, metrics in rows.items()}
+    cells = [[name, *(_figure(row[column]) for column in COLUMNS)] for name, row in values.items()]
+    return markdown_table(["model", *COLUMNS], cells)
 
 
 def _figure(value: float | None) -> str:
@@ -99,11 +98,11 @@ def _figure(value: float | None) -> str:
 def following_table(rows: Mapping[str, Mapping[str, Summary]]) -> str:
     """Markdown table of accuracy by category, a row a model; overall is the mean over categories, as GenEval's."""
     names = list(next(iter(rows.values())))
-    lines = ["| accuracy | " + " | ".join([*names, "overall"]) + " |", "|---|" + "---|" * (len(names) + 1)]
+    cells = []
     for model, summaries in rows.items():
         overall = sum(summary.mean for summary in summaries.values()) / len(summaries)
-        lines.append(f"| {model} | {' | '.join(map(_interval, summaries.values()))} | {overall:.3f} |")
-    return "\n".join(lines)
+        cells.append([model, *map(_interval, summaries.values()), f"{overall:.3f}"])
+    return markdown_table(["accuracy", *names, "overall"], cells)
 
 
 def _interval(summary: Summary) -> str:

@@ -21,6 +21,7 @@ from dpdmd.training import checkpoint, optimizer_state, preflight
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
+from dpdmd.utils.tables import markdown_table
 
 STUDENT_STEP = 1  # with one fake update before each student update
 STEPS = 2  # before and after the resumption
@@ -281,6 +282,5 @@ def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> lis
 
 def table(findings: Sequence[CheckResult]) -> str:
     """Markdown, a line a check."""
-    lines = ["| check | | found | what it means |", "|---|---|---|---|"]
-    lines += [f"| {f.name} | {'well' if f.passed else '**FAILED**'} | {f.found} | {f.meaning} |" for f in findings]
-    return "\n".join(lines)
+    rows = ([f.name, "well" if f.passed else "**FAILED**", f.found, f.meaning] for f in findings)
+    return markdown_table(["check", "", "found", "what it means"], rows)
