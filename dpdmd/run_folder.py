@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dpdmd.config.options import RunConfig
-from dpdmd.utils.atomic_files import clear_leftovers, temporary_path
+from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 LATEST, BEST = "latest", "best"
@@ -149,13 +149,14 @@ class RunFolder:
         return [path for path in self.by_flag().values() if not path.absolute().is_relative_to(root)]
 
     def is_used(self) -> bool:
-        """Whether anything is here already, under the root or in a folder that was given by itself.
+        """Return whether any of the run's folders holds files.
 
-        What a run leaves that ended before its first step, for a model that did not load, does not count.
+        Files of a run that ended before its first step, for example because a model did not load, do not count, nor do
+        temporary files.
         """
-        found = {path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir()}
+        files = (path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir())
+        found = {path for path in files if not is_temporary(path)}
         begun = {self.config, self.environment, self.log_file, self._lock}
-        begun |= {temporary_path(path) for path in (self.config, self.environment)}
         return not (found <= begun and (not found or found & {self._lock, self.environment}))
 
     @property
@@ -193,13 +194,13 @@ class RunFolder:
         """Delete what a killed process left half-written; for the one that holds the lock."""
         for path in (*self.half_written(), *self.seed_grids.glob(".*.tmp")):
             shutil.rmtree(path, ignore_errors=True)
-        texts = (self.config, self.environment, self.metrics, self.teacher_scores, self.report)
         links = (self.ckpts / LATEST, self.ckpts / BEST)
         dangling = [link for link in links if link.is_symlink() and not link.exists()]
-        for path in (*map(temporary_path, (*texts, *links)), *self.diagnostics.glob(".*.tmp"), *dangling):
-            path.unlink(missing_ok=True)
-        for images in (self.eval_images, self.process_vis, self.div_vis):
-            clear_leftovers(path for path in (images, *images.rglob("*")) if path.is_dir())
+        for link in (*map(temporary_path, links), *dangling):
+            link.unlink(missing_ok=True)
+        images = (self.eval_images, self.process_vis, self.div_vis)
+        below = (path for folder in images for path in folder.rglob("*") if path.is_dir())
+        clear_leftovers((self.root, self.diagnostics, *images, *below))
 
 
 EVAL_TURN = "eval"

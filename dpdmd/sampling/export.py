@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from dpdmd.utils import signals
+from dpdmd.utils.atomic_files import delete_on_failure, temporary_path
 
 
 def export(path: Path, base_model: Path | None, out: Path) -> None:
@@ -29,9 +29,9 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
         from dpdmd.models.lora import merged
 
         network = merged(network)
-    temporary = out.with_name(f".{out.name}.tmp")
+    temporary = temporary_path(out)
     shutil.rmtree(temporary, ignore_errors=True)
-    with signals.delete_on_failure(temporary):
+    with delete_on_failure(temporary):
         note = replace(model.note, base=None)
         family.export(temporary, dict(network.state_dict()), model.folder, note, copy=True)
         os.replace(temporary, out)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.sampling.image_folder import MANIFEST, read_manifest
+from dpdmd.utils.atomic_files import is_temporary
 from dpdmd.utils.text_files import read_text
 
 NUM_IMAGES = 4  # GenEval's
@@ -55,7 +56,7 @@ def check_folder(out: Path) -> None:
         ValueError: it holds something else, which GenEval would take for ours, or its note cannot be read.
     """
     read_manifest(out, "--out")
-    others = [path for path in out.iterdir() if path.name != f".{MANIFEST}.tmp"] if out.is_dir() else []
+    others = [path for path in out.iterdir() if not is_temporary(path)] if out.is_dir() else []
     if others and not (out / MANIFEST).is_file():  # that one alone is of a call that was killed at its start
         raise ValueError(f"--out {out}: holds files that are not this program's; give another folder")
 
