@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.sampling_flags import check_ranges, check_total
+from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, check_ranges, check_total
 from dpdmd.sampling import geneval
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import one_line
@@ -36,15 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_images", type=int, help=f"images a prompt (default: {NUM_IMAGES}, with --geneval {geneval.NUM_IMAGES})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
     parser.add_argument("--out", type=user_path, required=True, help="folder for the images and grid.png")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
-    parser.add_argument("--guidance_scale", type=float, help="guidance (default: what the model's folder says)")
-    parser.add_argument("--height", type=int, help="pixels (default: the model's)")
-    parser.add_argument("--width", type=int, help="pixels (default: the model's)")
-    parser.add_argument("--max_sequence_length", type=int, help="T5 tokens (default: what the model's folder says)")
-    parser.add_argument("--batch_size", type=int, default=9, help="images made at a time (default: %(default)s)")
-    parser.add_argument("--bf16", action="store_true", help="networks compute in bf16")
+    parser.add_argument("--batch_size", type=int, default=9, help="images sampled at a time (default: %(default)s)")
+    add_sampling_flags(parser, *FLAGS)
     return parser
 
 

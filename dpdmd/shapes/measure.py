@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpdmd.config.sampling_flags import check_ranges, check_total
+from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
@@ -122,9 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="captions of the small world (default: %(default)s)",
     )
     parser.add_argument("--num_seeds", type=int, default=64, help="images a prompt (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
-    parser.add_argument("--guidance_scale", type=float, help="(default: what the model's folder says)")
+    add_sampling_flags(parser, "seed", "steps", "guidance_scale")
     parser.add_argument(
         "--out",
         type=user_path,
