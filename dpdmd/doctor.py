@@ -21,8 +21,8 @@ from dpdmd import config
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.training import preflight
 from dpdmd.utils.atomic_files import delete_on_failure, write_text
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import user_path
-from dpdmd.utils.text_files import one_line
 
 
 @contextmanager

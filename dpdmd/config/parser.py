@@ -53,13 +53,13 @@ class Config:
         ]
 
 
-def _groups() -> dict[str, tuple[type, dict[str, Any]]]:
+def option_groups() -> dict[str, tuple[type, dict[str, Any]]]:
     """Group name -> (class, field name -> field)."""
     hints = typing.get_type_hints(Config)
     return {name: (kind, {item.name: item for item in fields(kind)}) for name, kind in hints.items()}
 
 
-def _value_type(kind: type, name: str) -> tuple[type, bool]:
+def value_type(kind: type, name: str) -> tuple[type, bool]:
     """(int | float | str | bool, may be None) of one field."""
     hint = typing.get_type_hints(kind)[name]
     if isinstance(hint, types.UnionType):
@@ -69,7 +69,7 @@ def _value_type(kind: type, name: str) -> tuple[type, bool]:
 
 def _convert(value: Any, kind: type, name: str, place: str) -> Any:
     """A YAML value in its field's type; numbers may be written 1e-5, which YAML reads as text, and a,b as a list."""
-    wanted, optional = _value_type(kind, name)
+    wanted, optional = value_type(kind, name)
     if wanted is str and isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
         return ",".join(map(str, value))
     if value is None and optional:
@@ -111,12 +111,12 @@ def from_dict(values: dict[str, Any], place: str, onto: Config | None = None) ->
 
 def _owners() -> dict[str, str]:
     """Field name -> its group."""
-    return {name: group for group, (_, items) in _groups().items() for name in items}
+    return {name: group for group, (_, items) in option_groups().items() for name in items}
 
 
 def _pairs(values: dict[str, Any], place: str, owner: Collection[str]) -> Iterator[tuple[str, Any, str | None]]:
     """(name, value, the group that it stands under) of nested and flat values; an empty group is none."""
-    groups = _groups()
+    groups = option_groups()
     for key, value in values.items():
         if key not in groups or (key in owner and not isinstance(value, dict)):  # `method` is a group and a field
             yield key, value, None
@@ -177,10 +177,10 @@ def build_parser() -> argparse.ArgumentParser:
         choices=tuple(PRESETS),
         help=f"flags for a GPU of this size at SD3.5-Medium's 1024 x 1024; --config and flags win ({sets})",
     )
-    for kind, items in _groups().values():
+    for kind, items in option_groups().values():
         group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0])
         for name, item in items.items():
-            wanted, _ = _value_type(kind, name)
+            wanted, _ = value_type(kind, name)
             source = f", {item.metadata['source']}" if item.metadata["source"] else ""
             options: dict[str, Any] = {
                 "help": f"{item.metadata['help']} (default: {item.default}{source})".replace("%", "%%")

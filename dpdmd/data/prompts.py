@@ -63,7 +63,7 @@ def fingerprint(prompts: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=2)  # a batch may contain the end of one epoch and the start of the next
-def _order(num_prompts: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(num_prompts: int, seed: int, epoch: int) -> np.ndarray:
     """Return the shuffled order of the prompts in one epoch."""
     return numpy_generator(seed, "prompt order", epoch).permutation(num_prompts)
 
@@ -85,7 +85,7 @@ def prompts_of_step(
 ) -> list[Item]:
     """Return the prompts of samples of a step's global batch. Each epoch uses every prompt once, in a new order."""
     places = [step * global_batch_size + sample for sample in samples]
-    return [prompts[_order(len(prompts), seed, place // len(prompts))[place % len(prompts)]] for place in places]
+    return [prompts[epoch_order(len(prompts), seed, place // len(prompts))[place % len(prompts)]] for place in places]
 
 
 def pool_prompts(prompts: Sequence[str], seed: int, size: int) -> list[str]:

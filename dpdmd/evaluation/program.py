@@ -17,9 +17,9 @@ from dpdmd.data.prompts import read_prompts
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.program_job import IMAGES, Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths
-from dpdmd.sampling.image_folder import ImageFile, find_images, is_whole, read_manifest
+from dpdmd.sampling.image_folder import ImageFile, find_images, is_whole, read_settings
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
-from dpdmd.utils.text_files import one_line
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Program:
             _check_readable(Path(args.images), images)
         else:
             check_total("num_samples", len(prompts), args.num_samples)
-            read_manifest(out / IMAGES, "--output_dir")
+            read_settings(out / IMAGES, "--output_dir")
         if set(paths) <= DIVERSITY_SCORERS:
             _check_pairs(args, images)
         return Job(args, paths, options, prompts, images, out)

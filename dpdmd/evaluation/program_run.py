@@ -25,12 +25,12 @@ from dpdmd.evaluation.scoring import (
     summarise_scores,
     write_csv,
 )
-from dpdmd.sampling.image_folder import ImageFile, file_name, is_whole, keep_or_refuse, open_image
+from dpdmd.sampling.image_folder import ImageFile, check_or_write_settings, file_name, is_whole, open_image
 from dpdmd.sampling.load_model import find_model, load_sampler
-from dpdmd.sampling.sampler import batches_of
+from dpdmd.sampling.sampler import batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
-from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
+from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.tables import latex_row, latex_text
 from dpdmd.utils.versions import versions
 
@@ -92,7 +92,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     }
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
-            keep_or_refuse(folder, settings, "--output_dir")
+            check_or_write_settings(folder, settings, "--output_dir")
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     # Batches are generated whole, because an image's last bits may depend on its batch.

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from dpdmd.models.base import ImageDecoder
 from dpdmd.models.layout import LORA_WEIGHTS, Layout
 from dpdmd.models.loading import load_part
-from dpdmd.utils.text_files import read_json, shorten_error
+from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.text_files import read_json
 
 
 def quieten_libraries() -> None:

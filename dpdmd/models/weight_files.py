@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpdmd.utils.text_files import read_json, require_regular, shorten_error
+from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.text_files import read_json, require_regular
 
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # what the libraries call a weights file
 Shape = tuple[int, ...]

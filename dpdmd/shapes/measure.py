@@ -25,16 +25,16 @@ from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling.load_model import find_model, load_sampler
-from dpdmd.sampling.sampler import Sampler, batches_of
+from dpdmd.sampling.sampler import Sampler, batches_of, check_finite
 from dpdmd.shapes.categories import category, following
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_images, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.image_grid import check_finite, to_float, to_pil
+from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.image_grid import to_float, to_pil
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.tables import markdown_table
-from dpdmd.utils.text_files import one_line
 
 EVAL_PROMPTS = "data/shapes_eval.txt"
 BATCH_SIZE = 64

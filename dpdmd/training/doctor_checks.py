@@ -17,10 +17,11 @@ from dpdmd.distributed import sharding
 from dpdmd.methods import losses, registry, updates
 from dpdmd.methods.context import MicroBatch, ScorePredictions
 from dpdmd.sampling.rollout import Rollout
-from dpdmd.training import checkpoint, optimizer_state, preflight
+from dpdmd.training import checkpoint, optimizer_state
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
+from dpdmd.utils.paths import nearest_existing
 from dpdmd.utils.tables import markdown_table
 
 STUDENT_STEP = 1  # with one fake update before each student update
@@ -227,7 +228,7 @@ def check_scorers(trainer: Trainer) -> CheckResult:
 
 
 def check_disk(trainer: Trainer, run_dir: Path) -> CheckResult:
-    free = shutil.disk_usage(preflight.existing(run_dir)).free
+    free = shutil.disk_usage(nearest_existing(run_dir)).free
     each = checkpoint.size_in_bytes(trainer.config)
     return CheckResult(
         "free disk",

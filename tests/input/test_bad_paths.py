@@ -14,8 +14,8 @@ from dpdmd.data.prompts import read_prompts
 from dpdmd.models.weight_files import read_header
 from dpdmd.report import cli
 from dpdmd.run_folder import RunFolder
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable
-from dpdmd.utils.text_files import one_line
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpdmd.config import Config, from_dict, parse, read_yaml, write_yaml
 from dpdmd.config.options import METHODS, NORMALIZERS
-from dpdmd.config.parser import _groups, _value_type
+from dpdmd.config.parser import option_groups, value_type
 from dpdmd.data.prompts import global_samples, prompts_of_step, read_prompts
 from dpdmd.sampling.image_folder import file_name
 
@@ -87,9 +87,9 @@ VALUES = {
 def configurations(draw) -> Config:
     """Any configuration of the right types, whether or not `validate` would take it."""
     config = Config()
-    for name, (kind, items) in _groups().items():
+    for name, (kind, items) in option_groups().items():
         for field, item in items.items():
-            wanted, optional = _value_type(kind, field)
+            wanted, optional = value_type(kind, field)
             choices = item.metadata["choices"]
             values = st.sampled_from(choices) if choices else VALUES[wanted]
             setattr(getattr(config, name), field, draw(st.none() | values if optional else values))

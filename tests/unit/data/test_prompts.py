@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.data.prompts import _order, global_samples, prompts_of_step, read_prompts
+from dpdmd.data.prompts import epoch_order, global_samples, prompts_of_step, read_prompts
 from dpdmd.shapes import pairs
 from dpdmd.shapes.categories import OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
@@ -151,7 +151,7 @@ def test_known_order():
 def test_depends_on_seed_step_and_sample_alone():
     """Not on what was asked before, nor on which other samples are asked; so a resumed run needs no state."""
     whole = sequence(3, 10, 4)
-    _order.cache_clear()
+    epoch_order.cache_clear()
     for step in (9, 0, 5, 2, 9):
         for sample in (3, 0, 2, 1):
             assert prompts_of_step(LETTERS, 3, step, 4, [sample]) == [whole[step * 4 + sample]]
