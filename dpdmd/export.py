@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if os.path.lexists(args.out):
-            raise ValueError(f"--out {args.out}: is there already; give another")
+            raise ValueError(f"--out {args.out}: exists already; give another")
         check_writable("--out", args.out)
         export(args.model, args.base_model, args.out)
     except ValueError as error:

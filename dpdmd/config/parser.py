@@ -102,7 +102,7 @@ def from_dict(values: dict[str, Any], place: str, onto: Config | None = None) ->
         if group not in (None, group_of[name]):
             raise ValueError(f"{place}: {name} belongs under {group_of[name]}, not under {group}")
         if name in seen:
-            raise ValueError(f"{place}: {name} is there twice")
+            raise ValueError(f"{place}: {name} is given twice")
         seen.add(name)
         owner = getattr(config, group_of[name])
         setattr(owner, name, _convert(value, type(owner), name, place))

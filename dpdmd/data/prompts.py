@@ -34,16 +34,16 @@ def read_prompts(path: Path, flag: str = "--prompt_txt") -> list[str]:
         raise ValueError(f"{flag} {path}: line {line} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
         raise ValueError(
-            f"{flag} {path}: cannot be read ({error.strerror}); give a text file, one prompt a line"
+            f"{flag} {path}: cannot be read ({error.strerror}); give a text file, one prompt per line"
         ) from None
     if "\0" in text:
-        raise ValueError(f"{flag} {path}: holds zero bytes; give a text file, one prompt a line")
+        raise ValueError(f"{flag} {path}: holds zero bytes; give a text file, one prompt per line")
     lines = [_NUMBERING.sub("", line.strip()).strip() for line in text.split("\n")]
     lines = [line for line in lines if any(letter.isprintable() and not letter.isspace() for letter in line)]
     if not lines:
-        raise ValueError(f"{flag} {path}: no prompt in it; give a text file, one prompt a line")
+        raise ValueError(f"{flag} {path}: no prompt in it; give a text file, one prompt per line")
     if _is_json(lines[0]) or _is_json(text):
-        raise ValueError(f"{flag} {path}: is JSON, whose lines are no prompts; give a text file, one prompt a line")
+        raise ValueError(f"{flag} {path}: is JSON; give a text file, one prompt per line")
     return lines
 
 

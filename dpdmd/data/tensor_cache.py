@@ -153,7 +153,7 @@ class CacheReader:
     def __init__(self, cache: TensorCache, device: torch.device):
         self.cache, self.device = cache, device
         if broken := next((file.path for file in cache.files if not cache.is_complete(file)), None):
-            raise ValueError(f"{cache.flag}: {broken} is missing or not whole; start the run again")
+            raise ValueError(f"{cache.flag}: {broken} is missing or incomplete; start the run again")
         self._files = [safe_open(file.path, framework="pt") for file in cache.files]
 
     def read(self, name: str, rows: Sequence[int]) -> Tensor:

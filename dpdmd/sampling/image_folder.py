@@ -45,7 +45,7 @@ def open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return _to_rgb(image)
     except Exception as error:  # Pillow raises many kinds of errors for broken files
-        raise ValueError(f"{path} is no whole image ({shorten_error(error)})") from None
+        raise ValueError(f"{path} cannot be read as an image ({shorten_error(error)})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -54,7 +54,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image, dtype=np.float64) / 65535
         return Image.fromarray((grey * 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of mode {image.mode}, whose white is not known: save it with 8 bits")
+        raise ValueError(f"pixels of mode {image.mode} have no defined white; save it with 8 bits")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         pixels = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, _WHITE), pixels).convert("RGB")

@@ -29,7 +29,9 @@ def check_finite(images: Tensor, model: Path | str) -> None:
         ValueError: an infinite or NaN value; the message names `model`.
     """
     if not images.isfinite().all():
-        raise ValueError(f"--model {model}: its images are not finite: are its weights whole, and those of this model?")
+        raise ValueError(
+            f"--model {model}: its images are not finite; check that its weights are complete and belong to this model"
+        )
 
 
 @dataclass(frozen=True)

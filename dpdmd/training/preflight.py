@@ -153,7 +153,7 @@ def _odd_files_told(config: Config) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
-            f"--teacher_id {config.model.teacher_id}: one of its configuration files holds what is not expected "
+            f"--teacher_id {config.model.teacher_id}: one of its configuration files has unexpected values "
             f"({type(error).__name__}: {error})"
         ) from None
 

@@ -16,7 +16,9 @@ def expanded(text: str) -> str:
     """
     path = os.path.expanduser(text)
     if path.startswith("~"):
-        raise ValueError(f"{text}: {path.partition('/')[0]} is nobody's home; write ./~ for a folder called so")
+        raise ValueError(
+            f"{text}: {path.partition('/')[0]} is not the home of a known user; write ./~ for a folder of that name"
+        )
     return path
 
 

@@ -35,7 +35,7 @@ def install_exit_handlers(program: str) -> None:
         if not ending.acquire(blocking=False):
             return  # a launcher sends the signal twice, and people press Ctrl-C twice
         delete_unfinished()
-        line = f"{program}: stopped: {signal.Signals(number).name}; what was written before is whole\n"
+        line = f"{program}: stopped: {signal.Signals(number).name}; files written before are complete\n"
         with suppress(OSError):  # stderr may be closed
             # os.write, because the signal may have interrupted a print.
             os.write(STDERR, (("\n" if _has_progress_bar() else "") + line).encode())
@@ -94,7 +94,7 @@ class Interrupted(Exception):
 
     def __init__(self, number: int, step: int):
         name = signal.Signals(number).name
-        super().__init__(f"{name}: saved at step {step}; --resume_from_checkpoint latest goes on")
+        super().__init__(f"{name}: saved at step {step}; continue with --resume_from_checkpoint latest")
         self.status = 128 + number
 
 

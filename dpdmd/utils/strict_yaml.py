@@ -20,7 +20,7 @@ class _Loader(yaml.SafeLoader):
                 continue  # rejected by the call below
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"{key!r} is there twice", problem_mark=key_node.start_mark
+                    problem=f"{key!r} is given twice", problem_mark=key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
             # 2026-13-45 matches PyYAML's pattern of a date, and Python's date raises.
             shown = repr(node.value)[:60] if isinstance(node, yaml.ScalarNode) else "this"
             raise yaml.constructor.ConstructorError(
-                problem=f"{shown} is no {node.tag.rpartition(':')[2]} (a text wants quotes)",
+                problem=f"{shown} is no {node.tag.rpartition(':')[2]} (put a text in quotes)",
                 problem_mark=node.start_mark,
             ) from None
 

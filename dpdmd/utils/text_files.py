@@ -76,4 +76,4 @@ def expecting_mapping_keys(path: Path) -> Iterator[None]:
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}") from None
     except (AttributeError, ArithmeticError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds what is not expected ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{path} has unexpected values ({type(error).__name__}: {error})") from None

@@ -24,8 +24,16 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
     ("flag", "value", "says"),
     [
         ("--run_dir", " ", "--run_dir ' ': is empty; give a value, or leave it out"),
-        ("--run_dir", "~nobody_at_all/run", "~nobody_at_all is nobody's home; write ./~ for a folder called so"),
-        ("--config", "~nobody_at_all/a.yaml", "--config ~nobody_at_all/a.yaml: ~nobody_at_all is nobody's home"),
+        (
+            "--run_dir",
+            "~nobody_at_all/run",
+            "~nobody_at_all is not the home of a known user; write ./~ for a folder of that name",
+        ),
+        (
+            "--config",
+            "~nobody_at_all/a.yaml",
+            "--config ~nobody_at_all/a.yaml: ~nobody_at_all is not the home of a known user",
+        ),
         ("--run_dir", "weights/tiny/sd35/run", "lies in a model's folder, "),
         ("--cache_text_embeddings", "weights/tiny/sd35", "lies in a model's folder, "),
         ("--prompt_txt", "/dev/zero", "cannot be read (No regular file but a pipe or a device)"),
@@ -107,9 +115,9 @@ def test_a_models_folder_is_not_written_into(refused_by, broken, inside):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('["a cat", "a dog"]\n', "is JSON, whose lines are no prompts"),
-        ('{"prompts": [\n"a cat"]}\n', "is JSON, whose lines are no prompts"),
-        ('{"prompt": "a"}\n{"prompt": "b"}\n', "is JSON, whose lines are no prompts"),
+        ('["a cat", "a dog"]\n', "is JSON; give a text file"),
+        ('{"prompts": [\n"a cat"]}\n', "is JSON; give a text file"),
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', "is JSON; give a text file"),
         ("\u200b\n\ufeff\n\x07\n", "no prompt in it"),
         ("a cat\n\0\0\n", "holds zero bytes"),
     ],

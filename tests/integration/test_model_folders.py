@@ -124,7 +124,7 @@ def test_loading_is_strict_by_itself(copied, family, part):
     ("file", "content", "says"),
     [
         ("vae/config.json", "{}", "vae/config.json lacks 'block_out_channels'"),
-        ("vae/config.json", '{"block_out_channels": 3}', "vae/config.json holds what is not expected"),
+        ("vae/config.json", '{"block_out_channels": 3}', "vae/config.json has unexpected values"),
         ("transformer/config.json", "[]", "transformer/config.json holds no JSON object"),
         ("text_encoder/config.json", '{"hidden_size": "x"}', "text_encoder/config.json does not describe a CLIPText"),
         ("text_encoder/config.json", "{}", "its weights lack text_model.encoder.layers.10."),
@@ -155,7 +155,7 @@ def test_a_shift_that_is_no_number_names_its_file(copied, refused, shift):
 def test_values_of_a_network_that_are_of_another_kind(copied, refused):
     folder = copied("sd35")
     with_entry(folder / "transformer" / "config.json", sample_size="large")
-    assert "transformer/config.json holds what is not expected" in refused("sd35", folder)
+    assert "transformer/config.json has unexpected values" in refused("sd35", folder)
 
 
 def test_a_component_of_another_class_is_told(copied, refused):

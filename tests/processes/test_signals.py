@@ -44,7 +44,7 @@ def test_an_interrupt_while_a_program_is_imported_is_one_line(name):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     program = name if name.endswith(".py") else f"dpdmd.{name}"
-    assert err == f"{program}: stopped: SIGINT; what was written before is whole\n"
+    assert err == f"{program}: stopped: SIGINT; files written before are complete\n"
     assert process.returncode == 130
 
 
@@ -71,7 +71,7 @@ def test_a_signal_deletes_half_written_files(tmp_path, number):
     command = [sys.executable, "-c", WRITING, str(tmp_path), str(int(number))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 128 + number
-    assert done.stderr.split("\n")[-2:] == [f"program: stopped: {number.name}; what was written before is whole", ""]
+    assert done.stderr.split("\n")[-2:] == [f"program: stopped: {number.name}; files written before are complete", ""]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,7 +81,7 @@ def test_a_second_interrupt_of_a_training_is_one_line(short_run, tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "processes" / "drivers" / "impatient.py"), *short_run, *run]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 130 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "dpdmd.train: stopped: SIGINT; what was written before is whole"
+    assert done.stderr.splitlines()[-1] == "dpdmd.train: stopped: SIGINT; files written before are complete"
     assert (tmp_path / "run" / "ckpts" / "step_000001" / "manifest.json").is_file()
 
 

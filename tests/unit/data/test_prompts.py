@@ -102,14 +102,14 @@ def test_read_long_lines(tmp_path: Path):
 def test_unusable_content(tmp_path: Path, content: bytes, problem: str):
     """Told in one line that names the flag, the file and what to do."""
     path = prompt_file(tmp_path, content)
-    advice = "save the file as UTF-8" if "UTF-8" in problem else "give a text file, one prompt a line"
+    advice = "save the file as UTF-8" if "UTF-8" in problem else "give a text file, one prompt per line"
     with pytest.raises(ValueError) as error:
         read_prompts(path, "--eval_prompts")
     assert str(error.value) == f"--eval_prompts {path}: {problem}; {advice}"
 
 
 def test_unusable_path(tmp_path: Path):
-    advice = "give a text file, one prompt a line"
+    advice = "give a text file, one prompt per line"
     for path, problem in [(tmp_path / "none.txt", "No such file or directory"), (tmp_path, "Is a directory")]:
         with pytest.raises(ValueError) as error:
             read_prompts(path)
