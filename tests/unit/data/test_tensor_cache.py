@@ -72,7 +72,7 @@ def test_only_missing_files_are_made(tmp_path, monkeypatch):
     cache = embedding_cache(tmp_path, PROMPTS, SETTINGS)
     whole = cache.files[1].path.read_bytes()
     cache.files[1].path.write_bytes(whole[:-5])
-    with pytest.raises(ValueError, match=f"--cache_text_embeddings: {cache.files[1].path} is missing or not whole"):
+    with pytest.raises(ValueError, match=f"--cache_text_embeddings: {cache.files[1].path} is missing or incomplete"):
         CacheReader(cache, CPU)
     cached_encoder(tmp_path, PROMPTS, SETTINGS, CPU, lambda: second, Processes())
     assert second.calls == [[""], list(cache.files[1].prompts)] and cache.files[1].path.read_bytes() == whole
