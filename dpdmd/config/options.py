@@ -4,6 +4,7 @@ Flags, help, the YAML reader and the range checks are generated from these field
 """
 
 from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from typing import Any
 
 from dpdmd.config.presets import FAMILIES, as_typed
@@ -59,6 +60,9 @@ def _flag(
     )
 
 
+_changeable = partial(_flag, may_change_on_resume=True)
+
+
 @dataclass
 class ModelConfig:
     """Model: the networks, each from a pipeline folder in the diffusers layout"""
@@ -68,10 +72,7 @@ class ModelConfig:
     student_id: str | None = _flag(None, "pipeline folder that initialises the student", "release: the teacher's")
     fake_id: str | None = _flag(None, "pipeline folder that initialises the fake score", "release: the teacher's")
     lora_rank: int | None = _flag(
-        None,
-        "train LoRA adapters of this rank; all three networks share the teacher's weights",
-        ge=1,
-        le=MAX_RANK,
+        None, "train LoRA adapters of this rank; all three networks share the teacher's weights", ge=1, le=MAX_RANK
     )
     lora_alpha: float | None = _flag(None, "LoRA alpha; without it the rank", "peft", gt=0)
     lora_targets: str | None = _flag(
@@ -139,12 +140,11 @@ class MethodConfig:
         choices=ROLLOUTS,
     )
     perceptual: str = _flag("lpips", "perceptual distance of dmd_lpips", "paper; DISTS, DINO: ours", choices=PERCEPTUAL)
-    perceptual_path: str | None = _flag(
+    perceptual_path: str | None = _changeable(
         None,
         "folder with the weights of --perceptual: vgg16-397923af.pth and LPIPS_v0.1_vgg-a78928a0.pth or "
         "DISTS_weights-f5e65c96.pth, or a DINO model",
         "ours",
-        may_change_on_resume=True,
     )
     perceptual_weight: float = _flag(0.25, "weight of the perceptual loss", "DMD", ge=0)
     gan_weight: float = _flag(0.005, "weight of dmd_gan's generator loss", "DMD2", ge=0)
@@ -159,11 +159,8 @@ class MethodConfig:
         ge=1,
         le=1_000_000,
     )
-    teacher_cache: str | None = _flag(
-        None,
-        "folder where the teacher's samples of the pool are made ahead, once for all runs with this seed",
-        "ours",
-        may_change_on_resume=True,
+    teacher_cache: str | None = _changeable(
+        None, "folder where the teacher's samples of the pool are made ahead, once for all runs with this seed", "ours"
     )
 
 
@@ -172,23 +169,16 @@ class DataConfig:
     """Data: prompts only"""
 
     # May change on resume: a checkpoint compares the prompts, not the path.
-    prompt_txt: str = _flag(
-        "data/prompts_train.txt", "training prompts, one per line", "release: DiffusionDB", may_change_on_resume=True
-    )
-    cache_text_embeddings: str | None = _flag(
+    prompt_txt: str = _changeable("data/prompts_train.txt", "training prompts, one per line", "release: DiffusionDB")
+    cache_text_embeddings: str | None = _changeable(
         None,
         "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory",
         "ours",
-        may_change_on_resume=True,
     )
     height: int = _flag(1024, "image height in pixels", "paper", ge=1, le=MAX_PIXELS)
     width: int = _flag(1024, "image width in pixels", "paper", ge=1, le=MAX_PIXELS)
     max_sequence_length: int | None = _flag(
-        None,
-        "T5 tokens per prompt; without it the value in the teacher's folder, else 256",
-        "diffusers",
-        ge=1,
-        lt=513,
+        None, "T5 tokens per prompt; without it the value in the teacher's folder, else 256", "diffusers", ge=1, lt=513
     )
 
 
@@ -196,10 +186,8 @@ class DataConfig:
 class OptimConfig:
     """Optimisation: per process; the global batch is batch_size x grad_accum x processes"""
 
-    batch_size: int = _flag(
-        4, "prompts per forward pass and process", "paper", ge=1, le=MAX_BATCH, may_change_on_resume=True
-    )
-    grad_accum: int = _flag(1, "forward passes per update", "release", ge=1, le=MAX_BATCH, may_change_on_resume=True)
+    batch_size: int = _changeable(4, "prompts per forward pass and process", "paper", ge=1, le=MAX_BATCH)
+    grad_accum: int = _changeable(1, "forward passes per update", "release", ge=1, le=MAX_BATCH)
     lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", gt=0)
     lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", gt=0)
     lr_discriminator: float = _flag(1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", gt=0)
@@ -229,41 +217,28 @@ class OptimConfig:
     adam_beta2: float = _flag(0.999, "beta 2 of all optimizers", "torch", ge=0, lt=1)
     max_grad_norm: float = _flag(1.0, "clip gradients to this global norm", "paper", gt=0)
     bf16: bool = _flag(False, "run the networks in bf16 (weights, latents, times and losses stay in fp32)", "release")
-    shard_teacher: bool = _flag(
-        False,
-        "under FSDP, also shard the frozen teacher: less memory, more communication",
-        "ours",
-        may_change_on_resume=True,
+    shard_teacher: bool = _changeable(
+        False, "under FSDP, also shard the frozen teacher: less memory, more communication", "ours"
     )
-    offload_vae: bool = _flag(
-        False,
-        "keep the decoder on the CPU between uses, and decode one image at a time",
-        "ours",
-        may_change_on_resume=True,
+    offload_vae: bool = _changeable(
+        False, "keep the decoder on the CPU between uses, and decode one image at a time", "ours"
     )
     gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass", "release")
-    recomputed_blocks: str = _flag(
+    recomputed_blocks: str = _changeable(
         "all",
         "with --gradient_checkpointing: number of transformer blocks, from the first, that recompute; all; or auto, as "
         "few as fit the device by the memory estimate",
         "ours",
-        may_change_on_resume=True,
     )
-    compile: bool = _flag(
-        False,
-        "compile each transformer block of all three networks with torch.compile",
-        "diffusers",
-        may_change_on_resume=True,
+    compile: bool = _changeable(
+        False, "compile each transformer block of all three networks with torch.compile", "diffusers"
     )
 
 
 # A flag for each file of the in-loop scorers, from their table.
 _ScorerPaths = make_dataclass(
     "_ScorerPaths",
-    [
-        (file.flag, str | None, _flag(None, file.help, file.source, empty=True, may_change_on_resume=True))
-        for file in in_loop_files()
-    ],
+    [(file.flag, str | None, _changeable(None, file.help, file.source, empty=True)) for file in in_loop_files()],
 )
 
 
@@ -271,46 +246,31 @@ _ScorerPaths = make_dataclass(
 class EvalConfig(_ScorerPaths):
     """Evaluation during training: the scorers whose paths are given score images of the student"""
 
-    eval_every: int | None = _flag(
-        None,
-        "steps between evaluations; 0 for none; without it --ckpt_every",
-        "release",
-        ge=0,
-        may_change_on_resume=True,
+    eval_every: int | None = _changeable(
+        None, "steps between evaluations; 0 for none; without it --ckpt_every", "release", ge=0
     )
-    div_prompts: str = _flag(
-        "data/prompts_eval.txt", "prompts of the diversity scores", "ours", may_change_on_resume=True
-    )
-    num_div_seeds: int = _flag(
-        9, "images per diversity prompt, R", "paper", ge=2, le=MAX_IMAGES, may_change_on_resume=True
-    )
-    pref_prompts: str = _flag(
+    div_prompts: str = _changeable("data/prompts_eval.txt", "prompts of the diversity scores", "ours")
+    num_div_seeds: int = _changeable(9, "images per diversity prompt, R", "paper", ge=2, le=MAX_IMAGES)
+    pref_prompts: str = _changeable(
         "data/prompts_eval.txt",
         "prompts of the preference scores; with the same file as div_prompts, images are shared",
         "ours",
-        may_change_on_resume=True,
     )
-    eval_prompts_limit: str = _flag(
+    eval_prompts_limit: str = _changeable(
         "16",
         "number of first prompts of each file, or all; with 16, evaluation takes less than 10% of the time with SD3.5",
         "ours",
-        may_change_on_resume=True,
     )
-    eval_batch_size: int = _flag(
-        4, "images sampled and scored at a time per process", "release", ge=1, le=MAX_BATCH, may_change_on_resume=True
+    eval_batch_size: int = _changeable(
+        4, "images sampled and scored at a time per process", "release", ge=1, le=MAX_BATCH
     )
-    eval_seed: int = _flag(
-        0, "seed of the start noise, the same at every evaluation", "ours", ge=0, lt=2**32, may_change_on_resume=True
-    )
-    offload_scorers: bool = _flag(
-        False, "keep the scorers on the CPU between evaluations", "ours", may_change_on_resume=True
-    )
-    best_by: str = _flag(
+    eval_seed: int = _changeable(0, "seed of the start noise, the same at every evaluation", "ours", ge=0, lt=2**32)
+    offload_scorers: bool = _changeable(False, "keep the scorers on the CPU between evaluations", "ours")
+    best_by: str = _changeable(
         "mean_rank",
         "score that chooses ckpts/best: one scorer, or the mean rank of preference and diversity",
         "ours",
         choices=("mean_rank", *IN_LOOP_SCORERS),
-        may_change_on_resume=True,
     )
 
 
@@ -318,53 +278,29 @@ class EvalConfig(_ScorerPaths):
 class RunConfig:
     """Run: length, output and resume; a step is one update of the fake score or the student"""
 
-    run_dir: str | None = _flag(
-        None, "run folder, with log, ckpts, eval_images, process_vis and div_vis", may_change_on_resume=True
+    run_dir: str | None = _changeable(None, "run folder, with log, ckpts, eval_images, process_vis and div_vis")
+    log_path: str | None = _changeable(None, "instead of RUN/log", "release")
+    ckpt_dir: str | None = _changeable(None, "instead of RUN/ckpts", "release")
+    eval_dir: str | None = _changeable(None, "instead of RUN/eval_images", "release")
+    process_folder_name: str | None = _changeable(None, "instead of RUN/process_vis", "release")
+    diversity_folder_name: str | None = _changeable(None, "instead of RUN/div_vis", "release")
+    max_steps: int | None = _changeable(
+        None, f"updates of both networks together; {DEFAULT_MAX_STEPS} if max_epoch is not given", "paper", ge=1
     )
-    log_path: str | None = _flag(None, "instead of RUN/log", "release", may_change_on_resume=True)
-    ckpt_dir: str | None = _flag(None, "instead of RUN/ckpts", "release", may_change_on_resume=True)
-    eval_dir: str | None = _flag(None, "instead of RUN/eval_images", "release", may_change_on_resume=True)
-    process_folder_name: str | None = _flag(None, "instead of RUN/process_vis", "release", may_change_on_resume=True)
-    diversity_folder_name: str | None = _flag(None, "instead of RUN/div_vis", "release", may_change_on_resume=True)
-    max_steps: int | None = _flag(
-        None,
-        f"updates of both networks together; {DEFAULT_MAX_STEPS} if max_epoch is not given",
-        "paper",
-        ge=1,
-        may_change_on_resume=True,
+    max_epoch: int | None = _changeable(
+        None, "passes over the prompts; the run ends at the earlier of max_steps and max_epoch", "release", ge=1
     )
-    max_epoch: int | None = _flag(
-        None,
-        "passes over the prompts; the run ends at the earlier of max_steps and max_epoch",
-        "release",
-        ge=1,
-        may_change_on_resume=True,
+    log_every: int = _changeable(10, "steps between lines in log.txt (metrics.jsonl has every step)", "ours", ge=1)
+    ckpt_every: int = _changeable(600, "steps between checkpoints", "ours", ge=1)
+    vis_every: int = _changeable(60, "steps between images in process_vis; 0 for none", "ours", ge=0)
+    checkpoints_total_limit: int | None = _changeable(
+        None, "number of newest checkpoints to keep, besides the best", "diffusers", ge=1
     )
-    log_every: int = _flag(
-        10, "steps between lines in log.txt (metrics.jsonl has every step)", "ours", ge=1, may_change_on_resume=True
+    resume_from_checkpoint: str | None = _changeable(
+        None, "'latest' or a checkpoint folder to resume from", "diffusers"
     )
-    ckpt_every: int = _flag(600, "steps between checkpoints", "ours", ge=1, may_change_on_resume=True)
-    vis_every: int = _flag(
-        60, "steps between images in process_vis; 0 for none", "ours", ge=0, may_change_on_resume=True
+    nonfinite: str = _changeable(
+        "stop", "if a loss or gradient is not finite: stop, or skip the update and count it", "ours", choices=NONFINITE
     )
-    checkpoints_total_limit: int | None = _flag(
-        None,
-        "number of newest checkpoints to keep, besides the best",
-        "diffusers",
-        ge=1,
-        may_change_on_resume=True,
-    )
-    resume_from_checkpoint: str | None = _flag(
-        None, "'latest' or a checkpoint folder to resume from", "diffusers", may_change_on_resume=True
-    )
-    nonfinite: str = _flag(
-        "stop",
-        "if a loss or gradient is not finite: stop, or skip the update and count it",
-        "ours",
-        choices=NONFINITE,
-        may_change_on_resume=True,
-    )
-    report_to: str = _flag(
-        "tensorboard", "experiment tracker", "diffusers", choices=TRACKERS, may_change_on_resume=True
-    )
+    report_to: str = _changeable("tensorboard", "experiment tracker", "diffusers", choices=TRACKERS)
     seed: int = _flag(0, "seed of all random draws", "ours", ge=0, lt=2**32)
