@@ -20,9 +20,9 @@ from pathlib import Path
 from dpdmd import config
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.training import preflight
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import delete_on_failure, write_text
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import user_path
-from dpdmd.utils.text_files import one_line
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     folder = out / ".scratch"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with signals.delete_on_failure(folder):
+    with delete_on_failure(folder):
         yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

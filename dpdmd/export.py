@@ -1,10 +1,9 @@
-"""What --model means as one whole pipeline folder: `python -m dpdmd.export --model RUN --out FOLDER`.
+"""Export a model as one complete pipeline folder: `python -m dpdmd.export --model RUN --out FOLDER`.
 
-A LoRA is added into the weights, a .pt network is put among the other parts, links become files; diffusers loads the
-folder on any machine. Weights are fp32.
+diffusers loads the folder on any machine: a LoRA is merged into the weights, a .pt network is put beside the other
+parts, and links become files. Weights are fp32.
 """
 
-from dpdmd.sampling.export import export
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
@@ -15,12 +14,13 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dpdmd.sampling.export import export
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
-from dpdmd.utils.text_files import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export; exit status 2 on wrong input."""
+    """Run the program. Return exit status 2 for wrong input, 1 for an error while writing."""
     parser = argparse.ArgumentParser(
         prog="dpdmd.export",
         description=__doc__,
@@ -28,14 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", type=user_path, required=True, help="run folder, checkpoint, LoRA folder, pipeline folder, or .pt"
+        "--model", type=user_path, required=True, help="run folder, checkpoint, pipeline or LoRA folder, or .pt file"
     )
-    parser.add_argument("--base_model", type=user_path, help="pipeline folder that a LoRA or a .pt network belongs to")
-    parser.add_argument("--out", type=user_path, required=True, help="folder to make; must not be there yet")
+    parser.add_argument(
+        "--base_model", type=user_path, help="pipeline folder that a LoRA or a .pt network was trained from"
+    )
+    parser.add_argument("--out", type=user_path, required=True, help="folder to create; it must not exist")
     args = parser.parse_args(argv)
     try:
         if os.path.lexists(args.out):
-            raise ValueError(f"--out {args.out}: is there already; give another")
+            raise ValueError(f"--out {args.out}: exists already; give another")
         check_writable("--out", args.out)
         export(args.model, args.base_model, args.out)
     except ValueError as error:

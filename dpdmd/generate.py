@@ -1,7 +1,7 @@
-"""Pictures of a run, a checkpoint or any pipeline folder: `python -m dpdmd.generate --model M --prompt "..."`.
+"""Sample images from a run, a checkpoint or any pipeline folder: `python -m dpdmd.generate --model M --prompt "..."`.
 
-With `--geneval evaluation_metadata.jsonl` they are laid out for GenEval (scripts/run_geneval.md), and the same command
-goes on after an interruption.
+With `--geneval evaluation_metadata.jsonl` the images are written in GenEval's layout (scripts/run_geneval.md). After an
+interruption, the same command continues.
 """
 
 from dpdmd.utils import signals
@@ -15,44 +15,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.sampling_flags import check_ranges, check_total
+from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, check_ranges, check_total
 from dpdmd.sampling import geneval
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
-from dpdmd.utils.text_files import one_line
 
 NUM_IMAGES = 9
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of `dpdmd.generate`."""
+    """Return the parser of `dpdmd.generate`."""
     parser = argparse.ArgumentParser(prog="dpdmd.generate", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--model", type=user_path, required=True, help="run folder, checkpoint, pipeline folder, or .pt"
+        "--model", type=user_path, required=True, help="run folder, checkpoint, pipeline or LoRA folder, or .pt file"
     )
-    parser.add_argument("--base_model", type=user_path, help="pipeline folder that a .pt network belongs to")
-    parser.add_argument("--prompt", nargs="+", help="one or more prompts")
-    parser.add_argument("--prompt_txt", type=user_path, help="or a file of prompts, one a line")
-    parser.add_argument("--geneval", type=user_path, help="or GenEval's evaluation_metadata.jsonl; OUT gets its layout")
     parser.add_argument(
-        "--num_images", type=int, help=f"images a prompt (default: {NUM_IMAGES}, with --geneval {geneval.NUM_IMAGES})"
+        "--base_model", type=user_path, help="pipeline folder that a LoRA or a .pt network was trained from"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
+    parser.add_argument("--prompt", nargs="+", help="one or more prompts")
+    parser.add_argument("--prompt_txt", type=user_path, help="text file of prompts, one per line")
+    parser.add_argument("--geneval", type=user_path, help="GenEval's evaluation_metadata.jsonl; OUT gets its layout")
+    parser.add_argument(
+        "--num_images", type=int, help=f"images per prompt (default: {NUM_IMAGES}, with --geneval {geneval.NUM_IMAGES})"
+    )
     parser.add_argument("--out", type=user_path, required=True, help="folder for the images and grid.png")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
-    parser.add_argument("--guidance_scale", type=float, help="guidance (default: what the model's folder says)")
-    parser.add_argument("--height", type=int, help="pixels (default: the model's)")
-    parser.add_argument("--width", type=int, help="pixels (default: the model's)")
-    parser.add_argument("--max_sequence_length", type=int, help="T5 tokens (default: what the model's folder says)")
-    parser.add_argument("--batch_size", type=int, default=9, help="images made at a time (default: %(default)s)")
-    parser.add_argument("--bf16", action="store_true", help="networks compute in bf16")
+    parser.add_argument("--batch_size", type=int, default=9, help="images sampled at a time (default: %(default)s)")
+    add_sampling_flags(parser, *FLAGS)
     return parser
 
 
 def check(args: argparse.Namespace) -> list[str]:
-    """The prompts of a command line.
+    """Check the arguments, and return the prompts.
 
     Raises:
-        ValueError: a value out of range, no prompt or two kinds of them, or a folder that cannot be written.
+        ValueError: a value out of range, not exactly one source of prompts, or a folder that cannot be written.
     """
     check_ranges(vars(args))
     if sum(given is not None for given in (args.prompt, args.prompt_txt, args.geneval)) != 1:
@@ -65,7 +61,7 @@ def check(args: argparse.Namespace) -> list[str]:
         check_total("num_images", len(prompts), args.num_images)
         return prompts
     for prompt in args.prompt or ():
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # how Python shows bytes that are no text
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # Python decodes invalid bytes to these
             raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
         if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
             raise ValueError("--prompt: is empty")
@@ -82,7 +78,7 @@ def _read(path: Path) -> list[str]:
 
 
 def _check_leftovers(out: Path, num_prompts: int, num_images: int) -> None:
-    """Pictures of an earlier call that this one would not overwrite would pass for its own."""
+    """Check that no image of an earlier call would stay, since it would look like one of this call."""
     numbers = ((re.fullmatch(r"(\d{5,})_(\d{3,})\.png", path.name), path.name) for path in out.glob("*.png"))
     left = [name for key, name in numbers if key and not (int(key[1]) < num_prompts and int(key[2]) < num_images)]
     if left:
@@ -93,21 +89,21 @@ def _check_leftovers(out: Path, num_prompts: int, num_images: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Generate; exit status 2 on wrong input."""
+    """Run the program. Return exit status 2 for wrong input, 1 for an error while sampling."""
     args = build_parser().parse_args(argv)
     try:
         prompts = check(args)
-        # Seconds of imports: only now, so that wrong input is told at once.
+        # Imported late: it takes seconds, and wrong input is reported before.
         from dpdmd.sampling import generation
 
-        made = generation.run(args, prompts)
+        written = generation.run(args, prompts)
     except ValueError as error:
         print(f"dpdmd.generate: error: {one_line(error)}", file=sys.stderr)
         return 2
     except (OSError, MemoryError) as error:
         print(f"dpdmd.generate: stopped: {one_line(error)}", file=sys.stderr)
         return 1
-    sys.stdout.write(f"{made}\n")
+    sys.stdout.write(f"{written}\n")
     return 0
 
 

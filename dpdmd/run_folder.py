@@ -1,4 +1,4 @@
-"""The run folder: the only maker of output paths.
+"""The run folder: where every file of a run is.
 
 RUN/config.yaml  metrics.jsonl  log/log.txt  ckpts/step_000600/{student,state}  ckpts/latest  process_vis/  ...
 """
@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from dpdmd.config.options import RunConfig
-from dpdmd.utils.atomic_files import clear_leftovers, temporary_path
+from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 LATEST, BEST = "latest", "best"
-STUDENT, LORA = "student", "lora"  # of a checkpoint: the whole pipeline, or with --lora_rank the adapter
+STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
+EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of one run goes."""
+    """The paths of one run."""
 
     root: Path
     log: Path
@@ -33,7 +34,7 @@ class RunFolder:
 
     @classmethod
     def from_config(cls, run: RunConfig) -> "RunFolder":
-        """Every path from `run_dir`, or as given; without `run_dir` the root is where the given ones lie."""
+        """Derive the paths that are not given from `run_dir`, or without it from the parent of a given path."""
         given = [run.ckpt_dir, run.log_path, run.eval_dir, run.process_folder_name, run.diversity_folder_name]
         first = next((path for path in given if path), None)
         root = Path(run.run_dir) if run.run_dir else Path(first).parent if first else Path(DEFAULT_RUN_DIR)
@@ -48,7 +49,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, root: Path) -> "RunFolder":
-        """The run at `root`, all paths derived."""
+        """Return the paths of the run at `root`."""
         return cls.from_config(RunConfig(run_dir=str(root)))
 
     @property
@@ -65,7 +66,7 @@ class RunFolder:
 
     @property
     def figures(self) -> Path:
-        """What `dpdmd.shapes.measure` says of the run, where it was told to write it here."""
+        """Result of `dpdmd.shapes.measure --out`, which the run's report shows."""
         return self.root / "figures.json"
 
     @property
@@ -92,23 +93,24 @@ class RunFolder:
         return self.ckpts / f"step_{step:06d}"
 
     def checkpoints(self) -> list[Path]:
-        """Finished checkpoints, oldest first; half-written ones have another name."""
+        """Return the complete checkpoints, oldest first."""
         if not self.ckpts.is_dir():
             return []
         found = [path for path in self.ckpts.glob("step_*") if path.name[5:].isdigit() and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name[5:]))
 
     def latest(self) -> Path | None:
-        """The newest finished checkpoint: what `latest` points to, else the last by number, else `latest` itself.
+        """Return the newest complete checkpoint: the target of the link `latest`, else the one with the highest step.
 
-        A folder `latest` that is no link came with a copy of the run, and ages when the run goes on.
+        In a copy of a run without links, `latest` is a folder. It counts only if there is no other checkpoint, since it
+        is not updated when the run continues.
         """
         copied = self.ckpts / LATEST
         last = self.checkpoints()[-1:] or ([copied] if copied.is_dir() else [])
         return self._linked(LATEST) or next(iter(last), None)
 
     def best(self) -> Path | None:
-        """The checkpoint that `best` points to."""
+        """Return the target of the link `best`."""
         return self._linked(BEST)
 
     def _linked(self, name: str) -> Path | None:
@@ -116,7 +118,7 @@ class RunFolder:
         return self.ckpts / os.readlink(link) if link.is_symlink() and link.is_dir() else None
 
     def point(self, name: str, target: Path) -> None:
-        """Move the link `latest` or `best` to a checkpoint, in one step; a folder in its place is put aside."""
+        """Let the link `latest` or `best` point to a checkpoint, atomically. A folder of that name is renamed."""
         link, temporary = self.ckpts / name, temporary_path(self.ckpts / name)
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target.name)
@@ -127,13 +129,13 @@ class RunFolder:
         os.replace(temporary, link)
 
     def continue_from(self, checkpoint: Path) -> None:
-        """Move `latest` to a checkpoint of this run; one of another run, or a copied `latest`, changes nothing."""
+        """Let `latest` point to `checkpoint`, if it is one of this run's numbered checkpoints."""
         for path in self.checkpoints():
             if path.resolve() == checkpoint.resolve():
                 self.point(LATEST, path)
 
     def by_flag(self) -> dict[str, Path]:
-        """Every folder that the run writes to, by the flag that gives it."""
+        """Return the output folders by their flags."""
         return {
             "--run_dir": self.root,
             "--log_path": self.log,
@@ -144,18 +146,19 @@ class RunFolder:
         }
 
     def scattered(self) -> list[Path]:
-        """Output paths that do not lie under the root."""
+        """Return the output folders outside the root."""
         root = self.root.absolute()
         return [path for path in self.by_flag().values() if not path.absolute().is_relative_to(root)]
 
     def is_used(self) -> bool:
-        """Whether anything is here already, under the root or in a folder that was given by itself.
+        """Return whether any of the run's folders holds files.
 
-        What a run leaves that ended before its first step, for a model that did not load, does not count.
+        Files of a run that ended before its first step, for example because a model did not load, do not count, nor do
+        temporary files.
         """
-        found = {path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir()}
+        files = (path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir())
+        found = {path for path in files if not is_temporary(path)}
         begun = {self.config, self.environment, self.log_file, self._lock}
-        begun |= {temporary_path(path) for path in (self.config, self.environment)}
         return not (found <= begun and (not found or found & {self._lock, self.environment}))
 
     @property
@@ -163,10 +166,13 @@ class RunFolder:
         return self.root / ".lock"
 
     def lock(self) -> IO[str] | None:
-        """Keep other processes from training here for as long as the file stays open; None without such locks.
+        """Lock the run folder against other training processes until the returned file is closed.
+
+        Returns:
+            The locked file, or None if the file system has no locks.
 
         Raises:
-            ValueError: one does.
+            ValueError: another process holds the lock.
         """
         file = self._lock.open("a")
         try:
@@ -177,39 +183,36 @@ class RunFolder:
                 raise ValueError(
                     f"--run_dir {self.root}: another process is training there; wait until it ends, or give another"
                 ) from None
-            return None  # of a file system that has none
+            return None
         return file
 
     def create(self) -> None:
-        """Make the folders."""
+        """Create the folders."""
         for path in self.by_flag().values():
             path.mkdir(parents=True, exist_ok=True)
 
     def half_written(self) -> list[Path]:
-        """Checkpoints that a killed process was writing, or deleting."""
+        """Return checkpoints that a killed process was writing or deleting."""
         return sorted(self.ckpts.glob(".step_*.tmp"))
 
     def clear_leftovers(self) -> None:
-        """Delete what a killed process left half-written; for the one that holds the lock."""
+        """Delete temporary files, folders and links of a killed process. Call this only with the lock held."""
         for path in (*self.half_written(), *self.seed_grids.glob(".*.tmp")):
             shutil.rmtree(path, ignore_errors=True)
-        texts = (self.config, self.environment, self.metrics, self.teacher_scores, self.report)
         links = (self.ckpts / LATEST, self.ckpts / BEST)
         dangling = [link for link in links if link.is_symlink() and not link.exists()]
-        for path in (*map(temporary_path, (*texts, *links)), *self.diagnostics.glob(".*.tmp"), *dangling):
-            path.unlink(missing_ok=True)
-        for images in (self.eval_images, self.process_vis, self.div_vis):
-            clear_leftovers(path for path in (images, *images.rglob("*")) if path.is_dir())
-
-
-EVAL_TURN = "eval"
+        for link in (*map(temporary_path, links), *dangling):
+            link.unlink(missing_ok=True)
+        images = (self.eval_images, self.process_vis, self.div_vis)
+        below = (path for folder in images for path in folder.rglob("*") if path.is_dir())
+        clear_leftovers((self.root, self.diagnostics, *images, *below))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Every whole record of the file, in its order; a line that a kill cut short is passed over.
+    """Read the records of metrics.jsonl in order. A line that is incomplete because of a kill is skipped.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

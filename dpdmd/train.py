@@ -23,8 +23,8 @@ from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.memory_estimate import MemoryEstimate
 from dpdmd.training.nonfinite import NonFiniteError
 from dpdmd.utils import out_of_memory
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.signals import Interrupted
-from dpdmd.utils.text_files import one_line
 
 
 class End(NamedTuple):

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Distils SD3.5-Medium with the paper's settings, on 8 GPUs. Set the paths here, or in the environment:
+# Distils SD3.5-Medium with the paper's settings on 8 GPUs. Set the paths here or in the environment:
 #   RUN=outputs/mine TEACHER=/data/sd35 bash scripts/run_train_sd35.sh
-# Further flags of dpdmd.train win: bash scripts/run_train_sd35.sh --resume_from_checkpoint latest
+# Further flags of dpdmd.train override the flags below: bash scripts/run_train_sd35.sh --resume_from_checkpoint latest
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
+FAMILY="${FAMILY:-sd35}" # run_train_sdxl.sh sets sdxl
 RUN="${RUN:-outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-weights/stabilityai/stable-diffusion-3.5-medium}"
@@ -17,7 +18,7 @@ IR_MODEL="${IR_MODEL:-weights/ImageReward/ImageReward.pt}"
 IR_MED_CONFIG="${IR_MED_CONFIG:-weights/ImageReward/med_config.json}"
 DINO="${DINO:-weights/dinov2-base}"
 CLIP="${CLIP:-weights/clip-vit-large-patch14}"
-# 8 GPUs sharded; beside it lie accelerate_ddp.yaml and accelerate_single_gpu.yaml
+# 8 GPUs sharded; accelerate_ddp.yaml and accelerate_single_gpu.yaml are in the same folder
 ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_sd35_fsdp.yaml}"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,9 +28,9 @@ need() { # path, its name in download_weights.sh
     echo "missing: $1 — bash scripts/download_weights.sh $2" >&2
     missing=1
 }
-need "$TEACHER/model_index.json" sd35
-[ "$STUDENT" = "$TEACHER" ] || need "$STUDENT/transformer" sd35
-[ "$FAKE" = "$TEACHER" ] || need "$FAKE/transformer" sd35
+need "$TEACHER/model_index.json" "$FAMILY"
+need "$STUDENT" "$FAMILY"
+need "$FAKE" "$FAMILY"
 need "$PICK_PROCESSOR" pick-clip
 need "$PICK_MODEL" pickscore
 need "$IR_MODEL" imagereward
@@ -39,13 +40,14 @@ need "$CLIP" clip
 [ "$missing" = 0 ] || exit 2
 
 source scripts/setup_env.sh
-# --run_dir is the root of log, ckpts, eval_images, process_vis and div_vis; the release wanted all five by hand.
-# A checkpoint holds both networks and both optimizers, by count some 55 GB: two are kept.
-# After SIGTERM torch's launcher kills its workers in 30 seconds; they write such a checkpoint then.
+# log, ckpts, eval_images, process_vis and div_vis are folders in --run_dir; the release has a flag for each.
+# A checkpoint holds both networks and both optimizers, about 55 GB: the newest two are kept.
+# After SIGTERM the trainers save such a checkpoint. By default torch's launcher kills them after 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 # LAUNCH_FLAGS: further flags of accelerate launch, such as --machine_rank 1
 # shellcheck disable=SC2086
 exec "$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" ${LAUNCH_FLAGS:-} -m dpdmd.train \
+    --family "$FAMILY" \
     --method dpdmd \
     --teacher_id "$TEACHER" \
     --student_id "$STUDENT" \

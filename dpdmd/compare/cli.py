@@ -18,8 +18,8 @@ from dpdmd.compare import sweep_file
 from dpdmd.compare.jobs import Job, Workers, plan_jobs
 from dpdmd.compare.sweep import Sweep
 from dpdmd.utils.atomic_files import clear_leftovers
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
-from dpdmd.utils.text_files import one_line
 
 
 @dataclass(frozen=True)

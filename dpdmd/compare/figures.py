@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpdmd.utils.text_files import shorten_error
+from dpdmd.utils.error_lines import shorten_error
 
 PER_IMAGE = "per_image.csv"  # beside summary.json
 

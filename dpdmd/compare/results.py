@@ -14,7 +14,7 @@ from dpdmd.compare.sample_grid import draw
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.tables import as_csv, compare, latex, markdown
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.text_files import shorten_error
+from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.versions import versions
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from dpdmd.compare.sweep import SampleGrid
 from dpdmd.sampling.load_model import load_sampler
-from dpdmd.sampling.sampler import batches_of
+from dpdmd.sampling.sampler import batches_of, check_finite
 from dpdmd.utils import out_of_memory
-from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
+from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 
 SEED = 0
 GPU_BATCH = 4  # pictures of 1024 x 1024 that are made at a time beside SD3.5-Medium's text encoders

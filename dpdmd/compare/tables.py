@@ -10,7 +10,7 @@ import numpy as np
 from dpdmd.compare.figures import Figure
 from dpdmd.compare.sweep import Sweep
 from dpdmd.evaluation.statistics import Difference, SeedMean, mean_over_seeds, paired_difference
-from dpdmd.utils.tables import latex_text, markdown_cell
+from dpdmd.utils.tables import latex_table, latex_text, markdown_table
 
 # Seed of training (None: not trained) -> column -> figure.
 Runs = Mapping[int | None, Mapping[str, Figure]]
@@ -92,12 +92,7 @@ def markdown(sweep: Sweep, table: Table, head: str) -> str:
 
 
 def _grid(sweep: Sweep, rows: Mapping[str, list[str]]) -> str:
-    lines = [
-        ["", *sweep.columns],
-        ["---"] * (len(sweep.columns) + 1),
-        *([name, *cells] for name, cells in rows.items()),
-    ]
-    return "\n".join(f"| {' | '.join(map(markdown_cell, line))} |" for line in lines)
+    return markdown_table(["", *sweep.columns], [[name, *cells] for name, cells in rows.items()])
 
 
 def _shown(cell: Cell) -> str:
@@ -159,20 +154,9 @@ def latex(sweep: Sweep, table: Table) -> str:
 
     No value is set bold: a sweep does not say of which columns more is better.
     """
-    lines = [
-        r"% \usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_text(sweep.title)}.}}",
-        rf"\label{{tab:{sweep.path.stem}}}",
-        rf"\begin{{tabular}}{{l{'c' * len(sweep.columns)}}}",
-        r"\toprule",
-        rf"{' & '.join(['', *map(latex_text, sweep.columns)])} \\",
-        r"\midrule",
-    ]
-    for name, row in table.items():
-        lines.append(rf"{' & '.join([latex_text(name), *map(_latex_cell, row.values())])} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+    rows = ([latex_text(name), *map(_latex_cell, row.values())] for name, row in table.items())
+    header = ["", *map(latex_text, sweep.columns)]
+    return latex_table(f"{latex_text(sweep.title)}.", sweep.path.stem, header, rows)
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -1,4 +1,4 @@
-"""Every flag of training: declared, read from the command line and YAML files, and checked."""
+"""The flags of training: their declarations, the command line, YAML files, and checks."""
 
 from dpdmd.config.parser import Config, build_parser, from_dict, parse, read_yaml, validate, write_yaml
 

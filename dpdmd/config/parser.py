@@ -1,7 +1,4 @@
-"""The configuration of a run: options <-> flags <-> YAML. `validate` tells what is wrong with the values alone.
-
-Imports nothing heavy: a wrong flag is told within a second.
-"""
+"""The configuration of a run, from flags and YAML files. Imports nothing heavy: a wrong flag is reported at once."""
 
 import argparse
 import difflib
@@ -9,6 +6,7 @@ import types
 import typing
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,12 @@ from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded
 
-MAX_MESSAGE = 400  # letters of argparse's own lines
+MAX_MESSAGE = 400  # letters of argparse's messages
 
 
 @dataclass
 class Config:
-    """All of a run's configuration, in groups."""
+    """The configuration of a run, in groups."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -35,15 +33,15 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    # Names that the command line itself gave: no option, so no field, and empty where a file or a test made this.
+    # Names of the flags on the command line. Not an option, so not a field; empty for a Config from a file.
     given = frozenset()
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain values, group by group: what config.yaml holds."""
+        """Return plain values by group, as in config.yaml."""
         return {group.name: dict(vars(getattr(self, group.name))) for group in fields(self)}
 
     def differences(self, other: "Config") -> list[str]:
-        """Fields that must not change within a run and do: "name: ours, theirs"."""
+        """Return the fields that differ and may not change on resume, as "name: ours here, theirs there"."""
         return [
             f"{item.name}: {getattr(ours, item.name)!r} here, {getattr(theirs, item.name)!r} there"
             for group in fields(self)
@@ -53,14 +51,16 @@ class Config:
         ]
 
 
-def _groups() -> dict[str, tuple[type, dict[str, Any]]]:
-    """Group name -> (class, field name -> field)."""
+@cache
+def option_groups() -> dict[str, tuple[type, dict[str, Any]]]:
+    """Return group name -> (class, field name -> field)."""
     hints = typing.get_type_hints(Config)
     return {name: (kind, {item.name: item for item in fields(kind)}) for name, kind in hints.items()}
 
 
-def _value_type(kind: type, name: str) -> tuple[type, bool]:
-    """(int | float | str | bool, may be None) of one field."""
+@cache
+def value_type(kind: type, name: str) -> tuple[type, bool]:
+    """Return the type of a field (int, float, str or bool), and whether it may be None."""
     hint = typing.get_type_hints(kind)[name]
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None)), True
@@ -68,8 +68,8 @@ def _value_type(kind: type, name: str) -> tuple[type, bool]:
 
 
 def _convert(value: Any, kind: type, name: str, place: str) -> Any:
-    """A YAML value in its field's type; numbers may be written 1e-5, which YAML reads as text, and a,b as a list."""
-    wanted, optional = _value_type(kind, name)
+    """Convert a YAML value to its field's type. YAML reads 1e-5 as text, and a,b may be written as a list."""
+    wanted, optional = value_type(kind, name)
     if wanted is str and isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
         return ",".join(map(str, value))
     if value is None and optional:
@@ -88,37 +88,36 @@ def _convert(value: Any, kind: type, name: str, place: str) -> Any:
 
 
 def from_dict(values: dict[str, Any], place: str, onto: Config | None = None) -> Config:
-    """Config of nested ({group: {name: value}}) or flat ({name: value}) plain values, over `onto` or the defaults.
+    """Return `onto`, or the defaults, with nested ({group: {name: value}}) or flat ({name: value}) values set.
 
     Raises:
-        ValueError: unknown key or wrong type; the message names `place` and the key.
+        ValueError: an unknown key or a wrong type; the message names `place` and the key.
     """
-    config, owner = onto or Config(), _owners()
+    config, group_of = onto or Config(), _group_of_each_option()
     seen = set()
-    for name, value, group in _pairs(values, place, owner):
-        if name not in owner:
-            near = difflib.get_close_matches(str(name), owner, n=1)
+    for name, value, group in _pairs(values, place, group_of):
+        if name not in group_of:
+            near = difflib.get_close_matches(str(name), group_of, n=1)
             raise ValueError(f"{place}: unknown key {name!r}" + (f" (did you mean {near[0]}?)" if near else ""))
-        if group not in (None, owner[name]):
-            raise ValueError(f"{place}: {name} belongs under {owner[name]}, not under {group}")
+        if group not in (None, group_of[name]):
+            raise ValueError(f"{place}: {name} belongs under {group_of[name]}, not under {group}")
         if name in seen:
-            raise ValueError(f"{place}: {name} is there twice")
+            raise ValueError(f"{place}: {name} is given twice")
         seen.add(name)
-        of = getattr(config, owner[name])
-        setattr(of, name, _convert(value, type(of), name, place))
+        owner = getattr(config, group_of[name])
+        setattr(owner, name, _convert(value, type(owner), name, place))
     return config
 
 
-def _owners() -> dict[str, str]:
-    """Field name -> its group."""
-    return {name: group for group, (_, items) in _groups().items() for name in items}
+def _group_of_each_option() -> dict[str, str]:
+    return {name: group for group, (_, items) in option_groups().items() for name in items}
 
 
-def _pairs(values: dict[str, Any], place: str, owner: Collection[str]) -> Iterator[tuple[str, Any, str | None]]:
-    """(name, value, the group that it stands under) of nested and flat values; an empty group is none."""
-    groups = _groups()
+def _pairs(values: dict[str, Any], place: str, options: Collection[str]) -> Iterator[tuple[str, Any, str | None]]:
+    """Yield (name, value, group in the file) of nested and flat values. The group of a flat value is None."""
+    groups = option_groups()
     for key, value in values.items():
-        if key not in groups or (key in owner and not isinstance(value, dict)):  # `method` is a group and a field
+        if key not in groups or (key in options and not isinstance(value, dict)):  # `method` is a group and a field
             yield key, value, None
         elif isinstance(value, dict | None):
             yield from ((name, each, key) for name, each in (value or {}).items())
@@ -127,10 +126,10 @@ def _pairs(values: dict[str, Any], place: str, owner: Collection[str]) -> Iterat
 
 
 def read_yaml(path: Path, onto: Config | None = None) -> Config:
-    """Config of a YAML file, over `onto` or the defaults.
+    """Return `onto`, or the defaults, with the values of a YAML file set.
 
     Raises:
-        ValueError: missing, no YAML mapping, unknown key or wrong type; the message names the file.
+        ValueError: a missing file, not a YAML mapping, an unknown key or a wrong type; the message names the file.
     """
     values = strict_yaml.read(path, f"--config {path}")
     if not isinstance(values, dict):
@@ -139,25 +138,25 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
 
 
 def write_yaml(config: Config, path: Path) -> None:
-    """Write the resolved configuration; `read_yaml` gives it back."""
+    """Write the resolved configuration, which `read_yaml` reads back."""
     write_text(path, yaml.safe_dump(config.as_dict(), sort_keys=False))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong, for each program to tell it in one line: argparse would print a hundred flags above it."""
+    """Raises errors for the program to print on one line. argparse itself would print all flags above them."""
 
     def error(self, message: str) -> typing.NoReturn:
         if message.startswith("unrecognized arguments: "):
             wrong = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
             near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
             message += f" (did you mean {near[0]}?)" if near else ""
-        if len(message) > MAX_MESSAGE:  # argparse repeats what was given, however long
+        if len(message) > MAX_MESSAGE:  # argparse repeats the whole argument
             message = f"{message[:MAX_MESSAGE]}..."
         raise ValueError(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of `dpdmd.train`, grouped, each with its default and where that comes from."""
+    """Return the parser of `dpdmd.train`. The help of each flag has the default and its source."""
     parser = _Parser(
         prog="dpdmd.train",
         usage="%(prog)s [--config FILE ...] [--preset NAME] [--FLAG VALUE ...]",
@@ -169,23 +168,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--config",
         metavar="FILE",
         action="append",
-        help="YAML file of any of the flags below; of several the later ones win, and flags over all",
+        help="YAML file of any flags below; a later file overrides earlier ones, and flags override all files",
     )
     sets = "; ".join(f"{name}: {preset.summary()}" for name, preset in PRESETS.items())
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help=f"flags for a GPU of this size at SD3.5-Medium's 1024 x 1024; --config and flags win ({sets})",
+        help=f"flags for SD3.5-Medium at 1024 x 1024 on a GPU of this size; --config and flags override them ({sets})",
     )
-    for kind, items in _groups().values():
+    for kind, items in option_groups().values():
         group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0])
         for name, item in items.items():
-            wanted, _ = _value_type(kind, name)
+            wanted, _ = value_type(kind, name)
             source = f", {item.metadata['source']}" if item.metadata["source"] else ""
             options: dict[str, Any] = {
                 "help": f"{item.metadata['help']} (default: {item.default}{source})".replace("%", "%%")
             }
-            if wanted is bool and name.startswith("no_"):  # its opposite, --no-no_..., is not worth a line of help
+            if wanted is bool and name.startswith("no_"):  # --no-no_... is not shown in the help
                 group.add_argument(f"--no-{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
                 options["action"] = "store_true"
             elif wanted is bool:
@@ -199,21 +198,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Defaults, of the family where it has its own, then --preset, then the files of --config, then the flags.
+    """Combine defaults (the family's, if it has its own), --preset, the files of --config, and flags, in this order.
 
     Raises:
-        ValueError: unknown or malformed flag, unusable file, or values that `validate` refuses.
+        ValueError: an unknown or malformed flag, an unusable file, or values that `validate` rejects.
         SystemExit: after --help.
     """
     given = vars(build_parser().parse_args(argv))
     paths = given.pop("config", [])
     preset = given.pop("preset", None)
     config = _layered(Config(), preset, paths)
-    if defaults := FAMILIES.get(given.get("family", config.model.family)):  # a wrong one is refused with all else below
+    if defaults := FAMILIES.get(given.get("family", config.model.family)):  # `validate` rejects an unknown one
         config = _layered(from_dict(defaults, "--family"), preset, paths)
-    owner = _owners()
+    group_of = _group_of_each_option()
     for name, value in given.items():
-        setattr(getattr(config, owner[name]), name, value)
+        setattr(getattr(config, group_of[name]), name, value)
     _expand_paths(config)
     validate(config)
     config.model.student_id = config.model.student_id or config.model.teacher_id
@@ -223,7 +222,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
 
 
 def _layered(config: Config, preset: str | None, paths: Sequence[str]) -> Config:
-    """The configuration with a preset, then files of --config, over it."""
+    """Return the configuration with the values of a preset, then of files, set."""
     if preset:
         config = from_dict(PRESETS[preset].values, f"--preset {preset}", config)
     for path in paths:
@@ -241,7 +240,7 @@ def _expanded(name: str, text: str) -> Path:
 
 
 def _expand_paths(config: Config) -> None:
-    """Replace a leading ~, with which no text but a path begins, by the home that it stands for."""
+    """Expand a leading ~ in all strings. Only paths begin with it."""
     for group in vars(config).values():
         for name, value in vars(group).items():
             if isinstance(value, str) and value.startswith("~"):
@@ -249,7 +248,7 @@ def _expand_paths(config: Config) -> None:
 
 
 def validate(config: Config) -> None:
-    """Check the values alone: ranges, choices, and fields against each other.
+    """Check ranges, choices and relations of values, without files or devices.
 
     Raises:
         ValueError: one line that names the flag and what to do.

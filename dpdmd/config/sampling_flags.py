@@ -1,5 +1,6 @@
-"""The flags of every program that makes images: what they may be, told before anything heavy is imported."""
+"""Flags of the programs that sample images, and their ranges. Imports nothing heavy."""
 
+import argparse
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +9,20 @@ from dpdmd.config.options import MAX_BATCH, MAX_GRID_STEPS, MAX_IMAGES, MAX_PIXE
 from dpdmd.config.scorer_table import SCORERS
 from dpdmd.config.validation import shown
 
-MAX_SEED = 2**32 - 1  # what numpy and accelerate take
+MAX_SEED = 2**32 - 1  # limit of numpy and accelerate
 MAX_TOKENS = 512  # of T5, as in diffusers
-MAX_IN_ALL = 10_000_000  # images of one call: each has a line in memory
-# Flag -> (least, most). What is None was not given, and the model's folder decides.
+MAX_IN_ALL = 10_000_000  # images of one call, each with an entry in memory
+# Flag -> (type, help, default). With default None the model's folder decides.
+FLAGS = {
+    "seed": (int, "seed of all random draws", 0),
+    "steps": (int, "sampling steps", None),
+    "guidance_scale": (float, "classifier-free guidance scale", None),
+    "height": (int, "image height in pixels", None),
+    "width": (int, "image width in pixels", None),
+    "max_sequence_length": (int, "tokens of the T5 text encoder", None),
+    "bf16": (bool, "run the networks in bf16", False),
+}
+# Flag -> (least, most).
 RANGES = {
     "num_images": (1, MAX_IMAGES),
     "num_samples": (1, MAX_IMAGES),
@@ -28,25 +39,38 @@ RANGES = {
 }
 
 
+def add_sampling_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Declare flags of FLAGS, in the given order."""
+    for name in names:
+        kind, help, default = FLAGS[name]
+        shown_default = "from the model's folder" if default is None else default
+        parser.add_argument(
+            f"--{name}",
+            default=default,
+            help=f"{help} (default: {shown_default})",
+            **({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}),
+        )
+
+
 def check_ranges(values: Mapping[str, Any]) -> None:
-    """Check those of `values` (flag -> value) that RANGES knows.
+    """Check the values (flag -> value) that have a range in RANGES. None means that the flag was not given.
 
     Raises:
-        ValueError: one line that names the flag and what it may be.
+        ValueError: one line that names the flag and its range.
     """
     for flag, (least, most) in RANGES.items():
         value = values.get(flag)
         if value is None or (least <= value <= most and value != math.inf):
             continue
-        told = f"{least} to {most}" if most < math.inf else f"a finite number, at least {least}"
-        raise ValueError(f"--{flag} {shown(value)}: must be {told}")
+        allowed = f"{least} to {most}" if most < math.inf else f"a finite number, at least {least}"
+        raise ValueError(f"--{flag} {shown(value)}: must be {allowed}")
 
 
 def check_total(flag: str, num_prompts: int, num_images: int) -> None:
-    """Check how many images a command line asks for; `flag` is the one that says how many a prompt.
+    """Check the number of images of a command line. `flag` is the flag that gives the number of images per prompt.
 
     Raises:
-        ValueError: more than can be made in years.
+        ValueError: more than MAX_IN_ALL, which would take years.
     """
     if num_prompts * num_images > MAX_IN_ALL:
         raise ValueError(

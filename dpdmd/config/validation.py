@@ -1,4 +1,4 @@
-"""What options may be: each one alone, and against the others. Nothing here looks at a file or a device."""
+"""Checks of option values: the range of each, and relations between them. No file or device is needed."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -14,15 +14,15 @@ from dpdmd.config.options import (
     OptimConfig,
 )
 
-FP32_MAX = 3.4e38  # what is larger is infinite to the device
-MAX_SHOWN = 40  # letters of a number
+FP32_MAX = 3.4e38  # larger numbers are infinite in fp32
+MAX_SHOWN = 40  # digits of a number in a message
 
 
 def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    """Compare a value with what its field's metadata allow: `choices`, or `ge`, `gt`, `lt` and `le`.
+    """Compare a value with its field's metadata: `choices`, or `ge`, `gt`, `lt` and `le`.
 
     Raises:
-        ValueError: one line that names the flag and what it may be.
+        ValueError: one line that names the flag and the allowed values.
     """
     choices, ge, gt, lt, le = (metadata[key] for key in ("choices", "ge", "gt", "lt", "le"))
     if choices and value not in choices:
@@ -43,12 +43,12 @@ def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         if not ge <= value <= FP32_MAX:
             raise ValueError(f"--{name} {value}: must be a finite number, at least {ge}")
     elif isinstance(value, int) and not (-MAX_COUNT if ge is None else ge) <= value <= le:
-        told = f"at most {le}" if ge is None else f"{ge} to {le}"
-        raise ValueError(f"--{name} {shown(value)}: must be {told}")
+        allowed = f"at most {le}" if ge is None else f"{ge} to {le}"
+        raise ValueError(f"--{name} {shown(value)}: must be {allowed}")
 
 
 def _is_text(value: str) -> bool:
-    """Whether the system takes it: no zero byte, and no half of a letter, both of which YAML can write."""
+    """Return whether a string is valid in paths: without zero bytes and lone surrogates, which YAML can contain."""
     try:
         return b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
@@ -56,13 +56,13 @@ def _is_text(value: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as a message has it; of a number of hundreds of digits only its beginning."""
+    """Return a value for a message. Of a number with hundreds of digits, return the beginning."""
     text = str(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} digits)"
 
 
 def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig, evaluation: EvalConfig) -> None:
-    """Compare options with each other.
+    """Check the relations between options.
 
     Raises:
         ValueError: one line that names the flag and what to do.
@@ -119,7 +119,7 @@ def _check_prompts_limit(evaluation: EvalConfig) -> None:
 
 
 def _is_count(text: str) -> bool:
-    """Whether a text is a whole number in plain digits, of no absurd length: Python refuses to read 4,300 of them."""
+    """Return whether a string is a whole number of at most 10 digits. Python does not convert more than 4,300."""
     return text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_COUNT))
 
 

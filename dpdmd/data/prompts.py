@@ -1,4 +1,4 @@
-"""Prompt files, and the prompts of a step: a pure function of (seed, step, sample), so a resumed run needs no state."""
+"""Prompt files, and the prompts of each step: a pure function of (seed, step, sample), so a resume needs no state."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ _NUMBERING = re.compile(r"^\d+ -(?: |$)")
 
 
 def read_prompts(path: Path, flag: str = "--prompt_txt") -> list[str]:
-    """Prompts of a text file, one a line, in file order.
+    """Read the prompts of a text file, one per line, in file order.
 
-    UTF-8 with or without a byte-order mark, LF or CRLF; blank lines are left out, and so is a leading "12 - "
-    numbering. Only line ends separate prompts: characters such as U+2028 are part of one. A line of nothing that shows,
-    such as a zero-width space, is blank.
+    The file is UTF-8, with or without a byte-order mark, with LF or CRLF line ends. Blank lines and lines of invisible
+    characters are skipped. A leading number such as "12 - " is removed. Only line ends separate prompts: characters
+    such as U+2028 are part of a prompt.
 
     Raises:
         ValueError: missing, unreadable, not UTF-8, JSON, or without any prompt; the message names `flag` and the file.
@@ -34,21 +34,21 @@ def read_prompts(path: Path, flag: str = "--prompt_txt") -> list[str]:
         raise ValueError(f"{flag} {path}: line {line} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
         raise ValueError(
-            f"{flag} {path}: cannot be read ({error.strerror}); give a text file, one prompt a line"
+            f"{flag} {path}: cannot be read ({error.strerror}); give a text file, one prompt per line"
         ) from None
     if "\0" in text:
-        raise ValueError(f"{flag} {path}: holds zero bytes; give a text file, one prompt a line")
+        raise ValueError(f"{flag} {path}: holds zero bytes; give a text file, one prompt per line")
     lines = [_NUMBERING.sub("", line.strip()).strip() for line in text.split("\n")]
     lines = [line for line in lines if any(letter.isprintable() and not letter.isspace() for letter in line)]
     if not lines:
-        raise ValueError(f"{flag} {path}: no prompt in it; give a text file, one prompt a line")
+        raise ValueError(f"{flag} {path}: no prompt in it; give a text file, one prompt per line")
     if _is_json(lines[0]) or _is_json(text):
-        raise ValueError(f"{flag} {path}: is JSON, whose lines are no prompts; give a text file, one prompt a line")
+        raise ValueError(f"{flag} {path}: is JSON; give a text file, one prompt per line")
     return lines
 
 
 def _is_json(text: str) -> bool:
-    """Whether a text is a JSON list or object; one that no prompt begins as is not parsed."""
+    """Return whether a text is a JSON list or object. A text that does not begin like one is not parsed."""
     if not text.lstrip().startswith(("[", "{")):
         return False
     try:
@@ -58,21 +58,21 @@ def _is_json(text: str) -> bool:
 
 
 def fingerprint(prompts: Sequence[str]) -> str:
-    """Names a list of prompts, whichever file it came from."""
+    """Return a digest of a list of prompts."""
     return hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest()
 
 
-@lru_cache(maxsize=2)
-def _order(num_prompts: int, seed: int, epoch: int) -> np.ndarray:
-    """Shuffled order of one epoch; two are kept, since a batch may span the end of one."""
+@lru_cache(maxsize=2)  # a batch may contain the end of one epoch and the start of the next
+def epoch_order(num_prompts: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the shuffled order of the prompts in one epoch."""
     return numpy_generator(seed, "prompt order", epoch).permutation(num_prompts)
 
 
 def global_samples(global_batch_size: int, num_processes: int, rank: int) -> range:
-    """Which samples of a global batch a process takes: one contiguous share.
+    """Return the samples of a global batch that a process computes: one contiguous share.
 
     Raises:
-        ValueError: the batch does not divide.
+        ValueError: the batch size is not a multiple of the number of processes.
     """
     if global_batch_size % num_processes:
         raise ValueError(f"a global batch of {global_batch_size} does not divide over {num_processes} processes")
@@ -83,6 +83,11 @@ def global_samples(global_batch_size: int, num_processes: int, rank: int) -> ran
 def prompts_of_step(
     prompts: Sequence[Item], seed: int, step: int, global_batch_size: int, samples: Sequence[int]
 ) -> list[Item]:
-    """Prompts of the given samples of one step's global batch; each epoch visits every prompt once, in a new order."""
+    """Return the prompts of samples of a step's global batch. Each epoch uses every prompt once, in a new order."""
     places = [step * global_batch_size + sample for sample in samples]
-    return [prompts[_order(len(prompts), seed, place // len(prompts))[place % len(prompts)]] for place in places]
+    return [prompts[epoch_order(len(prompts), seed, place // len(prompts))[place % len(prompts)]] for place in places]
+
+
+def pool_prompts(prompts: Sequence[str], seed: int, size: int) -> list[str]:
+    """Return the prompts of a pool of teacher samples: those that the first `size` samples of a run would have."""
+    return prompts_of_step(prompts, seed, 0, size, range(size))

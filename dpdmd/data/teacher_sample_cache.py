@@ -1,37 +1,33 @@
-"""The pool of teacher samples: a fixed number of (prompt, start noise) pairs, and what the teacher makes of them.
+"""The pool of teacher samples: a fixed number of prompts with start noise, and the teacher's sample of each, on disk.
 
-Draws are named by the step, so teacher samples made ahead for every step of a run would be as many as the run has
-samples. With `--teacher_cache_size N` the turns that look at the teacher's samples take their prompts and noises from N
-pairs instead; `--teacher_cache DIR` stores what the teacher makes of them, in DIR/shard_<digest>.safetensors: `x`
-[n, C, H, W] of up to SHARD_SIZE of them, fp32.
+Random draws are named by the step, so teacher samples for every step of a run would be as many as the run has samples.
+With `--teacher_cache_size N`, updates that compare with the teacher's samples take prompts and noise from a pool of N
+instead, and `--teacher_cache` stores the teacher's samples of this pool: `x` [rows, C, H, W], fp32.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
-from dpdmd.data.cache_files import complete, is_whole, require_space, shard_path, write_shard
-from dpdmd.data.prompts import prompts_of_step
+from dpdmd.data.tensor_cache import CacheFile, Maker, Processes, TensorCache
 
-SHARD_SIZE = 16
-BYTES = 4  # of a number
+ROWS_PER_FILE = 16
 
-Make = Callable[[Sequence[str], Sequence[int]], Tensor]  # prompts and pool entries -> the teacher's samples
+Sample = Callable[[Sequence[str], Sequence[int]], Tensor]  # prompts and pool entries -> teacher samples [B, C, H, W]
 
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """All that the pool's samples depend on beside their prompts and places.
+    """Everything that the samples depend on, except their prompts and places in the pool.
 
     Attributes:
-        model: the teacher's pipeline folder.
-        dtype: in which it computes.
-        seed: of the start noises.
+        model: `model_identity` of the teacher.
+        dtype: type in which the teacher computes.
+        seed: seed of the start noise.
     """
 
     model: str
@@ -44,64 +40,31 @@ class PoolSettings:
     seed: int
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Pool entries that lie in one file, in this order, and their prompts."""
-
-    path: Path
-    entries: range
-    prompts: tuple[str, ...]
-
-    def is_whole(self) -> bool:
-        return is_whole(self.path, {"x"})
-
-
-def pool_prompts(prompts: Sequence[str], seed: int, size: int) -> list[str]:
-    """Prompts of a pool's entries: each as often as any other, and the first ones those of the run's first batches."""
-    return prompts_of_step(prompts, seed, 0, size, range(size))
+def sample_cache(folder: Path, prompts: Sequence[str], settings: PoolSettings) -> TensorCache:
+    """Return the cache of a pool with these prompts."""
+    return TensorCache(
+        flag="--teacher_cache",
+        folder=folder,
+        contents="teacher samples",
+        names=("x",),
+        prompts=prompts,
+        rows_per_file=ROWS_PER_FILE,
+        key=lambda start, part: [asdict(settings), start, part],
+    )
 
 
-def plan_shards(folder: Path, prompts: Sequence[str], settings: PoolSettings) -> list[Shard]:
-    """The files of a pool with these prompts, whether they are there yet or not."""
-    shards = []
-    for start in range(0, len(prompts), SHARD_SIZE):
-        part = tuple(prompts[start : start + SHARD_SIZE])
-        entries = range(start, start + len(part))
-        shards.append(Shard(shard_path(folder, [asdict(settings), start, part]), entries, part))
-    return shards
+def sample_maker(sample: Sample, latent_shape: Sequence[int], pool_size: int) -> Maker:
+    """Return what samples the prompts of a file, always as many at a time.
 
-
-def size_in_bytes(shards: Sequence[Shard], latent_shape: Sequence[int]) -> int:
-    """What these shards take on disk."""
-    return BYTES * sum(len(shard.prompts) for shard in shards) * torch.Size(latent_shape).numel()
-
-
-class StoredSamples:
-    """Answers from the shards, memory-mapped.
-
-    Raises:
-        ValueError: a shard is missing or not whole.
+    A sharded teacher runs in lockstep on all ranks, so the last prompt of a short file is sampled repeatedly.
     """
+    count = min(ROWS_PER_FILE, pool_size)
 
-    def __init__(self, shards: Sequence[Shard], device: torch.device):
-        self.device = device
-        self.files = []
-        for shard in shards:
-            if not shard.is_whole():
-                raise ValueError(f"--teacher_cache: {shard.path} is missing or not whole; start the run again")
-            self.files.append(safe_open(shard.path, framework="pt"))
+    def make(file: CacheFile) -> dict[str, Tensor]:
+        rows = [min(row, len(file.rows) - 1) for row in range(count)]
+        return {"x": sample([file.prompts[row] for row in rows], [file.rows[row] for row in rows])[: len(file.rows)]}
 
-    def __call__(self, entries: Sequence[int]) -> Tensor:
-        """Samples [B, C, H, W] of B pool entries."""
-        places = [divmod(entry, SHARD_SIZE) for entry in entries]
-        return torch.cat([self.files[number].get_slice("x")[row : row + 1] for number, row in places]).to(self.device)
-
-
-def _make_as_many(make: Make, shard: Shard, count: int) -> Tensor:
-    """The shard's samples, its last made anew until `count` are: a sharded teacher is called in step on all ranks."""
-    more = count - len(shard.prompts)
-    made = make([*shard.prompts, *shard.prompts[-1:] * more], [*shard.entries, *[shard.entries[-1]] * more])
-    return made[: len(shard.prompts)]
+    return Maker(torch.Size(latent_shape).numel() * torch.float32.itemsize, make)
 
 
 def stored_samples(
@@ -109,34 +72,17 @@ def stored_samples(
     prompts: Sequence[str],
     settings: PoolSettings,
     device: torch.device,
-    make: Make,
-    *,
-    share: Callable[[list[Shard]], list[Shard]],
-    wait: Callable[[], None],
-    log: Callable[[str], None],
-    progress: bool,
-) -> StoredSamples:
-    """The samples of a pool, completed first. Collective.
+    sample: Sample,
+    processes: Processes,
+) -> Callable[[Sequence[int]], Tensor]:
+    """Complete the cache of a pool. Collective.
 
-    Args:
-        make: asks the teacher.
-        share: this rank's part of a list, as long on every rank.
-        wait: returns when every rank has come to it.
-        log: takes a line for the log.
+    Returns:
+        A function that reads the samples [B, C, H, W] of B pool entries.
 
     Raises:
-        ValueError: too little space, or a shard that cannot be read.
+        ValueError: the disk has too little space, or a file cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = plan_shards(folder, prompts, settings)
-
-    def make_missing(missing: list[Shard]) -> None:
-        needed, count = size_in_bytes(missing, settings.latent_shape), sum(len(shard.prompts) for shard in missing)
-        log(f"making {count} teacher samples in {folder}: {needed / 1e9:.3f} GB")
-        require_space("--teacher_cache", folder, "the teacher samples", needed)
-        longest = max(len(shard.prompts) for shard in missing)
-        for shard in tqdm(share(missing), desc="teacher samples", unit="shard", disable=not progress):
-            write_shard(shard.path, {"x": _make_as_many(make, shard, longest)})
-
-    complete(shards, make_missing, wait)
-    return StoredSamples(shards, device)
+    maker = sample_maker(sample, settings.latent_shape, len(prompts))
+    reader = sample_cache(folder, prompts, settings).complete(lambda: maker, processes, device)
+    return partial(reader.read, "x")

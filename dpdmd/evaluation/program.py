@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.config.sampling_flags import check_ranges, check_total
+from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompts import read_prompts
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.program_job import IMAGES, Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths
-from dpdmd.sampling.image_folder import ImageFile, find_images, is_whole, read_manifest
+from dpdmd.sampling.image_folder import ImageFile, find_images, is_whole, read_settings
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
-from dpdmd.utils.text_files import one_line
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Program:
     Attributes:
         name: of its file.
         scorers: scorers that it can use; it uses those whose paths are given.
-        defaults: flag -> value, the variables at the top of its file; `COMMON` is added.
+        defaults: flag -> value, the variables at the top of its file.
     """
 
     name: str
@@ -71,16 +71,16 @@ class Program:
             description=f"{self.description} Paths are variables at the top of the file, and flags; an empty one "
             "leaves its scorer out.",
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         rows = [SCORERS[name] for name in self.scorers]
         described = {item.flag: item.help for row in rows for item in (*row.files, *row.options) if item.help} | HELP
-        for flag, value in {**self.defaults, **COMMON}.items():
+        for flag, value in {**self.defaults, **BATCH_SIZES}.items():
             if isinstance(value, bool):
                 options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
             else:
-                options = {"type": type(value) if isinstance(value, (int, float)) else TYPES.get(flag, _path)}
-            parser.add_argument(f"--{flag}", default=value, help=described[flag], **options)
+                options = {"type": type(value) if isinstance(value, (int, float)) else _path}
+            parser.add_argument(f"--{flag}", default=value, help=f"{described[flag]} (default: %(default)s)", **options)
+        add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "bf16")
         return parser
 
     def check(self, args: argparse.Namespace) -> Job:
@@ -114,7 +114,7 @@ class Program:
             _check_readable(Path(args.images), images)
         else:
             check_total("num_samples", len(prompts), args.num_samples)
-            read_manifest(out / IMAGES, "--output_dir")
+            read_settings(out / IMAGES, "--output_dir")
         if set(paths) <= DIVERSITY_SCORERS:
             _check_pairs(args, images)
         return Job(args, paths, options, prompts, images, out)
@@ -157,18 +157,7 @@ def _check_pairs(args: argparse.Namespace, images: list[ImageFile]) -> None:
         )
 
 
-# Flags of every root program; if None, the model's folder decides.
-COMMON = {
-    "seed": 0,
-    "steps": None,
-    "guidance_scale": None,
-    "height": None,
-    "width": None,
-    "gen_batch_size": 4,
-    "batch_size": 32,
-    "bf16": False,
-}
-TYPES = {"steps": int, "guidance_scale": float, "height": int, "width": int}
+BATCH_SIZES = {"gen_batch_size": 4, "batch_size": 32}
 HELP = {
     "model": "run folder, checkpoint, pipeline folder, or a student's .pt with --base_model",
     "base_model": "pipeline folder that a .pt network belongs to",
@@ -176,12 +165,6 @@ HELP = {
     "prompts_txt": "prompts, one a line; the default is read with --images only if a scorer compares with prompts",
     "output_dir": "pictures/, per_image.csv, summary.json and table.txt",
     "num_samples": "images a prompt",
-    "seed": "of the start noises and of the scorers' random draws",
-    "steps": "sampling steps; by default the model's own",
-    "guidance_scale": "by default the model's own",
-    "height": "pixels; by default the model's own",
-    "width": "pixels; by default the model's own",
     "gen_batch_size": "images generated at a time on one process; their last bits depend on it",
     "batch_size": "images scored at a time on one process",
-    "bf16": "networks of the generator compute in bf16",
 }

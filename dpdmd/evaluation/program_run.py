@@ -25,13 +25,13 @@ from dpdmd.evaluation.scoring import (
     summarise_scores,
     write_csv,
 )
-from dpdmd.sampling.image_folder import ImageFile, file_name, is_whole, keep_or_refuse, open_image
+from dpdmd.sampling.image_folder import ImageFile, check_or_write_settings, file_name, is_whole, open_image
 from dpdmd.sampling.load_model import find_model, load_sampler
-from dpdmd.sampling.sampler import batches_of
+from dpdmd.sampling.sampler import batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
-from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
-from dpdmd.utils.tables import latex_text
+from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
+from dpdmd.utils.tables import latex_row, latex_text
 from dpdmd.utils.versions import versions
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
@@ -92,7 +92,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     }
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
-            keep_or_refuse(folder, settings, "--output_dir")
+            check_or_write_settings(folder, settings, "--output_dir")
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     # Batches are generated whole, because an image's last bits may depend on its batch.
@@ -167,7 +167,7 @@ def table(job: Job, result: ScoreReport) -> str:
     """Return a row of a LaTeX table, under a comment with the column names."""
     name = latex_text(Path(job.args.images or job.args.model).name)
     cells = ["--" if value.mean is None else f"{value.mean:.3f}" for value in result.summaries.values()]
-    return f"% {' & '.join(['model', *result.summaries])}\n{' & '.join([name, *cells])} \\\\"
+    return f"% {' & '.join(['model', *result.summaries])}\n{latex_row([name, *cells])}"
 
 
 def _save_grids(job: Job, result: ScoreReport) -> None:

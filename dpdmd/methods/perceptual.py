@@ -17,7 +17,7 @@ from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
 from dpdmd.models.checks.transformers_parts import check_image_processor, check_network
 from dpdmd.models.loading import load_strict
 from dpdmd.models.weight_files import read_checkpoint, where_to_get
-from dpdmd.utils.text_files import shorten_error
+from dpdmd.utils.error_lines import shorten_error
 
 # Images [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
 Distance = Callable[[Tensor, Tensor], Tensor]

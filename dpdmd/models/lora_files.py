@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpdmd.models.lora import Adapter, peft_config
-from dpdmd.utils.text_files import shorten_error
+from dpdmd.utils.error_lines import shorten_error
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 COMFYUI_WEIGHTS = "comfyui_lora.safetensors"

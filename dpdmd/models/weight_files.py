@@ -11,7 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dpdmd.utils.text_files import read_json, require_regular, shorten_error
+from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.text_files import read_json, require_regular
 
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # the libraries' names of a weights file
 Shape = tuple[int, ...]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dpdmd.report.writer import write
 from dpdmd.run_folder import RunFolder
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import user_path
-from dpdmd.utils.text_files import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,6 @@
-"""What `dpdmd.generate` does once its command line is known to be right."""
+"""The work of `dpdmd.generate`: sample images of checked arguments, and write them with grids."""
 
 import argparse
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,25 +10,25 @@ from PIL import Image
 from dpdmd.data.prompts import fingerprint
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling import geneval
-from dpdmd.sampling.image_folder import is_whole, keep_or_refuse, open_image
-from dpdmd.sampling.load_model import find_model, load_sampler
-from dpdmd.sampling.sampler import Batch, Sampler, batches_of
+from dpdmd.sampling.image_folder import check_or_write_settings, is_whole, open_image
+from dpdmd.sampling.load_model import find_model, load_sampler, warn_of_unused_base
+from dpdmd.sampling.sampler import Batch, Sampler, batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
-from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
+from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
+from dpdmd.utils.logging import logger
 
-logger = logging.getLogger("dpdmd")
 COLUMNS = 9
-GRID_PIXELS = 2**26  # 64 images of 1024 x 1024; a sheet of thousands can be neither held in memory nor opened
+GRID_PIXELS = 2**26  # 64 images of 1024 x 1024; a grid of thousands would not fit in memory or in a viewer
 
 
 def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
-    """Make the images; returns the grid, or for GenEval the folder.
+    """Sample and write the images. Return the path of the grid, or of the folder in GenEval's layout.
 
     Raises:
-        ValueError: the model does not load, or makes no finite images; or OUT holds images of other settings.
-        OSError: they cannot be written.
-        MemoryError: the device has too little.
+        ValueError: the model does not load or its images are not finite, or OUT holds images of other settings.
+        OSError: images cannot be written.
+        MemoryError: the device has too little memory.
     """
     with out_of_memory.message("lower --batch_size, --height or --width, or give --bf16"):
         return _run(args, prompts)
@@ -37,8 +36,7 @@ def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
 
 def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     model = find_model(args.model, args.base_model)
-    if args.base_model and model.source == model.folder:
-        logger.warning("--base_model %s: not used, since --model %s is a whole pipeline", args.base_model, args.model)
+    warn_of_unused_base(model, args.base_model)
     precision.set_cuda_arithmetic(args.bf16)
     sampler, encoder = load_sampler(
         args.model,
@@ -53,26 +51,26 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     )
     clear_leftovers([args.out])
     if args.geneval:
-        return for_geneval(args, model.source, sampler, encoder)
-    return flat(args, prompts, sampler, encoder)
+        return _write_geneval(args, model.source, sampler, encoder)
+    return _write_flat(args, prompts, sampler, encoder)
 
 
-def _swept(
+def _sample(
     args: argparse.Namespace, sampler: Sampler, encoder: TextEncoder, prompts: Sequence[str], batches: Sequence[Batch]
 ) -> Iterator[tuple[Batch, list[Image.Image]]]:
-    """(keys, finite images) of each batch."""
+    """Yield (keys, images) of each batch, after a check that the images are finite."""
     for keys, images in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
         check_finite(images, args.model)
         yield keys, to_pil(images)
 
 
-def flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampler, encoder: TextEncoder) -> Path:
-    """OUT/00000_000.png ... and grid.png, a row a prompt as far as GRID_PIXELS reach; returns the grid."""
+def _write_flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampler, encoder: TextEncoder) -> Path:
+    """Write OUT/00000_000.png ... and grid.png, with one row per prompt and at most GRID_PIXELS. Return its path."""
     rows: list[list[Image.Image]] = [[] for _ in prompts]
     total = len(prompts) * args.num_images
     shown = min(total, max(1, GRID_PIXELS // (sampler.settings.height * sampler.settings.width)))
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
-    for keys, images in _swept(args, sampler, encoder, prompts, batches):
+    for keys, images in _sample(args, sampler, encoder, prompts, batches):
         for (prompt, sample), image in zip(keys, images, strict=True):
             if prompt * args.num_images + sample < shown:
                 rows[prompt].append(image)
@@ -86,10 +84,11 @@ def flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampler, enc
     return args.out / "grid.png"
 
 
-def for_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, encoder: TextEncoder) -> Path:
-    """Make what is not there yet of each entry's images, and return OUT; a command goes on where one was killed.
+def _write_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, encoder: TextEncoder) -> Path:
+    """Write the missing images of each entry in GenEval's layout, and return OUT.
 
-    A batch is made whole or not at all, since an image's last bits may depend on the batch that it was made in.
+    If one image of a batch is missing, the whole batch is sampled, because an image's last bits may depend on its
+    batch.
 
     Raises:
         ValueError: OUT holds images of other settings.
@@ -106,14 +105,14 @@ def for_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, encode
         "batch_size": args.batch_size,
         "prompts": fingerprint(prompts),
     }
-    keep_or_refuse(out, settings, "--out")
+    check_or_write_settings(out, settings, "--out")
     for index, entry in enumerate(entries):
         folder = geneval.folder_of(out, index)
         clear_leftovers([folder, folder / geneval.SAMPLES])
         write_text(folder / "metadata.jsonl", entry.line + "\n")
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
     todo = [batch for batch in batches if not all(is_whole(geneval.sample_of(out, *key)) for key in batch)]
-    for keys, images in _swept(args, sampler, encoder, prompts, todo):
+    for keys, images in _sample(args, sampler, encoder, prompts, todo):
         for key, image in zip(keys, images, strict=True):
             save_image(image, geneval.sample_of(out, *key))
     columns = max(1, round(args.num_images**0.5))

@@ -1,39 +1,41 @@
 """The folder layout that GenEval reads (github.com/djghosh13/geneval): scripts/run_geneval.md.
 
-OUT/00000/metadata.jsonl  samples/0000.png ... 0003.png  grid.png; OUT/pictures.json notes how they were made.
+OUT/00000/metadata.jsonl  samples/0000.png ... 0003.png  grid.png; OUT/pictures.json holds the sampling settings.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.sampling.image_folder import MANIFEST, read_manifest
+from dpdmd.sampling.image_folder import SETTINGS_FILE, read_settings
+from dpdmd.utils.atomic_files import is_temporary
 from dpdmd.utils.text_files import read_text
 
-NUM_IMAGES = 4  # GenEval's
+NUM_IMAGES = 4  # per prompt, as in GenEval
 SAMPLES = "samples"
-NEEDED = ("tag", "prompt")  # of each line: what its evaluation reads of all of them
+REQUIRED = ("tag", "prompt")  # keys of each line that GenEval's evaluation reads
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of evaluation_metadata.jsonl: as it stands, and its prompt."""
+    """A line of evaluation_metadata.jsonl, and its prompt."""
 
     line: str
     prompt: str
 
 
 def read_metadata(path: Path) -> list[Entry]:
-    """The entries of GenEval's evaluation_metadata.jsonl, in file order: the N-th goes into folder N.
+    """Read the entries of GenEval's evaluation_metadata.jsonl. Folder N holds the images of entry N.
 
     Raises:
-        ValueError: cannot be read, or a line that is no JSON object with a tag and a prompt; names file and line.
+        ValueError: the file cannot be read, or a line is not a JSON object with a tag and a prompt; names file and
+        line.
     """
     try:
         lines = read_text(path, "utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise ValueError(f"--geneval {path}: cannot be read ({told}); give evaluation_metadata.jsonl") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--geneval {path}: cannot be read ({reason}); give evaluation_metadata.jsonl") from None
     return [_entry(line.strip(), f"--geneval {path}: line {number}") for number, line in enumerate(lines, 1)]
 
 
@@ -42,29 +44,29 @@ def _entry(line: str, place: str) -> Entry:
         values = json.loads(line)
     except ValueError:
         raise ValueError(f"{place} is no JSON; give GenEval's evaluation_metadata.jsonl") from None
-    for key in NEEDED:
+    for key in REQUIRED:
         if not isinstance(values, dict) or not isinstance(values.get(key), str) or not values[key].strip():
             raise ValueError(f"{place} has no {key!r}; give GenEval's evaluation_metadata.jsonl")
     return Entry(line, values["prompt"])
 
 
 def check_folder(out: Path) -> None:
-    """Whether `out` is free, or holds what an earlier call left there.
+    """Check that `out` is empty or holds the images of an earlier call.
 
     Raises:
-        ValueError: it holds something else, which GenEval would take for ours, or its note cannot be read.
+        ValueError: it holds other files, which GenEval would evaluate too, or its settings cannot be read.
     """
-    read_manifest(out, "--out")
-    others = [path for path in out.iterdir() if path.name != f".{MANIFEST}.tmp"] if out.is_dir() else []
-    if others and not (out / MANIFEST).is_file():  # that one alone is of a call that was killed at its start
+    read_settings(out, "--out")
+    others = [path for path in out.iterdir() if not is_temporary(path)] if out.is_dir() else []
+    if others and not (out / SETTINGS_FILE).is_file():
         raise ValueError(f"--out {out}: holds files that are not this program's; give another folder")
 
 
 def folder_of(out: Path, index: int) -> Path:
-    """The folder of entry `index`."""
+    """Return the folder of an entry."""
     return out / f"{index:05d}"
 
 
 def sample_of(out: Path, index: int, sample: int) -> Path:
-    """One of its images."""
+    """Return the path of an image of an entry."""
     return folder_of(out, index) / SAMPLES / f"{sample:04d}.png"

@@ -1,4 +1,4 @@
-"""Pictures on disk for the root programs: made once and kept, or found in a folder that somebody else filled."""
+"""Folders of images: sampled by a program, with their settings in pictures.json, or given by the user."""
 
 import json
 import re
@@ -11,18 +11,19 @@ import numpy as np
 from PIL import Image
 
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.text_files import read_json, shorten_error
+from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.text_files import read_json
 
-MANIFEST = "pictures.json"
+SETTINGS_FILE = "pictures.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")
 _OUR_NAME = re.compile(r"(\d+)_(\d+)")
 _RELEASE_NAME = re.compile(r"(\d+)")
-_PAPER = (255, 255, 255)
+_WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image to score: key = (prompt index, sample index)."""
+    """An image of a folder; key = (prompt index, sample index)."""
 
     key: tuple[int, int]
     prompt: str
@@ -30,38 +31,38 @@ class ImageFile:
 
 
 def file_name(key: tuple[int, int]) -> str:
-    """Where an image of ours lies in its folder."""
+    """Return the file name of a sampled image."""
     return f"{key[0]:05d}_{key[1]:03d}.png"
 
 
 def open_image(path: Path) -> Image.Image:
-    """RGB pixels of a whole image file, as a person would see them: what is transparent lies on white.
+    """Read an image file as RGB. Transparent pixels are shown on white, as viewers do.
 
     Raises:
-        ValueError: missing, truncated, no image, or one whose values have no known white.
+        ValueError: missing, truncated, not an image, or pixels in a mode without a defined white.
     """
     try:
         with Image.open(path) as image:
-            return _as_seen(image)
-    except Exception as error:  # Pillow raises whatever the broken file led to
-        raise ValueError(f"{path} is no whole image ({shorten_error(error)})") from None
+            return _to_rgb(image)
+    except Exception as error:  # Pillow raises many kinds of errors for broken files
+        raise ValueError(f"{path} cannot be read as an image ({shorten_error(error)})") from None
 
 
-def _as_seen(image: Image.Image) -> Image.Image:
-    """To RGB. Pillow's own conversion clips what has more than 8 bits, and shows what lies under transparent pixels."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # no PNG has 32 bits
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB. Pillow's own conversion clips values of more than 8 bits, and shows hidden colours."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # a PNG has at most 16 bits
         grey = np.asarray(image, dtype=np.float64) / 65535
         return Image.fromarray((grey * 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of mode {image.mode}, whose white is not known: save it with 8 bits")
+        raise ValueError(f"pixels of mode {image.mode} have no defined white; save it with 8 bits")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, _PAPER), seen).convert("RGB")
+        pixels = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", pixels.size, _WHITE), pixels).convert("RGB")
     return image.convert("RGB")
 
 
 def is_whole(path: Path) -> bool:
-    """Whether an image is there and can be read."""
+    """Return whether an image file exists and can be read to its end."""
     try:
         open_image(path)
     except ValueError:
@@ -69,48 +70,49 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def read_manifest(folder: Path, flag: str) -> dict[str, Any] | None:
-    """The settings that an image folder notes; None where it holds no images yet.
+def read_settings(folder: Path, flag: str) -> dict[str, Any] | None:
+    """Read the settings of the images in a folder. Return None if it holds no images.
 
     Raises:
-        ValueError: they cannot be read, or it holds images of nobody knows which.
+        ValueError: the settings cannot be read, or the folder holds images without settings.
     """
-    manifest = folder / MANIFEST
-    if manifest.is_file():
+    path = folder / SETTINGS_FILE
+    if path.is_file():
         try:
-            return read_json(manifest)
+            return read_json(path)
         except ValueError as error:
             raise ValueError(
-                f"{flag}: {error}, so nobody knows whose images are beside it; give another folder"
+                f"{flag}: {error}, so the settings of the images beside it are unknown; give another folder"
             ) from None
     if folder.is_dir() and any(path.suffix in SUFFIXES for path in folder.iterdir()):
         raise ValueError(f"{flag} {folder}: holds images that are not this program's; give another folder")
     return None
 
 
-def keep_or_refuse(folder: Path, settings: dict[str, Any], flag: str) -> None:
-    """Note the settings in an image folder; images that are there already must be of the same ones. Rank 0 only.
+def check_or_write_settings(folder: Path, settings: dict[str, Any], flag: str) -> None:
+    """Write the settings of the images in a folder, or compare them with the settings there. Call on rank 0 only.
 
     Raises:
-        ValueError: the folder holds images of other settings, or of nobody knows which.
+        ValueError: the folder holds images of other or unknown settings.
     """
-    found = read_manifest(folder, flag)
+    found = read_settings(folder, flag)
     if found is None:
-        write_text(folder / MANIFEST, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         return
     if differing := sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k)):
-        told = ", ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in differing)
-        raise ValueError(f"{flag} {folder}: holds images of other settings ({told}); give another folder")
+        changes = ", ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in differing)
+        raise ValueError(f"{flag} {folder}: holds images of other settings ({changes}); give another folder")
 
 
 def find_images(folder: Path, prompts: Sequence[str]) -> list[ImageFile]:
-    """Every image below a folder, in the order of their names.
+    """Find all images below a folder, in the order of their names.
 
-    A file called 00012_003 is sample 3 of prompt 12, one called 12 is prompt 12's only image (as the authors'
-    release has it); with any other name it counts as a prompt of its own. Without `prompts` nobody knows its prompt.
+    The file 00012_003 is sample 3 of prompt 12, and the file 12 is the only image of prompt 12, as in the authors'
+    release. If any name has another form, or two images have the same key, each image counts as a prompt of its own;
+    with `prompts`, this is an error.
 
     Raises:
-        ValueError: no image, or one whose name points beyond `prompts`.
+        ValueError: no image, a name without a prompt number, or a number beyond `prompts`.
     """
     if not folder.is_dir():
         raise ValueError(f"--images {folder}: no such folder")

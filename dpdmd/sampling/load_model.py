@@ -15,20 +15,21 @@ from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defau
 from dpdmd.models.weight_files import check_weights, read_checkpoint, read_shapes
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
-from dpdmd.utils.text_files import shorten_error
+from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.logging import logger
 
 STUDENT_DEFAULTS = SamplingDefaults(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
 
 
 @dataclass(frozen=True)
 class Model:
-    """What `--model` means.
+    """A model on disk.
 
     Attributes:
-        folder: the pipeline folder; of a network or a LoRA that lies alone, the one that it belongs to.
-        defaults: its sampling defaults.
-        state_dict: file with the network's weights, instead of the folder's.
-        lora: folder of the adapter that changes the folder's network.
+        folder: pipeline folder. A network or a LoRA alone needs the pipeline folder that it was trained from.
+        defaults: the model's sampling defaults.
+        state_dict: file whose weights replace those of the folder's network.
+        lora: folder of a LoRA of the folder's network.
     """
 
     folder: Path
@@ -38,20 +39,29 @@ class Model:
 
     @property
     def source(self) -> Path:
-        """The path that makes this model what it is."""
+        """The path that a user names to get this model."""
         return self.state_dict or self.lora or self.folder
 
 
 def find_model(path: Path, base_model: Path | None) -> Model:
-    """What `path` means: a pipeline folder, a LoRA folder, a checkpoint's student, a run's newest student, or a .pt.
+    """Find the model of a path: a pipeline or LoRA folder, a checkpoint, a run (its newest checkpoint), or a .pt file.
+
+    Args:
+        base_model: pipeline folder that a network or a LoRA alone was trained from.
 
     Raises:
-        ValueError: nothing to sample from, or a network alone without the `base_model` that it belongs to.
+        ValueError: `path` holds no model, or `base_model` is needed and was not given.
     """
     try:
         return _find(path, base_model)
     except OSError as error:
         raise ValueError(f"--model {path}: {error.filename} cannot be read ({error.strerror})") from None
+
+
+def warn_of_unused_base(model: Model, base_model: Path | None) -> None:
+    """Log a warning if `base_model` was given for a complete pipeline."""
+    if base_model and model.source == model.folder:
+        logger.warning("--base_model %s: not used, since --model is a whole pipeline", base_model)
 
 
 def _find(path: Path, base_model: Path | None) -> Model:
@@ -86,10 +96,10 @@ def _with_base(lora: Path, base_model: Path | None) -> Model:
 
 
 def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Family:
-    """The family of a model, once its pipeline folder is known to be whole.
+    """Check a model's files, and return its family.
 
     Raises:
-        ValueError: it is not.
+        ValueError: a file is missing or broken, or weights do not fit.
     """
     name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
     check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
@@ -101,10 +111,10 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Fami
 
 
 def _check_source(model: Model, layout: Layout) -> None:
-    """Compare a network or a LoRA that lies alone with the pipeline that it belongs to, by names and shapes.
+    """Compare a network or a LoRA alone with its pipeline, by names and shapes of weights.
 
     Raises:
-        ValueError: it is another's.
+        ValueError: names or shapes differ.
     """
     expected = layout.weight_shapes(model.folder, layout.network)
     if model.state_dict:
@@ -116,16 +126,16 @@ def _check_source(model: Model, layout: Layout) -> None:
     for name, found in read_shapes(model.lora / LORA_WEIGHTS).items() if model.lora else ():
         layer, _, half = name.removeprefix(f"{layout.network}.").partition(".lora_")
         if half not in ("A.weight", "B.weight") or f"{layer}.weight" not in expected:
-            continue  # told when it is attached
+            continue  # an error when the LoRA is loaded
         side = int(half == "A.weight")  # A is [rank, inputs], B [outputs, rank]
         wanted = expected[f"{layer}.weight"]
         if len(found) == len(wanted) == 2 and found[side] != wanted[side]:
-            told = f"{layer} has {wanted[side]} {'inputs' if side else 'outputs'}, and it {found[side]}"
-            raise ValueError(f"{model.lora / LORA_WEIGHTS} does not fit the network ({told})")
+            difference = f"{layer} has {wanted[side]} {'inputs' if side else 'outputs'}, and it {found[side]}"
+            raise ValueError(f"{model.lora / LORA_WEIGHTS} does not fit the network ({difference})")
 
 
 def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
-    """The network that `model` means, its state dict or LoRA included.
+    """Load a model's network, with its state dict or LoRA.
 
     Raises:
         ValueError: weights do not fit.
@@ -159,10 +169,11 @@ def load_sampler(
 
     Args:
         path: a run, a checkpoint, a pipeline or LoRA folder, or a student's network as a state dict in a .pt file, as
-            the authors' release saves it; all else is then `base_model`'s, and it samples in 4 steps without guidance.
+            the authors' release saves it. With a .pt file all other parts come from `base_model`, and the model samples
+            in 4 steps without guidance.
 
     Raises:
-        ValueError: not a whole pipeline folder, weights that do not fit, or a size that the model cannot make.
+        ValueError: missing or broken files, weights that do not fit, or an image size that the model does not allow.
     """
     model = find_model(path, base_model)
     family = model_family(model, device, dtype)

@@ -1,4 +1,4 @@
-"""The one guidance formula and the one sampler loop: teacher anchors, student roll-outs and images all run here."""
+"""The sampler loop, used for the student's roll-outs, the teacher's anchors and samples, and images."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from dpdmd.models.noise_schedule import Predictor, Schedule
 
 @dataclass(frozen=True)
 class Rollout:
-    """End of a trajectory, and how it began.
+    """The end of a trajectory and its first prediction.
 
     Attributes:
-        x: latent at the last sigma of the grid, [B, C, H, W]; x0 where the grid ends in 0.
-        first_prediction: the network's prediction at the first sigma, [B, C, H, W], still in the graph.
+        x: latent at the last sigma of the grid, [B, C, H, W]. If the grid ends at 0, this is x0.
+        first_prediction: the network's prediction at the first sigma, [B, C, H, W], with its graph.
     """
 
     x: Tensor
@@ -33,16 +33,16 @@ def rollout(
     gradient_steps: Collection[int] | None = None,
     jump_at: int | None = None,
 ) -> Rollout:
-    """Run the ODE sampler from `z` at sigmas[0] along the whole grid `sigmas` [N + 1].
+    """Run the ODE sampler from `z` at sigmas[0] along the grid `sigmas` [N + 1].
 
     Args:
-        detach_first_step: the latent is detached after step 1, so a loss on `x` does not reach the first prediction
-            (paper, section 4.2: this is what keeps the DMD gradient from undoing the diversity loss).
-        gradient_steps: steps (0 for the first) whose predictions keep gradient; without it all. The others are
-            constants, computed without a graph, so a loss on `x` reaches a kept prediction only through the latent
-            that each step adds to: by its own step of sigma, and through later kept predictions.
-        jump_at: at this step `x` is the x0 that the student predicts, and the sampler ends there; the latent that it
-            predicts from is detached (DMD2's simulation, section 4.5, along the ODE).
+        detach_first_step: detach the latent after step 1, so that a loss on `x` has no gradient to the first prediction
+            (paper, section 4.2: otherwise the DMD gradient undoes the diversity loss).
+        gradient_steps: steps, from 0, whose predictions keep gradient; None for all. The other predictions are computed
+            without a graph. A loss on `x` then reaches a kept prediction only through the latent: by the prediction's
+            own step of sigma, and through later kept predictions.
+        jump_at: end the trajectory at this step with the student's x0 prediction as `x`. The latent before this step is
+            detached (DMD2's simulation, section 4.5, along the ODE).
     """
     first_prediction = None
     for index, (sigma_s, sigma_t) in enumerate(pairwise(sigmas)):

@@ -1,7 +1,8 @@
-"""(prompts, seeds) -> images, of a run's student, a checkpoint or any pipeline folder."""
+"""Sample images of prompts and seeds with a loaded network."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,30 @@ from dpdmd.models.noise_schedule import Schedule
 from dpdmd.sampling.rollout import rollout
 from dpdmd.utils.rng import normal_per_sample
 
-Batch = list[tuple[int, int]]  # keys (prompt index, sample index) of images that are made together
+Batch = list[tuple[int, int]]  # keys (prompt index, sample index) of images that are sampled together
 
 
 def batches_of(num_prompts: int, num_samples: int, batch_size: int) -> list[Batch]:
-    """`num_samples` images of each prompt in batches: the same ones however many processes share them."""
+    """Divide the keys of `num_samples` images of each prompt into batches."""
     keys = [(prompt, sample) for prompt in range(num_prompts) for sample in range(num_samples)]
     return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
 
+def check_finite(images: Tensor, model: Path | str) -> None:
+    """Check that all values are finite. Other values would be black in an 8-bit image.
+
+    Raises:
+        ValueError: an infinite or NaN value; the message names `model`.
+    """
+    if not images.isfinite().all():
+        raise ValueError(
+            f"--model {model}: its images are not finite; check that its weights are complete and belong to this model"
+        )
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How a model samples: `sigmas` [N + 1], guidance, and the size in pixels."""
+    """The sigma grid [N + 1], the guidance scale, and the image size in pixels."""
 
     sigmas: Tensor
     guidance_scale: float
@@ -31,7 +44,7 @@ class SamplerSettings:
     width: int
 
     def as_dict(self) -> dict[str, object]:
-        """Plain values, to note beside images."""
+        """Return plain values, to be written beside images."""
         return {
             "sigmas": [round(value, 6) for value in self.sigmas.tolist()],
             "guidance_scale": self.guidance_scale,
@@ -41,7 +54,7 @@ class SamplerSettings:
 
 @dataclass
 class Sampler:
-    """A network with all it takes to make images; used by training, evaluation and `dpdmd.generate` alike."""
+    """A network and the other parts that sampling needs. Used in training, evaluation and programs."""
 
     family: Family
     network: nn.Module
@@ -52,14 +65,14 @@ class Sampler:
 
     @torch.no_grad()
     def latents(self, text: TextEmbedding, eps: Tensor) -> Tensor:
-        """End of the trajectories that start from `eps`, [B, C, h, w]."""
+        """Sample latents from the start noise `eps` [B, C, h, w]."""
         predict = self.family.bind_guided(self.network, text, self.null, self.settings.guidance_scale)
         return rollout(predict, self.schedule, eps, self.settings.sigmas.to(eps.device)).x
 
     def images(self, text: TextEmbedding, keys: Batch, seed: int) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] of B embedded prompts; keys[i] = (prompt, sample index) names the noise.
+        """Sample images [B, 3, H, W] in [0, 1] of B encoded prompts.
 
-        An image depends on (seed, prompt index, sample index) alone: not on the batch, nor on who else is in it.
+        The noise of image i depends only on `seed` and keys[i] = (prompt index, sample index), not on the batch.
         """
         shape = self.decoder.latent_shape(self.settings.height, self.settings.width)
         eps = torch.cat([normal_per_sample(shape, seed, "picture", prompt, [sample]) for prompt, sample in keys])
@@ -68,7 +81,7 @@ class Sampler:
     def sweep(
         self, encoder: TextEncoder, prompts: Sequence[str], batches: Sequence[Batch], seed: int, *, progress: str = ""
     ) -> Iterator[tuple[Batch, Tensor]]:
-        """(keys, images) of each batch of keys; a prompt is encoded once as long as its batches follow each other."""
+        """Yield (keys, images) of each batch. A prompt is encoded once for consecutive batches."""
         texts: dict[int, TextEmbedding] = {}
         for batch in tqdm(batches, desc=progress, disable=not progress):
             texts = {

@@ -20,20 +20,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpdmd.config.sampling_flags import check_ranges, check_total
+from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling.load_model import find_model, load_sampler
-from dpdmd.sampling.sampler import Sampler, batches_of
+from dpdmd.sampling.sampler import Sampler, batches_of, check_finite
 from dpdmd.shapes.categories import category, following
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_images, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.image_grid import check_finite, to_float, to_pil
+from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.image_grid import to_float, to_pil
 from dpdmd.utils.paths import check_writable, user_path
-from dpdmd.utils.text_files import one_line
+from dpdmd.utils.tables import markdown_table
 
 EVAL_PROMPTS = "data/shapes_eval.txt"
 BATCH_SIZE = 64
@@ -85,11 +86,9 @@ def measure_images(prompt: str, images: np.ndarray) -> PromptMetrics:
 
 def table(rows: dict[str, WorldMetrics]) -> str:
     """Markdown table, a row a model."""
-    lines = ["| model | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    for name, metrics in rows.items():
-        values = metrics.as_dict()
-        lines.append(f"| {name} | " + " | ".join(map(_figure, (values[column] for column in COLUMNS))) + " |")
-    return "\n".join(lines)
+    values = {name: metrics.as_dict() for name, metrics in rows.items()}
+    cells = [[name, *(_figure(row[column]) for column in COLUMNS)] for name, row in values.items()]
+    return markdown_table(["model", *COLUMNS], cells)
 
 
 def _figure(value: float | None) -> str:
@@ -99,11 +98,11 @@ def _figure(value: float | None) -> str:
 def following_table(rows: Mapping[str, Mapping[str, Summary]]) -> str:
     """Markdown table of accuracy by category, a row a model; overall is the mean over categories, as GenEval's."""
     names = list(next(iter(rows.values())))
-    lines = ["| accuracy | " + " | ".join([*names, "overall"]) + " |", "|---|" + "---|" * (len(names) + 1)]
+    cells = []
     for model, summaries in rows.items():
         overall = sum(summary.mean for summary in summaries.values()) / len(summaries)
-        lines.append(f"| {model} | {' | '.join(map(_interval, summaries.values()))} | {overall:.3f} |")
-    return "\n".join(lines)
+        cells.append([model, *map(_interval, summaries.values()), f"{overall:.3f}"])
+    return markdown_table(["accuracy", *names, "overall"], cells)
 
 
 def _interval(summary: Summary) -> str:
@@ -123,9 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="captions of the small world (default: %(default)s)",
     )
     parser.add_argument("--num_seeds", type=int, default=64, help="images a prompt (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the start noises (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: what the model's folder says)")
-    parser.add_argument("--guidance_scale", type=float, help="(default: what the model's folder says)")
+    add_sampling_flags(parser, "seed", "steps", "guidance_scale")
     parser.add_argument(
         "--out",
         type=user_path,

@@ -23,10 +23,10 @@ from dpdmd.evaluation.scoring import score_batch
 from dpdmd.shapes.oracle import read_images
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.image_grid import to_pil
 from dpdmd.utils.paths import user_path
 from dpdmd.utils.rng import numpy_generator
-from dpdmd.utils.text_files import one_line
 
 TEST_SEED = 1_000  # scenes that no scorer was trained on
 NUM_PAIRS, NUM_SETS, SET_SIZE = 500, 80, 32

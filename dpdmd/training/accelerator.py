@@ -8,8 +8,8 @@ from accelerate.utils import DistributedType, set_seed
 from dpdmd.config import Config
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.methods.registry import DISCRIMINATOR, trained_networks
+from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.precision import set_cuda_arithmetic
-from dpdmd.utils.text_files import shorten_error
 
 
 def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:

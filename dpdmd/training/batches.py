@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from dpdmd.config import Config
-from dpdmd.data.prompts import global_samples, prompts_of_step
-from dpdmd.data.teacher_sample_cache import pool_prompts
+from dpdmd.data.prompts import global_samples, pool_prompts, prompts_of_step
 from dpdmd.methods import registry, update_schedule
 from dpdmd.methods.context import MicroBatch
 from dpdmd.models.base import TextEmbedding, TextEncoder

@@ -1,8 +1,7 @@
 """A run's networks, optimizers, text, decoder and evaluation, loaded and wired to each other. Collective throughout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
-from dpdmd.data.teacher_sample_cache import StoredSamples
+from dpdmd.data.prompts import pool_prompts
+from dpdmd.data.tensor_cache import Processes, model_identity
 from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.methods import registry
@@ -29,7 +29,6 @@ from dpdmd.training.ema import MovingAverage
 from dpdmd.training.optimizers import make_optimizer
 from dpdmd.training.preflight import RunSetup
 from dpdmd.training.step import TrainedNetwork
-from dpdmd.utils.logging import logger
 
 
 @dataclass(frozen=True)
@@ -116,16 +115,17 @@ def _load_text_encoder(plan: RunSetup, accelerator: Any, family: Family) -> Text
     return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
         [*plan.prompts, *image_set],
-        text_embedding_cache.CacheSettings(
-            str(folder.resolve()), data.max_sequence_length, str(family.compute_dtype), no_t5
+        text_embedding_cache.EmbeddingSettings(
+            model_identity(folder), data.max_sequence_length, str(family.compute_dtype), no_t5
         ),
         accelerator.device,
         load,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        wait=accelerator.wait_for_everyone,
-        log=logger.info,
+        _processes(accelerator),
     )
+
+
+def _processes(accelerator: Any) -> Processes:
+    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
 
 
 def _prepare(plan: RunSetup, accelerator: Any, name: str, network: nn.Module, lr: float) -> TrainedNetwork:
@@ -172,7 +172,7 @@ def _load_average(plan: RunSetup, family: Family, student: TrainedNetwork) -> Mo
 
 def _store_samples(
     plan: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder
-) -> StoredSamples:
+) -> Callable[[Sequence[int]], Tensor]:
     """The pool's teacher samples, those that are not there yet made first."""
     config = plan.config
 
@@ -181,9 +181,9 @@ def _store_samples(
 
     return teacher_sample_cache.stored_samples(
         Path(config.method.teacher_cache),
-        teacher_sample_cache.pool_prompts(plan.prompts, run.seed, config.method.teacher_cache_size),
+        pool_prompts(plan.prompts, run.seed, config.method.teacher_cache_size),
         teacher_sample_cache.PoolSettings(
-            model=str(Path(config.model.teacher_id).resolve()),
+            model=model_identity(Path(config.model.teacher_id)),
             dtype=str(run.family.compute_dtype),
             sigmas=tuple(run.teacher_sigmas.tolist()),
             guidance_scale=run.config.teacher_guidance_scale,
@@ -194,10 +194,7 @@ def _store_samples(
         ),
         accelerator.device,
         make,
-        share=partial(collectives.share, rank=accelerator.process_index, processes=accelerator.num_processes),
-        wait=accelerator.wait_for_everyone,
-        log=logger.info,
-        progress=accelerator.is_main_process,
+        _processes(accelerator),
     )
 
 

@@ -17,10 +17,12 @@ from dpdmd.distributed import sharding
 from dpdmd.methods import losses, registry, updates
 from dpdmd.methods.context import MicroBatch, ScorePredictions
 from dpdmd.sampling.rollout import Rollout
-from dpdmd.training import checkpoint, optimizer_state, preflight
+from dpdmd.training import checkpoint, optimizer_state
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
+from dpdmd.utils.paths import nearest_existing
+from dpdmd.utils.tables import markdown_table
 
 STUDENT_STEP = 1  # with one fake update before each student update
 STEPS = 2  # before and after the resumption
@@ -226,7 +228,7 @@ def check_scorers(trainer: Trainer) -> CheckResult:
 
 
 def check_disk(trainer: Trainer, run_dir: Path) -> CheckResult:
-    free = shutil.disk_usage(preflight.existing(run_dir)).free
+    free = shutil.disk_usage(nearest_existing(run_dir)).free
     each = checkpoint.size_in_bytes(trainer.config)
     return CheckResult(
         "free disk",
@@ -281,6 +283,5 @@ def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> lis
 
 def table(findings: Sequence[CheckResult]) -> str:
     """Markdown, a line a check."""
-    lines = ["| check | | found | what it means |", "|---|---|---|---|"]
-    lines += [f"| {f.name} | {'well' if f.passed else '**FAILED**'} | {f.found} | {f.meaning} |" for f in findings]
-    return "\n".join(lines)
+    rows = ([f.name, "well" if f.passed else "**FAILED**", f.found, f.meaning] for f in findings)
+    return markdown_table(["check", "", "found", "what it means"], rows)

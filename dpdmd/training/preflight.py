@@ -28,7 +28,7 @@ from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
-from dpdmd.utils.paths import check_writable, existing
+from dpdmd.utils.paths import check_writable, nearest_existing
 
 OUT_OF_PROPORTION = 10  # times this machine's memory: no error of the plan, and no swap, is as large
 
@@ -153,7 +153,7 @@ def _odd_files_told(config: Config) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
-            f"--teacher_id {config.model.teacher_id}: one of its configuration files holds what is not expected "
+            f"--teacher_id {config.model.teacher_id}: one of its configuration files has unexpected values "
             f"({type(error).__name__}: {error})"
         ) from None
 
@@ -307,7 +307,7 @@ def _check_space(
     if adapters(config.model) is None:  # the last export is whole
         exports = 1 if config.optim.ema_decay is None else 2
         needed += exports * layout.bytes_beside_network(teacher, no_t5=config.model.no_t5)
-    free = shutil.disk_usage(existing(folder.ckpts)).free
+    free = shutil.disk_usage(nearest_existing(folder.ckpts)).free
     if needed > free:
         raise ValueError(
             f"--ckpt_dir {folder.ckpts}: {free / 1e9:.2f} GB are free, but {count} checkpoints will take about "

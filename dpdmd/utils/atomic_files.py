@@ -1,38 +1,92 @@
-"""Files that are there whole or not at all: written under a temporary name, locked meanwhile, then renamed.
+"""Write files and folders completely or not at all: under a temporary name, which is renamed at the end.
 
-A process that is killed leaves its temporary file behind, without the lock: so whoever comes next can tell it from one
-that another process is writing, on this machine or another, and clears it. Imports nothing heavy.
+A temporary file is locked while it is written. If the process is killed, the file stays but its lock is gone, so a
+later process, on this machine or another, can delete it without harm to a file that is still being written. Imports
+nothing heavy.
 """
 
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from dpdmd.utils.signals import delete_on_failure
+LEFTOVERS = ".*.[0-9]*.tmp"  # temporary files of `replacing`
+_unfinished: set[Path] = set()
 
-LEFTOVERS = ".*.[0-9]*.tmp"  # what `replacing` calls its temporary files
+
+def temporary_path(path: Path) -> Path:
+    """Return the temporary name of a folder or a link."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a path has a temporary name."""
+    return path.match(".*.tmp")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when the block ends; if it fails, `path` stays as it was.
+def delete_on_failure(path: Path) -> Iterator[Path]:
+    """Delete the file or folder `path` if the block fails or a signal ends the program.
+
+    A path that the block has renamed stays under its new name.
+    """
+    _unfinished.add(path)
+    try:
+        yield path
+    except BaseException:
+        _delete(path)
+        raise
+    finally:
+        _unfinished.discard(path)
+
+
+def delete_unfinished() -> None:
+    """Delete every path that a block of `delete_on_failure` is writing. Called before a signal ends the process."""
+    for path in list(_unfinished):
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):  # the path may not exist, and the error to report is that of the block
+        if path.is_dir() and not path.is_symlink():
+            import shutil  # imports three compression libraries, which would delay a program's signal handlers
+
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file that replaces `path` at the end of the block. If the block fails, `path` is unchanged.
+
+    Args:
+        sync: flush the file to disk before the rename, so that it also survives a crash of the machine.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # With the process's number: two ranks may make the same image.
-    with delete_on_failure(path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary, _locked(temporary) as file:
+    # The name contains the process id, because two ranks may write the same file.
+    temporary_file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with delete_on_failure(temporary_file) as temporary, _open_locked(temporary) as file:
         yield file
         file.flush()
+        if sync:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """A new file that `clear_leftovers` leaves alone until it is closed."""
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file. Readers find the old or the new text, even after a kill or a crash of the machine."""
+    with replacing(path, sync=True) as file:
+        file.write(text.encode())
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open a new file that `clear_leftovers` does not delete until it is closed."""
     while True:
         file = path.open("wb")
         _lock(file)
@@ -40,12 +94,12 @@ def _locked(path: Path) -> IO[bytes]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         except FileNotFoundError:
-            pass  # cleared between its making and its lock
+            pass  # deleted by another process before it was locked
         file.close()
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Whether nobody else has the lock; not known on a file system that has none, where nothing is cleared."""
+    """Lock a file. Return False if another process holds the lock, or if the file system has no locks."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -54,27 +108,11 @@ def _lock(file: IO[bytes]) -> bool:
 
 
 def clear_leftovers(folders: Iterable[Path]) -> None:
-    """Delete the temporary files in these folders, not below them, that nobody is writing any more."""
+    """Delete the temporary files in these folders, without subfolders, that no process is writing."""
     for path in (found for folder in folders for found in folder.glob(LEFTOVERS)):
         try:
             with path.open("r+b") as file:
                 if _lock(file):
                     path.unlink(missing_ok=True)
         except OSError:
-            continue  # no file, not ours, or cleared by another process: it is in nobody's way
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, and whoever comes after a kill, finds the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with delete_on_failure(temporary_path(path)) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-
-def temporary_path(path: Path) -> Path:
-    """Where a text or a link is until it is whole."""
-    return path.with_name(f".{path.name}.tmp")
+            continue  # not a file, not writable, or deleted by another process

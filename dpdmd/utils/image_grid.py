@@ -1,4 +1,4 @@
-"""Labelled grids of images, for people to look at."""
+"""8-bit images, and labelled grids of them."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -15,29 +15,19 @@ _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """[N, 3, H, W] in [0, 1] to N 8-bit images, values rounded."""
+    """Convert [N, 3, H, W] in [0, 1] to N 8-bit images. Values are rounded."""
     array = (images.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(image) for image in array]
 
 
 def to_float(images: Sequence[Image.Image]) -> np.ndarray:
-    """Inverse of `to_pil`: float32 [N, 3, H, W] in [0, 1]."""
-    return np.stack([np.asarray(p.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255 for p in images])
+    """Convert N images to float32 [N, 3, H, W] in [0, 1], the inverse of `to_pil`."""
+    return np.stack([np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255 for image in images])
 
 
-def check_finite(images: Tensor, model: Path | str) -> None:
-    """Refuse images that `to_pil` would make black, however few of their values it is.
-
-    Raises:
-        ValueError: some value is infinite or no number.
-    """
-    if not images.isfinite().all():
-        raise ValueError(f"--model {model}: its images are not finite: are its weights whole, and those of this model?")
-
-
-def _fit(text: str, font: ImageFont.ImageFont, width: int) -> str:
-    """`text` on one line, shortened to `width` pixels."""
-    shown = " ".join(text[:width].split())  # no letter takes less than a pixel, and a font refuses a million of them
+def fit_text(text: str, font: ImageFont.ImageFont, width: int) -> str:
+    """Return `text` on one line, shortened to `width` pixels."""
+    shown = " ".join(text[:width].split())  # a letter takes at least a pixel, and PIL rejects a million letters
     if len(text) <= width and font.getlength(shown) <= width:
         return shown
     fitting = bisect_right(range(len(shown) + 1), width, key=lambda count: font.getlength(shown[:count] + "..."))
@@ -47,10 +37,10 @@ def _fit(text: str, font: ImageFont.ImageFont, width: int) -> str:
 def labelled_grid(
     rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], title: str = "", columns: int = 0
 ) -> Image.Image:
-    """Each row of images under its label; a row of more than `columns` images goes on in the next line.
+    """Draw each row of images below its label. A row of more than `columns` images continues on the next line.
 
     Raises:
-        ValueError: no image, or rows and labels do not pair up.
+        ValueError: a row has no image, or the numbers of rows and labels differ.
     """
     if not rows or not all(rows):
         raise ValueError("a grid needs at least one image in each row")
@@ -67,10 +57,10 @@ def labelled_grid(
     draw = ImageDraw.Draw(sheet)
     top = 0
     if title:
-        draw.text((_GAP, _GAP), _fit(title, font, size[0] - 2 * _GAP), _INK, font=font)
+        draw.text((_GAP, _GAP), fit_text(title, font, size[0] - 2 * _GAP), _INK, font=font)
         top = band
     for row, label, count in zip(rows, labels, lines, strict=True):
-        draw.text((_GAP, top + _GAP), _fit(label, font, size[0] - 2 * _GAP), _INK, font=font)
+        draw.text((_GAP, top + _GAP), fit_text(label, font, size[0] - 2 * _GAP), _INK, font=font)
         for index, image in enumerate(row):
             line, column = divmod(index, columns)
             sheet.paste(image, (_GAP + column * (width + _GAP), top + band + line * (height + _GAP)))
@@ -79,7 +69,7 @@ def labelled_grid(
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG so that a reader never meets half of one."""
+    """Write a PNG file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         image.save(file, format="PNG")

@@ -1,6 +1,6 @@
-"""The manifest of a folder of files: what each must hold, so that a truncated or altered one is told, not loaded.
+"""The manifest of a folder: size and checksum of each file, so that truncated or altered files are not loaded.
 
-FOLDER/manifest.json: {"files": {name: {"bytes", "sha256"}}, ..., "sha256" of all that stands before it}.
+FOLDER/manifest.json: {"files": {name: {"bytes", "sha256"}}, ..., "sha256": checksum of the content before it}.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 from dpdmd.utils.text_files import read_json
 
 MANIFEST = "manifest.json"
-NUM_THREADS = 4  # hashing leaves Python's lock, and checkpoints are a few large files
+NUM_THREADS = 4  # hashing releases the GIL, and a checkpoint has a few large files
 
 
 def _digest(path: Path) -> str:
@@ -25,10 +25,13 @@ def _own_digest(content: dict[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, about: dict[str, Any]) -> None:
-    """List every file below `folder` (links are left out: they are another folder's), with `about` beside the list.
+    """Write the manifest of all files below `folder`, without links.
+
+    Args:
+        about: further entries of the manifest.
 
     Raises:
-        OSError: something cannot be read or written.
+        OSError: a file cannot be read or written.
     """
     own = folder / MANIFEST
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path != own)
@@ -44,10 +47,10 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, once it is known to be as it was written.
+    """Read the manifest and check its own checksum.
 
     Raises:
-        ValueError: missing, unreadable or altered.
+        ValueError: it is missing, unreadable or altered.
     """
     content = read_json(folder / MANIFEST)
     own = content.pop("sha256", None)
@@ -57,10 +60,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Check sizes, then contents, of all files against the manifest.
+    """Compare the sizes, then the checksums, of all files with the manifest.
 
     Raises:
-        ValueError: names the first file that is missing, truncated or altered.
+        ValueError: a file is missing, truncated or altered; the message names the first.
     """
     for name, entry in manifest["files"].items():
         path = folder / name

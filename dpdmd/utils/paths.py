@@ -1,33 +1,32 @@
-"""Paths as a user gives them, and whether a folder can be made and written to, told before hours of work need it.
-
-Imports nothing heavy.
-"""
+"""Paths from the command line, and the check that output can be written. Imports nothing heavy."""
 
 import argparse
 import os
 import tempfile
 from pathlib import Path
 
-PIPELINE = "model_index.json"  # what makes a folder a model's
+MODEL_INDEX = "model_index.json"  # in the folder of a diffusers pipeline
 
 
 def expanded(text: str) -> str:
-    """A path with a leading ~ as the shell would have it, which after --flag= leaves it alone.
+    """Expand a leading ~, which the shell leaves alone after `--flag=`.
 
     Raises:
-        ValueError: ~name of nobody whose home is known; a folder called so would be made otherwise.
+        ValueError: ~name of an unknown user, which would otherwise become a folder of that name.
     """
     path = os.path.expanduser(text)
     if path.startswith("~"):
-        raise ValueError(f"{text}: {path.partition('/')[0]} is nobody's home; write ./~ for a folder called so")
+        raise ValueError(
+            f"{text}: {path.partition('/')[0]} is not the home of a known user; write ./~ for a folder of that name"
+        )
     return path
 
 
 def user_path(text: str) -> Path:
-    """A path as the value of a flag.
+    """Convert the value of a flag to a path.
 
     Raises:
-        argparse.ArgumentTypeError: empty, or ~name of nobody.
+        argparse.ArgumentTypeError: it is empty, has a zero byte, or begins with ~name of an unknown user.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is empty; give a path, or leave it out")
@@ -40,18 +39,18 @@ def user_path(text: str) -> Path:
 
 
 def check_writable(flag: str, path: Path) -> None:
-    """Check that `path` is a folder that can be written to, or that one can be made there, outside of any model.
+    """Check that `path` is a writable folder or can be created, and that it is not inside a model's folder.
 
     Raises:
-        ValueError: it cannot; the message names `flag`.
+        ValueError: one line that names `flag`.
     """
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except OSError as error:  # too long a name, a folder that may not be looked into
+    except OSError as error:  # for example, the name is too long, or a parent folder is not readable
         raise ValueError(f"{flag} {path}: cannot be made ({error.strerror}); give another folder") from None
-    nearest = existing(path)
+    nearest = nearest_existing(path)
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{flag} {path}: is a link that leads nowhere; give a folder")
     if not nearest.is_dir():
@@ -59,18 +58,18 @@ def check_writable(flag: str, path: Path) -> None:
     if not os.access(nearest, os.W_OK):
         raise ValueError(f"{flag} {path}: {nearest} is not writable")
     try:
-        with tempfile.TemporaryFile(dir=nearest):  # root may write anywhere, by its rights, but not in /proc
+        with tempfile.TemporaryFile(dir=nearest):  # os.access allows root everything, also in /proc
             pass
     except OSError as error:
         raise ValueError(f"{flag} {path}: {nearest} cannot be written to ({error.strerror})") from None
-    if model := next((place for place in _upwards(path.resolve()) if (place / PIPELINE).is_file()), None):
-        raise ValueError(f"{flag} {path}: lies in a model's folder, {model}, which stays as it is; give another folder")
+    if model := next((folder for folder in _with_parents(path.resolve()) if (folder / MODEL_INDEX).is_file()), None):
+        raise ValueError(f"{flag} {path}: lies in a model's folder, {model}; give another folder")
 
 
-def existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
-    return next(place for place in _upwards(path.absolute()) if place.exists())
+def nearest_existing(path: Path) -> Path:
+    """Return `path` if it exists, else the nearest parent that exists."""
+    return next(place for place in _with_parents(path.absolute()) if place.exists())
 
 
-def _upwards(path: Path) -> tuple[Path, ...]:
+def _with_parents(path: Path) -> tuple[Path, ...]:
     return (path, *path.parents)

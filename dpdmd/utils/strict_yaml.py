@@ -1,4 +1,4 @@
-"""YAML as people mean it: a key that stands twice is a mistake, where PyYAML keeps the last and drops the rest."""
+"""YAML files without duplicate keys: PyYAML keeps the last of them and drops the others."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -17,10 +17,10 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # refused below
+                continue  # rejected by the call below
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"{key!r} is there twice", problem_mark=key_node.start_mark
+                    problem=f"{key!r} is given twice", problem_mark=key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -29,26 +29,26 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            # 2026-13-45 looks like a date, and PyYAML leaves it to Python to find that it is none.
+            # 2026-13-45 matches PyYAML's pattern of a date, and Python's date raises.
             shown = repr(node.value)[:60] if isinstance(node, yaml.ScalarNode) else "this"
             raise yaml.constructor.ConstructorError(
-                problem=f"{shown} is no {node.tag.rpartition(':')[2]} (a text wants quotes)",
+                problem=f"{shown} is no {node.tag.rpartition(':')[2]} (put a text in quotes)",
                 problem_mark=node.start_mark,
             ) from None
 
 
 def read(path: Path, place: str) -> Any:
-    """The file's plain values.
+    """Read the plain values of a file.
 
     Raises:
-        ValueError: it cannot be read, is no YAML, has a tag that is no plain value, a value that is not what it looks
-            like, or a key that stands twice; one line that begins with `place`.
+        ValueError: unreadable, not YAML, a tag that is not of a plain type, an invalid value such as 2026-13-45, or a
+            duplicate key; one line that begins with `place`.
     """
     try:
         return yaml.load(read_text(path), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except (yaml.YAMLError, OverflowError, ValueError) as error:  # Python's own, of a letter that is none
+    except (yaml.YAMLError, OverflowError, ValueError) as error:  # ValueError: an invalid character
         raise ValueError(f"{place}: no YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
         raise ValueError(f"{place}: no YAML (nested too deeply)") from None

@@ -1,4 +1,4 @@
-"""Versions of the libraries that a result depends on."""
+"""Versions of the libraries that results depend on."""
 
 import platform
 from importlib import metadata
@@ -7,7 +7,7 @@ from dpdmd import __version__
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Return the versions of this package, Python and the libraries."""
     packages = ("torch", "diffusers", "transformers", "accelerate")
     return {
         "dpdmd": __version__,

@@ -11,8 +11,8 @@ from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import read_prompts
 from dpdmd.report import cli
 from dpdmd.run_folder import RunFolder
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable
-from dpdmd.utils.text_files import one_line
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 
@@ -21,8 +21,16 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
     ("flag", "value", "says"),
     [
         ("--run_dir", " ", "--run_dir ' ': is empty; give a value, or leave it out"),
-        ("--run_dir", "~nobody_at_all/run", "~nobody_at_all is nobody's home; write ./~ for a folder called so"),
-        ("--config", "~nobody_at_all/a.yaml", "--config ~nobody_at_all/a.yaml: ~nobody_at_all is nobody's home"),
+        (
+            "--run_dir",
+            "~nobody_at_all/run",
+            "~nobody_at_all is not the home of a known user; write ./~ for a folder of that name",
+        ),
+        (
+            "--config",
+            "~nobody_at_all/a.yaml",
+            "--config ~nobody_at_all/a.yaml: ~nobody_at_all is not the home of a known user",
+        ),
         ("--run_dir", "weights/tiny/sd35/run", "lies in a model's folder, "),
         ("--cache_text_embeddings", "weights/tiny/sd35", "lies in a model's folder, "),
         ("--prompt_txt", "/dev/zero", "cannot be read (No regular file but a pipe or a device)"),
@@ -104,9 +112,9 @@ def test_a_models_folder_is_not_written_into(refused_by, broken, inside):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('["a cat", "a dog"]\n', "is JSON, whose lines are no prompts"),
-        ('{"prompts": [\n"a cat"]}\n', "is JSON, whose lines are no prompts"),
-        ('{"prompt": "a"}\n{"prompt": "b"}\n', "is JSON, whose lines are no prompts"),
+        ('["a cat", "a dog"]\n', "is JSON; give a text file"),
+        ('{"prompts": [\n"a cat"]}\n', "is JSON; give a text file"),
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', "is JSON; give a text file"),
         ("\u200b\n\ufeff\n\x07\n", "no prompt in it"),
         ("a cat\n\0\0\n", "holds zero bytes"),
     ],

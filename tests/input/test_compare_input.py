@@ -92,7 +92,7 @@ def test_a_wrong_flag_gets_one_line(values, tmp_path, capsys, monkeypatch, extra
         ("{", "cannot be read as JSON"),
         ("{}", "lacks 'done'"),
         ('{"done": true}', "lacks 'asked'"),
-        ('{"done": true, "asked": 3}', "holds what is not expected"),
+        ('{"done": true, "asked": 3}', "has unexpected values"),
     ],
 )
 def test_a_damaged_record_is_named_before_anything_runs(values, tmp_path, capsys, content, says):

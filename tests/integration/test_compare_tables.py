@@ -256,7 +256,7 @@ def test_a_image_that_is_not_finite_is_one_line(tmp_path, monkeypatch):
             yield from ((keys, made * float("nan")) for keys, made in super().sweep(*arguments, **more))
 
     monkeypatch.setattr(sample_grid, "load_sampler", lambda *arguments, **more: (Broken(64), None))
-    with pytest.raises(ValueError, match=f"--model {tmp_path}: its pictures are not finite"):
+    with pytest.raises(ValueError, match=f"--model {tmp_path}: its images are not finite"):
         sample_grid.draw(SampleGrid(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
 
 

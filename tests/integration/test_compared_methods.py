@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dpdmd import generate, train
-from dpdmd.data import teacher_sample_cache
 from dpdmd.methods import perceptual
 from dpdmd.methods.perceptual import DINO_LAYERS, check_perceptual_contents, load_perceptual
 from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
@@ -119,40 +118,8 @@ def test_stored_samples_are_those_made_anew(flags, tmp_path):
         assert len(list((tmp_path / "cache").glob("shard_*"))) == stored
 
 
-def test_a_pool_shows_every_prompt_as_often_as_any_other():
-    prompts = [f"prompt {index}" for index in range(5)]
-    pool = teacher_sample_cache.pool_prompts(prompts, 0, 10)
-    assert sorted(pool) == sorted(prompts * 2)
-    assert teacher_sample_cache.pool_prompts(prompts, 0, 7) == pool[:7]
-
-
-def test_ranks_call_the_teacher_equally_often(tmp_path):
-    """Of 16 and 4 samples a rank each: a sharded teacher would wait for ever for the calls that do not come."""
-    settings = teacher_sample_cache.PoolSettings("model", "torch.float32", (1.0, 0.0), 3.5, (1, 1, 1), 10, False, 0)
-    prompts, calls = [str(index) for index in range(20)], []
-
-    def make(prompts, entries):
-        calls.append((list(prompts), list(entries)))
-        return torch.tensor(entries).reshape(-1, 1, 1, 1).float()
-
-    stored = teacher_sample_cache.stored_samples(
-        tmp_path,
-        prompts,
-        settings,
-        CPU,
-        make,
-        share=list,
-        wait=lambda: None,
-        tell=lambda _: None,
-        progress=False,
-    )
-    assert [len(entries) for _, entries in calls] == [16, 16]
-    assert all(made == [str(entry) for entry in entries] for made, entries in calls)
-    assert stored([19, 0, 16, 7]).flatten().tolist() == [19, 0, 16, 7]
-
-
 def test_too_little_space_for_the_pool_is_told(flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("dpdmd.data.cache_files.shutil.disk_usage", lambda _: Full())
+    monkeypatch.setattr("dpdmd.data.tensor_cache.shutil.disk_usage", lambda _: Full())
     more = ["--teacher_cache", str(tmp_path / "cache"), "--teacher_cache_size", "9", "--run_dir", str(tmp_path / "run")]
     monkeypatch.setattr("dpdmd.training.preflight._check_space", lambda *_: None)
     assert train.main([*flags, *GAN, *more]) == 2

@@ -220,7 +220,7 @@ def test_diversity_of_given_images(tiny_scorers, tmp_path):
     rows = {(int(row["prompt_index"]), int(row["sample_index"])): row for row in rows_of(out)}
     assert all(abs(float(rows[0, sample]["div_clip"])) < 1e-6 for sample in range(4))
     assert all(float(rows[1, sample]["div_dino"]) > 1e-4 for sample in range(4))
-    assert rows[1, 4]["div_dino"] == "" and "no whole image" in rows[1, 4]["notes"]
+    assert rows[1, 4]["div_dino"] == "" and "cannot be read as an image" in rows[1, 4]["notes"]
     summary = json.loads((out / "summary.json").read_text())["metrics"]["div_dino"]
     assert (summary["num_scored"], summary["num_missing"], summary["num_prompts"]) == (8, 1, 2)
 

@@ -2,22 +2,20 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from PIL import Image, ImageFont
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpdmd import export, generate
 from dpdmd.models.image_decoder import OffloadedDecoder
 from dpdmd.models.sd35.family import SD35
-from dpdmd.sampling import generation, geneval
+from dpdmd.sampling import generation
 from dpdmd.sampling.load_model import load_sampler
-from dpdmd.utils.image_grid import _fit, labelled_grid, to_float, to_pil
 from dpdmd.utils.rng import normal_per_sample
 
 
@@ -152,13 +150,6 @@ def test_geneval_goes_on_where_it_was_killed(for_geneval, tmp_path, capsys):
     assert "holds images of other settings (seed: 0 there, 1 now)" in capsys.readouterr().err
 
 
-def test_metadata_may_begin_with_a_byte_order_mark(tmp_path):
-    """As editors on Windows write it; GenEval's copy of the line is without."""
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, METADATA)), encoding="utf-8-sig")
-    entries = geneval.read_metadata(tmp_path / "metadata.jsonl")
-    assert [json.loads(entry.line) for entry in entries] == METADATA
-
-
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -194,44 +185,6 @@ def test_a_damaged_note_beside_images_is_named(for_geneval, tmp_path, capsys, co
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert str(tmp_path / "out" / "pictures.json") in line and line.endswith("give another folder")
     assert (tmp_path / "out" / "pictures.json").read_bytes() == content
-
-
-def test_images_survive_the_way_to_eight_bits_and_back():
-    values = torch.linspace(0, 1, 3 * 4 * 4).reshape(1, 3, 4, 4)
-    assert np.abs(to_float(to_pil(values)) - values.numpy()).max() <= 0.5 / 255 + 1e-6
-
-
-def test_grid_shows_every_image_in_its_place():
-    colours = [(index * 20, 0, 0) for index in range(5)]
-    sheet = labelled_grid([[Image.new("RGB", (64, 64), c) for c in colours]], ["five"], columns=3)
-    found = {sheet.getpixel((x, y)) for x in range(0, sheet.width, 8) for y in range(0, sheet.height, 8)}
-    assert set(colours) <= found
-    with pytest.raises(ValueError, match="at least one image"):
-        labelled_grid([[]], ["none"])
-
-
-@pytest.mark.parametrize("text", ["a" * 2_600_000, "i" * 300, "one\ntwo " * 100, "猫" * 5000, "\u0301" * 5000])
-def test_a_caption_takes_one_line_however_long(text):
-    """Pillow refuses a million letters, and shortening by one at a time took half a minute."""
-    start = time.process_time()
-    sheet = labelled_grid([[Image.new("RGB", (64, 64))] * 3], [text], title=text)
-    assert time.process_time() - start < 2
-    short = labelled_grid([[Image.new("RGB", (64, 64))] * 3], ["a"], title="a")
-    assert sheet.size == short.size
-    assert sheet.getpixel((8, 50)) == (0, 0, 0) == short.getpixel((8, 50))  # no second line over the images
-
-
-def test_a_caption_is_cut_where_it_no_longer_fits():
-    font = ImageFont.load_default(size=10)
-    for text in ("a red circle on a white background, small", "iiiiiiiiiiiiiiiiiiiiiiiii", "WWWWWWWWWWWW"):
-        for width in (20, 60, 100, 1000):
-            shown = _fit(text, font, width)
-            if font.getlength(text) <= width:
-                assert shown == text
-                continue
-            assert shown.endswith("...") and font.getlength(shown) <= width
-            longer = text[: len(shown) - 2] + "..."
-            assert font.getlength(longer) > width
 
 
 def test_a_resting_decoder_makes_the_same_images_one_at_a_time(tiny_pipeline, monkeypatch):

@@ -98,7 +98,7 @@ def test_a_t5_without_its_embedding_is_an_error(copied, refused):
     ("file", "content", "says"),
     [
         ("vae/config.json", "{}", "vae/config.json lacks 'block_out_channels'"),
-        ("vae/config.json", '{"block_out_channels": 3}', "vae/config.json holds what is not expected"),
+        ("vae/config.json", '{"block_out_channels": 3}', "vae/config.json has unexpected values"),
         ("transformer/config.json", "[]", "transformer/config.json holds no JSON object"),
         ("text_encoder/config.json", '{"hidden_size": "x"}', "text_encoder/config.json does not describe a CLIPText"),
         ("text_encoder/config.json", "{}", "its weights lack text_model.encoder.layers.10."),
@@ -125,7 +125,7 @@ def test_a_shift_that_is_no_number_names_its_file(copied, refused, shift):
 def test_a_value_of_another_type_in_a_networks_configuration(copied, refused):
     folder = copied("sd35")
     set_json(folder / "transformer" / "config.json", sample_size="large")
-    assert "transformer/config.json holds what is not expected" in refused("sd35", folder)
+    assert "transformer/config.json has unexpected values" in refused("sd35", folder)
 
 
 def test_a_component_of_another_class_is_an_error(copied, refused):

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dpdmd import generate, train
-from dpdmd.data.text_embedding_cache import CacheSettings, plan_shards
+from dpdmd.data.text_embedding_cache import EmbeddingSettings, embedding_cache
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
@@ -89,8 +89,8 @@ def test_checkpoints_on_the_way_leave_it_out_and_resume(run, without_files, shor
 
 
 def test_the_cache_keeps_the_two_apart(short_run, tmp_path):
-    settings = CacheSettings("model", 10, "torch.float32")
-    names = {plan_shards(tmp_path, ["a"], s)[0].path.name for s in (settings, replace(settings, no_t5=True))}
+    settings = EmbeddingSettings("model", 10, "torch.float32")
+    names = {embedding_cache(tmp_path, ["a"], s).files[0].path.name for s in (settings, replace(settings, no_t5=True))}
     assert len(names) == 2
     for name, more in (("with", []), ("without", ["--no_t5"])):
         flags = ["--max_steps", "1", "--vis_every", "0", "--cache_text_embeddings", str(tmp_path / "cache"), *more]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from dpdmd import train
-from dpdmd.config.options import RunConfig
 from dpdmd.run_folder import LATEST, RunFolder
 
 
@@ -33,17 +32,6 @@ def test_two_processes_do_not_train_in_one_folder(flags, tmp_path, capsys):
     assert train.main([*flags, "--max_steps", "1"]) == 0
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
-    folder = RunFolder.of(tmp_path / "run")
-    folder.create()
-
-    def none(*_):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr("dpdmd.run_folder.fcntl.lockf", none)
-    assert folder.lock() is None
-
-
 def test_a_run_that_never_began_leaves_its_folder_unused(flags, tmp_path, monkeypatch):
     """The corrected command must not need --resume_from_checkpoint, which has nothing to continue."""
     folder, other = RunFolder.of(tmp_path / "run"), tmp_path / "run" / "process_vis" / "mine.png"
@@ -60,12 +48,6 @@ def test_a_run_that_never_began_leaves_its_folder_unused(flags, tmp_path, monkey
     other.unlink()
     assert train.main([*flags, "--max_steps", "1"]) == 0
     assert folder.is_used() and train.main([*flags, "--max_steps", "1"]) == 2
-
-
-def test_a_configuration_alone_is_somebodys(tmp_path):
-    (tmp_path / "config.yaml").write_text("k_anchor: 5")
-    assert RunFolder.of(tmp_path).is_used()
-    assert not RunFolder.from_config(RunConfig(run_dir=str(tmp_path / "none"))).is_used()
 
 
 def test_a_copy_without_links_goes_on(flags, tmp_path):

@@ -9,11 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from dpdmd import train
-from dpdmd.data import text_embedding_cache
-from dpdmd.data.text_embedding_cache import CachedTextEncoder, CacheSettings, plan_shards, write_shards
 from dpdmd.models.sd35.family import SD35
 
-CPU = torch.device("cpu")
 STUDENT = "ckpts/step_000007/student/transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -48,7 +45,7 @@ def test_a_run_from_the_cache_is_the_run_without(flags, tmp_path, loads):
     for run, more in zip(runs, ([], cache, cache), strict=True):
         assert train.main([*flags, *more, "--run_dir", str(run)]) == 0
     assert len(loads) == 2
-    assert re.search(r"encoding \d prompts into .*: 0\.\d+ GB", (runs[1] / "log" / "log.txt").read_text())
+    assert re.search(r"making \d text embeddings in .*: 0\.\d+ GB", (runs[1] / "log" / "log.txt").read_text())
     plain, first, second = (records(run) for run in runs)
     assert [r.get("loss_student") for r in first] == [r.get("loss_student") for r in second]
     for ours, theirs in zip(first, plain, strict=True):
@@ -68,44 +65,6 @@ def test_two_processes_share_the_encoding(flags, tmp_path, run_processes, monkey
     assert not list(cache.glob(".*")) and len(list(cache.glob("shard_*"))) == 1
 
 
-@pytest.fixture
-def encoder(tiny_pipeline):
-    return SD35(CPU, torch.float32).load_text_encoder(tiny_pipeline, 10)
-
-
-SETTINGS = CacheSettings("model", 10, "torch.float32")
-
-
-def test_every_prompt_comes_back_from_its_shard(tmp_path, encoder, monkeypatch):
-    monkeypatch.setattr(text_embedding_cache, "SHARD_SIZE", 3)
-    prompts = ["a red circle", "a cross", "a small cross", "日本の円", "a red circle", "x" * 2000]
-    shards = plan_shards(tmp_path, prompts, SETTINGS)
-    assert len(shards) == 2 and sum(len(shard.prompts) for shard in shards) == 6  # with the empty one, without doubles
-    write_shards(encoder, shards, progress=False)
-    cached = CachedTextEncoder(shards, CPU)
-    asked = ["", "日本の円", "a cross", "a cross"]
-    ours, theirs = cached.encode(asked), encoder.encode(asked)
-    torch.testing.assert_close(ours.context, theirs.context, rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours.pooled, theirs.pooled, rtol=0, atol=1e-5)
-    assert not torch.allclose(ours.context[0], ours.context[1])
-    stated = text_embedding_cache.size_in_bytes(shards, encoder.encode([""]))
-    assert stated == pytest.approx(sum(shard.path.stat().st_size for shard in shards), rel=0.02)
-
-
-def test_another_model_length_or_type_is_another_shard(tmp_path):
-    names = {
-        plan_shards(tmp_path, ["a"], settings)[0].path.name
-        for settings in (
-            SETTINGS,
-            CacheSettings("other", 10, "torch.float32"),
-            CacheSettings("model", 11, "torch.float32"),
-            CacheSettings("model", 10, "torch.bfloat16"),
-        )
-    }
-    assert len(names) == 4
-    assert plan_shards(tmp_path, ["b", "a"], SETTINGS) == plan_shards(tmp_path, ["a", "b", "a"], SETTINGS)
-
-
 def test_a_broken_shard_is_made_again(flags, tmp_path, loads):
     cache = tmp_path / "cache"
     more = ["--cache_text_embeddings", str(cache)]
@@ -117,11 +76,13 @@ def test_a_broken_shard_is_made_again(flags, tmp_path, loads):
     assert len(loads) == 2 and shard.read_bytes() == whole
 
 
-def test_too_little_space_is_told(flags, tmp_path, monkeypatch, capsys):
-    def refuse(folder, needed):
-        raise ValueError(f"--cache_text_embeddings {folder}: the embeddings take {needed} bytes")
+class Full:
+    free = 0
 
-    monkeypatch.setattr(text_embedding_cache, "check_space", refuse)
+
+def test_too_little_space_is_an_error(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dpdmd.data.tensor_cache.shutil.disk_usage", lambda _: Full())
+    monkeypatch.setattr("dpdmd.training.preflight._check_space", lambda *_: None)
     run = ["--run_dir", str(tmp_path / "run"), "--cache_text_embeddings", str(tmp_path / "cache")]
     assert train.main([*flags, *run]) == 2
     assert "--cache_text_embeddings" in capsys.readouterr().err and not list((tmp_path / "cache").glob("*"))

@@ -113,7 +113,7 @@ def test_a_resumed_run_deletes_leftovers(flags, run):
     (run.ckpts / "best").symlink_to("step_000001")
     (run.seed_grids / ".step_000002.tmp").mkdir(parents=True)
     for half in (
-        *(run.root / ".metrics.jsonl.tmp", run.root / ".report.html.tmp"),
+        *(run.root / ".metrics.jsonl.123.tmp", run.root / ".report.html.123.tmp"),
         *(run.eval_images / "pick" / ".00000_000.png.123.tmp", run.process_vis / ".latest.png.123.tmp"),
     ):
         half.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def test_a_resumed_run_deletes_leftovers(flags, run):
     assert sorted(path.name for path in run.ckpts.iterdir()) == ["latest", "step_000006"]
 
 
-@pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.yaml.tmp"], [".lock", "config.yaml"]])
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".config.yaml.123.tmp"], [".lock", "config.yaml"]])
 def test_a_run_that_was_killed_before_it_began_leaves_its_folder_unused(flags, tmp_path, left):
     """The same command works again."""
     run = RunFolder.of(tmp_path / "run")
@@ -176,7 +176,7 @@ def test_generate_deletes_leftovers(tiny_pipeline, tmp_path):
     entries.write_text(json.dumps({"tag": "single_object", "prompt": "a red circle"}) + "\n")
     made = ["--model", str(tiny_pipeline), "--num_images", "1", "--steps", "1"]
     plain, laid_out = tmp_path / "plain", tmp_path / "laid_out"
-    for half in (plain / ".00000_000.png.123.tmp", laid_out / ".pictures.json.tmp"):
+    for half in (plain / ".00000_000.png.123.tmp", laid_out / ".pictures.json.123.tmp"):
         half.parent.mkdir()
         half.write_text("half")
     assert generate.main([*made, "--prompt", "a red circle", "--out", str(plain)]) == 0

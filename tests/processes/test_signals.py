@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.utils.atomic_files import clear_leftovers, replacing, write_text
+from dpdmd.utils.atomic_files import clear_leftovers
 from dpdmd.utils.image_grid import Image, save_image
-from dpdmd.utils.signals import SIGNALS, delete_on_failure
+from dpdmd.utils.signals import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = (
@@ -44,23 +44,22 @@ def test_an_interrupt_while_a_program_is_imported_is_one_line(name):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     program = name if name.endswith(".py") else f"dpdmd.{name}"
-    assert err == f"{program}: stopped: SIGINT; what was written before is whole\n"
+    assert err == f"{program}: stopped: SIGINT; files written before are complete\n"
     assert process.returncode == 130
 
 
 WRITING = """
 import os, signal, sys
-from dpdmd import interruption
-interruption.answer("program")
+from dpdmd.utils import signals
+signals.install_exit_handlers("program")
 import tqdm
 from pathlib import Path
-from dpdmd.interruption import SIGNALS, unfinished
-from dpdmd.whole_files import replacing
+from dpdmd.utils.atomic_files import delete_on_failure, replacing
 folder = Path(sys.argv[1])
-with unfinished(folder / ".model.tmp") as model, replacing(folder / "picture.png") as image:
+with delete_on_failure(folder / ".model.tmp") as model, replacing(folder / "image.png") as image:
     model.mkdir()
     (model / "weights").write_text("half")
-    picture.write(b"half")
+    image.write(b"half")
     for _ in tqdm.tqdm(range(2)):
         os.kill(os.getpid(), int(sys.argv[2]))
 """
@@ -72,7 +71,7 @@ def test_a_signal_deletes_half_written_files(tmp_path, number):
     command = [sys.executable, "-c", WRITING, str(tmp_path), str(int(number))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 128 + number
-    assert done.stderr.split("\n")[-2:] == [f"program: stopped: {number.name}; what was written before is whole", ""]
+    assert done.stderr.split("\n")[-2:] == [f"program: stopped: {number.name}; files written before are complete", ""]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,33 +81,19 @@ def test_a_second_interrupt_of_a_training_is_one_line(short_run, tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "processes" / "drivers" / "impatient.py"), *short_run, *run]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 130 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "dpdmd.train: stopped: SIGINT; what was written before is whole"
+    assert done.stderr.splitlines()[-1] == "dpdmd.train: stopped: SIGINT; files written before are complete"
     assert (tmp_path / "run" / "ckpts" / "step_000001" / "manifest.json").is_file()
 
 
 def test_a_signal_after_the_work_is_done_changes_nothing():
     """While Python shuts down, it resets signal handlers, so that a signal would end it without a message."""
     script = (
-        "import os, signal, sys\nfrom dpdmd import interruption\ninterruption.answer('program')\n"
+        "import os, signal, sys\nfrom dpdmd.utils import signals\nsignals.install_exit_handlers('program')\n"
         "class Tidied:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
-        "kept = Tidied()\nsys.exit(interruption.done(3))"
+        "kept = Tidied()\nsys.exit(signals.final_status(3))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert done.returncode == 3 and done.stderr == b""
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path):
-    (tmp_path / "picture.png").write_bytes(b"before")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "picture.png") as file:
-        file.write(b"half")
-        raise RuntimeError
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "notes.txt", "\ud800")
-    with pytest.raises(RuntimeError), delete_on_failure(tmp_path / "folder") as folder:
-        folder.mkdir()
-        raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
-    assert (tmp_path / "picture.png").read_bytes() == b"before"
 
 
 def test_leftovers_of_killed_processes_are_deleted_and_open_files_stay(tmp_path):

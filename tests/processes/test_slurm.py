@@ -22,7 +22,7 @@ if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" >> "$CALLS/scont
     ("status", "last_line", "again"),
     [
         (0, "saved ckpts/step_006000", False),
-        (1, "stopped: SIGUSR1: saved at step 300; --resume_from_checkpoint latest goes on", True),
+        (1, "stopped: SIGUSR1: saved at step 300; continue with --resume_from_checkpoint latest", True),
         (1, "step 12 fake loss_fake=nan", False),
         (2, "", False),
     ],

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
 from dpdmd.models.checks.transformers_parts import check_prompt_tokenizer
 from dpdmd.models.weight_files import read_checkpoint
-from dpdmd.utils.text_files import read_json, shorten_error
+from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.text_files import read_json
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the package's training rewards
 NUM_TEXT_TOKENS = 35

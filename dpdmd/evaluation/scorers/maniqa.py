@@ -11,8 +11,8 @@ from torch import nn
 
 from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
 from dpdmd.models.weight_files import read_checkpoint
+from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.rng import numpy_generator
-from dpdmd.utils.text_files import shorten_error
 
 CROP = 224
 NUM_CROPS = 10  # of the authors' release

@@ -8,7 +8,6 @@ import pytest
 
 from dpdmd import config
 from dpdmd.config import options
-from dpdmd.run_folder import RunFolder
 from dpdmd.utils import strict_yaml
 
 ROOT = Path(__file__).parents[3]
@@ -131,20 +130,3 @@ def test_what_may_change_on_resume():
     ours = config.parse(["--max_steps", "10", "--k_anchor", "5"])
     assert ours.differences(config.parse(["--max_steps", "20", "--run_dir", "x", "--prompt_txt", "y.txt"])) == []
     assert ours.differences(config.parse(["--k_anchor", "6"])) == ["k_anchor: 5 here, 6 there"]
-
-
-def test_run_folder_derives_all_paths():
-    folder = RunFolder.from_config(options.RunConfig(run_dir="r"))
-    assert [folder.log, folder.ckpts, folder.eval_images, folder.process_vis, folder.div_vis] == [
-        Path("r/log"), Path("r/ckpts"), Path("r/eval_images"), Path("r/process_vis"), Path("r/div_vis"),
-    ]  # fmt: skip
-    assert not folder.scattered()
-
-
-def test_release_style_paths_share_a_root_and_strays_are_told():
-    given = {"log_path": "o/x/log", "ckpt_dir": "o/x/ckpts", "eval_dir": "o/x/eval_images"}
-    folder = RunFolder.from_config(
-        options.RunConfig(**given, process_folder_name="o/x/p", diversity_folder_name="o/y/d")
-    )
-    assert folder.root == Path("o/x") and folder.metrics == Path("o/x/metrics.jsonl")
-    assert folder.scattered() == [Path("o/y/d")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.data.prompts import _order, global_samples, prompts_of_step, read_prompts
+from dpdmd.data.prompts import epoch_order, global_samples, prompts_of_step, read_prompts
 from dpdmd.shapes import pairs
 from dpdmd.shapes.categories import OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
@@ -102,14 +102,14 @@ def test_read_long_lines(tmp_path: Path):
 def test_unusable_content(tmp_path: Path, content: bytes, problem: str):
     """Told in one line that names the flag, the file and what to do."""
     path = prompt_file(tmp_path, content)
-    advice = "save the file as UTF-8" if "UTF-8" in problem else "give a text file, one prompt a line"
+    advice = "save the file as UTF-8" if "UTF-8" in problem else "give a text file, one prompt per line"
     with pytest.raises(ValueError) as error:
         read_prompts(path, "--eval_prompts")
     assert str(error.value) == f"--eval_prompts {path}: {problem}; {advice}"
 
 
 def test_unusable_path(tmp_path: Path):
-    advice = "give a text file, one prompt a line"
+    advice = "give a text file, one prompt per line"
     for path, problem in [(tmp_path / "none.txt", "No such file or directory"), (tmp_path, "Is a directory")]:
         with pytest.raises(ValueError) as error:
             read_prompts(path)
@@ -151,7 +151,7 @@ def test_known_order():
 def test_depends_on_seed_step_and_sample_alone():
     """Not on what was asked before, nor on which other samples are asked; so a resumed run needs no state."""
     whole = sequence(3, 10, 4)
-    _order.cache_clear()
+    epoch_order.cache_clear()
     for step in (9, 0, 5, 2, 9):
         for sample in (3, 0, 2, 1):
             assert prompts_of_step(LETTERS, 3, step, 4, [sample]) == [whole[step * 4 + sample]]

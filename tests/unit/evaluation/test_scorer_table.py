@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.config.options import EvalConfig
+from dpdmd.config.sampling_flags import FLAGS
 from dpdmd.config.scorer_table import (
     DIVERSITY,
     IN_LOOP_SCORERS,
@@ -17,7 +18,6 @@ from dpdmd.config.scorer_table import (
     in_loop_files,
     metric_names,
 )
-from dpdmd.evaluation.program import COMMON
 from dpdmd.evaluation.scorers import scorer_class
 from dpdmd.evaluation.scorers.base import FeatureScorer, ValueScorer
 from dpdmd.report.scores import Metric
@@ -53,7 +53,7 @@ def test_a_root_program_has_its_scorers_flags(path):
     program = runpy.run_path(str(path))["PROGRAM"]
     rows = [SCORERS[name] for name in program.scorers]
     flags = {item.flag for row in rows for item in (*row.files, *row.options)}
-    assert flags <= {*program.defaults, *COMMON}
+    assert flags <= {*program.defaults, *FLAGS}
     assert all(f"--{flag} " in program.parser().format_help().replace(",", " ") for flag in flags)
 
 

@@ -1,10 +1,20 @@
-"""Images of a folder: how they are read, which are unreadable, and which prompts they are of."""
+"""Folders of images: how images are read, their names and prompts, and the settings beside them."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from dpdmd.sampling.image_folder import find_images, is_whole, open_image
+from dpdmd.sampling.image_folder import (
+    check_or_write_settings,
+    file_name,
+    find_images,
+    is_whole,
+    open_image,
+    read_settings,
+)
+from dpdmd.utils.image_grid import save_image
 
 RED = (255, 0, 0)
 
@@ -40,14 +50,14 @@ def test_a_damaged_tiff_is_unreadable(tmp_path):
     content[72] = 2
     (tmp_path / "0.tiff").write_bytes(content)
     assert not is_whole(tmp_path / "0.tiff")
-    with pytest.raises(ValueError, match=r"0\.tiff is no whole image"):
+    with pytest.raises(ValueError, match=r"0\.tiff cannot be read as an image"):
         open_image(tmp_path / "0.tiff")
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_an_image_without_a_known_white_is_unreadable(tmp_path, mode):
     Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
-    with pytest.raises(ValueError, match=rf"0\.tiff is no whole image .*mode {mode}, whose white is not known"):
+    with pytest.raises(ValueError, match=rf"0\.tiff cannot be read as an image .*mode {mode} have no defined white"):
         open_image(tmp_path / "0.tiff")
 
 
@@ -58,3 +68,39 @@ def test_names_of_given_images(tmp_path):
     assert {(item.key, item.prompt) for item in found} == {((0, 0), "0"), ((2, 0), "2"), ((10, 0), "10")}
     with pytest.raises(ValueError, match=r"10\.jpg is of prompt 10"):
         find_images(tmp_path, ["a", "b", "c"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**4)), min_size=2, max_size=2, unique=True))
+def test_no_two_images_share_a_name(keys):
+    assert len({file_name(key) for key in keys}) == 2
+
+
+def test_a_folder_keeps_its_settings(tmp_path):
+    """The same settings may be given again; others are an error that names the difference, and change nothing."""
+    check_or_write_settings(tmp_path, {"seed": 0, "steps": 4}, "--out")
+    check_or_write_settings(tmp_path, {"steps": 4, "seed": 0}, "--out")
+    with pytest.raises(ValueError, match=r"holds images of other settings \(seed: 0 there, 1 now\)"):
+        check_or_write_settings(tmp_path, {"seed": 1, "steps": 4}, "--out")
+    assert read_settings(tmp_path, "--out") == {"seed": 0, "steps": 4}
+
+
+def test_images_without_settings_are_an_error(tmp_path):
+    assert read_settings(tmp_path / "none", "--out") is None and read_settings(tmp_path, "--out") is None
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "0.png")
+    with pytest.raises(ValueError, match="holds images that are not this program's"):
+        read_settings(tmp_path, "--out")
+
+
+def test_names_give_prompts_and_samples(tmp_path):
+    prompts = ["a red circle", "a cross"]
+    for name in ("00000_001", "00001_000", "1_2"):
+        save_image(Image.new("RGB", (8, 8)), tmp_path / f"{name}.png")
+    found = find_images(tmp_path, prompts)
+    assert [(image.key, image.prompt) for image in found] == [
+        ((0, 1), prompts[0]),
+        ((1, 0), prompts[1]),
+        ((1, 2), prompts[1]),
+    ]
+    with pytest.raises(ValueError, match=r"00001_000\.png is of prompt 1, but there are 1 prompts"):
+        find_images(tmp_path, prompts[:1])

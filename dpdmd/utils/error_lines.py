@@ -1,0 +1,18 @@
+"""Error messages on one line. Imports nothing heavy."""
+
+MAX_QUOTED = 160  # letters of another library's message
+
+
+def one_line(message: object) -> str:
+    """Return a message for the terminal, with line breaks and control characters, as in paths, as their escapes."""
+    letters = (
+        letter if letter == " " or letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(message)
+    )
+    return "".join(letters)
+
+
+def shorten_error(error: BaseException) -> str:
+    """Return a library's error on one line, to be quoted in a message. Of a long one, return the first sentence."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= MAX_QUOTED else message.partition(". ")[0][:MAX_QUOTED]

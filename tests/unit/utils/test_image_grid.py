@@ -1,0 +1,48 @@
+"""8-bit images and labelled grids."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from dpdmd.utils.image_grid import fit_text, labelled_grid, to_float, to_pil
+
+
+def test_images_survive_the_way_to_eight_bits_and_back():
+    values = torch.linspace(0, 1, 3 * 4 * 4).reshape(1, 3, 4, 4)
+    assert np.abs(to_float(to_pil(values)) - values.numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_grid_shows_every_image_in_its_place():
+    colours = [(index * 20, 0, 0) for index in range(5)]
+    sheet = labelled_grid([[Image.new("RGB", (64, 64), c) for c in colours]], ["five"], columns=3)
+    found = {sheet.getpixel((x, y)) for x in range(0, sheet.width, 8) for y in range(0, sheet.height, 8)}
+    assert set(colours) <= found
+    with pytest.raises(ValueError, match="at least one image"):
+        labelled_grid([[]], ["none"])
+
+
+@pytest.mark.parametrize("text", ["a" * 2_600_000, "i" * 300, "one\ntwo " * 100, "猫" * 5000, "\u0301" * 5000])
+def test_a_caption_takes_one_line_however_long(text):
+    """Pillow refuses a million letters, and shortening by one at a time took half a minute."""
+    start = time.process_time()
+    sheet = labelled_grid([[Image.new("RGB", (64, 64))] * 3], [text], title=text)
+    assert time.process_time() - start < 2
+    short = labelled_grid([[Image.new("RGB", (64, 64))] * 3], ["a"], title="a")
+    assert sheet.size == short.size
+    assert sheet.getpixel((8, 50)) == (0, 0, 0) == short.getpixel((8, 50))  # no second line over the images
+
+
+def test_a_caption_is_cut_where_it_no_longer_fits():
+    font = ImageFont.load_default(size=10)
+    for text in ("a red circle on a white background, small", "iiiiiiiiiiiiiiiiiiiiiiiii", "WWWWWWWWWWWW"):
+        for width in (20, 60, 100, 1000):
+            shown = fit_text(text, font, width)
+            if font.getlength(text) <= width:
+                assert shown == text
+                continue
+            assert shown.endswith("...") and font.getlength(shown) <= width
+            longer = text[: len(shown) - 2] + "..."
+            assert font.getlength(longer) > width
