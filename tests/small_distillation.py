@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.config import Config
+from dpdmd.config.methods import DISCRIMINATOR, METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
-from dpdmd.methods.registry import DISCRIMINATOR, trained_networks
+from dpdmd.methods.registry import trained_networks
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.models.sd35.family import SD35
 from dpdmd.shapes.text import MAX_LENGTH
@@ -99,10 +100,10 @@ def squared_distance(images: Tensor, others: Tensor) -> Tensor:
     return (images - others).square().mean(dim=(1, 2, 3))
 
 
-def make_critic(
+def make_discriminator(
     family: Family, network: nn.Module, null: TextEmbedding, latent_shape: Sequence[int] = (8, 8, 8)
 ) -> DiscriminatorContext:
-    """A discriminator on `network`'s features, as the assembly makes it."""
+    """A discriminator on `network`'s features, as `build_training_state` makes it."""
     blocks = choose_blocks(family, blocks_owner(network))
     heads = Discriminator(token_widths(family, network, blocks, null, latent_shape), seed=0)
     return DiscriminatorContext(heads, heads, network, blocks)
@@ -110,8 +111,8 @@ def make_critic(
 
 def method_flags(method: str, scorers: dict[str, str]) -> list[str]:
     """A command line's part that chooses a method, with what it needs."""
-    compared = ["--perceptual", "dino", "--perceptual_path", scorers["dino_path"]] if method == "dmd_lpips" else []
-    return ["--method", method, *compared]
+    perceptual = ["--perceptual", "dino", "--perceptual_path", scorers["dino_path"]]
+    return ["--method", method, *(perceptual if "perceptual_path" in METHODS[method].required else [])]
 
 
 Make = Callable[..., DistillationContext]
@@ -129,7 +130,7 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: Image
         schedule = family.load_schedule(tiny_pipeline)
         discriminator = None
         if DISCRIMINATOR in trained_networks(config):
-            discriminator = make_critic(family, getattr(networks, config.gan_features), embedded.null)
+            discriminator = make_discriminator(family, getattr(networks, config.gan_features), embedded.null)
             family.calls.clear()
         return DistillationContext(
             config=config,

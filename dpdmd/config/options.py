@@ -6,11 +6,10 @@ An option stands once, here: flags, help, the YAML reader and the check of its r
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
+from dpdmd.config.methods import METHODS
 from dpdmd.config.presets import FAMILIES, as_typed
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
 
-METHODS = ("dpdmd", "dmd", "dmd_lpips", "dmd_gan")
-PAIRED_METHODS = ("dmd_lpips", "dmd_gan")  # they look at the teacher's samples
 PERCEPTUAL = ("lpips", "dists", "dino")
 GAN_FEATURES = ("fake", "teacher")
 GRAD_STEPS = ("all", "last", "random")
@@ -88,7 +87,7 @@ class MethodConfig:
         "dpdmd, or what it is compared with: dmd (no diversity loss, no detach), dmd with a perceptual loss against "
         "the teacher's samples, dmd with a discriminator",
         "paper",
-        choices=METHODS,
+        choices=tuple(METHODS),
     )
     teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", ge=1, le=MAX_GRID_STEPS)
     stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", ge=1, le=MAX_GRID_STEPS)

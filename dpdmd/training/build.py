@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpdmd.config.methods import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.teacher_sample_cache import StoredSamples
 from dpdmd.distributed import collectives, sharding
@@ -18,7 +19,6 @@ from dpdmd.methods.context import DistillationContext
 from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
 from dpdmd.methods.perceptual import load_perceptual
-from dpdmd.methods.registry import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.models.base import Family, ImageDecoder, OffloadedDecoder, TextEncoder
 from dpdmd.models.registry import family_class
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder

@@ -143,7 +143,7 @@ def test_ranks_call_the_teacher_equally_often(tmp_path):
         make,
         share=list,
         wait=lambda: None,
-        tell=lambda _: None,
+        log=lambda _: None,
         progress=False,
     )
     assert [len(entries) for _, entries in calls] == [16, 16]
@@ -282,5 +282,5 @@ def test_lpips_and_dists_load_from_files_alone(name, tmp_path, monkeypatch):
     check_distance(load_perceptual(name, tmp_path, CPU))
     own.popitem()
     torch.save(own, tmp_path / PERCEPTUAL_FILES[name])
-    with pytest.raises(ValueError, match=r"^--perceptual_path .*: 1 weights lack"):
+    with pytest.raises(ValueError, match=r"^--perceptual_path .*: 1 weights are missing"):
         check_perceptual_contents(name, tmp_path)

@@ -14,11 +14,12 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_distillation import make_critic, method_flags, squared_distance
+from small_distillation import make_discriminator, method_flags, squared_distance
 from torch import Tensor
 
 from dpdmd import doctor, export, generate, train
 from dpdmd.config import Config
+from dpdmd.config.methods import DISCRIMINATOR, METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.config.presets import FAMILIES
 from dpdmd.methods import loss_terms, registry, updates
@@ -164,8 +165,8 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
         config = MethodConfig(student_sigmas="trailing", **values)
         schedule = family.load_schedule(tiny_sdxl)
         null, discriminator = family.load_text_encoder(tiny_sdxl, 10).encode([""]), None
-        if registry.DISCRIMINATOR in registry.trained_networks(config):
-            discriminator = make_critic(family, networks.fake, null, SHAPE)
+        if DISCRIMINATOR in registry.trained_networks(config):
+            discriminator = make_discriminator(family, networks.fake, null, SHAPE)
         return DistillationContext(
             config=config,
             family=family,
@@ -272,14 +273,14 @@ def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
     assert result.loss.item() == pytest.approx(0.5 * direction.square().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_gradient_of_the_dmd_term_stops_where_the_method_detaches(make, batch, method):
     """Every weight of the trained network gets gradient, no other network any; the first prediction as the method."""
     run = make(method=method)
     turn = updates.roll_out_student(run, batch)
     loss = loss_terms.dmd_term(run, turn).loss
-    (first,) = torch.autograd.grad(loss, turn.rollout.first_prediction, allow_unused=True, retain_graph=True)
-    assert (first is not None and first.abs().max() > 0) != registry.METHODS[method].detach_first_step
+    (first,) = torch.autograd.grad(loss, turn.first_prediction, allow_unused=True, retain_graph=True)
+    assert (first is not None and first.abs().max() > 0) != METHODS[method].detach_first_step
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in run.networks.student.parameters())
     assert all(p.grad is None for n in (run.networks.teacher, run.networks.fake) for p in n.parameters())
@@ -297,7 +298,7 @@ def state_bytes(path: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
     """Six updates at once, and four plus two: all networks and their optimizers take the same bytes."""
     more = [*flags, *method_flags(method, tiny_scorers), "--ckpt_every", "4", "--per_train_fake_num", "2"]
@@ -367,7 +368,7 @@ def test_evaluation_in_the_loop_bf16_and_recomputation(flags, tmp_path, tiny_sco
     }
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sigmas", ["default", "trailing"])
 def test_the_doctor_finds_it_well(flags, tmp_path, tiny_scorers, capsys, method, sigmas):
     more = [*method_flags(method, tiny_scorers), "--student_sigmas", sigmas, "--out", str(tmp_path / "doctor")]

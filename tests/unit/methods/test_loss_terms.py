@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_distillation import CPU, STEPS, SpyFamily, gradients, make_critic, same, squared_distance, weights
+from small_distillation import CPU, STEPS, SpyFamily, gradients, make_discriminator, same, squared_distance, weights
 from torch import nn
 
+from dpdmd.config.methods import METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import loss_terms, losses, registry, updates
 from dpdmd.methods.discriminator import Discriminator
@@ -58,7 +59,7 @@ def test_with_gradient_of_is_the_loss_and_spares_what_it_runs_through():
     x, weight = noise(2, 3).requires_grad_(), nn.Parameter(torch.tensor(2.0))
     plain = (weight * (3 * x) ** 2).sum()
     (expected,) = torch.autograd.grad(plain, x)
-    found = losses.backprop_through_constant(3 * x, lambda value: (weight * value**2).sum())
+    found = losses.with_precomputed_gradient(3 * x, lambda value: (weight * value**2).sum())
     assert found.item() == plain.item()
     found.backward()
     assert torch.equal(x.grad, expected) and weight.grad is None
@@ -135,8 +136,8 @@ def test_switches_decide_which_predictions_get_gradient(make, batch, options, wa
 
 def test_without_the_detach_dmd_reaches_the_first_prediction_of_dpdmd(make, batch, monkeypatch):
     """Figure 5: the same method, the detach alone left out."""
-    alone = replace(registry.METHODS["dpdmd"], terms=(loss_terms.dmd_term,))
-    monkeypatch.setitem(registry.METHODS, "dpdmd", alone)
+    alone = replace(METHODS["dpdmd"], student_terms=("dmd",))
+    monkeypatch.setitem(METHODS, "dpdmd", alone)
     assert steps_with_gradient(make(), batch(0, 1))[0] is False
     assert steps_with_gradient(make(detach_first_step=False), batch(0, 1))[0] is True
 
@@ -146,8 +147,8 @@ def test_a_first_step_kept_for_the_diversity_loss_is_out_of_dmds_reach(make, bat
     options = {"detach_first_step": False, "grad_steps": "last"}
     whole = make(**options)
     student_loss(whole, batch(0, 1)).loss.backward()
-    alone = replace(registry.METHODS["dpdmd"], terms=(loss_terms.diversity_term,))
-    monkeypatch.setitem(registry.METHODS, "dpdmd", alone)
+    alone = replace(METHODS["dpdmd"], student_terms=("diversity",))
+    monkeypatch.setitem(METHODS, "dpdmd", alone)
     run = make(**options)
     student_loss(run, batch(0, 1)).loss.backward()
     first, expected = (each.family.of(each.networks.student)[0].prediction.grad for each in (whole, run))
@@ -177,7 +178,7 @@ def test_dmd2s_roll_out_has_gradient_in_its_jump_alone(make, batch, method):
         jump = updates.rollout_options(run.config, run.seed, step).jump_at
         wanted = [index == jump or (method == "dpdmd" and index == 0) for index in range(jump + 1)]
         assert steps_with_gradient(run, batch(0, step=step)) == wanted
-        x = updates.roll_out_student(run, batch(0, step=step)).rollout.x
+        x = updates.roll_out_student(run, batch(0, step=step)).x
         torch.testing.assert_close(updates.student_samples(run, batch(0, step=step)), x.detach(), rtol=0, atol=0)
         seen.add(jump)
     assert len(seen) > 1
@@ -188,9 +189,7 @@ def test_dmd2s_roll_out_has_gradient_in_its_jump_alone(make, batch, method):
 
 def test_perceptual_term_is_the_distance_of_decoded_pairs(make, batch, monkeypatch):
     """Of the teacher's whole grid from the same noise; its gradient is that of the plain graph, decoder included."""
-    monkeypatch.setitem(
-        registry.METHODS, "dmd_lpips", replace(registry.METHODS["dmd_lpips"], terms=(loss_terms.perceptual_term,))
-    )
+    monkeypatch.setitem(METHODS, "dmd_lpips", replace(METHODS["dmd_lpips"], student_terms=("perceptual",)))
     run, mine = make(method="dmd_lpips", perceptual_weight=2.0), batch(0, 1)
     result = student_loss(run, mine)
     result.loss.backward()
@@ -201,7 +200,7 @@ def test_perceptual_term_is_the_distance_of_decoded_pairs(make, batch, monkeypat
     # One by one, and in another batch layout.
     torch.testing.assert_close(run.teacher_samples(mine), teacher, rtol=1e-4, atol=1e-4)
     decode = run.decoder.decode_with_gradient
-    plain = squared_distance(decode(turn.rollout.x), decode(run.teacher_samples(mine))).mean()
+    plain = squared_distance(decode(turn.x), decode(run.teacher_samples(mine))).mean()
     assert result.metrics["loss_perceptual"].item() == pytest.approx(plain.item(), rel=1e-4)
     run.networks.student.zero_grad()
     (2 * plain).backward()
@@ -247,10 +246,10 @@ def test_the_generator_loss_descends_toward_what_the_discriminator_takes_for_rea
     if checkpointed:
         run.networks.fake.enable_gradient_checkpointing()
     turn = updates.roll_out_student(run, mine)
-    x = turn.rollout.x.detach().requires_grad_()
+    x = turn.x.detach().requires_grad_()
 
     def loss_of(x: torch.Tensor) -> torch.Tensor:
-        return loss_terms.adversarial_term(run, replace(turn, rollout=replace(turn.rollout, x=x))).loss
+        return loss_terms.adversarial_term(run, replace(turn, x=x)).loss
 
     loss = loss_of(x)
     (gradient,) = torch.autograd.grad(loss, x)
@@ -306,7 +305,7 @@ def test_on_a_shared_base_the_generator_loss_moves_the_students_adapter_alone(ma
     assert all(gradient is None for gradient in gradients(roles.fake) + gradients(run.discriminator.heads))
     assert all(gradient is not None for gradient in gradients(roles.student))
     assert same(before, weights(run.networks.fake))
-    discriminator = make_critic(SpyFamily(), roles.teacher, embedded.null)
+    discriminator = make_discriminator(SpyFamily(), roles.teacher, embedded.null)
     z, sigma = noise(1, 8, 8, 8), torch.tensor([0.5])
     with torch.no_grad():
         fake = run.discriminator.features(run.family, z, sigma, embedded.null)
@@ -319,9 +318,9 @@ def test_on_a_shared_base_the_generator_loss_moves_the_students_adapter_alone(ma
 
 def test_a_pools_noise_is_the_entrys_in_every_step(make, batch):
     run = make(method="dmd_lpips", teacher_cache_size=9)
-    one, other = (replace(batch(0, 1, step=step), entries=(7, 2)) for step in (5, 11))
+    one, other = (replace(batch(0, 1, step=step), pool_indices=(7, 2)) for step in (5, 11))
     assert torch.equal(run.start_noise(one), run.start_noise(other))
-    assert not torch.equal(run.start_noise(one), run.start_noise(replace(one, entries=(2, 7))))
+    assert not torch.equal(run.start_noise(one), run.start_noise(replace(one, pool_indices=(2, 7))))
     assert not torch.equal(run.start_noise(one), run.start_noise(replace(batch(0, 1), samples=(7, 2))))
 
 

@@ -9,10 +9,9 @@ from small_distillation import CPU, SCALE, STEPS, UNUSED, K, SpyFamily, gradient
 from torch import Tensor, nn
 
 from dpdmd.config import Config
+from dpdmd.config.methods import METHODS
 from dpdmd.config.options import MethodConfig
-from dpdmd.methods import registry
 from dpdmd.methods.context import DistillationContext, MicroBatch
-from dpdmd.methods.loss_terms import Term, diversity_term, dmd_term
 from dpdmd.methods.networks import Networks, load_networks, recompute_blocks
 from dpdmd.methods.updates import fake_score_loss, student_loss
 from dpdmd.models.base import TextEmbedding
@@ -22,10 +21,10 @@ from dpdmd.models.sd35.family import SD35
 FLOW = FlowSchedule(shift=3.0)
 
 
-def only(monkeypatch: pytest.MonkeyPatch, name: str, *terms: Term) -> None:
+def only(monkeypatch: pytest.MonkeyPatch, name: str, *terms: str) -> None:
     """Reduce a method to some of its terms; the roll-out stays as the method has it."""
-    assert set(terms) <= set(registry.METHODS[name].terms)
-    monkeypatch.setitem(registry.METHODS, name, replace(registry.METHODS[name], terms=terms))
+    assert set(terms) <= set(METHODS[name].student_terms)
+    monkeypatch.setitem(METHODS, name, replace(METHODS[name], student_terms=terms))
 
 
 def prediction_gradients(run: DistillationContext, batch: MicroBatch) -> list[Tensor | None]:
@@ -66,7 +65,7 @@ def test_the_tiny_networks_can_tell_differences(make, batch):
 
 def test_dmd_term_of_dpdmd_never_reaches_the_first_prediction(make, batch, monkeypatch):
     """Detach after step 1: the DMD gradient on the first prediction is exactly 0, on the others it is not."""
-    only(monkeypatch, "dpdmd", dmd_term)
+    only(monkeypatch, "dpdmd", "dmd")
     first, *later = prediction_gradients(make(), batch(0, 1))
     assert first is None or not first.any()
     assert all(gradient.abs().max() > 0 for gradient in later)
@@ -74,7 +73,7 @@ def test_dmd_term_of_dpdmd_never_reaches_the_first_prediction(make, batch, monke
 
 def test_diversity_term_touches_only_the_first_prediction(make, batch, monkeypatch):
     """The diversity gradient is 2 lambda (v - target) / numel on the first prediction and nothing elsewhere."""
-    only(monkeypatch, "dpdmd", diversity_term)
+    only(monkeypatch, "dpdmd", "diversity")
     run = make()
     first, *later = prediction_gradients(run, batch(0, 1))
     assert later == [None] * (STEPS - 1)
@@ -89,10 +88,10 @@ def test_both_terms_together_give_each_prediction_its_own_gradient(make, batch, 
     """The full loss is the sum of both: bit-equal to the diversity gradient on step 1, to the DMD gradient on 2..N."""
     whole = prediction_gradients(make(), batch(0, 1))
     with monkeypatch.context() as patch:
-        only(patch, "dpdmd", diversity_term)
+        only(patch, "dpdmd", "diversity")
         diversity = prediction_gradients(make(), batch(0, 1))
     with monkeypatch.context() as patch:
-        only(patch, "dpdmd", dmd_term)
+        only(patch, "dpdmd", "dmd")
         dmd = prediction_gradients(make(), batch(0, 1))
     assert torch.equal(whole[0], diversity[0])
     assert all(torch.equal(ours, alone) for ours, alone in zip(whole[1:], dmd[1:], strict=True))
@@ -106,7 +105,7 @@ def test_plain_dmd_reaches_the_first_prediction(make, batch):
     assert len(run.family.of(run.networks.teacher)) == 1  # the real score; no anchor is paid for
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_each_turn_gives_gradient_to_its_own_network_only(make, batch, method):
     """A fake turn must not train the student, nor a student turn the fake score or the teacher."""
     run = make(method=method)
@@ -120,7 +119,7 @@ def test_each_turn_gives_gradient_to_its_own_network_only(make, batch, method):
     assert sum(gradient.abs().sum() for gradient in gradients(run.networks.student)) > 0
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_teacher_keeps_its_bytes(make, batch, method):
     """Several updates of both networks move both, and neither the teacher nor the empty prompt's embedding."""
     run = make(method=method)
