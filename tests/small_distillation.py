@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +113,12 @@ def method_flags(method: str, scorers: dict[str, str]) -> list[str]:
     """A command line's part that chooses a method, with what it needs."""
     perceptual = ["--perceptual", "dino", "--perceptual_path", scorers["dino_path"]]
     return ["--method", method, *(perceptual if "perceptual_path" in METHODS[method].required else [])]
+
+
+def only(monkeypatch: pytest.MonkeyPatch, method: str, *terms: str) -> None:
+    """Reduce a method to some of its student terms; the roll-out stays as the method has it."""
+    assert set(terms) <= set(METHODS[method].student_terms)
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], student_terms=terms))
 
 
 Make = Callable[..., DistillationContext]
