@@ -48,7 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpdmd import config
 from dpdmd.config import options
-from dpdmd.config.methods import FAKE, METHODS, STUDENT, detaches_first_step
+from dpdmd.config.method_table import FAKE, METHODS, STUDENT, detaches_first_step
 from dpdmd.data.prompts import read_prompts
 from dpdmd.distributed import sharding
 from dpdmd.methods import update_schedule

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.config import Config
-from dpdmd.config.methods import DISCRIMINATOR, METHODS
+from dpdmd.config.method_table import DISCRIMINATOR, METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths

@@ -6,7 +6,7 @@ An option stands once, here: flags, help, the YAML reader and the check of its r
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
-from dpdmd.config.methods import METHODS
+from dpdmd.config.method_table import METHODS
 from dpdmd.config.presets import FAMILIES, as_typed
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
 

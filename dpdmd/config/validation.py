@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dpdmd.config.methods import METHODS, detaches_first_step
+from dpdmd.config.method_table import METHODS, detaches_first_step
 from dpdmd.config.options import MAX_BATCH, MAX_COUNT, EvalConfig, MethodConfig, ModelConfig, OptimConfig
 
 FP32_MAX = 3.4e38  # what is larger is infinite to the device

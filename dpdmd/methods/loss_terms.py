@@ -1,7 +1,7 @@
 """The loss terms that methods sum: one function each, by name in `STUDENT_TERMS` and `FAKE_TERMS`.
 
 A term takes the context of the run and one micro-batch's samples. It returns its weighted loss and its metrics. Which
-terms a method sums is in its row of `dpdmd/config/methods.py`.
+terms a method sums is in its row of `dpdmd/config/method_table.py`.
 """
 
 from collections.abc import Callable

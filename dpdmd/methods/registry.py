@@ -1,6 +1,6 @@
-"""The networks and samples of each update, from the method's row in `dpdmd/config/methods.py`."""
+"""The networks and samples of each update, from the method's row in `dpdmd/config/method_table.py`."""
 
-from dpdmd.config.methods import FAKE, METHODS, STUDENT
+from dpdmd.config.method_table import FAKE, METHODS, STUDENT
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.update_schedule import is_student_update
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpdmd.config.methods import METHODS, detaches_first_step
+from dpdmd.config.method_table import METHODS, detaches_first_step
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 from dpdmd.methods.loss_terms import FAKE_TERMS, STUDENT_TERMS, FakeScoreBatch, StudentRollout

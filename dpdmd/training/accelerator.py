@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
 from dpdmd.config import Config
-from dpdmd.config.methods import METHODS
+from dpdmd.config.method_table import METHODS
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.utils.precision import set_cuda_arithmetic
 from dpdmd.utils.text_files import shorten_error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpdmd.config.methods import DISCRIMINATOR, FAKE, STUDENT
+from dpdmd.config.method_table import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.teacher_sample_cache import StoredSamples
 from dpdmd.distributed import collectives, sharding

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.config import Config
-from dpdmd.config.methods import DISCRIMINATOR, METHODS
+from dpdmd.config.method_table import DISCRIMINATOR, METHODS
 from dpdmd.config.scorer_table import SCORERS
 from dpdmd.distributed.launch_env import is_on, read_launch
 from dpdmd.evaluation.in_loop_setup import EvalSetup

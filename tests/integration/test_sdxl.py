@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dpdmd import doctor, export, generate, train
 from dpdmd.config import Config
-from dpdmd.config.methods import DISCRIMINATOR, METHODS
+from dpdmd.config.method_table import DISCRIMINATOR, METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.config.presets import FAMILIES
 from dpdmd.methods import loss_terms, registry, updates

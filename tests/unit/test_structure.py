@@ -7,7 +7,7 @@ from pathlib import Path
 from importlinter import configuration
 from importlinter.application import use_cases
 
-from dpdmd.config.methods import METHODS
+from dpdmd.config.method_table import METHODS
 from dpdmd.models.registry import LAYOUTS
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpdmd.config import Config, from_dict, parse, read_yaml, write_yaml
-from dpdmd.config.methods import METHODS
+from dpdmd.config.method_table import METHODS
 from dpdmd.config.options import NORMALIZERS
 from dpdmd.config.parser import _groups, _value_type
 from dpdmd.data.prompts import global_samples, prompts_of_step, read_prompts

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from dpdmd.config import Config
-from dpdmd.config.methods import DISCRIMINATOR, FAKE, METHODS, STUDENT, Method, detaches_first_step
+from dpdmd.config.method_table import DISCRIMINATOR, FAKE, METHODS, STUDENT, Method, detaches_first_step
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import registry
 from dpdmd.methods.loss_terms import FAKE_TERMS, STUDENT_TERMS

@@ -7,7 +7,7 @@ import torch
 from small_distillation import STEPS, UNUSED, K, SpyFamily, gradients, only, same, weights
 from torch import nn
 
-from dpdmd.config.methods import METHODS
+from dpdmd.config.method_table import METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import updates
 from dpdmd.methods.updates import fake_score_loss, student_loss
