@@ -130,7 +130,8 @@ class DistillationContext:
 
         Each sample draws one sigma for both roles, and a noise for each role.
         """
-        return self._add_noise(batch, x, "discriminator", f"discriminator noise of the {role}", batch.samples)[:2]
+        # Draws keep the name that they began with, "critic": another one would change the noise of a resumed run.
+        return self._add_noise(batch, x, "critic", f"critic noise of the {role}", batch.samples)[:2]
 
     def _add_noise(
         self, batch: MicroBatch, x: Tensor, purpose: str, noise_purpose: str, samples: Sequence[int]

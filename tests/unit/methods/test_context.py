@@ -9,6 +9,7 @@ from small_distillation import CPU, STEPS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.context import DistillationContext
 from dpdmd.models.noise_schedule import FlowSchedule
+from dpdmd.utils import rng
 
 FLOW = FlowSchedule(shift=3.0)
 
@@ -55,6 +56,26 @@ def test_the_discriminators_inputs_share_the_time_and_not_the_noise(make, batch)
     student, teacher = (run.discriminator_input(batch(0, 1), x, role) for role in ("student", "teacher"))
     assert torch.equal(student[1], teacher[1]) and not torch.equal(student[0], teacher[0])
     assert not torch.equal(student[1], run.score_input(batch(0, 1), x)[1])
+
+
+def test_the_names_of_the_draws_stay(make, batch):
+    """A name is data of a run, as a seed is: a renamed draw would change the losses of a run that resumes."""
+    run, mine, x = make(method="dmd_gan"), batch(0, 1), torch.zeros(2, 8, 8, 8)
+
+    def noise(purpose: str, step: int = 5) -> torch.Tensor:
+        return rng.normal_per_sample((8, 8, 8), run.seed, purpose, step, [0, 1])
+
+    def sigma(purpose: str) -> torch.Tensor:
+        return run.score_sigmas[rng.integers_per_sample(1000, run.seed, purpose, 5, [0, 1])]
+
+    assert torch.equal(run.start_noise(mine), noise("start noise"))
+    assert torch.equal(run.pool_noise([0, 1]), noise("pool noise", step=0))
+    _, at, eps = run.score_input(mine, x)
+    assert torch.equal(at, sigma("score time")) and torch.equal(eps, noise("score noise"))
+    for role in ("student", "teacher"):
+        z_t, at = run.discriminator_input(mine, x, role)
+        assert torch.equal(at, sigma("critic time"))
+        assert torch.equal(z_t, at.reshape(2, 1, 1, 1) * noise(f"critic noise of the {role}"))
 
 
 def test_the_noise_of_a_pool_sample_is_the_same_in_every_step(make, batch):
