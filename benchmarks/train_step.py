@@ -48,11 +48,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpdmd import config
 from dpdmd.config import options
+from dpdmd.config.method_table import FAKE, METHODS, STUDENT, detaches_first_step
 from dpdmd.data.prompts import read_prompts
 from dpdmd.distributed import sharding
-from dpdmd.methods import registry, update_schedule, updates
+from dpdmd.methods import update_schedule
 from dpdmd.methods.anchor import anchor_target
-from dpdmd.methods.loss_terms import diversity_term
 from dpdmd.sampling.rollout import rollout
 from dpdmd.training import preflight
 from dpdmd.training.run_log import RunLog, peak_memory_gb
@@ -114,14 +114,14 @@ class Floor:
 
     def student_turn(self) -> None:
         run, text = self.run, self.batch.text
-        teacher, method = run.teacher(text), registry.METHODS[run.config.method]
+        teacher = run.teacher(text)
         student = run.family.bind(run.student_forward, text)
-        detach = updates.detaches_first_step(run.config)
+        detach = detaches_first_step(run.config.method, run.config.detach_first_step)
         rolled = rollout(student, run.schedule, self.eps, run.student_sigmas, detach_first_step=detach)
         with torch.no_grad():
             teacher(self.z_t, self.sigma)
             run.family.bind(run.networks.fake, text)(self.z_t, self.sigma)
-            if diversity_term in method.terms:
+            if "diversity" in METHODS[run.config.method].student_terms:
                 anchor_target(
                     teacher, run.schedule, self.eps, run.teacher_sigmas, run.config.k_anchor, run.config.anchor_steps
                 )
@@ -150,7 +150,7 @@ def parts(trainer: Trainer, clock: Clock) -> None:
     clock.time("text, once a step", lambda: [trainer.micro_batches(step) for step in range(cycle)])
     batch = trainer.micro_batches(0)[0]
     clock.time("noise", lambda: [trainer.run.start_noise(batch) for _ in range(2 * cycle)])
-    turns = [trainer.trained[registry.FAKE]] * (cycle - 1) + [trainer.trained[registry.STUDENT]]
+    turns = [trainer.trained[FAKE]] * (cycle - 1) + [trainer.trained[STUDENT]]
     for trained in trainer.trained.values():
         for parameter in trained.parameters:
             parameter.grad = torch.zeros_like(parameter)

@@ -1,8 +1,8 @@
-"""A distillation on small random SD3s, whose family remembers its calls; its fixtures are in every test's reach."""
+"""A distillation of small random SD3 networks, whose family records its calls."""
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.config import Config
+from dpdmd.config.method_table import DISCRIMINATOR, METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
-from dpdmd.methods.registry import DISCRIMINATOR, trained_networks
+from dpdmd.methods.registry import trained_networks
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
 from dpdmd.models.sd35.family import SD35
 from dpdmd.shapes.text import MAX_LENGTH
@@ -28,7 +29,7 @@ UNUSED = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.nor
 
 @dataclass
 class Call:
-    """One network call as the family saw it."""
+    """The inputs and the prediction of one network call."""
 
     network: nn.Module
     z: Tensor
@@ -38,7 +39,7 @@ class Call:
 
 
 class SpyFamily(SD35):
-    """SD3.5 that remembers its calls; predictions with gradient keep it."""
+    """SD3.5 that records its calls; predictions in a graph retain their gradient."""
 
     def __init__(self, compute_dtype: torch.dtype = torch.float32):
         super().__init__(CPU, compute_dtype)
@@ -57,7 +58,7 @@ class SpyFamily(SD35):
 
 @dataclass(frozen=True)
 class Embedded:
-    """Text of the tests, encoded once: the empty prompt, and one row for each of PROMPTS."""
+    """The embeddings of the empty prompt and of PROMPTS."""
 
     null: TextEmbedding
     prompts: TextEmbedding
@@ -80,7 +81,7 @@ def perturb(network: nn.Module, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def trio(tiny_pipeline: Path) -> Networks:
-    """The three networks; tests work on copies."""
+    """Return the three networks; tests change only copies."""
     config = Config()
     config.model.teacher_id = config.model.fake_id = str(tiny_pipeline)
     networks = load_networks(config, SD35(CPU, torch.float32), tiny_pipeline)
@@ -95,23 +96,29 @@ def decoder(tiny_pipeline: Path) -> ImageDecoder:
 
 
 def squared_distance(images: Tensor, others: Tensor) -> Tensor:
-    """A perceptual distance that is easy to write down, [B]."""
+    """Return the mean squared difference of each image, [B], in place of a perceptual distance."""
     return (images - others).square().mean(dim=(1, 2, 3))
 
 
-def make_critic(
+def make_discriminator(
     family: Family, network: nn.Module, null: TextEmbedding, latent_shape: Sequence[int] = (8, 8, 8)
 ) -> DiscriminatorContext:
-    """A discriminator on `network`'s features, as the assembly makes it."""
+    """Return a discriminator on the features of `network`, built as `build_training_state` does."""
     blocks = choose_blocks(family, blocks_owner(network))
     heads = Discriminator(token_widths(family, network, blocks, null, latent_shape), seed=0)
     return DiscriminatorContext(heads, heads, network, blocks)
 
 
 def method_flags(method: str, scorers: dict[str, str]) -> list[str]:
-    """A command line's part that chooses a method, with what it needs."""
-    compared = ["--perceptual", "dino", "--perceptual_path", scorers["dino_path"]] if method == "dmd_lpips" else []
-    return ["--method", method, *compared]
+    """Return the flags that choose a method, with its required flags."""
+    perceptual = ["--perceptual", "dino", "--perceptual_path", scorers["dino_path"]]
+    return ["--method", method, *(perceptual if "perceptual_path" in METHODS[method].required else [])]
+
+
+def only(monkeypatch: pytest.MonkeyPatch, method: str, *terms: str) -> None:
+    """Reduce a method to some of its student terms; the roll-out stays as the method has it."""
+    assert set(terms) <= set(METHODS[method].student_terms)
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], student_terms=terms))
 
 
 Make = Callable[..., DistillationContext]
@@ -119,7 +126,7 @@ Make = Callable[..., DistillationContext]
 
 @pytest.fixture
 def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: ImageDecoder) -> Make:
-    """Builds a distillation on fresh copies of the networks, with a spying family."""
+    """Return a function that builds a context on fresh copies of the networks, with a `SpyFamily`."""
 
     def build(family: SD35 | None = None, networks: Networks | None = None, **options) -> DistillationContext:
         family = family or SpyFamily()
@@ -129,7 +136,7 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: Image
         schedule = family.load_schedule(tiny_pipeline)
         discriminator = None
         if DISCRIMINATOR in trained_networks(config):
-            discriminator = make_critic(family, getattr(networks, config.gan_features), embedded.null)
+            discriminator = make_discriminator(family, getattr(networks, config.gan_features), embedded.null)
             family.calls.clear()
         return DistillationContext(
             config=config,
@@ -152,7 +159,7 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: Image
 
 @pytest.fixture
 def batch(embedded: Embedded) -> Callable[..., MicroBatch]:
-    """Micro-batch of the samples named, of step 5 unless said; sample i has prompt i."""
+    """Return a function from sample indices to their micro-batch, of step 5 by default; sample i has prompt i."""
 
     def build(*samples: int, step: int = 5) -> MicroBatch:
         rows = list(samples)
@@ -171,5 +178,5 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
+    """Return whether both have the same names and the same bits."""
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from typing import Any
 
+from dpdmd.config.method_table import METHODS
 from dpdmd.config.presets import FAMILIES, as_typed
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
 
-METHODS = ("dpdmd", "dmd", "dmd_lpips", "dmd_gan")
-PAIRED_METHODS = ("dmd_lpips", "dmd_gan")  # they compare with teacher samples
 PERCEPTUAL = ("lpips", "dists", "dino")
 GAN_FEATURES = ("fake", "teacher")
 GRAD_STEPS = ("all", "last", "random")
@@ -99,7 +98,7 @@ class MethodConfig:
         "dpdmd; dmd: no diversity loss and no detach; dmd_lpips: dmd with a perceptual loss against the teacher's "
         "samples; dmd_gan: dmd with a discriminator",
         "paper",
-        choices=METHODS,
+        choices=tuple(METHODS),
     )
     teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", ge=1, le=MAX_GRID_STEPS)
     stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", ge=1, le=MAX_GRID_STEPS)

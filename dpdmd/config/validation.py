@@ -4,15 +4,8 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dpdmd.config.options import (
-    MAX_BATCH,
-    MAX_COUNT,
-    PAIRED_METHODS,
-    EvalConfig,
-    MethodConfig,
-    ModelConfig,
-    OptimConfig,
-)
+from dpdmd.config.method_table import METHODS, detaches_first_step
+from dpdmd.config.options import MAX_BATCH, MAX_COUNT, EvalConfig, MethodConfig, ModelConfig, OptimConfig
 
 FP32_MAX = 3.4e38  # larger numbers are infinite in fp32
 MAX_SHOWN = 40  # digits of a number in a message
@@ -71,8 +64,7 @@ def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig
     _check_prompts_limit(evaluation)
     _check_anchor(method)
     _check_rollout(method)
-    _check_teacher_samples(method)
-    _check_what_methods_exclude(method, optim)
+    _check_method(method, optim)
     _check_recomputed_blocks(optim)
     if optim.batch_size * optim.grad_accum > MAX_BATCH:
         raise ValueError(
@@ -81,19 +73,15 @@ def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig
         )
 
 
-# Option -> the one method that reads it.
-OWN_OPTIONS = {
-    **dict.fromkeys(("div_weight", "k_anchor", "anchor_steps"), "dpdmd"),
-    **dict.fromkeys(("perceptual", "perceptual_weight"), "dmd_lpips"),
-    **dict.fromkeys(("gan_weight", "gan_features", "lr_discriminator"), "dmd_gan"),
-}
 OF_EVALUATION = ("div_prompts", "num_div_seeds", "pref_prompts", "eval_prompts_limit", "eval_batch_size", "best_by")
 
 
 def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool) -> list[str]:
     """A line about the flags `given` that change nothing. Of the command line alone, and no error: files and scripts
     set what other methods read, and flags after theirs win."""
-    unread = [f"--{name}" for name, reader in OWN_OPTIONS.items() if name in given and reader != method]
+    own = METHODS[method].options
+    others = [name for row in METHODS.values() for name in row.options if name not in own]
+    unread = [f"--{name}" for name in dict.fromkeys(others) if name in given]
     lines = [f"{', '.join(unread)}: given, but --method {method} has no use for it"] if unread else []
     unscored = [f"--{name}" for name in OF_EVALUATION if name in given and not evaluates]
     return lines + ([f"{', '.join(unscored)}: given, but no scorer is, so nothing is evaluated"] if unscored else [])
@@ -138,11 +126,10 @@ def _check_rollout(method: MethodConfig) -> None:
             f"--fake_rollout_reuse {method.fake_rollout_reuse}: must be 1 to --per_train_fake_num "
             f"({method.per_train_fake_num})"
         )
-    if method.stu_inference_steps < 2 and method.detach_first_step:
-        raise ValueError("--stu_inference_steps 1: --detach_first_step leaves no step to train; give at least 2")
-    if method.stu_inference_steps < 2 and method.detach_first_step is None and method.method == "dpdmd":
+    if method.stu_inference_steps < 2 and detaches_first_step(method.method, method.detach_first_step):
         raise ValueError(
-            "--stu_inference_steps 1: dpdmd trains the steps after the first; give at least 2, or --method dmd"
+            "--stu_inference_steps 1: the latent is detached after step 1, which leaves no step to train; give at "
+            "least 2, or --no-detach_first_step"
         )
     if method.rollout != "ode" and method.grad_steps != "all":
         raise ValueError(
@@ -151,29 +138,26 @@ def _check_rollout(method: MethodConfig) -> None:
         )
 
 
-def _check_teacher_samples(method: MethodConfig) -> None:
-    if method.method == "dmd_lpips" and method.perceptual_path is None:
-        raise ValueError(f"--method dmd_lpips: give the weights of --perceptual {method.perceptual}: --perceptual_path")
-    if method.method != "dmd_lpips" and method.perceptual_path is not None:
-        raise ValueError(f"--perceptual_path {method.perceptual_path}: --method {method.method} has no use for it")
+def _check_method(method: MethodConfig, optim: OptimConfig) -> None:
+    """Compare the flags with the method's row of `METHODS`."""
+    name, row, values = method.method, METHODS[method.method], {**vars(method), **vars(optim)}
+    for flag, what in row.required.items():
+        if values[flag] is None:
+            raise ValueError(f"--method {name}: give --{flag}, {what}")
+    for flag in (flag for other in METHODS.values() for flag in other.required if flag not in row.required):
+        if values[flag] is not None:
+            raise ValueError(f"--{flag} {values[flag]}: --method {name} does not read it; leave it out")
     if method.teacher_cache is not None and method.teacher_cache_size is None:
         raise ValueError(f"--teacher_cache {method.teacher_cache}: give --teacher_cache_size, how many samples")
-    if method.teacher_cache_size is not None and method.method not in PAIRED_METHODS:
+    if method.teacher_cache_size is not None and not row.teacher_samples_in:
+        readers = [other for other in METHODS if METHODS[other].teacher_samples_in]
         raise ValueError(
-            f"--teacher_cache_size {method.teacher_cache_size}: --method {method.method} looks at no sample of the "
-            f"teacher; {' and '.join(PAIRED_METHODS)} do"
+            f"--teacher_cache_size {method.teacher_cache_size}: --method {name} uses no teacher samples; "
+            f"{' and '.join(readers)} do"
         )
-
-
-def _check_what_methods_exclude(method: MethodConfig, optim: OptimConfig) -> None:
-    if method.method == "dmd_lpips" and optim.offload_vae:
-        raise ValueError(
-            "--offload_vae: dmd_lpips has a gradient through the decoder in every turn; give --no-offload_vae"
-        )
-    if method.method == "dmd_gan" and optim.compile:
-        raise ValueError(
-            "--compile: dmd_gan's discriminator reads what compiled blocks keep to themselves; give --no-compile"
-        )
+    for flag, why in row.excluded.items():
+        if values[flag]:
+            raise ValueError(f"--{flag}: not possible with --method {name}: {why}; give --no-{flag}")
 
 
 def _check_recomputed_blocks(optim: OptimConfig) -> None:

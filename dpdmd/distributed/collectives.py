@@ -1,4 +1,4 @@
-"""All that knows ranks: the accelerator, wrapping, reductions, and whole state dicts of sharded networks."""
+"""Communication between the processes of a run, and the end of their process group."""
 
 import gc
 import os
@@ -9,69 +9,66 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 Item = TypeVar("Item")
 
 
 def mean_over_processes(accelerator: Accelerator, values: Sequence[Tensor]) -> Tensor:
-    """Mean of scalars over processes, in one reduction, fp32 [len(values)]. Collective."""
+    """Return the mean of each scalar over all processes, fp32 [len(values)]. Collective: call on every rank."""
     stacked = torch.stack([value.detach().float().reshape(()) for value in values])
     return accelerator.reduce(stacked, reduction="mean")
 
 
 def share(items: Sequence[Item], rank: int, processes: int) -> list[Item]:
-    """What one rank does of `items`: as many on every rank, since sharded networks are called in step.
+    """Return the rank's share of `items`, of equal length on every rank, since ranks call sharded networks together.
 
-    Where they do not divide, some ranks do one that another does too.
+    If `items` do not divide by `processes`, the last ranks repeat the first items.
     """
-    rounds = -(-len(items) // processes)
-    return [items[(turn * processes + rank) % len(items)] for turn in range(rounds)]
+    length = -(-len(items) // processes)
+    return [items[(index * processes + rank) % len(items)] for index in range(length)]
 
 
 def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:
-    """The lists of all ranks joined, on every rank. Collective."""
+    """Return the joined lists of all ranks, on every rank. Collective: call on every rank."""
     return gather_object(items) if accelerator.num_processes > 1 else items
 
 
 def broadcast_from_main(accelerator: Accelerator, value: Item) -> Item:
-    """Rank 0's `value`, on every rank. Collective."""
+    """Return rank 0's `value` on every rank. Collective: call on every rank."""
     holder = [value]
     broadcast_object_list(holder)
     return holder[0]
 
 
 def destroy_process_group() -> None:
-    """End the process group after the last collective, once nothing wraps a network; nothing where there is none.
+    """Destroy the process group, if there is one. Collective: call on every rank after the last collective.
 
-    Gloo's threads let go of a collective's tensors in their own time, and abort a process whose interpreter is gone
-    by then. They are joined when the last reference to the group goes; after sharding, torch's own caches keep some
-    (on a GPU that group is NCCL's). Collective.
+    Gloo's threads release a collective's tensors with a delay, and abort a process whose interpreter has ended by then.
+    The threads are joined when the last reference to the group is deleted, so no wrapped network may be left. After
+    sharding, torch's own caches keep references (on a GPU, to NCCL's group).
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        gc.collect()  # DistributedDataParallel holds it, and itself in a circle
+        gc.collect()  # DistributedDataParallel references the group, and is part of a reference cycle
 
 
 def lost_peer_message(error: RuntimeError) -> str | None:
-    """What torch says of a process of this run that is gone, in one line; None of an error about something else.
+    """Return one line of torch's message if `error` reports that another process of the run has ended, else None.
 
-    Gloo tells it by a plain RuntimeError, with its own file's name before the words.
+    Gloo raises a plain RuntimeError, whose message starts with the name of gloo's source file.
     """
     if not (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
         return None
-    told = " ".join(str(error).split())
-    return re.sub(r"^\[[^]]*\] ", "", told).partition(". ")[0][:160]
+    message = " ".join(str(error).split())
+    return re.sub(r"^\[[^]]*\] ", "", message).partition(". ")[0][:160]
 
 
 def exit_without_peers(status: int) -> None:
-    """End this process without its group, whose other processes are gone or will be; nothing where there is none.
+    """Exit at once if there is a process group whose other processes have ended or will end.
 
-    To leave a group in order takes all of it, and gloo's threads abort an interpreter that ends with the group alive.
+    Destroying the group needs all processes, and gloo's threads abort an interpreter that ends before the group.
     """
     if torch.distributed.is_initialized():
         sys.stdout.flush()

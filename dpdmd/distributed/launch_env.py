@@ -1,6 +1,6 @@
-"""What the launcher says of this process by its environment variables, checked before anything waits for other ranks.
+"""The launcher's environment variables of this process, checked before the process waits for other ranks.
 
-Imports nothing heavy. A variable that is wrong would otherwise be told by a library without its name, or not at all:
+Imports nothing heavy. Without these checks a library reports a wrong variable without its name, or not at all:
 processes that do not find each other wait for half an hour.
 """
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 MAX_PROCESSES = 2**20
 _TRUE, _FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
 _SWITCHES = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "FORK_LAUNCHED")
-_UNSUPPORTED = {  # switch of accelerate's launcher -> the distributed_type, or the entry of its file, that sets it
+_UNSUPPORTED = {  # variable of accelerate's launcher -> the entry of accelerate's file that sets it
     "ACCELERATE_USE_DEEPSPEED": "distributed_type DEEPSPEED",
     "ACCELERATE_USE_MEGATRON_LM": "distributed_type MEGATRON_LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
 }
-_NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # by processes that look for each other
+_NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # to form a process group
 _START = "start with accelerate launch or torchrun, which set all of them, or unset them all"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that were launched."""
+    """The number of launched processes, and this process's rank among all of them and on this machine."""
 
     processes: int
     rank: int
@@ -30,18 +30,18 @@ class Launch:
 
 
 def read_launch() -> Launch:
-    """What the launcher says; one process where there is none.
+    """Return this process's launch; one process if there is no launcher.
 
     Raises:
-        ValueError: a variable is no number, or they contradict each other; the message names it.
+        ValueError: a variable is not a number, or two variables contradict each other; the message names them.
     """
     processes = _number("WORLD_SIZE", 1, least=1)
-    rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0, least=-1)  # -1 is torch's word for none
-    here = _number("LOCAL_WORLD_SIZE", processes if "WORLD_SIZE" in os.environ else MAX_PROCESSES, least=1)
+    rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0, least=-1)  # -1 means none, as in torch
+    on_this_machine = _number("LOCAL_WORLD_SIZE", processes if "WORLD_SIZE" in os.environ else MAX_PROCESSES, least=1)
     if rank >= processes:
         raise ValueError(f"RANK is {rank}, but WORLD_SIZE is {processes}, and ranks count from 0; {_START}")
-    if local_rank >= here:
-        raise ValueError(f"LOCAL_RANK is {local_rank}, but {here} processes were launched here; {_START}")
+    if local_rank >= on_this_machine:
+        raise ValueError(f"LOCAL_RANK is {local_rank}, but {on_this_machine} processes were launched here; {_START}")
     return Launch(processes, rank, max(0, local_rank))
 
 
@@ -56,10 +56,10 @@ def _number(name: str, default: int, least: int = 0) -> int:
 
 
 def check_launch() -> Launch:
-    """Check all that a process needs to find the others, too.
+    """Return this process's launch, and check every variable that a process group needs.
 
     Raises:
-        ValueError: one line that names the variable.
+        ValueError: a variable is missing, wrong or not supported; one line that names the variable.
     """
     launch = read_launch()
     for name in _SWITCHES:
@@ -73,12 +73,12 @@ def check_launch() -> Launch:
             )
     _check_device()
     if launch.processes > 1:
-        _check_meeting(launch.processes)
+        _check_rendezvous(launch.processes)
     return launch
 
 
 def is_on(name: str) -> bool:
-    """Whether one of accelerate's switches is set."""
+    """Return whether the variable `name`, one of accelerate's switches, is true."""
     return os.environ.get(name, "").lower() in _TRUE
 
 
@@ -91,8 +91,8 @@ def _check_device() -> None:
         raise ValueError(f"accelerate's dynamo_backend is {backend}, but --compile does that: set it to 'no' there")
 
 
-def _check_meeting(processes: int) -> None:
-    """Check the place where several processes meet."""
+def _check_rendezvous(processes: int) -> None:
+    """Check the address at which the processes form their group."""
     for name in _NEEDED:
         if not os.environ.get(name):
             raise ValueError(f"WORLD_SIZE is {processes}, but {name} is not set; {_START}")
@@ -102,4 +102,4 @@ def _check_meeting(processes: int) -> None:
     try:
         socket.getaddrinfo(address, int(port))
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"MASTER_ADDR is {address!r}, which no name server knows ({error}); {_START}") from None
+        raise ValueError(f"MASTER_ADDR is {address!r}, which cannot be resolved ({error}); {_START}") from None

@@ -1,4 +1,4 @@
-"""Wrapping, sharding and whole state dicts of networks; gradient norms over shards."""
+"""Networks over several processes: wrapping, sharding, gradient norms, and unsharded state dicts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,18 +11,21 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-    """Place and wrap one trained network with its optimizer; FSDP2 takes one pair a call. Collective."""
+    """Place and wrap one trained network and its optimizer. Collective: call on every rank.
+
+    With FSDP2, accelerate takes one network for each call.
+    """
     return accelerator.prepare(network, optimizer)
 
 
 def shard_frozen(network: nn.Module, block_classes: Sequence[str]) -> None:
-    """Shard a network that is not trained, block by block, in place. Collective.
+    """Shard a network that is not trained, block by block, in place. Collective: call on every rank.
 
-    Not `prepare`d, so that it lands in no checkpoint and needs no optimizer.
+    Unlike `prepare`, this needs no optimizer and adds the network to no checkpoint.
     """
     for module in network.modules():
         if type(module).__name__ in block_classes:
@@ -32,7 +35,7 @@ def shard_frozen(network: nn.Module, block_classes: Sequence[str]) -> None:
 
 @contextmanager
 def synchronise_when(accelerator: Accelerator, networks: Sequence[nn.Module], condition: bool) -> Iterator[None]:
-    """Gradients are averaged over processes in this backward pass only if `condition`."""
+    """Average the gradients of a backward pass over processes only if `condition` is true."""
     with ExitStack() as stack:
         if not condition:
             for network in networks:
@@ -41,36 +44,50 @@ def synchronise_when(accelerator: Accelerator, networks: Sequence[nn.Module], co
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """Global 2-norm of all gradients, over all shards, a plain scalar tensor. Collective under sharding."""
+    """Return the 2-norm of all gradients over all shards, a plain scalar tensor. Collective: call on every rank."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float, norm: Tensor) -> None:
-    """Scale all gradients by max_norm / norm where the global `norm` exceeds `max_norm`."""
+    """Scale all gradients by max_norm / norm if their global `norm` exceeds `max_norm`."""
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """torch's own optimizer inside accelerate's."""
+    """Return torch's optimizer inside accelerate's wrapper, if there is one."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _apart(state: dict[str, Tensor], live: Iterable[Any]) -> dict[str, Tensor]:
-    """`state` with a copy of each entry that shares memory with one of `live`: torch copies only from a device."""
+def copy_shared(state: dict[str, Tensor], live: Iterable[Any]) -> dict[str, Tensor]:
+    """Return `state` with a copy of each entry that shares memory with a tensor of `live`.
+
+    torch copies a state dict only if it comes from another device.
+    """
     tensors = [value.to_local() if isinstance(value, DTensor) else value for value in live if torch.is_tensor(value)]
-    places = {value.untyped_storage().data_ptr() for value in tensors}
+    addresses = {value.untyped_storage().data_ptr() for value in tensors}
     return {
-        name: value.clone() if value.untyped_storage().data_ptr() in places else value for name, value in state.items()
+        name: value.clone() if value.untyped_storage().data_ptr() in addresses else value
+        for name, value in state.items()
     }
 
 
 def whole_network_state(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of the network's weights on the CPU, unsharded; under sharding empty on all ranks but 0. Collective."""
-    state = get_model_state_dict(network, options=_WHOLE)
-    return _apart(state, [*network.parameters(), *network.buffers()])
+    """Return a copy of the network's weights, unsharded, on the CPU. Collective: call on every rank.
+
+    If the network is sharded, the result is empty on all ranks but 0.
+    """
+    state = get_model_state_dict(network, options=FULL_STATE)
+    return copy_shared(state, [*network.parameters(), *network.buffers()])
 
 
 def restore_network_state(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Inverse of `whole_network_state`, into a network of any topology; strict. Collective."""
-    set_model_state_dict(network, state, options=_WHOLE)
+    """Load unsharded weights into a network of any topology. Collective: call on every rank, each with all of `state`.
+
+    Raises:
+        ValueError: a weight is missing. torch would keep the network's own weight.
+        RuntimeError: `state` has a weight that the network does not have, or one of another shape.
+    """
+    if missing := sorted(get_model_state_dict(network).keys() - state.keys()):
+        raise ValueError(f"{len(missing)} weights are missing ({missing[0]}, ...)")
+    set_model_state_dict(network, dict(state), options=FULL_STATE)  # torch adds entries to its argument

@@ -1,4 +1,4 @@
-"""The anchor: the teacher's grid up to it, and the velocity from the noise straight to it (paper, section 3)."""
+"""The anchor of the diversity loss: K steps of the teacher, and the target of the student's first step."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,15 @@ from dpdmd.sampling.rollout import rollout
 
 
 def anchor_grid(teacher_sigmas: Tensor, k_anchor: int, num_steps: int | None = None) -> Tensor:
-    """The sigmas on the way to the anchor: the teacher's first K steps, or `num_steps` that end at the same t_k.
+    """Return the sigmas from the start noise to the anchor.
 
-    The coarser grid takes every so manieth of the teacher's own sigmas, [num_steps + 1].
+    Without `num_steps` these are the teacher's own first K steps, [K + 1]. With `num_steps` they are a subset of these
+    sigmas, evenly spaced by index, with the same first and last sigma, [num_steps + 1].
     """
     if num_steps is None:
         return teacher_sigmas[: k_anchor + 1]
-    places = torch.linspace(0, k_anchor, num_steps + 1).round().long().tolist()  # on the host
-    return torch.stack([teacher_sigmas[place] for place in places])
+    indices = torch.linspace(0, k_anchor, num_steps + 1).round().long().tolist()  # on the host
+    return torch.stack([teacher_sigmas[index] for index in indices])
 
 
 @torch.no_grad()
@@ -27,11 +28,18 @@ def anchor_target(
     k_anchor: int,
     num_steps: int | None = None,
 ) -> Tensor:
-    """Target of the student's first step, [B, C, H, W], in the space in which the schedule compares (`anchor`).
+    """Return the target of the student's first step, [B, C, H, W] (paper, section 4.1; in x0: appendix C).
 
-    z_k is the latent after `k_anchor` steps of the guided teacher's own grid from `eps`, so its sigma is that grid's
-    after step K (0 when K is all of them); a flow's target is the one step that carries eps there, (eps - z_k) /
-    (1 - t_k) (paper, section 4.1). With `num_steps` the teacher goes there in fewer, longer steps.
+    v_target = (eps - z_k) / (1 - t_k), for a flow
+
+    `Schedule.anchor` has the form of each schedule.
+
+    Args:
+        teacher: the guided teacher with its prompts bound.
+        eps: start noise, [B, C, H, W].
+        teacher_sigmas: the teacher's grid, [N + 1]. t_k is its sigma after step K, 0 if K = N.
+        k_anchor: K, the number of teacher steps from eps to z_k.
+        num_steps: take so many longer steps to the same t_k instead.
     """
     z_k = rollout(teacher, schedule, eps, anchor_grid(teacher_sigmas, k_anchor, num_steps)).x
     return schedule.anchor(teacher, eps, z_k, teacher_sigmas[0], teacher_sigmas[k_anchor])

@@ -1,4 +1,4 @@
-"""What a turn works with: its micro-batch, the run's networks, grids and named draws, and what it answers."""
+"""The inputs and the result of an update's loss: micro-batch, networks, grids and named random draws."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,40 +10,40 @@ from dpdmd.config.options import MethodConfig
 from dpdmd.methods.discriminator import DiscriminatorContext
 from dpdmd.methods.networks import Networks
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
-from dpdmd.models.noise_schedule import Schedule
+from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.sampling.rollout import rollout
 from dpdmd.utils import rng
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Prompts of one forward pass.
+    """The prompts of one forward pass.
 
     Attributes:
         text: embeddings of B prompts.
-        step: the update they belong to.
-        samples: place of each in the step's global batch, [B].
-        rollout_step: the update whose prompts and start noise these are; another one than `step` in a fake turn that
-            shares the roll-out of the turn before it.
-        entries: in a turn that works on the pool of teacher samples, which of the pool each is, [B]; it names the start
-            noise then.
+        step: the update that the prompts belong to.
+        samples: index of each prompt in the step's global batch, [B].
+        rollout_step: the update that names the prompts and start noises. It is below `step` if a fake-score update
+            shares the roll-out of an earlier one.
+        pool_indices: index of each prompt in the pool of teacher samples, [B], which names the start noise; None if
+            the update does not use the pool.
     """
 
     text: TextEmbedding
     step: int
     samples: Sequence[int]
     rollout_step: int
-    entries: Sequence[int] | None = None
+    pool_indices: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
 class LossResult:
-    """What one turn computed on one micro-batch.
+    """The loss of one update on one micro-batch.
 
     Attributes:
         loss: scalar to run backward on.
         metrics: detached scalars to log, by name.
-        images: latents worth looking at, by name, each [B, C, H, W].
+        images: latents to show, by name, each [B, C, H, W].
     """
 
     loss: Tensor
@@ -53,7 +53,7 @@ class LossResult:
 
 @dataclass(frozen=True)
 class ScorePredictions:
-    """What both scores see in a noised sample: `z_t` at `sigma` [B], and the x0 that each predicts, [B, C, H, W]."""
+    """The x0 predictions [B, C, H, W] of the teacher and of the fake score for `z_t` [B, C, H, W] at `sigma` [B]."""
 
     z_t: Tensor
     sigma: Tensor
@@ -63,16 +63,20 @@ class ScorePredictions:
 
 @dataclass(frozen=True)
 class DistillationContext:
-    """All that a turn needs and that stays the same over a run.
+    """Everything that an update needs and that stays the same over a run.
 
     Attributes:
+        student_forward, fake_forward: the networks to call with gradient, wrapped or not.
         null: embedding of the empty prompt, one row.
         latent_shape: (C, H, W).
-        student_forward, fake_forward: the networks as the trainer calls them with gradient (wrapped or not).
-        decoder, perceptual: what turns latents into images, and the distance of images [B, 3, H, W] to others, [B];
-            of a method that compares images.
-        discriminator: of a method with a discriminator.
-        stored_samples: teacher samples of pool entries that were made ahead; without it they are made when asked for.
+        student_sigmas, teacher_sigmas: sampling grids, [N + 1].
+        score_sigmas: the noise levels of the scores, [1000].
+        decoder, perceptual: latents -> images [B, 3, H, W], and two batches of images -> distances [B]; for a method
+            that compares images.
+        discriminator: for a method that trains a discriminator.
+        stored_samples: pool indices -> teacher samples that were generated before the run; None to generate teacher
+            samples when an update needs them.
+        student_sample_cache: student samples that several fake-score updates share, by roll-out step and samples.
     """
 
     config: MethodConfig
@@ -91,11 +95,11 @@ class DistillationContext:
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
     discriminator: DiscriminatorContext | None = None
     stored_samples: Callable[[Sequence[int]], Tensor] | None = None
-    kept_samples: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    student_sample_cache: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def grids(config: MethodConfig, schedule: Schedule, device: torch.device) -> dict[str, Tensor]:
-        """The three sigma grids: student's, teacher's, and the 1000 at which the scores look.
+        """Return the three sigma grids by the name of their field.
 
         Raises:
             ValueError: `student_sigmas` cannot be parsed.
@@ -107,61 +111,63 @@ class DistillationContext:
         }
 
     def start_noise(self, batch: MicroBatch) -> Tensor:
-        """eps from which student and teacher both start, [B, C, H, W]."""
-        if batch.entries is not None:
-            return self.pool_noise(batch.entries)
+        """Return eps, from which student and teacher both start, [B, C, H, W]."""
+        if batch.pool_indices is not None:
+            return self.pool_noise(batch.pool_indices)
         return self._normal("start noise", batch.rollout_step, batch.samples)
 
-    def pool_noise(self, entries: Sequence[int]) -> Tensor:
-        """eps of entries of the pool of teacher samples, the same in every step, [B, C, H, W]."""
-        return self._normal("pool noise", 0, entries)
+    def pool_noise(self, pool_indices: Sequence[int]) -> Tensor:
+        """Return eps of samples of the pool, [B, C, H, W]: the same in every step."""
+        return self._normal("pool noise", 0, pool_indices)
 
     def score_input(self, batch: MicroBatch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(z_t, sigma, noise) at which real and fake score look at the sample `x`."""
+        """Noise the samples `x` for the teacher and the fake score; return (z_t, sigma, noise)."""
         samples = [0] * len(batch.samples) if self.config.dmd_t == "per_batch" else batch.samples
-        return self._noised(batch, x, "score", "score noise", samples)
+        return self._add_noise(batch, x, "score", "score noise", samples)
 
     def discriminator_input(self, batch: MicroBatch, x: Tensor, role: str) -> tuple[Tensor, Tensor]:
-        """(z_t, sigma) at which the discriminator looks at `x`, a sample of the `role` "student" or "teacher".
+        """Noise the samples `x` of the `role` "student" or "teacher" for the discriminator; return (z_t, sigma).
 
-        Both have one time, drawn for each sample from the score's grid, and a noise each.
+        Each sample draws one sigma for both roles, and a noise for each role.
         """
-        return self._noised(batch, x, "discriminator", f"discriminator noise of the {role}", batch.samples)[:2]
+        # Draws keep the name that they began with, "critic": another one would change the noise of a resumed run.
+        return self._add_noise(batch, x, "critic", f"critic noise of the {role}", batch.samples)[:2]
 
-    def _noised(
+    def _add_noise(
         self, batch: MicroBatch, x: Tensor, purpose: str, noise_purpose: str, samples: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        times, name = self.score_sigmas, f"{purpose} time"
-        draws = rng.integers_per_sample(len(times), self.seed, name, batch.step, samples, device=times.device)
-        sigma = times[draws]
-        noise = self._normal(noise_purpose, batch.step, batch.samples)
+        sigmas = self.score_sigmas
+        indices = rng.integers_per_sample(
+            len(sigmas), self.seed, f"{purpose} time", batch.step, samples, device=sigmas.device
+        )
+        sigma, noise = sigmas[indices], self._normal(noise_purpose, batch.step, batch.samples)
         return self.schedule.add_noise(x, noise, sigma), sigma, noise
 
     @torch.no_grad()
     def predict_scores(self, batch: MicroBatch, x: Tensor) -> ScorePredictions:
-        """Noise the sample `x` and let real and fake score say what it was."""
+        """Add noise to the samples `x` and return the x0 predictions of the guided teacher and of the fake score."""
         z_t, sigma, _ = self.score_input(batch, x)
         x0_real = self.schedule.to_x0(z_t, self.teacher(batch.text)(z_t, sigma), sigma)
         fake = self.family.bind(self.networks.fake, batch.text)
         x0_fake = self.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
         return ScorePredictions(z_t, sigma, x0_real, x0_fake)
 
-    def teacher(self, text: TextEmbedding):
-        """The guided teacher with its prompts bound."""
+    def teacher(self, text: TextEmbedding) -> Predictor:
+        """Return the guided teacher with its prompts bound."""
         return self.family.bind_guided(self.networks.teacher, text, self.null, self.config.teacher_guidance_scale)
 
     def teacher_samples(self, batch: MicroBatch) -> Tensor:
-        """What the guided teacher makes of the batch's prompts and start noises along its whole grid, [B, C, H, W]."""
+        """Return the teacher's samples of the batch's prompts and start noises, [B, C, H, W]."""
         if self.stored_samples is not None:
-            return self.stored_samples(batch.entries)
+            return self.stored_samples(batch.pool_indices)
         return self.sample_teacher(batch.text, self.start_noise(batch))
 
     @torch.no_grad()
     def sample_teacher(self, text: TextEmbedding, eps: Tensor) -> Tensor:
-        """The same of any prompts and noises.
+        """Sample the guided teacher along its whole grid from `eps` [B, C, H, W], one sample at a time.
 
-        One by one: in a batch the last bits of a sample depend on the size of the batch, and a stored sample is to be
-        the one that would be made anew.
+        In a batch the last bits of a sample depend on the batch size. One at a time, a stored sample equals a sample
+        that is generated anew.
         """
         rows = [
             rollout(self.teacher(text.rows(i, i + 1)), self.schedule, eps[i : i + 1], self.teacher_sigmas).x

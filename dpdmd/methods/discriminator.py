@@ -1,7 +1,7 @@
-"""A discriminator that reads a diffusion network's own features (DMD2, section 4.3), and what it needs to be asked.
+"""A discriminator on the features of a diffusion network (DMD2, section 4.3).
 
-A small head on each of some blocks says of every token of a noised image whose it is, the teacher's or the student's.
-Only the heads learn: in DMD2 the fake score's backbone learns with them, here it stays a score.
+A small head on each of some blocks predicts for every token of a noised sample whether the sample is the teacher's or
+the student's. Only the heads are trained. In DMD2 the fake score's network learns with them; here it stays a score.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from dpdmd.models.base import Family, TextEmbedding
 from dpdmd.utils.rng import torch_generator
 
-WIDTH = 128  # of the heads; SD3.5-Medium's tokens have 1536
-DEPTHS = (0.25, 0.5, 0.75)  # of the network, where the heads are
+WIDTH = 128  # of the heads; tokens of SD3.5-Medium have width 1536
+DEPTHS = (0.25, 0.5, 0.75)  # positions of the heads, as fractions of the network's depth
 
 
 class Discriminator(nn.Module):
-    """A head for each block: normalise, two layers, one logit a token."""
+    """One head for each block: layer norm, two linear layers, one logit for each token."""
 
     def __init__(self, widths: Sequence[int], seed: int):
-        """`widths`: numbers in a token of each block; weights are drawn from `seed`, biases start at 0."""
+        """`widths`: token width of each block. Weights are drawn from `seed`; biases start at 0."""
         super().__init__()
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 1))
@@ -34,19 +34,19 @@ class Discriminator(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits [B, sum of T] of features [B, T, D] fp32 of each block; above 0 where the teacher's is likelier."""
+        """Return logits [B, sum of T], above 0 for "teacher", of the blocks' features, each [B, T, D] fp32."""
         return torch.cat([head(part).squeeze(-1) for head, part in zip(self.heads, features, strict=True)], dim=1)
 
 
 @dataclass(frozen=True)
 class DiscriminatorContext:
-    """A discriminator with the network whose features it reads.
+    """A discriminator, and the network that computes its features.
 
     Attributes:
-        heads: the discriminator itself.
-        heads_forward: as the trainer calls it with gradient (wrapped or not).
-        network: whose features; called as any, never trained by what the heads say.
-        blocks: the blocks of it that the heads are on.
+        heads: the discriminator.
+        heads_forward: the discriminator to call with gradient, wrapped or not.
+        network: the network whose features are used; the discriminator's loss does not train it.
+        blocks: the blocks of `network` that have a head.
     """
 
     heads: nn.Module
@@ -55,20 +55,20 @@ class DiscriminatorContext:
     blocks: Sequence[nn.Module]
 
     def features(self, family: Family, z: Tensor, sigma: Tensor, text: TextEmbedding) -> list[Tensor]:
-        """What the heads are shown of noised samples `z`, in the graph of `z`."""
+        """Return each block's features [B, T, D] of the noised samples `z`, in the graph of `z`."""
         return family.features(self.network, self.blocks, z, sigma, text)
 
 
 def choose_blocks(family: Family, network: nn.Module) -> list[nn.Module]:
-    """Blocks at a quarter, half and three quarters of the network's depth; fewer where it has fewer."""
+    """Return the blocks at `DEPTHS` of the network; fewer if the network has fewer blocks."""
     blocks = family.feature_blocks(network)
-    return [blocks[place] for place in sorted({round(depth * (len(blocks) - 1)) for depth in DEPTHS})]
+    return [blocks[index] for index in sorted({round(depth * (len(blocks) - 1)) for depth in DEPTHS})]
 
 
 @torch.no_grad()
 def token_widths(
     family: Family, network: nn.Module, blocks: Sequence[nn.Module], null: TextEmbedding, latent_shape: Sequence[int]
 ) -> list[int]:
-    """Numbers in a token of each of `blocks`, by asking the network once."""
+    """Return the token width of each of `blocks`, measured by one call of the network."""
     z, sigma = torch.zeros(1, *latent_shape, device=family.device), torch.ones(1, device=family.device)
     return [part.shape[-1] for part in family.features(network, blocks, z, sigma, null)]

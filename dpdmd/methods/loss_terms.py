@@ -1,4 +1,8 @@
-"""The loss terms: each takes the run and one micro-batch's roll-out, and returns its weighted loss and its figures."""
+"""The loss terms that methods sum: one function each, by name in `STUDENT_TERMS` and `FAKE_TERMS`.
+
+A term takes the context of the run and one micro-batch's samples. It returns its weighted loss and its metrics. Which
+terms a method sums is in its row of `dpdmd/config/method_table.py`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,106 +13,130 @@ from torch import Tensor
 from dpdmd.methods import losses
 from dpdmd.methods.anchor import anchor_target
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
-from dpdmd.sampling.rollout import Rollout
 
 
 @dataclass(frozen=True)
 class StudentRollout:
-    """One micro-batch's roll-out with gradient, on which the student's terms work."""
+    """One micro-batch's roll-out with gradient: the input of the student's terms.
+
+    Attributes:
+        eps: start noise, [B, C, H, W].
+        x: the student's samples, [B, C, H, W].
+        first_prediction: the student's prediction at the first sigma, [B, C, H, W].
+    """
 
     batch: MicroBatch
     eps: Tensor
-    rollout: Rollout
+    x: Tensor
+    first_prediction: Tensor
 
 
 @dataclass(frozen=True)
 class FakeScoreBatch:
-    """One micro-batch's student samples `x` [B, C, H, W] without gradient, on which the fake turn's terms work."""
+    """One micro-batch's student samples `x` [B, C, H, W] without gradient: the input of the fake score's terms."""
 
     batch: MicroBatch
     x: Tensor
 
 
-Term = Callable[[DistillationContext, StudentRollout], LossResult]
+StudentTerm = Callable[[DistillationContext, StudentRollout], LossResult]
 FakeTerm = Callable[[DistillationContext, FakeScoreBatch], LossResult]
 
 
-def dmd_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
-    """DMD loss on x_theta: guided teacher against fake score, both without gradient (paper, section 3)."""
-    x, seen = turn.rollout.x, run.predict_scores(turn.batch, turn.rollout.x.detach())
-    dmd = losses.dmd_loss(x, seen.x0_real, seen.x0_fake, seen.z_t, run.config.dmd_normalizer)
+def dmd_term(context: DistillationContext, student: StudentRollout) -> LossResult:
+    """Return the DMD loss of the student's samples (paper, section 3).
+
+    The guided teacher and the fake score predict x0 without gradient.
+    """
+    x, scores = student.x, context.predict_scores(student.batch, student.x.detach())
+    dmd = losses.dmd_loss(x, scores.x0_real, scores.x0_fake, scores.z_t, context.config.dmd_normalizer)
     metrics = {
         "loss_dmd": dmd.loss.detach(),
         "dmd_gradient_norm": dmd.gradient.flatten(1).norm(dim=1).mean(),
-        "score_error_cosine": losses.score_error_cosine(x.detach(), seen.x0_real, seen.x0_fake),
+        "score_error_cosine": losses.score_error_cosine(x.detach(), scores.x0_real, scores.x0_fake),
     }
-    return LossResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": seen.x0_real, "x0_fake": seen.x0_fake})
+    return LossResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": scores.x0_real, "x0_fake": scores.x0_fake})
 
 
-def diversity_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
-    """lambda times the mean squared error of the student's first step to the teacher's anchor.
+def diversity_term(context: DistillationContext, student: StudentRollout) -> LossResult:
+    """Return lambda times the loss of the student's first step against the teacher's anchor.
 
-    In velocity (paper, section 4.1) or in x0 (appendix C): the schedule says which.
+    The schedule compares velocities (paper, section 4.1) or x0 (appendix C).
     """
-    teacher, config = run.teacher(turn.batch.text), run.config
-    first = run.schedule.anchored(turn.eps, turn.rollout.first_prediction, run.student_sigmas[0])
-    target = anchor_target(teacher, run.schedule, turn.eps, run.teacher_sigmas, config.k_anchor, config.anchor_steps)
+    config, schedule, eps = context.config, context.schedule, student.eps
+    first = schedule.anchored(eps, student.first_prediction, context.student_sigmas[0])
+    teacher = context.teacher(student.batch.text)
+    target = anchor_target(teacher, schedule, eps, context.teacher_sigmas, config.k_anchor, config.anchor_steps)
     loss = losses.diversity_loss(first, target)
-    return LossResult(run.config.div_weight * loss, {"loss_div": loss.detach()}, {})
+    return LossResult(config.div_weight * loss, {"loss_div": loss.detach()}, {})
 
 
-def perceptual_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
-    """Weighted perceptual distance of the student's images to the teacher's from the same noises and prompts.
+def perceptual_term(context: DistillationContext, student: StudentRollout) -> LossResult:
+    """Return the weighted perceptual distance of the student's images to teacher images of the same noise and prompts.
 
-    What the paper compares with as DMD-LPIPS (section 5.1), and DMD's regression loss, its pairs made on the fly. The
-    gradient reaches the student through perceptual network and decoder, one image after the other, since those
-    graphs are the larger part of the memory.
+    This is the paper's DMD-LPIPS (section 5.1): DMD's regression loss, with pairs that are generated on the fly. The
+    gradient runs through the perceptual network and the decoder. Images are compared one by one, since these two
+    graphs take most of the memory.
     """
-    x, teacher, decode = turn.rollout.x, run.teacher_samples(turn.batch), run.decoder.decode_with_gradient
+    teacher, decode = context.teacher_samples(student.batch), context.decoder.decode_with_gradient
 
-    def distance(of: Tensor, to: Tensor) -> Tensor:
+    def distance(x: Tensor, partner: Tensor) -> Tensor:
         with torch.no_grad():
-            target = decode(to)
-        return losses.backprop_through_constant(of, lambda latent: run.perceptual(decode(latent), target).mean())
+            target = decode(partner)
+        return losses.with_precomputed_gradient(x, lambda latent: context.perceptual(decode(latent), target).mean())
 
-    loss = torch.stack([distance(x[i : i + 1], teacher[i : i + 1]) for i in range(len(x))]).mean()
-    images = {"teacher": teacher}
-    return LossResult(run.config.perceptual_weight * loss, {"loss_perceptual": loss.detach()}, images)
+    distances = [distance(student.x[i : i + 1], teacher[i : i + 1]) for i in range(len(student.x))]
+    loss = torch.stack(distances).mean()
+    weighted = context.config.perceptual_weight * loss
+    return LossResult(weighted, {"loss_perceptual": loss.detach()}, {"teacher": teacher})
 
 
-def adversarial_term(run: DistillationContext, turn: StudentRollout) -> LossResult:
-    """Weighted generator loss on noised student samples (DMD2, section 4.3); the discriminator gets no gradient."""
-    discriminator, text = run.discriminator, turn.batch.text
+def adversarial_term(context: DistillationContext, student: StudentRollout) -> LossResult:
+    """Return the weighted generator loss of noised student samples (DMD2, section 4.3).
+
+    The discriminator gets no gradient.
+    """
+    discriminator, text = context.discriminator, student.batch.text
 
     def loss_of(x: Tensor) -> Tensor:
-        z_t, sigma = run.discriminator_input(turn.batch, x, "student")
-        return losses.generator_loss(discriminator.heads(discriminator.features(run.family, z_t, sigma, text)))
+        z_t, sigma = context.discriminator_input(student.batch, x, "student")
+        return losses.generator_loss(discriminator.heads(discriminator.features(context.family, z_t, sigma, text)))
 
-    loss = losses.backprop_through_constant(turn.rollout.x, loss_of)
-    return LossResult(run.config.gan_weight * loss, {"loss_gan": loss.detach()}, {})
+    loss = losses.with_precomputed_gradient(student.x, loss_of)
+    return LossResult(context.config.gan_weight * loss, {"loss_gan": loss.detach()}, {})
 
 
-def fake_score_term(run: DistillationContext, turn: FakeScoreBatch) -> LossResult:
-    """Denoising of the fake score on student samples; no gradient reaches the student (paper, section 3)."""
+def fake_score_term(context: DistillationContext, student: FakeScoreBatch) -> LossResult:
+    """Return the denoising loss of the fake score on student samples (paper, section 3)."""
     with torch.no_grad():
-        z_t, sigma, noise = run.score_input(turn.batch, turn.x)
-    prediction = run.family.bind(run.fake_forward, turn.batch.text)(z_t, sigma)
-    loss = losses.fake_score_loss(prediction, run.schedule.target(turn.x, noise))
-    return LossResult(loss, {"loss_fake": loss.detach()}, {"student": turn.x})
+        z_t, sigma, noise = context.score_input(student.batch, student.x)
+    prediction = context.family.bind(context.fake_forward, student.batch.text)(z_t, sigma)
+    loss = losses.fake_score_loss(prediction, context.schedule.target(student.x, noise))
+    return LossResult(loss, {"loss_fake": loss.detach()}, {"student": student.x})
 
 
-def discriminator_term(run: DistillationContext, turn: FakeScoreBatch) -> LossResult:
-    """Logistic loss of the discriminator on noised teacher and student samples of the same prompts and noises.
+def discriminator_term(context: DistillationContext, student: FakeScoreBatch) -> LossResult:
+    """Return the logistic loss of the discriminator on noised teacher and student samples of the same prompts.
 
-    The heads alone get gradient: their features are constants.
+    Teacher and student start from the same noise. Only the discriminator's heads get gradient.
     """
-    discriminator, samples = run.discriminator, {"teacher": run.teacher_samples(turn.batch), "student": turn.x}
+    discriminator, batch = context.discriminator, student.batch
+    samples = {"teacher": context.teacher_samples(batch), "student": student.x}
     features = []
     with torch.no_grad():
         for role, x in samples.items():
-            z_t, sigma = run.discriminator_input(turn.batch, x, role)
-            features.append(discriminator.features(run.family, z_t, sigma, turn.batch.text))
+            z_t, sigma = context.discriminator_input(batch, x, role)
+            features.append(discriminator.features(context.family, z_t, sigma, batch.text))
     real, fake = discriminator.heads_forward([torch.cat(pair) for pair in zip(*features, strict=True)]).chunk(2)
     loss = losses.discriminator_loss(real, fake)
     metrics = {"logit_real": real.detach().mean(), "logit_fake": fake.detach().mean()}
     return LossResult(loss, {"loss_discriminator": loss.detach(), **metrics}, {"teacher": samples["teacher"]})
+
+
+STUDENT_TERMS: dict[str, StudentTerm] = {
+    "dmd": dmd_term,
+    "diversity": diversity_term,
+    "perceptual": perceptual_term,
+    "adversarial": adversarial_term,
+}
+FAKE_TERMS: dict[str, FakeTerm] = {"fake_score": fake_score_term, "discriminator": discriminator_term}

@@ -1,4 +1,4 @@
-"""The three networks of a distillation: who starts from where, who is trained, in which precision."""
+"""The three networks of a distillation: their initial weights, their precision, and which of them are trained."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +20,9 @@ from dpdmd.models.registry import adapters
 class Networks:
     """Teacher (frozen, in the compute type), student and fake score (trained, fp32 master weights).
 
-    The two trained ones keep fp32 weights in every topology: at a learning rate of 1e-5 most AdamW updates are
-    smaller than half a bf16 step of the weight, and would be rounded away. With LoRA all three are roles of one base
-    in the compute type, and what is trained are fp32 adapters.
+    The trained networks keep fp32 weights in every topology. At a learning rate of 1e-5 most AdamW updates are smaller
+    than half a bf16 step of the weight, and rounding would remove them. With LoRA all three networks share one base in
+    the compute type, and the trained weights are fp32 adapters.
     """
 
     teacher: nn.Module
@@ -31,15 +31,15 @@ class Networks:
 
 
 def blocks_owner(network: nn.Module) -> nn.Module:
-    """The module that holds a network's blocks: itself, or of a role the base that it plays on."""
+    """Return the module that holds the network's blocks: with LoRA the shared base, else the network itself."""
     return network.base.network if isinstance(network, lora.AdapterView) else network
 
 
 def load_networks(config: Config, family: Family, resumed_student: Path | None = None) -> Networks:
-    """Load all three; the student as the export `resumed_student` of a checkpoint has it, where that is given.
+    """Load the three networks; the student from a checkpoint's export `resumed_student` if it is given.
 
-    Everything stays in evaluation mode: none of the families' networks has dropout or batch statistics, and the
-    mode of the teacher and of its copies must not differ.
+    All networks stay in evaluation mode. No family's network has dropout or batch statistics, and the teacher must not
+    differ in mode from its copies.
     """
 
     def load(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -54,9 +54,8 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
         if resumed_student:
             student.load_state_dict(family.read_lora(resumed_student), strict=True)
     else:
-        student = load(resumed_student or Path(config.model.student_id), torch.float32)
-        fake = load(Path(config.model.fake_id), torch.float32)
-        student, fake = student.requires_grad_(True), fake.requires_grad_(True)
+        student = load(resumed_student or Path(config.model.student_id), torch.float32).requires_grad_(True)
+        fake = load(Path(config.model.fake_id), torch.float32).requires_grad_(True)
     if config.optim.gradient_checkpointing:
         for network in (student, fake):
             recompute_blocks(network, family, config.optim.recomputed_blocks)
@@ -64,17 +63,17 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
 
 
 def recompute_blocks(network: nn.Module, family: Family, count: str) -> None:
-    """Gradient checkpointing of a network's first `count` transformer blocks ("all": of them all).
+    """Enable gradient checkpointing for the network's first `count` transformer blocks ("all": for every block).
 
-    What else the library recomputes, such as the residual blocks of a UNet, is recomputed whatever the count.
+    Other parts that the library recomputes, such as the residual blocks of a UNet, are recomputed at any count.
     """
     blocks = family.feature_blocks(blocks_owner(network))
-    keeping = set() if count == "all" else set(blocks[int(count) :])
-    again = (
+    not_recomputed = set() if count == "all" else set(blocks[int(count) :])
+    recompute = (
         network.base.checkpointed if isinstance(network, lora.AdapterView) else partial(checkpoint, use_reentrant=False)
     )
 
     def call(module: nn.Module, *arguments: Any) -> Any:
-        return module(*arguments) if module in keeping else again(module, *arguments)
+        return module(*arguments) if module in not_recomputed else recompute(module, *arguments)
 
     network.enable_gradient_checkpointing(call)

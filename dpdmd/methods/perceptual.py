@@ -1,6 +1,6 @@
-"""Perceptual distances of images, with gradient to the first of them: LPIPS, DISTS, or patch features of a DINO.
+"""Perceptual distances of images, with gradient to the first image: LPIPS, DISTS, or patch features of a DINO.
 
-All weights are files that the user gives; nothing is downloaded. LPIPS and DISTS are pyiqa's, on torchvision's VGG16.
+The user gives the files of all weights; nothing is downloaded. LPIPS and DISTS are pyiqa's, on torchvision's VGG16.
 """
 
 import re
@@ -19,14 +19,14 @@ from dpdmd.models.loading import load_strict
 from dpdmd.models.weight_files import read_checkpoint, where_to_get
 from dpdmd.utils.error_lines import shorten_error
 
-# Images [B, 3, H, W], black 0, white 1, and their partners -> distances [B].
+# (images [B, 3, H, W] with black 0 and white 1, partners [B, 3, H, W]) -> distances [B].
 Distance = Callable[[Tensor, Tensor], Tensor]
 DINO_LAYERS = 4
-_VGG_LAYER = re.compile(r"^(?:net\.slice|stage)\d\.(\d+\.(?:weight|bias))$")  # of pyiqa's networks
+_VGG_LAYER = re.compile(r"^(?:net\.slice|stage)\d\.(\d+\.(?:weight|bias))$")  # parameter names of pyiqa's networks
 
 
 class VGGDistance:
-    """LPIPS (Zhang et al. 2018) or DISTS (Ding et al. 2020): `network` takes two batches of images."""
+    """LPIPS (Zhang et al. 2018) or DISTS (Ding et al. 2020), by a `network` of two batches of images."""
 
     def __init__(self, network: nn.Module, device: torch.device):
         self.network = network.requires_grad_(False).eval().to(device)
@@ -36,9 +36,9 @@ class VGGDistance:
 
 
 class DinoDistance:
-    """Mean of 1 - cosine over the patches of DINO_LAYERS layers, evenly spaced up to the last (`losses`).
+    """`losses.perceptual_distance` on DINO_LAYERS layers, evenly spaced up to the last.
 
-    Images are resized to the side that the network was made for, and normalised as its processor does.
+    Images are resized to the network's training size and normalised with its processor's mean and deviation.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -54,7 +54,7 @@ class DinoDistance:
         self.size = (size["height"], size["width"])
         self.patches = (self.size[0] // config.patch_size) * (self.size[1] // config.patch_size)
         depth = config.num_hidden_layers
-        self.layers = sorted({round(depth * (place + 1) / DINO_LAYERS) for place in range(DINO_LAYERS)} - {0})
+        self.layers = sorted({round(depth * (index + 1) / DINO_LAYERS) for index in range(DINO_LAYERS)} - {0})
 
     def __call__(self, images: Tensor, others: Tensor) -> Tensor:
         return losses.perceptual_distance(self._features(images), self._features(others))
@@ -67,19 +67,19 @@ class DinoDistance:
 
 
 def load_vgg_distance(name: str, folder: Path) -> nn.Module:
-    """pyiqa's network, fp32, with the weights of `folder`: VGG16's under torchvision's names, the others under pyiqa's.
+    """Load pyiqa's LPIPS or DISTS in fp32 with the weights in `folder`: VGG16 from torchvision, the others from pyiqa.
 
     Raises:
         ImportError: pyiqa is not installed.
-        ValueError: weights do not fit.
+        ValueError: a weight is missing or has another shape.
     """
     backbone, own = (read_checkpoint(folder / file) for file in (IMAGENET_VGG, PERCEPTUAL_FILES[name]))
-    import torchvision  # after the files: a broken one is told of without pyiqa, too
+    import torchvision  # after the files, so that a broken file is an error without pyiqa too
     from pyiqa.archs.dists_arch import DISTS
     from pyiqa.archs.lpips_arch import LPIPS
 
     build = torchvision.models.vgg16
-    # pyiqa would fetch the ImageNet weights, only to have them overwritten with the file's.
+    # pyiqa would download the ImageNet weights, which the file's weights then replace.
     with mock.patch.object(torchvision.models, "vgg16", lambda weights=None: build(weights=None)):
         network = LPIPS(net="vgg", pretrained=False) if name == "lpips" else DISTS(pretrained=False)
     state = {}
@@ -88,23 +88,24 @@ def load_vgg_distance(name: str, folder: Path) -> nn.Module:
             state[key] = backbone.get(f"features.{match[1]}")
         else:
             state[key] = own.get(key, own.get(re.sub(r"^lins\.(\d)\.", r"lin\1.", key)))
-    lacking = [key for key, _ in network.named_parameters() if state[key] is None]
-    if lacking:
-        raise ValueError(f"{len(lacking)} weights lack ({lacking[0]}, ...)")
+    missing = [key for key, _ in network.named_parameters() if state[key] is None]
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing ({missing[0]}, ...)")
     try:
-        given = {key: value for key, value in state.items() if value is not None}
-        network.load_state_dict(given, strict=False, assign=True)
+        # Not strict: constant buffers are in no file.
+        found = {key: value for key, value in state.items() if value is not None}
+        network.load_state_dict(found, strict=False, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit {name} ({shorten_error(error)})") from None
-    return network.float()  # whatever the files' numbers are
+    return network.float()  # the files may hold another type
 
 
 def load_perceptual(name: str, path: Path, device: torch.device) -> Distance:
-    """The distance that `--perceptual` names, frozen, in fp32.
+    """Load the distance of `--perceptual` `name` from `--perceptual_path`, frozen, in fp32.
 
     Raises:
         ImportError: pyiqa is not installed.
-        ValueError: weights do not fit.
+        ValueError: a weight is missing or has another shape.
     """
     if name == "dino":
         return DinoDistance(path, device)
@@ -112,10 +113,10 @@ def load_perceptual(name: str, path: Path, device: torch.device) -> Distance:
 
 
 def check_perceptual_contents(name: str, folder: Path) -> None:
-    """Check the files of `--perceptual` `name`.
+    """Check that the files of `--perceptual` `name` hold every weight, without reading the weights.
 
     Raises:
-        ValueError: one line that names the flag and the file.
+        ValueError: a file does not fit; one line that names the flag and the file.
     """
     try:
         if name in PERCEPTUAL_FILES:

@@ -1,4 +1,4 @@
-"""The files that a perceptual distance needs, checked without loading them."""
+"""The files of each perceptual distance, and a check that loads none of them."""
 
 from pathlib import Path
 
@@ -10,18 +10,16 @@ from dpdmd.models.weight_files import (
     where_to_get,
 )
 
-# What --perceptual_path must hold for lpips and dists, under the names of its publishers (torchvision, pyiqa).
+# The files in --perceptual_path for lpips and dists, named as torchvision and pyiqa publish them.
 IMAGENET_VGG = "vgg16-397923af.pth"
-
-
 PERCEPTUAL_FILES = {"lpips": "LPIPS_v0.1_vgg-a78928a0.pth", "dists": "DISTS_weights-f5e65c96.pth"}
 
 
 def check_perceptual(name: str, folder: Path) -> None:
-    """Check the files of `--perceptual` `name`.
+    """Check that the files of `--perceptual` `name` exist and have the right format.
 
     Raises:
-        ValueError: one line that names the flag, the file, and where to get it.
+        ValueError: a file is missing or broken; one line that names the flag, the file, and where to get it.
     """
     hint = where_to_get(folder, "facebook/dinov2-base")
     try:

@@ -1,4 +1,8 @@
-"""The two updates that all methods share: a student update and a fake-score update."""
+"""The losses of the two updates that all methods share: a student update and a fake-score update.
+
+Each function computes the losses of one micro-batch. Optimizers, ranks and gradient accumulation belong to the trainer.
+Every random draw is named by the step and by the sample's place in the global batch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,107 +10,107 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpdmd.config.method_table import METHODS, detaches_first_step
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
-from dpdmd.methods.loss_terms import FakeScoreBatch, StudentRollout, diversity_term
-from dpdmd.methods.registry import METHODS
+from dpdmd.methods.loss_terms import FAKE_TERMS, STUDENT_TERMS, FakeScoreBatch, StudentRollout
 from dpdmd.sampling.rollout import rollout
 from dpdmd.utils import rng
 
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """How the student is rolled out: the arguments of `rollout`."""
+    """The arguments of `rollout` that set where the student's roll-out ends, and which steps keep gradient."""
 
     detach_first_step: bool
     gradient_steps: frozenset[int]
     jump_at: int | None
 
 
-def detaches_first_step(config: MethodConfig) -> bool:
-    """Whether the latent is detached after step 1: what the flag says, else the method."""
-    if config.detach_first_step is None:
-        return METHODS[config.method].detach_first_step
-    return config.detach_first_step
-
-
 def rollout_options(config: MethodConfig, seed: int, step: int) -> RolloutOptions:
-    """The roll-out of update `step`: which steps keep gradient, and where it ends.
+    """Return the options of the student's roll-out in update `step`.
 
-    A loss on the sample may reach all steps, or those after the first where the latent is detached there. Of them
-    `--grad_steps` keeps all, the last, or one drawn for the step; `--rollout dmd2` ends at one drawn for the step. The
-    first prediction keeps gradient as well where the diversity loss asks for it. A function of the step alone, so the
-    same on every rank and in every micro-batch: ranks with other graphs would wait for each other for ever.
+    A loss on the sample can reach every step, or every step after the first if the latent is detached there. Of these
+    steps, `--grad_steps` keeps gradient in all, in the last, or in one that is drawn for each update. `--rollout dmd2`
+    ends the roll-out at a step that is drawn for each update. The diversity loss adds the first prediction.
+
+    The options depend on the step alone, so they are the same on every rank and in every micro-batch. Ranks with
+    different graphs would wait for each other forever.
     """
-    reached = range(int(detaches_first_step(config)), config.stu_inference_steps)
-    first = {0} if diversity_term in METHODS[config.method].terms else set()
-    kept, jump_at = set(reached), None
+    detaches = detaches_first_step(config.method, config.detach_first_step)
+    reached = range(int(detaches), config.stu_inference_steps)
+    first = {0} if "diversity" in METHODS[config.method].student_terms else set()
+    sample_steps, jump_at = set(reached), None
     if config.rollout == "dmd2":
-        jump_at = _one_of(reached, seed, "jump step", step)
-        kept = {jump_at}
-    elif config.grad_steps != "all":
-        kept = {reached[-1] if config.grad_steps == "last" else _one_of(reached, seed, "gradient step", step)}
-    # A first prediction that is kept for the diversity loss alone is out of the sample's reach.
-    return RolloutOptions(0 not in kept, frozenset(kept | first), jump_at)
+        jump_at = _draw_one(reached, seed, "jump step", step)
+        sample_steps = {jump_at}
+    elif config.grad_steps == "last":
+        sample_steps = {reached[-1]}
+    elif config.grad_steps == "random":
+        sample_steps = {_draw_one(reached, seed, "gradient step", step)}
+    # If only the diversity loss needs the first prediction, no loss on the sample may reach it.
+    return RolloutOptions(0 not in sample_steps, frozenset(sample_steps | first), jump_at)
 
 
-def _one_of(steps: Sequence[int], seed: int, purpose: str, step: int) -> int:
+def _draw_one(steps: Sequence[int], seed: int, purpose: str, step: int) -> int:
     return steps[int(rng.integers_per_sample(len(steps), seed, purpose, step, [0]))]
 
 
-def roll_out_student(run: DistillationContext, batch: MicroBatch) -> StudentRollout:
-    """The student's roll-out with gradient, along the route of its step."""
-    eps, way = run.start_noise(batch), rollout_options(run.config, run.seed, batch.rollout_step)
-    student = run.family.bind(run.student_forward, batch.text)
-    rolled = rollout(
-        student,
-        run.schedule,
+def roll_out_student(context: DistillationContext, batch: MicroBatch) -> StudentRollout:
+    """Roll the student out with gradient from the batch's start noise."""
+    eps, options = context.start_noise(batch), rollout_options(context.config, context.seed, batch.rollout_step)
+    result = rollout(
+        context.family.bind(context.student_forward, batch.text),
+        context.schedule,
         eps,
-        run.student_sigmas,
-        detach_first_step=way.detach_first_step,
-        gradient_steps=way.gradient_steps,
-        jump_at=way.jump_at,
+        context.student_sigmas,
+        detach_first_step=options.detach_first_step,
+        gradient_steps=options.gradient_steps,
+        jump_at=options.jump_at,
     )
-    return StudentRollout(batch, eps, rolled)
+    return StudentRollout(batch, eps, result.x, result.first_prediction)
 
 
 @torch.no_grad()
-def student_samples(run: DistillationContext, batch: MicroBatch) -> Tensor:
-    """What the student makes of the batch, [B, C, H, W]; kept for the fake turns that share this roll-out.
+def student_samples(context: DistillationContext, batch: MicroBatch) -> Tensor:
+    """Return the student's samples of the batch, [B, C, H, W].
 
-    The student does not change between them, so one that is resumed between two of them makes the same again.
+    With `--fake_rollout_reuse` several fake-score updates share one roll-out, and the context caches its samples. The
+    student does not change between these updates, so a run that resumes between two of them computes the same samples.
     """
-    key = (batch.rollout_step, tuple(batch.samples))
-    if key in run.kept_samples:
-        return run.kept_samples[key]
-    student = run.family.bind(run.networks.student, batch.text)
-    jump_at = rollout_options(run.config, run.seed, batch.rollout_step).jump_at
-    x = rollout(student, run.schedule, run.start_noise(batch), run.student_sigmas, jump_at=jump_at).x
-    if run.config.fake_rollout_reuse > 1:
-        for old in [kept for kept in run.kept_samples if kept[0] != batch.rollout_step]:
-            del run.kept_samples[old]
-        run.kept_samples[key] = x
+    cache, key = context.student_sample_cache, (batch.rollout_step, tuple(batch.samples))
+    if key in cache:
+        return cache[key]
+    student = context.family.bind(context.networks.student, batch.text)
+    jump_at = rollout_options(context.config, context.seed, batch.rollout_step).jump_at
+    x = rollout(student, context.schedule, context.start_noise(batch), context.student_sigmas, jump_at=jump_at).x
+    if context.config.fake_rollout_reuse > 1:
+        for old in [each for each in cache if each[0] != batch.rollout_step]:
+            del cache[old]
+        cache[key] = x
     return x
 
 
 def _sum(results: Sequence[LossResult]) -> LossResult:
-    """One loss of several; what they name alike is the same."""
+    """Sum the losses and merge metrics and images; equal names hold equal values."""
     metrics = {name: value for result in results for name, value in result.metrics.items()}
     images = {name: value for result in results for name, value in result.images.items()}
     return LossResult(torch.stack([result.loss for result in results]).sum(), metrics, images)
 
 
-def student_loss(run: DistillationContext, batch: MicroBatch) -> LossResult:
-    """Roll the student out with gradient and sum the method's terms."""
-    turn = roll_out_student(run, batch)
-    result = _sum([term(run, turn) for term in METHODS[run.config.method].terms])
+def student_loss(context: DistillationContext, batch: MicroBatch) -> LossResult:
+    """Roll the student out with gradient and sum the method's student terms."""
+    rolled_out = roll_out_student(context, batch)
+    terms = [STUDENT_TERMS[name] for name in METHODS[context.config.method].student_terms]
+    result = _sum([term(context, rolled_out) for term in terms])
     return LossResult(result.loss, {"loss_student": result.loss.detach(), **result.metrics}, result.images)
 
 
-def fake_score_loss(run: DistillationContext, batch: MicroBatch) -> LossResult:
-    """Show student samples to the fake score, and to what learns with it.
+def fake_score_loss(context: DistillationContext, batch: MicroBatch) -> LossResult:
+    """Sample from the student without gradient and sum the method's fake-score terms.
 
-    Each term's gradient is its own network's alone, so that their sum trains each as if it were by itself.
+    Each term gives gradient to one network only, so the sum trains each network as its own term would.
     """
-    turn = FakeScoreBatch(batch, student_samples(run, batch))
-    return _sum([term(run, turn) for term in METHODS[run.config.method].fake_terms])
+    samples = FakeScoreBatch(batch, student_samples(context, batch))
+    terms = [FAKE_TERMS[name] for name in METHODS[context.config.method].fake_terms]
+    return _sum([term(context, samples) for term in terms])

@@ -6,8 +6,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
 from dpdmd.config import Config
+from dpdmd.config.method_table import METHODS
 from dpdmd.distributed.launch_env import read_launch
-from dpdmd.methods.registry import DISCRIMINATOR, trained_networks
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.precision import set_cuda_arithmetic
 
@@ -57,10 +57,11 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
         )
     if config.optim.optimizer == "adamw_8bit" and accelerator.distributed_type is DistributedType.FSDP:
         raise ValueError("--optimizer adamw_8bit: its state cannot be sharded; launch without FSDP, or give adamw")
-    if DISCRIMINATOR in trained_networks(config.method) and accelerator.distributed_type is DistributedType.FSDP:
+    why = METHODS[config.method.method].excludes_fsdp
+    if why and accelerator.distributed_type is DistributedType.FSDP:
         raise ValueError(
-            "--method dmd_gan: the launch is FSDP, whose sharded blocks give no features and no gradient to a sample "
-            "alone; use scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"
+            f"--method {config.method.method}: the launch is FSDP: {why}; use scripts/accelerate_ddp.yaml or "
+            "scripts/accelerate_single_gpu.yaml"
         )
     set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
     set_cuda_arithmetic(config.optim.bf16)

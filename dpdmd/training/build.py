@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpdmd.config.method_table import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.prompts import pool_prompts
 from dpdmd.data.tensor_cache import Processes, model_identity
@@ -18,7 +19,6 @@ from dpdmd.methods.context import DistillationContext
 from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
 from dpdmd.methods.perceptual import load_perceptual
-from dpdmd.methods.registry import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.models.base import Family, ImageDecoder, TextEncoder
 from dpdmd.models.image_decoder import OffloadedDecoder
 from dpdmd.models.registry import family_class

@@ -16,7 +16,7 @@ from torch import Tensor
 from dpdmd.distributed import sharding
 from dpdmd.methods import losses, registry, updates
 from dpdmd.methods.context import MicroBatch, ScorePredictions
-from dpdmd.sampling.rollout import Rollout
+from dpdmd.methods.loss_terms import StudentRollout
 from dpdmd.training import checkpoint, optimizer_state
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
@@ -78,13 +78,13 @@ class DoctorBatch:
     """One micro-batch of the student's turn, rolled out with gradient, and what both scores see in it."""
 
     batch: MicroBatch
-    rolled: Rollout
+    rolled: StudentRollout
     seen: ScorePredictions
 
 
 def prepare_batch(trainer: Trainer) -> DoctorBatch:
-    turn = updates.roll_out_student(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
-    return DoctorBatch(turn.batch, turn.rollout, trainer.run.predict_scores(turn.batch, turn.rollout.x.detach()))
+    rolled = updates.roll_out_student(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
+    return DoctorBatch(rolled.batch, rolled, trainer.run.predict_scores(rolled.batch, rolled.x.detach()))
 
 
 @torch.no_grad()

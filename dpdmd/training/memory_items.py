@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.config import Config
+from dpdmd.config.method_table import DISCRIMINATOR, METHODS
 from dpdmd.config.scorer_table import SCORERS
 from dpdmd.distributed.launch_env import is_on, read_launch
 from dpdmd.evaluation.in_loop_setup import EvalSetup
@@ -260,7 +261,7 @@ def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> MemoryItem
 
 def _discriminator(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
     """The generator loss: a graph of its own, through the network whose features the discriminator reads."""
-    if registry.DISCRIMINATOR not in registry.trained_networks(config.method):
+    if DISCRIMINATOR not in registry.trained_networks(config.method):
         return {}
     own = config.method.gan_features == "fake" or config.model.lora_rank is not None
     again = recomputed if own else 0
@@ -278,7 +279,7 @@ def _images(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
     """Sampling for an evaluation, and decoding: in process_vis student, x0_real, x0_fake, and a teacher's sample where
     the student's turn has one."""
     evaluated = config.eval.eval_batch_size if evaluation.sets else 0
-    kinds = 4 if registry.METHODS[config.method.method].paired_turn == registry.STUDENT else 3
+    kinds = 4 if METHODS[config.method.method].teacher_samples_in == registry.STUDENT else 3
     shown = kinds * min(MAX_IMAGES, config.optim.batch_size) if config.run.vis_every else 0
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)

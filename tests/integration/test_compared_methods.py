@@ -6,13 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from dpdmd import generate, train
-from dpdmd.methods import perceptual
-from dpdmd.methods.perceptual import DINO_LAYERS, check_perceptual_contents, load_perceptual
-from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
-from dpdmd.training.ema import MovingAverage
 
 CPU = torch.device("cpu")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -69,7 +64,7 @@ def test_discriminator_and_average_resume_bit_for_bit(flags, tmp_path, more):
 
 
 def test_only_the_right_weights_move(flags, tmp_path):
-    """Fake turns move the discriminator and the fake score; the student's turn moves neither."""
+    """Fake-score updates move the discriminator and the fake score; a student update moves neither."""
     run = tmp_path / "run"
     assert train.main([*flags, *GAN, "--run_dir", str(run), "--max_steps", "3", "--ckpt_every", "1"]) == 0
     saved = [state(run, step) for step in (1, 2, 3)]
@@ -133,27 +128,7 @@ class Full:
 # The moving average
 
 
-def test_a_moving_average_is_its_formula_and_gives_the_weights_back():
-    parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
-    average = MovingAverage([parameter], 0.9)
-    expected = parameter.detach().double()
-    for value in (3.0, 5.0, -1.0):
-        parameter.data.fill_(value)
-        average.update()
-        expected = 0.9 * expected + 0.1 * value
-    average.update(torch.zeros(()))  # an update that was withheld
-    with average.in_place():
-        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-6, atol=0)
-        assert parameter.requires_grad
-    assert parameter.tolist() == [-1.0, -1.0]
-    waiting = parameter.square().sum()
-    with average.in_place():
-        pass
-    waiting.backward()  # an exchange that is over leaves a waiting graph right
-    assert parameter.grad.tolist() == [-2.0, -2.0]
-
-
-def test_the_average_moves_with_student_turns_is_exported_and_scored_apart(flags, tmp_path, tiny_scorers):
+def test_the_average_moves_with_student_updates_is_exported_and_scored_apart(flags, tmp_path, tiny_scorers):
     """EMA = D EMA + (1 - D) student at each student update, from the teacher's weights on; pictures by path."""
     run = tmp_path / "run"
     scored = ["--clip_path", tiny_scorers["clip_path"], "--div_prompts", "data/shapes_eval.txt"]
@@ -192,62 +167,9 @@ def test_an_average_changes_nothing_of_the_student(flags, tmp_path):
 # Perceptual distances
 
 
-def pictures(seed: int) -> torch.Tensor:
-    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
-
-
-def check_distance(distance: perceptual.Distance) -> None:
-    """0 for the same picture, above it for another, and descending it brings the picture nearer."""
-    x, y = pictures(0), pictures(1)
-    assert distance(x, x).abs().max() < 1e-6
-    found = distance(x, y)
-    assert found.shape == (2,) and (found > 1e-4).all()
-    leaf = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(distance(leaf, y).sum(), leaf)
-    step = 1e-3 * found.sum() / gradient.square().sum()
-    assert 0 < (found - distance(x - step * gradient, y)).sum() < 2e-3 * found.sum()
-    torch.testing.assert_close(distance(x[1:], y[1:]), found[1:], rtol=1e-4, atol=1e-6)
-
-
-def test_dino_distance(tiny_scorers):
-    distance = load_perceptual("dino", Path(tiny_scorers["dino_path"]), CPU)
-    assert distance(pictures(0), pictures(0)).tolist() == [0, 0]
-    check_distance(distance)
-    assert distance.layers == [1, 2, 3, 4] and len(distance.layers) == DINO_LAYERS and distance.patches == 64
-    larger = torch.nn.functional.interpolate(pictures(0), scale_factor=2)
-    assert distance(larger, larger).tolist() == [0, 0]
-    assert not any(parameter.requires_grad for parameter in distance.network.parameters())
-
-
 def test_dmd_lpips_trains_with_the_small_worlds_dino(flags, tmp_path, tiny_scorers):
     more = ["--method", "dmd_lpips", "--perceptual", "dino", "--perceptual_path", tiny_scorers["dino_path"]]
     assert train.main([*flags, *more, "--run_dir", str(tmp_path / "run"), "--max_steps", "6"]) == 0
     last = records(tmp_path / "run")[-1]
     assert last["loss_student"] == pytest.approx(last["loss_dmd"] + 0.25 * last["loss_perceptual"], rel=1e-5)
     assert last["loss_perceptual"] > 0
-
-
-@pytest.mark.parametrize("name", ["lpips", "dists"])
-def test_lpips_and_dists_load_from_files_alone(name, tmp_path, monkeypatch):
-    """Random weights under the publishers' names; a download would fail, and a missing weight is told."""
-    pytest.importorskip("pyiqa")
-    import torchvision
-
-    def refuse(*_, **__):
-        raise AssertionError("a download was tried")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save(torchvision.models.vgg16(weights=None).state_dict(), tmp_path / IMAGENET_VGG)
-    widths = (64, 128, 256, 512, 512)
-    own = {f"lin{index}.model.1.weight": torch.rand(1, width, 1, 1) for index, width in enumerate(widths)}
-    if name == "dists":
-        own = {key: torch.rand(1, 3 + sum(widths), 1, 1) for key in ("alpha", "beta")}
-    torch.save(own, tmp_path / PERCEPTUAL_FILES[name])
-    check_perceptual_contents(name, tmp_path)
-    check_distance(load_perceptual(name, tmp_path, CPU))
-    own.popitem()
-    torch.save(own, tmp_path / PERCEPTUAL_FILES[name])
-    with pytest.raises(ValueError, match=r"^--perceptual_path .*: 1 weights lack"):
-        check_perceptual_contents(name, tmp_path)

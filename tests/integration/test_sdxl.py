@@ -13,6 +13,7 @@ from small_distillation import method_flags
 
 from dpdmd import doctor, export, generate, train
 from dpdmd.config import Config
+from dpdmd.config.method_table import METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import registry
 from dpdmd.models.lora_files import COMFYUI_WEIGHTS, LORA_WEIGHTS
@@ -50,7 +51,7 @@ def state_bytes(path: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
     """Six updates equal four plus two: all networks and their optimizers end in the same bytes."""
     more = [*flags, *method_flags(method, tiny_scorers), "--ckpt_every", "4", "--per_train_fake_num", "2"]
@@ -120,7 +121,7 @@ def test_evaluation_in_the_loop_bf16_and_recomputation(flags, tmp_path, tiny_sco
     }
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sigmas", ["default", "trailing"])
 def test_the_doctor_says_ok(flags, tmp_path, tiny_scorers, capsys, method, sigmas):
     more = [*method_flags(method, tiny_scorers), "--student_sigmas", sigmas, "--out", str(tmp_path / "doctor")]

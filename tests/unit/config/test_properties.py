@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpdmd.config import Config, from_dict, parse, read_yaml, write_yaml
-from dpdmd.config.options import METHODS, NORMALIZERS
+from dpdmd.config.method_table import METHODS
+from dpdmd.config.options import NORMALIZERS
 from dpdmd.config.parser import option_groups, value_type
 
 few = settings(max_examples=60, deadline=None)
@@ -50,7 +51,7 @@ def test_a_configuration_survives_its_file(config):
 @given(
     st.integers(1, 100),
     st.floats(1e-8, 10, allow_nan=False),
-    st.sampled_from(METHODS),
+    st.sampled_from(list(METHODS)),
     st.sampled_from(NORMALIZERS),
     st.booleans(),
 )

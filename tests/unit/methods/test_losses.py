@@ -1,10 +1,14 @@
 """Each loss in closed form: values, the gradient that reaches each argument, and the ones that must get none."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
-from dpdmd.config.options import NORMALIZERS as CONFIG_NORMALIZERS
-from dpdmd.methods.losses import NORMALIZERS, diversity_loss, dmd_loss, fake_score_loss, score_error_cosine
+from dpdmd.config.options import NORMALIZERS
+from dpdmd.methods import losses
+from dpdmd.methods.losses import diversity_loss, dmd_loss, fake_score_loss, score_error_cosine
 
 SHAPE = (3, 2, 4, 4)
 
@@ -61,7 +65,6 @@ def test_dmd_normalisers_differ_from_each_other():
     z_t, x_student = (dmd_loss(*arguments, normalizer).gradient for normalizer in ("z_t", "x_student"))
     assert (z_t - x_student).abs().max() > 0.1
     assert torch.equal(dmd_loss(*arguments).gradient, z_t)
-    assert NORMALIZERS == CONFIG_NORMALIZERS  # the flag's choices are the loss's
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
@@ -185,3 +188,42 @@ def test_score_error_cosine():
     fake[1] = real[1]  # one sample at right angles, one equal
     torch.testing.assert_close(score_error_cosine(x, real, fake), torch.tensor(0.5), **near_one)
     assert not score_error_cosine(x.requires_grad_(), real, fake).requires_grad
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_logistic_losses_and_their_gradients():
+    """softplus, its derivative a sigmoid: the generator's pushes logits up, the discriminator's parts them."""
+    fake, real = (noise(2, 5, seed=seed).requires_grad_() for seed in (1, 2))
+    loss = losses.generator_loss(fake)
+    assert loss.item() == pytest.approx(torch.log1p((-fake).exp()).mean().item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, fake)
+    torch.testing.assert_close(gradient, -torch.sigmoid(-fake.detach()) / 10)
+    both = torch.autograd.grad(losses.discriminator_loss(real, fake), (real, fake))
+    torch.testing.assert_close(both[0], -torch.sigmoid(-real.detach()) / 10)
+    torch.testing.assert_close(both[1], torch.sigmoid(fake.detach()) / 10)
+    nothing = torch.zeros(3, 4)
+    assert losses.discriminator_loss(nothing, nothing).item() == pytest.approx(math.log(4))
+
+
+def test_perceptual_distance_is_one_minus_cosine():
+    """Exactly 0 for equal features, 1 for orthogonal, 2 for opposite; the mean over patches and layers."""
+    one, other = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 0.5]]])
+    features = noise(2, 7, 5)
+    assert losses.perceptual_distance([features], [features]).tolist() == [0, 0]
+    assert losses.perceptual_distance([one], [other]).item() == 1
+    assert losses.perceptual_distance([one, one], [-one, one]).item() == 1  # of 2 and 0
+    cosine = torch.cosine_similarity(features, noise(2, 7, 5, seed=1), dim=-1)
+    torch.testing.assert_close(losses.perceptual_distance([features], [noise(2, 7, 5, seed=1)]), 1 - cosine.mean(1))
+
+
+def test_a_precomputed_gradient_is_that_of_the_loss_and_spares_what_it_runs_through():
+    x, weight = noise(2, 3).requires_grad_(), nn.Parameter(torch.tensor(2.0))
+    plain = (weight * (3 * x) ** 2).sum()
+    (expected,) = torch.autograd.grad(plain, x)
+    found = losses.with_precomputed_gradient(3 * x, lambda value: (weight * value**2).sum())
+    assert found.item() == plain.item()
+    found.backward()
+    assert torch.equal(x.grad, expected) and weight.grad is None

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_distillation import make_critic, squared_distance
+from small_distillation import make_discriminator, squared_distance
 from torch import Tensor
 
 from dpdmd.config import Config
+from dpdmd.config.method_table import DISCRIMINATOR, METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import loss_terms, registry, updates
 from dpdmd.methods.context import DistillationContext, MicroBatch
@@ -50,8 +51,8 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
         config = MethodConfig(student_sigmas="trailing", **values)
         schedule = family.load_schedule(tiny_sdxl)
         null, discriminator = family.load_text_encoder(tiny_sdxl, 10).encode([""]), None
-        if registry.DISCRIMINATOR in registry.trained_networks(config):
-            discriminator = make_critic(family, networks.fake, null, SHAPE)
+        if DISCRIMINATOR in registry.trained_networks(config):
+            discriminator = make_discriminator(family, networks.fake, null, SHAPE)
         return DistillationContext(
             config=config,
             family=family,
@@ -158,14 +159,14 @@ def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
     assert result.loss.item() == pytest.approx(0.5 * direction.square().mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_gradient_of_the_dmd_term_stops_where_the_method_detaches(make, batch, method):
     """Every weight of the student gets a gradient, other networks none; the first prediction depends on the method."""
     run = make(method=method)
     student = updates.roll_out_student(run, batch)
     loss = loss_terms.dmd_term(run, student).loss
     (first,) = torch.autograd.grad(loss, student.rollout.first_prediction, allow_unused=True, retain_graph=True)
-    assert (first is not None and first.abs().max() > 0) != registry.METHODS[method].detach_first_step
+    assert (first is not None and first.abs().max() > 0) != METHODS[method].detach_first_step
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in run.networks.student.parameters())
     assert all(p.grad is None for n in (run.networks.teacher, run.networks.fake) for p in n.parameters())

@@ -1,4 +1,4 @@
-"""Whose turn a step is, with and without a head start of the fake score, and which roll-out it works on."""
+"""Which network each step updates, with and without a head start of the fake score, and which roll-out it uses."""
 
 from itertools import pairwise
 
@@ -10,35 +10,35 @@ from dpdmd.methods.update_schedule import is_student_update, last_student_step, 
 SCHEDULES = [(0, 5, 1), (0, 5, 2), (0, 1, 1), (7, 5, 1), (7, 5, 2), (7, 5, 5), (3, 2, 2), (1, 1, 1), (60, 5, 4)]
 
 
-def played(config: MethodConfig, steps: int) -> list[tuple[str, int]]:
-    """(turn, roll-out step) of each step, by going through them one after another."""
-    turns, pending, shared, start = [], config.fake_head_start, 0, 0
+def simulate(config: MethodConfig, steps: int) -> list[tuple[str, int]]:
+    """(update, roll-out step) of each step, by going through them one after another."""
+    updates, pending, shared, start = [], config.fake_head_start, 0, 0
     for step in range(steps):
         if step == config.fake_head_start:
             pending, shared = config.per_train_fake_num, 0
         if pending == 0:
-            turns.append(("student", step))
+            updates.append(("student", step))
             pending, shared = config.per_train_fake_num, 0
             continue
         if shared == 0:
             start, shared = step, config.fake_rollout_reuse
-        turns.append(("fake", start))
+        updates.append(("fake", start))
         pending, shared = pending - 1, shared - 1
-    return turns
+    return updates
 
 
 @pytest.mark.parametrize(("head_start", "fakes", "reuse"), SCHEDULES)
-def test_turns_and_rollouts_are_those_of_a_schedule_that_is_played(head_start, fakes, reuse):
+def test_updates_and_rollouts_are_those_of_a_schedule_that_is_simulated(head_start, fakes, reuse):
     config = MethodConfig(fake_head_start=head_start, per_train_fake_num=fakes, fake_rollout_reuse=reuse)
-    expected = played(config, 100)
-    turns = ["student" if is_student_update(step, config) else "fake" for step in range(100)]
-    assert list(zip(turns, [rollout_step(step, config) for step in range(100)], strict=True)) == expected
+    expected = simulate(config, 100)
+    updates = ["student" if is_student_update(step, config) else "fake" for step in range(100)]
+    assert list(zip(updates, [rollout_step(step, config) for step in range(100)], strict=True)) == expected
     for steps in range(101):
-        assert num_student_updates(steps, config) == turns[:steps].count("student")
+        assert num_student_updates(steps, config) == updates[:steps].count("student")
 
 
 @pytest.mark.parametrize(("head_start", "fakes", "reuse"), SCHEDULES)
-def test_the_students_last_turn(head_start, fakes, reuse):
+def test_the_students_last_update(head_start, fakes, reuse):
     config = MethodConfig(fake_head_start=head_start, per_train_fake_num=fakes, fake_rollout_reuse=reuse)
     students = [step for step in range(100) if is_student_update(step, config)]
     assert last_student_step(students[0], config) == 0

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from dpdmd.methods.anchor import anchor_grid, anchor_target
 from dpdmd.models.base import guide
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.sampling.rollout import rollout
@@ -157,37 +156,44 @@ def test_rollouts_with_and_without_gradient_are_bit_equal():
         assert torch.equal(having.first_prediction, without.first_prediction)
 
 
-def test_anchor_target_has_no_gradient_and_takes_k_steps():
-    """The target is a constant even of a trainable teacher, and equals (eps - z_k) / (1 - t_k) after K calls."""
-    network, eps, sigmas = TinyNetwork().double(), _noise().requires_grad_(), FLOW.default_sigmas(30).double()
-    calls = []
+class Linear(nn.Module):
+    """v = a z, with an `a` of its own in each step, so that each step has its own gradient."""
 
-    def teacher(z, sigma):
-        calls.append(sigma[0].item())
-        return network(z, sigma)
+    def __init__(self):
+        super().__init__()
+        self.rates = nn.ParameterList(nn.Parameter(torch.tensor(rate, dtype=torch.float64)) for rate in (1, 2, 3, 4.0))
+        self.calls = 0
 
-    target = anchor_target(teacher, FLOW, eps, sigmas, 5)
-    assert not target.requires_grad
-    assert calls == sigmas[:5].tolist()
-    z_k = rollout(network, FLOW, eps, sigmas[:6]).x
-    # The division by 1 - t_5 = 0.066 brings 1e-16 to about 1e-15.
-    torch.testing.assert_close(target, ((eps - z_k) / (1 - sigmas[5])).detach(), rtol=0, atol=1e-13)
-    assert network.first.weight.requires_grad  # no_grad left the teacher as it was
+    def forward(self, z: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.rates[self.calls - 1] * z
 
 
-def test_a_coarser_way_to_the_anchor_ends_at_the_same_time():
-    """Fewer of the teacher's own sigmas, from 1 to t_k; on a straight flow the target stays exact."""
-    sigmas = FLOW.default_sigmas(30)
-    assert torch.equal(anchor_grid(sigmas, 20), sigmas[:21]) and torch.equal(anchor_grid(sigmas, 20, 20), sigmas[:21])
-    assert torch.equal(anchor_grid(sigmas, 20, 4), sigmas[[0, 5, 10, 15, 20]])
-    assert torch.equal(anchor_grid(sigmas, 5, 2), sigmas[[0, 2, 5]]) and len(anchor_grid(sigmas, 20, 1)) == 2
-    calls = []
+def linear_gradients(**options) -> list[float | None]:
+    network, z = Linear(), torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    rollout(network, FLOW, z, SIGMAS, **options).x.sum().backward()
+    return [rate.grad.item() if rate.grad is not None else None for rate in network.rates]
 
-    def teacher(z, sigma):
-        calls.append(sigma[0].item())
-        return torch.full_like(z, 0.25)
 
-    eps = torch.randn(2, 3, 4, 4)
-    target = anchor_target(teacher, FLOW, eps, sigmas, 20, 4)
-    torch.testing.assert_close(target, torch.full_like(eps, 0.25), rtol=0, atol=1e-5)
-    assert calls == sigmas[[0, 5, 10, 15]].tolist()
+def test_kept_steps_have_the_closed_form_gradient():
+    """x = prod (1 + d_i a_i); a kept step alone is d_k z_k, since the others' predictions are constants."""
+    d, a = SIGMAS.diff().tolist(), (1.0, 2.0, 3.0, 4.0)
+    factors = [1 + step * rate for step, rate in zip(d, a, strict=True)]
+    z = [math.prod(factors[:index]) for index in range(4)]
+    after = [math.prod(factors[index + 1 :]) for index in range(4)]
+    assert linear_gradients() == pytest.approx([d[i] * z[i] * after[i] for i in range(4)])
+    for kept in range(4):
+        expected = [None] * 4
+        expected[kept] = pytest.approx(d[kept] * z[kept])
+        assert linear_gradients(gradient_steps={kept}) == expected
+    assert linear_gradients(detach_first_step=True)[0] is None
+    # x0 = (1 - sigma_k a_k) z_k in one jump
+    sigma = SIGMAS.tolist()
+    assert linear_gradients(jump_at=2) == [None, None, pytest.approx(-sigma[2] * z[2]), None]
+
+
+def test_a_jump_from_the_last_step_is_the_whole_roll_out():
+    network, z = Linear(), _noise()
+    whole = rollout(network, FLOW, z, SIGMAS)
+    network.calls = 0
+    torch.testing.assert_close(rollout(network, FLOW, z, SIGMAS, jump_at=3).x, whole.x)
