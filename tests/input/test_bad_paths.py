@@ -12,7 +12,7 @@ from bad_input import ROOT
 from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import read_prompts
 from dpdmd.models.weight_files import read_header
-from dpdmd.report import cli
+from dpdmd.report.__main__ import main as write_report
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.paths import check_writable
 from dpdmd.utils.text_files import one_line
@@ -186,8 +186,8 @@ def test_a_header_whose_tensors_do_not_fit_is_told(tmp_path, header):
 
 
 def test_report_rejects_a_folder_that_is_no_run(capsys, tmp_path):
-    assert cli.main([str(tmp_path / "nowhere")]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert write_report([str(tmp_path / "nowhere")]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_the_doctor_reports_a_full_disk_in_one_line(capsys, monkeypatch, tmp_path):

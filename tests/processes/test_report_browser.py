@@ -17,7 +17,7 @@ import pytest
 from made_up_runs import PROMPTS, make_run
 from PIL import Image
 
-from dpdmd.report import cli
+from dpdmd.report.__main__ import main
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (
@@ -136,7 +136,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     runs = [make_run(folder / "first", steps=18), make_run(folder / "second", shift=0.1, k_anchor=7)]
     out = folder / "report.html"
-    assert cli.main([*map(str, runs), "--out", str(out)]) == 0
+    assert main([*map(str, runs), "--out", str(out)]) == 0
     return out
 
 
@@ -176,7 +176,7 @@ def test_the_page_works_and_nothing_leaves(browser, page):
     browser.click(".sheet")
     browser.until(opened)
     assert browser.value(caption) == f"teacher: “{PROMPTS[0]}”"
-    assert browser.value("document.getElementById('large-picture').src") == first[2]
+    assert browser.value("document.getElementById('large-image').src") == first[2]
     browser.press("ArrowRight", 39)
     browser.until(f"({caption}).startsWith('first, step 6: ')")
     browser.press("ArrowLeft", 37), browser.press("ArrowLeft", 37)
@@ -216,7 +216,7 @@ def test_many_runs_with_long_names_fit(browser, tmp_path, width):
     """No sideways scroll, and the legend, of as many lines as it needs, leaves the slider free."""
     runs = [make_run(tmp_path / f"sd35m_t30_1024_lr1e5_4nfe_anchor5_seed_{n}", shift=n / 20) for n in range(8)]
     out = tmp_path / "report.html"
-    assert cli.main([*map(str, runs), "--out", str(out)]) == 0
+    assert main([*map(str, runs), "--out", str(out)]) == 0
     browser.size(width, 900)
     browser.open(out)
     assert browser.value("document.documentElement.scrollWidth") <= width
