@@ -189,7 +189,12 @@ def test_disk_space_is_not_checked_for_epochs_on_many_gpus(values, tmp_path, mon
         (f"{ORACLE} --num_sedes 3", "figures.json", ["accuracy"], "unrecognized arguments: --num_sedes 3"),
         (f"{ORACLE} --num_seeds 0", "figures.json", ["accuracy"], "--num_seeds 0: must be 1 to 100000"),
         (f"{ORACLE} --prompt_txt x.txt", "figures.json", ["accuracy"], "x.txt"),
-        (f"{ORACLE} --prompt_txt data/prompts_eval.txt", "figures.json", ["accuracy"], "no caption of the small world"),
+        (
+            f"{ORACLE} --prompt_txt data/prompts_eval.txt",
+            "figures.json",
+            ["accuracy"],
+            "not a caption of the small world",
+        ),
         (ORACLE, "figure.json", ["accuracy"], "result figure.json: dpdmd.shapes.measure writes {out}/figures.json"),
         (ORACLE, "figures.json", ["acuracy"], "gives no 'acuracy'; there are accuracy, unrecognised"),
         (f"{DIVERSITY} {OURS}", "summary.json", ["div_dino", "div_clip"], ""),
