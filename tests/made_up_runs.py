@@ -19,7 +19,7 @@ METRICS = ("eval/set_div_clip", "eval/set_div_dino", "eval/set_preference_picksc
 
 
 def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0, images: bool = True, **config) -> Path:
-    """A run folder as the trainer leaves it, of made-up figures."""
+    """Write a run folder as the trainer does, with made-up metrics."""
     folder = RunFolder.of(root)
     folder.create()
     settings = Config()

@@ -6,7 +6,7 @@ import yaml
 
 from dpdmd.compare.sweep import Configuration, Measure, Plane, Sweep
 
-# A training and a measure that take no time. They count their starts, and follow the command in the file `obey`.
+# A training and a measure that take no time. They count their starts. The file `control` makes a training fail or wait.
 TRAIN = """
 import pathlib, sys, time
 flags = dict(word.lstrip("-").split("=") for word in sys.argv if "=" in word)
@@ -15,10 +15,10 @@ seed = int(sys.argv[sys.argv.index("--seed") + 1])
 run.mkdir(exist_ok=True)
 with (run / "starts").open("a") as file:
     file.write("x")
-obey = pathlib.Path(__file__).with_name("obey")
-if obey.exists() and obey.read_text() == f"fail {flags['method']} {seed}":
+control = pathlib.Path(__file__).with_name("control")
+if control.exists() and control.read_text() == f"fail {flags['method']} {seed}":
     sys.exit("this went wrong")
-while obey.exists() and obey.read_text() == "wait":
+while control.exists() and control.read_text() == "wait":
     time.sleep(0.05)
 (run / "value").write_text(str({"dmd": 0.5, "dpdmd": 0.75}[flags["method"]] + 0.01 * seed))
 """

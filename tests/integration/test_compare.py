@@ -93,7 +93,7 @@ def test_the_metrics_of_the_oracle_are_read_and_images_drawn(tiny_pipeline, tmp_
 
 
 def test_a_signal_leaves_a_table_of_the_finished_models(values, tmp_path):
-    (tmp_path / "obey").write_text("wait")
+    (tmp_path / "control").write_text("wait")
     first = process(call(values, tmp_path))
     wait_for(lambda: (tmp_path / "out" / "table.md").exists())  # the teacher alone is measured without waiting
     first.send_signal(signal.SIGTERM)
@@ -193,12 +193,12 @@ def test_a_measure_reads_the_result_of_an_earlier_one(values, tmp_path):
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(values, tmp_path, capsys):
-    (tmp_path / "obey").write_text("fail dmd 1")
+    (tmp_path / "control").write_text("fail dmd 1")
     assert main(call(values, tmp_path)) == 1
     printed = capsys.readouterr()
     assert "dmd, seed 1: train ended with status 1" in printed.err and "this went wrong" in printed.err
     assert "Not finished: dmd, seed 1." in printed.out and "| dmd | 0.500 |" in printed.out and "0.755" in printed.out
-    (tmp_path / "obey").unlink()
+    (tmp_path / "control").unlink()
     assert main(call(values, tmp_path)) == 0
     assert starts(tmp_path)["dmd/seed_1/run"] == 2 and starts(tmp_path)["dmd/seed_0/run"] == 1
 
@@ -265,7 +265,7 @@ def wait_for(condition) -> None:
 
 def test_after_a_kill_the_same_command_waits_for_the_processes_left_running(values, tmp_path):
     """The killed sweep's trainings continue, and no second training may start in their folders."""
-    (tmp_path / "obey").write_text("wait")
+    (tmp_path / "control").write_text("wait")
     first = process(call(values, tmp_path))
     running = [
         tmp_path / "out" / "runs" / "dmd" / "seed_0" / "run",
@@ -280,7 +280,7 @@ def test_after_a_kill_the_same_command_waits_for_the_processes_left_running(valu
     time.sleep(1)
     assert second.poll() is None
     assert [len((run / "starts").read_text()) for run in running] == [1, 1]
-    (tmp_path / "obey").unlink()
+    (tmp_path / "control").unlink()
     second.communicate(timeout=120)
     assert second.returncode == 0
     counts = starts(tmp_path)
@@ -289,13 +289,13 @@ def test_after_a_kill_the_same_command_waits_for_the_processes_left_running(valu
 
 
 def test_a_signal_reaches_the_runs_and_the_same_command_continues(values, tmp_path):
-    (tmp_path / "obey").write_text("wait")
+    (tmp_path / "control").write_text("wait")
     first = process(call(values, tmp_path))
     wait_for(lambda: (tmp_path / "out" / "runs" / "dmd" / "seed_0" / "run" / "starts").exists())
     first.send_signal(signal.SIGTERM)
     _, err = first.communicate(timeout=60)  # its trainings, which would wait forever, end too
     assert first.returncode == 143 and "run the same command to continue" in err
-    (tmp_path / "obey").unlink()
+    (tmp_path / "control").unlink()
     assert main(call(values, tmp_path)) == 0
 
 
