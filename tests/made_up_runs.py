@@ -1,6 +1,7 @@
-"""Run folders of made-up figures, for the tests of the report."""
+"""Run folders with made-up metrics, and a strict parser of the report's page."""
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ METRICS = ("eval/set_div_clip", "eval/set_div_dino", "eval/set_preference_picksc
 
 
 def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0, images: bool = True, **config) -> Path:
-    """A run folder as the trainer leaves it, of made-up figures."""
+    """Write a run folder as the trainer does, with made-up metrics."""
     folder = RunFolder.of(root)
     folder.create()
     settings = Config()
@@ -60,3 +61,43 @@ def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0,
     folder.teacher_scores.write_text(json.dumps({"settings": {}, "metrics": rows}))
     folder.environment.write_text(json.dumps({"device": "Abacus <1>", "processes": 2, "versions": {"torch": "2.99"}}))
     return root
+
+
+VOID = {"meta", "img", "input", "path", "use", "br", "link", "rect", "wbr"}
+
+
+class Page(HTMLParser):
+    """Parses strictly: elements must close in order. Keeps the tags, and the text outside scripts and styles."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"<{tag}> has an attribute twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def attributes(self, name: str) -> list[str]:
+        return [values[name] or "" for _, values in self.tags if name in values]

@@ -1,10 +1,12 @@
-"""A sweep of two methods and a teacher whose trainings and measures take no time."""
+"""A sweep of two methods and a teacher with programs that take no time in place of training and measuring."""
 
 from pathlib import Path
 
 import yaml
 
-# A training and a measure that take no time: they note each start, and obey what stands in the file `obey`.
+from dpdmd.compare.sweep import Configuration, Measure, Plane, Sweep
+
+# A training and a measure that take no time. They count their starts. The file `control` makes a training fail or wait.
 TRAIN = """
 import pathlib, sys, time
 flags = dict(word.lstrip("-").split("=") for word in sys.argv if "=" in word)
@@ -13,10 +15,10 @@ seed = int(sys.argv[sys.argv.index("--seed") + 1])
 run.mkdir(exist_ok=True)
 with (run / "starts").open("a") as file:
     file.write("x")
-obey = pathlib.Path(__file__).with_name("obey")
-if obey.exists() and obey.read_text() == f"fail {flags['method']} {seed}":
+control = pathlib.Path(__file__).with_name("control")
+if control.exists() and control.read_text() == f"fail {flags['method']} {seed}":
     sys.exit("this went wrong")
-while obey.exists() and obey.read_text() == "wait":
+while control.exists() and control.read_text() == "wait":
     time.sleep(0.05)
 (run / "value").write_text(str({"dmd": 0.5, "dpdmd": 0.75}[flags["method"]] + 0.01 * seed))
 """
@@ -33,7 +35,7 @@ with (out / "starts").open("a") as file:
 
 
 def two_methods(tmp_path: Path, pipeline: Path) -> dict:
-    """A sweep of two methods, two seeds each, and a teacher, by the programs above; `pipeline` is what is trained."""
+    """Return a sweep of two methods with two seeds each, and a teacher; `pipeline` is the teacher of the trainings."""
     (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "measure.py").write_text(MEASURE)
     (tmp_path / "teacher").mkdir()
@@ -60,11 +62,20 @@ def two_methods(tmp_path: Path, pipeline: Path) -> dict:
 
 
 def call(values: dict, folder: Path, *extra: str) -> list[str]:
-    """Command line of a sweep."""
+    """Write the sweep file and return its command line."""
     (folder / "sweep.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     return [str(folder / "sweep.yaml"), "--out", str(folder / "out"), "--jobs", "2", *extra]
 
 
 def starts(folder: Path) -> dict[str, int]:
-    """How often each training and each measure was started."""
+    """Return how often each training and each measure was started."""
     return {str(p.parent.relative_to(folder / "out" / "runs")): len(p.read_text()) for p in folder.rglob("starts")}
+
+
+def sweep_of(rows: dict[str, str | None], **more: object) -> Sweep:
+    """Return a sweep with two columns and these rows (name -> model, None if it is trained)."""
+    configurations = {name: Configuration(name, model, (), {}, {}, {}) for name, model in rows.items()}
+    measures = {"m": Measure("m", ("x",), "y", {"entropy": "entropy", "accuracy": "accuracy"})}
+    filled = {"title": "T", "config": None, "on_cores": True, "seeds": (0, 1), "baseline": None, "sample_grid": None}
+    filled |= {"path": Path("sweeps/a_sweep.yaml"), "plane": Plane("entropy", "accuracy"), **more}
+    return Sweep(configurations=configurations, measures=measures, **filled)

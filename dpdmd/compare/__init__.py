@@ -1,1 +1,1 @@
-"""Sweeps: configurations x seeds, trained, measured and laid side by side."""
+"""Sweeps: train and measure configurations with several seeds, and compare them in one table."""

@@ -1,5 +1,7 @@
-"""Command lines of the measures that are our own, read as those programs read them: the root programs, and the small
-world's oracle. Of anybody else's nothing is known."""
+"""Parse a measure's command with the parser of its own program: a root program, or `dpdmd.shapes.measure`.
+
+Commands of other programs cannot be checked.
+"""
 
 import argparse
 import os.path
@@ -21,19 +23,19 @@ from dpdmd.shapes.categories import category
 from dpdmd.shapes.oracle import PromptMetrics
 
 ROOT_PROGRAMS = ("test_diversity.py", "test_preference.py", "test_quality.py")
-WORLD = "dpdmd.shapes.measure"
+ORACLE = "dpdmd.shapes.measure"
 
 
 @dataclass(frozen=True)
-class Command:
-    """One of them.
+class MeasureCommand:
+    """A parsed command of a root program or of the small world's oracle.
 
     Attributes:
         name: of the program.
-        start: words before it, the launcher's.
+        start: number of words before the program, those of the launcher.
         args: its flags.
-        result: the file that it will write.
-        program: of a root program; None for the small world's.
+        result: the file that it writes.
+        program: the root program; None for the oracle.
     """
 
     name: str
@@ -43,18 +45,18 @@ class Command:
     program: Program | None
 
     def check(self, job: Path) -> list[str]:
-        """Check all that it points to but the model; `job` is the folder in which earlier measures leave theirs.
+        """Check all paths except the model; earlier measures write into subfolders of `job`.
 
         Returns:
-            Names of the metrics that it will give.
+            Names of the metrics that the program gives.
 
         Raises:
             ValueError: one line that names the flag and what to do.
         """
-        return self._check_world() if self.program is None else self._check_root(self.program, job)
+        return self._check_oracle() if self.program is None else self._check_root(self.program, job)
 
     def check_model(self) -> None:
-        """Check that the model is there and one that the program can load.
+        """Check that the program can load the model.
 
         Raises:
             ValueError: one line that names the flag and what to do.
@@ -71,49 +73,49 @@ class Command:
 
     def _check_root(self, program: Program, job: Path) -> list[str]:
         args = self.args
-        if args.images and _lies_in(Path(args.images), job):
-            # An earlier measure of this job makes them; none or a part of them may be there by now.
+        if args.images and _is_inside(Path(args.images), job):
+            # An earlier measure of this job makes these images; some or none may exist yet.
             paths = check_scorer_paths(vars(args), program.scorers)
             program.prompts(args, paths)
         else:
             paths = program.check(args).paths
         return metric_names(paths)
 
-    def _check_world(self) -> list[str]:
+    def _check_oracle(self) -> list[str]:
         check_ranges(vars(self.args))
         categories = dict.fromkeys(category(caption) for caption in measure.read_captions(self.args.prompt_txt))
         return [*(item.name for item in fields(PromptMetrics)), *(f"accuracy/{name}" for name in categories)]
 
 
-def find(words: Sequence[str]) -> Command | None:
-    """The one of them that a command line starts, with any launcher before it; None if it is none.
+def parse_command(words: Sequence[str]) -> MeasureCommand | None:
+    """Parse a command line, with any launcher before the program; return None for other programs.
 
     Raises:
-        ValueError: no such file, or flags that it does not know.
+        ValueError: the program's file does not exist, or it does not know a flag.
     """
     for start, word in enumerate(words):
-        if word == WORLD and words[start - 1] == "-m":
+        if word == ORACLE and words[start - 1] == "-m":
             args = _parse(measure.build_parser(), words[start + 1 :])
             if args.out is None:
-                raise ValueError(f"{WORLD}: give --out, or it leaves no result")
-            return Command(word, start, args, args.out, None)
+                raise ValueError(f"{ORACLE}: give --out, or it writes no result")
+            return MeasureCommand(word, start, args, args.out, None)
         if Path(word).name in ROOT_PROGRAMS:
             if not Path(word).is_file():
                 raise ValueError(f"{word}: no such file")
-            program = runpy.run_path(word)["PROGRAM"]  # with the paths at the top of the file as they are edited
+            program = runpy.run_path(word)["PROGRAM"]  # has the paths at the top of the file as the user edited them
             args = _parse(program.parser(), words[start + 1 :])
-            return Command(program.name, start, args, Path(args.output_dir) / "summary.json", program)
+            return MeasureCommand(program.name, start, args, Path(args.output_dir) / "summary.json", program)
     return None
 
 
 def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    def refuse(message: str) -> NoReturn:
+    def fail(message: str) -> NoReturn:
         raise ValueError(f"{parser.prog}: {message}")
 
-    parser.error = refuse
+    parser.error = fail
     return parser.parse_args(words)
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Also where `path` goes up and down: {out}/../pick_preference/pictures."""
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Resolve `..` in paths such as {out}/../pick_preference/pictures, which may not exist yet."""
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))

@@ -1,7 +1,8 @@
-"""A sweep's rows in the plane of two columns: every training faintly, means with their intervals."""
+"""Plot a sweep's rows in the plane of two columns: single trainings faintly, means with their intervals."""
 
 import io
 import math
+from bisect import bisect_right
 from pathlib import Path
 
 import matplotlib
@@ -14,106 +15,109 @@ from PIL import Image
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.tables import Cell, Table
 from dpdmd.evaluation.statistics import SeedMean
-from dpdmd.report.figures import SETTINGS
-from dpdmd.report.style import TEACHER_STYLE, Style, style
+from dpdmd.report.style import PLOT_SETTINGS, TEACHER_STYLE, Style, run_style
 from dpdmd.utils.image_grid import save_image
 
-WIDTH, HEIGHT, DOTS = 5.6, 3.6, 160  # inches without the legend; dots of an inch
-HANDLE, LINE = 0.5, 0.18  # inches: what mark and gaps take beside a name, and a row of names
-MEAN, ONE = 7.5, 3.8  # points: side of a square as large as a row's mark, and as one training's
+WIDTH, HEIGHT, DPI = 5.6, 3.6, 160  # inches without the legend; dots per inch
+HANDLE, LINE = 0.5, 0.18  # inches: width of marker and gaps beside a name, and height of a line of names
+MEAN, TRAINING = 7.5, 3.8  # points: side of a square with the area of a mean's marker, and of a training's
 
 
 def draw_plane(sweep: Sweep, table: Table, path: Path) -> None:
-    """Write the picture of the sweep's plane; a row that lacks one of the two figures is left out.
+    """Write the plane as PNG; a row without both metrics is left out.
 
     The axes show all points. The interval of two or three trainings may reach far beyond them: it then ends in an
     arrowhead at the edge.
     """
-    plane, looks = sweep.plane, styles(sweep)
+    plane, row_styles = sweep.plane, styles(sweep)
     shown = {
         name: (row[plane.x], row[plane.y]) for name, row in table.items() if row[plane.x].mean and row[plane.y].mean
     }
     if not shown:
         return
-    names = {name: _short(name) for name in shown}
-    columns = max(1, min(len(shown), int(WIDTH / (HANDLE + max(map(_inches, names.values()))))))
+    labels = {name: _shorten(name) for name in shown}
+    columns = max(1, min(len(shown), int(WIDTH / (HANDLE + max(map(_inches, labels.values()))))))
     height = HEIGHT + LINE * math.ceil(len(shown) / columns)
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, height), dpi=DOTS, layout="constrained")
+    with matplotlib.rc_context(PLOT_SETTINGS):
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         axes.margins(0.15)
         for name, cells in shown.items():
-            _draw_points(axes, names[name], *cells, looks[name])
+            _draw_points(axes, labels[name], *cells, row_styles[name])
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
         for name, (x, y) in shown.items():
-            _draw_intervals(axes, x.mean, y.mean, looks[name].colour)
+            _draw_intervals(axes, x.mean, y.mean, row_styles[name].colour)
         axes.set_xlabel(f"{plane.x} →", loc="right")
         axes.set_ylabel(f"{plane.y} →", loc="top")
         figure.legend(loc="outside lower left", ncols=columns, frameon=False, handletextpad=0.3, columnspacing=1)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png")
-    save_image(Image.open(drawn), path)
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+    save_image(Image.open(png), path)
 
 
 def styles(sweep: Sweep) -> dict[str, Style]:
-    """Look of each row: trainings as the report shows the same ones in the same order, then what is not trained.
+    """Return the style of each row: first the trained rows, in the report's order, then the given models.
 
-    The teacher is grey, as it is there: the model of that name, else the first one.
+    The teacher is grey, as in the report: the model named "teacher", else the first model.
     """
     models = [name for name, row in sweep.configurations.items() if row.model is not None]
     grey = "teacher" if "teacher" in models else next(iter(models), None)
     coloured = [name for name in sweep.configurations if name not in models]
     coloured += [name for name in models if name != grey]
-    looks = {name: style(index) for index, name in enumerate(coloured)}
-    return {name: looks.get(name, TEACHER_STYLE) for name in sweep.configurations}
+    row_styles = {name: run_style(index) for index, name in enumerate(coloured)}
+    return {name: row_styles.get(name, TEACHER_STYLE) for name in sweep.configurations}
 
 
-def _short(name: str) -> str:
-    """As much of a name as fits below the axes."""
-    if _inches(name) <= WIDTH - HANDLE:
+def _shorten(name: str) -> str:
+    """Cut a name to the width of the figure."""
+    width = WIDTH - HANDLE
+    if _inches(name) <= width:
         return name
-    while _inches(f"{name}…") > WIDTH - HANDLE:
-        name = name[:-1]
-    return f"{name}…"
+    too_long = bisect_right(range(len(name)), width, key=lambda count: _inches(f"{name[:count]}…"))
+    return f"{name[: too_long - 1]}…"
 
 
-def _inches(name: str) -> float:
-    """How wide a name is set."""
-    return TextPath((0, 0), name, size=SETTINGS["font.size"]).get_extents().width / 72
+def _inches(text: str) -> float:
+    """Return the printed width of a text."""
+    return TextPath((0, 0), text, size=PLOT_SETTINGS["font.size"]).get_extents().width / 72
 
 
-def _draw_points(axes: Axes, name: str, x: Cell, y: Cell, look: Style) -> None:
+def _draw_points(axes: Axes, name: str, x: Cell, y: Cell, style: Style) -> None:
+    """Draw the trainings with both values, and their mean."""
     both = [seed for seed in x.by_seed if seed in y.by_seed]
     if len(both) > 1:
         points = ([cell.by_seed[seed] for seed in both] for cell in (x, y))
-        axes.plot(*points, look.mark, color=look.colour, alpha=0.35, ms=mark_size(look.mark, ONE), mew=0, zorder=2)
-    size = mark_size(look.mark, MEAN)
-    axes.plot(x.mean.mean, y.mean.mean, look.mark, color=look.colour, ms=size, mec="white", zorder=3, label=name)
+        size = marker_size(style.marker, TRAINING)
+        axes.plot(*points, style.marker, color=style.colour, alpha=0.35, ms=size, mew=0, zorder=2)
+    size = marker_size(style.marker, MEAN)
+    axes.plot(x.mean.mean, y.mean.mean, style.marker, color=style.colour, ms=size, mec="white", zorder=3, label=name)
 
 
-def mark_size(mark: str, side: float) -> float:
-    """Markersize at which a mark covers as much as a square of `side` points: a star of the same size covers a quarter
-    of one."""
-    marker = MarkerStyle(mark)
+def marker_size(marker: str, side: float) -> float:
+    """Return the matplotlib size at which a marker has the area of a square of `side` points.
+
+    At equal sizes, a star has a quarter of the square's area.
+    """
+    style = MarkerStyle(marker)
     area = 0.0
-    for corners in marker.get_path().transformed(marker.get_transform()).to_polygons():
+    for corners in style.get_path().transformed(style.get_transform()).to_polygons():
         x, y = corners.T
         area += abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2
     return side / math.sqrt(area)
 
 
 def _draw_intervals(axes: Axes, x: SeedMean, y: SeedMean, colour: str) -> None:
-    """Both 95% intervals of a mean, each no further than the axes' edge."""
-    look = {"color": colour, "alpha": 0.5, "zorder": 1}
-    for mean, place, limits, heads, turn in (
+    """Draw both 95% intervals of a mean, cut off at the edges of the axes."""
+    options = {"color": colour, "alpha": 0.5, "zorder": 1}
+    for mean, other, limits, heads, order in (
         (x, y.mean, axes.get_xlim(), "<>", 1),
-        (y, x.mean, axes.get_ylim(), "v^", -1),
+        (y, x.mean, axes.get_ylim(), "v^", -1),  # order -1 exchanges the two coordinates
     ):
         if mean.margin is None:
             continue
-        whole = mean.mean - mean.margin, mean.mean + mean.margin
-        ends = max(whole[0], limits[0]), min(whole[1], limits[1])
-        axes.plot(*(ends, (place, place))[::turn], linewidth=1, **look)
-        for end, true, head in zip(ends, whole, heads, strict=True):
-            if end != true:
-                axes.plot(*((end,), (place,))[::turn], head, ms=5, mew=0, clip_on=False, **look)
+        interval = mean.mean - mean.margin, mean.mean + mean.margin
+        ends = max(interval[0], limits[0]), min(interval[1], limits[1])
+        axes.plot(*(ends, (other, other))[::order], linewidth=1, **options)
+        for end, true_end, head in zip(ends, interval, heads, strict=True):
+            if end != true_end:
+                axes.plot(*((end,), (other,))[::order], head, ms=5, mew=0, clip_on=False, **options)

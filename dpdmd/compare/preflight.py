@@ -1,4 +1,4 @@
-"""What a sweep's processes would refuse, told before the first of them starts: minutes of loading, days of training."""
+"""Check what a sweep's processes would reject, before the first one starts: it saves minutes or days of work."""
 
 import os.path
 import shutil
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from dpdmd.compare import measure_commands
 from dpdmd.compare.jobs import TRAIN, Job, Stage
+from dpdmd.compare.measure_commands import parse_command
 from dpdmd.compare.sweep import Sweep
 from dpdmd.config import parse
 from dpdmd.run_folder import RunFolder
@@ -16,10 +16,10 @@ from dpdmd.training import preflight
 
 
 def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
-    """Check what the unfinished jobs point to, as far as can be told without loading a model.
+    """Check the inputs of the unfinished jobs without loading a model.
 
     Returns:
-        A line for each thing that is wrong, with all the rows or measures for which it is; none if all is well.
+        One line per problem, with all configurations or measures that have it.
     """
     names: dict[tuple[str, str], dict[str, None]] = {}
     for kind, name, run in _checks(sweep, jobs):
@@ -28,24 +28,23 @@ def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
         except ValueError as error:
             names.setdefault((kind, str(error)), {})[name] = None
     return [
-        f"{sweep.path}: {kind}{'s' if len(where) > 1 else ''} {', '.join(where)}: {told}"
-        for (kind, told), where in names.items()
+        f"{sweep.path}: {kind}{'s' if len(where) > 1 else ''} {', '.join(where)}: {message}"
+        for (kind, message), where in names.items()
     ]
 
 
 def _checks(sweep: Sweep, jobs: Sequence[Job]) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """(configuration or measure, its name, check) of everything that is still to be done."""
+    """Yield ("configuration" or "measure", its name, check) for all unfinished stages."""
     for job in jobs:
-        to_come = [stage for stage in job.stages if not stage.is_done()]
-        trains = any(stage.name == TRAIN for stage in to_come)
-        row = "configuration", job.configuration
-        if to_come and not trains:
-            yield *row, partial(_check_model, job.model)
-        for stage in to_come:
+        unfinished = [stage for stage in job.stages if not stage.is_done()]
+        trains = any(stage.name == TRAIN for stage in unfinished)
+        if unfinished and not trains:
+            yield "configuration", job.configuration, partial(_check_model, job.model)
+        for stage in unfinished:
             if stage.name == TRAIN:
-                yield *row, partial(_check_training, sweep, stage)
+                yield "configuration", job.configuration, partial(_check_training, sweep, stage)
             else:
-                yield "measure", stage.name, partial(_check_measure, sweep, job, stage, to_be_made=trains)
+                yield "measure", stage.name, partial(check_measure, sweep, job, stage, model_exists=not trains)
 
 
 def _check_model(model: Path) -> None:
@@ -54,50 +53,50 @@ def _check_model(model: Path) -> None:
 
 
 def _check_training(sweep: Sweep, stage: Stage) -> None:
-    """As `dpdmd.train` itself would, but for what only the launched processes know.
+    """Check a training as `dpdmd.train` does, except for what only the launched processes know.
 
     Raises:
-        ValueError: as from there.
+        ValueError: one line that names the flag and what to do.
     """
     start = stage.command.index("dpdmd.train")
     _check_launcher(stage.command[:start])
     config = parse(stage.command[start + 1 :])
     if RunFolder.from_config(config.run).checkpoints():
-        return  # its inputs were whole when it began, and to read its checkpoints once more would take minutes
+        return  # its inputs were checked when it started, and reading its checkpoints would take minutes
     if config.run.max_epoch and not sweep.on_cores:
-        # How many steps an epoch has, and so how many checkpoints will want space, is for the launcher to say.
+        # The steps per epoch, and so the disk space for checkpoints, depend on the number of launched processes.
         config.run.ckpt_every = sys.maxsize
     preflight.check(config)
 
 
-def _check_measure(sweep: Sweep, job: Job, stage: Stage, *, to_be_made: bool) -> None:
-    """The command, and the model too unless it is still `to_be_made`.
+def check_measure(sweep: Sweep, job: Job, stage: Stage, *, model_exists: bool) -> None:
+    """Check a measure's command, and its model if `model_exists`.
 
     Raises:
         ValueError: one line that names the flag or file and what to do.
     """
     measure = sweep.measures[stage.name]
-    found = measure_commands.find(stage.command)
-    if found is None:
+    command = parse_command(stage.command)
+    if command is None:
         _check_launcher(stage.command[:1])
         return
-    _check_launcher(stage.command[: found.start])
-    known = found.check(job.folder)
-    written = os.path.relpath(found.result, stage.folder / measure.name)
+    _check_launcher(stage.command[: command.start])
+    known = command.check(job.folder)
+    written = os.path.relpath(command.result, stage.folder / measure.name)
     if written != os.path.normpath(measure.result):
-        raise ValueError(f"result {measure.result}: {found.name} writes {written}, seen from {{out}}")
+        raise ValueError(f"result {measure.result}: {command.name} writes {{out}}/{written}")
     for metric in measure.metrics.values():
         if metric not in known:
-            raise ValueError(f"metrics: {found.name} gives no {metric!r}; there are {', '.join(known)}")
-    if not to_be_made and job.model.exists():
-        found.check_model()
+            raise ValueError(f"metrics: {command.name} gives no {metric!r}; there are {', '.join(known)}")
+    if model_exists and job.model.exists():
+        command.check_model()
 
 
 def _check_launcher(words: Sequence[str]) -> None:
-    """Check the words before a program: that there is such a command, and the file of accelerate's `--config_file`.
+    """Check that the program exists, and the file of accelerate's `--config_file`.
 
     Raises:
-        ValueError: there is not.
+        ValueError: one is missing.
     """
     if shutil.which(words[0]) is None:
         raise ValueError(f"{words[0]}: no such program")

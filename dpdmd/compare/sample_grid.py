@@ -1,4 +1,4 @@
-"""The picture of a sweep: for each prompt a row a model, the same start noises in every row."""
+"""Draw the image grid of a sweep: per prompt one row per model, with the same start noises in every row."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,40 +13,40 @@ from dpdmd.utils import out_of_memory
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 
 SEED = 0
-GPU_BATCH = 4  # pictures of 1024 x 1024 that are made at a time beside SD3.5-Medium's text encoders
-TILE = 256  # pixels a side of a picture in the grid, at most: nine of 1024 would be a sheet of 9,000
+GPU_BATCH = 4  # images of 1024 x 1024 that fit at a time beside SD3.5-Medium's text encoders
+TILE = 256  # pixels; largest side of an image in the grid (nine of 1024 would be 9,000 pixels wide)
 
 
-def draw(picture: SampleGrid, models: Mapping[str, Path], path: Path) -> None:
-    """Sample every model (name -> what `--model` would be) and write the grid; on a GPU in bf16.
+def draw_sample_grid(grid: SampleGrid, models: Mapping[str, Path], path: Path) -> None:
+    """Sample every model (name -> value of `--model`) and write the grid as PNG; bf16 on a GPU, else fp32.
 
     Raises:
-        ValueError: a model does not load, is too large for the device, or makes no finite pictures.
+        ValueError: a model does not load, is too large for the device, or its images are not finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows: list[dict[str, list[Image.Image]]] = [{} for _ in picture.prompts]
+    rows: list[dict[str, list[Image.Image]]] = [{} for _ in grid.prompts]
     for name, model in models.items():
         try:
             with out_of_memory.message("is the device in use elsewhere?"):
-                label, tiles = _sample(picture, name, model, device)
+                label, tiles = _sample(grid, name, model, device)
         except MemoryError as error:
             raise ValueError(f"{name}: {error}") from None
-        for row, made in zip(rows, tiles, strict=True):
-            row[label] = made
-    labels = [f'{label}: "{text}"' for text, of in zip(picture.prompts, rows, strict=True) for label in of]
-    save_image(labelled_grid([row for of in rows for row in of.values()], labels), path)
+        for row, images in zip(rows, tiles, strict=True):
+            row[label] = images
+    labels = [f'{label}: "{text}"' for text, row in zip(grid.prompts, rows, strict=True) for label in row]
+    save_image(labelled_grid([images for row in rows for images in row.values()], labels), path)
 
 
-def _sample(picture: SampleGrid, name: str, model: Path, device: torch.device) -> tuple[str, list[list[Image.Image]]]:
-    """Label of one model's rows, and its tiles of each prompt. The model is gone again when it returns."""
+def _sample(grid: SampleGrid, name: str, model: Path, device: torch.device) -> tuple[str, list[list[Image.Image]]]:
+    """Return the label of one model's rows and its images per prompt. The model is freed on return."""
     on_gpu = device.type == "cuda"
     sampler, encoder = load_sampler(model, device, dtype=torch.bfloat16 if on_gpu else torch.float32)
-    at_a_time = min(GPU_BATCH, picture.num_images) if on_gpu else picture.num_images
-    batches = batches_of(len(picture.prompts), picture.num_images, at_a_time)
-    tiles: list[list[Image.Image]] = [[] for _ in picture.prompts]
-    for keys, made in sampler.sweep(encoder, picture.prompts, batches, SEED, progress=f"picture: {name}"):
-        check_finite(made, model)
-        for (prompt, _), image in zip(keys, to_pil(made), strict=True):
+    batch_size = min(GPU_BATCH, grid.num_images) if on_gpu else grid.num_images
+    batches = batches_of(len(grid.prompts), grid.num_images, batch_size)
+    tiles: list[list[Image.Image]] = [[] for _ in grid.prompts]
+    for keys, images in sampler.sweep(encoder, grid.prompts, batches, SEED, progress=f"sampling {name}"):
+        check_finite(images, model)
+        for (prompt, _), image in zip(keys, to_pil(images), strict=True):
             image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)  # never enlarges
             tiles[prompt].append(image)
     return f"{name}, {len(sampler.settings.sigmas) - 1} steps", tiles

@@ -9,10 +9,10 @@ from typing import Any
 
 from dpdmd.config import Config
 
-# What a sweep gives each run by itself, and what derives from that.
+# Options that the sweep sets for each run, and the output paths derived from them.
 OWN_FLAGS = ("seed", "run_dir", "resume_from_checkpoint")
 OUTPUT_FLAGS = ("run_dir", "log_path", "ckpt_dir", "eval_dir", "process_folder_name", "diversity_folder_name")
-PLACE = re.compile(r"\{(\w*)\}")  # {model} and {out} in a measure's command
+PLACEHOLDER = re.compile(r"\{(\w*)\}")  # {model} and {out} in a measure's command
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Configuration:
     """One row of the table.
 
     Attributes:
-        model: what is measured where nothing is trained; then `launcher`, `flags` and `resolved` are empty.
+        model: path of a model that is measured without training; `launcher`, `flags` and `resolved` are then empty.
         launcher: words before `-m dpdmd.train`.
         flags: of `dpdmd.train`, on top of the sweep's `config`.
-        resolved: every option of a run but those that the sweep itself gives.
+        resolved: every option of a run except those that the sweep sets.
         paper: column -> the paper's number.
     """
 
@@ -37,11 +37,11 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Measure:
-    """One program that looks at every model.
+    """One program that measures every model.
 
     Attributes:
-        command: words, {model} and {out} still in them.
-        result: the file that it leaves in {out}.
+        command: words, with the placeholders {model} and {out}.
+        result: the file that the program writes, relative to {out}.
         metrics: column of the table -> name in the result.
     """
 
@@ -53,7 +53,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """A grid: for each prompt a row a configuration, the same start noises in each."""
+    """An image grid: per prompt one row per configuration, with the same start noises in each row."""
 
     prompts: tuple[str, ...]
     rows: tuple[str, ...]
@@ -62,7 +62,7 @@ class SampleGrid:
 
 @dataclass(frozen=True)
 class Plane:
-    """A diagram: columns to the right and upwards."""
+    """A scatter plot: the columns of its two axes."""
 
     x: str
     y: str
@@ -75,12 +75,12 @@ class Sweep:
     path: Path
     title: str
     config: str | None
-    on_cores: bool  # no launcher is given anywhere: a run is a process on one CPU core, several side by side
+    on_cores: bool  # no launcher is given: each run is one process on one CPU core, several in parallel
     seeds: tuple[int, ...]
     baseline: str | None
     configurations: dict[str, Configuration]
     measures: dict[str, Measure]
-    picture: SampleGrid | None
+    sample_grid: SampleGrid | None
     plane: Plane | None
 
     @property
@@ -88,16 +88,16 @@ class Sweep:
         return [column for measure in self.measures.values() for column in measure.metrics]
 
     def seeds_of(self, name: str) -> tuple[int | None, ...]:
-        """Seeds of a configuration's trainings; (None,) where nothing is trained."""
+        """Return the seeds of a configuration's trainings; (None,) if nothing is trained."""
         return self.seeds if self.configurations[name].model is None else (None,)
 
-    def part(self, names: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> "Sweep":
-        """Of its rows those called `names`, of its trainings those with one of `seeds`; None: all of them.
+    def select(self, names: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> "Sweep":
+        """Return the sweep with only the rows `names` and the seeds `seeds`; None keeps all.
 
-        Rows that are not trained have no seed and stay. Its table is then that of the part alone.
+        Rows that are not trained have no seed and stay.
 
         Raises:
-            ValueError: a name or a seed that is not there.
+            ValueError: a name or seed does not exist.
         """
         for name in names or ():
             if name not in self.configurations:
@@ -107,17 +107,17 @@ class Sweep:
                 known = ", ".join(map(str, self.seeds)) or "none"
                 raise ValueError(f"--seeds {seed}: not one of the sweep's seeds ({known}); add it there first")
         rows = {name: row for name, row in self.configurations.items() if names is None or name in names}
-        shown = tuple(name for name in self.picture.rows if name in rows) if self.picture else ()
+        shown = tuple(name for name in self.sample_grid.rows if name in rows) if self.sample_grid else ()
         return replace(
             self,
             configurations=rows,
             seeds=tuple(seed for seed in self.seeds if seeds is None or seed in seeds),
             baseline=self.baseline if self.baseline in rows else None,
-            picture=replace(self.picture, rows=shown) if shown else None,
+            sample_grid=replace(self.sample_grid, rows=shown) if shown else None,
         )
 
     def train_command(self, name: str, seed: int, run: Path) -> list[str]:
-        """The command of one training."""
+        """Return the command of one training."""
         configuration = self.configurations[name]
         words = ["--config", self.config] if self.config else []
         words += [_as_flag(flag, value) for flag, value in configuration.flags.items()]
@@ -125,13 +125,14 @@ class Sweep:
         return [*_interpreter(configuration.launcher), "-m", "dpdmd.train", *words, *own]
 
     def measure_command(self, measure: str, model: str, out: Path) -> list[str]:
-        """The command of one measure on one model."""
-        places = {"model": model, "out": str(out)}
-        words = [PLACE.sub(lambda place: places[place[1]], word) for word in self.measures[measure].command]
+        """Return the command that measures one model."""
+        values = {"model": model, "out": str(out)}
+        words = [PLACEHOLDER.sub(lambda match: values[match[1]], word) for word in self.measures[measure].command]
         return _interpreter(words)
 
 
-def _interpreter(words: list[str] | tuple[str, ...]) -> list[str]:
+def _interpreter(words: Sequence[str]) -> list[str]:
+    """Replace a leading `python` by the running interpreter."""
     return [sys.executable if words[0] == "python" else words[0], *words[1:]]
 
 
@@ -142,6 +143,6 @@ def _as_flag(name: str, value: Any) -> str:
 
 
 def options_of(config: Config) -> dict[str, Any]:
-    """Every option but those that a sweep gives each run by itself."""
+    """Return every option except those that a sweep sets for each run."""
     own = (*OWN_FLAGS, *OUTPUT_FLAGS)
     return {name: value for group in config.as_dict().values() for name, value in group.items() if name not in own}

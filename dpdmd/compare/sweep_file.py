@@ -1,31 +1,31 @@
 """The sweep file: which configurations are trained with which seeds, and how each is measured.
 
     title: DMD and DP-DMD on the small world
-    config: scripts/configs/tiny.yaml   # --config of every training; without it the defaults
+    config: scripts/configs/tiny.yaml   # --config of every training (default: the package's defaults)
     flags: {max_steps: 1800}            # flags of every training, on top of it
     launcher: python                    # starts a training, before `-m dpdmd.train`; on GPUs
                                         # python -m accelerate.commands.launch --config_file FILE
     seeds: [0, 1, 2]
-    baseline: dmd                       # optional: what the others are tested against
+    baseline: dmd                       # optional: the row that the others are tested against
     configurations:
-      teacher: {model: weights/tiny/sd35}  # measured as it is, not trained
+      teacher: {model: weights/tiny/sd35}  # measured without training
       dmd: {flags: {method: dmd}}
       dpdmd: {paper: {entropy: 0.8}}       # the paper's number of a column
-      dmd_gan: {flags: {method: dmd_gan}, launcher: python}  # a row's own
+      dmd_gan: {flags: {method: dmd_gan}, launcher: python}  # launcher of this row
     measure:                            # in this order, after each training
       oracle:
         command: python -m dpdmd.shapes.measure --model {model} --out {out}/figures.json
-        result: figures.json            # of {out}; or the summary.json of test_diversity.py and its like
+        result: figures.json            # relative to {out}; test_diversity.py and similar programs write summary.json
         metrics: [accuracy, entropy]    # or column: name in the result, ...
-    picture:                            # optional: picture.png, rows of the same start noises
+    picture:                            # optional: picture.png, rows with the same start noises
       prompts: [a red circle]
       rows: [teacher, dmd, dpdmd]
     plane: {x: entropy, y: accuracy}    # optional: plane.png, all rows in the plane of two columns
 
-`python` is the interpreter that runs the sweep. {model} is the run folder or the configuration's `model`, {out} a
-folder of this measure's own; others of the same run lie beside it, such as {out}/../oracle. What `python -m
-dpdmd.shapes.measure` gives is named accuracy, unrecognised, entropy, coverage and spread, and accuracy/colour_shape for
-a category of prompts.
+`python` is the interpreter that runs the sweep. {model} is the run folder or the configuration's `model`. {out} is the
+folder of this measure; other measures of the same run are beside it, such as {out}/../oracle. `python -m
+dpdmd.shapes.measure` gives accuracy, unrecognised, entropy, coverage and spread, and the accuracy of each category of
+prompts, such as accuracy/colour_shape.
 """
 
 import difflib
@@ -37,7 +37,7 @@ from typing import Any
 from dpdmd.compare.sweep import (
     OUTPUT_FLAGS,
     OWN_FLAGS,
-    PLACE,
+    PLACEHOLDER,
     Configuration,
     Measure,
     Plane,
@@ -49,7 +49,7 @@ from dpdmd.config import Config, from_dict, read_yaml, validate
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.paths import expanded
 
-_NAME = re.compile(r"\w[\w.=+-]*")  # also a folder's name
+_NAME = re.compile(r"\w[\w.=+-]*")  # also the name of a folder
 _SWEEP_KEYS = {
     "title": str,
     "config": str,
@@ -63,24 +63,23 @@ _SWEEP_KEYS = {
     "plane": dict,
 }
 _KINDS = {
-    str: "a text",
-    dict: "keys and values",
+    str: "a string",
+    dict: "a mapping",
     list: "a list",
-    int: "a whole number",
+    int: "an integer",
     list | dict: "a list, or column: name in the result",
 }
-_TAKEN = ("train", "run")  # by the training, beside the measures' folders
+_RESERVED = ("train", "run")  # names of the training's files, beside the folders of the measures
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The sweep of a YAML file, every configuration of it checked as `dpdmd.train` would check its flags.
+    """Read a sweep from YAML and check every configuration as `dpdmd.train` checks its flags.
 
     Raises:
         ValueError: one line that names the file and the place in it.
     """
-    values = _take(
-        strict_yaml.read(path, str(path)), _SWEEP_KEYS, str(path), required=("title", "configurations", "measure")
-    )
+    required = ("title", "configurations", "measure")
+    values = _checked(strict_yaml.read(path, str(path)), _SWEEP_KEYS, str(path), required)
     measures = {name: _measure(name, given, f"{path}: measure {name}") for name, given in values["measure"].items()}
     columns = [column for measure in measures.values() for column in measure.metrics]
     for column in columns:
@@ -99,21 +98,21 @@ def read_sweep(path: Path) -> Sweep:
         baseline=values.get("baseline"),
         configurations=configurations,
         measures=measures,
-        picture=_picture(values["picture"], f"{path}: picture") if "picture" in values else None,
+        sample_grid=_sample_grid(values["picture"], f"{path}: picture") if "picture" in values else None,
         plane=_plane(values["plane"], columns, f"{path}: plane") if "plane" in values else None,
     )
     named = [("baseline", sweep.baseline)] if sweep.baseline else []
-    named += [("picture", row) for row in sweep.picture.rows] if sweep.picture else []
+    named += [("picture", row) for row in sweep.sample_grid.rows] if sweep.sample_grid else []
     for place, name in named:
         if name not in configurations:
             raise ValueError(f"{path}: {place}: no configuration is called {name!r}")
     return sweep
 
 
-def _take(values: Any, keys: dict[str, Any], place: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`values`, once it is known to hold only `keys`, each of its type, and all of the `required` ones."""
+def _checked(values: Any, keys: dict[str, Any], place: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Check that `values` has only `keys`, each of its type, and all `required` keys; return `values`."""
     if not isinstance(values, dict):
-        raise ValueError(f"{place}: must hold keys and values")
+        raise ValueError(f"{place}: must be a mapping of keys to values")
     for key, value in values.items():
         if key not in keys:
             near = difflib.get_close_matches(str(key), keys, n=1)
@@ -132,7 +131,7 @@ def _words(command: str, place: str) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(command))
     except ValueError as error:
-        raise ValueError(f"{place}: {command!r} is no command line ({error})") from None
+        raise ValueError(f"{place}: {command!r} cannot be split into words ({error})") from None
     if not words:
         raise ValueError(f"{place}: is empty")
     return words
@@ -146,23 +145,23 @@ def _check_name(name: Any, place: str) -> str:
 
 def _seeds(seeds: list[Any], configurations: dict[str, Configuration], place: str) -> tuple[int, ...]:
     if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"{place}: must be different whole numbers, at least 0, not {seeds}")
+        raise ValueError(f"{place}: must be different integers of at least 0, not {seeds}")
     if not seeds and any(configuration.model is None for configuration in configurations.values()):
-        raise ValueError(f"{place}: give at least one to train with")
+        raise ValueError(f"{place}: give at least one seed to train with")
     return tuple(seeds)
 
 
 def _measure(name: Any, values: Any, place: str) -> Measure:
-    if _check_name(name, place) in _TAKEN:
-        raise ValueError(f"{place}: that name is the training's own; choose another")
+    if _check_name(name, place) in _RESERVED:
+        raise ValueError(f"{place}: that name is reserved for the training; choose another")
     keys = {"command": str, "result": str, "metrics": list | dict}
-    values = _take(values, keys, place, required=tuple(keys))
+    values = _checked(values, keys, place, required=tuple(keys))
     command = _words(values["command"], f"{place}: command")
-    places = [found for word in command for found in PLACE.findall(word)]
-    for unknown in set(places) - {"model", "out"}:
-        raise ValueError(f"{place}: command: {{{unknown}}} stands for nothing; there are {{model}} and {{out}}")
-    if "out" not in places:
-        raise ValueError(f"{place}: command: must write into {{out}}, a folder of its own")
+    placeholders = {name for word in command for name in PLACEHOLDER.findall(word)}
+    for unknown in placeholders - {"model", "out"}:
+        raise ValueError(f"{place}: command: unknown placeholder {{{unknown}}}; there are {{model}} and {{out}}")
+    if "out" not in placeholders:
+        raise ValueError(f"{place}: command: must write into {{out}}, the folder of this measure")
     given = values["metrics"]
     pairs = list(given.items()) if isinstance(given, dict) else [(column, column) for column in given]
     if not all(isinstance(text, str) for pair in pairs for text in pair) or len(dict(pairs)) < len(pairs):
@@ -172,7 +171,7 @@ def _measure(name: Any, values: Any, place: str) -> Measure:
 
 def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[str], place: str) -> Configuration:
     _check_name(name, place)
-    values = _take(values or {}, {"model": str, "launcher": str, "flags": dict, "paper": dict}, place)
+    values = _checked(values or {}, {"model": str, "launcher": str, "flags": dict, "paper": dict}, place)
     paper = values.get("paper", {})
     for column, number in paper.items():
         if column not in columns:
@@ -182,7 +181,7 @@ def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[
     if "model" in values:
         for key in ("flags", "launcher"):
             if key in values:
-                raise ValueError(f"{place}: has model, so nothing is trained; leave {key} out")
+                raise ValueError(f"{place}: has model, so nothing is trained; remove {key}")
         return Configuration(name, _model(values["model"], place), (), {}, {}, paper)
     launcher = _words(values.get("launcher", sweep.get("launcher", "python")), f"{place}: launcher")
     flags = {**sweep.get("flags", {}), **values.get("flags", {})}
@@ -197,23 +196,25 @@ def _model(text: str, place: str) -> str:
 
 
 def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str, Any]:
-    """Options of what `dpdmd.train --config config` with these flags would run.
+    """Return the options of `dpdmd.train --config CONFIG` with these flags.
 
     Raises:
-        ValueError: as from there, after the name of the configuration.
+        ValueError: a flag is wrong; the message begins with the name of the configuration.
     """
     for flag, value in flags.items():
         if flag in (*OWN_FLAGS, *OUTPUT_FLAGS):
-            raise ValueError(f"{place}: {flag} is the sweep's own to give; leave it out")
+            raise ValueError(f"{place}: {flag} is set by the sweep; remove it")
         if value is None or isinstance(value, (list, dict)):
-            raise ValueError(f"{place}: {flag} must be a number, a text, true or false, not {value!r}")
+            raise ValueError(f"{place}: {flag} must be a number, a string, true or false, not {value!r}")
     try:
         base = read_yaml(Path(expanded(config))) if config else Config()
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     scattered = [flag for flag in OUTPUT_FLAGS if getattr(base.run, flag) is not None]
     if scattered:
-        raise ValueError(f"{place}: {config} gives {scattered[0]}, and every run has a folder of its own; leave it out")
+        raise ValueError(
+            f"{place}: {config} sets {scattered[0]}, but the sweep gives every run its own folder; remove it"
+        )
     resolved = from_dict({**options_of(base), **flags}, place)
     try:
         validate(resolved)
@@ -222,19 +223,19 @@ def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str,
     return options_of(resolved)
 
 
-def _picture(values: Any, place: str) -> SampleGrid:
+def _sample_grid(values: Any, place: str) -> SampleGrid:
     keys = {"prompts": list, "rows": list, "num_images": int}
-    values = _take(values, keys, place, required=("prompts", "rows"))
+    values = _checked(values, keys, place, required=("prompts", "rows"))
     if not all(isinstance(text, str) and text.strip() for text in [*values["prompts"], *values["rows"]]):
-        raise ValueError(f"{place}: prompts and rows must be texts")
-    picture = SampleGrid(tuple(values["prompts"]), tuple(values["rows"]), values.get("num_images", 9))
-    if picture.num_images < 1:
-        raise ValueError(f"{place}: num_images must be at least 1, not {picture.num_images}")
-    return picture
+        raise ValueError(f"{place}: prompts and rows must be strings")
+    grid = SampleGrid(tuple(values["prompts"]), tuple(values["rows"]), values.get("num_images", 9))
+    if grid.num_images < 1:
+        raise ValueError(f"{place}: num_images must be at least 1, not {grid.num_images}")
+    return grid
 
 
 def _plane(values: Any, columns: list[str], place: str) -> Plane:
-    plane = Plane(**_take(values, {"x": str, "y": str}, place, required=("x", "y")))
+    plane = Plane(**_checked(values, {"x": str, "y": str}, place, required=("x", "y")))
     for column in (plane.x, plane.y):
         if column not in columns:
             raise ValueError(f"{place}: no column is called {column!r}; there are {', '.join(columns)}")

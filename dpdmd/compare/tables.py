@@ -1,4 +1,4 @@
-"""One table of a sweep: means over seeds, tests against the baseline, and the paper's numbers beside ours."""
+"""Compute and format the table of a sweep: means over seeds, tests against the baseline, and the paper's numbers."""
 
 import csv
 import io
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpdmd.compare.figures import Figure
+from dpdmd.compare.metrics import MeasuredMetric
 from dpdmd.compare.sweep import Sweep
 from dpdmd.evaluation.statistics import Difference, SeedMean, mean_over_seeds, paired_difference
 from dpdmd.utils.tables import latex_table, latex_text, markdown_table
 
-# Seed of training (None: not trained) -> column -> figure.
-Runs = Mapping[int | None, Mapping[str, Figure]]
+# Seed of training (None: not trained) -> column -> metric.
+Runs = Mapping[int | None, Mapping[str, MeasuredMetric]]
 LEGEND = """\
-± is the half width of the 95% t interval over seeds of training; a model that was not trained has none. A difference is
-paired by seed; its first p is a t test over seeds (would other trainings differ?), its second a sign-flip test over
-prompts of the models' means (would other prompts tell the same?). Neither is corrected for the number of comparisons.\
+± is half the width of the 95% t interval over training seeds; a model that was not trained has none. Differences are
+paired by seed. Their first p is a t test over seeds (would other trainings differ?). Their second p is a sign-flip test
+over prompts, of the means over seeds (would these models differ on other prompts?). Neither is corrected for multiple
+comparisons.\
 """
 
 
@@ -27,7 +28,7 @@ class Cell:
 
     Attributes:
         by_seed: seed -> value.
-        mean: None if nothing is there yet.
+        mean: None if no value exists yet.
         difference: from the baseline; None for the baseline itself.
     """
 
@@ -41,52 +42,46 @@ Table = dict[str, dict[str, Cell]]  # configuration -> column -> cell
 
 
 def compare(sweep: Sweep, results: Mapping[str, Runs]) -> Table:
-    """The table of all that is finished: `results` is configuration -> its finished runs."""
+    """Return the table of the finished runs; `results` is configuration -> its finished runs."""
+    baseline = results.get(sweep.baseline or "", {})
     return {
         name: {
             column: _cell(
-                results.get(name, {}),
-                results.get(sweep.baseline or "", {}),
-                column,
-                paper=c.paper.get(column),
-                is_baseline=name == sweep.baseline,
+                results.get(name, {}), None if name == sweep.baseline else baseline, column, row.paper.get(column)
             )
             for column in sweep.columns
         }
-        for name, c in sweep.configurations.items()
+        for name, row in sweep.configurations.items()
     }
 
 
-def _cell(runs: Runs, baseline: Runs, column: str, *, paper: float | None, is_baseline: bool) -> Cell:
+def _cell(runs: Runs, baseline: Runs | None, column: str, paper: float | None) -> Cell:
     values = {seed: run[column].mean for seed, run in runs.items() if run[column].mean is not None}
     mean = mean_over_seeds(list(values.values())) if values else None
-    return Cell(values, mean, paper, None if is_baseline else _difference(runs, baseline, column))
+    return Cell(values, mean, paper, None if baseline is None else _difference(runs, baseline, column))
 
 
-def _difference(ours: Runs, theirs: Runs, column: str) -> Difference | None:
-    """Paired by seed; a model that was not trained is the same one beside every seed of the other."""
+def _difference(runs: Runs, baseline: Runs, column: str) -> Difference | None:
+    """Return the differences paired by seed; a model that was not trained is paired with every seed."""
     pairs = [
         (a[column], b[column])
-        for seed, a in ours.items()
-        for other, b in theirs.items()
+        for seed, a in runs.items()
+        for other, b in baseline.items()
         if (seed == other or None in (seed, other)) and None not in (a[column].mean, b[column].mean)
     ]
     if not pairs:
         return None
-    shared = [prompt for prompt in pairs[0][0].by_prompt if all(prompt in f.by_prompt for pair in pairs for f in pair)]
+    shared = [prompt for prompt in pairs[0][0].by_prompt if all(prompt in m.by_prompt for pair in pairs for m in pair)]
     by_prompt = [float(np.mean([a.by_prompt[prompt] - b.by_prompt[prompt] for a, b in pairs])) for prompt in shared]
     return paired_difference([a.mean - b.mean for a, b in pairs], by_prompt)
 
 
-def markdown(sweep: Sweep, table: Table, head: str) -> str:
-    """Title, `head`, the means, the differences from the baseline, and what the figures are."""
-    parts = [
-        f"# {sweep.title}",
-        head,
-        _grid(sweep, {name: [_shown(c) for c in r.values()] for name, r in table.items()}),
-    ]
+def as_markdown(sweep: Sweep, table: Table, head: str) -> str:
+    """Return title, `head`, the means, the differences from the baseline, and the legend."""
+    means = {name: [_mean_text(cell) for cell in row.values()] for name, row in table.items()}
+    parts = [f"# {sweep.title}", head, _grid(sweep, means)]
     if sweep.baseline:
-        rows = {n: [_shown_difference(c) for c in r.values()] for n, r in table.items() if n != sweep.baseline}
+        rows = {n: [_difference_text(c) for c in row.values()] for n, row in table.items() if n != sweep.baseline}
         parts += [f"Minus {sweep.baseline}:", _grid(sweep, rows)]
     return "\n\n".join([*parts, LEGEND]) + "\n"
 
@@ -95,64 +90,50 @@ def _grid(sweep: Sweep, rows: Mapping[str, list[str]]) -> str:
     return markdown_table(["", *sweep.columns], [[name, *cells] for name, cells in rows.items()])
 
 
-def _shown(cell: Cell) -> str:
-    ours = "–" if cell.mean is None else str(cell.mean)
-    return ours if cell.paper is None else f"{ours} (paper {cell.paper:.3f})"
+def _mean_text(cell: Cell) -> str:
+    mean = "–" if cell.mean is None else str(cell.mean)
+    return mean if cell.paper is None else f"{mean} (paper {cell.paper:.3f})"
 
 
-def _shown_difference(cell: Cell) -> str:
+def _difference_text(cell: Cell) -> str:
     if cell.difference is None:
         return "–"
-    tests = ", ".join("–" if p is None else _p(p) for p in (cell.difference.p_seeds, cell.difference.p_prompts))
+    tests = ", ".join("–" if p is None else _p_text(p) for p in (cell.difference.p_seeds, cell.difference.p_prompts))
     sign = "+" if cell.difference.over_seeds.mean >= 0 else ""
     return f"{sign}{cell.difference.over_seeds}; p {tests}"
 
 
-def _p(value: float) -> str:
+def _p_text(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< .001"
 
 
 def as_csv(table: Table) -> str:
-    """One line a configuration and column, every seed's value included."""
+    """Return one line per configuration and column, with the value of every seed."""
     seeds = sorted(
         {seed for row in table.values() for cell in row.values() for seed in cell.by_seed if seed is not None}
     )
+    names = ["configuration", "metric", "num_seeds", "mean", "margin", "paper"]
+    names += ["difference", "difference_margin", "p_seeds", "p_prompts", *(f"seed_{seed}" for seed in seeds)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "configuration",
-            "metric",
-            "num_seeds",
-            "mean",
-            "margin",
-            "paper",
-            "difference",
-            "difference_margin",
-            "p_seeds",
-            "p_prompts",
-            *(f"seed_{seed}" for seed in seeds),
-        ]
-    )
+    writer.writerow(names)
     for name, row in table.items():
         for column, cell in row.items():
-            mean, difference = cell.mean, cell.difference
-            known = mean and [mean.num_seeds, mean.mean, mean.margin]
-            over = difference and [
-                difference.over_seeds.mean,
-                difference.over_seeds.margin,
-                difference.p_seeds,
-                difference.p_prompts,
-            ]
-            values = [*(known or [0, None, None]), cell.paper, *(over or [None] * 4), *map(cell.by_seed.get, seeds)]
+            mean, diff = cell.mean, cell.difference
+            values = [0, None, None] if mean is None else [mean.num_seeds, mean.mean, mean.margin]
+            values.append(cell.paper)
+            values += (
+                [diff.over_seeds.mean, diff.over_seeds.margin, diff.p_seeds, diff.p_prompts] if diff else [None] * 4
+            )
+            values += map(cell.by_seed.get, seeds)
             writer.writerow([name, column, *("" if value is None else format(value, ".9g") for value in values)])
     return text.getvalue()
 
 
-def latex(sweep: Sweep, table: Table) -> str:
-    """A table for booktabs, with caption and label; the paper's number in brackets behind ours.
+def as_latex(sweep: Sweep, table: Table) -> str:
+    """Return a booktabs table with caption and label; the paper's number follows ours in brackets.
 
-    No value is set bold: a sweep does not say of which columns more is better.
+    No value is bold, since a sweep does not state in which columns higher is better.
     """
     rows = ([latex_text(name), *map(_latex_cell, row.values())] for name, row in table.items())
     header = ["", *map(latex_text, sweep.columns)]
@@ -160,5 +141,5 @@ def latex(sweep: Sweep, table: Table) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    ours = "--" if cell.mean is None else f"${cell.mean}$".replace("±", r"\pm")
-    return ours if cell.paper is None else f"{ours} ({cell.paper:.3f})"
+    mean = "--" if cell.mean is None else f"${cell.mean}$".replace("±", r"\pm")
+    return mean if cell.paper is None else f"{mean} ({cell.paper:.3f})"

@@ -1,1 +1,1 @@
-"""The report: what runs left on disk, read, drawn, and put on one page. A user of their files; imports no torch."""
+"""The report: read the files of runs, plot them, and write one HTML page. Imports no torch."""

@@ -1,13 +1,50 @@
-"""`python -m dpdmd.report`."""
+"""`python -m dpdmd.report RUN [RUN ...] [--out FILE]`: write one HTML page that compares runs with their teacher.
+
+The page is self-contained: it needs no network and no other file. Training writes the page of a single run as
+RUN/report.html. Exit status: 0 done, 2 wrong input.
+"""
 
 from dpdmd.utils import signals
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     signals.install_exit_handlers("dpdmd.report")
 
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from dpdmd.report.cli import main
+from dpdmd.report.writer import write
+from dpdmd.run_folder import RunFolder
+from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.paths import user_path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="dpdmd.report",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--out", type=user_path, help="file (default: RUN/report.html of a single run, else ./report.html)"
+    )
+    args = parser.parse_args(argv)
+    out = args.out or (RunFolder.of(args.runs[0]).report if len(args.runs) == 1 else Path("report.html"))
+    try:
+        write(args.runs, out)
+    except ValueError as error:
+        print(f"dpdmd.report: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"dpdmd.report: error: --out {out}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    sys.stdout.write(f"{out}\n")
+    return 0
+
 
 if __name__ == "__main__":
     sys.exit(signals.final_status(main()))

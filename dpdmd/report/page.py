@@ -1,27 +1,27 @@
-"""The page: everything that a report shows, gathered and handed to the template in `template/`."""
+"""Collect everything that a report shows and render the template in `template/`."""
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from dpdmd import __version__
-from dpdmd.evaluation.seed_grids import TEACHER
-from dpdmd.report import figures, tables
-from dpdmd.report.measured import COLUMNS, Measured, kinds
-from dpdmd.report.runs import Run
+from dpdmd.evaluation.seed_grids import TEACHER, SeedGrid
+from dpdmd.report import plots, tables
+from dpdmd.report.oracle_metrics import COLUMNS, OracleMetrics, categories
+from dpdmd.report.runs import Run, score_of
 from dpdmd.report.scores import Metric, Score
-from dpdmd.report.style import AVERAGE_DASH, TEACHER_STYLE, Style, style
+from dpdmd.report.style import EMA_DASH, TEACHER_STYLE, Style, run_style
 
 TEMPLATE = Path(__file__).parent / "template"
-# Figures of a step that are told in the table of time and memory, and what is no figure.
-_NO_CURVE = {"step", "turn", "seconds", "samples_per_second", "memory_gb", "skipped"}
-_CURVES = {
+# Keys of an update's record that are not plotted: they identify the update, or are in the table of time and memory.
+_NOT_PLOTTED = {"step", "turn", "seconds", "samples_per_second", "memory_gb", "skipped"}
+_TITLES = {
     "loss_student": "Student loss",
     "loss_dmd": "DMD loss",
     "loss_div": "Diversity loss",
@@ -37,28 +37,29 @@ _CURVES = {
     "logit_fake": "Discriminator's logit, student samples",
     "lr": "Learning rate",
 }
-_ONE_TURN = ("loss", "logit", "discriminator", "dmd", "score")  # figures that only one turn has: it need not be told
+# Metrics that only one kind of update has: their titles do not name it.
+_ONE_KIND = ("loss", "logit", "discriminator", "dmd", "score")
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A run, or the moving average of one, with its place in the report.
+class ShownRun:
+    """A run, or the moving average of a run, as the report shows it.
 
     Attributes:
-        key: names it in ids and classes; an average has its run's.
-        average: it has evaluations alone.
+        key: names the run in ids and classes; a moving average has the key of its run.
+        average: whether it is a moving average, which has only evaluations.
     """
 
     key: str
     style: Style
     run: Run
-    spent: tables.Spent
+    cost: tables.Cost
     average: bool = False
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure and what is said of it."""
+class Plot:
+    """A plot with its title and alternative text."""
 
     title: str
     svg: Markup
@@ -66,8 +67,8 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One model's sheets of one prompt: step -> data URI; the teacher has one, at step None."""
+class ModelSheets:
+    """One model's sheets for one prompt: step -> data URI. The teacher has one sheet, at step None."""
 
     key: str
     label: str
@@ -78,23 +79,56 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One row of the seed grids."""
+class PromptSheets:
+    """The sheets of all models for one prompt."""
 
     image_set: str
-    text: str
-    cells: list[Cell]
+    prompt: str
+    models: list[ModelSheets]
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page of these runs, complete in itself: no script, style, font or image from elsewhere."""
-    shown = [Shown(f"run{index}", style(index), run, tables.spent(run)) for index, run in enumerate(runs)]
-    scored = [each for item in shown for each in (item, *_average(item))]
+    """Return the page of these runs. It is self-contained: no script, style, font or image is loaded."""
+    shown = [ShownRun(f"run{index}", run_style(index), run, tables.cost(run)) for index, run in enumerate(runs)]
+    scored = [item for each in shown for item in (each, *_average(each))]
     metrics = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
-    measured = _measured(shown)
+    oracle = _oracle_rows(shown)
     labels = _labels(metrics)
-    rows, prompts = tables.options(runs), _prompts(shown)
-    steps = sorted({step for prompt in prompts for cell in prompt.cells for step in cell.sheets if step is not None})
+    options, prompts = tables.options(runs), _prompt_sheets(shown)
+    models = [model for prompt in prompts for model in prompt.models]
+    return _template().render(
+        css=Markup((TEMPLATE / "report.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATE / "report.js").read_text(encoding="utf-8")),
+        version=__version__,
+        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        shown=shown,
+        scored=scored,
+        share=tables.share,
+        score_of=score_of,
+        oracle=oracle,
+        categories=categories([model for _, _, model in oracle]),
+        oracle_columns=COLUMNS,
+        teacher_style=TEACHER_STYLE,
+        metrics=metrics,
+        labels=labels,
+        teachers=_teacher_rows(shown),
+        dash=tables.DASH,
+        planes=_plane_plots(scored, metrics, labels),
+        scores=_score_plots(scored, metrics, labels),
+        training=_training_plots(shown),
+        smoothing=plots.SMOOTHING,
+        prompts=prompts,
+        steps=sorted({step for model in models for step in model.sheets if step is not None}),
+        # The last sheet of each model is in the page itself.
+        sheets={model.key: dict(list(model.sheets.items())[:-1]) for model in models if None not in model.sheets},
+        differing=[option for option in options if option.differs],
+        grouped=tables.by_group(options),
+        environment=tables.environment(runs),
+    )
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
@@ -105,195 +139,148 @@ def render(runs: Sequence[Run]) -> str:
     environment.filters.update(
         number=tables.number, interval=tables.interval, duration=tables.duration, breakable=tables.breakable
     )
-    return environment.get_template("report.html").render(
-        css=Markup((TEMPLATE / "report.css").read_text(encoding="utf-8")),
-        js=Markup((TEMPLATE / "report.js").read_text(encoding="utf-8")),
-        version=__version__,
-        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        shown=shown,
-        scored=scored,
-        share=tables.share,
-        measured=measured,
-        kinds=kinds([each for _, _, each in measured]),
-        world_columns=COLUMNS,
-        teacher_style=TEACHER_STYLE,
-        metrics=metrics,
-        labels=labels,
-        teachers=_teacher_rows(shown),
-        dash=tables.NONE,
-        planes=_planes(scored, metrics, labels),
-        scores=_scores(scored, metrics, labels),
-        training=_training(shown),
-        smoothing=figures.SMOOTHING,
-        prompts=prompts,
-        steps=steps,
-        # The last step's stand in the page itself.
-        sheets={
-            cell.key: dict(list(cell.sheets.items())[:-1])
-            for prompt in prompts
-            for cell in prompt.cells
-            if None not in cell.sheets
-        },
-        options=rows,
-        differing=[row for row in rows if row.differs],
-        grouped=tables.by_group(rows),
-        environment=tables.environment(runs),
-    )
+    return environment.get_template("report.html")
 
 
-def _average(item: Shown) -> list[Shown]:
-    """The moving average of a run, if it was evaluated: the run's colour and mark, other dashes."""
+def _average(item: ShownRun) -> list[ShownRun]:
+    """Return the moving average of a run, if it was evaluated: the run's colour and marker with other dashes."""
     run = item.run.of_average()
-    look = replace(item.style, dash=AVERAGE_DASH)
-    return [replace(item, run=run, style=look, spent=tables.spent(run), average=True)] if run else []
+    style = replace(item.style, dash=EMA_DASH)
+    return [replace(item, run=run, style=style, cost=tables.cost(run), average=True)] if run else []
 
 
-def _measured(shown: Sequence[Shown]) -> list[tuple[str, Style, Measured]]:
-    """(name, look, what was measured) of every model; others than the runs' own once, and first."""
-    others: dict[str, tuple[str, Style, Measured]] = {}
+def _oracle_rows(shown: Sequence[ShownRun]) -> list[tuple[str, Style, OracleMetrics]]:
+    """Return (name, style, metrics) of every model that the oracle measured: first models outside the runs, once."""
+    others: dict[str, tuple[str, Style, OracleMetrics]] = {}
     own = []
     for item in shown:
-        for each in item.run.measured:
-            if each.of_run:
-                own.append((item.run.name, item.style, each))
+        for model in item.run.oracle:
+            if model.in_run:
+                own.append((item.run.name, item.style, model))
             else:
-                name = "teacher" if each.model == item.run.config.get("teacher_id") else each.model
-                others.setdefault(repr(each), (name, TEACHER_STYLE, each))
+                name = "teacher" if model.model == item.run.config.get("teacher_id") else model.model
+                others.setdefault(repr(model), (name, TEACHER_STYLE, model))
     return [*others.values(), *own]
 
 
 def _labels(metrics: Sequence[Metric]) -> dict[str, str]:
-    """Metric's name -> what it is called here; with its image set where there are several."""
+    """Return metric's name -> label, with its image set if there are several."""
     several = len({metric.image_set for metric in metrics}) > 1
     return {m.name: f"{m.label}, {m.image_set}" if several else m.label for m in metrics}
 
 
-def _teachers(shown: Sequence[Shown], *names: str) -> list[tuple[Score, ...]]:
-    """The different scores that the runs' teachers have in these metrics: one where all share teacher and images."""
-    found = {
-        tuple(item.run.teacher[name].mean for name in names): tuple(item.run.teacher[name] for name in names)
-        for item in shown
-        if all(name in item.run.teacher and item.run.teacher[name].mean is not None for name in names)
-    }
-    return list(found.values())
+def _teachers(shown: Sequence[ShownRun], *names: str) -> list[tuple[Score, ...]]:
+    """Return the different teachers' scores in these metrics: one if all runs share teacher and prompts."""
+    scores = [tuple(item.run.teacher.get(name, Score(None)) for name in names) for item in shown]
+    known = [row for row in scores if all(score.mean is not None for score in row)]
+    return list({tuple(score.mean for score in row): row for row in known}.values())
 
 
-def _teacher_rows(shown: Sequence[Shown]) -> list[tuple[str, dict[str, Score]]]:
-    """(name, scores) of each different teacher; named by its runs where there are several."""
-    rows: list[tuple[list[str], dict[str, Score]]] = []
+def _teacher_rows(shown: Sequence[ShownRun]) -> list[tuple[str, dict[str, Score]]]:
+    """Return (name, scores) of each different teacher; several teachers are named by their runs."""
+    rows: dict[frozenset, tuple[list[str], dict[str, Score]]] = {}
     for item in shown:
-        means = {name: score.mean for name, score in item.run.teacher.items()}
-        same = next((row for row in rows if {n: s.mean for n, s in row[1].items()} == means), None)
-        if same:
-            same[0].append(item.run.name)
-        elif means:
-            rows.append(([item.run.name], item.run.teacher))
-    return [(f"teacher of {', '.join(names)}" if len(rows) > 1 else "teacher", scores) for names, scores in rows]
+        if teacher := item.run.teacher:
+            means = frozenset((name, score.mean) for name, score in teacher.items())
+            rows.setdefault(means, ([], teacher))[0].append(item.run.name)
+    return [(f"teacher of {', '.join(runs)}" if len(rows) > 1 else "teacher", scores) for runs, scores in rows.values()]
 
 
-def _scores(shown: Sequence[Shown], metrics: Sequence[Metric], labels: dict[str, str]) -> list[Drawn]:
+def _score_plots(shown: Sequence[ShownRun], metrics: Sequence[Metric], labels: dict[str, str]) -> list[Plot]:
+    """Return one plot per metric."""
     drawn = []
     for index, metric in enumerate(metric for metric in metrics if not metric.rescaled):
-        curves, told = [], []
+        curves, texts = [], []
         for item in shown:
-            scores = [(r["step"], item.run.score(r, metric)) for r in item.run.evaluations if metric.name in r]
+            scores = [(r["step"], score_of(r, metric)) for r in item.run.evaluations if metric.name in r]
             if any(score.mean is not None for _, score in scores):
-                steps = figures.numbers([step for step, _ in scores])
+                steps = plots.as_array([step for step, _ in scores])
                 values, low, high = (
-                    figures.numbers([getattr(score, part) for _, score in scores]) for part in ("mean", "low", "high")
+                    plots.as_array([getattr(score, part) for _, score in scores]) for part in ("mean", "low", "high")
                 )
-                curves.append(figures.Curve(item.key, item.style, steps, values, low, high))
-                told.append(f"{item.run.name} {tables.number(scores[-1][1].mean)} at step {scores[-1][0]}")
-        teachers = [scores[0] for scores in _teachers(shown, metric.name)]
-        told += [f"teacher {tables.number(score.mean)}" for score in teachers]
-        svg = figures.score_figure(f"score{index}", curves, teachers)
-        drawn.append(Drawn(labels[metric.name], Markup(svg), f"{labels[metric.name]} over steps: {'; '.join(told)}."))
+                curves.append(plots.Curve(item.key, item.style, steps, values, low, high))
+                texts.append(f"{item.run.name} {tables.number(scores[-1][1].mean)} at step {scores[-1][0]}")
+        teachers = [score for (score,) in _teachers(shown, metric.name)]
+        texts += [f"teacher {tables.number(score.mean)}" for score in teachers]
+        svg = plots.plot_score(f"score{index}", curves, teachers)
+        label = labels[metric.name]
+        drawn.append(Plot(label, Markup(svg), f"{label} over steps: {'; '.join(texts)}."))
     return drawn
 
 
-def _planes(shown: Sequence[Shown], metrics: Sequence[Metric], labels: dict[str, str]) -> dict[str, list[Drawn]]:
-    """Preference -> its plane with each diversity."""
-    pairs = [
-        (across, upward)
-        for upward in metrics
-        for across in metrics
-        if across.diversity and not upward.diversity and not upward.rescaled
-    ]
-    drawn: dict[str, list[Drawn]] = {}
-    for index, (across, upward) in enumerate(pairs):
+def _plane_plots(shown: Sequence[ShownRun], metrics: Sequence[Metric], labels: dict[str, str]) -> dict[str, list[Plot]]:
+    """Return label of a preference -> its plots against each diversity."""
+    diversities = [metric for metric in metrics if metric.diversity]
+    preferences = [metric for metric in metrics if not metric.diversity and not metric.rescaled]
+    drawn: dict[str, list[Plot]] = {}
+    for index, (preference, diversity) in enumerate((y, x) for y in preferences for x in diversities):
         paths = []
         for item in shown:
-            points = [(item.run.score(r, across), item.run.score(r, upward)) for r in item.run.evaluations]
+            points = [(score_of(r, diversity), score_of(r, preference)) for r in item.run.evaluations]
             points = [(x, y) for x, y in points if x.mean is not None and y.mean is not None]
             if points:
-                paths.append(figures.Path(item.key, item.style, points))
-        names = labels[across.name], labels[upward.name]
-        teachers = _teachers(shown, across.name, upward.name)
-        svg = figures.plane_figure(f"plane{index}", names, paths, teachers)
-        alt = f"{names[1]} against {names[0]}, a path over the evaluations for each run, and the teacher's point."
-        title = f"{names[1]} against {names[0]}"
-        drawn.setdefault(names[1], []).append(Drawn(title, Markup(svg), alt))
+                paths.append(plots.PlanePath(item.key, item.style, points))
+        x_label, y_label = labels[diversity.name], labels[preference.name]
+        teachers = _teachers(shown, diversity.name, preference.name)
+        svg = plots.plot_plane(f"plane{index}", (x_label, y_label), paths, teachers)
+        title = f"{y_label} against {x_label}"
+        alt = f"{title}, a path over the evaluations for each run, and the teacher's point."
+        drawn.setdefault(y_label, []).append(Plot(title, Markup(svg), alt))
     return drawn
 
 
-def _training(shown: Sequence[Shown]) -> list[Drawn]:
-    """A figure for each figure of a step, student's turns first: losses, then what goes with them."""
+def _training_plots(shown: Sequence[ShownRun]) -> list[Plot]:
+    """Return one plot per metric of an update, student updates first, and losses before other metrics."""
     pairs = dict.fromkeys(
         (record["turn"], name)
         for item in shown
-        for record in item.run.steps
+        for record in item.run.updates
         for name, value in record.items()
-        if name not in _NO_CURVE and isinstance(value, (int, float))
+        if name not in _NOT_PLOTTED and isinstance(value, (int, float))
     )
     drawn = []
-    for index, (turn, name) in enumerate(sorted(pairs, key=lambda pair: (pair[0] != "student", "loss" not in pair[1]))):
+    for index, (kind, name) in enumerate(sorted(pairs, key=lambda pair: (pair[0] != "student", "loss" not in pair[1]))):
         curves = []
         for item in shown:
-            records = [record for record in item.run.steps if record["turn"] == turn and name in record]
+            records = [record for record in item.run.updates if record["turn"] == kind and name in record]
             if records:
-                steps = figures.numbers([record["step"] for record in records])
-                curves.append(
-                    figures.Curve(item.key, item.style, steps, figures.numbers([record[name] for record in records]))
-                )
-        title = _CURVES.get(name, name.replace("_", " ").capitalize())
-        title += "" if any(part in name for part in _ONE_TURN) else f", {turn} turn"
-        svg = figures.training_figure(f"training{index}", curves)
-        drawn.append(Drawn(title, Markup(svg), f"{title} over steps, of {len(curves)} run{'s'[: len(curves) > 1]}."))
+                steps, values = (plots.as_array([record[key] for record in records]) for key in ("step", name))
+                curves.append(plots.Curve(item.key, item.style, steps, values))
+        title = _TITLES.get(name, name.replace("_", " ").capitalize())
+        title += "" if any(part in name for part in _ONE_KIND) else f", {kind} update"
+        svg = plots.plot_training(f"training{index}", curves)
+        drawn.append(Plot(title, Markup(svg), f"{title} over steps, of {len(curves)} run{'s'[: len(curves) > 1]}."))
     return drawn
 
 
-def _prompts(shown: Sequence[Shown]) -> list[Prompt]:
-    """Every prompt that some run kept sheets of: the teachers' first (equal ones once), then each run's."""
-    wanted = dict.fromkeys(
-        (grid.image_set, grid.prompt) for item in shown for grids in item.run.grids.values() for grid in grids
-    )
-    found = []
-    for index, (image_set, text) in enumerate(wanted):
-        cells: list[Cell] = []
-        for item in shown:
-            for grid in _grids(item.run, TEACHER, image_set, text):
-                uri = _data_uri(grid.file)
-                if all(cell.sheets[None] != uri for cell in cells):
-                    key = f"sheet{index}-teacher{len(cells)}"
-                    cells.append(Cell(key, "teacher", TEACHER_STYLE, grid.num_seeds, grid.size, {None: uri}))
-        for item in shown:
-            grids = {
-                step: grid
-                for step in item.run.grids
-                if step != TEACHER
-                for grid in _grids(item.run, step, image_set, text)
-            }
+def _prompt_sheets(shown: Sequence[ShownRun]) -> list[PromptSheets]:
+    """Return the sheets of every prompt: first those of different teachers, then those of each run."""
+    # (image set, prompt) -> run number -> step or TEACHER -> sheet
+    found: dict[tuple[str, str], dict[int, dict[int | str, SeedGrid]]] = {}
+    for number, item in enumerate(shown):
+        for step, grids in item.run.grids.items():
+            for grid in grids:
+                by_run = found.setdefault((grid.image_set, grid.prompt), {})
+                by_run.setdefault(number, {}).setdefault(step, grid)
+    prompts = []
+    for index, ((image_set, prompt), by_run) in enumerate(found.items()):
+        teachers: list[ModelSheets] = []
+        students = []
+        for number, grids in by_run.items():
+            item = shown[number]
+            if teacher := grids.pop(TEACHER, None):
+                uri = _data_uri(teacher.file)
+                if all(other.sheets[None] != uri for other in teachers):
+                    key = f"sheet{index}-teacher{len(teachers)}"
+                    style = TEACHER_STYLE
+                    teachers.append(ModelSheets(key, "teacher", style, teacher.num_seeds, teacher.size, {None: uri}))
             if grids:
                 last = grids[max(grids)]
                 sheets = {step: _data_uri(grid.file) for step, grid in grids.items()}
                 key = f"sheet{index}-{item.key}"
-                cells.append(Cell(key, item.run.name, item.style, last.num_seeds, last.size, sheets))
-        found.append(Prompt(image_set, text, cells))
-    return found
-
-
-def _grids(run: Run, step: int | str, image_set: str, prompt: str) -> list[Any]:
-    return [grid for grid in run.grids.get(step, []) if (grid.image_set, grid.prompt) == (image_set, prompt)][:1]
+                students.append(ModelSheets(key, item.run.name, item.style, last.num_seeds, last.size, sheets))
+        prompts.append(PromptSheets(image_set, prompt, teachers + students))
+    return prompts
 
 
 def _data_uri(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a run left in its folder, read for a report. Whatever is missing or broken is left out and told in `notes`."""
+"""Read a run's folder for a report. Missing or broken files are left out and listed in `warnings`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import Any
 
 from dpdmd.config.options import DEFAULT_MAX_STEPS
 from dpdmd.evaluation import seed_grids
-from dpdmd.report.measured import Measured, read_measured
-from dpdmd.report.scores import AVERAGE_PREFIX, PREFIX, Metric, Score
+from dpdmd.report.oracle_metrics import OracleMetrics, read_oracle_metrics
+from dpdmd.report.scores import EMA_PREFIX, PREFIX, Metric, Score
 from dpdmd.run_folder import EVAL_TURN, RunFolder, read_records
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
@@ -21,38 +21,37 @@ class Run:
     """One run.
 
     Attributes:
-        name: its folder's, made longer where two would be the same.
-        steps, evaluations: records of metrics.jsonl, by step, one of each.
-        metrics: all that its evaluations score, in their order.
+        name: of its folder, with parent folders if two runs would have the same name.
+        updates, evaluations: records of metrics.jsonl, sorted by step, one per step.
+        metrics: all metrics of its evaluations, in their order.
         teacher: metric's name -> the teacher's score.
-        config: option -> value, flat.
-        environment: as environment.json has it, else a checkpoint's versions.
-        measured: what the small world's oracle said of its models.
+        config: option -> value, without groups.
+        environment: content of environment.json, else the versions in a checkpoint.
+        oracle: metrics of the small world's oracle.
         grids: step or `seed_grids.TEACHER` -> sheets.
         best: step of the checkpoint that `best` points to.
-        notes: one line about each file that could not be read.
+        warnings: one line per file that could not be read.
     """
 
     name: str
-    folder: Path
-    steps: list[dict[str, Any]]
+    updates: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     metrics: list[Metric]
     teacher: dict[str, Score]
     config: dict[str, Any]
     environment: dict[str, Any]
-    measured: list[Measured]
+    oracle: list[OracleMetrics]
     grids: dict[int | str, list[seed_grids.SeedGrid]]
     best: int | None
-    notes: list[str]
+    warnings: list[str]
 
     @property
     def last_step(self) -> int:
-        return max((record["step"] for record in (*self.steps, *self.evaluations)), default=0)
+        return max((record["step"] for record in (*self.updates, *self.evaluations)), default=0)
 
     @property
     def planned_steps(self) -> int | None:
-        """Length of the run; None where epochs decide, which the folder does not tell."""
+        """Length of the run; None if it is given in epochs, whose length the folder does not contain."""
         return self.config.get("max_steps") or (None if self.config.get("max_epoch") else DEFAULT_MAX_STEPS)
 
     @property
@@ -60,41 +59,41 @@ class Run:
         return self.planned_steps is not None and self.last_step < self.planned_steps
 
     def of_average(self) -> "Run | None":
-        """The moving average's evaluations as those of a run, where there are any: no updates, no images."""
-        records = [
-            {
-                "step": record["step"],
-                **{
-                    PREFIX + k.removeprefix(AVERAGE_PREFIX): v
-                    for k, v in record.items()
-                    if k.startswith(AVERAGE_PREFIX)
-                },
+        """Return the evaluations of the moving average as a run without updates and images; None without any."""
+        evaluations = []
+        for record in self.evaluations:
+            scores = {
+                PREFIX + key.removeprefix(EMA_PREFIX): value
+                for key, value in record.items()
+                if key.startswith(EMA_PREFIX)
             }
-            for record in self.evaluations
-        ]
-        known = [record for record in records if len(record) > 1]
+            if scores:
+                evaluations.append({"step": record["step"], **scores})
+        if not evaluations:
+            return None
         name = f"{self.name}, average"
-        return replace(self, name=name, steps=[], evaluations=known, grids={}, best=None, notes=[]) if known else None
+        return replace(self, name=name, updates=[], evaluations=evaluations, grids={}, best=None, warnings=[])
 
-    def score(self, record: dict[str, Any], metric: Metric) -> Score:
-        """A metric in one of the evaluations."""
-        name = metric.name
-        missing = record.get(f"{name}_missing") or 0
-        return Score(record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high"), missing)
+
+def score_of(record: dict[str, Any], metric: Metric) -> Score:
+    """Return a metric's score in the record of an evaluation."""
+    name = metric.name
+    missing = record.get(f"{name}_missing") or 0
+    return Score(record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high"), missing)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs at these folders, each once.
+    """Read the runs in these folders, each once.
 
     Raises:
-        ValueError: one is no run folder; the message names it.
+        ValueError: a folder is not a run folder; the message names it.
     """
     unique = list({folder.resolve(): folder for folder in folders}.values())
     return [_read(folder, name) for folder, name in zip(unique, _names(unique), strict=True)]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Folder names, with as many of their parents' as tell them apart."""
+    """Return folder names, with as many parent folders as needed to make them different."""
     parts = [folder.resolve().parts for folder in folders]
     depth = 1
     while max(Counter(part[-depth:] for part in parts).values(), default=1) > 1:
@@ -103,56 +102,60 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(root: Path, name: str) -> Run:
-    folder, notes = RunFolder.of(root), []
+    folder, warnings = RunFolder.of(root), []
     if not folder.config.is_file() and not folder.metrics.is_file():
-        raise ValueError(f"{root}: is no run folder ({folder.config.name} and {folder.metrics.name} are missing)")
-    records = []
+        raise ValueError(f"{root}: is not a run folder ({folder.config.name} and {folder.metrics.name} are missing)")
+    records, oracle = [], []
     try:
         records = read_records(folder.metrics)
     except OSError as error:
-        notes.append(f"{folder.metrics.name} cannot be read ({error.strerror})")
-    steps = {record["step"]: record for record in records if record["turn"] != EVAL_TURN}
+        warnings.append(f"{folder.metrics.name} cannot be read ({error.strerror})")
+    try:
+        oracle = read_oracle_metrics(folder.figures, folder.root)
+    except ValueError as error:
+        warnings.append(str(error))
+    updates = {record["step"]: record for record in records if record["turn"] != EVAL_TURN}
     evaluations = {record["step"]: record for record in records if record["turn"] == EVAL_TURN}
     metrics = {key: Metric.of(key) for record in evaluations.values() for key in record}
+    best = folder.best()
     return Run(
         name=name,
-        folder=root,
-        steps=[steps[step] for step in sorted(steps)],
+        updates=[updates[step] for step in sorted(updates)],
         evaluations=[evaluations[step] for step in sorted(evaluations)],
         metrics=[metric for metric in metrics.values() if metric],
-        teacher=_read_teacher(folder, evaluations, notes),
-        config=_read_config(folder.config, notes),
+        teacher=_read_teacher(folder, evaluations, warnings),
+        config=_read_config(folder.config, warnings),
         environment=_read_environment(folder),
-        measured=_read_measured(folder, notes),
+        oracle=oracle,
         grids=seed_grids.read(folder.seed_grids),
-        best=_step_of(folder.best()),
-        notes=notes,
+        best=_step_of(best) if best else None,
+        warnings=warnings,
     )
 
 
-def _step_of(checkpoint: Path | None) -> int | None:
-    number = checkpoint.name.rpartition("_")[2] if checkpoint else ""
+def _step_of(checkpoint: Path) -> int | None:
+    number = checkpoint.name.rpartition("_")[2]
     return int(number) if number.isdecimal() else None
 
 
-def _read_config(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Flat values, whatever version wrote them: a report must not refuse an option that was renamed since."""
+def _read_config(path: Path, warnings: list[str]) -> dict[str, Any]:
+    """Return option -> value. Options of other versions are accepted: a report must not fail on a renamed option."""
     try:
         groups = strict_yaml.read(path, path.name)
         flat = {str(name): value for group in groups.values() for name, value in group.items()}
     except ValueError as error:
-        notes.append(str(error))
+        warnings.append(str(error))
         return {}
     except AttributeError:
-        notes.append(f"{path.name}: holds no groups of options")
+        warnings.append(f"{path.name}: has no groups of options")
         return {}
     if not isinstance(flat.get("max_steps"), int | None):
-        notes.append(f"{path.name}: max_steps is no number: {flat.pop('max_steps')!r}")
+        warnings.append(f"{path.name}: max_steps is not an integer: {flat.pop('max_steps')!r}")
     return flat
 
 
-def _read_teacher(folder: RunFolder, evaluations: dict[int, dict[str, Any]], notes: list[str]) -> dict[str, Score]:
-    """The teacher's row with its intervals; without its file the means that stand in the evaluations."""
+def _read_teacher(folder: RunFolder, evaluations: dict[int, dict[str, Any]], warnings: list[str]) -> dict[str, Score]:
+    """Return the teacher's scores with intervals; without teacher_scores.json, the means in the last evaluation."""
     if not evaluations:
         return {}
     last = evaluations[max(evaluations)]
@@ -163,16 +166,8 @@ def _read_teacher(folder: RunFolder, evaluations: dict[int, dict[str, Any]], not
             if name in teacher and teacher[name].mean == row["mean"]:
                 teacher[name] = Score(row["mean"], row["low"], row["high"], row["num_missing"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        notes.append(f"{folder.teacher_scores.name} cannot be read: the teacher has no intervals")
+        warnings.append(f"{folder.teacher_scores.name} cannot be read: the teacher has no intervals")
     return teacher
-
-
-def _read_measured(folder: RunFolder, notes: list[str]) -> list[Measured]:
-    try:
-        return read_measured(folder.figures, folder.root)
-    except ValueError as error:
-        notes.append(str(error))
-        return []
 
 
 def _read_environment(folder: RunFolder) -> dict[str, Any]:

@@ -1,23 +1,23 @@
-"""What the evaluations' figures are: which metric a key of metrics.jsonl names, and a mean with its interval."""
+"""Scores in the evaluations: the metric that a key of metrics.jsonl names, and a mean with its interval."""
 
 import re
 from dataclasses import dataclass
 
 from dpdmd.config.scorer_table import METRIC_LABELS, RESCALED_METRICS
 
-AVERAGE_PREFIX, PREFIX = "eval_ema/", "eval/"  # of the moving average's metrics, and of the student's
+EMA_PREFIX, PREFIX = "eval_ema/", "eval/"  # of the metrics of the moving average, and of the student
 _METRIC = re.compile(r"eval/(?P<set>.+)_(?P<kind>div|preference)_(?P<scorer>.+)")
-_ASIDE = ("_low", "_high", "_missing", "_teacher")  # what stands beside a metric's mean in its record
+_SUFFIXES = ("_low", "_high", "_missing", "_teacher")  # of the values beside a metric's mean in a record
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One score of the evaluations.
+    """One metric of the evaluations.
 
     Attributes:
-        name: as metrics.jsonl has it.
-        diversity: else a preference.
-        rescaled: another score of the run times a constant: the same curve, so only the tables show it.
+        name: its key in metrics.jsonl.
+        diversity: whether it is a diversity; otherwise it is a preference.
+        rescaled: whether it is another metric times a constant: the same curve, so only the tables show it.
     """
 
     name: str
@@ -28,9 +28,9 @@ class Metric:
 
     @classmethod
     def of(cls, name: str) -> "Metric | None":
-        """Metric of a record's key; None for what is no metric's mean."""
+        """Return the metric that a key names; None if the key is not the mean of a metric."""
         match = _METRIC.fullmatch(name)
-        if match is None or name.endswith(_ASIDE):
+        if match is None or name.endswith(_SUFFIXES):
             return None
         diversity, scorer = match["kind"] == "div", match["scorer"]
         scorer = f"div_{scorer}" if diversity else scorer
@@ -39,7 +39,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean with its 95% interval; None where there is none."""
+    """A mean with its 95% interval; None if unknown."""
 
     mean: float | None
     low: float | None = None

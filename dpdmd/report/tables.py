@@ -1,4 +1,4 @@
-"""The report's tables: figures, differences of configuration, environment, time. Cells are text, not yet escaped."""
+"""The tables of the report: options, environment, time and memory. Cells are text that is not escaped yet."""
 
 import math
 import re
@@ -14,56 +14,56 @@ from dpdmd.config import Config
 from dpdmd.report.runs import Run
 from dpdmd.report.scores import Score
 
-NONE = "–"
-UNSET = object()  # an option that the run's version did not have
-# Where a run writes is its own: it differs always, and says nothing.
-_PLACES = {
+DASH = "–"
+UNKNOWN = object()  # value of an option that a version does not have
+# Output paths always differ between runs, which is of no interest.
+_OUTPUTS = {
     *("run_dir", "log_path", "ckpt_dir", "eval_dir", "process_folder_name", "diversity_folder_name"),
     "resume_from_checkpoint",
 }
 
 
 def number(value: float | None) -> str:
-    """Four digits that count."""
+    """Format with four significant digits."""
     if value is None or not math.isfinite(value):
-        return NONE
+        return DASH
     return f"{value:#.4g}".rstrip(".").replace("-", "−")
 
 
 def interval(score: Score) -> str:
-    """The 95% interval, "" where there is none."""
+    """Format the 95% interval; "" if there is none."""
     return "" if score.low is None else f"{number(score.low)} – {number(score.high)}"
 
 
 def share(score: Score, teacher: Score | None) -> str:
-    """How much of the teacher's that is: "96%"; "" where one of them is not known."""
+    """Format a score as a percentage of the teacher's, such as "96%"; "" if one of them is unknown."""
     known = teacher is not None and teacher.mean and score.mean is not None
     return f"{100 * score.mean / teacher.mean:.0f}%" if known else ""
 
 
 def breakable(name: str) -> Markup:
-    """A name that may break after what joins its words, and nowhere else."""
+    """Allow line breaks in a name after the characters that join its words."""
     return Markup(re.sub(r"([_.,/=-])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def duration(seconds: float) -> str:
-    """To two units: 2 h 05 min, 3 min 20 s, 41 s."""
+    """Format with two units: 2 h 05 min, 3 min 20 s, 41 s."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.3g} s"
 
 
-def shown(value: Any) -> str:
-    """An option's value as it would be written in YAML."""
-    if value is UNSET:
-        return "not an option then"
+def _as_yaml(value: Any) -> str:
+    """Format an option's value as in YAML."""
+    if value is UNKNOWN:
+        return "no such option"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One row of a configuration table: a default of this version, and each run's value."""
+    """One row of a configuration table: the default of this version, and each run's value."""
 
     group: str
     name: str
@@ -74,9 +74,9 @@ class Option:
 
 
 def options(runs: Sequence[Run]) -> list[Option]:
-    """Every option of this version, then those that only the runs know.
+    """Return every option of this version, then the options that only the runs' versions have.
 
-    `differs`: between the runs, or where there is one run alone from the default.
+    `differs`: between the runs; for a single run, from the default.
     """
     known = [
         (group.name, item.name, item.metadata["help"], item.default)
@@ -85,14 +85,14 @@ def options(runs: Sequence[Run]) -> list[Option]:
     ]
     names = {name for _, name, _, _ in known}
     others = dict.fromkeys(name for run in runs for name in run.config if name not in names)
-    known += [("other", name, "", UNSET) for name in others]
+    known += [("other", name, "", UNKNOWN) for name in others]
     rows = []
     for group, name, help_, default in known:
-        values = [run.config.get(name, UNSET) for run in runs]
-        compared = [default, *values] if len(runs) == 1 else values
-        # Compared as shown: YAML reads 1e-5 as text, and what looks the same is the same.
-        differs = name not in _PLACES and len(set(map(shown, compared))) > 1
-        rows.append(Option(group, name, help_, shown(default), [shown(value) for value in values], differs))
+        # Compared as text, since YAML reads 1e-5 as text.
+        values = [_as_yaml(run.config.get(name, UNKNOWN)) for run in runs]
+        compared = {_as_yaml(default), *values} if len(runs) == 1 else set(values)
+        differs = name not in _OUTPUTS and len(compared) > 1
+        rows.append(Option(group, name, help_, _as_yaml(default), values, differs))
     return rows
 
 
@@ -101,23 +101,24 @@ def by_group(rows: Sequence[Option]) -> list[tuple[str, list[Option]]]:
 
 
 def environment(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(what, each run's), devices first; a row that nobody has is left out."""
+    """Return (property, value of each run), devices before versions."""
     flat = []
     for run in runs:
         versions = run.environment.get("versions")
         plain = {name: value for name, value in run.environment.items() if not isinstance(value, (dict, list))}
         flat.append({**plain, **(versions if isinstance(versions, dict) else {})})
     names = dict.fromkeys(name for values in flat for name in values)
-    return [(name, [str(values.get(name, NONE)) for values in flat]) for name in names]
+    return [(name, [str(values.get(name, DASH)) for values in flat]) for name in names]
 
 
 @dataclass(frozen=True)
-class Spent:
-    """A run's time and memory, of the steps that stand in its record.
+class Cost:
+    """Time and memory of a run, summed over its records.
 
     Attributes:
-        seconds: what -> seconds; fake updates, student updates, evaluation.
-        medians: turn -> seconds of an update.
+        updates: kind of update, "fake" or "student" -> number of updates.
+        seconds: "fake updates", "student updates" or "evaluation" -> seconds.
+        medians: kind of update -> median seconds per update.
     """
 
     updates: dict[str, int]
@@ -132,27 +133,29 @@ class Spent:
         return sum(self.seconds.values())
 
 
-def spent(run: Run) -> Spent:
-    """Sums over a run's records."""
-    turns = sorted({record["turn"] for record in run.steps})
-    times = {turn: [_plain(r.get("seconds")) for r in run.steps if r["turn"] == turn] for turn in turns}
-    seconds = {f"{turn} updates": sum(values) for turn, values in times.items()}
+def cost(run: Run) -> Cost:
+    """Sum up the time and memory in a run's records."""
+    times: dict[str, list[float]] = {kind: [] for kind in sorted({record["turn"] for record in run.updates})}
+    for record in run.updates:
+        times[record["turn"]].append(_number_of(record, "seconds"))
+    seconds = {f"{kind} updates": sum(values) for kind, values in times.items()}
     if run.evaluations:
-        seconds["evaluation"] = sum(_plain(record.get("seconds")) for record in run.evaluations)
+        seconds["evaluation"] = sum(_number_of(record, "seconds") for record in run.evaluations)
     rates, memory = (
-        [value for record in run.steps if (value := _plain(record.get(name)))]
+        [value for record in run.updates if (value := _number_of(record, name))]
         for name in ("samples_per_second", "memory_gb")
     )
-    return Spent(
-        updates={turn: len(values) for turn, values in times.items()},
+    return Cost(
+        updates={kind: len(values) for kind, values in times.items()},
         seconds=seconds,
-        medians={turn: median(values) for turn, values in times.items()},
+        medians={kind: median(values) for kind, values in times.items()},
         samples_per_second=median(rates) if rates else None,
         memory_gb=max(memory, default=None),
-        skipped=sum(bool(record.get("skipped")) for record in run.steps),
+        skipped=sum(bool(record.get("skipped")) for record in run.updates),
     )
 
 
-def _plain(value: Any) -> float:
-    """A record's number; 0 for what is none."""
+def _number_of(record: dict[str, Any], name: str) -> float:
+    """Return a number of a record; 0 if it is missing or not finite."""
+    value = record.get(name)
     return value if isinstance(value, (int, float)) and math.isfinite(value) else 0.0

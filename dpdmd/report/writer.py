@@ -1,4 +1,4 @@
-"""Write a report, and keep a run's own report up to date."""
+"""Write a report, and keep the report of a training run up to date."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ def write(folders: Sequence[Path], out: Path) -> None:
     """Write the report of these run folders.
 
     Raises:
-        ValueError: one of them is no run folder.
+        ValueError: a folder is not a run folder.
         OSError: `out` cannot be written.
     """
-    # matplotlib takes half a second to import: only for who wants a report.
+    # Imported here, since matplotlib takes half a second to import.
     from dpdmd.report.page import render
     from dpdmd.report.runs import read_runs
 
@@ -26,16 +26,16 @@ def write(folders: Sequence[Path], out: Path) -> None:
 
 
 def refresh(folder: RunFolder) -> None:
-    """Write a run's own report, from within it: whatever goes wrong is a warning, and training goes on."""
+    """Write the report of a training run. Any error is only a warning, so that training goes on."""
     try:
         write([folder.root], folder.report)
-    except Exception as error:  # days of training are worth more than a page that can be made at any time
+    except Exception as error:  # the page can be written at any time; days of training cannot be repeated
         logger.warning("no report was written: %s: %s", type(error).__name__, error)
 
 
 @contextmanager
 def written_at_the_end(folder: RunFolder, *, active: bool) -> Iterator[None]:
-    """Refresh the report where `active` (rank 0) when the run ends, however it ends."""
+    """Refresh the report when the block ends, also after an error, if `active` (rank 0)."""
     try:
         yield
     finally:

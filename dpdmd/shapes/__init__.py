@@ -1,1 +1,1 @@
-"""The bundled small world: captioned 64 x 64 images in which diversity and prompt-following are measured exactly."""
+"""The small world: captioned 64 x 64 images on which diversity and prompt following can be measured exactly."""

@@ -1,4 +1,4 @@
-"""Trains the small world's AutoencoderKL: 64 x 64 images to 8 x 8 latents of 8 channels."""
+"""Train the small world's AutoencoderKL: 64 x 64 images to 8 x 8 latents with 8 channels."""
 
 import numpy as np
 import torch
@@ -10,11 +10,11 @@ from dpdmd.utils.rng import torch_generator
 
 LATENT_CHANNELS = 8
 LATENT_SIZE = 8
-KL_WEIGHT = 3e-4  # leaves the posterior some deviation, so the decoder forgives small errors of a sampler
+KL_WEIGHT = 3e-4  # keeps some variance in the posterior, so that the decoder tolerates small errors of a sampler
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """SD3.5's autoencoder in small: the same blocks and its four levels (factor 8), no quant convolutions."""
+    """Build a small version of SD3.5's autoencoder: same blocks, four levels (factor 8), no quant convolutions."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -36,9 +36,9 @@ def train_autoencoder(
     batch_size: int = 16,
     lr: float = 2e-3,
 ) -> AutoencoderKL:
-    """Train on freshly rendered scenes, from `start` on if given; squared plus absolute error, and a small KL term.
+    """Train on rendered scenes, from `start` if given, with squared and absolute error and a small KL term.
 
-    Images are in [-1, 1]. `scaling_factor` and `shift_factor` are set from the latents' measured moments.
+    Images are in [-1, 1]. `scaling_factor` and `shift_factor` are set from the measured moments of the latents.
     """
     torch.manual_seed(seed)
     vae = start or build_autoencoder()
@@ -70,7 +70,7 @@ def train_autoencoder(
 
 @torch.no_grad()
 def encode_scenes(vae: AutoencoderKL, seed: int, indices: range, world: World, batch_size: int = 64) -> torch.Tensor:
-    """Posterior means of scenes, raw latents: [N, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE]."""
+    """Return posterior means of scenes, unscaled: [N, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE]."""
     encoded = []
     for start in tqdm(range(0, len(indices), batch_size), desc="encoding scenes", disable=len(indices) < 10_000):
         scenes = [world.sample_scene(seed, index) for index in indices[start : start + batch_size]]
@@ -80,7 +80,7 @@ def encode_scenes(vae: AutoencoderKL, seed: int, indices: range, world: World, b
 
 @torch.no_grad()
 def reconstruct_scenes(vae: AutoencoderKL, seed: int, indices: range, world: World, batch_size: int = 64) -> np.ndarray:
-    """What the autoencoder makes of scenes: [N, 3, 64, 64] in [0, 1]; to measure how much the oracle still reads."""
+    """Encode and decode scenes: [N, 3, 64, 64] in [0, 1]. The oracle is tested on them."""
     latents = encode_scenes(vae, seed, indices, world, batch_size)
     decoded = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
     return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).numpy()

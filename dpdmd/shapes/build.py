@@ -1,6 +1,6 @@
-"""Builds the small world's weights: `python -m dpdmd.shapes.build [--pairs|--scorers]`; a seed gives the same training.
+"""Train the small world's weights: `python -m dpdmd.shapes.build [--pairs|--scorers]`. A seed gives the same training.
 
-`--pairs` goes on from the pipeline of one object to that of one or two.
+`--pairs` continues from the pipeline for one object and trains the pipeline for one or two.
 """
 
 from dpdmd.utils import signals
@@ -24,22 +24,24 @@ from dpdmd.shapes.teacher import ONE_OBJECT, PAIRS, train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.utils.paths import user_path
 
-GUIDANCE_SCALE = 3.5  # paper's for SD3.5
+GUIDANCE_SCALE = 3.5  # the paper's, for SD3.5
 OUT, OUT_PAIRS = Path("weights/tiny/sd35"), Path("weights/tiny/sd35_pairs")
 
 logger = logging.getLogger("dpdmd.shapes.build")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train the autoencoder, then the teacher, and save the pipeline; or train the scorers."""
+    """Train and save the pipeline, or with `--scorers` the scorers; return the exit status."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.build", description=__doc__, allow_abbrev=False)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--scorers", action="store_true", help="train the scorers instead, beside the pipeline")
-    what.add_argument("--pairs", action="store_true", help="train the pipeline for two objects, from that for one on")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--scorers", action="store_true", help="train the scorers, into the folder above --out")
+    target.add_argument("--pairs", action="store_true", help="train the pipeline for one or two objects")
     parser.add_argument("--out", type=user_path, help=f"pipeline folder (default: {OUT}, with --pairs {OUT_PAIRS})")
-    parser.add_argument("--start", type=user_path, default=OUT, help="with --pairs: the pipeline for one (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all of it (default: %(default)s)")
-    parser.add_argument("--vae", type=user_path, help="take this trained autoencoder instead of training one")
+    parser.add_argument(
+        "--start", type=user_path, default=OUT, help="with --pairs: start from this pipeline (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    parser.add_argument("--vae", type=user_path, help="use this trained autoencoder")
     args = parser.parse_args(argv)
     out = args.out or (OUT_PAIRS if args.pairs else OUT)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -1,8 +1,8 @@
-"""Prompt-following by category of caption, as GenEval has it for real models (Ghosh et al., arXiv 2310.11513).
+"""Accuracy by category of caption, as GenEval measures it for real models (Ghosh et al., arXiv 2310.11513).
 
-Captions of one object go by what they name; `colour_shape` asks whether two attributes are bound to the same object.
-Those of two ask GenEval's own questions: are both there (`two_objects`), has each its own colour (`colour_binding`),
-and does one lie where the caption says from the other (`position`). Only its counting is missing.
+Captions of one object are grouped by the attributes that they name; `colour_shape` tests whether two attributes are
+bound to the same object. Captions of two objects have GenEval's categories: are both objects present (`two_objects`),
+has each its own colour (`colour_binding`), and is their relative position right (`position`). Counting is missing.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,14 @@ CATEGORIES = (*OF_ONE, *OF_TWO)  # in the order of the table
 
 
 def category(prompt: str) -> str:
-    """Which of `CATEGORIES` a caption belongs to.
+    """Return the category of a caption, one of `CATEGORIES`.
 
-    Of one object: by the attributes it names. Of two: `position` if it says where one lies; `colour_binding` if it
-    names two shapes and their two colours, so that a swap would be wrong; else `two_objects`.
+    Captions of one object: by the attributes that are named. Captions of two: `position` if a position is named;
+    `colour_binding` if two different shapes and two different colours are named, so that a swap would be wrong; else
+    `two_objects`.
 
     Raises:
-        ValueError: `prompt` is no caption of the small world.
+        ValueError: `prompt` is not a caption of the small world.
     """
     named = parse_caption(prompt)
     if "relation" in named:
@@ -36,11 +37,11 @@ def category(prompt: str) -> str:
     return COLOUR_SHAPE if named.keys() == {"colour", "shape"} else BY_COUNT[len(named)]
 
 
-def following(prompts: Sequence[str], metrics: Sequence[PromptMetrics]) -> dict[str, Summary]:
-    """Accuracy of each category that has prompts, with a bootstrap interval over them."""
-    of = [category(prompt) for prompt in prompts]
+def accuracy_by_category(prompts: Sequence[str], metrics: Sequence[PromptMetrics]) -> dict[str, Summary]:
+    """Return category -> accuracy with a bootstrap interval over its prompts, for categories with prompts."""
+    found = [category(prompt) for prompt in prompts]
     return {
-        name: summarise((index, m.accuracy) for index, m in enumerate(metrics) if of[index] == name)
+        name: summarise((index, m.accuracy) for index, m in enumerate(metrics) if found[index] == name)
         for name in CATEGORIES
-        if name in of
+        if name in found
     }

@@ -1,7 +1,7 @@
-"""Oracle metrics of a model on the small world: `python -m dpdmd.shapes.measure --model RUN_OR_PIPELINE`.
+"""Measure a model on the small world with the oracle: `python -m dpdmd.shapes.measure --model RUN_OR_PIPELINE`.
 
-`--prompt_txt data/shapes_geneval.txt` measures prompt-following by category, as GenEval does, and
-`data/pairs_geneval.txt`, for models of two objects (`weights/tiny/sd35_pairs`), with colour binding and position.
+`--prompt_txt data/shapes_geneval.txt` measures accuracy by category of prompts, as GenEval does. For models of two
+objects (`weights/tiny/sd35_pairs`), `data/pairs_geneval.txt` adds colour binding and position.
 """
 
 from dpdmd.utils import signals
@@ -26,7 +26,7 @@ from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling.load_model import find_model, load_sampler
 from dpdmd.sampling.sampler import Sampler, batches_of, check_finite
-from dpdmd.shapes.categories import category, following
+from dpdmd.shapes.categories import accuracy_by_category, category
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_images, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
@@ -42,10 +42,10 @@ COLUMNS = ("accuracy", "unrecognised", "entropy", "coverage", "spread")
 
 
 def read_captions(path: Path) -> list[str]:
-    """Captions of the small world, each once, in the order of a prompt file.
+    """Read the captions of a prompt file, each once.
 
     Raises:
-        ValueError: the file cannot be read, or a line is no caption; the message names it.
+        ValueError: the file cannot be read, or a line is not a caption of the small world; the message names it.
     """
     captions = list(dict.fromkeys(read_prompts(path)))
     for caption in captions:
@@ -59,10 +59,10 @@ def read_captions(path: Path) -> list[str]:
 def measure_model(
     model: Path, sampler: Sampler, encoder: TextEncoder, prompts: Sequence[str], num_seeds: int, seed: int
 ) -> list[PromptMetrics]:
-    """Metrics of each prompt over `num_seeds` images, 8-bit as a person would see them.
+    """Return the metrics of each prompt over `num_seeds` images, which are rounded to 8 bits.
 
     Raises:
-        ValueError: images that are not finite; the message names `model`.
+        ValueError: an image is not finite; the message names `model`.
     """
     images: dict[int, list] = {index: [] for index in range(len(prompts))}
     batches = batches_of(len(prompts), num_seeds, BATCH_SIZE)
@@ -74,10 +74,10 @@ def measure_model(
 
 
 def measure_images(prompt: str, images: np.ndarray) -> PromptMetrics:
-    """Metrics of one prompt's images, [N, 3, 64, 64] in [0, 1], by the oracle for as many objects as it names.
+    """Measure one prompt's images, [N, 3, 64, 64] in [0, 1], with the oracle for its number of objects.
 
     Raises:
-        ValueError: `prompt` is no caption of the small world, or there is no image.
+        ValueError: `prompt` is not a caption of the small world, or there is no image.
     """
     if "relation" in parse_caption(prompt):
         return measure_pair_prompt(prompt, read_pairs(images))
@@ -85,18 +85,18 @@ def measure_images(prompt: str, images: np.ndarray) -> PromptMetrics:
 
 
 def table(rows: dict[str, WorldMetrics]) -> str:
-    """Markdown table, a row a model."""
+    """Return a Markdown table with one row per model."""
     values = {name: metrics.as_dict() for name, metrics in rows.items()}
-    cells = [[name, *(_figure(row[column]) for column in COLUMNS)] for name, row in values.items()]
+    cells = [[name, *(_number(row[column]) for column in COLUMNS)] for name, row in values.items()]
     return markdown_table(["model", *COLUMNS], cells)
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def following_table(rows: Mapping[str, Mapping[str, Summary]]) -> str:
-    """Markdown table of accuracy by category, a row a model; overall is the mean over categories, as GenEval's."""
+def category_table(rows: Mapping[str, Mapping[str, Summary]]) -> str:
+    """Return a Markdown table of accuracy by category, one row per model; overall is the mean, as in GenEval."""
     names = list(next(iter(rows.values())))
     cells = []
     for model, summaries in rows.items():
@@ -110,7 +110,7 @@ def _interval(summary: Summary) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of `dpdmd.shapes.measure`."""
+    """Build the parser of `dpdmd.shapes.measure`."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--model", type=user_path, nargs="+", required=True, help="run folders, checkpoints or pipeline folders"
@@ -121,18 +121,18 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path(EVAL_PROMPTS),
         help="captions of the small world (default: %(default)s)",
     )
-    parser.add_argument("--num_seeds", type=int, default=64, help="images a prompt (default: %(default)s)")
+    parser.add_argument("--num_seeds", type=int, default=64, help="images per prompt (default: %(default)s)")
     add_sampling_flags(parser, "seed", "steps", "guidance_scale")
     parser.add_argument(
         "--out",
         type=user_path,
-        help="also write the figures, each prompt's included, to this JSON file; a run's report shows RUN/figures.json",
+        help="also write the metrics, per prompt too, to this JSON file; a run's report shows RUN/figures.json",
     )
     return parser
 
 
 def check(args: argparse.Namespace) -> list[str]:
-    """The captions to measure with; all that can be wrong is told before a model loads.
+    """Check all flags before a model is loaded, and return the captions.
 
     Raises:
         ValueError: one line that names the flag and what to do.
@@ -150,31 +150,31 @@ def check(args: argparse.Namespace) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure models; exit status 2 on wrong input, 1 where the figures cannot be written."""
+    """Measure models. Return the exit status: 2 for wrong input, 1 if the metrics cannot be written."""
     args = build_parser().parse_args(argv)
-    rows, followed, details = {}, {}, {}
+    rows, by_category, details = {}, {}, {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         prompts = check(args)
         for model in args.model:
-            started = time.perf_counter()
+            name, started = str(model), time.perf_counter()
             sampler, encoder = load_sampler(model, device, steps=args.steps, guidance_scale=args.guidance_scale)
             metrics = measure_model(model, sampler, encoder, prompts, args.num_seeds, args.seed)
-            rows[str(model)] = summarise(metrics)
-            followed[str(model)] = following(prompts, metrics)
-            details[str(model)] = {
+            rows[name] = summarise(metrics)
+            by_category[name] = accuracy_by_category(prompts, metrics)
+            details[name] = {
                 "steps": len(sampler.settings.sigmas) - 1,
                 "guidance_scale": sampler.settings.guidance_scale,
                 "seconds": time.perf_counter() - started,
-                "mean": rows[str(model)].as_dict(),
-                "categories": {name: asdict(summary) for name, summary in followed[str(model)].items()},
+                "mean": rows[name].as_dict(),
+                "categories": {each: asdict(summary) for each, summary in by_category[name].items()},
                 "prompts": {p: {"category": category(p), **vars(m)} for p, m in zip(prompts, metrics, strict=True)},
             }
     except ValueError as error:
         print(f"dpdmd.shapes.measure: error: {one_line(error)}", file=sys.stderr)
         return 2
     head = f"{len(prompts)} prompts x {args.num_seeds} seeds, seed {args.seed}"
-    sys.stdout.write(f"{head}\n\n{table(rows)}\n\n{following_table(followed)}\n")
+    sys.stdout.write(f"{head}\n\n{table(rows)}\n\n{category_table(by_category)}\n")
     if args.out:
         try:
             write_text(args.out, json.dumps(details, indent=2) + "\n")

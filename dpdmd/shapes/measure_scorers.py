@@ -1,4 +1,4 @@
-"""How well the small world's scorers judge: `python -m dpdmd.shapes.measure_scorers`."""
+"""Measure the quality of the small world's scorers: `python -m dpdmd.shapes.measure_scorers`."""
 
 from dpdmd.utils import signals
 
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dpdmd.config.scorer_table import IN_LOOP_SCORERS
 from dpdmd.evaluation.diversity import diversity_per_image
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import score_batch
-from dpdmd.shapes.oracle import read_images
+from dpdmd.shapes.oracle import read_images, variety
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import one_line
@@ -28,9 +29,9 @@ from dpdmd.utils.image_grid import to_pil
 from dpdmd.utils.paths import user_path
 from dpdmd.utils.rng import numpy_generator
 
-TEST_SEED = 1_000  # scenes that no scorer was trained on
+TEST_SEED = 1_000  # no scorer was trained on its scenes
 NUM_PAIRS, NUM_SETS, SET_SIZE = 500, 80, 32
-SCORERS = {
+SCORERS = {  # flag -> path below weights/tiny
     "clip_path": "clip",
     "clip_score_path": "clip",
     "dino_path": "dinov2",
@@ -42,23 +43,23 @@ SCORERS = {
 
 
 def load(root: Path) -> dict[str, Scorer]:
-    """All five in-loop scorers of `weights/tiny`.
+    """Load the five in-loop scorers below `root`.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: a scorer is missing.
     """
-    names = ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score")
-    paths = check_scorer_paths({flag: str(root / place) for flag, place in SCORERS.items()}, names)
-    return {name: build_scorer(name, paths[name], torch.device("cpu")) for name in names}
+    flags = {flag: str(root / path) for flag, path in SCORERS.items()}
+    paths = check_scorer_paths(flags, IN_LOOP_SCORERS)
+    return {name: build_scorer(name, paths[name], torch.device("cpu")) for name in IN_LOOP_SCORERS}
 
 
 def images_of(scenes: list[Scene]) -> list:
-    """Rendered, 8-bit, as a file would hold them."""
+    """Render scenes as 8-bit images, as in a file."""
     return to_pil(torch.from_numpy(render(scenes)))
 
 
 def pair_accuracy(scorer: Scorer, count: int = NUM_PAIRS) -> float:
-    """Share of pairs in which the image that a caption is true of scores above one that it is false of."""
+    """Return the share of pairs in which the image that matches a caption scores above one that does not."""
     better, worse = [], []
     index = 0
     while len(better) < count:
@@ -67,7 +68,7 @@ def pair_accuracy(scorer: Scorer, count: int = NUM_PAIRS) -> float:
         named = {name: getattr(right, name) for name, kept in zip(ATTRIBUTES, keep, strict=True) if kept}
         index += 1
         if all(getattr(wrong, name) == value for name, value in named.items()):
-            continue  # true of both
+            continue  # matches both
         for scene, side in ((right, better), (wrong, worse)):
             side.append(Sample(images_of([scene])[0], caption(named), (len(side), 0)))
     values = [[row.values[scorer.name] for row in score_batch(side, [scorer])] for side in (better, worse)]
@@ -75,7 +76,7 @@ def pair_accuracy(scorer: Scorer, count: int = NUM_PAIRS) -> float:
 
 
 def retrieval(scorer: Scorer, count: int = 48) -> float:
-    """Share of images whose own full caption scores highest among `count` different ones."""
+    """Return the share of images whose full caption scores highest among `count` different captions."""
     scenes: dict[str, Scene] = {}
     for index in range(10 * count):
         scene = sample_scene(TEST_SEED + 2, index)
@@ -89,7 +90,7 @@ def retrieval(scorer: Scorer, count: int = 48) -> float:
 
 
 def graded_sets(count: int = NUM_SETS) -> list[list[Scene]]:
-    """Sets of scenes of graded variety: in each set every attribute takes 1 to all of its values, the place is free."""
+    """Return sets of scenes of graded diversity: in each set an attribute has 1 to all of its values."""
     sets = []
     for number in range(count):
         random = numpy_generator(TEST_SEED, "graded set", number)
@@ -110,23 +111,20 @@ def graded_sets(count: int = NUM_SETS) -> list[list[Scene]]:
 
 
 def oracle_entropy(scenes: list[Scene]) -> float:
-    """Mean over attributes of the entropy that the oracle reads, divided by the world's."""
+    """Return the oracle's entropy, relative to the world's, averaged over attributes."""
     reading = read_images(render(scenes))
-    entropies = []
-    for name, values in ATTRIBUTES.items():
-        share = np.bincount(reading.values[name], minlength=len(values)) / len(scenes)
-        entropies.append(-(share[share > 0] * np.log(share[share > 0])).sum() / np.log(len(values)))
+    entropies = [variety(reading.values[name], len(values))[1] for name, values in ATTRIBUTES.items()]
     return float(np.mean(entropies))
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation."""
+    """Return the rank correlation."""
     ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
     return float(np.corrcoef(*ranks)[0, 1])
 
 
 def agreement_with_oracle(scorer: Scorer, sets: list[list[Scene]]) -> float:
-    """Rank correlation, over sets of graded variety, of the scorer's diversity with the oracle's entropy."""
+    """Return the rank correlation of the scorer's diversity with the oracle's entropy over sets of scenes."""
     diversities = []
     for scenes in tqdm(sets, desc=scorer.name):
         rows = score_batch([Sample(p, "", (0, i)) for i, p in enumerate(images_of(scenes))], [scorer])
@@ -135,26 +133,26 @@ def agreement_with_oracle(scorer: Scorer, sets: list[list[Scene]]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; exit status 2 where a scorer is missing."""
+    """Measure the scorers. Return the exit status: 2 if a scorer is missing."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure_scorers", description=__doc__, allow_abbrev=False)
     parser.add_argument("--root", type=user_path, default=Path("weights/tiny"), help="(default: %(default)s)")
-    parser.add_argument("--out", type=user_path, help="also write the figures to this JSON file")
+    parser.add_argument("--out", type=user_path, help="also write the metrics to this JSON file")
     args = parser.parse_args(argv)
     try:
         scorers = load(args.root)
     except ValueError as error:
         print(f"dpdmd.shapes.measure_scorers: error: {one_line(error)}", file=sys.stderr)
         return 2
-    figures = {
+    metrics = {
         f"{name}: true against false images": pair_accuracy(scorers[name])
         for name in ("clip_score", "pickscore", "imagereward")
     }
-    figures["clip_score: own caption of 48 found"] = retrieval(scorers["clip_score"])
+    metrics["clip_score: own caption of 48 found"] = retrieval(scorers["clip_score"])
     for name in ("div_clip", "div_dino"):
-        figures[f"{name}: Spearman with the oracle's entropy"] = agreement_with_oracle(scorers[name], graded_sets())
-    sys.stdout.write("\n".join(f"{name:50} {value:.3f}" for name, value in figures.items()) + "\n")
+        metrics[f"{name}: Spearman with the oracle's entropy"] = agreement_with_oracle(scorers[name], graded_sets())
+    sys.stdout.write("\n".join(f"{name:50} {value:.3f}" for name, value in metrics.items()) + "\n")
     if args.out:
-        write_text(args.out, json.dumps(figures, indent=2) + "\n")
+        write_text(args.out, json.dumps(metrics, indent=2) + "\n")
     return 0
 
 

@@ -1,9 +1,10 @@
-"""The oracle: reads every attribute back from an image alone, and measures sets of images exactly.
+"""The oracle: read every attribute from an image of one object, and measure sets of images.
 
-It works by analysis through synthesis: guess the attributes, render them, and accept the guess only when the
-render agrees with the image. A blend of two objects, a blurred object or an empty image is "unrecognised".
+It works by analysis through synthesis: guess the attributes, render them, and accept the guess only if the render
+agrees with the image. A blend of two objects, a blurred object or an empty image is "unrecognised".
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -21,17 +22,19 @@ from dpdmd.shapes.world import (
     parse_caption,
 )
 
-# A clean render scores overlap 1 and error 0. The limits leave room for an autoencoder's softness (the README
-# of weights/tiny/sd35 gives the share of its reconstructions that pass) and reject blends and half-drawn objects.
+# A clean render has overlap 1 and error 0. The limits accept the blur of an autoencoder (weights/tiny/README.md gives
+# the share of its reconstructions that pass) and reject blends and incomplete objects.
 MIN_OVERLAP = 0.70
-RIPPLE = 0.1  # of the contrast: fainter than that is a decoder's ripple, which summed over 4096 pixels is no object
+RIPPLE = (
+    0.1  # of the contrast: weaker signals are ripples of a decoder, which must not add up to an object over 4096 pixels
+)
 MAX_COLOUR_ERROR = 0.15  # RMS over the channels, in units of [0, 1]
 MAX_IMAGE_ERROR = 0.25  # RMS over pixels and channels, in units of the object's contrast with its background
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle sees in N images.
+    """Attributes of N images, as the oracle reads them.
 
     Attributes:
         values: attribute name -> [N] index into `ATTRIBUTES[name]`; meaningless where not recognised.
@@ -52,7 +55,7 @@ class Reading:
 def _nearest(
     colours: np.ndarray, palette: dict[str, tuple[int, int, int]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index of the nearest palette entry of [N, 3] colours, that entry [N, 3], and the RMS distance to it [N]."""
+    """Return the index of the nearest palette entry of [N, 3] colours, this entry [N, 3], and its RMS distance [N]."""
     entries = np.array(list(palette.values()), dtype=np.float32) / 255
     distances = np.sqrt(np.mean((colours[:, None] - entries[None]) ** 2, axis=-1))
     index = distances.argmin(axis=1)
@@ -60,10 +63,10 @@ def _nearest(
 
 
 def read_ground(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The backgrounds of [N, 3, 64, 64] images, read off their borders: as `_nearest` of the colours there.
+    """Read the backgrounds of [N, 3, 64, 64] images from their borders; return what `_nearest` returns.
 
     Raises:
-        ValueError: the images have another shape.
+        ValueError: the images have a different shape.
     """
     if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(f"the oracle reads [N, 3, {IMAGE_SIZE}, {IMAGE_SIZE}] images, not {list(images.shape)}")
@@ -72,68 +75,77 @@ def read_ground(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def read_images(images: np.ndarray, sizes: Mapping[str, float] = SIZES) -> Reading:
-    """Recover every attribute from the images of one object alone.
+    """Read every attribute from images of one object.
 
     Args:
         images: [N, 3, 64, 64], float in [0, 1].
-        sizes: the half extents that an object may have, in pixels, by name.
+        sizes: name -> half extent in pixels that an object may have.
 
     Raises:
-        ValueError: the images have another shape.
+        ValueError: the images have a different shape.
     """
     images = np.asarray(images, dtype=np.float32)
     background, ground, ground_error = read_ground(images)
+    colour, paint, paint_error = _nearest(_object_colour(images, ground), COLOURS)
+    line = paint - ground
+    coverage = _coverage(images, ground, line)
+    pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
+    area = np.maximum(coverage.sum(axis=(1, 2)), 1e-6)
+    centre = np.stack([(coverage.sum(1) * pixel).sum(1) / area, (coverage.sum(2) * pixel).sum(1) / area], axis=1)
+    shape, size, overlap, mask = _match(coverage, centre, sizes)
+    rendered = ground[:, :, None, None] + mask[:, None] * line[:, :, None, None]
+    error = np.sqrt(np.mean((images - rendered) ** 2, axis=(1, 2, 3)) / np.mean(line**2, axis=1))
+    low = np.array(list(sizes.values()))[size, None] + MARGIN
+    recognised = (
+        (overlap >= MIN_OVERLAP)
+        & (np.maximum(ground_error, paint_error) <= MAX_COLOUR_ERROR)
+        & (error <= MAX_IMAGE_ERROR)
+    )
+    values = {"colour": colour, "shape": shape, "background": background, "size": size}
+    return Reading(values, centre, (centre - low) / (IMAGE_SIZE - 2 * low), recognised, error)
 
-    # The object's pixels stand at least half as far from the background as the farthest one (99th percentile).
+
+def _object_colour(images: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """Return the mean colour [N, 3] of the pixels that differ most from the background."""
     distance = np.sqrt(np.sum((images - ground[:, :, None, None]) ** 2, axis=1))
     far = np.percentile(distance.reshape(len(images), -1), 99, axis=1)
     inside = distance > 0.7 * far[:, None, None]
     weight = inside / np.maximum(inside.sum(axis=(1, 2), keepdims=True), 1)
-    mean_colour = np.einsum("nhw,nchw->nc", weight.astype(np.float32), images)
-    colour, paint, paint_error = _nearest(mean_colour, COLOURS)
+    return np.einsum("nhw,nchw->nc", weight.astype(np.float32), images)
 
-    # Coverage: where each pixel lies on the line from the background's colour to the object's.
-    line = paint - ground
-    coverage = (
-        np.einsum("nchw,nc->nhw", images - ground[:, :, None, None], line) / np.sum(line**2, axis=1)[:, None, None]
-    )
-    coverage = np.clip((coverage - RIPPLE) / (1 - 2 * RIPPLE), 0.0, 1.0)
-    area = np.maximum(coverage.sum(axis=(1, 2)), 1e-6)
-    pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
-    centroid = np.stack([(coverage.sum(1) * pixel).sum(1) / area, (coverage.sum(2) * pixel).sum(1) / area], axis=1)
 
-    templates = [(shape, size, object_mask(shape, sizes[size], centroid)) for shape in SHAPES for size in sizes]
-    overlap = np.stack(
-        [np.minimum(coverage, t).sum((1, 2)) / np.maximum(coverage, t).sum((1, 2)) for _, _, t in templates], axis=1
-    )
+def _coverage(images: np.ndarray, ground: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """Project each pixel on the line from the background's colour to the object's: [N, H, W] in [0, 1]."""
+    along = np.einsum("nchw,nc->nhw", images - ground[:, :, None, None], line)
+    along = along / np.sum(line**2, axis=1)[:, None, None]
+    return np.clip((along - RIPPLE) / (1 - 2 * RIPPLE), 0.0, 1.0)
+
+
+def _match(
+    coverage: np.ndarray, centre: np.ndarray, sizes: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return shape, size and overlap [N] of the best template, and its mask [N, H, W]."""
+    kinds = list(itertools.product(range(len(SHAPES)), sizes))
+    masks = np.stack([object_mask(SHAPES[shape], sizes[size], centre) for shape, size in kinds], axis=1)
+    common, union = np.minimum(coverage[:, None], masks), np.maximum(coverage[:, None], masks)
+    overlap = common.sum((2, 3)) / union.sum((2, 3))
     best = overlap.argmax(axis=1)
-    mask = np.stack([t for _, _, t in templates], axis=1)[np.arange(len(best)), best]
-    rendered = ground[:, :, None, None] + mask[:, None] * line[:, :, None, None]
-    error = np.sqrt(np.mean((images - rendered) ** 2, axis=(1, 2, 3)) / np.mean(line**2, axis=1))
-
-    size = np.array([list(sizes).index(templates[b][1]) for b in best], dtype=np.int64)
-    low = np.array(list(sizes.values()))[size, None] + MARGIN
-    recognised = (
-        (overlap.max(axis=1) >= MIN_OVERLAP)
-        & (np.maximum(ground_error, paint_error) <= MAX_COLOUR_ERROR)
-        & (error <= MAX_IMAGE_ERROR)
-    )
-    shape = np.array([SHAPES.index(templates[b][0]) for b in best], dtype=np.int64)
-    values = {"colour": colour, "shape": shape, "background": background, "size": size}
-    return Reading(values, centroid, (centroid - low) / (IMAGE_SIZE - 2 * low), recognised, error)
+    shape, size = np.array([(shape, list(sizes).index(size)) for shape, size in kinds])[best].T
+    rows = np.arange(len(best))
+    return shape, size, overlap[rows, best], masks[rows, best]
 
 
 @dataclass(frozen=True)
 class PromptMetrics:
-    """Oracle metrics of one prompt's images; a field is None where the prompt leaves nothing open.
+    """Oracle metrics of one prompt's images. An attribute is open if the prompt does not name it.
 
     Attributes:
-        accuracy: share of *all* images that are recognised and show every attribute the prompt names.
-        unrecognised: share of images that are no clean render.
-        coverage: attribute -> share of its values that occur among the recognised images (open attributes only).
-        entropy: attribute -> Shannon entropy of its values among the recognised images, divided by that of the
-            world's own (uniform) distribution: 1 is as varied as the world (open attributes only).
-        spread: standard deviation of the recognised positions, mean of x and y, divided by the world's own 1/sqrt(12).
+        accuracy: share of *all* images that are recognised and show every attribute that the prompt names.
+        unrecognised: share of images that are not a clean render.
+        coverage: open attribute -> share of its values that occur among the recognised images.
+        entropy: open attribute -> Shannon entropy of its values among the recognised images, divided by that of the
+            world's (uniform) distribution: 1 is as diverse as the world.
+        spread: standard deviation of the recognised positions, mean of x and y, divided by the world's, 1/sqrt(12).
             None for prompts of two objects.
     """
 
@@ -145,18 +157,18 @@ class PromptMetrics:
 
 
 def variety(values: np.ndarray, num_values: int) -> tuple[float, float]:
-    """Coverage and entropy of one attribute (see `PromptMetrics`) from its indices in the recognised images."""
+    """Return coverage and entropy of one attribute (see `PromptMetrics`) from its indices in the recognised images."""
     counts = np.bincount(values, minlength=num_values)
     share = counts[counts > 0] / max(counts.sum(), 1)
-    # 0 - x, since of one value alone -x would be -0
+    # 0 - x, since -x is -0 for a single value
     return float(np.mean(counts > 0)), float((0 - (share * np.log(share)).sum()) / np.log(num_values))
 
 
 def measure_prompt(prompt: str, reading: Reading) -> PromptMetrics:
-    """Metrics of the images of one prompt (see `PromptMetrics` for each definition).
+    """Measure the images of one prompt of one object (see `PromptMetrics` for each definition).
 
     Raises:
-        ValueError: `prompt` is no caption of the small world, or there is no image.
+        ValueError: `prompt` is not a caption of one object, or there is no image.
     """
     named = parse_caption(prompt)
     if len(reading.recognised) == 0:
@@ -175,9 +187,9 @@ def measure_prompt(prompt: str, reading: Reading) -> PromptMetrics:
 
 @dataclass(frozen=True)
 class WorldMetrics:
-    """Means over prompts of `PromptMetrics`; coverage and entropy first averaged over a prompt's open attributes.
+    """Means of `PromptMetrics` over prompts. Coverage and entropy are first averaged over a prompt's open attributes.
 
-    `spread` is None where every prompt is of two objects.
+    `spread` is None if every prompt is of two objects.
     """
 
     accuracy: float
@@ -192,7 +204,7 @@ class WorldMetrics:
 
 
 def summarise(metrics: Sequence[PromptMetrics]) -> WorldMetrics:
-    """Average over prompts; prompts that leave nothing open count for accuracy, not for coverage and entropy."""
+    """Average over prompts. Prompts without open attributes count for accuracy, not for coverage and entropy."""
     open_prompts = [m for m in metrics if m.entropy]
     spreads = [m.spread for m in metrics if m.spread is not None]
     return WorldMetrics(

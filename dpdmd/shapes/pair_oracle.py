@@ -1,4 +1,4 @@
-"""The oracle for images of two objects: parts them at the gap, and reads each as an image of its own."""
+"""The oracle for images of two objects: split an image at the gap between them, and read each part as an image."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from dpdmd.shapes.oracle import PromptMetrics, Reading, read_ground, read_images
 from dpdmd.shapes.pairs import HALF_EXTENT, RELATIONS, TOGETHER, parse_caption
 from dpdmd.shapes.world import ATTRIBUTES
 
-FAINT = 0.2  # distance from the background, of 3**0.5 from black to white: the closest two colours are .44 apart
-MIN_APART = 2 * HALF_EXTENT - 2  # pixels between centres along an axis, for one object to lie beside the other there
+FAINT = 0.2  # smallest distance of an object from the background; black to white is 3**0.5, the closest two colours .44
+MIN_APART = 2 * HALF_EXTENT - 2  # pixels between centres along an axis, from which one object is beside the other
 
 
 @dataclass(frozen=True)
 class PairReading:
-    """What the oracle sees in N images of two objects.
+    """Attributes of N images of two objects, as the oracle reads them.
 
     Attributes:
-        objects: the readings of the two, in no order that a caption could know.
-        centres: [N, 2, 2] pixels, (x, y) of each.
-        recognised: [N] bool; False where there are not two clean renders, apart by a gap.
+        objects: the readings of the two objects; their order is not that of a caption.
+        centres: [N, 2, 2] pixels, (x, y) of each object.
+        recognised: [N] bool; False if an image does not show two clean renders with a gap between them.
     """
 
     objects: tuple[Reading, Reading]
@@ -27,13 +27,13 @@ class PairReading:
     recognised: np.ndarray
 
     def shows(self, first: int, named: dict[str, str]) -> np.ndarray:
-        """Whether object number `first` and the other one are what a caption names first and second: [N] bool."""
+        """Return whether object `first` and the other match a caption's first and second object: [N] bool."""
         one, other = self.objects[first], self.objects[1 - first]
         right = self.recognised.copy()
         for name in ("colour", "shape"):
-            for reading, said in ((one, named.get(name)), (other, named.get(f"second_{name}"))):
-                if said:
-                    right &= reading.values[name] == ATTRIBUTES[name].index(said)
+            for reading, value in ((one, named.get(name)), (other, named.get(f"second_{name}"))):
+                if value:
+                    right &= reading.values[name] == ATTRIBUTES[name].index(value)
         if named["relation"] != TOGETHER:
             axis, sign = RELATIONS[named["relation"]]
             right &= sign * (self.centres[:, first, axis] - self.centres[:, 1 - first, axis]) >= MIN_APART
@@ -41,25 +41,25 @@ class PairReading:
 
 
 def _gap(occupied: np.ndarray) -> int | None:
-    """Middle of the one gap between two runs of True; None where there are not two runs."""
+    """Return the middle of the gap between two runs of True; None if there are not exactly two runs."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], occupied, [False]]).astype(np.int8)))
     return int(edges[1] + edges[2]) // 2 if len(edges) == 4 else None
 
 
 def read_pairs(images: np.ndarray) -> PairReading:
-    """Recover both objects of each image from the images alone.
+    """Read both objects of each image.
 
     Args:
         images: [N, 3, 64, 64], float in [0, 1].
 
     Raises:
-        ValueError: the images have another shape.
+        ValueError: the images have a different shape.
     """
     images = np.asarray(images, dtype=np.float32)
     _, ground, _ = read_ground(images)
     inside = np.sqrt(np.sum((images - ground[:, :, None, None]) ** 2, axis=1)) > FAINT
     parts = np.stack([images, images])
-    parted = np.zeros(len(images), dtype=bool)
+    split = np.zeros(len(images), dtype=bool)
     for index, mask in enumerate(inside):
         across, down = _gap(mask.any(axis=0)), _gap(mask.any(axis=1))
         fill = ground[index, :, None, None]
@@ -69,19 +69,19 @@ def read_pairs(images: np.ndarray) -> PairReading:
         elif down is not None:
             parts[0, index, :, down:] = fill
             parts[1, index, :, :down] = fill
-        parted[index] = across is not None or down is not None
+        split[index] = across is not None or down is not None
     first, second = (read_images(part, {"small": HALF_EXTENT}) for part in parts)
     centres = np.stack([reading.centre for reading in (first, second)], axis=1)
-    return PairReading((first, second), centres, parted & first.recognised & second.recognised)
+    return PairReading((first, second), centres, split & first.recognised & second.recognised)
 
 
 def measure_pair_prompt(prompt: str, reading: PairReading) -> PromptMetrics:
-    """Metrics of the images of one prompt; of what it leaves open, the background alone is counted.
+    """Measure the images of one prompt of two objects. Of the open attributes, only the background is measured.
 
-    An image is right if its two objects, in either order, are what the prompt names, and where.
+    An image is right if its two objects, in either order, match the prompt's objects and their relation.
 
     Raises:
-        ValueError: `prompt` is no caption of two objects, or there is no image.
+        ValueError: `prompt` is not a caption of two objects, or there is no image.
     """
     named = parse_caption(prompt)
     if "relation" not in named:

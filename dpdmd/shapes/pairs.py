@@ -1,8 +1,8 @@
-"""The small world with a second object: images of one or two objects, and captions that say which is where.
+"""The small world with a second object: images of one or two objects, and captions that name their relation.
 
-A superset of `dpdmd.shapes.world`, for what GenEval asks beyond one object (Ghosh et al., arXiv 2310.11513): two
-objects at once, the colour of each, and where one lies from the other. Half of its images are the world's own. In
-the other half two objects of one size stand on one background, apart by a clear gap along x or y.
+A superset of `dpdmd.shapes.world` for GenEval's categories with two objects (Ghosh et al., arXiv 2310.11513): both
+objects, the colour of each, and their relative position. Half of the images are those of `dpdmd.shapes.world`. The
+other half shows two objects of one size on one background, separated by a gap along x or y.
 """
 
 import itertools
@@ -14,25 +14,25 @@ from dpdmd.shapes import world
 from dpdmd.shapes.world import BACKGROUNDS, COLOURS, IMAGE_SIZE, MARGIN, SHAPES, Scene
 from dpdmd.utils.rng import numpy_generator
 
-HALF_EXTENT = 10.0  # pixels, of each of two objects
-GAP = 8.0  # pixels between the two along the axis that parts them: a latent's cell
-TOGETHER = "and"  # both are there, and nothing is said of where
-# Relation -> (axis, sign): the first object's centre minus the second's has that sign on that axis, y downwards.
+HALF_EXTENT = 10.0  # pixels, of each object of a pair
+GAP = 8.0  # pixels between the two objects along the axis that separates them: one cell of the latent
+TOGETHER = "and"  # both objects are there, and their positions are not named
+# Relation -> (axis, sign) of the first object's centre minus the second's; y points down.
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
-# An object of a pair is named by its colour and shape; a caption with a "relation" is one of two objects.
+# An object of a pair is named by its colour and shape. A caption with a "relation" names two objects.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     **world.ATTRIBUTES,
     "relation": (TOGETHER, *RELATIONS),
     "second_colour": world.ATTRIBUTES["colour"],
     "second_shape": world.ATTRIBUTES["shape"],
 }
-NAMED = 0.7  # probability that a caption names a colour or shape of a pair, or its relation
+NAMED = 0.7  # probability of each colour and shape of a pair, and of its relation, to be named in a caption
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A image of two objects; `relation` is one that is true of their `centres`, [2, 2] pixels (x, y)."""
+    """An image of two objects; `relation` is true of their `centres`, [2, 2] pixels (x, y)."""
 
     colours: tuple[str, str]
     shapes: tuple[str, str]
@@ -42,7 +42,7 @@ class Pair:
 
     @property
     def named(self) -> dict[str, str]:
-        """All that a caption can say of it."""
+        """Return everything that a caption can name."""
         (colour, second_colour), (shape, second_shape) = self.colours, self.shapes
         return {
             "colour": colour,
@@ -54,7 +54,7 @@ class Pair:
 
 
 def sample_scene(seed: int, index: int) -> Scene | Pair:
-    """Picture number `index` of the world `seed`: one object if `index` is even, two if it is odd."""
+    """Return image number `index` of the world `seed`: one object if `index` is even, else two."""
     if index % 2 == 0:
         return world.sample_scene(seed, index)
     random = numpy_generator(seed, "pair", index)
@@ -77,9 +77,9 @@ def sample_scene(seed: int, index: int) -> Scene | Pair:
 
 
 def caption(named: dict[str, str]) -> str:
-    """The caption that names exactly `named`, some of `ATTRIBUTES`: "a red circle left of a blue shape".
+    """Return the caption that names exactly `named`, a subset of `ATTRIBUTES`: "a red circle left of a blue shape".
 
-    One without a relation is the world's own, of one object.
+    Without a relation, it is a caption of one object.
     """
     if "relation" not in named:
         return world.caption(named)
@@ -89,7 +89,7 @@ def caption(named: dict[str, str]) -> str:
 
 
 def sample_caption(scene: Scene | Pair, seed: int, index: int) -> str:
-    """A true caption of `scene`, which names some of it."""
+    """Return a true caption of `scene` that names a random subset of its attributes."""
     if isinstance(scene, Scene):
         return world.sample_caption(scene, seed, index)
     keep = numpy_generator(seed, "pair caption", index).random(len(scene.named)) < NAMED
@@ -98,10 +98,10 @@ def sample_caption(scene: Scene | Pair, seed: int, index: int) -> str:
 
 
 def parse_caption(text: str) -> dict[str, str]:
-    """What a caption names; the inverse of `caption`.
+    """Return what a caption names; the inverse of `caption`.
 
     Raises:
-        ValueError: `text` is no caption of one object or of two.
+        ValueError: `text` is not a caption of one or two objects.
     """
     for relation in ATTRIBUTES["relation"]:
         phrases = text.split(f" {relation} ")
@@ -109,19 +109,19 @@ def parse_caption(text: str) -> dict[str, str]:
             words = {name: set(phrase.split()) for name, phrase in zip(("", "second_"), phrases, strict=True)}
             named = {"relation": relation} | {
                 prefix + name: value
-                for prefix, said in words.items()
+                for prefix, found in words.items()
                 for name in ("colour", "shape")
                 for value in world.ATTRIBUTES[name]
-                if value in said
+                if value in found
             }
             if caption(named) != text:
-                raise ValueError(f"{text!r} is no caption of two objects (an example: 'a red circle above a square')")
+                raise ValueError(f"{text!r} is not a caption of two objects (example: 'a red circle above a square')")
             return named
     return world.parse_caption(text)
 
 
 def all_captions() -> list[str]:
-    """Every caption, in a fixed order: the world's 525 and 35 x 5 x 35 of two objects."""
+    """Return every caption in a fixed order: 525 of one object, then 35 x 5 x 35 of two."""
     objects = [
         {name: value for name, value in (("colour", colour), ("shape", shape)) if value}
         for colour, shape in itertools.product([None, *COLOURS], [None, *SHAPES])
@@ -134,7 +134,7 @@ def all_captions() -> list[str]:
 
 
 def render(scenes: list[Scene | Pair]) -> np.ndarray:
-    """Pictures of `scenes`: [N, 3, 64, 64], float32 in [0, 1]."""
+    """Render scenes: [N, 3, 64, 64], float32 in [0, 1]."""
     return np.stack([_render(s) if isinstance(s, Pair) else world.render([s])[0] for s in scenes])
 
 

@@ -1,4 +1,4 @@
-"""The small world's scorers before training, in the official layouts: random weights, tokenizers, processors."""
+"""Build the small world's scorers in the official layouts, with random weights, tokenizers and processors."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ TEXT_WIDTH, TEXT_DEPTH = 64, 2
 
 
 def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
-    """A CLIP for 64 x 64 images, random weights, and its processor."""
+    """Build a CLIP for 64 x 64 images with random weights, and its processor."""
     tokenizer = build_clip_tokenizer("<|endoftext|>", world)
     config = CLIPConfig(
         text_config={
@@ -57,7 +57,7 @@ def build_clip() -> tuple[CLIPModel, CLIPProcessor]:
 
 
 def build_dinov2() -> tuple[Dinov2Model, BitImageProcessor]:
-    """A DINOv2 for 64 x 64 images, random weights, and its processor."""
+    """Build a DINOv2 for 64 x 64 images with random weights, and its processor."""
     config = Dinov2Config(
         hidden_size=WIDTH,
         num_hidden_layers=DEPTH,
@@ -70,14 +70,14 @@ def build_dinov2() -> tuple[Dinov2Model, BitImageProcessor]:
 
 
 def build_bert_tokenizer() -> BertTokenizer:
-    """BERT's tokenizer with the world's words; every other word is spelled out."""
+    """Build a BERT tokenizer with one token per word of the world; other words are split into characters."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = dict.fromkeys([*specials, *words_of(world), *CHARACTERS, *("##" + character for character in CHARACTERS)])
     return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=512)
 
 
 def build_imagereward() -> tuple[imagereward.ImageRewardNetwork, dict[str, Any], BertTokenizer]:
-    """An ImageReward for 64 x 64 images, random weights, with its med_config and tokenizer."""
+    """Build an ImageReward for 64 x 64 images with random weights, its med_config and its tokenizer."""
     tokenizer = build_bert_tokenizer()
     med_config = {
         "architectures": ["BertModel"],
@@ -110,7 +110,7 @@ def build_imagereward() -> tuple[imagereward.ImageRewardNetwork, dict[str, Any],
 
 
 def save_model(folder: Path, model: nn.Module, processor: CLIPProcessor | BitImageProcessor) -> None:
-    """A transformers folder."""
+    """Write a transformers folder."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -118,7 +118,7 @@ def save_model(folder: Path, model: nn.Module, processor: CLIPProcessor | BitIma
 def save_imagereward(
     folder: Path, network: imagereward.ImageRewardNetwork, med_config: dict[str, Any], tokenizer: BertTokenizer
 ) -> None:
-    """ImageReward.pt under the official keys, med_config.json, and the tokenizer beside them."""
+    """Write ImageReward.pt with the official keys, med_config.json, and the tokenizer."""
     folder.mkdir(parents=True)
     torch.save(imagereward.to_official(network.state_dict()), folder / "ImageReward.pt")
     (folder / "med_config.json").write_text(json.dumps(med_config, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""Trains the small world's scorers, in the official layouts: a CLIP, a PickScore, a DINOv2 and an ImageReward.
+"""Train the small world's scorers in the official layouts: a CLIP, a PickScore, a DINOv2 and an ImageReward.
 
-They judge images of this world as the large ones judge photographs, so that in-loop numbers on it mean something.
-How well they do is measured by `dpdmd.shapes.measure_scorers` and written beside the weights.
+They score images of this world as the official scorers score photographs, so that evaluation in the training loop is
+meaningful. `dpdmd.shapes.measure_scorers` measures their quality; weights/tiny/README.md has the results.
 """
 
 import logging
@@ -32,14 +32,14 @@ BATCH_SIZE = 48
 NUM_STEPS = {"clip": 1500, "pickscore": 1500, "dinov2": 1200, "ImageReward": 1500}
 LEARNING_RATE = 1e-3
 SIMILARITY_WEIGHT = 10.0
-SPOILT = 0.5  # share of images that PickScore is shown spoilt, to tell clean ones from
-NUM_OTHERS = 4  # other images that ImageReward compares a caption's own with
+DEGRADED = 0.5  # share of the images that are degraded in PickScore's training
+NUM_OTHERS = 4  # other images that ImageReward compares with a caption's own image
 
 logger = logging.getLogger("dpdmd.shapes.build")
 
 
 def sample_batch(seed: int, purpose: str, step: int) -> tuple[list[Scene], list[dict[str, str]]]:
-    """Scenes, and for each a true caption's attributes, each named with probability 1/2."""
+    """Return scenes, and for each the attributes of a true caption, each named with probability 1/2."""
     scenes = [sample_scene(seed, step * BATCH_SIZE + index) for index in range(BATCH_SIZE)]
     keep = numpy_generator(seed, f"{purpose} caption", step).random((BATCH_SIZE, len(ATTRIBUTES))) < 0.5
     named = [
@@ -49,13 +49,13 @@ def sample_batch(seed: int, purpose: str, step: int) -> tuple[list[Scene], list[
     return scenes, named
 
 
-def agreement(named: list[dict[str, str]], scenes: list[Scene]) -> Tensor:
-    """[captions, scenes] bool: whether the caption is true of the scene."""
+def matches(named: list[dict[str, str]], scenes: list[Scene]) -> Tensor:
+    """Return whether each caption is true of each scene: [captions, scenes] bool."""
     return torch.tensor([[all(getattr(s, k) == v for k, v in n.items()) for s in scenes] for n in named])
 
 
-def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures as a poor generator makes them: blended with another, blurred and noisy, each by a random amount."""
+def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Degrade images as a poor generator does: blend with another image, blur and add noise, by random amounts."""
     amount = torch.rand(len(images), 3, 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(F.pad(images, (4, 4, 4, 4), mode="replicate"), 9, stride=1)
     images = images + amount[:, 0] * (blurred - images)
@@ -64,8 +64,8 @@ def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images + 0.1 * amount[:, 2] * noise).clamp(0, 1)
 
 
-def normalised(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """What the image processors make of a 64 x 64 image."""
+def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Normalise 64 x 64 images as the image processors do."""
     return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
@@ -89,10 +89,10 @@ def fit(name: str, trained: nn.Module, loss_of: Callable[[int], Tensor]) -> None
 
 
 def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
-    """Contrast captions with images, both ways; every image that a caption is true of is a right answer.
+    """Train with a contrastive loss in which every image that a caption is true of is a positive.
 
-    A PickScore also learns people's other preference: half of its images are shown spoilt, and those are wrong
-    answers to their own captions.
+    A PickScore also learns to prefer clean images: half of its images are degraded, and a degraded image is a negative
+    of every caption.
     """
     torch.manual_seed(seed)
     model, processor = build_clip()
@@ -100,18 +100,18 @@ def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
 
     def loss_of(step: int) -> Tensor:
         scenes, named = sample_batch(seed, name, step)
-        images, right = torch.from_numpy(render(scenes)), agreement(named, scenes).float()
+        images, right = torch.from_numpy(render(scenes)), matches(named, scenes).float()
         if name == "pickscore":
             generator = torch.Generator().manual_seed(seed * NUM_STEPS[name] + step)
-            spoilt = torch.rand(len(scenes), generator=generator) < SPOILT
-            images = torch.where(spoilt[:, None, None, None], spoil(images, generator), images)
-            right = right * (~spoilt).float()
+            degraded = torch.rand(len(scenes), generator=generator) < DEGRADED
+            images = torch.where(degraded[:, None, None, None], degrade(images, generator), images)
+            right = right * (~degraded).float()
         text = processor.tokenizer(
             [caption(n) for n in named], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt"
         )
-        out = model(**text, pixel_values=normalised(images, mean, std))
+        out = model(**text, pixel_values=normalise(images, mean, std))
         loss = contrastive_loss(out.logits_per_text, right)
-        if name == "clip":  # its class token is what diversity compares
+        if name == "clip":  # the diversity score compares class tokens
             loss = loss + SIMILARITY_WEIGHT * similarity_loss(out.vision_model_output.last_hidden_state[:, 0], scenes)
         return loss
 
@@ -120,10 +120,9 @@ def train_clip(name: str, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
 
 
 def similarity_loss(features: Tensor, scenes: list[Scene]) -> Tensor:
-    """Mean squared error, over pairs, of the cosine to the share of attributes that two scenes have in common.
+    """Return the mean squared error between the cosine of two features and the share of equal attributes.
 
-    It makes a set's diversity follow its variety, whichever attribute varies; images of the world at large do that
-    to a large model by themselves.
+    With it, the diversity of a set follows the variety of every attribute. Large models learn this from their data.
     """
     unit = F.normalize(features, dim=-1)
     values = torch.tensor([[v.index(getattr(s, k)) for k, v in ATTRIBUTES.items()] for s in scenes])
@@ -132,43 +131,43 @@ def similarity_loss(features: Tensor, scenes: list[Scene]) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, right: Tensor) -> Tensor:
-    """Cross entropy to the uniform distribution over right answers, along both axes of [captions, images]."""
+    """Return the cross entropy to the uniform distribution over positives, along both axes of [captions, images]."""
 
-    def one_way(logits: Tensor, right: Tensor) -> Tensor:
-        answered = right.sum(1) > 0
-        target = right[answered] / right[answered].sum(1, keepdim=True)
-        return -(target * logits[answered].log_softmax(1)).sum(1).mean()
+    def one_direction(logits: Tensor, right: Tensor) -> Tensor:
+        has_positive = right.sum(1) > 0
+        target = right[has_positive] / right[has_positive].sum(1, keepdim=True)
+        return -(target * logits[has_positive].log_softmax(1)).sum(1).mean()
 
-    return (one_way(logits, right) + one_way(logits.T, right.T)) / 2
+    return (one_direction(logits, right) + one_direction(logits.T, right.T)) / 2
 
 
 def train_dinov2(seed: int) -> tuple[Dinov2Model, BitImageProcessor]:
-    """A DINOv2 whose pooled output tells what an image shows, and where: linear heads read it off, then go.
+    """Train a DINOv2 with linear heads that predict the attributes and the position from its pooled output.
 
-    Only layout and role are DINOv2's; self-distillation needs more images than a CPU sees in minutes.
+    The heads are then dropped. Self-distillation, as in the original, needs more images than a CPU can process here.
     """
     torch.manual_seed(seed)
     model, processor = build_dinov2()
     heads = nn.ModuleDict({key: nn.Linear(WIDTH, len(values)) for key, values in ATTRIBUTES.items()})
-    place = nn.Linear(WIDTH, 2)
+    position = nn.Linear(WIDTH, 2)
 
     def loss_of(step: int) -> Tensor:
         scenes, _ = sample_batch(seed, "dinov2", step)
-        pixels = normalised(torch.from_numpy(render(scenes)), processor.image_mean, processor.image_std)
+        pixels = normalise(torch.from_numpy(render(scenes)), processor.image_mean, processor.image_std)
         pooled = F.normalize(model(pixel_values=pixels).pooler_output, dim=-1) * WIDTH**0.5
         losses = [
             F.cross_entropy(head(pooled), torch.tensor([ATTRIBUTES[key].index(getattr(s, key)) for s in scenes]))
             for key, head in heads.items()
         ]
-        where = F.mse_loss(place(pooled), torch.tensor([s.position for s in scenes]))
-        return sum(losses) + where + SIMILARITY_WEIGHT * similarity_loss(pooled, scenes)
+        position_loss = F.mse_loss(position(pooled), torch.tensor([s.position for s in scenes]))
+        return sum(losses) + position_loss + SIMILARITY_WEIGHT * similarity_loss(pooled, scenes)
 
-    fit("dinov2", nn.ModuleList([model, heads, place]), loss_of)
+    fit("dinov2", nn.ModuleList([model, heads, position]), loss_of)
     return model, processor
 
 
 def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[str, Any], BertTokenizer]:
-    """Prefers true captions, and clean images. Pairwise, as the original: -log sigmoid(better - worse)."""
+    """Train an ImageReward to prefer true captions and clean images; the loss is -log sigmoid(better - worse)."""
     torch.manual_seed(seed)
     network, med_config, tokenizer = build_imagereward()
 
@@ -176,15 +175,13 @@ def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[s
         scenes, named = sample_batch(seed, "ImageReward", step)
         generator = torch.Generator().manual_seed(seed * NUM_STEPS["ImageReward"] + step)
         clean = torch.from_numpy(render(scenes))
-        pixels = torch.cat([clean, spoil(clean, generator)])
-        seen, seen_spoilt = network.encode_images(
-            normalised(pixels, imagereward.CLIP_MEAN, imagereward.CLIP_STD)
-        ).chunk(2)
-        true = agreement(named, scenes)
+        pixels = normalise(torch.cat([clean, degrade(clean, generator)]), imagereward.CLIP_MEAN, imagereward.CLIP_STD)
+        features, degraded = network.encode_images(pixels).chunk(2)
+        true = matches(named, scenes)
         text = tokenizer([caption(n) for n in named], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
-        # Worse than the caption's own image: the same one spoilt, and others, but for those it is true of too.
+        # Worse than the caption's own image: the same image degraded, and other images that the caption is not true of.
         shifts = range(1, NUM_OTHERS + 1)
-        images = [seen, seen_spoilt, *(seen.roll(shift, 0) for shift in shifts)]
+        images = [features, degraded, *(features.roll(shift, 0) for shift in shifts)]
         decided = torch.stack([torch.ones(len(scenes), dtype=bool), *(~true.roll(s, 1).diagonal() for s in shifts)])
         copies = len(images)
         better, *worse = network.rewards(
@@ -197,7 +194,7 @@ def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[s
 
 
 def build_scorers(out: Path, seed: int) -> None:
-    """Train all four and save them below `out`; one that is there already is kept."""
+    """Train the four scorers and save them below `out`; an existing one is kept."""
     builders: dict[str, Callable[[], None]] = {
         "clip": lambda: save_model(out / "clip", *train_clip("clip", seed)),
         "pickscore": lambda: save_model(out / "pickscore", *train_clip("pickscore", seed + 1)),
@@ -206,6 +203,6 @@ def build_scorers(out: Path, seed: int) -> None:
     }
     for name, build in builders.items():
         if (out / name).exists():
-            logger.info("%s is there already", out / name)
+            logger.info("%s exists already", out / name)
         else:
             build()

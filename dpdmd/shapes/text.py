@@ -1,4 +1,4 @@
-"""Tokenizers and text encoders of the small world, in the layouts that SD3.5 ships: two CLIPs and a T5."""
+"""Build and train the small world's tokenizers and text encoders in SD3.5's layout: two CLIPs and a T5."""
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +16,18 @@ from dpdmd.shapes.world import World
 
 MAX_LENGTH = 10  # tokens: the longest caption has 8 words, and CLIP adds a start and an end
 CLIP_WIDTH = 64
-T5_WIDTH = 2 * CLIP_WIDTH  # SD3 pads the two CLIPs' joined features to the T5's width: here nothing to pad
+T5_WIDTH = 2 * CLIP_WIDTH  # SD3 pads the concatenated CLIP features to the T5's width; here no padding is needed
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-()&:;\"/"
 
 
 def words_of(world: World) -> list[str]:
-    """Each word of a world's captions, once, in a fixed order."""
+    """Return each word of a world's captions once, in a fixed order."""
     values = " ".join(value for values in world.ATTRIBUTES.values() for value in values)
     return list(dict.fromkeys(["a", "on", "shape", "background", *values.split()]))
 
 
 def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """Join each occurrence of `pair` in a word's pieces."""
+    """Merge each occurrence of `pair` in the pieces of a word."""
     merged: list[str] = []
     for piece in pieces:
         if merged and (merged[-1], piece) == pair:
@@ -38,10 +38,10 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_clip_tokenizer(pad_token: str, world: World) -> CLIPTokenizer:
-    """Byte-pair tokenizer that knows each word of the world as one token and spells out every other one.
+    """Build a byte-pair tokenizer with one token per word of the world; other words are split into characters.
 
-    A word's merges are added after the earlier words' merges have been applied to it, since BPE applies the
-    oldest merge first: "red" joins r + e, so "grey" has to go on from g, re, y.
+    The merges of a word start from its pieces after the merges of the earlier words, since BPE applies older merges
+    first: "red" merges r + e, so "grey" starts from g, re, y.
     """
     merges: list[tuple[str, str]] = []
     for word in words_of(world):
@@ -60,7 +60,7 @@ def build_clip_tokenizer(pad_token: str, world: World) -> CLIPTokenizer:
 
 
 def build_t5_tokenizer(world: World) -> T5TokenizerFast:
-    """Unigram tokenizer: a piece a word of the world, then single characters at a lower score; ids 0, 1, 2 as T5's."""
+    """Build a unigram tokenizer: one piece per word of the world, characters with a lower score, ids 0-2 as in T5."""
     specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     words = [("\u2581" + word, -2.0) for word in words_of(world) if len(word) > 1]
     letters = [(piece, -8.0) for piece in ("\u2581", *CHARACTERS)]
@@ -70,7 +70,7 @@ def build_t5_tokenizer(world: World) -> T5TokenizerFast:
 
 
 def build_clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """Two-layer CLIP text encoder with projection, random weights."""
+    """Build a two-layer CLIP text encoder with projection and random weights."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=CLIP_WIDTH,
@@ -87,7 +87,7 @@ def build_clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def build_t5_encoder(tokenizer: T5TokenizerFast) -> T5EncoderModel:
-    """Two-layer T5 encoder, gated GELU as T5 v1.1, random weights."""
+    """Build a two-layer T5 encoder with random weights; gated GELU as in T5 v1.1."""
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=T5_WIDTH,
@@ -109,10 +109,10 @@ def train_text_encoder(
     world: World,
     num_steps: int,
 ) -> None:
-    """Teach an encoder what captions say, in place and then frozen: linear heads on its summary name each attribute.
+    """Train an encoder in place with linear heads that predict each attribute of a caption, then freeze it.
 
-    The summary is the projected end token of a CLIP and the mean over tokens of a T5; "left open" is a class too.
-    SD3's encoders come trained and frozen as well; the heads are thrown away.
+    The heads see the projected end token of a CLIP, or the mean over tokens of a T5, and are dropped afterwards. "Not
+    named" is one of the classes.
     """
     torch.manual_seed(seed)
     captions = world.all_captions()

@@ -1,7 +1,7 @@
-"""The small world: what an image can be, what a caption can say, and the renderer that joins the two.
+"""The small world: its scenes, its captions and its renderer.
 
-An image shows one object: its colour, shape, size, background and position are independent and uniform. A
-caption names some of the first four; what it leaves open is the diversity of that prompt.
+An image shows one object. Its colour, shape, size, background and position are independent and uniform. A caption
+names a subset of the first four; the diversity of a prompt is that of the attributes that it does not name.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from dpdmd.utils.rng import numpy_generator
 
 IMAGE_SIZE = 64
 
-# sRGB, chosen far apart: the closest object colour and background are 111 of 441 (white to black) apart.
+# sRGB, chosen far apart: the closest object colour and background have distance 111; white to black is 441.
 COLOURS = {
     "red": (222, 45, 45),
     "green": (45, 165, 70),
@@ -26,7 +26,7 @@ COLOURS = {
 BACKGROUNDS = {"white": (245, 245, 245), "grey": (128, 128, 128), "black": (18, 18, 18), "brown": (110, 70, 35)}
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": 12.0, "large": 19.0}  # half extent in pixels
-MARGIN = 4.0  # pixels between an object's half extent and the border, so the border shows only background
+MARGIN = 4.0  # pixels between an object and the border, so that the border shows only background
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
@@ -37,7 +37,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 class World(Protocol):
-    """What captions, encoders and a teacher are made for: this module, or `dpdmd.shapes.pairs`."""
+    """Functions of a world that the builders use: this module, or `dpdmd.shapes.pairs`."""
 
     ATTRIBUTES: dict[str, tuple[str, ...]]
 
@@ -54,7 +54,7 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Scene:
-    """One image's attributes; `position` is (x, y) in [0, 1], relative to where an object of that size may lie."""
+    """Attributes of one image; `position` is (x, y) in [0, 1], relative to the area allowed for its size."""
 
     colour: str
     shape: str
@@ -64,21 +64,21 @@ class Scene:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Centre of the object in pixels, (x, y), the image's corner at (0, 0)."""
+        """Return the centre of the object in pixels, (x, y), with the image's corner at (0, 0)."""
         low = SIZES[self.size] + MARGIN
         x, y = (low + u * (IMAGE_SIZE - 2 * low) for u in self.position)
         return x, y
 
 
 def sample_scene(seed: int, index: int) -> Scene:
-    """Scene number `index` of the world `seed`: every attribute and the position uniform and independent."""
+    """Return scene number `index` of the world `seed`: every attribute and the position is uniform and independent."""
     random = numpy_generator(seed, "scene", index)
     named = {name: values[random.integers(len(values))] for name, values in ATTRIBUTES.items()}
     return Scene(**named, position=(float(random.random()), float(random.random())))
 
 
 def caption(named: dict[str, str]) -> str:
-    """The caption that names exactly `named`, some of the attributes: "a small red circle on a grey background"."""
+    """Return the caption that names exactly these attributes: "a small red circle on a grey background"."""
     words = ["a", named.get("size"), named.get("colour"), named.get("shape", "shape")]
     if "background" in named:
         words += ["on a", named["background"], "background"]
@@ -86,26 +86,26 @@ def caption(named: dict[str, str]) -> str:
 
 
 def sample_caption(scene: Scene, seed: int, index: int) -> str:
-    """A true caption of `scene` that names each attribute with probability 1/2."""
+    """Return a true caption of `scene` that names each attribute with probability 1/2."""
     keep = numpy_generator(seed, "caption", index).random(len(ATTRIBUTES)) < 0.5
     return caption({name: getattr(scene, name) for name, kept in zip(ATTRIBUTES, keep, strict=True) if kept})
 
 
 def parse_caption(text: str) -> dict[str, str]:
-    """The attributes that a caption of this world names; the inverse of `caption`.
+    """Return the attributes that a caption names; the inverse of `caption`.
 
     Raises:
-        ValueError: `text` is no caption of this world.
+        ValueError: `text` is not a caption of this world.
     """
     words = set(text.split())
     named = {name: value for name, values in ATTRIBUTES.items() for value in values if value in words}
     if caption(named) != text:
-        raise ValueError(f"{text!r} is no caption of the small world (an example: 'a red circle on a grey background')")
+        raise ValueError(f"{text!r} is not a caption of the small world (example: 'a red circle on a grey background')")
     return named
 
 
 def all_captions() -> list[str]:
-    """Every caption of the world, in a fixed order: 525 of them."""
+    """Return the 525 captions of the world in a fixed order."""
     choices = [[None, *values] for values in ATTRIBUTES.values()]
     return [
         caption({name: value for name, value in zip(ATTRIBUTES, combination, strict=True) if value})
@@ -114,9 +114,9 @@ def all_captions() -> list[str]:
 
 
 def object_mask(shape: str, half_extent: float, centres: np.ndarray) -> np.ndarray:
-    """Anti-aliased coverage of one shape, [N, 64, 64] in [0, 1], at `centres` [N, 2] in pixels (x, y).
+    """Return the anti-aliased coverage of one shape, [N, 64, 64] in [0, 1], at `centres` [N, 2] in pixels (x, y).
 
-    Each shape is given by its signed distance d (negative inside); coverage is 1/2 - d, clipped: a one-pixel edge.
+    The coverage is 1/2 - d, clipped, with the signed distance d of the shape (negative inside): a one-pixel edge.
     """
     pixel = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
     x = pixel[None, None, :] - centres[:, 0, None, None].astype(np.float32)
@@ -135,12 +135,12 @@ def object_mask(shape: str, half_extent: float, centres: np.ndarray) -> np.ndarr
 
 
 def rgb(colour: tuple[int, int, int]) -> np.ndarray:
-    """A colour as an image of one pixel: [3, 1, 1] in [0, 1]."""
+    """Convert a colour to an image of one pixel: [3, 1, 1] in [0, 1]."""
     return np.array(colour)[:, None, None] / 255
 
 
 def render(scenes: list[Scene]) -> np.ndarray:
-    """Pictures of `scenes`: [N, 3, 64, 64], float32 in [0, 1]."""
+    """Render scenes: [N, 3, 64, 64], float32 in [0, 1]."""
     images = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     for image, scene in zip(images, scenes, strict=True):
         mask = object_mask(scene.shape, SIZES[scene.size], np.array([scene.centre]))

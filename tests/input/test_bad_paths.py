@@ -9,7 +9,7 @@ from bad_input import ROOT
 
 from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import read_prompts
-from dpdmd.report import cli
+from dpdmd.report.__main__ import main as write_report
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable
@@ -164,8 +164,8 @@ def test_a_text_that_no_path_can_be(refused, tmp_path, flags, text):
 
 
 def test_report_rejects_a_folder_that_is_no_run(capsys, tmp_path):
-    assert cli.main([str(tmp_path / "nowhere")]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert write_report([str(tmp_path / "nowhere")]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_the_doctor_reports_a_full_disk_in_one_line(capsys, monkeypatch, tmp_path):

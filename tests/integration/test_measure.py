@@ -1,4 +1,4 @@
-"""`python -m dpdmd.shapes.measure`: what it is asked is checked first, and what it finds is written down."""
+"""`python -m dpdmd.shapes.measure`: flags are checked before a model is loaded, and the metrics are written."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ CAPTIONS = "a red circle\na red circle\na circle left of a square\n"
 
 @pytest.fixture
 def flags(tmp_path, tiny_pipeline) -> list[str]:
-    """Of a short measurement with random weights."""
+    """Flags of a short measurement with random weights."""
     (tmp_path / "captions.txt").write_text(CAPTIONS)
-    asked = ["--prompt_txt", str(tmp_path / "captions.txt"), "--num_seeds", "2", "--steps", "1"]
-    return ["--model", str(tiny_pipeline), *asked]
+    flags = ["--prompt_txt", str(tmp_path / "captions.txt"), "--num_seeds", "2", "--steps", "1"]
+    return ["--model", str(tiny_pipeline), *flags]
 
 
 @pytest.mark.parametrize(
@@ -35,44 +35,45 @@ def flags(tmp_path, tiny_pipeline) -> list[str]:
         (["--out", "{tmp}"], "--out {tmp}: is a folder; give a file"),
     ],
 )
-def test_wrong_input_is_told_before_a_model_loads(tmp_path, monkeypatch, capsys, flags, wrong, says):
+def test_wrong_input_is_reported_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, flags, wrong, says):
     monkeypatch.setattr(measure, "load_sampler", lambda *_, **__: pytest.fail("a model was loaded"))
     assert measure.main([*flags, *(word.format(tmp=tmp_path) for word in wrong)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"dpdmd.shapes.measure: error: {says.format(tmp=tmp_path)}") and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"dpdmd.shapes.measure: error: {says.format(tmp=tmp_path)}")
+    assert message.count("\n") == 1
 
 
-def test_what_is_no_caption_is_told_with_its_file(tmp_path, capsys, flags):
+def test_a_prompt_that_is_not_a_caption_is_reported_with_its_file(tmp_path, capsys, flags):
     (tmp_path / "captions.txt").write_text("a red circle\na photo of a cat\n")
     assert measure.main(flags) == 2
-    assert f"--prompt_txt {tmp_path / 'captions.txt'}: 'a photo of a cat' is no caption" in capsys.readouterr().err
+    assert f"--prompt_txt {tmp_path / 'captions.txt'}: 'a photo of a cat' is not a caption" in capsys.readouterr().err
 
 
-def test_figures_hold_every_caption_once_and_by_kind(tmp_path, capsys, tiny_pipeline, flags):
-    """Prompts of one object and of two in one file, each read by its own oracle."""
+def test_the_metrics_have_every_caption_once_and_by_category(tmp_path, capsys, tiny_pipeline, flags):
+    """Prompts of one object and of two in one file are measured by their own oracles."""
     out = tmp_path / "new" / "figures.json"
     assert measure.main([*flags, "--out", str(out)]) == 0
-    (figures,) = json.loads(out.read_text()).values()
-    assert list(figures["prompts"]) == ["a red circle", "a circle left of a square"]
-    assert list(figures["categories"]) == ["colour_shape", "position"]
-    assert figures["prompts"]["a circle left of a square"]["spread"] is None
+    (metrics,) = json.loads(out.read_text()).values()
+    assert list(metrics["prompts"]) == ["a red circle", "a circle left of a square"]
+    assert list(metrics["categories"]) == ["colour_shape", "position"]
+    assert metrics["prompts"]["a circle left of a square"]["spread"] is None
     assert "2 prompts x 2 seeds, seed 0" in capsys.readouterr().out
 
 
-def test_images_that_are_not_finite_are_told(tmp_path, capsys, tiny_pipeline, flags):
-    """Rounded to 8 bits they would be black, and the oracle would say that nothing is recognised."""
-    spoilt = tmp_path / "spoilt"
+def test_images_that_are_not_finite_are_an_error(tmp_path, capsys, tiny_pipeline, flags):
+    """Rounded to 8 bits they would be black, and the oracle would recognise nothing."""
+    broken = tmp_path / "broken"
     for path in tiny_pipeline.rglob("*"):
         if path.is_file():
-            (spoilt / path.relative_to(tiny_pipeline)).parent.mkdir(parents=True, exist_ok=True)
-            (spoilt / path.relative_to(tiny_pipeline)).write_bytes(path.read_bytes())
-    weights: Path = next((spoilt / "transformer").glob("*.safetensors"))
+            (broken / path.relative_to(tiny_pipeline)).parent.mkdir(parents=True, exist_ok=True)
+            (broken / path.relative_to(tiny_pipeline)).write_bytes(path.read_bytes())
+    weights: Path = next((broken / "transformer").glob("*.safetensors"))
     save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
-    assert measure.main([*flags, "--model", str(spoilt)]) == 2
-    assert f"--model {spoilt}: its images are not finite" in capsys.readouterr().err
+    assert measure.main([*flags, "--model", str(broken)]) == 2
+    assert f"--model {broken}: its images are not finite" in capsys.readouterr().err
 
 
-def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch, capsys, flags):
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, flags):
     def full(*_):
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""The committed teacher and scorers: layout, size, what they can do; and the teacher's builder is reproducible."""
+"""The committed teacher and scorers: layout, size and quality. The teacher's build is reproducible."""
 
 from dataclasses import replace
 from functools import partial
@@ -37,13 +37,13 @@ def pipe_of_pairs() -> StableDiffusion3Pipeline:
 
 
 @pytest.mark.parametrize("folder", [TEACHER, PAIRS])
-def test_the_folder_is_whole_and_small(folder):
+def test_the_folder_is_complete_and_small(folder):
     check_folder(LAYOUT, folder, "--teacher_id")
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 25e6
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
-def test_it_has_all_of_sd35s_parts(pipe):
+def test_it_has_all_parts_of_sd35(pipe):
     config = pipe.transformer.config
     assert config.qk_norm == "rms_norm" and len(config.dual_attention_layers) > 0
     assert pipe.scheduler.config.shift == 3.0
@@ -67,12 +67,12 @@ def test_every_caption_of_training_is_encoded_as_the_trainer_encodes_it(pipe):
     captions = ["a red circle", "", "a small cyan cross on a brown background"]
     rows = [row_of[caption] for caption in captions]
     theirs = SD35TextEncoder(TEACHER, torch.device("cpu"), torch.float32, MAX_LENGTH, no_t5=False).encode(captions)
-    # another batch size sums in another order
+    # another batch size adds in another order
     assert torch.allclose(context[rows], theirs.context, atol=1e-5)
     assert torch.allclose(pooled[rows], theirs.pooled, atol=1e-5)
 
 
-def test_the_oracle_reads_what_the_autoencoder_makes_of_renders(pipe):
+def test_the_oracle_reads_reconstructions_of_the_autoencoder(pipe):
     scenes = [sample_scene(1, index) for index in range(200)]
     reading = read_images(reconstruct_scenes(pipe.vae, 1, range(200), world))
     assert reading.recognised.mean() >= 0.97
@@ -81,31 +81,31 @@ def test_the_oracle_reads_what_the_autoencoder_makes_of_renders(pipe):
         assert np.mean(reading.values[name] == truth) >= 0.97
 
 
-def test_the_oracle_reads_what_its_autoencoder_makes_of_two_objects(pipe_of_pairs):
+def test_the_oracle_reads_reconstructions_of_two_objects(pipe_of_pairs):
     images = reconstruct_scenes(pipe_of_pairs.vae, 1, range(200), pairs)
     scenes = [pairs.sample_scene(1, index) for index in range(200)]
     reading = read_pairs(images[1::2])
     assert reading.recognised.mean() >= 0.97
-    said = [scene.named for scene in scenes[1::2]]
-    right = [(reading.shows(0, named) | reading.shows(1, named))[index] for index, named in enumerate(said)]
+    names = [scene.named for scene in scenes[1::2]]
+    right = [(reading.shows(0, named) | reading.shows(1, named))[index] for index, named in enumerate(names)]
     assert np.mean(right) >= 0.97
     assert read_images(images[::2]).recognised.mean() >= 0.97
 
 
-def test_the_teacher_follows_prompts_and_varies_what_they_leave_open():
-    """A short form of the measurement in weights/tiny/README.md: 4 prompts x 12 images."""
+def test_the_teacher_follows_prompts_and_is_diverse():
+    """A short version of the measurement in weights/tiny/README.md: 4 prompts x 12 images."""
     sampler, encoder = load_sampler(TEACHER, torch.device("cpu"))
     prompts = ["a red circle", "a shape on a grey background", "a small triangle", "a large blue square"]
     metrics = summarise(measure_model(TEACHER, sampler, encoder, prompts, 12, 0))
     # 48 images: at the true 95% the chance of fewer than 85% is below 1%
     assert metrics.accuracy >= 0.85 and metrics.unrecognised <= 0.12
-    # 12 images see less than 64 do: 0.70 and 0.76 measured, where 64 of each of 16 prompts give 0.85 and 0.88
+    # 12 images underestimate both: 0.70 and 0.76 measured; 64 images of each of 16 prompts give 0.85 and 0.88
     assert metrics.entropy >= 0.6 and metrics.spread >= 0.65
 
 
 @pytest.mark.parametrize(("recipe", "flags"), [("ONE_OBJECT", []), ("PAIRS", ["--pairs", "--start", str(TEACHER)])])
 def test_the_build_is_reproducible(tmp_path, monkeypatch, recipe, flags):
-    """Two short builds of one seed are equal to the bit."""
+    """Two short builds with one seed are equal to the bit."""
     made = getattr(teacher, recipe)
     cycles = tuple(replace(cycle, num_steps=2) for cycle in made.cycles)
     monkeypatch.setattr(build, recipe, replace(made, vae_steps=2, text_steps=2, num_scenes=64, cycles=cycles))
@@ -128,12 +128,12 @@ def test_the_scorers_are_small():
 
 
 @pytest.mark.parametrize(("name", "least"), [("clip_score", 0.95), ("pickscore", 0.9), ("imagereward", 0.8)])
-def test_the_scorers_prefer_images_that_the_caption_is_true_of(scorers, name, least):
-    """Over 500 pairs it is .98, .95 and .88 (weights/tiny/README.md)."""
+def test_the_scorers_prefer_images_that_match_the_caption(scorers, name, least):
+    """Over 500 pairs the shares are .98, .95 and .88 (weights/tiny/README.md)."""
     assert measure_scorers.pair_accuracy(scorers[name], 150) >= least
 
 
 @pytest.mark.parametrize("name", ["div_clip", "div_dino"])
 def test_the_scorers_diversity_follows_the_oracles_entropy(scorers, name):
-    """Spearman's rank correlation over sets of graded variety."""
+    """Spearman's rank correlation over sets of graded diversity."""
     assert measure_scorers.agreement_with_oracle(scorers[name], measure_scorers.graded_sets(24)) >= 0.8

@@ -1,4 +1,4 @@
-"""The report in a browser: headless Chromium, spoken to over a pipe. Skipped where there is none."""
+"""The report in headless Chromium, which is controlled over a pipe. Skipped if Chromium is not installed."""
 
 import base64
 import fcntl
@@ -17,24 +17,24 @@ import pytest
 from made_up_runs import PROMPTS, make_run
 from PIL import Image
 
-from dpdmd.report import cli
+from dpdmd.report.__main__ import main
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # nothing leaves, whatever a page asks for
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # no request leaves the machine
 )
-PATIENCE = 60  # seconds for any one answer
+TIMEOUT = 60  # seconds per answer
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install the package chromium")
 
 
 class Browser:
-    """One tab over the DevTools protocol: JSON messages, each ended by a zero byte, on the file descriptors 3 and 4."""
+    """One tab, controlled by the DevTools protocol: JSON messages that end with a zero byte, on descriptors 3 and 4."""
 
     def __init__(self, folder: Path):
         (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
-        # Above 9, so that moving them to 3 and 4 overwrites neither.
+        # Above 9, so that moving them to 3 and 4 overwrites none of them.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
         command = ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", CHROMIUM, *FLAGS]
         with (folder / "chromium.log").open("w") as log:
@@ -54,22 +54,22 @@ class Browser:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(PATIENCE)
+        self.process.wait(TIMEOUT)
         os.close(self.reading)
         os.close(self.writing)
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self.waiting:
-            ready, _, _ = select.select([self.reading], [], [], PATIENCE)
+            ready, _, _ = select.select([self.reading], [], [], TIMEOUT)
             assert ready, "Chromium does not answer"
             part = os.read(self.reading, 1 << 20)
-            assert part, "Chromium has gone"
+            assert part, "Chromium has ended"
             self.waiting += part
         message, _, self.waiting = self.waiting.partition(b"\0")
         return json.loads(message)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Result of a command; events that come meanwhile are kept."""
+        """Return the result of a command; events that arrive before it are stored."""
         self.sent += 1
         message = {"id": self.sent, "method": method, "params": parameters}
         if self.session:
@@ -89,19 +89,19 @@ class Browser:
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def value(self, script: str) -> Any:
-        """What an expression is in the page."""
+        """Return the value of an expression in the page."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def until(self, script: str) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not self.value(script):
             assert time.monotonic() < end, script
             time.sleep(0.02)
 
     def click(self, selector: str) -> None:
-        """With the mouse, in the middle of an element."""
+        """Click the middle of an element with the mouse."""
         place = self.value(
             f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center'}}); "
             "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
@@ -120,13 +120,13 @@ class Browser:
     def size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
-    def complaints(self) -> list[Any]:
-        """Console errors, exceptions and log entries so far."""
+    def errors(self) -> list[Any]:
+        """Return all console messages, exceptions and log entries."""
         kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
         return [event["params"] for event in self.events if event.get("method") in kinds]
 
     def requests(self) -> list[str]:
-        """Every address that the page asked for."""
+        """Return every address that the page requested."""
         sent = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
         return [event["params"]["request"]["url"] for event in sent]
 
@@ -136,7 +136,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     runs = [make_run(folder / "first", steps=18), make_run(folder / "second", shift=0.1, k_anchor=7)]
     out = folder / "report.html"
-    assert cli.main([*map(str, runs), "--out", str(out)]) == 0
+    assert main([*map(str, runs), "--out", str(out)]) == 0
     return out
 
 
@@ -147,8 +147,8 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     opened.close()
 
 
-def test_the_page_works_and_nothing_leaves(browser, page):
-    """It renders; slider, enlarging, axes and legend do what they say by mouse and keys; no error and no request."""
+def test_the_page_works_and_sends_no_request(browser, page):
+    """Slider, enlarged images, axes and legend work with mouse and keys, without an error or a request."""
     browser.size(1280, 900)
     browser.open(page)
     assert browser.value("[...document.images].filter(i => i.src).every(i => i.complete && i.naturalWidth > 0)")
@@ -158,7 +158,7 @@ def test_the_page_works_and_nothing_leaves(browser, page):
     shown = "['sheet0-run0', 'sheet0-run1', 'sheet0-teacher0'].map(id => document.getElementById(id).src)"
     labels = "[...document.querySelectorAll('.prompt .at')].slice(0, 2).map(e => e.textContent)"
     last = browser.value(shown)
-    assert browser.value(labels) == ["step 18", "step 12"]  # the shorter run stays at its end
+    assert browser.value(labels) == ["step 18", "step 12"]  # the shorter run shows its last step
     browser.click("#step")  # the middle of steps 0, 6, 12, 18
     browser.value("document.getElementById('step').focus()")
     browser.press("Home", 36)
@@ -176,7 +176,7 @@ def test_the_page_works_and_nothing_leaves(browser, page):
     browser.click(".sheet")
     browser.until(opened)
     assert browser.value(caption) == f"teacher: “{PROMPTS[0]}”"
-    assert browser.value("document.getElementById('large-picture').src") == first[2]
+    assert browser.value("document.getElementById('large-image').src") == first[2]
     browser.press("ArrowRight", 39)
     browser.until(f"({caption}).startsWith('first, step 6: ')")
     browser.press("ArrowLeft", 37), browser.press("ArrowLeft", 37)
@@ -185,7 +185,7 @@ def test_the_page_works_and_nothing_leaves(browser, page):
     browser.until(f"!{opened}")
 
     visible = "[...document.querySelectorAll('#planes .drawing')].filter(e => e.offsetParent).length"
-    assert browser.value(visible) == 2  # both diversities against the one preference
+    assert browser.value(visible) == 2  # two diversities against one preference
     faded = "getComputedStyle(document.getElementById('score0-mean-run0')).opacity"
     assert browser.value(faded) == "1"
     browser.click(".chip[data-run=run0]")
@@ -193,13 +193,13 @@ def test_the_page_works_and_nothing_leaves(browser, page):
     assert browser.value("document.querySelector('.chip[data-run=run0]').getAttribute('aria-pressed')") == "false"
     assert browser.value("getComputedStyle(document.getElementById('score0-mean-run1')).opacity") == "1"
 
-    assert browser.complaints() == []
-    asked = browser.requests()
-    assert page.as_uri() in asked and [url for url in asked if not url.startswith(("data:", page.as_uri()))] == []
+    assert browser.errors() == []
+    requests = browser.requests()
+    assert page.as_uri() in requests and [url for url in requests if not url.startswith(("data:", page.as_uri()))] == []
 
 
 def test_the_page_fits_a_phone_and_paper(browser, page):
-    """Nothing sticks out sideways at 360 pixels; printed without a script, all images are there."""
+    """The page is not wider than 360 pixels. Without scripts, it shows all images."""
     browser.size(360, 740)
     browser.open(page)
     assert browser.value("document.documentElement.scrollWidth") <= 360
@@ -208,15 +208,15 @@ def test_the_page_fits_a_phone_and_paper(browser, page):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     browser.open(page)
     assert browser.value("document.querySelectorAll('.prompt img').length") == 4 * 3
-    assert browser.complaints() == []
+    assert browser.errors() == []
 
 
 @pytest.mark.parametrize("width", [1280, 390, 360])
 def test_many_runs_with_long_names_fit(browser, tmp_path, width):
-    """No sideways scroll, and the legend, of as many lines as it needs, leaves the slider free."""
+    """The page is not wider than the screen, and the legend does not cover the slider."""
     runs = [make_run(tmp_path / f"sd35m_t30_1024_lr1e5_4nfe_anchor5_seed_{n}", shift=n / 20) for n in range(8)]
     out = tmp_path / "report.html"
-    assert cli.main([*map(str, runs), "--out", str(out)]) == 0
+    assert main([*map(str, runs), "--out", str(out)]) == 0
     browser.size(width, 900)
     browser.open(out)
     assert browser.value("document.documentElement.scrollWidth") <= width
@@ -225,14 +225,14 @@ def test_many_runs_with_long_names_fit(browser, tmp_path, width):
     browser.until(f"{edges}[1].top < 200")  # both stick
     assert browser.value(f"{edges}[0].top") == 0
     assert browser.value(f"{edges}[1].top - {edges}[0].bottom") > -1
-    assert browser.complaints() == []
+    assert browser.errors() == []
 
 
-def test_the_browser_sees_what_it_looks_for(browser, tmp_path):
-    """A check that hears of no request and no error would pass for ever."""
+def test_errors_and_requests_are_seen(browser, tmp_path):
+    """A page with an error and a request has both, so the tests above can fail."""
     bad = tmp_path / "bad.html"
     bad.write_text("<img src='http://127.0.0.1:9/x.png'><script>console.error('x'); undefined_name()</script>")
     browser.open(bad)
     browser.until("document.images[0].complete")
     assert any("127.0.0.1" in url for url in browser.requests())
-    assert len(browser.complaints()) >= 2
+    assert len(browser.errors()) >= 2

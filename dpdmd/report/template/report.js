@@ -1,5 +1,5 @@
 "use strict";
-// Without this script the page still shows everything: all planes, and the last step's pictures.
+// Without this script the page still shows all plots, and the images of the last step.
 const byId = (id) => document.getElementById(id);
 const { steps, sheets } = JSON.parse(byId("data").textContent);
 
@@ -20,24 +20,24 @@ if (axes) {
   choose();
 }
 
-// The slider sticks below the legend, which has as many lines as its runs need.
+// The slider sticks below the legend, whose height depends on the number of runs.
 const legend = document.querySelector(".legend");
 new ResizeObserver(() =>
   document.documentElement.style.setProperty("--legend", legend.offsetHeight + "px")
 ).observe(legend);
 
 for (const [id, byStep] of Object.entries(sheets)) {
-  const picture = byId(id);
-  byStep[picture.dataset.last] = picture.src;
+  const image = byId(id);
+  byStep[image.dataset.last] = image.src;
 }
-// The pictures at a step: each run's last evaluation up to it, or its first.
+// The images at a step: those of each run's last evaluation up to this step, else of its first evaluation.
 const atStep = (known, step) => known.reduce((found, each) => (each <= step ? each : found), known[0]);
 const showStep = (step) => {
   for (const [id, byStep] of Object.entries(sheets)) {
-    const picture = byId(id);
+    const image = byId(id);
     const shown = atStep(Object.keys(byStep).map(Number).sort((a, b) => a - b), step);
-    picture.src = byStep[shown];
-    picture.closest("figure").querySelector(".at").textContent = "step " + shown.toLocaleString("en");
+    image.src = byStep[shown];
+    image.closest("figure").querySelector(".at").textContent = "step " + shown.toLocaleString("en");
   }
 };
 const slider = byId("step");
@@ -49,7 +49,7 @@ if (slider) {
     showStep(step);
   };
   slider.addEventListener("input", move);
-  slider.value = String(steps.length - 1); // a reload would keep an older place
+  slider.value = String(steps.length - 1); // a reload would keep an older position
 }
 
 const dialog = byId("large");
@@ -57,9 +57,9 @@ let row = [], place = 0;
 const enlarge = (index) => {
   place = (index + row.length) % row.length;
   const figure = row[place];
-  const picture = figure.querySelector("img");
-  byId("large-picture").src = picture.src;
-  byId("large-picture").alt = picture.alt;
+  const image = figure.querySelector("img");
+  byId("large-image").src = image.src;
+  byId("large-image").alt = image.alt;
   const labels = [...figure.querySelectorAll("figcaption span")].map((part) => part.textContent);
   const prompt = figure.closest(".prompt").querySelector("h3").textContent;
   byId("large-caption").textContent = labels.join(", ") + ": " + prompt;
@@ -79,5 +79,5 @@ dialog.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") enlarge(place + 1);
 });
 dialog.addEventListener("click", (event) => {
-  if (event.target === dialog) dialog.close(); // beside the picture
+  if (event.target === dialog) dialog.close(); // beside the image
 });

@@ -1,4 +1,4 @@
-"""The small world: captions, renderer and oracle agree with each other, and the metrics are what they say."""
+"""The small world: captions, renderer and oracle agree with each other, and the metrics match their definitions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dpdmd.data.prompts import read_prompts
-from dpdmd.shapes.categories import OF_ONE, category, following
+from dpdmd.shapes.categories import OF_ONE, accuracy_by_category, category
 from dpdmd.shapes.oracle import PromptMetrics, Reading, measure_prompt, read_images, summarise
 from dpdmd.shapes.world import (
     ATTRIBUTES,
@@ -29,12 +29,12 @@ def test_every_caption_parses_back():
 
 
 @pytest.mark.parametrize("text", ["", "a red", "red circle", "a red blue circle", "a photo of a cat", "a circle red"])
-def test_what_is_no_caption_is_refused(text):
-    with pytest.raises(ValueError, match="no caption of the small world"):
+def test_other_texts_are_an_error(text):
+    with pytest.raises(ValueError, match="not a caption of the small world"):
         parse_caption(text)
 
 
-def test_captions_are_true_and_leave_things_open():
+def test_captions_are_true_and_leave_attributes_open():
     scenes = [sample_scene(3, index) for index in range(400)]
     named = [parse_caption(sample_caption(scene, 3, index)) for index, scene in enumerate(scenes)]
     pairs = zip(scenes, named, strict=True)
@@ -78,21 +78,21 @@ def test_oracle_reads_extreme_positions():
     assert [ATTRIBUTES["shape"][index] for index in reading.values["shape"]] == [scene.shape for scene in scenes]
 
 
-def test_oracle_does_not_recognise_what_is_no_render():
+def test_oracle_does_not_recognise_other_images_than_renders():
     images = render([sample_scene(5, index) for index in range(200)])
     blends = (images[:100] + images[100:]) / 2
     two_objects = np.where(np.arange(IMAGE_SIZE) < IMAGE_SIZE // 2, images[:100], images[100:])
     noise = np.random.default_rng(0).random(images[:100].shape, dtype=np.float32)
     flat = np.broadcast_to(images[:100, :, :1, :1], images[:100].shape)
     assert read_images(blends).recognised.mean() <= 0.02
-    # halves that happen to show one whole object on one background are clean renders
+    # two halves may show one whole object on one background, which is a clean render
     assert read_images(two_objects).recognised.mean() <= 0.2
     assert not read_images(noise).recognised.any()
     assert not read_images(flat).recognised.any()
 
 
-def test_oracle_judges_every_pair_of_colours_alike():
-    """A square rounded off or grown too wide is as good or bad a square in any colours."""
+def test_oracle_treats_every_pair_of_colours_alike():
+    """Whether a blurred or wider square is recognised does not depend on its colours."""
     scenes = [
         Scene(c, "square", b, "large", (0.5, 0.5)) for c in ATTRIBUTES["colour"] for b in ATTRIBUTES["background"]
     ]
@@ -104,16 +104,16 @@ def test_oracle_judges_every_pair_of_colours_alike():
         assert np.ptp(reading.error) < 0.03
 
 
-def test_oracle_refuses_other_sizes():
+def test_other_image_sizes_are_an_error():
     with pytest.raises(ValueError, match="64"):
         read_images(np.zeros((1, 3, 32, 32), dtype=np.float32))
 
 
 def reading_of(scenes: list[Scene], recognised: list[bool] | None = None) -> Reading:
     values = {n: np.array([v.index(getattr(scene, n)) for scene in scenes]) for n, v in ATTRIBUTES.items()}
-    seen = np.array(recognised if recognised is not None else [True] * len(scenes))
+    flags = np.array(recognised if recognised is not None else [True] * len(scenes))
     centre, position = (np.array([getattr(scene, name) for scene in scenes]) for name in ("centre", "position"))
-    return Reading(values, centre, position, seen, np.zeros(len(scenes)))
+    return Reading(values, centre, position, flags, np.zeros(len(scenes)))
 
 
 def test_identical_images_have_no_diversity():
@@ -155,7 +155,7 @@ def test_summary_leaves_closed_prompts_out_of_diversity():
     assert summary.coverage == pytest.approx(np.mean([1 / len(values) for values in ATTRIBUTES.values()]))
 
 
-def test_nothing_recognised_is_no_crash():
+def test_metrics_without_a_recognised_image():
     metrics = measure_prompt("a red circle", reading_of([Scene("red", "circle", "grey", "small", (0.3, 0.3))], [False]))
     assert metrics.accuracy == 0 and metrics.unrecognised == 1 and metrics.entropy["size"] == 0
 
@@ -163,24 +163,24 @@ def test_nothing_recognised_is_no_crash():
 GENEVAL = read_prompts(Path(__file__).parents[3] / "data" / "shapes_geneval.txt")
 
 
-def followed(scenes_of: list[list[Scene]]) -> dict[str, float]:
-    """Accuracy by category of renders, a list of scenes for each prompt of GENEVAL."""
+def accuracies_of(scenes_of: list[list[Scene]]) -> dict[str, float]:
+    """Return the accuracy by category of renders; `scenes_of` has a list of scenes per prompt of GENEVAL."""
     readings = [read_images(render(scenes)) for scenes in scenes_of]
     metrics = [measure_prompt(prompt, reading) for prompt, reading in zip(GENEVAL, readings, strict=True)]
-    return {name: summary.mean for name, summary in following(GENEVAL, metrics).items()}
+    return {name: summary.mean for name, summary in accuracy_by_category(GENEVAL, metrics).items()}
 
 
 def true_scenes(prompt: str, index: int) -> list[Scene]:
     return [replace(sample_scene(13, 3 * index + i), **parse_caption(prompt)) for i in range(3)]
 
 
-def test_renders_of_the_prompts_are_followed_in_every_category():
-    accuracies = followed([true_scenes(prompt, index) for index, prompt in enumerate(GENEVAL)])
+def test_accuracy_of_renders_of_the_prompts_is_one_in_every_category():
+    accuracies = accuracies_of([true_scenes(prompt, index) for index, prompt in enumerate(GENEVAL)])
     assert accuracies == dict.fromkeys(OF_ONE[1:], 1.0)
 
 
-def test_renders_with_one_attribute_swapped_are_not_followed():
-    """One named attribute of each takes another value: in every category each image is wrong."""
+def test_accuracy_of_renders_with_a_changed_attribute_is_zero():
+    """If one named attribute has another value, every image is wrong, in every category."""
 
     def swapped(scene: Scene, prompt: str) -> Scene:
         name = list(parse_caption(prompt))[-1]
@@ -188,16 +188,16 @@ def test_renders_with_one_attribute_swapped_are_not_followed():
         return replace(scene, **{name: values[(values.index(getattr(scene, name)) + 1) % len(values)]})
 
     scenes = [[swapped(s, prompt) for s in true_scenes(prompt, index)] for index, prompt in enumerate(GENEVAL)]
-    assert followed(scenes) == dict.fromkeys(OF_ONE[1:], 0.0)
+    assert accuracies_of(scenes) == dict.fromkeys(OF_ONE[1:], 0.0)
 
 
 def test_a_prompt_counts_once_in_its_category():
-    """A binding half followed, a single attribute followed, in images of other numbers."""
+    """Its weight does not depend on its number of images."""
     red, blue = (Scene(colour, "circle", "grey", "small", (0.5, 0.5)) for colour in ("red", "blue"))
     prompts = ["a red circle", "a blue circle", "a circle"]
     readings = [reading_of([red, blue]), reading_of([red] * 3), reading_of([blue])]
     metrics = [measure_prompt(*pair) for pair in zip(prompts, readings, strict=True)]
-    summaries = following(prompts, metrics)
+    summaries = accuracy_by_category(prompts, metrics)
     assert {name: (s.mean, s.num_prompts) for name, s in summaries.items()} == {
         "single_attribute": (1.0, 1),
         "colour_shape": (0.25, 2),
@@ -205,6 +205,6 @@ def test_a_prompt_counts_once_in_its_category():
     assert (summaries["colour_shape"].low, summaries["colour_shape"].high) == (0.0, 0.5)
 
 
-def test_categories_go_by_what_a_caption_names():
+def test_categories_depend_on_what_a_caption_names():
     named = ["a shape", "a large shape", "a red circle", "a red shape on a grey background", "a small red cross"]
     assert [category(text) for text in [*named, "a small red cross on a white background"]] == list(OF_ONE)

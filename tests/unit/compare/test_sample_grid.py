@@ -1,0 +1,57 @@
+"""The image grid of a sweep, with a model that makes grey images."""
+
+import pytest
+import torch
+from PIL import Image
+
+from dpdmd.compare import sample_grid
+from dpdmd.compare.sweep import SampleGrid
+
+
+class GreySampler:
+    """A sampler that makes grey images and records the batch sizes."""
+
+    def __init__(self, size: int):
+        self.settings = type("Settings", (), {"sigmas": torch.zeros(5)})
+        self.size, self.batches = size, []
+
+    def sweep(self, encoder, prompts, batches, seed, progress):
+        for keys in batches:
+            self.batches.append(len(keys))
+            yield keys, torch.full((len(keys), 3, self.size, self.size), 0.5)
+
+
+@pytest.mark.parametrize(("on_gpu", "sizes"), [(True, [4, 4, 1]), (False, [9])])
+def test_the_grid_fits_a_gpu_and_a_screen(tmp_path, monkeypatch, on_gpu, sizes):
+    """A GPU samples in bf16 and small batches. Tiles have at most 256 pixels."""
+    model, asked = GreySampler(600), []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    monkeypatch.setattr(
+        sample_grid, "load_sampler", lambda path, device, dtype: asked.append((device.type, dtype)) or (model, None)
+    )
+    sample_grid.draw_sample_grid(SampleGrid(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
+    assert asked == [("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)] and model.batches == sizes
+    with Image.open(tmp_path / "picture.png") as made:
+        assert 9 * 256 <= made.width < 9 * 264 and made.height < 2 * 256
+
+
+def test_an_image_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
+    """It would be black, as if the model had drawn it."""
+
+    class NotFinite(GreySampler):
+        def sweep(self, *arguments, **more):
+            yield from ((keys, made * float("nan")) for keys, made in super().sweep(*arguments, **more))
+
+    monkeypatch.setattr(sample_grid, "load_sampler", lambda *arguments, **more: (NotFinite(64), None))
+    with pytest.raises(ValueError, match=f"--model {tmp_path}: its images are not finite"):
+        sample_grid.draw_sample_grid(SampleGrid(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
+
+
+def test_a_full_device_is_one_line(tmp_path, monkeypatch):
+    def full(*arguments, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
+
+    monkeypatch.setattr(sample_grid, "load_sampler", full)
+    with pytest.raises(ValueError, match="out of memory") as error:
+        sample_grid.draw_sample_grid(SampleGrid(("a red circle",), ("a",)), {"a": tmp_path}, tmp_path / "picture.png")
+    assert "Tried to allocate 2 GiB" in str(error.value) and "\n" not in str(error.value)
