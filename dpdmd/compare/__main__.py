@@ -142,7 +142,7 @@ def default_jobs(sweep: Sweep) -> int:
 def _print_errors(problems: Sequence[object]) -> int:
     """Print one line per problem and return the exit status of wrong input."""
     for problem in problems:
-        print(f"dpdmd.compare: error: {one_line(problem)}", file=sys.stderr)
+        sys.stderr.write(f"dpdmd.compare: error: {one_line(problem)}\n")
     return 2
 
 
