@@ -1,4 +1,4 @@
-"""The guidance formula and the sampler loop: hand-written loops, closed forms, and where gradient flows."""
+"""The guidance formula and the sampler loop, against hand-written loops, closed forms and expected gradients."""
 
 import math
 
@@ -21,7 +21,7 @@ def _noise(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 class TinyNetwork(nn.Module):
-    """Two convolutions that read z and sigma; nonlinear, fp32."""
+    """A nonlinear network in fp32: two convolutions of z and sigma."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class TinyNetwork(nn.Module):
 
 
 def test_guidance_formula():
-    """u + s (c - u): scale 0 is unconditional, 1 conditional, and the branches are not exchanged."""
+    """u + s (c - u): scale 0 is unconditional, scale 1 conditional, and the branches are in the right order."""
     u, c = torch.tensor([1.0, -2.0]), torch.tensor([2.0, 2.0])
     assert guide(u, c, 0.0).tolist() == u.tolist()
     assert guide(u, c, 1.0).tolist() == c.tolist()
@@ -137,7 +137,7 @@ def test_detach_keeps_the_loss_on_x_from_the_first_prediction():
 
 
 def test_detach_leaves_the_first_prediction_in_the_graph():
-    """The diversity loss is on the first prediction: detaching the latent must not cut that, nor touch later steps."""
+    """The diversity loss needs the gradient of the first prediction; the detach must not affect later steps either."""
     network = TinyNetwork()
     rolled = rollout(network, FLOW, _noise(torch.float32), SIGMAS.float(), detach_first_step=True)
     ours = torch.autograd.grad((rolled.first_prediction**2).mean(), network.first.weight)[0]
@@ -146,7 +146,7 @@ def test_detach_leaves_the_first_prediction_in_the_graph():
 
 
 def test_rollouts_with_and_without_gradient_are_bit_equal():
-    """The fake score must learn the very samples that the student is scored on (pitfall 17)."""
+    """The fake score must learn exactly the samples on which the student is scored."""
     network, z, sigmas = TinyNetwork(), _noise(torch.float32), FLOW.default_sigmas(4)
     with torch.no_grad():
         without = rollout(network, FLOW, z, sigmas)
@@ -158,7 +158,7 @@ def test_rollouts_with_and_without_gradient_are_bit_equal():
 
 
 def test_anchor_target_has_no_gradient_and_takes_k_steps():
-    """The target is a constant even of a trainable teacher, and equals (eps - z_k) / (1 - t_k) after K calls."""
+    """The target is constant even if the teacher is trainable, and equals (eps - z_k) / (1 - t_k) after K calls."""
     network, eps, sigmas = TinyNetwork().double(), _noise().requires_grad_(), FLOW.default_sigmas(30).double()
     calls = []
 
@@ -175,8 +175,8 @@ def test_anchor_target_has_no_gradient_and_takes_k_steps():
     assert network.first.weight.requires_grad  # no_grad left the teacher as it was
 
 
-def test_a_coarser_way_to_the_anchor_ends_at_the_same_time():
-    """Fewer of the teacher's own sigmas, from 1 to t_k; on a straight flow the target stays exact."""
+def test_fewer_steps_to_the_anchor_end_at_the_same_time():
+    """The grid has fewer of the teacher's sigmas from 1 to t_k. On a straight flow the target stays exact."""
     sigmas = FLOW.default_sigmas(30)
     assert torch.equal(anchor_grid(sigmas, 20), sigmas[:21]) and torch.equal(anchor_grid(sigmas, 20, 20), sigmas[:21])
     assert torch.equal(anchor_grid(sigmas, 20, 4), sigmas[[0, 5, 10, 15, 20]])
