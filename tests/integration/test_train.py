@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -164,15 +163,6 @@ def test_another_number_of_steps_is_taken_on_the_grid_of_that_name(flags, tmp_pa
     assert torch.equal(*grids)
     back = json.loads((tmp_path / "again/ckpts/latest/student/scheduler/scheduler_config.json").read_text())
     assert back["shift"] == shift
-
-
-def test_the_readmes_snippet_works_as_printed(flags, tmp_path, monkeypatch):
-    """The snippet, run in the folder that its path is relative to."""
-    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    assert train.main([*flags, "--run_dir", str(tmp_path / "outputs/tiny/dpdmd"), "--max_steps", "1"]) == 0
-    monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "README.md", "exec"), {})
-    assert Image.open(tmp_path / "red_circle.png").size == (64, 64)
 
 
 def test_a_nonfinite_loss_stops_before_the_optimizer(flags, tmp_path, monkeypatch, capsys):

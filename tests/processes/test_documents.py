@@ -1,0 +1,563 @@
+"""The documents: commands run or fit their programs, links and paths lead somewhere, numbers are those measured.
+
+Commands that need neither a GPU nor official weights run on the small world, made short; of all others the files,
+modules, flags and values are checked by the programs' own parsers.
+"""
+
+import ast
+import csv
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import document_commands as documents
+import pytest
+import torch
+from document_commands import ROOT, Command
+from processes import LAUNCHER, cpu_environment, free_port
+from sd35_medium import save_hollow
+
+from dpdmd import config, train
+from dpdmd.config.presets import PRESETS
+from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
+from dpdmd.models.base import Family
+from dpdmd.sampling.load_model import load_sampler
+from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory
+from dpdmd.training.memory_items import Topology
+
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+OTHERS = [ROOT / name for name in ("data/README.md", "weights/tiny/README.md", "scripts/run_geneval.md")]
+ROOMS = sorted((ROOT / "dpdmd").rglob("README.md"))
+MEMORY = ROOT / "docs" / "memory.md"
+ALL = [README, *DOCS, *OTHERS, *ROOMS]
+# Added to a command, where the last of a flag counts: one small update of each network, one image.
+SHORT = {
+    "dpdmd.train": (
+        *("--per_train_fake_num", "1", "--fake_rollout_reuse", "1", "--teacher_infer_steps", "2", "--k_anchor", "2"),
+        *(
+            "--anchor_steps",
+            "1",
+            "--batch_size",
+            "1",
+            "--eval_prompts_limit",
+            "1",
+            "--num_div_seeds",
+            "2",
+            "--vis_every",
+            "1",
+        ),
+    ),
+    "dpdmd.generate": ("--num_images", "1"),
+    "dpdmd.shapes.measure": ("--num_seeds", "1", "--steps", "2"),
+    "test_diversity.py": ("--num_samples", "2"),
+}
+SHORT["dpdmd.doctor"] = SHORT["dpdmd.train"]
+STEPS = 2
+# What a command line that cannot run here names: presets of GPUs, official weights, what was trained with them.
+ELSEWHERE = re.compile(
+    r"--help|--preset|weights/(?!tiny)|\.pt\b|sd35_lora|outputs/(sd35|release|lora)|sweeps/|benchmarks/|RUN\b"
+)
+
+
+def name_of(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_sdxl: Path) -> Path:
+    """A folder with the checkout's data in which the commands run; those of README and training.md have run."""
+    folder = tmp_path_factory.mktemp("documents")
+    for name in ("data", "scripts", "weights", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    with chdir(folder):
+        for document in (README, ROOT / "docs" / "training.md"):
+            for command in printed(document):
+                run(command, folder)
+        sdxl = ["--family", "sdxl", "--teacher_id", str(tiny_sdxl), "--run_dir", "outputs/sdxl", "--height", "64"]
+        sdxl += ["--width", "64", "--prompt_txt", "my_prompts.txt", "--max_steps", "2", "--report_to", "none"]
+        assert train.main([*sdxl, *SHORT["dpdmd.train"]]) == 0
+    return folder
+
+
+def printed(document: Path) -> list[Command]:
+    """Return the commands of a document's shell blocks."""
+    shell = [block for block in documents.blocks(document) if block.language == "bash"]
+    return [command for block in shell for command in documents.commands(block.text)]
+
+
+def runs_here(command: Command) -> bool:
+    """Return whether a command needs neither a GPU nor official weights nor a package's installation."""
+    name, *words = command.words
+    if name == "torchrun":
+        return True
+    ours = name == "python" and not {"-c", "dpdmd.export", "dpdmd.report", *SHORT}.isdisjoint(words[:2])
+    return name == "printf" or ((ours or words[0] == "test_preference.py") and not ELSEWHERE.search(command.text))
+
+
+def run(command: Command, folder: Path) -> None:
+    """Run a command in the folder, shortened; one that ran before is not run again."""
+    done = folder / "commands.txt"
+    if not runs_here(command) or (done.exists() and command.text in done.read_text()):
+        return
+    name, *words = command.words
+    if name == "torchrun":
+        launch = [sys.executable, "-m", *LAUNCHER, "--master_port", free_port(), *words, *SHORT["dpdmd.train"]]
+        environment = cpu_environment() | command.variables
+        done_ = subprocess.run(
+            [*launch, "--max_steps", str(STEPS)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done_.returncode == 0, done_.stderr[-2000:]
+    elif name == "printf" or words[0] == "-c":
+        subprocess.run(["bash", "-c", re.sub("^python ", f"{sys.executable} ", command.text)], cwd=folder, check=True)
+    else:
+        program = words[1] if words[0] == "-m" else words[0]
+        arguments = [*words[2 if words[0] == "-m" else 1 :], *SHORT.get(program, ())]
+        if program == "dpdmd.train":
+            wanted = int(arguments[arguments.index("--max_steps") + 1]) if "--max_steps" in arguments else 60
+            arguments += ["--max_steps", str(wanted * STEPS // 60)]
+        with chdir(folder):
+            assert documents.program_of(words)(arguments) == 0, command.text
+    with done.open("a") as file:
+        file.write(f"{command.text}\n")
+
+
+@pytest.mark.parametrize("document", [README, *DOCS, *OTHERS], ids=name_of)
+def test_commands_run_or_fit_their_programs(document: Path, world: Path):
+    for command in [*printed(document), *documents.inline_commands(document)]:
+        try:
+            documents.check(command)
+            run(command, world)
+        except AssertionError as error:
+            raise AssertionError(f"{document.name}: {command.text}: {error}") from error
+
+
+def test_what_the_readme_prints_has_run(world: Path):
+    """The lines for one's own prompts, and all that use their result."""
+    ran = (world / "commands.txt").read_text()
+    for program in ("dpdmd.train", "dpdmd.generate", "dpdmd.export", "dpdmd.report", "test_diversity.py", "printf"):
+        assert any(program in command.text and command.text in ran for command in printed(README)), program
+    assert (world / "outputs/mine/report.html").is_file() and (world / "outputs/mine/process_vis/latest.png").is_file()
+    assert '"processes": 2' in (world / "outputs/two/environment.json").read_text()
+    assert (world / "from_csv.txt").read_text() == "a red circle, large\na blue square\n"
+
+
+# Python
+
+
+def execute(text: str, document: Path, world: Path, namespace: dict | None = None) -> dict:
+    """Execute a block in the world; returns its names."""
+    namespace = {} if namespace is None else namespace
+    with chdir(world):
+        exec(compile(text, document.name, "exec"), namespace)
+    return namespace
+
+
+def samples_as(namespace: dict, model: Path) -> bool:
+    """Return whether the block's pipeline stepped through the sigmas on which this package samples the model."""
+    ours = load_sampler(model, torch.device("cpu"))[0].settings.sigmas
+    theirs = namespace["pipe"].scheduler.sigmas
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "run_of", ["mine/ckpts/latest/student", "mine_lora/ckpts/latest/lora", "default_grid/ckpts/latest/student"]
+)
+def test_the_readmes_snippet_samples_on_the_students_grid(world: Path, run_of: str):
+    (block,) = [block for block in documents.blocks(README) if block.language == "python"]
+    text = block.text.replace("mine/ckpts/latest/student", run_of)
+    namespace = execute(text, README, world)
+    assert samples_as(namespace, world / "outputs" / run_of)
+    assert namespace["image"].size == (64, 64) and (world / "red_circle.png").is_file()
+    if run_of.endswith("lora"):  # what the document warns of
+        without = re.sub(r"\n +pipe\.scheduler = .*", "", text)
+        assert without != text and not samples_as(execute(without, README, world), world / "outputs" / run_of)
+
+
+def test_the_blocks_of_export_sample_on_the_students_grid(world: Path):
+    document, namespace = ROOT / "docs" / "export.md", {}
+    blocks = [block for block in documents.blocks(document) if block.language == "python"]
+    assert len(blocks) == 4
+    for block in blocks:
+        execute(block.text, document, world, namespace)
+        (model,) = set(re.findall(r'"(outputs/[\w/]+)"', block.text))
+        assert samples_as(namespace, world / model), block.place
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    known = {"bash", "python", "yaml", "text", "bibtex", ""}
+    tested = {README, ROOT / "docs" / "export.md", ROOT / "docs" / "architecture.md"}
+    for block in (block for document in ALL for block in documents.blocks(document)):
+        assert block.language in known, block.place
+        assert block.language != "python" or block.document in tested, block.place
+        assert block.language or block.document.parts[-2] == "tiny", block.place  # what a program printed
+
+
+def test_configuration_files_of_the_documents_are_read(tmp_path: Path):
+    from dpdmd.compare.sweep_file import read_sweep
+
+    for block in (block for document in ALL for block in documents.blocks(document) if block.language == "yaml"):
+        path = tmp_path / "given.yaml"
+        path.write_text(block.text)
+        with chdir(ROOT):
+            read_sweep(path) if "configurations:" in block.text else config.read_yaml(path)
+
+
+# Links, paths, flags, messages
+
+
+def slug(heading: str) -> str:
+    """Return a heading's anchor as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.replace("`", "").lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", ALL, ids=name_of)
+def test_links_lead_somewhere(document: Path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", documents.prose(document)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in map(slug, re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)), link
+
+
+def named_paths(document: Path) -> Iterator[str]:
+    """Yield what a document's inline code names of the checkout: paths, files, tests, modules."""
+    ignored = (ROOT / ".gitignore").read_text().split()
+    top = {path.name for path in ROOT.iterdir()} - {"outputs", "weights"}
+    for text in documents.INLINE.findall(documents.prose(document)):
+        if not re.fullmatch(r"[\w./*:-]+", text) or text in ignored:
+            continue
+        first, slash, _ = text.partition("/")
+        is_path = (slash and first in top) or text.startswith("weights/tiny")
+        is_module = re.fullmatch(r"dpdmd(\.[a-z_]+)+", text) and text != "dpdmd.json"
+        is_file = re.fullmatch(r"[\w./]+\.(py|sh)" if document in ROOMS else r"[\w.]+\.(py|sh)", text)
+        if is_path or is_module or is_file:
+            yield text
+
+
+@pytest.mark.parametrize("document", ALL, ids=name_of)
+def test_paths_and_modules_exist(document: Path):
+    for name in named_paths(document):
+        path, _, test = name.partition("::")
+        if name.startswith("dpdmd."):
+            assert importlib.util.find_spec(name), name
+            continue
+        found = sorted(ROOT.glob(path.rstrip("/")))
+        if document in ROOMS:
+            found = [file for file in document.parent.rglob("*.py") if str(file).endswith(f"/{path}")] or found
+        elif "/" not in path:
+            found += [file for room in ("scripts", "dpdmd") for file in (ROOT / room).rglob(path)]
+        assert found, name
+        assert not test or f"def {test}(" in found[0].read_text(), name
+
+
+def test_flags_exist():
+    programs = [("-m", f"dpdmd.{name}") for name in ("train", "generate", "export", "doctor", "report", "compare")]
+    programs += [("-m", f"dpdmd.shapes.{name}") for name in ("build", "measure", "measure_scorers")]
+    programs += [(path.name,) for path in ROOT.glob("test_*.py")] + [("benchmarks/time_to_result.py",)]
+    known = {"--fix", "--cpu", "--config_file", "--machine_rank", "--main_process_ip", "--num_processes", "--logdir"}
+    for program in programs:
+        main = documents.program_of(program)
+        known |= documents.fits(lambda main=main: main([]), read=False)
+    for document in ALL:
+        for text in documents.INLINE.findall(documents.prose(document)):
+            flags = set(re.findall(r"(?<!\S)--[a-z][\w-]*", text))
+            assert flags <= known, f"{document.name}: {flags - known}"
+
+
+def test_messages_that_are_explained_exist():
+    """Each message of the table is a text of the package; torch's own is the exception."""
+    texts = set()
+    for path in (ROOT / "dpdmd").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        texts |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    table = documents.prose(ROOT / "docs" / "troubleshooting.md")
+    rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)[1:]
+    quoted = [message for row in rows if "no message" not in row for message in documents.INLINE.findall(row)]
+    assert len(rows) >= 15 and len(quoted) >= 15
+    missing = [message for message in quoted if not any(message in text for text in texts)]
+    assert missing == ["operator torchvision::nms does not exist"]
+
+
+# Numbers
+
+
+def rows_of(document: Path, *starts: str) -> list[list[str]]:
+    """Return the cells of a document's table rows that begin with one of `starts`, in its order."""
+    lines = (line.strip("| \n").split("|") for line in documents.prose(document).splitlines() if line.startswith("| "))
+    cells = [[cell.strip(" *") for cell in line] for line in lines]
+    return [row for row in cells if row[0] in starts]
+
+
+def result(name: str) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """Return (configuration, metric) -> mean and margin of a recorded sweep."""
+    with (ROOT / "benchmarks" / "results" / f"{name}.csv").open() as file:
+        return {
+            (row["configuration"], row["metric"]): (float(row["mean"]), float(row["margin"]) if row["margin"] else None)
+            for row in csv.DictReader(file)
+        }
+
+
+def shown(mean: float, margin: float | None) -> tuple[str, str]:
+    """Return a result with its margin and without, as the tables write it."""
+    text = f"{mean:.3f}".removeprefix("0")
+    return text, text if margin is None else f"{text} ± {margin:.3f}".replace("± 0", "± ")
+
+
+METHODS = {
+    "teacher, guidance 3.5": "teacher",
+    "DMD": "dmd",
+    "DMD-LPIPS (with the small world's DINO)": "dmd_lpips",
+    "DMD-GAN": "dmd_gan",
+    "DP-DMD": "dpdmd",
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "columns", "count"),
+    [
+        (README, "2026-11-24_table1_tiny", ("accuracy", "entropy"), 5),
+        (ROOT / "docs" / "small_world.md", "2026-11-24_table1_tiny", ("accuracy", "entropy"), 8),
+    ],
+)
+def test_results_are_those_that_were_measured(document, name, columns, count):
+    table = result(name)
+    for row in [row for row in rows_of(document, *METHODS) if len(row) < 9][:5]:
+        values = [table[METHODS[row[0]], column] for column in columns]
+        assert [cell.replace("*", "") for cell in row[2:4]] == [shown(*value)[1] for value in values], row
+        assert row[4] == f"{values[1][0] / table['teacher', 'entropy'][0]:.0%}"
+    assert len(rows_of(document, *METHODS)) == count
+
+
+def test_ablations_are_those_that_were_measured():
+    document = ROOT / "docs" / "small_world.md"
+    (steps,), (entropies,) = (rows_of(document, name) for name in ("K", "entropy"))
+    found = result("2026-11-24_table3_tiny")
+    assert entropies[1:] == [shown(*found[f"k_{k}", "entropy"])[0] for k in steps[1:]]
+    pairs = result("2026-11-24_geneval_tiny")
+    columns = (
+        "single_attribute",
+        "colour_shape",
+        "two_attributes",
+        "two_objects",
+        "colour_binding",
+        "position",
+        "entropy",
+    )
+    for row in rows_of(document, *METHODS)[5:]:
+        assert row[2:] == [shown(*pairs[METHODS[row[0]], column])[1] for column in columns]
+    weights = result("2026-11-24_table4_tiny")
+    text = ", ".join(shown(*weights[f"lambda_{value}", "entropy"])[0] for value in (1, 5, 8, 10))
+    assert text in " ".join(documents.prose(document).split())
+
+
+SCRIPT = ("--bf16", "--gradient_checkpointing", "--batch_size", "4")  # of run_train_sd35.sh
+CACHE = ("--cache_text_embeddings", "outputs/text_cache")
+SETUPS = {  # row -> flags, processes, sharded
+    **{
+        f"`--preset {name}`": (("--preset", name), preset.devices, preset.devices > 1)
+        for name, preset in PRESETS.items()
+    },
+    "`scripts/run_train_sd35.sh` on one GPU": (SCRIPT, 1, False),
+    "`scripts/run_train_sd35.sh`": (SCRIPT, 8, True),
+    "the same with `--cache_text_embeddings outputs/text_cache`": ((*SCRIPT, *CACHE), 8, True),
+    "the same with `--shard_teacher --offload_scorers`": (
+        ("--preset", "8gpu", "--shard_teacher", "--offload_scorers"),
+        8,
+        True,
+    ),
+    "`scripts/run_train_sd35.sh` under DDP (`scripts/accelerate_ddp.yaml`)": (SCRIPT, 8, False),
+    "`scripts/slurm_train_sd35.sh`": (SCRIPT, 16, True),
+}
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("medium") / "sd35"
+    save_hollow(folder)
+    return folder
+
+
+def estimated(medium: Path, flags: tuple[str, ...], processes: int, sharded: bool, scorers: float) -> MemoryEstimate:
+    """Return the estimate of a setup beside `scorers` GB of scorers."""
+    scored = EvalSetup([], {}, "")
+    if scorers:
+        weights = medium.parent / f"{scorers}.pt"
+        with weights.open("wb") as file:
+            file.truncate(int(scorers * 1e9))
+        scored = EvalSetup(
+            [ImageSet("set", ["a"], 9, ("imagereward",))], {"imagereward": {"ir_model_path": weights}}, ""
+        )
+    chosen = config.parse(["--teacher_id", str(medium), *flags])
+    return estimate_memory(chosen, scored, Topology(processes, sharded))
+
+
+def test_the_memory_of_every_setup_is_what_the_estimate_says(medium):
+    rows = {row[0].partition(":")[0]: row[1:] for row in rows_under(MEMORY, "| setup |")}
+    assert rows.keys() == SETUPS.keys()
+    for name, (flags, processes, sharded) in SETUPS.items():
+        scorers = 4.05 if "16gb" in name else 8.0
+        found = [estimated(medium, flags, processes, sharded, size).total for size in (scorers, 0)]
+        assert rows[name] == [str(processes), *(f"{total / 1e9:.1f}" for total in found)], name
+    (readme,) = rows_of(README, "GB of each GPU")
+    assert readme[1:] == [rows[name][1] for name in (*list(SETUPS)[:5], "`scripts/run_train_sd35.sh`")]
+
+
+def test_the_rows_of_an_8_gpu_run_are_those_of_the_estimate(medium):
+    lines = estimated(medium, SCRIPT, 8, True, 8.0).table().splitlines()
+    sizes = {name: f"{float(size):.1f}" for size, name in re.findall(r"([\d.]+)  ([^:]+):", "\n".join(lines[1:]))}
+    rows = rows_under(MEMORY, "| row |")
+    listed = set()
+    for name, size, _ in rows:
+        both = re.fullmatch("student and fake score(, .*)", name)
+        names = [f"student{both[1]}", f"fake score{both[1]}"] if both else [name]
+        listed |= set(names)
+        assert {sizes[each] for each in names} == {size.removeprefix("2 x ")} and bool(both) == ("x" in size), name
+    assert {name for name, size in sizes.items() if float(size) >= 0.5} == listed
+
+
+def rows_under(document: Path, head: str) -> list[list[str]]:
+    """Return the cells of the rows of a document's table whose head begins with `head`."""
+    table = documents.prose(document).partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table]
+
+
+def test_every_room_is_in_the_table_of_rooms():
+    rooms = {f"dpdmd/{path.name}/" for path in (ROOT / "dpdmd").iterdir() if (path / "__init__.py").is_file()}
+    table = [row for row in rows_of_lines(ROOT / "docs" / "architecture.md", "| `dpdmd/")]
+    assert rooms == {name for row in table for name in documents.INLINE.findall(row.split("|")[1]) if name[-1] == "/"}
+
+
+def test_printed_lines_fit_the_page():
+    long = [
+        f"{block.place}: {line}"
+        for block in (block for document in ALL for block in documents.blocks(document))
+        for line in block.text.splitlines()
+        if len(line) > 120
+    ]
+    assert long == []
+
+
+def test_the_readme_is_short_and_leads_to_every_document():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 160
+    for document in (*DOCS, OTHERS[0]):
+        assert f"({document.relative_to(ROOT)})" in text
+    first = text.index("```bash")
+    assert text[:first].count("\n") < 25 and "bash scripts/run_train_tiny.sh" in text[first : first + 200]
+
+
+def test_these_checks_see_what_they_look_for():
+    """A check that takes everything would pass for ever."""
+    for line in (
+        "python -m dpdmd.train --no_such_flag 1",
+        "python -m dpdmd.train --k_anchor 40",
+        "python -m dpdmd.nothing",
+        "python test_nothing.py",
+        "python test_quality.py --maniqa 1",
+        "bash scripts/nothing.sh",
+        "bash scripts/run_train_sd35.sh --max_step 3",
+        "bash scripts/download_weights.sh sd36",
+        "NO_SUCH=1 bash scripts/run_train_sd35.sh",
+        "accelerate launch --config_file scripts/nothing.yaml -m dpdmd.train",
+        "accelerate launch -m dpdmd.train --k_anchor 40",
+        "torchrun --nproc_per_node 2 -m dpdmd.train --nothing",
+        "pip install -e '.[nothing]'",
+        "mystery --help",
+    ):
+        (found,) = documents.commands(line)
+        with pytest.raises((AssertionError, ValueError, SystemExit)):
+            documents.check(found)
+
+
+# The walks of architecture.md
+
+
+def put_into(package: Path, block: str) -> None:
+    """Put a block where its first line says: at a file's end, before or in place of a name, in a table or a class."""
+    head, _, text = block.partition("\n")
+    file, how, name = re.fullmatch(r"# (\S+?)(?:, (before|in place of|in) (\w+))?", head).groups()
+    path = package.parent / file
+    source = path.read_text() if path.exists() else ""
+    lines = source.splitlines()
+    if how is None:
+        path.write_text(f"{source}\n\n{text}")
+        return
+    (node,) = (node for node in ast.parse(source).body if name in names_of(node))
+    if how == "before":
+        lines[node.lineno - 1 : node.lineno - 1] = [*text.splitlines(), "", ""]
+    elif how == "in place of":
+        lines[node.lineno - 1 : node.end_lineno] = text.splitlines()
+    elif isinstance(node, ast.ClassDef):
+        lines[node.end_lineno : node.end_lineno] = [f"    {line}" for line in text.splitlines()]
+    else:  # the last line of a table is its bracket
+        lines[node.end_lineno - 1 : node.end_lineno - 1] = [f"{text.rstrip()},"]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def names_of(node: ast.stmt) -> list[str]:
+    """Return the names that a statement of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def test_the_additions_of_architecture_work(world: Path, tmp_path: Path):
+    """All blocks in a copy of the package, and a run that uses the method, the scorer and the flag."""
+    package = Path(shutil.copytree(ROOT / "dpdmd", tmp_path / "dpdmd", ignore=shutil.ignore_patterns("__pycache__")))
+    blocks = [block for block in documents.blocks(ROOT / "docs" / "architecture.md") if block.language == "python"]
+    for block in blocks:
+        put_into(package, block.text)
+    flags = ["--config", "scripts/configs/tiny.yaml", "--run_dir", str(tmp_path / "run"), *SHORT["dpdmd.train"]]
+    flags += ["--method", "dmd_l2", "--regression_weight", "2", "--lr_scheduler", "linear", "--lr_floor", "0.75"]
+    flags += ["--max_steps", "4", "--clip_margin_path", "weights/tiny/clip"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dpdmd.train", *flags],
+        cwd=world,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    students = [record for record in records if record["turn"] == "student"]
+    assert all(record["loss_regression"] > 0 for record in students)
+    evaluated = [record for record in records if record["turn"] == "eval"]
+    assert all(math.isfinite(record["eval/shapes_eval_preference_clip_margin"]) for record in evaluated) and evaluated
+    rates = [record["lr"] for record in records if record["turn"] == "fake"]
+    assert rates == [8e-4, 8e-4 * 0.75]  # of two updates: 1 and 1/2 without the floor of .75
+
+
+def test_a_familys_methods_are_those_that_the_document_lists():
+    listed = {
+        name
+        for row in rows_of_lines(ROOT / "docs" / "architecture.md", "   | `")
+        for name in documents.INLINE.findall(row.split("|")[1])
+    }
+    assert listed == set(Family.__abstractmethods__)
+    outside = [
+        path for path in (ROOT / "dpdmd").rglob("*.py") if "sdxl" in path.read_text() and path.parent.name != "sdxl"
+    ]
+    assert {str(path.relative_to(ROOT)) for path in outside} == {"dpdmd/models/registry.py", "dpdmd/config/presets.py"}
+
+
+def rows_of_lines(document: Path, start: str) -> list[str]:
+    """Return a document's lines that begin with `start`."""
+    return [line for line in documents.prose(document).splitlines() if line.startswith(start)]
