@@ -67,7 +67,7 @@ class Command:
         for path in models:
             model = find_model(path, base)
             flag = "--model" if model.source == model.folder else "--base_model"
-            check_folder(LAYOUTS[family_of(model.folder)], model.folder, flag, no_t5=model.note.no_t5)
+            check_folder(LAYOUTS[family_of(model.folder)], model.folder, flag, no_t5=model.defaults.no_t5)
 
     def _check_root(self, program: Program, job: Path) -> list[str]:
         args = self.args

@@ -119,18 +119,18 @@ class Family(ABC):
 
     @abstractmethod
     def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, note: SamplingDefaults, *, copy: bool
+        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
     ) -> None:
-        """Write a complete pipeline folder: the network from `network_state`, all else from `source`, and `note`.
+        """Write a complete pipeline folder: the network from `network_state`, all else from `source`, and `defaults`.
 
         With `copy` false the unchanged parts are symbolic links to `source`.
         """
 
     @abstractmethod
     def export_lora(
-        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: SamplingDefaults
+        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        """Write a LoRA of `source`'s network that diffusers loads, its twin for ComfyUI, the scheduler, and `note`.
+        """Write a LoRA of `source`'s network that diffusers loads, its twin for ComfyUI, the scheduler, and `defaults`.
 
         `state` has the adapter's weights under their layers' names (`lora.Role.state_dict`).
         """

@@ -37,7 +37,7 @@ class Layout:
         latents: by its configuration, what the latents a side must be a multiple of, and how many there may be.
         needed: components that must be there, beside the network.
         schedule: reads the scheduler's file, refusing what our arithmetic would be wrong for.
-        note: how a folder without a note of its own is sampled.
+        defaults: sampling defaults of a folder without a dpdmd.json.
         fixed_text: a prompt is as long as the tokenizer says, and nothing else has a say in it.
         factor: pixels a side of one latent, where the network is told its image's size in pixels.
         lora_targets: layers that get a LoRA adapter, by the ends of their names.
@@ -55,7 +55,7 @@ class Layout:
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
     needed: tuple[str, ...]
     schedule: Callable[[Path], Schedule]
-    note: SamplingDefaults
+    defaults: SamplingDefaults
     lora_targets: tuple[str, ...]
     fixed_text: bool = False
     factor: int | None = None
@@ -95,15 +95,15 @@ class Layout:
         diffusers = part in (self.network, "vae")
         return read_weights_header(folder / part, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
 
-    def text_length(self, folder: Path, asked: int | None, note: SamplingDefaults) -> int:
-        """Tokens of a prompt: those asked for, else what the note says, unless the folder's tokenizer decides.
+    def text_length(self, folder: Path, asked: int | None, defaults: SamplingDefaults) -> int:
+        """Tokens of a prompt: those asked for, else the sampling defaults', unless the folder's tokenizer decides.
 
         Raises:
             ValueError: the model cannot read so many.
         """
         if not self.fixed_text:
-            return asked or note.max_sequence_length
-        length = _clip_tokens(folder, self.note.max_sequence_length)
+            return asked or defaults.max_sequence_length
+        length = _clip_tokens(folder, self.defaults.max_sequence_length)
         if asked not in (None, length):
             raise ValueError(f"--max_sequence_length {asked}: this model's prompts have {length} tokens; leave it out")
         return length

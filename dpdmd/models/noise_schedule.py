@@ -1,9 +1,9 @@
 """Noise algebra and time grids, on plain tensors: no scheduler object, no state.
 
 What `sigma` is, for the whole package: the number by which a schedule names a noise level, fp32, [] or [B]. Along a
-grid [N + 1] it falls strictly, and the last entry, 0, is clean data. Predictors, grids, notes and exports speak in
-sigma, and it is the number that the library's own scheduler calls so. Only a schedule does arithmetic with it, and only
-a family turns it into its network's time:
+grid [N + 1] it falls strictly, and the last entry, 0, is clean data. Predictors, grids, sampling defaults and exports
+use sigma, and it is the number that the library's own scheduler calls sigma. Only a schedule does arithmetic with it,
+and only a family converts it to its network's time:
 
 FlowSchedule     the time t itself, from 1 (noise) to 0: z = (1 - sigma) x0 + sigma eps
 EpsilonSchedule  noise over signal, sqrt((1 - a) / a), from some 14.6: z = (x0 + sigma eps) / sqrt(1 + sigma^2)

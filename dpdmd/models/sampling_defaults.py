@@ -1,4 +1,4 @@
-"""`dpdmd.json`, the note beside a pipeline or a LoRA that says how it wants to be sampled."""
+"""Sampling defaults of a pipeline or LoRA folder: its `dpdmd.json`."""
 
 import json
 import math
@@ -54,45 +54,45 @@ def _is_grid(value: Any, steps: int) -> bool:
     return value[-1] == 0 and all(above > below for above, below in pairwise(value))
 
 
-def _check(note: SamplingDefaults) -> None:
-    """Compare a note's values with what they must be: a file may hold anything.
+def _check(values: SamplingDefaults) -> None:
+    """Check the values, since a file may hold anything.
 
     Raises:
-        ValueError: the first that is something else.
+        ValueError: the first invalid value.
     """
     for name, holds, wanted in (
-        ("steps", _is_count(note.steps), "a whole number, at least 1"),
-        ("guidance_scale", _is_number(note.guidance_scale) and note.guidance_scale >= 0, "a number, at least 0"),
-        ("max_sequence_length", _is_count(note.max_sequence_length), "a whole number, at least 1"),
-        ("grid", note.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
-        ("shift", note.shift is None or (_is_number(note.shift) and note.shift > 0), "a number above 0, or null"),
-        ("base", note.base is None or (isinstance(note.base, str) and note.base), "a path, or null"),
-        ("no_t5", isinstance(note.no_t5, bool), "true or false"),
+        ("steps", _is_count(values.steps), "a whole number, at least 1"),
+        ("guidance_scale", _is_number(values.guidance_scale) and values.guidance_scale >= 0, "a number, at least 0"),
+        ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
+        ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
+        ("shift", values.shift is None or (_is_number(values.shift) and values.shift > 0), "a number above 0, or null"),
+        ("base", values.base is None or (isinstance(values.base, str) and values.base), "a path, or null"),
+        ("no_t5", isinstance(values.no_t5, bool), "true or false"),
     ):
         if not holds:
-            raise ValueError(f"{name} is {getattr(note, name)!r}, which must be {wanted}")
-    if note.sigmas is not None and not _is_grid(note.sigmas, note.steps):
-        raise ValueError(f"sigmas must be null or {note.steps + 1} numbers (steps + 1) that fall strictly to 0")
+            raise ValueError(f"{name} is {getattr(values, name)!r}, which must be {wanted}")
+    if values.sigmas is not None and not _is_grid(values.sigmas, values.steps):
+        raise ValueError(f"sigmas must be null or {values.steps + 1} numbers (steps + 1) that fall strictly to 0")
 
 
-def read_sampling_defaults(folder: Path, default: SamplingDefaults) -> SamplingDefaults:
-    """The folder's note, or `default`, its family's.
+def read_sampling_defaults(folder: Path, family_defaults: SamplingDefaults) -> SamplingDefaults:
+    """Return the sampling defaults of a folder, or `family_defaults` if the folder has no dpdmd.json.
 
     Raises:
-        ValueError: the note is unreadable, or holds unknown entries or values that cannot be.
+        ValueError: the file is unreadable, or holds unknown entries or invalid values.
     """
     path = folder / DEFAULTS_FILE
     try:
         if not path.exists():
-            return default
+            return family_defaults
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        note = SamplingDefaults(**read_json(path))
+        defaults = SamplingDefaults(**read_json(path))
     except TypeError as error:
         raise ValueError(f"{path}: not of this version ({error})") from None
     try:
-        _check(note)
+        _check(defaults)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return replace(note, sigmas=None if note.sigmas is None else tuple(note.sigmas))
+    return replace(defaults, sigmas=None if defaults.sigmas is None else tuple(defaults.sigmas))

@@ -32,6 +32,6 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with signals.delete_on_failure(temporary):
-        note = replace(model.note, base=None)
-        family.export(temporary, dict(network.state_dict()), model.folder, note, copy=True)
+        defaults = replace(model.defaults, base=None)
+        family.export(temporary, dict(network.state_dict()), model.folder, defaults, copy=True)
         os.replace(temporary, out)

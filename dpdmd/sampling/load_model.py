@@ -25,13 +25,13 @@ class Model:
 
     Attributes:
         folder: the pipeline folder; of a network or a LoRA that lies alone, the one that it belongs to.
-        note: how it wants to be sampled.
+        defaults: its sampling defaults.
         state_dict: file with the network's weights, instead of the folder's.
         lora: folder of the adapter that changes the folder's network.
     """
 
     folder: Path
-    note: SamplingDefaults
+    defaults: SamplingDefaults
     state_dict: Path | None = None
     lora: Path | None = None
 
@@ -65,7 +65,7 @@ def _find(path: Path, base_model: Path | None) -> Model:
         places += [latest / STUDENT, latest / LORA]
     for place in places:
         if (place / "model_index.json").is_file():
-            return Model(place, read_sampling_defaults(place, LAYOUTS[family_of(place)].note))
+            return Model(place, read_sampling_defaults(place, LAYOUTS[family_of(place)].defaults))
         if (place / LORA_WEIGHTS).is_file():
             return _with_base(place, base_model)
     raise ValueError(
@@ -75,13 +75,13 @@ def _find(path: Path, base_model: Path | None) -> Model:
 
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
-    """A LoRA with the pipeline that it changes: `base_model`, or what its note says."""
-    note = read_sampling_defaults(lora, STUDENT_DEFAULTS)
+    """A LoRA with the pipeline that it changes: `base_model`, or the one in its dpdmd.json."""
+    defaults = read_sampling_defaults(lora, STUDENT_DEFAULTS)
     read_header(lora / LORA_WEIGHTS)
-    base = base_model or (Path(note.base) if note.base else None)
+    base = base_model or (Path(defaults.base) if defaults.base else None)
     if base is None or not base.is_dir():
         raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
-    return Model(base, note, lora=lora)
+    return Model(base, defaults, lora=lora)
 
 
 def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Family:
@@ -91,10 +91,10 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Fami
         ValueError: it is not.
     """
     name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
-    check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
+    check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
     from dpdmd.models.checks.weights import check_contents  # imports diffusers
 
-    check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.note.no_t5)
+    check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
     _check_source(model, LAYOUTS[name])
     return family_class(name)(device, dtype)
 
@@ -154,7 +154,7 @@ def load_sampler(
     width: int | None = None,
     max_sequence_length: int | None = None,
 ) -> tuple[Sampler, TextEncoder]:
-    """Load a model to sample from; what is not given is what the folder's own note says, else the family's default.
+    """Load a model to sample from; options not given come from the folder's sampling defaults, else from the family's.
 
     Args:
         path: a run, a checkpoint, a pipeline or LoRA folder, or a student's network as a state dict in a .pt file, as
@@ -165,19 +165,19 @@ def load_sampler(
     """
     model = find_model(path, base_model)
     family = model_family(model, device, dtype)
-    folder, note, layout = model.folder, model.note, LAYOUTS[family_of(model.folder)]
+    folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
     height, width = height or layout.default_size(folder), width or layout.default_size(folder)
     layout.check_size(folder, height, width)
-    max_sequence_length = layout.text_length(folder, max_sequence_length, note)
+    max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
     schedule = family.load_schedule(folder)
-    own = note.sigmas and steps in (None, len(note.sigmas) - 1)
+    own = defaults.sigmas and steps in (None, len(defaults.sigmas) - 1)
     settings = SamplerSettings(
-        torch.tensor(note.sigmas) if own else schedule.named_sigmas(note.grid, steps or note.steps),
-        note.guidance_scale if guidance_scale is None else guidance_scale,
+        torch.tensor(defaults.sigmas) if own else schedule.named_sigmas(defaults.grid, steps or defaults.steps),
+        defaults.guidance_scale if guidance_scale is None else guidance_scale,
         height,
         width,
     )
-    encoder = family.load_text_encoder(folder, max_sequence_length, no_t5=note.no_t5)
+    encoder = family.load_text_encoder(folder, max_sequence_length, no_t5=defaults.no_t5)
     network = load_network(family, model, dtype).requires_grad_(False).to(device)
     decoder = family.load_image_decoder(folder)
     return Sampler(family, network, schedule, decoder, encoder.encode([""]), settings), encoder

@@ -123,18 +123,18 @@ def size_in_bytes(config: Config) -> int:
 
 
 def export_student(
-    folder: Path, state: dict[str, Tensor], config: Config, family: Family, note: SamplingDefaults, *, copy: bool
+    folder: Path, state: dict[str, Tensor], config: Config, family: Family, defaults: SamplingDefaults, *, copy: bool
 ) -> None:
     """Write the student for its users: a pipeline folder, with LoRA the adapter; `copy` as in `Family.export`."""
     teacher = Path(config.model.teacher_id)
     if pair := adapters(config.model):
-        family.export_lora(folder, state, pair.student, teacher, note)
+        family.export_lora(folder, state, pair.student, teacher, defaults)
     else:
-        family.export(folder, state, teacher, note, copy=copy)
+        family.export(folder, state, teacher, defaults, copy=copy)
 
 
 def save(
-    folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, note: SamplingDefaults, *, last: bool
+    folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, defaults: SamplingDefaults, *, last: bool
 ) -> Path:
     """Write one checkpoint under a temporary name, rename it, then move `latest` to it. Rank 0 only.
 
@@ -151,7 +151,7 @@ def save(
         if snapshot.average is not None:
             exports[average_folder(temporary, config)] = snapshot.average
         for export, state in exports.items():
-            export_student(export, state, config, family, note, copy=last)
+            export_student(export, state, config, family, defaults, copy=last)
         states = {name: state for name, state in snapshot.networks.items() if name != STUDENT}
         states |= {f"{OPTIMIZER}{name}": state for name, state in snapshot.optimizers.items()}
         for name, state in states.items():

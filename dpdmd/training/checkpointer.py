@@ -62,7 +62,7 @@ class Checkpointer:
         with self.average.in_place():
             return sharding.whole_network_state(self.trained[registry.STUDENT].network)
 
-    def note(self) -> SamplingDefaults:
+    def sampling_defaults(self) -> SamplingDefaults:
         """How the exported student wants to be sampled."""
         grid = self.config.method.student_sigmas
         return SamplingDefaults(
@@ -83,8 +83,8 @@ class Checkpointer:
         self.wait()
         snapshot, last = self.snapshot(step), step == self.stop
         if self.accelerator.is_main_process:
-            family, note = self.run.family, self.note()
-            self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, note, last=last))
+            family, defaults = self.run.family, self.sampling_defaults()
+            self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, defaults, last=last))
 
     def wait(self) -> None:
         """Until every checkpoint that was begun is whole.

@@ -56,12 +56,12 @@ def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
         run.teacher_sigmas,
         run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps),
     )
-    note, export = trainer.saving.note(), folder / "student"
+    defaults, export = trainer.saving.sampling_defaults(), folder / "student"
     checkpoint.export_student(
-        export, trainer.saving.snapshot(0).networks[registry.STUDENT], trainer.config, run.family, note, copy=False
+        export, trainer.saving.snapshot(0).networks[registry.STUDENT], trainer.config, run.family, defaults, copy=False
     )
-    given = None if method.student_sigmas == "default" else note.sigmas
-    student = relative(run.student_sigmas, run.family.library_sigmas(export, note.steps, given))
+    given = None if method.student_sigmas == "default" else defaults.sigmas
+    student = relative(run.student_sigmas, run.family.library_sigmas(export, defaults.steps, given))
     grid = ", ".join(f"{sigma:.3f}" for sigma in run.student_sigmas.tolist())
     return CheckResult(
         "sigma grids",

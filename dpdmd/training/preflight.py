@@ -163,7 +163,7 @@ def _check_models(config: Config) -> None:
     teacher = Path(model.teacher_id)
     check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
     data.max_sequence_length = layout.text_length(
-        teacher, data.max_sequence_length, read_sampling_defaults(teacher, layout.note)
+        teacher, data.max_sequence_length, read_sampling_defaults(teacher, layout.defaults)
     )
     expected = layout.network_config(teacher)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):

@@ -136,7 +136,7 @@ def read_config(flags: list[str]) -> Config:
     from dpdmd.config import parse
 
     config = parse(flags)
-    config.data.max_sequence_length = 10  # as the teacher's note says
+    config.data.max_sequence_length = 10  # as in the teacher's dpdmd.json
     return config
 
 

@@ -272,7 +272,7 @@ def test_comfyui_reads_the_same_change(lora_run):
     assert len(named) == 3 * len(layers) == len(ours) * 3 // 2
     assert all(layer.startswith("transformer.transformer_blocks.") for layer in layers)
     network = SD35(CPU, torch.float32).load_network(
-        Path(read_sampling_defaults(folder, LAYOUTS["sd35"].note).base), torch.float32
+        Path(read_sampling_defaults(folder, LAYOUTS["sd35"].defaults).base), torch.float32
     )
     before = {name: value.clone() for name, value in network.state_dict().items()}
     SD35(CPU, torch.float32).load_lora(network, folder)
@@ -298,8 +298,8 @@ def test_a_lora_folder_finds_its_base_or_is_told_it(lora_run, tiny_pipeline, tmp
     alone = tmp_path / "lora"
     shutil.copytree(lora_run / "ckpts" / "latest" / "lora", alone)
     assert torch.equal(our_image(alone), our_image(lora_run))
-    note = json.loads((alone / "dpdmd.json").read_text())
-    (alone / "dpdmd.json").write_text(json.dumps({**note, "base": str(tmp_path / "gone")}))
+    defaults = json.loads((alone / "dpdmd.json").read_text())
+    (alone / "dpdmd.json").write_text(json.dumps({**defaults, "base": str(tmp_path / "gone")}))
     with pytest.raises(ValueError, match="gone, which is not there; give --base_model"):
         load_sampler(alone, CPU)
     assert torch.equal(our_image(alone, tiny_pipeline), our_image(lora_run))

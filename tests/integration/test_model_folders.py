@@ -166,7 +166,7 @@ def test_a_component_of_another_class_is_told(copied, refused):
     assert "says tokenizer is a Nobody, which transformers has not" in refused("sd35", folder)
 
 
-NOTES = [
+BAD_DEFAULTS = [
     ({"steps": "x"}, "steps is 'x', which must be a whole number"),
     ({"steps": 0}, "steps is 0"),
     ({"steps": True}, "steps is True"),
@@ -189,23 +189,23 @@ NOTES = [
 ]
 
 
-@pytest.mark.parametrize(("note", "says"), NOTES)
-def test_a_note_must_hold_what_it_can(tmp_path, note, says):
-    (tmp_path / DEFAULTS_FILE).write_text(json.dumps(note))
+@pytest.mark.parametrize(("defaults", "says"), BAD_DEFAULTS)
+def test_sampling_defaults_must_be_valid(tmp_path, defaults, says):
+    (tmp_path / DEFAULTS_FILE).write_text(json.dumps(defaults))
     with pytest.raises(ValueError) as told:
         read_sampling_defaults(tmp_path, SamplingDefaults())
     assert str(told.value).startswith(f"{tmp_path / DEFAULTS_FILE}: ") and says in str(told.value)
 
 
-def test_a_note_that_was_written_is_read(tmp_path):
-    note = SamplingDefaults(
+def test_sampling_defaults_are_read_as_written(tmp_path):
+    defaults = SamplingDefaults(
         steps=2, guidance_scale=0, sigmas=(14.6, 0.5, 0), grid="trailing", shift=3.0, base="x", no_t5=True
     )
-    note.write(tmp_path)
-    assert read_sampling_defaults(tmp_path, SamplingDefaults()) == note
+    defaults.write(tmp_path)
+    assert read_sampling_defaults(tmp_path, SamplingDefaults()) == defaults
 
 
-def test_programs_name_a_wrong_note(copied, tmp_path, capsys):
+def test_programs_name_a_wrong_dpdmd_json(copied, tmp_path, capsys):
     folder = copied("sd35")
     (folder / DEFAULTS_FILE).write_text('{"steps": "x"}')
     assert generate.main(["--model", str(folder), "--prompt", "x", "--out", str(tmp_path / "out")]) == 2

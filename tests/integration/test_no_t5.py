@@ -58,7 +58,7 @@ def test_embeddings_are_those_of_diffusers_without_it(tiny_pipeline):
 def test_the_student_is_whole_without_it_and_samples_as_diffusers_does(run, tmp_path):
     """The last export holds no T5 and says so: our sampler, dpdmd.generate and diffusers' pipeline agree."""
     student = run / "ckpts" / "latest" / "student"
-    assert read_sampling_defaults(student, LAYOUTS["sd35"].note).no_t5 and not any(
+    assert read_sampling_defaults(student, LAYOUTS["sd35"].defaults).no_t5 and not any(
         (student / part).exists() for part in T5
     )
     index = read_json(student / "model_index.json")

@@ -315,17 +315,17 @@ def test_a_resumed_run_is_bit_equal(flags, tmp_path, tiny_scorers, method):
 
 @pytest.mark.parametrize("sigmas", ["default", "trailing", "14.6,2.5"])
 def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
-    """diffusers loads the export and, called as its note says, makes our images; so does `dpdmd.generate`."""
+    """diffusers loads the export and, called as its dpdmd.json says, makes our images; so does `dpdmd.generate`."""
     run = tmp_path / "run"
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--student_sigmas", sigmas]) == 0
     student = run / "ckpts" / "latest" / "student"
     assert not any(path.is_symlink() for path in student.rglob("*"))
-    note = json.loads((student / "dpdmd.json").read_text())
-    assert (note["steps"], note["guidance_scale"], note["max_sequence_length"]) == (2, 1.0, 10)
+    defaults = json.loads((student / "dpdmd.json").read_text())
+    assert (defaults["steps"], defaults["guidance_scale"], defaults["max_sequence_length"]) == (2, 1.0, 10)
     pipe = StableDiffusionXLPipeline.from_pretrained(student, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     eps = normal_per_sample(SHAPE, 0, "picture", 0, [0])
-    call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": note["sigmas"]}
+    call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": defaults["sigmas"]}
     theirs = pipe("a red circle", latents=eps, guidance_scale=1.0, output_type="np", **call).images[0]
     sampler, encoder = load_sampler(run, CPU)
     ours = sampler.images(encoder.encode(["a red circle"]), [(0, 0)], 0)[0].permute(1, 2, 0).numpy()
@@ -396,7 +396,7 @@ def test_lora_files_are_what_the_run_samples(flags, tmp_path, tiny_sdxl, recompu
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     call = {
-        "sigmas": list(read_sampling_defaults(folder, LAYOUT.note).sigmas),
+        "sigmas": list(read_sampling_defaults(folder, LAYOUT.defaults).sigmas),
         "guidance_scale": 1.0,
         "output_type": "latent",
     }
@@ -434,14 +434,14 @@ def test_what_small_files_say(tiny_sdxl):
     config.model.family, config.model.teacher_id = "sdxl", str(tiny_sdxl)
     assert checkpoint.size_in_bytes(config) == 24 * count
     assert LAYOUT.default_size(tiny_sdxl) == 64
-    note = read_sampling_defaults(tiny_sdxl, LAYOUT.note)
-    assert note == SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77)
-    assert LAYOUT.text_length(tiny_sdxl, None, note) == 10
+    defaults = read_sampling_defaults(tiny_sdxl, LAYOUT.defaults)
+    assert defaults == SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77)
+    assert LAYOUT.text_length(tiny_sdxl, None, defaults) == 10
     LAYOUT.check_size(tiny_sdxl, 4096, 72)
     with pytest.raises(ValueError, match="--width 68: must be a multiple of 8"):
         LAYOUT.check_size(tiny_sdxl, 64, 68)
     with pytest.raises(ValueError, match="--max_sequence_length 77: this model's prompts have 10 tokens"):
-        LAYOUT.text_length(tiny_sdxl, 77, note)
+        LAYOUT.text_length(tiny_sdxl, 77, defaults)
 
 
 @pytest.mark.parametrize(

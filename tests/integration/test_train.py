@@ -130,15 +130,15 @@ def test_only_the_right_networks_move(flags, tmp_path, tiny_pipeline, method):
 
 @pytest.mark.parametrize("sigmas", ["default", "trailing", "1.0,0.6"])
 def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
-    """diffusers loads the export and, called as its note says, samples what our own sampler samples."""
+    """diffusers loads the export and, called as its dpdmd.json says, samples what our own sampler samples."""
     run = tmp_path / "run"
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--student_sigmas", sigmas]) == 0
     student = run / "ckpts" / "latest" / "student"
     pipe = StableDiffusion3Pipeline.from_pretrained(student)
     pipe.set_progress_bar_config(disable=True)
-    note = json.loads((student / "dpdmd.json").read_text())
+    defaults = json.loads((student / "dpdmd.json").read_text())
     eps = normal_per_sample((8, 8, 8), 0, "picture", 0, [0])
-    call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": note["sigmas"][:-1]}
+    call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": defaults["sigmas"][:-1]}
     theirs = pipe(
         "a red circle", latents=eps, guidance_scale=1.0, max_sequence_length=10, output_type="latent", **call
     ).images

@@ -47,7 +47,7 @@ def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool 
         raise ValueError(f"--no_t5: a {layout.pipeline} has no T5 to leave out; leave the flag out")
     with naming(layout, folder, flag):
         require_folder(folder)
-    read_sampling_defaults(folder, layout.note)  # ours, and not to be got where the weights are
+    read_sampling_defaults(folder, layout.defaults)  # ours, and not to be got where the weights are
     with naming(layout, folder, flag):
         parts = [layout.network] if network_only else _check_index(layout, folder, no_t5=no_t5)
         for part in parts:

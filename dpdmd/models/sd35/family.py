@@ -104,23 +104,23 @@ class SD35(Family):
         return prediction.float()
 
     def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, note: SamplingDefaults, *, copy: bool
+        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
     ) -> None:
-        parts = LAYOUT.parts(source, no_t5=note.no_t5)
+        parts = LAYOUT.parts(source, no_t5=defaults.no_t5)
         kept = [part for part in parts if part not in (LAYOUT.network, "scheduler")]
-        export_parts(folder, source, kept, without=LAYOUT.t5 if note.no_t5 else (), copy=copy)
+        export_parts(folder, source, kept, without=LAYOUT.t5 if defaults.no_t5 else (), copy=copy)
         export_network(SD3Transformer2DModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
-        _export_scheduler(folder, source, note).write(folder)
+        _export_scheduler(folder, source, defaults).write(folder)
 
     def export_lora(
-        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: SamplingDefaults
+        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
         state = {name: value.contiguous() for name, value in state.items()}
         StableDiffusion3Pipeline.save_lora_weights(
             folder, transformer_lora_layers=state, transformer_lora_adapter_metadata=peft_config(adapter).to_dict()
         )
         save_file(for_comfyui(state, adapter.alpha, LAYOUT.network), folder / COMFYUI_WEIGHTS)
-        replace(_export_scheduler(folder, source, note), base=str(source)).write(folder)
+        replace(_export_scheduler(folder, source, defaults), base=str(source)).write(folder)
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         return read_lora(folder, LAYOUT.network)
@@ -139,13 +139,13 @@ def _scheduler(folder: Path, **other: float) -> FlowMatchEulerDiscreteScheduler:
     )
 
 
-def _export_scheduler(folder: Path, source: Path, note: SamplingDefaults) -> SamplingDefaults:
-    """Write scheduler/ of an exported student or LoRA; its note, which says what the file no longer does.
+def _export_scheduler(folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
+    """Write scheduler/ of an exported student or LoRA. Return `defaults` with the shift that the file no longer has.
 
     On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other is given as `sigmas=`, which the
-    scheduler would shift once more: so its shift is saved as 1, and the note's sigmas are final.
+    scheduler would shift once more: so its shift is saved as 1, and the sampling defaults' sigmas are final.
     """
     schedule = read_flow_schedule(source)
-    final = note.sigmas and not torch.equal(torch.tensor(note.sigmas), schedule.default_sigmas(note.steps))
+    final = defaults.sigmas and not torch.equal(torch.tensor(defaults.sigmas), schedule.default_sigmas(defaults.steps))
     _scheduler(source, shift=1.0 if final else schedule.shift).save_pretrained(folder / "scheduler")
-    return replace(note, shift=schedule.shift if final else None)
+    return replace(defaults, shift=schedule.shift if final else None)

@@ -40,7 +40,7 @@ _FLOW_OPTIONS = (  # bend the grid
 
 
 def read_flow_schedule(folder: Path) -> FlowSchedule:
-    """Of a FlowMatchEulerDiscreteScheduler whose grid nothing but its shift bends; the folder's note knows it better.
+    """Of a FlowMatchEulerDiscreteScheduler whose grid nothing but its shift bends, unless dpdmd.json has one.
 
     Raises:
         ValueError: another scheduler class, or an option that we do not reproduce.
@@ -71,7 +71,7 @@ SD35 = Layout(
     latents=_sd3_latents,
     needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     schedule=read_flow_schedule,
-    note=SamplingDefaults(),
+    defaults=SamplingDefaults(),
     lora_targets=(
         *("to_q", "to_k", "to_v", "to_out.0"),  # of the images, and of attn2
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text

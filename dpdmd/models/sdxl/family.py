@@ -109,16 +109,16 @@ class SDXL(Family):
         return prediction.float()
 
     def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, note: SamplingDefaults, *, copy: bool
+        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
     ) -> None:
         # The scheduler stays the teacher's: on its default grid a plain `pipe(num_inference_steps=N)` is right, and any
         # other is given as `sigmas=`, which it takes as they are, the final 0 included.
         export_parts(folder, source, [part for part in LAYOUT.parts(source) if part != LAYOUT.network], copy=copy)
         export_network(UNet2DConditionModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
-        note.write(folder)
+        defaults.write(folder)
 
     def export_lora(
-        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, note: SamplingDefaults
+        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
         state = {name: value.contiguous() for name, value in state.items()}
         StableDiffusionXLPipeline.save_lora_weights(
@@ -127,7 +127,7 @@ class SDXL(Family):
         named = for_comfyui(state, adapter.alpha, LAYOUT.network)
         save_file({_kohya_name(name): value for name, value in named.items()}, folder / COMFYUI_WEIGHTS)
         shutil.copytree(source / "scheduler", folder / "scheduler")
-        replace(note, base=str(source)).write(folder)
+        replace(defaults, base=str(source)).write(folder)
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         return read_lora(folder, LAYOUT.network)

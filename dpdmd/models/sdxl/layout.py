@@ -80,7 +80,7 @@ SDXL = Layout(
     latents=lambda _: (1, math.inf),
     needed=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     schedule=read_sdxl_schedule,
-    note=SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77),
+    defaults=SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
     fixed_text=True,
     factor=8,
