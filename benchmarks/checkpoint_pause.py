@@ -45,14 +45,14 @@ class Rounds:
     def stretch(self, way: str) -> None:
         started = self.now()
         if way != NONE:
-            self.trainer.saving.save(self.step)
+            self.trainer.checkpointer.save(self.step)
         if way == IN_LINE:
-            self.trainer.saving.wait()
+            self.trainer.checkpointer.wait()
         paused = self.now()
         for _ in range(self.steps):
             self.trainer.take_step(self.step)
             self.step += 1
-        self.trainer.saving.wait()
+        self.trainer.checkpointer.wait()
         self.pauses[way].append(paused - started)
         self.stretches[way].append(self.now() - started)
 

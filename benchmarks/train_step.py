@@ -171,8 +171,8 @@ def clip(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def save(trainer: Trainer, step: int) -> None:
-    trainer.saving.save(step)
-    trainer.saving.wait()
+    trainer.checkpointer.save(step)
+    trainer.checkpointer.wait()
 
 
 def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Path, count: int) -> None:
@@ -182,7 +182,7 @@ def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Pa
         clock.time(EVALUATION, lambda turn=turn: trainer.evaluation.evaluate(turn + 1))
         clock.time(SAVING, lambda turn=turn: save(trainer, turn + 1))
         clock.time(
-            RELEASE_EVALUATION, lambda: release_way.evaluate(trainer, files, trainer.plan.evaluation.paths, work)
+            RELEASE_EVALUATION, lambda: release_way.evaluate(trainer, files, trainer.setup.evaluation.paths, work)
         )
     clock.seconds[TEACHER] = [max(0.0, clock.seconds[TEACHER][0] - statistics.median(clock.seconds[EVALUATION]))]
 
@@ -236,9 +236,9 @@ def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trai
         peak_gb=peak_memory_gb(clock.device),
         on_cuda=clock.device.type == "cuda",
         cycle_length=length,
-        total_steps=preflight.total_steps(settings, len(trainer.plan.prompts), trainer.global_batch_size),
+        total_steps=preflight.total_steps(settings, len(trainer.setup.prompts), trainer.global_batch_size),
         eval_every=settings.eval.eval_every or settings.run.ckpt_every,
-        images=sum(len(found.prompts) * found.num_samples for found in trainer.plan.evaluation.sets),
+        images=sum(len(found.prompts) * found.num_samples for found in trainer.setup.evaluation.sets),
         release_images=2 * prompts * (release_way.NUM_SEEDS + 1),
     )
 

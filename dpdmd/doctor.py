@@ -70,21 +70,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         examined = config.parse(flags)
         run_dir = Path(examined.run.run_dir or "outputs")
         with scratch_folder(own.out) as scratch:
-            plan = prepare(examined, scratch / "run")
+            setup = prepare(examined, scratch / "run")
             # Both import diffusers, which takes seconds: only once the input is known to be right.
             from dpdmd.training.doctor_checks import run_checks, table
             from dpdmd.training.trainer import Trainer
 
-            findings = run_checks(Trainer(plan), own.out, scratch, run_dir)
+            findings = run_checks(Trainer(setup), own.out, scratch, run_dir)
         write_text(own.out / "table.md", table(findings) + "\n")
-        write_text(own.out / "memory.txt", plan.memory.table() + "\n")
+        write_text(own.out / "memory.txt", setup.memory.table() + "\n")
     except ValueError as error:
         print(f"dpdmd.doctor: error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"dpdmd.doctor: stopped: {one_line(error)}", file=sys.stderr)
         return 1
-    sys.stdout.write(f"{table(findings)}\n\n{plan.memory.table()}\n")
+    sys.stdout.write(f"{table(findings)}\n\n{setup.memory.table()}\n")
     return 0 if all(finding.passed for finding in findings) else 1
 
 

@@ -53,18 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None, ending: ExitStack) -> End:
     try:
-        plan = preflight.check(config.parse(argv))
+        setup = preflight.check(config.parse(argv))
     except (ValueError, OSError, MemoryError) as error:
         return End(2, f"error: {error}")
     try:
         # diffusers takes seconds to import: only now, so that wrong input is told at once.
         from dpdmd.training.trainer import Trainer
 
-        trainer = Trainer(plan)
+        trainer = Trainer(setup)
     except ValueError as error:
         return End(2, f"error: {error}")
     except RuntimeError as error:
-        return End(1, _failure(plan.memory, error))
+        return End(1, _failure(setup.memory, error))
     except OSError as error:
         return End(1, f"stopped: {error}")
     # Until the end is told, too: of a peer that was killed a launcher's SIGTERM follows at once.
@@ -76,7 +76,7 @@ def _run(argv: Sequence[str] | None, ending: ExitStack) -> End:
     except (NonFiniteError, SaveError) as error:
         return End(1, f"stopped: {error}", together=True)
     except RuntimeError as error:
-        return End(1, _failure(plan.memory, error))
+        return End(1, _failure(setup.memory, error))
     except OSError as error:
         return End(1, f"stopped: {error}; the checkpoints written before are whole")
     return End(0, together=True)

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
@@ -56,7 +56,7 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _apart(state: dict[str, Tensor], live: Iterable[Any]) -> dict[str, Tensor]:
+def copy_shared(state: dict[str, Tensor], live: Iterable[Any]) -> dict[str, Tensor]:
     """`state` with a copy of each entry that shares memory with one of `live`: torch copies only from a device."""
     tensors = [value.to_local() if isinstance(value, DTensor) else value for value in live if torch.is_tensor(value)]
     places = {value.untyped_storage().data_ptr() for value in tensors}
@@ -67,10 +67,10 @@ def _apart(state: dict[str, Tensor], live: Iterable[Any]) -> dict[str, Tensor]:
 
 def whole_network_state(network: nn.Module) -> dict[str, Tensor]:
     """A copy of the network's weights on the CPU, unsharded; under sharding empty on all ranks but 0. Collective."""
-    state = get_model_state_dict(network, options=_WHOLE)
-    return _apart(state, [*network.parameters(), *network.buffers()])
+    state = get_model_state_dict(network, options=FULL_STATE)
+    return copy_shared(state, [*network.parameters(), *network.buffers()])
 
 
 def restore_network_state(network: nn.Module, state: dict[str, Tensor]) -> None:
     """Inverse of `whole_network_state`, into a network of any topology; strict. Collective."""
-    set_model_state_dict(network, state, options=_WHOLE)
+    set_model_state_dict(network, state, options=FULL_STATE)

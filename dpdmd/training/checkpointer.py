@@ -33,8 +33,8 @@ class Checkpointer:
         stop: the run's last step, whose export is whole.
     """
 
-    def __init__(self, plan: RunSetup, accelerator: Any, loaded: TrainingState, global_batch_size: int, stop: int):
-        self.plan, self.config, self.folder = plan, plan.config, plan.folder
+    def __init__(self, setup: RunSetup, accelerator: Any, loaded: TrainingState, global_batch_size: int, stop: int):
+        self.setup, self.config, self.folder = setup, setup.config, setup.folder
         self.accelerator, self.global_batch_size, self.stop = accelerator, global_batch_size, stop
         self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
         self.writer = CheckpointWriter()
@@ -46,7 +46,7 @@ class Checkpointer:
                 step,
                 {name: each.updates for name, each in self.trained.items()},
                 self.global_batch_size,
-                fingerprint(self.plan.prompts),
+                fingerprint(self.setup.prompts),
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
             {
@@ -100,14 +100,14 @@ class Checkpointer:
         if not self.accelerator.is_main_process:
             return
         saved = {checkpoint.step_of(path): path for path in self.folder.checkpoints()}
-        best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
+        best = in_loop.best_step(log.evaluations, set(saved), self.setup.evaluation.sets, self.config.eval.best_by)
         if best is not None:
             self.folder.point(BEST, saved[best])
 
     def tidy(self, log: RunLog) -> None:
         """Bring up to date what a process that was killed had no time for: `best`, and what is too old to keep."""
-        if self.accelerator.is_main_process and self.plan.checkpoint:
-            if self.plan.evaluation.sets:
+        if self.accelerator.is_main_process and self.setup.checkpoint:
+            if self.setup.evaluation.sets:
                 self.point_best(log)
             checkpoint.thin(self.folder, self.config)
 

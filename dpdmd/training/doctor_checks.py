@@ -56,9 +56,14 @@ def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
         run.teacher_sigmas,
         run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps),
     )
-    defaults, export = trainer.saving.sampling_defaults(), folder / "student"
+    defaults, export = trainer.checkpointer.sampling_defaults(), folder / "student"
     checkpoint.export_student(
-        export, trainer.saving.snapshot(0).networks[registry.STUDENT], trainer.config, run.family, defaults, copy=False
+        export,
+        trainer.checkpointer.snapshot(0).networks[registry.STUDENT],
+        trainer.config,
+        run.family,
+        defaults,
+        copy=False,
     )
     given = None if method.student_sigmas == "default" else defaults.sigmas
     student = relative(run.student_sigmas, run.family.library_sigmas(export, defaults.steps, given))
@@ -174,7 +179,7 @@ def check_training(trainer: Trainer) -> Iterator[CheckResult]:
     begin = [parameter.detach().clone() for parameter in parameters]
     for step in range(STEPS):
         trainer.take_step(step)
-    kept = trainer.saving.snapshot(STEPS)
+    kept = trainer.checkpointer.snapshot(STEPS)
     pairs, total = list(zip(parameters, begin, strict=True)), sum(p.numel() for p in parameters)
     share = sum((now != then).sum().item() for now, then in pairs) / total
     rounded = sum((now.bfloat16() != then.bfloat16()).sum().item() for now, then in pairs) / total
@@ -186,10 +191,10 @@ def check_training(trainer: Trainer) -> Iterator[CheckResult]:
         "weights are kept in fp32, so that small updates are not rounded away",
     )
     records = [_losses(trainer.take_step(step)) for step in range(STEPS, 2 * STEPS)]
-    after = trainer.saving.snapshot(2 * STEPS)
+    after = trainer.checkpointer.snapshot(2 * STEPS)
     _restore(trainer, kept)
     again = [_losses(trainer.take_step(step)) for step in range(STEPS, 2 * STEPS)]
-    resumed = trainer.saving.snapshot(2 * STEPS)
+    resumed = trainer.checkpointer.snapshot(2 * STEPS)
     difference = max(
         largest(ours[name] - theirs[name])
         for network in trainer.trained
@@ -237,7 +242,7 @@ def check_disk(trainer: Trainer, run_dir: Path) -> CheckResult:
 
 
 def check_memory(trainer: Trainer) -> CheckResult:
-    memory = trainer.plan.memory
+    memory = trainer.setup.memory
     return CheckResult(
         "device memory",
         memory.fits,
@@ -282,5 +287,5 @@ def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> lis
 def table(findings: Sequence[CheckResult]) -> str:
     """Markdown, a line a check."""
     lines = ["| check | | found | what it means |", "|---|---|---|---|"]
-    lines += [f"| {f.name} | {'well' if f.passed else '**FAILED**'} | {f.found} | {f.meaning} |" for f in findings]
+    lines += [f"| {f.name} | {'ok' if f.passed else '**FAILED**'} | {f.found} | {f.meaning} |" for f in findings]
     return "\n".join(lines)

@@ -16,20 +16,20 @@ from dpdmd.training.memory_items import PHASES, MemoryItem, Topology, memory_ite
 class MemoryEstimate:
     """All rows, and the bytes that the device has (None: there is none)."""
 
-    rows: tuple[MemoryItem, ...]
+    items: tuple[MemoryItem, ...]
     device: int | None
 
-    def of_phase(self, phase: str) -> int:
-        return sum(row.bytes or 0 for row in self.rows if phase in row.phases)
+    def bytes_in_phase(self, phase: str) -> int:
+        return sum(row.bytes or 0 for row in self.items if phase in row.phases)
 
     @property
     def peak(self) -> str:
         """The phase that takes most."""
-        return max(PHASES, key=self.of_phase)
+        return max(PHASES, key=self.bytes_in_phase)
 
     @property
     def total(self) -> int:
-        return self.of_phase(self.peak)
+        return self.bytes_in_phase(self.peak)
 
     @property
     def fits(self) -> bool:
@@ -37,14 +37,14 @@ class MemoryEstimate:
 
     def summary(self) -> str:
         """Total, phase and device, in a line."""
-        least = "at least " if any(row.bytes is None for row in self.rows) else ""
+        least = "at least " if any(row.bytes is None for row in self.items) else ""
         has = f"; the device has {self.device / 1e9:.1f} GB" if self.device else "; no GPU to compare with"
         return f"{least}{self.total / 1e9:.1f} GB by plan, most in: {self.peak}{has}"
 
     def table(self) -> str:
         """All rows; those that count toward the total are marked."""
         lines = [f"device memory of a process: {self.summary()}"]
-        for row in self.rows:
+        for row in self.items:
             size = "not known" if row.bytes is None else f"{row.bytes / 1e9:9.3f}"
             mark = "*" if self.peak in row.phases else " "
             lines.append(f"  {mark} {size:>9}  {row.name}: {row.formula}")
@@ -53,7 +53,7 @@ class MemoryEstimate:
 
     def advice(self) -> str:
         """The largest rows of the peak that a flag lowers, and those flags."""
-        rows = [row for row in self.rows if self.peak in row.phases and row.flags and row.bytes]
+        rows = [row for row in self.items if self.peak in row.phases and row.flags and row.bytes]
         largest = sorted(rows, key=lambda row: -(row.bytes or 0))[:4]
         flags = dict.fromkeys(flag for row in largest for flag in row.flags)
         sizes = ", ".join(f"{row.name} {row.bytes / 1e9:.1f} GB" for row in largest)

@@ -6,7 +6,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from dpdmd.distributed.sharding import _WHOLE, _apart, unwrapped
+from dpdmd.distributed.sharding import FULL_STATE, copy_shared, unwrapped
 from dpdmd.training.optimizers import is_quantised, quantised_state, restore_quantised_state
 
 
@@ -21,9 +21,9 @@ def whole_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tenso
         return {}
     if is_quantised(raw):
         return quantised_state(extract_model_from_parallel(network), raw)
-    state = get_optimizer_state_dict(network, raw, options=_WHOLE).get("state", {})
+    state = get_optimizer_state_dict(network, raw, options=FULL_STATE).get("state", {})
     flat = {f"{name}|{key}": value for name, entries in state.items() for key, value in entries.items()}
-    return _apart(flat, [value for entries in raw.state.values() for value in entries.values()])
+    return copy_shared(flat, [value for entries in raw.state.values() for value in entries.values()])
 
 
 def restore_optimizer_state(network: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:
@@ -40,4 +40,4 @@ def restore_optimizer_state(network: nn.Module, optimizer: Any, saved: dict[str,
         state.setdefault(parameter, {})[key] = value
     options = [{key: value for key, value in group.items() if key != "params"} for group in raw.param_groups]
     groups = [{**group, "params": list(state)} for group in options]
-    set_optimizer_state_dict(network, raw, {"state": state, "param_groups": groups}, options=_WHOLE)
+    set_optimizer_state_dict(network, raw, {"state": state, "param_groups": groups}, options=FULL_STATE)

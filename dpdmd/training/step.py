@@ -60,7 +60,7 @@ class PendingStep:
     Attributes:
         step: the update, 0 for the first.
         trained: the networks whose it is, by name; the first gives the turn its name.
-        figures: losses and gradient norm.
+        metrics: losses and gradient norm.
         latents: what the last micro-batch's loss was made of, each [B, C, H, W].
         samples: place of each of them in the global batch.
         learning_rate: of the first.
@@ -69,7 +69,7 @@ class PendingStep:
 
     step: int
     trained: dict[str, TrainedNetwork]
-    figures: StepMetrics
+    metrics: StepMetrics
     latents: dict[str, Tensor]
     samples: Sequence[int]
     learning_rate: float
@@ -82,19 +82,19 @@ def skips_on_device(optimizer: Any) -> bool:
 
 
 def apply_update(
-    trained: TrainedNetwork, figures: StepMetrics, norm: Tensor, learning_rate: float, max_norm: float
+    trained: TrainedNetwork, metrics: StepMetrics, norm: Tensor, learning_rate: float, max_norm: float
 ) -> None:
-    """Clip gradients of the global `norm` to `max_norm` and step; nothing moves if one of `figures` is not finite.
+    """Clip gradients of the global `norm` to `max_norm` and step; nothing moves if one of `metrics` is not finite.
 
     Where the optimizer can skip by itself, the host does not wait to know: neither weights nor moments nor their
-    count change then. Elsewhere the host reads the figures first.
+    count change then. Elsewhere the host reads the metrics first.
     """
     optimizer = sharding.unwrapped(trained.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     if skips_on_device(optimizer):
-        optimizer.grad_scale, optimizer.found_inf = None, figures.nonfinite
-    elif not figures.are_finite():
+        optimizer.grad_scale, optimizer.found_inf = None, metrics.nonfinite
+    elif not metrics.are_finite():
         return
     sharding.clip_gradients(trained.parameters, max_norm, norm)
     trained.optimizer.step()

@@ -44,28 +44,28 @@ class Trainer:
         ValueError: topology and configuration do not fit each other.
     """
 
-    def __init__(self, plan: RunSetup):
-        self.plan, self.config, self.folder = plan, plan.config, plan.folder
+    def __init__(self, setup: RunSetup):
+        self.setup, self.config, self.folder = setup, setup.config, setup.folder
         self.accelerator = accelerator.make_accelerator(self.config, self.folder.log)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.global_batch_size = self.config.optim.batch_size * self.config.optim.grad_accum * processes
-        if plan.progress and plan.progress.global_batch_size != self.global_batch_size:
+        if setup.progress and setup.progress.global_batch_size != self.global_batch_size:
             raise ValueError(
                 f"--batch_size x --grad_accum x processes is {self.global_batch_size}, but the checkpoint's is "
-                f"{plan.progress.global_batch_size}: give values with the same product"
+                f"{setup.progress.global_batch_size}: give values with the same product"
             )
         self.signals = StopSignals()
-        self.batches = Batches(self.config, plan.prompts, self.global_batch_size, processes, rank)
-        self.start = plan.progress.step if plan.progress else 0
-        self.stop = total_steps(self.config, len(plan.prompts), self.global_batch_size)
+        self.batches = Batches(self.config, setup.prompts, self.global_batch_size, processes, rank)
+        self.start = setup.progress.step if setup.progress else 0
+        self.stop = total_steps(self.config, len(setup.prompts), self.global_batch_size)
         self._open_folder()
-        if self.accelerator.is_main_process and plan.checkpoint:
+        if self.accelerator.is_main_process and setup.checkpoint:
             # What is recorded after it is dropped: had `latest` stayed ahead, a second resumption would leave a gap.
-            self.folder.continue_from(plan.checkpoint)
-        loaded = build_training_state(plan, self.accelerator)
+            self.folder.continue_from(setup.checkpoint)
+        loaded = build_training_state(setup, self.accelerator)
         self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
         self.text_encoder, self.decoder, self.evaluation = loaded.text_encoder, loaded.decoder, loaded.evaluation
-        self.saving = Checkpointer(plan, self.accelerator, loaded, self.global_batch_size, self.stop)
+        self.checkpointer = Checkpointer(setup, self.accelerator, loaded, self.global_batch_size, self.stop)
         # Steps whose figures may be on their way while the next one begins; none where the host must know them first.
         self.lag = int(all(skips_on_device(trained.optimizer) for trained in self.trained.values()))
 
@@ -78,8 +78,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
-            logger.info("%s", self.plan.memory.table())
-            for warning in self.plan.warnings:
+            logger.info("%s", self.setup.memory.table())
+            for warning in self.setup.warnings:
                 logger.warning("%s", warning)
 
     def _lock_folder(self) -> IO[str] | None:
@@ -111,8 +111,8 @@ class Trainer:
         log = RunLog(self.folder, self.config, self.accelerator, self.start, self.stop)
         pending: deque[PendingStep] = deque()
         reported = writer.written_at_the_end(self.folder, active=self.accelerator.is_main_process)
-        with reported, log, self.saving.writer:
-            self.saving.tidy(log)
+        with reported, log, self.checkpointer.writer:
+            self.checkpointer.tidy(log)
             # Also where a run was stopped between a checkpoint and its evaluation.
             if self._evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
@@ -123,15 +123,15 @@ class Trainer:
                 saves, evaluates = self._saves(done), self._evaluates(done)
                 asked_to_stop = self._finish_steps(pending, log, 0 if saves or evaluates else self.lag)
                 if saves or asked_to_stop:
-                    self.saving.save(done)
+                    self.checkpointer.save(done)
                 if asked_to_stop and done < self.stop:
-                    self.saving.wait()
+                    self.checkpointer.wait()
                     interrupted = Interrupted(self._signal_of_all(), done)
                     logger.info("stopped: %s", interrupted)
                     raise interrupted
                 if evaluates:
                     self._evaluate(done, log)
-            self.saving.wait()
+            self.checkpointer.wait()
 
     def _signal_of_all(self) -> int:
         """The signal that any rank got, the same on every rank."""
@@ -157,7 +157,7 @@ class Trainer:
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
                 totals[name] = totals.get(name, 0) + value / len(batches)
-        asked = float(self.signals.received or self.saving.writer.failure is not None)
+        asked = float(self.signals.received or self.checkpointer.writer.failure is not None)
         totals[STOP] = torch.full((), asked, device=self.accelerator.device)
         means = collectives.mean_over_processes(self.accelerator, list(totals.values()))
         norms = {name: sharding.gradient_norm(each.parameters) for name, each in trained.items()}
@@ -179,7 +179,7 @@ class Trainer:
         Raises:
             NonFiniteError: a figure is not finite, unless skipping.
         """
-        metrics: dict[str, Any] = taken.figures.read()
+        metrics: dict[str, Any] = taken.metrics.read()
         asked_to_stop = metrics.pop(STOP) > 0
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             self._report_nonfinite(bad, metrics, taken)
@@ -290,8 +290,8 @@ class Trainer:
             with self.average.in_place():
                 student |= self.evaluation.evaluate_average(step)
         log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
-        self.saving.wait()
-        self.saving.point_best(log)
+        self.checkpointer.wait()
+        self.checkpointer.point_best(log)
         if self.accelerator.is_main_process and step < self.stop:
             writer.refresh(self.folder)
         self.accelerator.wait_for_everyone()

@@ -76,7 +76,7 @@ def test_a_snapshot_does_not_move_with_what_is_trained(flags, monkeypatch, fused
     trainer = Trainer(preflight.check(config.parse([*flags, "--per_train_fake_num", "1"])))
     for step in range(2):
         trainer.take_step(step)
-    taken = trainer.saving.snapshot(2)
+    taken = trainer.checkpointer.snapshot(2)
     parts = [*taken.networks.values(), *taken.optimizers.values()]
     before = [{name: value.clone() for name, value in part.items()} for part in parts]
     assert all(before)
@@ -84,7 +84,7 @@ def test_a_snapshot_does_not_move_with_what_is_trained(flags, monkeypatch, fused
         trainer.take_step(step)
     for part, then in zip(parts, before, strict=True):
         assert all(torch.equal(part[name], value) for name, value in then.items())
-    moved = trainer.saving.snapshot(4)
+    moved = trainer.checkpointer.snapshot(4)
     student, moments = taken.networks["student"], taken.optimizers["fake"]
     assert any(not torch.equal(moved.networks["student"][name], value) for name, value in student.items())
     assert any(not torch.equal(moved.optimizers["fake"][name], value) for name, value in moments.items())

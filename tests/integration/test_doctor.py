@@ -24,7 +24,7 @@ def examine(short_run, tmp_path, tiny_scorers):
         scorers = [part for name, path in tiny_scorers.items() for part in (f"--{name}", path)]
         status = doctor.main([*short_run, *scorers, "--out", str(tmp_path / "doctor"), *more])
         rows = [line.split(" | ") for line in (tmp_path / "doctor" / "table.md").read_text().splitlines()[2:]]
-        return status, {row[0].removeprefix("| ") for row in rows if row[1] != "well"}
+        return status, {row[0].removeprefix("| ") for row in rows if row[1] != "ok"}
 
     return run
 
@@ -39,7 +39,7 @@ def test_a_compared_method_is_well(examine, tiny_scorers, method, more):
 @pytest.mark.parametrize("more", [[], ["--student_sigmas", "1.0,0.7"], ["--lora_rank", "4"]], ids=str)
 def test_a_sound_trainer_is_well(examine, tmp_path, capsys, method, more):
     assert examine("--method", method, *more) == (0, set())
-    assert "| resume | well |" in capsys.readouterr().out
+    assert "| resume | ok |" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "doctor").iterdir()) == ["memory.txt", "pictures.png", "table.md"]
 
 

@@ -168,7 +168,7 @@ def plan(medium: Path, *flags: str, topology: Topology | None = None, device: in
 
 
 def sizes(planned: MemoryEstimate) -> dict[str, int]:
-    return {row.name: row.bytes for row in planned.rows if row.phases != (FAKE,)}
+    return {row.name: row.bytes for row in planned.items if row.phases != (FAKE,)}
 
 
 def test_weights_gradients_and_moments_are_counted_by_number(medium):
@@ -225,9 +225,9 @@ def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_a_turn(medium):
     """Its row stays, in the phase that needs it."""
     before, after = plan(medium), plan(medium, "--cache_text_embeddings", "cache", "--offload_vae")
     gone = sizes(before)["text encoders"] + sizes(before)["autoencoder"]
-    assert before.of_phase(STUDENT) - after.of_phase(STUDENT) == gone
-    assert before.of_phase(IMAGES) > after.of_phase(IMAGES)
-    assert after.of_phase(ENCODING) > sizes(before)["text encoders"]
+    assert before.bytes_in_phase(STUDENT) - after.bytes_in_phase(STUDENT) == gone
+    assert before.bytes_in_phase(IMAGES) > after.bytes_in_phase(IMAGES)
+    assert after.bytes_in_phase(ENCODING) > sizes(before)["text encoders"]
 
 
 @pytest.mark.parametrize(
