@@ -214,12 +214,12 @@ def poison_step(monkeypatch, step: int) -> None:
     for name in ("fake_score_loss", "student_loss"):
         healthy = getattr(updates, name)
 
-        def turn(run, batch, healthy=healthy):
+        def poisoned(run, batch, healthy=healthy):
             result = healthy(run, batch)
             factor = float("nan") if batch.step == step else 1.0
             return LossResult(result.loss * factor, result.metrics, result.images)
 
-        monkeypatch.setattr(updates, name, turn)
+        monkeypatch.setattr(updates, name, poisoned)
 
 
 def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monkeypatch):
