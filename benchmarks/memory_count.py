@@ -169,8 +169,8 @@ def count_turns(examined: config.Config) -> dict[str, int]:
 
 def planned_turns(examined: config.Config) -> dict[str, int]:
     """The same by the plan: its rows without weights, optimizers and what is loaded beside."""
-    plan = estimate_memory(examined, EvalSetup([], {}, ""), Topology())
-    return {phase: sum(row.bytes for row in plan.items if row.phases == (phase,)) for phase in (FAKE, STUDENT)}
+    estimate = estimate_memory(examined, EvalSetup([], {}, ""), Topology())
+    return {phase: sum(item.bytes for item in estimate.items if item.phases == (phase,)) for phase in (FAKE, STUDENT)}
 
 
 CASES = {

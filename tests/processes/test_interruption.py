@@ -136,7 +136,7 @@ def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys,
     assert train.main([*flags, "--max_steps", "4"]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "--batch_size" in line and "--gradient_checkpointing" in line and "20.00 GiB" in line
-    assert "by plan, most in: student turn" in line and "student, graphs 0.0 GB" in line
+    assert "most in: student update" in line and "student, graphs 0.0 GB" in line
     table = (tmp_path / "run" / "log" / "log.txt").read_text()
     assert "device memory of a process" in table and "student, master weights" in table
     assert len(records(tmp_path / "run")) == 1
