@@ -9,7 +9,7 @@ from PIL import Image
 from dpdmd.compare.sweep import SampleGrid
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.sampling.sampler import batches_of
-from dpdmd.utils import out_of_memory
+from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.image_grid import check_finite, labelled_grid, save_image, to_pil
 
 SEED = 0
@@ -27,7 +27,7 @@ def draw(picture: SampleGrid, models: Mapping[str, Path], path: Path) -> None:
     rows: list[dict[str, list[Image.Image]]] = [{} for _ in picture.prompts]
     for name, model in models.items():
         try:
-            with out_of_memory.message("is the device in use elsewhere?"):
+            with out_of_memory.explained("is the device in use elsewhere?"):
                 label, tiles = _sample(picture, name, model, device)
         except MemoryError as error:
             raise ValueError(f"{name}: {error}") from None
@@ -40,7 +40,7 @@ def draw(picture: SampleGrid, models: Mapping[str, Path], path: Path) -> None:
 def _sample(picture: SampleGrid, name: str, model: Path, device: torch.device) -> tuple[str, list[list[Image.Image]]]:
     """Label of one model's rows, and its tiles of each prompt. The model is gone again when it returns."""
     on_gpu = device.type == "cuda"
-    sampler, encoder = load_sampler(model, device, dtype=torch.bfloat16 if on_gpu else torch.float32)
+    sampler, encoder = load_sampler(model, device, dtype=precision.set_up(bf16=on_gpu))
     at_a_time = min(GPU_BATCH, picture.num_images) if on_gpu else picture.num_images
     batches = batches_of(len(picture.prompts), picture.num_images, at_a_time)
     tiles: list[list[Image.Image]] = [[] for _ in picture.prompts]

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
         OSError: they cannot be written.
         MemoryError: the device has too little.
     """
-    with out_of_memory.message("lower --batch_size, --height or --width, or give --bf16"):
+    with out_of_memory.explained("lower --batch_size, --height or --width, or give --bf16"):
         return _run(args, prompts)
 
 
@@ -39,12 +39,11 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     model = find_model(args.model, args.base_model)
     if args.base_model and model.source == model.folder:
         logger.warning("--base_model %s: not used, since --model %s is a whole pipeline", args.base_model, args.model)
-    precision.set_cuda_arithmetic(args.bf16)
     sampler, encoder = load_sampler(
         args.model,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         base_model=args.base_model,
-        dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        dtype=precision.set_up(args.bf16),
         steps=args.steps,
         guidance_scale=args.guidance_scale,
         height=args.height,

@@ -8,7 +8,6 @@ from accelerate.utils import DistributedType, set_seed
 from dpdmd.config import Config
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.methods.registry import DISCRIMINATOR, trained_networks
-from dpdmd.utils.precision import set_cuda_arithmetic
 from dpdmd.utils.text_files import shorten_error
 
 
@@ -63,5 +62,4 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
             "alone; use scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"
         )
     set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
-    set_cuda_arithmetic(config.optim.bf16)
     return accelerator

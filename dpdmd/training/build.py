@@ -28,6 +28,7 @@ from dpdmd.training.ema import MovingAverage
 from dpdmd.training.optimizers import make_optimizer
 from dpdmd.training.preflight import RunSetup
 from dpdmd.training.step import TrainedNetwork
+from dpdmd.utils import precision
 from dpdmd.utils.logging import logger
 
 
@@ -56,8 +57,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
         ValueError: weights do not fit, or a cache does not fit its disk.
     """
     config, resumed = setup.config, setup.checkpoint
-    dtype = torch.bfloat16 if config.optim.bf16 else torch.float32
-    family = family_class(config.model.family)(accelerator.device, dtype)
+    family = family_class(config.model.family)(accelerator.device, precision.set_up(config.optim.bf16))
     teacher_folder = Path(config.model.teacher_id)
     # Text comes first: with a cache its encoders are gone before the networks need their memory.
     text_encoder = _load_text_encoder(setup, accelerator, family)

@@ -1,30 +1,27 @@
-"""Too little memory, told in one line that says what to lower. torch has an error of its own for a GPU's alone."""
+"""The error of too little memory: one line that says what to lower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-
-def first_line(error: RuntimeError) -> str:
-    """torch's own first line about memory that is full.
-
-    Raises:
-        RuntimeError: it is about something else.
-    """
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # of a CPU
-        raise error
-    return str(error).partition("\n")[0]
+CPU_MESSAGE = "can't allocate memory"  # torch has an error class for a full GPU, but not for a full CPU
 
 
 @contextmanager
-def message(advice: str) -> Iterator[None]:
-    """Run what may need more memory than there is.
+def explained(advice: str) -> Iterator[None]:
+    """Turn every out-of-memory error of the block into a `MemoryError` of one line.
+
+    Args:
+        advice: what to lower.
 
     Raises:
-        MemoryError: it did; one line with `advice`.
+        MemoryError: the block needs more memory than there is.
     """
     try:
         yield
-    except RuntimeError as error:
-        raise MemoryError(f"out of memory; {advice} ({first_line(error)})") from None
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and CPU_MESSAGE not in str(error):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise MemoryError(f"out of memory; {advice} ({reason})") from None

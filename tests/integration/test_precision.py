@@ -58,7 +58,7 @@ def default_switches() -> Iterator[None]:
 def test_cuda_does_not_round_fp32_products(bf16, default_switches):
     """torch's default would, in convolutions; the switches of a CPU stay as they are."""
     before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
-    precision.set_cuda_arithmetic(bf16)
+    precision.set_up(bf16)
     assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.benchmark is bf16
     assert (torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision) == before
