@@ -40,11 +40,11 @@ class MemoryEstimate:
         """Return total, phase and device in one line."""
         least = "at least " if any(item.bytes is None for item in self.items) else ""
         device = f"the device has {self.device / 1e9:.1f} GB" if self.device else "no GPU to compare with"
-        return f"estimate: {least}{self.total / 1e9:.1f} GB, most in: {self.peak}; {device}"
+        return f"estimated {least}{self.total / 1e9:.1f} GB, most in: {self.peak}; {device}"
 
     def table(self) -> str:
         """Return a line for each use; those that count toward the total are marked."""
-        lines = [f"device memory of a process, {self.summary()}"]
+        lines = [f"device memory of a process: {self.summary()}"]
         for item in self.items:
             size = "not known" if item.bytes is None else f"{item.bytes / 1e9:9.3f}"
             mark = "*" if self.peak in item.phases else " "

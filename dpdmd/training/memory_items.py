@@ -265,7 +265,9 @@ def _discriminator(config: Config, call: CallMemory, recomputed: int) -> dict[st
     """Count the generator loss: its own graph, through the network whose features the discriminator reads."""
     if registry.DISCRIMINATOR not in registry.trained_networks(config.method):
         return {}
-    recomputes = config.method.gan_features == "fake" or config.model.lora_rank is not None  # a separate teacher does not
+    recomputes = (
+        config.method.gan_features == "fake" or config.model.lora_rank is not None
+    )  # a separate teacher does not
     recomputed = recomputed if recomputes else 0
     return {"the discriminator's features, with their graph": call.kept(recomputed) + call.working(recomputed)}
 
