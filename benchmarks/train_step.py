@@ -236,7 +236,7 @@ def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trai
         peak_gb=peak_memory_gb(clock.device),
         on_cuda=clock.device.type == "cuda",
         cycle_length=length,
-        total_steps=preflight.total_steps(settings, len(trainer.setup.prompts), trainer.global_batch_size),
+        total_steps=trainer.setup.total_steps,
         eval_every=settings.eval.eval_every or settings.run.ckpt_every,
         images=sum(len(found.prompts) * found.num_samples for found in trainer.setup.evaluation.sets),
         release_images=2 * prompts * (release_way.NUM_SEEDS + 1),

@@ -1,4 +1,4 @@
-"""A run's networks, optimizers, text, decoder and evaluation, loaded and wired to each other. Collective throughout."""
+"""Load a run's networks, optimizers, text encoders, decoder and evaluation, and connect them. All collective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,12 +34,12 @@ from dpdmd.utils.logging import logger
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a trainer works with.
+    """Everything that a trainer works with.
 
     Attributes:
-        trained: what the method trains, by name.
+        trained: the networks that the method trains, by name.
         average: the student's moving average, or None.
-        evaluation: None where no scorer is configured.
+        evaluation: None if no scorer is configured.
     """
 
     trained: dict[str, TrainedNetwork]
@@ -51,17 +51,17 @@ class TrainingState:
 
 
 def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
-    """Load everything, where the plan's checkpoint left it.
+    """Load everything, in the state of the checkpoint if the run continues one.
 
     Raises:
         ValueError: weights do not fit, or a cache does not fit its disk.
     """
-    config, resumed = setup.config, setup.checkpoint
+    config, resumed = setup.config, setup.resume.path
     family = family_class(config.model.family)(accelerator.device, precision.set_up(config.optim.bf16))
     teacher_folder = Path(config.model.teacher_id)
-    # Text comes first: with a cache its encoders are gone before the networks need their memory.
+    # Text comes first: with a cache its encoders are deleted before the networks need their memory.
     text_encoder = _load_text_encoder(setup, accelerator, family)
-    # One count on all ranks, though each asked its own device: sharded blocks gather where they are recomputed.
+    # The same count on all ranks, whatever their devices: sharded blocks are gathered when they are recomputed.
     config.optim.recomputed_blocks = collectives.broadcast_from_main(accelerator, config.optim.recomputed_blocks)
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
     if config.optim.shard_teacher:
@@ -102,7 +102,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
 
 
 def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> TextEncoder:
-    """The teacher's text encoders, or with `--cache_text_embeddings` what they said."""
+    """Load the teacher's text encoders, or a reader of cached embeddings if `--cache_text_embeddings` is set."""
     data, folder, no_t5 = setup.config.data, Path(setup.config.model.teacher_id), setup.config.model.no_t5
 
     def load() -> TextEncoder:
@@ -128,25 +128,26 @@ def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> Tex
 
 
 def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, lr: float) -> TrainedNetwork:
-    """One trained network in its topology, it and its optimizer as the checkpoint has them.
+    """Wrap a network with its optimizer, both in the state of the checkpoint if there is one.
 
-    The student's weights are there already: its checkpoint is its export.
+    The student already has its weights, since they are loaded from the checkpoint's export.
     """
-    if setup.checkpoint and name != STUDENT:
-        network.load_state_dict(checkpoint.load_state(setup.checkpoint, name), strict=True)
+    resumed = setup.resume.path
+    if resumed and name != STUDENT:
+        network.load_state_dict(checkpoint.load_state(resumed, name), strict=True)
     optimizer = make_optimizer(network.parameters(), setup.config.optim, lr, accelerator.device)
     network, optimizer = sharding.prepare(accelerator, network, optimizer)
-    if setup.checkpoint:
-        saved = checkpoint.load_state(setup.checkpoint, f"{checkpoint.OPTIMIZER}{name}")
+    if resumed:
+        saved = checkpoint.load_state(resumed, f"{checkpoint.OPTIMIZER}{name}")
         optimizer_state.restore_optimizer_state(network, optimizer, saved)
-    updates = setup.progress.updates[name] if setup.progress else 0
+    updates = setup.resume.progress.updates[name] if setup.resume.progress else 0
     return TrainedNetwork(network, optimizer, list(network.parameters()), lr, updates)
 
 
 def _load_discriminator(
     setup: RunSetup, accelerator: Any, run: DistillationContext
 ) -> tuple[TrainedNetwork, DiscriminatorContext]:
-    """The discriminator on some blocks of the network that `--gan_features` names."""
+    """Build the discriminator on some blocks of the network that `--gan_features` names."""
     network = getattr(run.networks, run.config.gan_features)
     blocks = choose_blocks(run.family, blocks_owner(network))
     widths = token_widths(run.family, network, blocks, run.null, run.latent_shape)
@@ -156,10 +157,10 @@ def _load_discriminator(
 
 
 def _load_average(setup: RunSetup, family: Family, student: TrainedNetwork) -> MovingAverage:
-    """The student's moving average, as the checkpoint's export of it has it."""
+    """Start the student's moving average, from the checkpoint's export of it if there is one."""
     config, state = setup.config, None
-    if setup.checkpoint:
-        folder = checkpoint.average_folder(setup.checkpoint, config)
+    if setup.resume.path:
+        folder = checkpoint.average_folder(setup.resume.path, config)
         lora = config.model.lora_rank is not None
         state = family.read_lora(folder) if lora else family.load_network(folder, torch.float32).state_dict()
     average = MovingAverage(student.parameters, config.optim.ema_decay)
@@ -172,7 +173,7 @@ def _load_average(setup: RunSetup, family: Family, student: TrainedNetwork) -> M
 def _store_samples(
     setup: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder
 ) -> StoredSamples:
-    """The pool's teacher samples, those that are not there yet made first."""
+    """Open the cache of teacher samples; missing samples are made first."""
     config = setup.config
 
     def make(prompts: Sequence[str], entries: Sequence[int]) -> Tensor:
@@ -203,6 +204,7 @@ def _store_samples(
 def _load_evaluation(
     setup: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder, decoder: ImageDecoder
 ) -> InLoopEvaluation:
+    """Load the scorers, with samplers of student and teacher."""
     data, networks = setup.config.data, run.networks
 
     def sampler(network: nn.Module, sigmas: Tensor, guidance_scale: float) -> Sampler:

@@ -56,11 +56,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Check sizes, then contents, of all files against the manifest.
+def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
+    """Check against the manifest that every file is there in full length.
 
     Raises:
-        ValueError: names the first file that is missing, truncated or altered.
+        ValueError: names the first file that is missing or truncated.
     """
     for name, entry in manifest["files"].items():
         path = folder / name
@@ -68,6 +68,15 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
             raise ValueError(f"{path} is missing")
         if (size := path.stat().st_size) != entry["bytes"]:
             raise ValueError(f"{path} has {size} bytes where {MANIFEST} promises {entry['bytes']}")
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Check sizes, then contents, of all files against the manifest.
+
+    Raises:
+        ValueError: names the first file that is missing, truncated or altered.
+    """
+    check_sizes(folder, manifest)
     try:
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             digests = list(pool.map(lambda name: _digest(folder / name), manifest["files"]))

@@ -14,9 +14,10 @@ import pytest
 from dpdmd import train
 from dpdmd.config import Config, read_yaml
 from dpdmd.run_folder import RunFolder
-from dpdmd.training import checkpoint, preflight
+from dpdmd.training import checkpoint, preflight, resume
 from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest, write_manifest
 
+DRIVERS = Path(__file__).parents[1] / "processes" / "drivers"
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -66,6 +67,45 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(flags, run, capsys):
     assert train.main([*flags, "--max_steps", "6", "--resume_from_checkpoint", str(wanted)]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert str(wanted / STUDENT) in line and "altered" in line
+
+
+@pytest.fixture
+def resume_on_two(short_run, run, run_processes, monkeypatch, tmp_path):
+    """Resume on two processes; returns their stderr, and (rank, path of a file that it hashed, or its exit status)."""
+
+    def resume_run(wanted: str, *, check: bool) -> tuple[str, list[tuple[str, str]]]:
+        monkeypatch.setenv("READS", str(tmp_path / "reads"))
+        flags = [*short_run, "--batch_size", "1", "--run_dir", str(run), "--ckpt_every", "2", "--vis_every", "0"]
+        more = ["--max_steps", "6", "--resume_from_checkpoint", wanted]
+        err = run_processes([str(DRIVERS / "counted_reads.py"), *flags, *more], check=check).stderr
+        return err, [tuple(line.split(" ", 1)) for line in (tmp_path / "reads").read_text().splitlines()]
+
+    return resume_run
+
+
+def test_rank_0_alone_reads_a_checkpoint_and_all_continue_the_same(run, resume_on_two):
+    """The newest is damaged in a way that only reading shows: rank 0 reads it and the one before, rank 1 none."""
+    damaged, whole = run / "ckpts" / "step_000006" / STUDENT, run / "ckpts" / "step_000004" / STUDENT
+    change_one_byte(damaged)
+    _, reads = resume_on_two("latest", check=True)
+    assert {rank for rank, _ in reads} == {"0"}
+    assert {str(damaged), str(whole)} <= {path for _, path in reads}
+    assert "step_000006 is not whole" in (run / "log" / "log.txt").read_text()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    check_files(run / "ckpts" / "step_000006", read_manifest(run / "ckpts" / "step_000006"))
+
+
+def test_a_damaged_checkpoint_is_an_error_on_every_rank(run, resume_on_two):
+    """Only rank 0 read it; both print the line and end with status 2, and nothing in the run's folder changes."""
+    wanted = run / "ckpts" / "step_000004"
+    change_one_byte(wanted / STUDENT)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    err, reads = resume_on_two(str(wanted), check=False)
+    line = f"dpdmd.train: error: --resume_from_checkpoint {wanted}: no whole checkpoint: {wanted / STUDENT} was altered"
+    assert err.count(line) == 2
+    assert {what for rank, what in reads if rank == "1"} == {"2"} and ("0", "2") in reads
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_no_whole_checkpoint_is_refused_rather_than_started_anew(flags, run, capsys):
@@ -129,7 +169,7 @@ def test_a_disk_that_fills_while_saving_keeps_the_earlier_checkpoints(flags, tmp
     assert "step_000004 could not be written" in capsys.readouterr().err
     ckpts = tmp_path / "run" / "ckpts"
     assert sorted(path.name for path in ckpts.iterdir()) == ["latest", "step_000002"]
-    assert checkpoint.find(RunFolder.of(tmp_path / "run"), "latest", read_config(flags)).progress.step == 2
+    assert resume.find(RunFolder.of(tmp_path / "run"), "latest", read_config(flags)).progress.step == 2
 
 
 def read_config(flags: list[str]) -> Config:
@@ -162,7 +202,7 @@ def test_a_really_full_disk(short_run, small_disk, capsys, monkeypatch):
     assert train.main(flags) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("dpdmd.train: stopped: ") and "o space left on device" in line
-    found = checkpoint.find(RunFolder.of(run), "latest", read_config(flags))
+    found = resume.find(RunFolder.of(run), "latest", read_config(flags))
     assert found.progress.step >= 1 and not found.passed_over
 
 

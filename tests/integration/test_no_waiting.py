@@ -242,7 +242,7 @@ def test_a_late_stop_tells_of_the_right_step(lagging, tmp_path, monkeypatch, cap
     """The step after it has begun, but the message, prompts and statistics are those of the step that failed."""
     poison_step(monkeypatch, step)
     assert train.main([*lagging, "--max_steps", "8"]) == 1
-    assert f"step {step + 1}, {turn} turn: grad_norm is nan" in capsys.readouterr().err
+    assert f"step {step + 1}, {turn} update: grad_norm is nan" in capsys.readouterr().err
     told = json.loads((tmp_path / "run" / "diagnostics" / f"nonfinite_step_{step + 1:06d}.json").read_text())
     assert told["step"] == step + 1 and told["turn"] == turn
     (rank,) = told["ranks"]
@@ -309,7 +309,7 @@ def test_a_rank_that_is_not_finite_is_known_to_all(short_run, tmp_path, run_proc
     told = json.loads((run / "diagnostics" / "nonfinite_step_000003.json").read_text())
     assert [rank["rank"] for rank in told["ranks"]] == [0, 1] and len(told["ranks"][1]["prompts"]) == 2
     if nonfinite == "stop":
-        assert result.stderr.count("stopped: step 3, fake turn: grad_norm is nan") == 2
+        assert result.stderr.count("stopped: step 3, fake update: grad_norm is nan") == 2
         return
     assert result.returncode == 0, result.stderr[-3000:]
     assert [line["step"] for line in records(run) if line.get("skipped")] == [3]
