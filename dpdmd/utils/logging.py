@@ -1,4 +1,4 @@
-"""The package's logger: rank 0 writes to the terminal and to log.txt, above progress bars."""
+"""The package's logger: rank 0 logs to the terminal, above progress bars, and to log.txt."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ logger = logging.getLogger("dpdmd")
 
 
 def set_up_logging(log_file: Path | None) -> None:
-    """Log to the terminal and to `log_file`; with None (other ranks) only warnings, to the terminal."""
+    """Log to the terminal and to `log_file`; without a file (other ranks), only warnings to the terminal."""
     logger.setLevel(logging.INFO if log_file else logging.WARNING)
     logger.propagate = False
     for old in list(logger.handlers):

@@ -7,7 +7,7 @@ from dpdmd import __version__
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Return the versions of Python, this package and its main libraries."""
     packages = ("torch", "diffusers", "transformers", "accelerate")
     return {
         "dpdmd": __version__,
