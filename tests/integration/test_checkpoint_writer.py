@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from dpdmd import config, train
 from dpdmd.training import checkpoint, preflight
-from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.checkpointer import CheckpointWriter
 from dpdmd.training.trainer import Trainer
 
@@ -135,40 +134,3 @@ def test_a_run_that_fails_otherwise_still_ends_with_a_whole_checkpoint(flags, tm
     assert train.main([*flags, "--max_steps", "6", "--ckpt_every", "2"]) == 1
     assert os.readlink(tmp_path / "run" / "ckpts" / "latest") == "step_000002"
     assert load_file(tmp_path / "run" / "ckpts" / "latest" / STUDENT)
-
-
-def test_a_writer_tells_what_it_was_told():
-    writer = CheckpointWriter()
-    assert writer.wait() is None
-    writer.start(lambda: Path("here"))
-    assert writer.wait() is None and writer.failure is None
-
-    def full():
-        raise SaveError("no space")
-
-    writer.start(full)
-    assert writer.wait() == "no space" and writer.wait() == "no space"
-
-    def wrong():
-        raise KeyError("a fault of ours")
-
-    other = CheckpointWriter()
-    other.start(wrong)
-    with pytest.raises(KeyError, match="a fault of ours"):
-        other.wait()
-
-
-def test_a_second_interrupt_leaves_what_is_being_written():
-    """Any other end waits for it."""
-    writer, go_on = CheckpointWriter(), threading.Event()
-
-    def slow():
-        assert go_on.wait(60)
-        return Path("here")
-
-    with pytest.raises(KeyboardInterrupt), writer:
-        writer.start(slow)
-        raise KeyboardInterrupt
-    assert writer._thread.is_alive()
-    go_on.set()
-    assert writer.wait() is None

@@ -20,14 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpdmd import config, train
-from dpdmd.distributed import sharding
 from dpdmd.methods import losses, updates
 from dpdmd.methods.context import DistillationContext, LossResult
 from dpdmd.methods.networks import Networks
-from dpdmd.models import streamed_text_encoder
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.training import preflight, trainer
-from dpdmd.training.step import StepMetrics, TrainedNetwork, apply_update, skips_on_device
+from dpdmd.training.step import TrainedNetwork
 from dpdmd.training.trainer import Trainer
 
 DRIVERS = Path(__file__).parents[1] / "processes" / "drivers"
@@ -156,36 +154,6 @@ def test_an_optimizer_that_cannot_skip_waits_for_the_figures(device_trainer):
     device_trainer.trained["fake"].optimizer.param_groups[0]["fused"] = None
     with pytest.raises(NOT_READABLE):
         device_trainer.start_step(0)
-
-
-@pytest.mark.parametrize("fused", [True, None])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_figure_that_is_not_finite_moves_nothing(fused, bad):
-    """Neither weights nor moments nor their count; the next update is what it would have been without the bad one."""
-
-    def trained_network() -> TrainedNetwork:
-        weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
-        optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1, fused=fused)
-        return TrainedNetwork(torch.nn.Identity(), optimizer, [weight], 0.1)
-
-    def take(trained: TrainedNetwork, loss: float) -> None:
-        (weight,) = trained.parameters
-        weight.grad = torch.arange(5.0) * loss
-        norm = sharding.gradient_norm(trained.parameters)
-        figures = StepMetrics(["loss", "grad_norm"], torch.stack([torch.tensor(loss), norm]))
-        assert figures.nonfinite == float(not torch.tensor(loss).isfinite())
-        apply_update(trained, figures, norm, 0.1, max_norm=1.0)
-
-    spared, other = trained_network(), trained_network()
-    assert skips_on_device(spared.optimizer) == bool(fused)
-    for loss in (1.0, bad, 2.0):
-        take(spared, loss)
-    for loss in (1.0, 2.0):
-        take(other, loss)
-    assert torch.equal(spared.parameters[0], other.parameters[0])
-    ours, theirs = (trained.optimizer.state[trained.parameters[0]] for trained in (spared, other))
-    assert ours["step"] == theirs["step"] == 2
-    assert torch.equal(ours["exp_avg"], theirs["exp_avg"]) and torch.equal(ours["exp_avg_sq"], theirs["exp_avg_sq"])
 
 
 @pytest.fixture
@@ -318,49 +286,3 @@ def test_a_rank_that_is_not_finite_is_known_to_all(short_run, tmp_path, run_proc
     moments = load_file(run / "ckpts/step_000006/state/optimizer_fake.safetensors")
     counts = {value.item() for name, value in moments.items() if name.endswith("|step")}
     assert counts == {4.0} and all(value.isfinite().all() for value in moments.values())
-
-
-def test_text_is_encoded_on_a_stream_that_the_training_waits_for(monkeypatch):
-    """Encoding happens inside the other stream; then the training's stream waits for it and keeps the embedding."""
-    events = []
-
-    class Stream:
-        def __init__(self, *_, **__):
-            pass
-
-        def wait_stream(self, other):
-            events.append(("training waits for", other))
-
-    class Inside:
-        def __init__(self, stream):
-            self.stream = stream
-
-        def __enter__(self):
-            events.append(("enter", self.stream))
-
-        def __exit__(self, *_):
-            events.append(("leave", self.stream))
-
-    training = Stream()
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", Inside)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: training)
-    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: events.append(("kept for", stream)))
-    text = TextEmbedding(torch.zeros(1, 2, 3), torch.zeros(1, 4))
-
-    class Encoder(TextEncoder):
-        def encode(self, prompts):
-            events.append(("encode", prompts))
-            return text
-
-    encoder = streamed_text_encoder.StreamedTextEncoder(Encoder(), torch.device("cpu"))
-    assert encoder.encode(["a"]) is text
-    own = encoder.stream
-    assert events == [
-        ("enter", own),
-        ("encode", ["a"]),
-        ("leave", own),
-        ("training waits for", own),
-        ("kept for", training),
-        ("kept for", training),
-    ]

@@ -1,7 +1,5 @@
 """What computes in which precision: fp32 means fp32 on every device, and with `--bf16` no product is left in it."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,7 +7,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpdmd import config
 from dpdmd.training import preflight
 from dpdmd.training.trainer import Trainer
-from dpdmd.utils import precision
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "scaled_dot_product", "einsum")
 
@@ -41,24 +38,3 @@ def test_every_product_of_a_cycle_is_in_the_compute_type(short_run, tmp_path, fl
     assert {"addmm", "mm", "convolution", "convolution_backward"} <= names
     assert any(name.startswith("scaled_dot_product") for name in names)
     assert {found for _, found in products.seen} == {dtype}
-
-
-@pytest.fixture
-def default_switches() -> Iterator[None]:
-    """torch's own, during the test and afterwards."""
-    matmul, conv = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
-    benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
-    yield
-    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = matmul, conv
-    torch.backends.cudnn.benchmark = benchmark
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_cuda_does_not_round_fp32_products(bf16, default_switches):
-    """torch's default would, in convolutions; the switches of a CPU stay as they are."""
-    before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
-    precision.set_up(bf16)
-    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.benchmark is bf16
-    assert (torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision) == before
