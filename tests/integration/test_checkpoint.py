@@ -1,4 +1,4 @@
-"""Checkpoints: what is not whole is named and passed over, what does not fit the disk is told, nothing is lost."""
+"""Checkpoints: a damaged one is named and passed over, too little disk is an error, and no earlier one is lost."""
 
 import errno
 import json
@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(flags, run, damage):
     assert os.readlink(run / "ckpts" / "latest") == "step_000006"
 
 
-def test_a_damaged_checkpoint_that_is_asked_for_is_refused(flags, run, capsys):
+def test_a_damaged_checkpoint_that_is_asked_for_is_an_error(flags, run, capsys):
     wanted = run / "ckpts" / "step_000004"
     change_one_byte(wanted / STUDENT)
     assert train.main([*flags, "--max_steps", "6", "--resume_from_checkpoint", str(wanted)]) == 2
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_an_error_on_every_rank(run, resume_on_two):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_no_whole_checkpoint_is_refused_rather_than_started_anew(flags, run, capsys):
+def test_no_whole_checkpoint_is_an_error_and_no_new_start(flags, run, capsys):
     for path in (run / "ckpts").glob("step_*"):
         (path / "state" / "fake.safetensors").unlink()
     before = sorted((run / "ckpts").rglob("*"))
@@ -185,7 +185,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_really_full_disk(short_run, small_disk, capsys, monkeypatch):
-    """As above, on a file system that is full, with the check at the start put out of action."""
+    """As above, on a file system that is really full, without the check at the start."""
     monkeypatch.setattr(preflight, "_check_space", lambda *_: None)
     run = small_disk / "run"
     flags = [*short_run, "--run_dir", str(run), "--ckpt_every", "1", "--vis_every", "0", "--max_steps", "30"]
@@ -196,8 +196,8 @@ def test_a_really_full_disk(short_run, small_disk, capsys, monkeypatch):
     assert found.progress.step >= 1 and not found.passed_over
 
 
-def test_too_little_space_is_told_at_the_start(flags, tiny_scorers, capsys, monkeypatch, tmp_path):
-    """With a limit one more than it, and where the student is evaluated the best of them besides."""
+def test_too_little_space_is_an_error_at_the_start(flags, tiny_scorers, capsys, monkeypatch, tmp_path):
+    """With a limit, one more than the limit, and the best one too if the student is evaluated."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
     assert train.main([*flags, "--max_steps", "6"]) == 2

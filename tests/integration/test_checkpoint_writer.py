@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on, from a copy, one at a time; a failure is told on the next step."""
+"""Checkpoints are written from a copy while training continues, one at a time; a failure ends the run a step later."""
 
 import errno
 import json
@@ -40,27 +40,27 @@ def state(folder: Path) -> dict[str, bytes]:
 def test_training_goes_on_and_the_checkpoint_is_of_its_own_step(flags, tmp_path, monkeypatch):
     """Step 2's checkpoint waits until step 4 is recorded, and still holds step 2; `latest` moves only then."""
     ahead, behind, healthy, run = tmp_path / "ahead", tmp_path / "run", checkpoint.save, tmp_path / "run"
-    seen = []
+    states = []
     assert train.main([*flags, "--run_dir", str(ahead), "--max_steps", "6", "--ckpt_every", "2"]) == 0
     four_steps = threading.Event()
 
     def slow(folder, snapshot, *arguments, **options):
         if snapshot.progress.step == 2:
             assert four_steps.wait(60)
-            seen.append((len(records(run)), (run / "ckpts" / "latest").exists()))
+            states.append((len(records(run)), (run / "ckpts" / "latest").exists()))
         return healthy(folder, snapshot, *arguments, **options)
 
     start = Trainer.start_step
 
-    def told(self, step):
+    def signalling(self, step):
         if step == 3:
             four_steps.set()
         return start(self, step)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    monkeypatch.setattr(Trainer, "start_step", told)
+    monkeypatch.setattr(Trainer, "start_step", signalling)
     assert train.main([*flags, "--max_steps", "6", "--ckpt_every", "2"]) == 0
-    ((recorded, moved),) = seen
+    ((recorded, moved),) = states
     assert recorded >= 3 and not moved
     for step in (2, 4, 6):
         assert state(behind / "ckpts" / f"step_{step:06d}") == state(ahead / "ckpts" / f"step_{step:06d}")
@@ -116,7 +116,7 @@ def test_a_failed_write_ends_the_run_on_the_next_step(flags, tmp_path, monkeypat
 
 
 def test_a_run_that_fails_otherwise_still_ends_with_a_whole_checkpoint(flags, tmp_path, monkeypatch):
-    """What was begun is finished before the error is told."""
+    """A checkpoint that was begun is finished before the error is reported."""
     begun, healthy, start = threading.Event(), checkpoint.save, Trainer.start_step
 
     def slow(*arguments, **options):

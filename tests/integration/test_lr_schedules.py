@@ -56,7 +56,7 @@ def test_each_network_goes_through_its_own_schedule_and_a_resume_changes_nothing
 
 
 def test_a_skipped_update_does_not_move_the_schedule(short_run, tmp_path, monkeypatch):
-    """What is counted is turns, which the step alone tells: a run that was not poisoned has the same rates."""
+    """Steps are counted, not updates that were made: a run without the bad step has the same rates."""
     healthy = updates.fake_score_loss
 
     def poisoned(run, batch):

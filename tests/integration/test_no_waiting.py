@@ -1,8 +1,8 @@
-"""Nothing in a step waits for the device; what is read a step later says and does what was said at once.
+"""Nothing in a step waits for the device, and metrics that are read a step later have the same effect.
 
-There is no GPU here. The device is "meta" instead: tensors without values, which nothing can read, so that a read
-raises; what is sent there from the host is watched. What happens to values is then tested with torch's fused AdamW on a
-CPU, whose kernel withholds an update as the GPU's does.
+The device is "meta" here, not a GPU: its tensors have no values, so that reading one raises an error, and copies from
+the host to it are watched. Effects on values are tested with torch's fused AdamW on a CPU, whose kernel skips a
+non-finite update as the GPU's does.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ def device_trainer(short_run, tmp_path, monkeypatch) -> Trainer:
 
 
 def test_nothing_in_a_step_waits_for_the_device(device_trainer):
-    """Six steps, both turns: no value is read and no copy waits; reading is where a step is finished, there alone."""
+    """Six steps of both kinds read no value, and no copy waits; only finishing a step reads."""
     with Uploads(), Makings():
         taken = [device_trainer.start_step(step) for step in range(6)]
     assert (
@@ -149,7 +149,7 @@ def test_each_way_to_wait_is_seen(device_trainer, monkeypatch, wait):
         device_trainer.start_step(0)
 
 
-def test_an_optimizer_that_cannot_skip_waits_for_the_figures(device_trainer):
+def test_an_optimizer_that_cannot_skip_waits_for_the_metrics(device_trainer):
     """The guard of the test above: without a kernel that skips, the host has to know, and reads."""
     device_trainer.trained["fake"].optimizer.param_groups[0]["fused"] = None
     with pytest.raises(NOT_READABLE):
@@ -158,7 +158,7 @@ def test_an_optimizer_that_cannot_skip_waits_for_the_figures(device_trainer):
 
 @pytest.fixture
 def lagging(short_run, tmp_path, monkeypatch) -> list[str]:
-    """Flags of runs on a CPU whose figures are read a step late, as on a GPU."""
+    """Flags of runs on a CPU whose metrics are read a step late, as on a GPU."""
     healthy = torch.optim.AdamW
 
     def fused(*arguments, **options):
@@ -190,8 +190,8 @@ def poison_step(monkeypatch, step: int) -> None:
         monkeypatch.setattr(updates, name, poisoned)
 
 
-def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monkeypatch):
-    """Every step is recorded in order, with the figures of a run that reads at once; a checkpoint has all updates."""
+def test_metrics_that_come_late_are_those_of_their_step(lagging, tmp_path, monkeypatch):
+    """Every step is recorded in order, with the metrics of a run that reads at once; a checkpoint has all updates."""
     late, at_once = tmp_path / "run", tmp_path / "at_once"
     assert train.main([*lagging, "--max_steps", "8"]) == 0
     monkeypatch.setattr(Trainer, "lag", property(lambda self: 0, lambda self, value: None), raising=False)
@@ -206,14 +206,14 @@ def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monke
 
 
 @pytest.mark.parametrize(("step", "turn"), [(2, "fake"), (5, "student"), (7, "fake")])
-def test_a_late_stop_tells_of_the_right_step(lagging, tmp_path, monkeypatch, capsys, step, turn):
-    """The step after it has begun, but the message, prompts and statistics are those of the step that failed."""
+def test_a_late_stop_names_the_right_step(lagging, tmp_path, monkeypatch, capsys, step, turn):
+    """The next step has begun, but message, prompts and statistics are those of the step that failed."""
     poison_step(monkeypatch, step)
     assert train.main([*lagging, "--max_steps", "8"]) == 1
     assert f"step {step + 1}, {turn} update: grad_norm is nan" in capsys.readouterr().err
-    told = json.loads((tmp_path / "run" / "diagnostics" / f"nonfinite_step_{step + 1:06d}.json").read_text())
-    assert told["step"] == step + 1 and told["turn"] == turn
-    (rank,) = told["ranks"]
+    diagnostic = json.loads((tmp_path / "run" / "diagnostics" / f"nonfinite_step_{step + 1:06d}.json").read_text())
+    assert diagnostic["step"] == step + 1 and diagnostic["turn"] == turn
+    (rank,) = diagnostic["ranks"]
     expected = {"student", "x0_real", "x0_fake"} if turn == "student" else {"student"}
     assert rank["latents"].keys() == expected and rank["latents"]["student"]["std"] > 0
     reference = Trainer(preflight.check(config.parse([*lagging, "--run_dir", str(tmp_path / "other")])))
@@ -235,9 +235,9 @@ def test_a_late_skip_is_counted_and_moves_nothing(lagging, tmp_path, monkeypatch
     assert progress["updates"]["student"] == (0 if step == 5 else 1)
     assert progress["updates"]["student"] + progress["updates"]["fake"] == 7
 
-    def withheld(trained, figures, norm, learning_rate, max_norm):
-        if figures.are_finite():
-            healthy(trained, figures, norm, learning_rate, max_norm)
+    def withheld(trained, metrics, norm, learning_rate, max_norm):
+        if metrics.are_finite():
+            healthy(trained, metrics, norm, learning_rate, max_norm)
 
     healthy = trainer.apply_update
     monkeypatch.setattr(trainer, "apply_update", withheld)
@@ -249,7 +249,7 @@ def test_a_late_skip_is_counted_and_moves_nothing(lagging, tmp_path, monkeypatch
 
 
 def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monkeypatch, capsys):
-    """It comes in step 3 and is read when step 4 is under way: both are finished and saved, and nothing is lost."""
+    """It comes in step 3 and is read when step 4 has begun: both are finished and saved, and nothing is lost."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train.main([*lagging, "--max_steps", "8", "--run_dir", str(whole)]) == 0
     healthy = updates.fake_score_loss
@@ -270,12 +270,12 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
 
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_a_rank_that_is_not_finite_is_known_to_all(short_run, tmp_path, run_processes, nonfinite):
-    """Sharded over two processes, figures read late: both withhold the update, and both stop or both go on."""
+    """Sharded over two processes, with metrics read late: both skip the update, and both stop or both continue."""
     run = tmp_path / "run"
     flags = [*short_run, "--run_dir", str(run), "--vis_every", "0", "--max_steps", "6", "--nonfinite", nonfinite]
     result = run_processes([str(DRIVERS / "lagging_ranks.py"), *flags], check=False)
-    told = json.loads((run / "diagnostics" / "nonfinite_step_000003.json").read_text())
-    assert [rank["rank"] for rank in told["ranks"]] == [0, 1] and len(told["ranks"][1]["prompts"]) == 2
+    diagnostic = json.loads((run / "diagnostics" / "nonfinite_step_000003.json").read_text())
+    assert [rank["rank"] for rank in diagnostic["ranks"]] == [0, 1] and len(diagnostic["ranks"][1]["prompts"]) == 2
     if nonfinite == "stop":
         assert result.stderr.count("stopped: step 3, fake update: grad_norm is nan") == 2
         return

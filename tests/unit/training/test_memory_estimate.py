@@ -102,8 +102,8 @@ def test_a_discriminator_has_a_graph_of_its_own(medium):
 def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_an_update(medium):
     """Its item stays, in the phase that needs it."""
     before, after = estimate(medium), estimate(medium, "--cache_text_embeddings", "cache", "--offload_vae")
-    gone = sizes(before)["text encoders"] + sizes(before)["autoencoder"]
-    assert before.bytes_in_phase(STUDENT) - after.bytes_in_phase(STUDENT) == gone
+    freed = sizes(before)["text encoders"] + sizes(before)["autoencoder"]
+    assert before.bytes_in_phase(STUDENT) - after.bytes_in_phase(STUDENT) == freed
     assert before.bytes_in_phase(IMAGES) > after.bytes_in_phase(IMAGES)
     assert after.bytes_in_phase(ENCODING) > sizes(before)["text encoders"]
 
@@ -211,7 +211,7 @@ def test_a_family_that_does_not_count_says_so(medium, monkeypatch):
 
 
 def test_the_scorers_item_is_what_they_load(tiny_scorers):
-    """Diversity by CLIP looks at images alone, and loads no more of the model than that."""
+    """Diversity by CLIP loads only the image tower."""
     scorers = ("div_clip", "div_dino", "pickscore", "clip_score")
     paths = check_scorer_paths(tiny_scorers, scorers)
     for name in scorers:
