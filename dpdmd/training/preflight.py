@@ -49,7 +49,7 @@ class RunSetup:
 def check(config: Config) -> RunSetup:
     """Check everything that `config` points to.
 
-    The files of a checkpoint are not read here, only their sizes: `continue_from` takes a point that was read.
+    The files of a checkpoint are not read here, only their sizes: `resume_from` takes a point that was read.
 
     Raises:
         ValueError: one line that names the flag or file and what to do.
@@ -74,7 +74,7 @@ def check(config: Config) -> RunSetup:
     return setup
 
 
-def continue_from(setup: RunSetup, point: ResumePoint) -> RunSetup:
+def resume_from(setup: RunSetup, point: ResumePoint) -> RunSetup:
     """Return `setup` with another resume point, which is checked like the first.
 
     Raises:

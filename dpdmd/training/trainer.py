@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ class Trainer:
                     self._evaluate(done, log)
             self.checkpointer.wait()
 
-    def _interrupt(self, done: int) -> None:
+    def _interrupt(self, done: int) -> NoReturn:
         """Wait for the checkpoint, then end the run on every rank with the signal that any rank received."""
         self.checkpointer.wait()
         interrupted = Interrupted(max(collectives.gather(self.accelerator, [self.signals.received])), done)
@@ -295,4 +295,4 @@ def _confirm_resume_point(setup: RunSetup, accelerator: Any) -> RunSetup:
         return setup
     wanted = setup.config.run.resume_from_checkpoint
     find = partial(resume.find, setup.folder, wanted, setup.config)
-    return preflight.continue_from(setup, collectives.call_on_main(accelerator, find))
+    return preflight.resume_from(setup, collectives.call_on_main(accelerator, find))
