@@ -1,12 +1,12 @@
-"""How long training stands still for a checkpoint: written in line, as a simple trainer does, and beside the steps.
+"""Time how long training waits for a checkpoint: written in line, as a simple trainer does, or beside the steps.
 
     python benchmarks/checkpoint_pause.py --out benchmarks/results
     python benchmarks/checkpoint_pause.py --teacher_id weights/stabilityai/stable-diffusion-3.5-medium --height 1024 ...
 
-A round is three stretches of the same number of steps, one without a checkpoint, one with one that is waited for, one
-with one that is written while the steps go on; the order changes from round to round. The pause is what the loop waits
-before its next step; the stretch, waiting for the writer at its end included, is what all of it costs. Medians over
-rounds. Flags that are not this program's own go to dpdmd.train.
+A round has three stretches of the same number of steps: one without a checkpoint, one that waits for its checkpoint,
+and one that writes its checkpoint while the steps continue. Their order changes from round to round. The pause is the
+time before the next step. The time of a stretch includes waiting for the writer at its end. Results are medians over
+rounds. Flags that are not this program's go to dpdmd.train.
 """
 
 import argparse
@@ -30,31 +30,31 @@ NONE, IN_LINE, BESIDE = "none", "in line", "beside the steps"
 
 
 class Rounds:
-    """Seconds of the pause and of the stretch, by way."""
+    """Seconds of pauses and stretches, by the kind of checkpoint."""
 
     def __init__(self, trainer: Trainer, steps: int):
         self.trainer, self.steps, self.step = trainer, steps, 0
-        self.pauses: dict[str, list[float]] = {way: [] for way in (NONE, IN_LINE, BESIDE)}
-        self.stretches: dict[str, list[float]] = {way: [] for way in (NONE, IN_LINE, BESIDE)}
+        self.pauses: dict[str, list[float]] = {kind: [] for kind in (NONE, IN_LINE, BESIDE)}
+        self.stretches: dict[str, list[float]] = {kind: [] for kind in (NONE, IN_LINE, BESIDE)}
 
     def now(self) -> float:
         if self.trainer.accelerator.device.type == "cuda":
             torch.cuda.synchronize(self.trainer.accelerator.device)
         return time.perf_counter()
 
-    def stretch(self, way: str) -> None:
+    def stretch(self, kind: str) -> None:
         started = self.now()
-        if way != NONE:
-            self.trainer.saving.save(self.step)
-        if way == IN_LINE:
-            self.trainer.saving.wait()
+        if kind != NONE:
+            self.trainer.checkpointer.save(self.step)
+        if kind == IN_LINE:
+            self.trainer.checkpointer.wait()
         paused = self.now()
         for _ in range(self.steps):
             self.trainer.take_step(self.step)
             self.step += 1
-        self.trainer.saving.wait()
-        self.pauses[way].append(paused - started)
-        self.stretches[way].append(self.now() - started)
+        self.trainer.checkpointer.wait()
+        self.pauses[kind].append(paused - started)
+        self.stretches[kind].append(self.now() - started)
 
     def forget(self) -> None:
         for seconds in (*self.pauses.values(), *self.stretches.values()):
@@ -62,7 +62,7 @@ class Rounds:
 
 
 def size_gb(folder: Path) -> float:
-    """Bytes of a checkpoint's own files."""
+    """Return the size of a checkpoint's own files in GB."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()) / 1e9
 
 
@@ -77,12 +77,12 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(dir=own.work))
     try:
         trainer = make_trainer([*flags, "--checkpoints_total_limit", "2"], work / "run")
-        rounds, ways = Rounds(trainer, own.steps), [NONE, IN_LINE, BESIDE]
-        for turn in range(own.rounds + 1):
-            if turn == 1:
-                rounds.forget()  # libraries warm up in the first
-            for way in (*ways[turn % 3 :], *ways[: turn % 3]):
-                rounds.stretch(way)
+        rounds, kinds = Rounds(trainer, own.steps), [NONE, IN_LINE, BESIDE]
+        for number in range(own.rounds + 1):
+            if number == 1:
+                rounds.forget()  # the first round warms up the libraries
+            for kind in (*kinds[number % 3 :], *kinds[: number % 3]):
+                rounds.stretch(kind)
         size = size_gb(trainer.folder.latest())
     finally:
         shutil.rmtree(work)
@@ -90,7 +90,7 @@ def main() -> None:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     lines = [
-        f"# How long training stands still for a checkpoint ({date})",
+        f"# How long training waits for a checkpoint ({date})",
         "",
         f"`{' '.join(['python', *sys.argv])}`",
         "",
@@ -100,10 +100,10 @@ def main() -> None:
         "| checkpoint | pause, s | least and most | stretch, s | least and most |",
         "|---|---|---|---|---|",
     ]
-    for way in ways:
-        pause, stretch = rounds.pauses[way], rounds.stretches[way]
+    for kind in kinds:
+        pause, stretch = rounds.pauses[kind], rounds.stretches[kind]
         lines.append(
-            f"| {way} | {statistics.median(pause):.3f} | {min(pause):.3f}, {max(pause):.3f} | "
+            f"| {kind} | {statistics.median(pause):.3f} | {min(pause):.3f}, {max(pause):.3f} | "
             f"{statistics.median(stretch):.2f} | {min(stretch):.2f}, {max(stretch):.2f} |"
         )
     write_text(own.out / f"{date}_checkpoint_pause.md", "\n".join(lines) + "\n")

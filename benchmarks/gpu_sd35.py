@@ -134,7 +134,7 @@ def measure(trainer: Trainer, cycles: int, flops: float | None, compiled: bool) 
         cycle_seconds=(length - 1) * fake + student,
         cycle_flops=flops if compiled else float(counter.get_total_flops()),
         peak=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        planned=max(trainer.plan.memory.of_phase(turn) for turn in (FAKE, STUDENT)) - CONTEXT,
+        planned=max(trainer.setup.memory.bytes_in_phase(turn) for turn in (FAKE, STUDENT)) - CONTEXT,
     )
 
 

@@ -1,10 +1,10 @@
-"""What autograd keeps of SD3.5-Medium's own turns at 1024 x 1024, beside the plan: no GPU, no weights, no memory.
+"""Count the memory of SD3.5-Medium's updates at 1024 x 1024, beside the estimate: no GPU, no weights, no memory.
 
     python benchmarks/memory_count.py --out benchmarks/results
 
-The turns run on tensors that have shapes but no data (FakeTensorMode), and every storage is counted while it lives.
+The updates run on tensors with shapes but no data (FakeTensorMode), and every storage is counted while it lives.
 Operators are the CPU's, with CUDA's rule that autocast computes LayerNorm in fp32; their attention keeps what a flash
-kernel keeps. Not counted: optimizers, text encoders, and what libraries and the allocator take of their own.
+kernel keeps. Not counted: optimizers, text encoders, and the memory of libraries and the allocator.
 """
 
 import argparse
@@ -48,37 +48,37 @@ TEXT_TOKENS = 77 + 256
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of the storages that operators make, from their making to their end; `known` are not counted."""
+    """Counts the bytes of storages that operators create, while they live; the storages of `known` are not counted."""
 
     def __init__(self, known: list[torch.Tensor]):
         super().__init__()
         self.now = self.peak = 0
-        self.seen = {tensor.untyped_storage()._cdata: (0, None) for tensor in known}
+        self.sizes = {tensor.untyped_storage()._cdata: (0, None) for tensor in known}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage())
+                self._add(tensor.untyped_storage())
         return out
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self.seen:
+        if key in self.sizes:
             return
 
         def end(_: object) -> None:
-            self.seen.pop(key, None)
+            self.sizes.pop(key, None)
             self.now -= size
 
-        self.seen[key] = (size, weakref.ref(storage, end))
+        self.sizes[key] = (size, weakref.ref(storage, end))
         self.now += size
         self.peak = max(self.peak, self.now)
 
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """CUDA's autocast computes LayerNorm in fp32, the CPU's does not."""
+    """Compute LayerNorm in fp32 under autocast, as on CUDA and unlike on a CPU."""
     ours = F.layer_norm
     F.layer_norm = lambda x, *given, **named: ours(
         x.float() if torch.is_autocast_enabled("cpu") else x, *given, **named
@@ -90,7 +90,7 @@ def as_on_cuda() -> Iterator[None]:
 
 
 def kept_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
-    """Bytes of the unique storages that autograd keeps from `call`, the network's own left out."""
+    """Return the bytes of the unique storages that autograd keeps from `call`, without those of the network."""
     own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -106,19 +106,19 @@ def kept_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def networks(examined: config.Config) -> Networks:
-    """The three networks as `load_networks` makes them, without data."""
-    bf16 = torch.bfloat16 if examined.optim.bf16 else torch.float32
+def networks(settings: config.Config) -> Networks:
+    """Build the three networks like `load_networks`, without data."""
+    bf16 = torch.bfloat16 if settings.optim.bf16 else torch.float32
     teacher = _make(bf16).requires_grad_(False)
-    if pair := adapters(examined.model):
+    if pair := adapters(settings.model):
         # peft moves new layers to their base's device and type; tensors without data cannot be moved in place.
         with patch.object(nn.Module, "to", lambda module, *_, **__: module):
             made = Networks(*lora.share(teacher, pair.student, pair.fake, 0))
     else:
         made = Networks(teacher, _make(torch.float32), _make(torch.float32))
-    if examined.optim.gradient_checkpointing:
+    if settings.optim.gradient_checkpointing:
         for network in (made.student, made.fake):
-            recompute_blocks(network, SD35(torch.device("cpu"), bf16), examined.optim.recomputed_blocks)
+            recompute_blocks(network, SD35(torch.device("cpu"), bf16), settings.optim.recomputed_blocks)
     return made
 
 
@@ -131,46 +131,46 @@ def _make(dtype: torch.dtype) -> nn.Module:
         torch.set_default_dtype(before)
 
 
-def count_turns(examined: config.Config) -> dict[str, int]:
-    """Phase -> the most that lives at a time in such a turn, its backward pass included, beside the weights."""
-    optim, schedule, found = examined.optim, FlowSchedule(3.0), {}
+def count_updates(settings: config.Config) -> dict[str, int]:
+    """Return for each phase the most that lives at a time beside the weights, backward pass included."""
+    optim, schedule, found = settings.optim, FlowSchedule(3.0), {}
     dtype = torch.bfloat16 if optim.bf16 else torch.float32
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
-        made = networks(examined)
+        made = networks(settings)
         text = TextEmbedding(
             torch.empty(optim.batch_size, TEXT_TOKENS, 4096, dtype=dtype),
             torch.empty(optim.batch_size, 2048, dtype=dtype),
         )
         run = DistillationContext(
-            config=examined.method,
+            config=settings.method,
             family=SD35(torch.device("cpu"), dtype),
             schedule=schedule,
             networks=made,
             student_forward=made.student,
             fake_forward=made.fake,
             null=TextEmbedding(text.context[:1], text.pooled[:1]),
-            latent_shape=(16, examined.data.height // 8, examined.data.width // 8),
+            latent_shape=(16, settings.data.height // 8, settings.data.width // 8),
             seed=0,
-            **DistillationContext.grids(examined.method, schedule, torch.device("cpu")),
+            **DistillationContext.grids(settings.method, schedule, torch.device("cpu")),
         )
         batch = MicroBatch(text, 0, range(optim.batch_size), 0)
         everything = [made.teacher, made.student, made.fake]
-        if examined.model.lora_rank:
+        if settings.model.lora_rank:
             everything.append(made.teacher.base.network)
         known = [tensor for network in everything for tensor in [*network.parameters(), *network.buffers()]]
-        for phase, turn in ((FAKE, updates.fake_score_loss), (STUDENT, updates.student_loss)):
+        for phase, loss in ((FAKE, updates.fake_score_loss), (STUDENT, updates.student_loss)):
             with LiveStorages(known) as live:
-                turn(run, batch).loss.backward()
+                loss(run, batch).loss.backward()
             found[phase] = live.peak
             for tensor in known:
                 tensor.grad = None
     return found
 
 
-def planned_turns(examined: config.Config) -> dict[str, int]:
-    """The same by the plan: its rows without weights, optimizers and what is loaded beside."""
-    plan = estimate_memory(examined, EvalSetup([], {}, ""), Topology())
-    return {phase: sum(row.bytes for row in plan.rows if row.phases == (phase,)) for phase in (FAKE, STUDENT)}
+def estimate_updates(settings: config.Config) -> dict[str, int]:
+    """Return the same by the estimate: its items without weights, optimizers and other models."""
+    estimate = estimate_memory(settings, EvalSetup([], {}, ""), Topology())
+    return {phase: sum(item.bytes for item in estimate.items if item.phases == (phase,)) for phase in (FAKE, STUDENT)}
 
 
 CASES = {
@@ -183,17 +183,17 @@ CASES = {
 
 
 def write_results(out: Path, rows: list[tuple[str, int, str, int, int]], command: str) -> str:
-    """Write the table and its figures; returns the table."""
+    """Write the table and its numbers; return the table."""
     date = datetime.date.today().isoformat()
     used = ", ".join(f"{package} {version}" for package, version in versions().items())
     lines = [
-        f"# SD3.5-Medium's turns at 1024 x 1024, bf16: live storages beside the plan ({date})",
+        f"# SD3.5-Medium's updates at 1024 x 1024, bf16: live storages beside the estimate ({date})",
         "",
         f"`{command}`",
         "",
         f"Counted without a GPU (see the program's head); {used}",
         "",
-        "| trained | batch | turn | most alive beside weights, GB | plan, GB | plan / counted |",
+        "| trained | batch | update | most alive beside weights, GB | estimate, GB | estimate / counted |",
         "|---|---|---|---|---|---|",
         *(f"| {n} | {b} | {p} | {c / 1e9:.2f} | {q / 1e9:.2f} | {q / c:.2f} |" for n, b, p, c, q in rows),
     ]
@@ -215,9 +215,9 @@ def main() -> None:
         # One step to the anchor: further ones take no more memory, and minutes.
         common = ["--teacher_id", f"{work}/sd35", "--bf16", "--k_anchor", "1"]
         for name, batch in product(args.cases, args.batch_sizes):
-            examined = config.parse([*common, "--batch_size", str(batch), *CASES[name]])
-            counted, planned = count_turns(examined), planned_turns(examined)
-            rows += [(name, batch, phase, counted[phase], planned[phase]) for phase in counted]
+            settings = config.parse([*common, "--batch_size", str(batch), *CASES[name]])
+            counted, estimated = count_updates(settings), estimate_updates(settings)
+            rows += [(name, batch, phase, counted[phase], estimated[phase]) for phase in counted]
             table = write_results(args.out, rows, " ".join(["python", *sys.argv]))
     sys.stdout.write(table)
 

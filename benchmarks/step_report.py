@@ -1,28 +1,29 @@
-"""What benchmarks/train_step.py measured, as ratios with intervals and as a dated page."""
+"""The results of benchmarks/train_step.py as tables, and as ratios with intervals."""
 
 import statistics
 from dataclasses import dataclass
 
 import numpy as np
-import release_way
+import release_training
 
-FLOOR, OURS, RELEASE = "bare network calls", "dpdmd.train", "the release's way"
+FLOOR, OURS, RELEASE = "bare network calls", "dpdmd.train", "the release"
 EVALUATION, TEACHER, SAVING = "evaluation, dpdmd.train", "teacher's row, dpdmd.train", "checkpoint, dpdmd.train"
-RELEASE_EVALUATION = "evaluation, the release's way"
-IN_CYCLE = ("fake turns, calls", "student turn, calls", "AdamW", "norm and clipping", "text, once a step", "noise")
+RELEASE_EVALUATION = "evaluation, the release"
+FAKE_CALLS, STUDENT_CALLS = "fake-score updates, calls", "student update, calls"
+IN_CYCLE = (FAKE_CALLS, STUDENT_CALLS, "AdamW", "norm and clipping", "text, once a step", "noise")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of one machine.
+    """The measurements on one machine.
 
     Attributes:
-        seconds: of each turn of each way and part, by name.
-        variants: names of our own ways, the plain one first.
-        cycle_flops: of a plain cycle, as torch counts them.
-        matrix_rate: FLOPs a second of a matrix product.
+        seconds: of each round of each variant and part, by name.
+        variants: names of our variants, the one without further flags first.
+        cycle_flops: FLOPs of a cycle without further flags, as torch counts them.
+        matrix_rate: FLOPs per second of a matrix product.
         cycle_length, total_steps, eval_every: in steps.
-        images, release_pictures: of an evaluation.
+        images, release_images: of one evaluation.
     """
 
     seconds: dict[str, list[float]]
@@ -41,13 +42,13 @@ class Measured:
         return statistics.median(self.seconds[name])
 
     def ratio(self, above: str, below: str) -> str:
-        """Median of the turns' ratios, with a 95% bootstrap interval over the turns."""
+        """Return the median of the rounds' ratios, with a 95% bootstrap interval over the rounds."""
         ratios = np.array(self.seconds[above]) / np.array(self.seconds[below])
         picks = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
         return f"{np.median(ratios):.2f} {_interval(np.median(ratios[picks], axis=1))}"
 
     def whole_run(self, ours: str, release_eval_every: int) -> str:
-        """The release's run to ours, of medians; the turns of every part are drawn anew, each part by itself."""
+        """Return the ratio of the release's run to ours, by medians; the bootstrap resamples each part's rounds."""
         draw = np.random.default_rng(0)
 
         def median(name: str) -> np.ndarray:
@@ -70,7 +71,7 @@ def _interval(found: np.ndarray) -> str:
 
 
 def cycle_lines(found: Measured) -> list[str]:
-    """The table of a cycle, and its ratios."""
+    """Return the table of a cycle, and its ratios."""
     rest = found.median(OURS) - sum(found.median(name) for name in IN_CYCLE)
     reached = found.cycle_flops / found.median(OURS)
     memory = "allocated on the device" if found.on_cuda else "the process's resident set"
@@ -79,20 +80,20 @@ def cycle_lines(found: Measured) -> list[str]:
         "|---|---|",
         *(f"| {name} | {found.median(name):.3f} |" for name in (FLOOR, RELEASE, *found.variants)),
         *(f"| of {OURS}: {name} | {found.median(name):.3f} |" for name in IN_CYCLE),
-        f"| of {OURS}: what is left, as losses and records | {rest:.3f} |",
+        f"| of {OURS}: the rest, such as losses and records | {rest:.3f} |",
         "",
         f"- {OURS} to the floor: {found.ratio(OURS, FLOOR)}",
-        *(f"- the release's way to {name}: {found.ratio(RELEASE, name)}" for name in found.variants),
+        *(f"- {RELEASE} to {name}: {found.ratio(RELEASE, name)}" for name in found.variants),
         *(f"- {OURS} to {name}: {found.ratio(OURS, name)}" for name in found.variants[1:]),
         f"- {found.cycle_flops / 1e9:.1f} GFLOP a cycle of {OURS} as torch counts them, {reached / 1e9:.1f} GFLOP/s: "
         f"MFU {reached / found.matrix_rate:.1%} of a matrix product's {found.matrix_rate / 1e9:.1f} GFLOP/s",
-        f"- peak memory {found.peak_gb:.2f} GB, {memory}: all ways' networks, and the scorers",
+        f"- peak memory {found.peak_gb:.2f} GB, {memory}: the networks of all variants, and the scorers",
     ]
 
 
 def run_lines(found: Measured) -> list[str]:
-    """The table of what a run has beside its cycles, and a whole run's ratios."""
-    every, count = release_way.EVAL_EVERY, found.num_checkpoints
+    """Return the table of what a run has beside its cycles, and the ratios of a whole run."""
+    every, count = release_training.EVAL_EVERY, found.num_checkpoints
     rows = [
         (EVALUATION, count + 1, found.images),
         (TEACHER, 1, found.images),
@@ -105,8 +106,8 @@ def run_lines(found: Measured) -> list[str]:
         *(f"| {name} | {found.median(name):.2f} | {times} | {images} |" for name, times, images in rows),
         "",
         *(
-            f"- a run the release's way to one by {name}: {found.whole_run(name, every)}; "
-            f"if it evaluated as seldom as ours: {found.whole_run(name, found.eval_every)}"
+            f"- a whole run, {RELEASE} to {name}: {found.whole_run(name, every)}; "
+            f"if the release evaluated as seldom as ours: {found.whole_run(name, found.eval_every)}"
             for name in found.variants
         ),
     ]

@@ -1,12 +1,12 @@
-"""How soon a small-world run is as good as it gets: oracle metrics of every checkpoint, for several ways to train.
+"""Measure after how many steps a small-world run reaches its final quality, for several sets of flags.
 
     python benchmarks/time_to_result.py --way "as it is:" --way "coarse anchor:--anchor_steps 4"
 
-Each way is `scripts/configs/tiny.yaml` with further flags, without evaluation in the loop: one core a run, a checkpoint
-every --every steps. A metric's final value is its mean over the last quarter of the checkpoints; the result is there at
-the first checkpoint from which on accuracy, entropy, coverage and spread, each as the mean of it and the next, are all
-at 95% of theirs. Minutes are those of the steps alone, as metrics.jsonl has them. What is trained or measured already
-is kept.
+Each --way is `scripts/configs/tiny.yaml` with further flags, without evaluation in the loop. A run uses one core and
+saves a checkpoint every --every steps, which the oracle measures. A metric's final value is its mean over the last
+quarter of the checkpoints. The result is reached at the first checkpoint from which accuracy, entropy, coverage and
+spread, each averaged with the next checkpoint, all stay at 95% of their final values. Minutes count only steps, from
+metrics.jsonl. Runs and measurements that exist already are used again.
 """
 
 import argparse
@@ -28,18 +28,18 @@ from dpdmd.shapes.measure import COLUMNS
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.versions import versions
 
-JUDGED = ("accuracy", "entropy", "coverage", "spread")
+METRICS = ("accuracy", "entropy", "coverage", "spread")
 CONFIG = Path("scripts/configs/tiny.yaml")
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One run's metrics over its checkpoints.
+    """One run's metrics over its C checkpoints.
 
     Attributes:
-        steps: of the checkpoints, [C].
-        minutes: of training up to each, [C].
-        metrics: name -> its value at each, [C].
+        steps: [C].
+        minutes: of training up to each checkpoint, [C].
+        metrics: name -> values, [C].
     """
 
     steps: np.ndarray
@@ -50,9 +50,9 @@ class Trajectory:
         return float(self.metrics[name][-max(1, len(self.steps) // 4) :].mean())
 
     def arrival(self, share: float = 0.95) -> int:
-        """Index of the first checkpoint from which on every judged metric stays at `share` of its final value."""
+        """Return the index of the first checkpoint from which every metric stays at `share` of its final value."""
         good = np.ones(len(self.steps), dtype=bool)
-        for name in JUDGED:
+        for name in METRICS:
             values = self.metrics[name]
             smooth = (values + np.append(values[1:], values[-1])) / 2
             good &= smooth >= share * self.final(name)
@@ -67,7 +67,7 @@ def run(command: list[str], log: Path) -> None:
 
 
 def without_scorers(root: Path) -> Path:
-    """The small world's configuration, training alone."""
+    """Write the small world's configuration without evaluation, and return its path."""
     values = yaml.safe_load(CONFIG.read_text())
     values["eval"] = {}
     path = root / "training.yaml"
@@ -76,16 +76,16 @@ def without_scorers(root: Path) -> Path:
 
 
 def trajectory(root: Path, name: str, flags: list[str], seed: int, every: int, num_seeds: int) -> Trajectory:
-    """Train, measure every checkpoint, and read both back."""
-    folder, figures = root / f"{name}_{seed}", root / f"{name}_{seed}.json"
-    if not figures.exists():
+    """Train, measure every checkpoint, and read the results."""
+    folder, measured = root / f"{name}_{seed}", root / f"{name}_{seed}.json"
+    if not measured.exists():
         command = [sys.executable, "-m", "dpdmd.train", "--config", str(root / "training.yaml"), "--seed", str(seed)]
         command += ["--vis_every", "0", "--ckpt_every", str(every), "--report_to", "none", "--run_dir", str(folder)]
         run([*command, "--resume_from_checkpoint", "latest", *flags], root / f"{name}_{seed}.log")
         models = [str(path) for path in RunFolder.of(folder).checkpoints()]
-        command = [sys.executable, "-m", "dpdmd.shapes.measure", "--model", *models, "--out", str(figures)]
+        command = [sys.executable, "-m", "dpdmd.shapes.measure", "--model", *models, "--out", str(measured)]
         run([*command, "--num_seeds", str(num_seeds)], root / f"{name}_{seed}.log")
-    rows = [row["mean"] for row in json.loads(figures.read_text()).values()]
+    rows = [row["mean"] for row in json.loads(measured.read_text()).values()]
     steps = np.array([int(path.name.rpartition("_")[2]) for path in RunFolder.of(folder).checkpoints()])
     records = [json.loads(line) for line in RunFolder.of(folder).metrics.read_text().splitlines()]
     minutes = np.cumsum([record["seconds"] for record in records]) / 60
@@ -94,7 +94,9 @@ def trajectory(root: Path, name: str, flags: list[str], seed: int, every: int, n
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--way", action="append", required=True, metavar="NAME:FLAGS", help="may be given often")
+    parser.add_argument(
+        "--way", action="append", required=True, metavar="NAME:FLAGS", help="a variant; may be repeated"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training")
     parser.add_argument("--every", type=int, default=60, help="steps between checkpoints")
     parser.add_argument("--num_seeds", type=int, default=32, help="images a prompt")
@@ -102,14 +104,14 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("outputs/time_to_result"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    ways = {name: flags.split() for name, _, flags in (way.partition(":") for way in args.way)}
+    variants = {name: flags.split() for name, _, flags in (each.partition(":") for each in args.way)}
     without_scorers(args.root)
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = {
             (name, seed): pool.submit(
                 trajectory, args.root, name.replace(" ", "_"), flags, seed, args.every, args.num_seeds
             )
-            for name, flags in ways.items()
+            for name, flags in variants.items()
             for seed in args.seeds
         }
         found = {key: job.result() for key, job in jobs.items()}
@@ -123,7 +125,7 @@ def main() -> None:
         f"A checkpoint every {args.every} steps, 16 prompts x {args.num_seeds} seeds each; {os.cpu_count()} cores, "
         f"{args.jobs} runs at a time; {used}",
         "",
-        "| way | flags | seed | steps to 95% | minutes | of steps | "
+        "| name | flags | seed | steps to 95% | minutes | of steps | "
         + " | ".join(f"final {name}" for name in COLUMNS)
         + " |",
         "|---|---|---|---|---|---|" + "---|" * len(COLUMNS),
@@ -132,7 +134,7 @@ def main() -> None:
         at = track.arrival()
         there = (str(track.steps[at]), f"{track.minutes[at]:.1f}") if at < len(track.steps) else ("not reached", "")
         finals = " | ".join(f"{track.final(column):.3f}" for column in COLUMNS)
-        flags = f"`{' '.join(ways[name])}`" if ways[name] else ""
+        flags = f"`{' '.join(variants[name])}`" if variants[name] else ""
         lines.append(f"| {name} | {flags} | {seed} | {there[0]} | {there[1]} | {track.steps[-1]} | {finals} |")
     write_text(args.out / f"{date}_time_to_result.md", "\n".join(lines) + "\n")
     values = {

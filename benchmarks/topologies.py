@@ -1,9 +1,9 @@
-"""One trajectory in every topology: one process, accumulation, DDP, FSDP2 with a sharded teacher, and resumed across.
+"""Compare one trajectory in every topology: one process, accumulation, DDP, FSDP2 with a sharded teacher, and resumes.
 
     python benchmarks/topologies.py --out benchmarks/results
 
-All runs take the same prompts and noises, so that losses, gradient norms (clipped) and weights differ by the order of
-fp32 sums alone. FSDP2 runs on CPU processes through tests/processes/drivers/fsdp_cpu.py.
+All runs use the same prompts and noises, so losses, gradient norms (clipped) and weights differ only by the order of
+fp32 sums. FSDP2 runs on CPU processes through tests/processes/drivers/fsdp_cpu.py.
 """
 
 import argparse
@@ -50,9 +50,9 @@ def launch(program: list[str], processes: int, flags: list[str]) -> None:
 
 
 def run_all(work: Path, common: list[str]) -> dict[str, RunFolder]:
-    """Every topology's run."""
+    """Run every topology."""
     length = ["--max_steps", str(STEPS), "--ckpt_every", str(MIDDLE), "--vis_every", "0", "--eval_every", str(STEPS)]
-    # A norm that is exceeded in every step: clipping by a part of the norm would show.
+    # Every step exceeds this norm, so clipping by only a part of the norm would show.
     common = [*common, *length, "--max_grad_norm", "0.05"]
     whole = {
         REFERENCE: (TRAIN, 1, ["--batch_size", "4"]),
@@ -81,7 +81,7 @@ def run_all(work: Path, common: list[str]) -> dict[str, RunFolder]:
 
 
 def compare(folder: RunFolder, reference: RunFolder) -> dict[str, float]:
-    """How far a run is from the reference."""
+    """Return the largest differences of a run from the reference."""
     ours, theirs = ([json.loads(line) for line in run.metrics.read_text().splitlines()] for run in (folder, reference))
     relative = {"loss": 0.0, "grad_norm": 0.0, "score": 0.0}
     for mine, other in zip(ours, theirs, strict=True):

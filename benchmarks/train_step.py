@@ -1,20 +1,20 @@
-"""A cycle of training (5 fake turns, 1 student turn) and a whole run, against their floor and the release's way.
+"""Time a cycle of training (5 fake-score updates, 1 student update) and a whole run, against a floor and the release.
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py --out benchmarks/results
     python benchmarks/train_step.py --teacher_id weights/stabilityai/stable-diffusion-3.5-medium --height 1024 ...
 
-Floor: the bare network calls that the method needs, on tensors that are there already. A fake turn: 4 student calls,
-unless it shares a roll-out, and the fake score with gradient; the student's: 2 teacher calls a step to the anchor, 4
-student calls with gradient, 2 + 1 for the scores. The release's way: benchmarks/release_way.py says all that it
-includes. The ways take turns in one process; a ratio is the median of the turns' ratios, with a 95% bootstrap interval.
-On a CPU time is the process's own processor time, so that other work on the machine does not count (nor does waiting
-for the disk, which favours the release's way).
+Floor: only the network calls that the method needs, on tensors that exist already. A fake-score update has 4 student
+calls, unless it shares a roll-out, and one call of the fake score with gradient. A student update has 2 teacher calls
+for each step to the anchor, 4 student calls with gradient, and 2 + 1 calls for the scores. The release's training is
+described in benchmarks/release_training.py. The variants alternate in one process. A ratio is the median of the rounds'
+ratios, with a 95% bootstrap interval. On a CPU, time is the processor time of the process, so other work on the machine
+does not count. Nor does waiting for the disk, which favours the release.
 
-A whole run is put together of the measured parts, for --max_steps: ours evaluates as configured and before the first
-step, saves all state each time, and scores the teacher once; the release's way evaluates every 100 steps as its script
-says, with half as many network calls as those 100 steps train with (release_way.EVAL_SHARE); its weights are saved
-with each evaluation. A second figure lets it evaluate as seldom as ours. Flags that are not this
-program's own go to dpdmd.train; without the scorers' paths there is no whole run.
+A whole run of --max_steps is composed of the measured parts. Ours evaluates as configured and before the first step,
+saves all state each time, and scores the teacher once. The release evaluates every 100 steps, as its script says, with
+half as many network calls as it needs to train those 100 steps (release_training.EVAL_SHARE), and saves its weights
+with each evaluation. A second ratio assumes that it evaluates as seldom as ours. Flags that are not this program's go
+to dpdmd.train; without scorers there is no whole run.
 """
 
 import argparse
@@ -30,15 +30,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import release_way
+import release_training
 import torch
 from step_report import (
     EVALUATION,
+    FAKE_CALLS,
     FLOOR,
     OURS,
     RELEASE,
     RELEASE_EVALUATION,
     SAVING,
+    STUDENT_CALLS,
     TEACHER,
     Measured,
     cycle_lines,
@@ -64,20 +66,20 @@ SCORERS = ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick
 
 
 def make_trainer(flags: list[str], run_dir: Path, *, evaluates: bool = False) -> Trainer:
-    examined = config.parse(flags)
-    run = examined.run
+    settings = config.parse(flags)
+    run = settings.run
     run.run_dir, run.report_to, run.vis_every, run.resume_from_checkpoint = str(run_dir), "none", 0, None
-    examined.method.fake_head_start = 0  # cycles are what is measured
+    settings.method.fake_head_start = 0  # cycles are what is measured
     if not evaluates:
         for name in SCORERS:
-            setattr(examined.eval, name, None)
-        examined.eval.ir_model_path = examined.eval.ir_med_config = None
-    return Trainer(preflight.check(examined))
+            setattr(settings.eval, name, None)
+        settings.eval.ir_model_path = settings.eval.ir_med_config = None
+    return Trainer(preflight.check(settings))
 
 
 @dataclass
 class Clock:
-    """Seconds of the parts of a cycle; waits for the device around each."""
+    """Seconds of each part of a cycle; waits for the device before and after."""
 
     device: torch.device
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Clock:
 
 
 class Floor:
-    """The calls of one cycle and nothing else: no text, no draws, no optimizer, no records."""
+    """The network calls of one cycle: no text, no draws, no optimizer, no records."""
 
     def __init__(self, trainer: Trainer):
         run = self.run = trainer.run
@@ -103,8 +105,8 @@ class Floor:
         self.eps = run.start_noise(self.batch)
         self.z_t, self.sigma, self.noise = run.score_input(self.batch, self.eps)
 
-    def fake_turn(self, *, shared: bool) -> None:
-        """`shared`: on the roll-out of the turn before."""
+    def fake_update(self, *, shared: bool) -> None:
+        """Run one fake-score update; `shared` uses the roll-out of the update before."""
         run, text = self.run, self.batch.text
         with torch.no_grad():
             if not shared:
@@ -112,7 +114,7 @@ class Floor:
         run.family.bind(run.fake_forward, text)(self.z_t, self.sigma).mean().backward()
         self._forget(run.networks.fake)
 
-    def student_turn(self) -> None:
+    def student_update(self) -> None:
         run, text = self.run, self.batch.text
         teacher = run.teacher(text)
         student = run.family.bind(run.student_forward, text)
@@ -135,8 +137,8 @@ class Floor:
     def cycle(self, clock: Clock) -> None:
         steps = range(self.run.config.per_train_fake_num)
         shared = [update_schedule.rollout_step(step, self.run.config) != step for step in steps]
-        clock.time("fake turns, calls", lambda: [self.fake_turn(shared=one) for one in shared])
-        clock.time("student turn, calls", self.student_turn)
+        clock.time(FAKE_CALLS, lambda: [self.fake_update(shared=one) for one in shared])
+        clock.time(STUDENT_CALLS, self.student_update)
 
 
 def our_cycle(trainer: Trainer, first: int, log: RunLog) -> None:
@@ -145,21 +147,21 @@ def our_cycle(trainer: Trainer, first: int, log: RunLog) -> None:
 
 
 def parts(trainer: Trainer, clock: Clock) -> None:
-    """What a cycle needs beside the calls; the weights stay as they are."""
+    """Time what a cycle needs beside network calls; the weights do not change."""
     cycle = trainer.config.method.per_train_fake_num + 1
     clock.time("text, once a step", lambda: [trainer.micro_batches(step) for step in range(cycle)])
     batch = trainer.micro_batches(0)[0]
     clock.time("noise", lambda: [trainer.run.start_noise(batch) for _ in range(2 * cycle)])
-    turns = [trainer.trained[FAKE]] * (cycle - 1) + [trainer.trained[STUDENT]]
+    trained_in_cycle = [trainer.trained[FAKE]] * (cycle - 1) + [trainer.trained[STUDENT]]
     for trained in trainer.trained.values():
         for parameter in trained.parameters:
             parameter.grad = torch.zeros_like(parameter)
-    clock.time("norm and clipping", lambda: [clip(trained.parameters) for trained in turns])
+    clock.time("norm and clipping", lambda: [clip(trained.parameters) for trained in trained_in_cycle])
     groups = [group for trained in trainer.trained.values() for group in trained.optimizer.param_groups]
     rates = [group["lr"] for group in groups]
     for group in groups:
         group["lr"] = 0.0
-    clock.time("AdamW", lambda: [trained.optimizer.step() for trained in turns])
+    clock.time("AdamW", lambda: [trained.optimizer.step() for trained in trained_in_cycle])
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
     for trained in trainer.trained.values():
@@ -171,24 +173,24 @@ def clip(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def save(trainer: Trainer, step: int) -> None:
-    trainer.saving.save(step)
-    trainer.saving.wait()
+    trainer.checkpointer.save(step)
+    trainer.checkpointer.wait()
 
 
 def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Path, count: int) -> None:
-    """`count` evaluations of each way in turn; the teacher's row is scored by the first of ours."""
+    """Time `count` evaluations of both; our first one also scores the teacher."""
     clock.time(TEACHER, lambda: trainer.evaluation.evaluate(0))
-    for turn in range(count):
-        clock.time(EVALUATION, lambda turn=turn: trainer.evaluation.evaluate(turn + 1))
-        clock.time(SAVING, lambda turn=turn: save(trainer, turn + 1))
+    for step in range(1, count + 1):
+        clock.time(EVALUATION, lambda step=step: trainer.evaluation.evaluate(step))
+        clock.time(SAVING, lambda step=step: save(trainer, step))
         clock.time(
-            RELEASE_EVALUATION, lambda: release_way.evaluate(trainer, files, trainer.plan.evaluation.paths, work)
+            RELEASE_EVALUATION, lambda: release_training.evaluate(trainer, files, trainer.setup.evaluation.paths, work)
         )
     clock.seconds[TEACHER] = [max(0.0, clock.seconds[TEACHER][0] - statistics.median(clock.seconds[EVALUATION]))]
 
 
 def calls_a_cycle(method: options.MethodConfig) -> int:
-    """Network calls a sample, forward ones; a backward pass counts two."""
+    """Return the network calls of a cycle for each sample; a backward pass counts as two forward calls."""
     steps, fake = method.stu_inference_steps, method.per_train_fake_num
     anchor = 2 * (method.anchor_steps or method.k_anchor) if method.method == "dpdmd" else 0
     rollouts = sum(update_schedule.rollout_step(step, method) == step for step in range(fake))
@@ -196,7 +198,7 @@ def calls_a_cycle(method: options.MethodConfig) -> int:
 
 
 def matrix_rate(clock: Clock, dtype: torch.dtype) -> float:
-    """FLOPs a second of a matrix product, the best of twenty: the peak that MFU is measured against."""
+    """Return the FLOPs per second of a matrix product, the best of twenty: the peak for MFU."""
     size = 8192 if clock.device.type == "cuda" else 1024
     a = torch.randn(size, size, device=clock.device, dtype=dtype)
     probe = Clock(clock.device)
@@ -206,7 +208,7 @@ def matrix_rate(clock: Clock, dtype: torch.dtype) -> float:
 
 
 def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trainer, Measured]:
-    """All turns of all ways."""
+    """Run all rounds of all variants."""
     trainer = make_trainer(flags, work / "run", evaluates=True)
     other = make_trainer([*flags, *shlex.split(own.against)], work / "other") if own.against else None
     settings, clock = trainer.config, Clock(trainer.accelerator.device)
@@ -214,17 +216,17 @@ def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trai
     log, floor = RunLog(trainer.folder, settings, trainer.accelerator, 0, 0), Floor(trainer)
     with FlopCounterMode(display=False) as counter:
         our_cycle(trainer, 0, log)
-    for turn in range(1, own.cycles + 2):
-        if turn == 2:
-            clock.seconds.clear()  # libraries warm up in the first
+    for number in range(1, own.cycles + 2):
+        if number == 2:
+            clock.seconds.clear()  # the first round warms up the libraries
         clock.time(FLOOR, lambda: floor.cycle(clock))
-        clock.time(OURS, lambda turn=turn: our_cycle(trainer, 2 * turn * length, log))
-        clock.time(RELEASE, lambda turn=turn: release_way.cycle(trainer, (2 * turn + 1) * length))
+        clock.time(OURS, lambda number=number: our_cycle(trainer, 2 * number * length, log))
+        clock.time(RELEASE, lambda number=number: release_training.cycle(trainer, (2 * number + 1) * length))
         if other:
-            clock.time(f"{OURS} {own.against}", lambda turn=turn: our_cycle(other, turn * length, log))
+            clock.time(f"{OURS} {own.against}", lambda number=number: our_cycle(other, number * length, log))
         parts(trainer, clock)
-    released = calls_a_cycle(release_way.as_released(settings.method))
-    prompts = release_way.num_prompts(released, settings.optim.batch_size, length)
+    released = calls_a_cycle(release_training.as_released(settings.method))
+    prompts = release_training.num_prompts(released, settings.optim.batch_size, length)
     if trainer.evaluation:
         training = read_prompts(Path(settings.data.prompt_txt))
         evaluations(trainer, clock, [training[:prompts], training[prompts : 2 * prompts]], work, own.evaluations)
@@ -236,17 +238,17 @@ def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trai
         peak_gb=peak_memory_gb(clock.device),
         on_cuda=clock.device.type == "cuda",
         cycle_length=length,
-        total_steps=preflight.total_steps(settings, len(trainer.plan.prompts), trainer.global_batch_size),
+        total_steps=trainer.setup.total_steps,
         eval_every=settings.eval.eval_every or settings.run.ckpt_every,
-        images=sum(len(found.prompts) * found.num_samples for found in trainer.plan.evaluation.sets),
-        release_images=2 * prompts * (release_way.NUM_SEEDS + 1),
+        images=sum(len(found.prompts) * found.num_samples for found in trainer.setup.evaluation.sets),
+        release_images=2 * prompts * (release_training.NUM_SEEDS + 1),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cycles", type=int, default=12, help="turns of each way (default: %(default)s)")
-    parser.add_argument("--evaluations", type=int, default=3, help="turns of each evaluation (default: %(default)s)")
+    parser.add_argument("--cycles", type=int, default=12, help="rounds of each variant (default: %(default)s)")
+    parser.add_argument("--evaluations", type=int, default=3, help="rounds of each evaluation (default: %(default)s)")
     parser.add_argument("--against", help="further flags of dpdmd.train, timed beside the run without them")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     own, flags = parser.parse_known_args()
@@ -259,7 +261,7 @@ def main() -> None:
         "",
         f"`{shlex.join(['python', *sys.argv])}`",
         "",
-        f"{torch.cuda.get_device_name() if found.on_cuda else threads}; {own.cycles} turns each, batch "
+        f"{torch.cuda.get_device_name() if found.on_cuda else threads}; {own.cycles} rounds each, batch "
         f"{settings.optim.batch_size}, {calls_a_cycle(settings.method)} network calls a sample and cycle (a backward "
         "pass counts two); " + ", ".join(f"{name} {version}" for name, version in versions().items()),
         "",

@@ -1,8 +1,8 @@
-"""`python -m dpdmd.doctor` with the flags of `dpdmd.train`: does your configuration do what it should on your weights?
+"""`python -m dpdmd.doctor` with the flags of `dpdmd.train`: check a configuration on its own weights before a run.
 
-Loads all that a run would load, on one process, and checks the arithmetic where such trainers go wrong. Writes a table
-and an image of student, x0_real and x0_fake to --out. Exit status: 0 all well, 1 a check failed or the disk did,
-2 wrong input.
+Loads everything that a run would load, on one process, and checks the arithmetic where such trainers go wrong. Writes a
+table and an image of student, x0_real and x0_fake to --out. Exit status: 0 all checks pass; 1 a check failed, or disk
+or memory is full; 2 wrong input.
 """
 
 from dpdmd.utils import signals
@@ -17,17 +17,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpdmd import config
+from dpdmd.config import Config, parse
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.training import preflight
+from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import delete_on_failure, write_text
 from dpdmd.utils.error_lines import one_line
-from dpdmd.utils.paths import user_path
+from dpdmd.utils.paths import check_writable, user_path
 
 
 @contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
-    """A folder under `out` that is gone afterwards."""
+    """Make a folder under `out`, and delete it afterwards."""
     folder = out / ".scratch"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -36,24 +37,24 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(examined: config.Config, run_dir: Path) -> preflight.RunSetup:
-    """A short run of this configuration that writes into `run_dir` alone.
+def prepare(config: Config, run_dir: Path) -> preflight.RunSetup:
+    """Turn `config` into a short run that writes into `run_dir` alone, and check it.
 
     Raises:
-        ValueError: wrong input, as `dpdmd.train` would tell it.
+        ValueError: wrong input, with the message of `dpdmd.train`.
     """
-    run = examined.run
+    run = config.run
     run.run_dir, run.resume_from_checkpoint, run.report_to = str(run_dir), None, "none"
     run.log_path = run.ckpt_dir = run.eval_dir = run.process_folder_name = run.diversity_folder_name = None
     run.vis_every, run.max_steps, run.max_epoch = 0, 4, None
-    method, optim = examined.method, examined.optim
+    method, optim = config.method, config.optim
     method.per_train_fake_num, method.fake_head_start = 1, 0
     optim.lr_scheduler, optim.lr_warmup_steps = "constant", 0
-    return preflight.check(examined)
+    return preflight.check(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examine; returns the exit status."""
+    """Run the checks, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="dpdmd.doctor",
         usage="%(prog)s [--out OUT] [the flags of dpdmd.train, such as --config FILE]",
@@ -65,27 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, flags = parser.parse_known_args(argv)
     try:
         if check_launch().processes > 1:
-            raise ValueError("start it on one process: it checks what ranks would do by itself")
-        preflight.check_writable("--out", own.out)
-        examined = config.parse(flags)
-        run_dir = Path(examined.run.run_dir or "outputs")
+            raise ValueError("start it on one process: it checks by itself what several ranks would do")
+        check_writable("--out", own.out)
+        config = parse(flags)
+        run_dir = Path(config.run.run_dir or "outputs")
         with scratch_folder(own.out) as scratch:
-            plan = prepare(examined, scratch / "run")
-            # Both import diffusers, which takes seconds: only once the input is known to be right.
-            from dpdmd.training.doctor_checks import run_checks, table
-            from dpdmd.training.trainer import Trainer
+            setup = prepare(config, scratch / "run")
+            with out_of_memory.explained(f"{setup.memory.summary()}; {setup.memory.advice()}"):
+                # Both import diffusers, which takes seconds: only once the input is known to be right.
+                from dpdmd.training.doctor_checks import run_checks, table
+                from dpdmd.training.trainer import Trainer
 
-            findings = run_checks(Trainer(plan), own.out, scratch, run_dir)
-        write_text(own.out / "table.md", table(findings) + "\n")
-        write_text(own.out / "memory.txt", plan.memory.table() + "\n")
+                results = run_checks(Trainer(setup), own.out, scratch, run_dir)
+        write_text(own.out / "table.md", table(results) + "\n")
+        write_text(own.out / "memory.txt", setup.memory.table() + "\n")
     except ValueError as error:
         print(f"dpdmd.doctor: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         print(f"dpdmd.doctor: stopped: {one_line(error)}", file=sys.stderr)
         return 1
-    sys.stdout.write(f"{table(findings)}\n\n{plan.memory.table()}\n")
-    return 0 if all(finding.passed for finding in findings) else 1
+    sys.stdout.write(f"{table(results)}\n\n{setup.memory.table()}\n")
+    return 0 if all(result.passed for result in results) else 1
 
 
 if __name__ == "__main__":

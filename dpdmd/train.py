@@ -1,8 +1,8 @@
-"""`accelerate launch -m dpdmd.train`: parse, check, run.
+"""`accelerate launch -m dpdmd.train`: check the flags and all that they point to, then train.
 
-Exit status: 0 done; 1 stopped by a failure that is told in one line (a loss that is not finite, a full disk, too
-little memory, another process of the run that was killed); 2 wrong input; 128 + its number after SIGINT (130), SIGUSR1
-(138) or SIGTERM (143), all saved.
+Exit status: 0 done; 1 stopped by a failure, which one line explains (a loss that is not finite, a full disk, too little
+memory, another process of the run that was killed); 2 wrong input; 128 + the signal's number after SIGINT (130),
+SIGUSR1 (138) or SIGTERM (143), with everything saved.
 """
 
 from dpdmd.utils import signals
@@ -20,7 +20,6 @@ import torch
 from dpdmd import config
 from dpdmd.training import preflight
 from dpdmd.training.checkpoint import SaveError
-from dpdmd.training.memory_estimate import MemoryEstimate
 from dpdmd.training.nonfinite import NonFiniteError
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.error_lines import one_line
@@ -28,19 +27,25 @@ from dpdmd.utils.signals import Interrupted
 
 
 class End(NamedTuple):
-    """How a run ended: exit status, the line to leave on the terminal, whether every rank ended so, none waiting."""
+    """How a run ended.
+
+    Attributes:
+        status: exit status.
+        message: one line for the terminal, or "".
+        together: whether every rank ends here, so that no rank waits for another.
+    """
 
     status: int
-    why: str = ""
+    message: str = ""
     together: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit status."""
-    with ExitStack() as ending:
-        end = _run(argv, ending)
-        if end.why:
-            print(f"dpdmd.train: {one_line(end.why)}", file=sys.stderr)
+    """Train, and return the exit status."""
+    with ExitStack() as stack:
+        end = _run(argv, stack)
+        if end.message:
+            print(f"dpdmd.train: {one_line(end.message)}", file=sys.stderr)
         if torch.distributed.is_initialized():
             from dpdmd.distributed import collectives
 
@@ -51,49 +56,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     return end.status
 
 
-def _run(argv: Sequence[str] | None, ending: ExitStack) -> End:
+def _run(argv: Sequence[str] | None, stack: ExitStack) -> End:
     try:
-        plan = preflight.check(config.parse(argv))
+        setup = preflight.check(config.parse(argv))
     except (ValueError, OSError, MemoryError) as error:
         return End(2, f"error: {error}")
+    memory = setup.memory
     try:
-        # diffusers takes seconds to import: only now, so that wrong input is told at once.
+        with out_of_memory.explained(f"{memory.summary()}; {memory.advice()}; or see --preset in --help"):
+            return _train(setup, stack)
+    except MemoryError as error:
+        return End(1, f"stopped: {error}")
+    except RuntimeError as error:
+        return End(1, f"stopped: {_lost_peer(error)}")
+
+
+def _train(setup: preflight.RunSetup, stack: ExitStack) -> End:
+    try:
+        # diffusers takes seconds to import: only now, so that wrong input is reported at once.
         from dpdmd.training.trainer import Trainer
 
-        trainer = Trainer(plan)
+        trainer = Trainer(setup)
     except ValueError as error:
         return End(2, f"error: {error}")
-    except RuntimeError as error:
-        return End(1, _failure(plan.memory, error))
     except OSError as error:
         return End(1, f"stopped: {error}")
-    # Until the end is told, too: of a peer that was killed a launcher's SIGTERM follows at once.
-    ending.enter_context(trainer.signals)
+    # Signals stay caught until `main` has printed the message: after a killed rank the launcher sends SIGTERM at once.
+    stack.enter_context(trainer.signals)
     try:
         trainer.train()
     except Interrupted as interrupted:
         return End(interrupted.status, f"stopped: {interrupted}", together=True)
     except (NonFiniteError, SaveError) as error:
         return End(1, f"stopped: {error}", together=True)
-    except RuntimeError as error:
-        return End(1, _failure(plan.memory, error))
     except OSError as error:
         return End(1, f"stopped: {error}; the checkpoints written before are whole")
     return End(0, together=True)
 
 
-def _failure(memory: MemoryEstimate, error: RuntimeError) -> str:
-    """Of a peer that is gone, how to go on; of memory that is full, the plan's largest rows with the flags that lower
-    them; with torch's own first line. Other errors go on."""
+def _lost_peer(error: RuntimeError) -> str:
+    """Return what to do if `error` is about another process of the run that is gone.
+
+    Raises:
+        RuntimeError: `error` is about something else.
+    """
     from dpdmd.distributed import collectives
 
-    if lost := collectives.lost_peer_message(error):
-        return (
-            f"stopped: another process of this run is gone ({lost}); the checkpoints written before are whole, and "
-            "--resume_from_checkpoint latest goes on"
-        )
-    told = out_of_memory.first_line(error)
-    return f"stopped: out of memory ({memory.summary()}); {memory.advice()}; or see --preset in --help ({told})"
+    lost = collectives.lost_peer_message(error)
+    if lost is None:
+        raise error
+    return (
+        f"another process of this run is gone ({lost}); the checkpoints written before are whole, and "
+        "--resume_from_checkpoint latest goes on"
+    )
 
 
 if __name__ == "__main__":

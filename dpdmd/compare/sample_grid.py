@@ -9,7 +9,7 @@ from PIL import Image
 from dpdmd.compare.sweep import SampleGrid
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.sampling.sampler import batches_of, check_finite
-from dpdmd.utils import out_of_memory
+from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 
 SEED = 0
@@ -27,7 +27,7 @@ def draw_sample_grid(grid: SampleGrid, models: Mapping[str, Path], path: Path) -
     rows: list[dict[str, list[Image.Image]]] = [{} for _ in grid.prompts]
     for name, model in models.items():
         try:
-            with out_of_memory.message("is the device in use elsewhere?"):
+            with out_of_memory.explained("is the device in use elsewhere?"):
                 label, tiles = _sample(grid, name, model, device)
         except MemoryError as error:
             raise ValueError(f"{name}: {error}") from None
@@ -40,7 +40,7 @@ def draw_sample_grid(grid: SampleGrid, models: Mapping[str, Path], path: Path) -
 def _sample(grid: SampleGrid, name: str, model: Path, device: torch.device) -> tuple[str, list[list[Image.Image]]]:
     """Return the label of one model's rows and its images per prompt. The model is freed on return."""
     on_gpu = device.type == "cuda"
-    sampler, encoder = load_sampler(model, device, dtype=torch.bfloat16 if on_gpu else torch.float32)
+    sampler, encoder = load_sampler(model, device, dtype=precision.set_up(bf16=on_gpu))
     batch_size = min(GPU_BATCH, grid.num_images) if on_gpu else grid.num_images
     batches = batches_of(len(grid.prompts), grid.num_images, batch_size)
     tiles: list[list[Image.Image]] = [[] for _ in grid.prompts]

@@ -4,7 +4,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -40,6 +40,25 @@ def broadcast_from_main(accelerator: Accelerator, value: Item) -> Item:
     holder = [value]
     broadcast_object_list(holder)
     return holder[0]
+
+
+def call_on_main(accelerator: Accelerator, function: Callable[[], Item]) -> Item:
+    """Call `function` on rank 0 alone, and return its result on every rank. Collective.
+
+    Raises:
+        ValueError, OSError: raised by `function` on rank 0; every rank raises it.
+    """
+    result: Item | None = None
+    error: ValueError | OSError | None = None
+    if accelerator.is_main_process:
+        try:
+            result = function()
+        except (ValueError, OSError) as raised:
+            error = raised
+    result, error = broadcast_from_main(accelerator, (result, error))
+    if error is not None:
+        raise error
+    return result
 
 
 def destroy_process_group() -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -49,7 +48,7 @@ def run(job: Job) -> ScoreReport:
     """
     check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no")
-    precision.set_cuda_arithmetic(job.args.bf16)
+    precision.set_up(job.args.bf16)
     if accelerator.is_main_process:
         clear_leftovers([job.out / IMAGES, job.out / GRIDS])
     images, settings = (job.images, {}) if job.images else _generate(job, accelerator)
@@ -74,7 +73,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
             Path(args.model),
             accelerator.device,
             base_model=Path(args.base_model) if args.base_model else None,
-            dtype=torch.bfloat16 if args.bf16 else torch.float32,
+            dtype=precision.compute_dtype(args.bf16),
             steps=args.steps,
             guidance_scale=args.guidance_scale,
             height=args.height,
@@ -116,7 +115,7 @@ def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterato
     """
     problem = None
     try:
-        with out_of_memory.message(advice):
+        with out_of_memory.explained(advice):
             yield
     except (ValueError, OSError, MemoryError) as error:
         problem = error

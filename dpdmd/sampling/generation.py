@@ -30,19 +30,18 @@ def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
         OSError: images cannot be written.
         MemoryError: the device has too little memory.
     """
-    with out_of_memory.message("lower --batch_size, --height or --width, or give --bf16"):
+    with out_of_memory.explained("lower --batch_size, --height or --width, or give --bf16"):
         return _run(args, prompts)
 
 
 def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     model = find_model(args.model, args.base_model)
     warn_of_unused_base(model, args.base_model)
-    precision.set_cuda_arithmetic(args.bf16)
     sampler, encoder = load_sampler(
         args.model,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         base_model=args.base_model,
-        dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        dtype=precision.set_up(args.bf16),
         steps=args.steps,
         guidance_scale=args.guidance_scale,
         height=args.height,

@@ -1,4 +1,4 @@
-"""The only place that configures accelerate."""
+"""Configure accelerate: no other module does. Topology is accelerate's; accumulation and autocast are ours."""
 
 from pathlib import Path
 
@@ -9,60 +9,61 @@ from dpdmd.config import Config
 from dpdmd.config.method_table import METHODS
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.utils.error_lines import shorten_error
-from dpdmd.utils.precision import set_cuda_arithmetic
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
 
 def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
-    """The only place where accelerate is configured; accumulation and autocast are ours, topology is accelerate's.
+    """Start accelerate, and check its topology against `config`.
 
     Raises:
-        ValueError: the processes do not see each other, or are spread in a way that this configuration does not take.
+        ValueError: the processes do not find each other, or `config` does not work with the topology.
     """
     tracker = None if config.run.report_to == "none" else config.run.report_to
     try:
         accelerator = Accelerator(
             mixed_precision="no", gradient_accumulation_steps=1, log_with=tracker, project_dir=tracker_folder
         )
-    except (AssertionError, ImportError, RuntimeError) as error:  # a port that is taken, a backend that is not there
+    except (AssertionError, ImportError, RuntimeError) as error:  # a port in use, a missing backend
         raise ValueError(
             f"the launch: accelerate does not start ({type(error).__name__}: {shorten_error(error)})"
         ) from None
+    _check_topology(accelerator, config)
+    set_seed(config.run.seed)  # no draw of ours reads the global state; libraries do
+    return accelerator
+
+
+def _check_topology(accelerator: Accelerator, config: Config) -> None:
     launched = read_launch().processes
     if launched != accelerator.num_processes:
         raise ValueError(
             f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: on a CPU set "
             "ACCELERATE_USE_CPU=true and launch with torchrun or accelerate launch --multi_gpu"
         )
-    if accelerator.distributed_type not in (
-        DistributedType.NO,
-        DistributedType.MULTI_GPU,
-        DistributedType.MULTI_CPU,
-        DistributedType.FSDP,
-    ):
+    kind = accelerator.distributed_type
+    if kind not in SUPPORTED:
         raise ValueError(
-            f"accelerate's distributed_type {accelerator.distributed_type.value} is not supported: "
-            "use NO, MULTI_GPU or FSDP (version 2)"
+            f"accelerate's distributed_type {kind.value} is not supported: use NO, MULTI_GPU or FSDP (version 2)"
         )
-    if accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2:
+    if kind is not DistributedType.FSDP:
+        if config.optim.shard_teacher:
+            raise ValueError(
+                f"--shard_teacher: the launch is {kind.value}, not FSDP; use scripts/accelerate_sd35_fsdp.yaml, or "
+                "leave the flag out"
+            )
+        return
+    if not accelerator.is_fsdp2:
         raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2 in accelerate's file")
-    if config.optim.shard_teacher and accelerator.distributed_type is not DistributedType.FSDP:
-        raise ValueError(
-            f"--shard_teacher: the launch is {accelerator.distributed_type.value}, not FSDP; use "
-            "scripts/accelerate_sd35_fsdp.yaml, or leave the flag out"
-        )
-    if config.model.lora_rank and accelerator.distributed_type is DistributedType.FSDP:
+    if config.model.lora_rank:
         raise ValueError(
             "--lora_rank: the launch is FSDP, which shards whole networks; adapters are small, use "
             "scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"
         )
-    if config.optim.optimizer == "adamw_8bit" and accelerator.distributed_type is DistributedType.FSDP:
+    if config.optim.optimizer == "adamw_8bit":
         raise ValueError("--optimizer adamw_8bit: its state cannot be sharded; launch without FSDP, or give adamw")
     why = METHODS[config.method.method].excludes_fsdp
-    if why and accelerator.distributed_type is DistributedType.FSDP:
+    if why:
         raise ValueError(
             f"--method {config.method.method}: the launch is FSDP: {why}; use scripts/accelerate_ddp.yaml or "
             "scripts/accelerate_single_gpu.yaml"
         )
-    set_seed(config.run.seed)  # no draw of ours reads the global state; this covers the libraries'
-    set_cuda_arithmetic(config.optim.bf16)
-    return accelerator

@@ -1,4 +1,4 @@
-"""What a step works on: this rank's prompts, which of the pool's entries they are, their text, in micro-batches."""
+"""The micro-batches of a step: this rank's prompts, their embeddings, and their entries of the teacher sample pool."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -13,10 +13,10 @@ Item = TypeVar("Item")
 
 
 class Batches:
-    """Every step's share of one rank; which prompts it has depends on the seed and the step alone.
+    """One rank's share of every step. Its prompts depend on the seed and the step alone.
 
     Args:
-        global_batch_size: samples a step, of all ranks.
+        global_batch_size: samples of one step, over all ranks.
 
     Raises:
         ValueError: the global batch does not divide over the processes.
@@ -27,16 +27,16 @@ class Batches:
         self.samples = global_samples(global_batch_size, processes, rank)
         self._all = prompts
         self._pool = pool_prompts(prompts, config.run.seed, config.method.teacher_cache_size or 0)
-        self._encoded: tuple[list[str], TextEmbedding] | None = None  # the last roll-out step's prompts
+        self._encoded: tuple[list[str], TextEmbedding] | None = None  # of the last roll-out
 
     def prompts(self, step: int, samples: Sequence[int] | None = None) -> list[str]:
-        """Of these of the rank's samples, or of all of them."""
+        """Return the prompts of some of the rank's samples (default: all)."""
         samples = self.samples if samples is None else samples
         entries = self._entries(step, samples)
         return self._of_step(self._all, step, samples) if entries is None else [self._pool[i] for i in entries]
 
     def of_step(self, step: int, encoder: TextEncoder) -> list[MicroBatch]:
-        """The rank's prompts of a step, encoded in one go and cut into `grad_accum` pieces."""
+        """Encode the rank's prompts of a step in one call, and cut them into `grad_accum` micro-batches."""
         text, size = self._text(self.prompts(step), encoder), self.config.optim.batch_size
         entries, source = self._entries(step, self.samples), update_schedule.rollout_step(step, self.config.method)
         return [
@@ -51,18 +51,18 @@ class Batches:
         ]
 
     def _of_step(self, items: Sequence[Item], step: int, samples: Sequence[int]) -> list[Item]:
-        """Those of `items`, prompts or entries of the pool, that these samples of a step work on."""
+        """Return the items (prompts or pool entries) that these samples of a step use."""
         source = update_schedule.rollout_step(step, self.config.method)
         return prompts_of_step(items, self.config.run.seed, source, self.global_batch_size, samples)
 
     def _entries(self, step: int, samples: Sequence[int]) -> list[int] | None:
-        """Which of the pool of teacher samples these samples of a step are; None in a turn that has new ones."""
+        """Return the pool entries that these samples of a step use; None in an update that does not use the pool."""
         if not registry.uses_sample_pool(step, self.config.method):
             return None
         return self._of_step(range(len(self._pool)), step, samples)
 
     def _text(self, prompts: list[str], encoder: TextEncoder) -> TextEmbedding:
-        """The prompts of one roll-out step, encoded when the first of the steps that share it comes."""
+        """Return the embeddings of a roll-out's prompts, which the steps that share the roll-out encode once."""
         if self._encoded is None or self._encoded[0] != prompts:
             self._encoded = prompts, encoder.encode(prompts)
         return self._encoded[1]

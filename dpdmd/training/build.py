@@ -1,4 +1,4 @@
-"""A run's networks, optimizers, text, decoder and evaluation, loaded and wired to each other. Collective throughout."""
+"""Load a run's networks, optimizers, text encoders, decoder and evaluation, and connect them. All collective."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,16 +29,17 @@ from dpdmd.training.ema import MovingAverage
 from dpdmd.training.optimizers import make_optimizer
 from dpdmd.training.preflight import RunSetup
 from dpdmd.training.step import TrainedNetwork
+from dpdmd.utils import precision
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a trainer works with.
+    """Everything that a trainer works with.
 
     Attributes:
-        trained: what the method trains, by name.
+        trained: the networks that the method trains, by name.
         average: the student's moving average, or None.
-        evaluation: None where no scorer is configured.
+        evaluation: None if no scorer is configured.
     """
 
     trained: dict[str, TrainedNetwork]
@@ -49,26 +50,25 @@ class TrainingState:
     evaluation: InLoopEvaluation | None
 
 
-def build_training_state(plan: RunSetup, accelerator: Any) -> TrainingState:
-    """Load everything, where the plan's checkpoint left it.
+def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
+    """Load everything, in the state of the checkpoint if the run continues one.
 
     Raises:
         ValueError: weights do not fit, or a cache does not fit its disk.
     """
-    config, resumed = plan.config, plan.checkpoint
-    dtype = torch.bfloat16 if config.optim.bf16 else torch.float32
-    family = family_class(config.model.family)(accelerator.device, dtype)
+    config, resumed = setup.config, setup.resume.path
+    family = family_class(config.model.family)(accelerator.device, precision.set_up(config.optim.bf16))
     teacher_folder = Path(config.model.teacher_id)
-    # Text comes first: with a cache its encoders are gone before the networks need their memory.
-    text_encoder = _load_text_encoder(plan, accelerator, family)
-    # One count on all ranks, though each asked its own device: sharded blocks gather where they are recomputed.
+    # Text comes first: with a cache its encoders are deleted before the networks need their memory.
+    text_encoder = _load_text_encoder(setup, accelerator, family)
+    # The same count on all ranks, whatever their devices: sharded blocks are gathered when they are recomputed.
     config.optim.recomputed_blocks = collectives.broadcast_from_main(accelerator, config.optim.recomputed_blocks)
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
     if config.optim.shard_teacher:
         sharding.shard_frozen(networks.teacher, family.block_classes)
     trained = {
-        STUDENT: _prepare(plan, accelerator, STUDENT, networks.student, config.optim.lr_student),
-        FAKE: _prepare(plan, accelerator, FAKE, networks.fake, config.optim.lr_fake),
+        STUDENT: _prepare(setup, accelerator, STUDENT, networks.student, config.optim.lr_student),
+        FAKE: _prepare(setup, accelerator, FAKE, networks.fake, config.optim.lr_fake),
     }
     decoder = family.load_image_decoder(teacher_folder)
     if config.optim.offload_vae:
@@ -89,21 +89,21 @@ def build_training_state(plan: RunSetup, accelerator: Any) -> TrainingState:
         **DistillationContext.grids(config.method, schedule, accelerator.device),
     )
     if DISCRIMINATOR in registry.trained_networks(config.method):
-        trained[DISCRIMINATOR], discriminator = _load_discriminator(plan, accelerator, run)
+        trained[DISCRIMINATOR], discriminator = _load_discriminator(setup, accelerator, run)
         run = replace(run, discriminator=discriminator)
     if path := config.method.perceptual_path:
         perceptual = load_perceptual(config.method.perceptual, Path(path), accelerator.device)
         run = replace(run, perceptual=perceptual)
     if config.method.teacher_cache:
-        run = replace(run, stored_samples=_store_samples(plan, accelerator, run, text_encoder))
-    average = _load_average(plan, family, trained[STUDENT]) if config.optim.ema_decay is not None else None
-    evaluation = _load_evaluation(plan, accelerator, run, text_encoder, decoder) if plan.evaluation.sets else None
+        run = replace(run, stored_samples=_store_samples(setup, accelerator, run, text_encoder))
+    average = _load_average(setup, family, trained[STUDENT]) if config.optim.ema_decay is not None else None
+    evaluation = _load_evaluation(setup, accelerator, run, text_encoder, decoder) if setup.evaluation.sets else None
     return TrainingState(trained, average, run, text_encoder, decoder, evaluation)
 
 
-def _load_text_encoder(plan: RunSetup, accelerator: Any, family: Family) -> TextEncoder:
-    """The teacher's text encoders, or with `--cache_text_embeddings` what they said."""
-    data, folder, no_t5 = plan.config.data, Path(plan.config.model.teacher_id), plan.config.model.no_t5
+def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> TextEncoder:
+    """Load the teacher's text encoders, or a reader of cached embeddings if `--cache_text_embeddings` is set."""
+    data, folder, no_t5 = setup.config.data, Path(setup.config.model.teacher_id), setup.config.model.no_t5
 
     def load() -> TextEncoder:
         encoder = family.load_text_encoder(folder, data.max_sequence_length, no_t5=no_t5)
@@ -111,10 +111,10 @@ def _load_text_encoder(plan: RunSetup, accelerator: Any, family: Family) -> Text
 
     if not data.cache_text_embeddings:
         return load()
-    image_set = [prompt for images in plan.evaluation.sets for prompt in images.prompts]
+    image_set = [prompt for images in setup.evaluation.sets for prompt in images.prompts]
     return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
-        [*plan.prompts, *image_set],
+        [*setup.prompts, *image_set],
         text_embedding_cache.EmbeddingSettings(
             model_identity(folder), data.max_sequence_length, str(family.compute_dtype), no_t5
         ),
@@ -128,39 +128,40 @@ def _processes(accelerator: Any) -> Processes:
     return Processes(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
 
 
-def _prepare(plan: RunSetup, accelerator: Any, name: str, network: nn.Module, lr: float) -> TrainedNetwork:
-    """One trained network in its topology, it and its optimizer as the checkpoint has them.
+def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, lr: float) -> TrainedNetwork:
+    """Wrap a network with its optimizer, both in the state of the checkpoint if there is one.
 
-    The student's weights are there already: its checkpoint is its export.
+    The student already has its weights, since they are loaded from the checkpoint's export.
     """
-    if plan.checkpoint and name != STUDENT:
-        network.load_state_dict(checkpoint.load_state(plan.checkpoint, name), strict=True)
-    optimizer = make_optimizer(network.parameters(), plan.config.optim, lr, accelerator.device)
+    resumed = setup.resume.path
+    if resumed and name != STUDENT:
+        network.load_state_dict(checkpoint.load_state(resumed, name), strict=True)
+    optimizer = make_optimizer(network.parameters(), setup.config.optim, lr, accelerator.device)
     network, optimizer = sharding.prepare(accelerator, network, optimizer)
-    if plan.checkpoint:
-        saved = checkpoint.load_state(plan.checkpoint, f"{checkpoint.OPTIMIZER}{name}")
+    if resumed:
+        saved = checkpoint.load_state(resumed, f"{checkpoint.OPTIMIZER}{name}")
         optimizer_state.restore_optimizer_state(network, optimizer, saved)
-    updates = plan.progress.updates[name] if plan.progress else 0
+    updates = setup.resume.progress.updates[name] if setup.resume.progress else 0
     return TrainedNetwork(network, optimizer, list(network.parameters()), lr, updates)
 
 
 def _load_discriminator(
-    plan: RunSetup, accelerator: Any, run: DistillationContext
+    setup: RunSetup, accelerator: Any, run: DistillationContext
 ) -> tuple[TrainedNetwork, DiscriminatorContext]:
-    """The discriminator on some blocks of the network that `--gan_features` names."""
+    """Build the discriminator on some blocks of the network that `--gan_features` names."""
     network = getattr(run.networks, run.config.gan_features)
     blocks = choose_blocks(run.family, blocks_owner(network))
     widths = token_widths(run.family, network, blocks, run.null, run.latent_shape)
     discriminator = Discriminator(widths, run.seed).to(accelerator.device)
-    trained = _prepare(plan, accelerator, DISCRIMINATOR, discriminator, plan.config.optim.lr_discriminator)
+    trained = _prepare(setup, accelerator, DISCRIMINATOR, discriminator, setup.config.optim.lr_discriminator)
     return trained, DiscriminatorContext(accelerator.unwrap_model(trained.network), trained.network, network, blocks)
 
 
-def _load_average(plan: RunSetup, family: Family, student: TrainedNetwork) -> MovingAverage:
-    """The student's moving average, as the checkpoint's export of it has it."""
-    config, state = plan.config, None
-    if plan.checkpoint:
-        folder = checkpoint.average_folder(plan.checkpoint, config)
+def _load_average(setup: RunSetup, family: Family, student: TrainedNetwork) -> MovingAverage:
+    """Start the student's moving average, from the checkpoint's export of it if there is one."""
+    config, state = setup.config, None
+    if setup.resume.path:
+        folder = checkpoint.average_folder(setup.resume.path, config)
         lora = config.model.lora_rank is not None
         state = family.read_lora(folder) if lora else family.load_network(folder, torch.float32).state_dict()
     average = MovingAverage(student.parameters, config.optim.ema_decay)
@@ -171,17 +172,17 @@ def _load_average(plan: RunSetup, family: Family, student: TrainedNetwork) -> Mo
 
 
 def _store_samples(
-    plan: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder
+    setup: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder
 ) -> Callable[[Sequence[int]], Tensor]:
-    """The pool's teacher samples, those that are not there yet made first."""
-    config = plan.config
+    """Open the cache of teacher samples; missing samples are made first."""
+    config = setup.config
 
     def make(prompts: Sequence[str], entries: Sequence[int]) -> Tensor:
         return run.sample_teacher(text_encoder.encode(list(prompts)), run.pool_noise(entries))
 
     return teacher_sample_cache.stored_samples(
         Path(config.method.teacher_cache),
-        pool_prompts(plan.prompts, run.seed, config.method.teacher_cache_size),
+        pool_prompts(setup.prompts, run.seed, config.method.teacher_cache_size),
         teacher_sample_cache.PoolSettings(
             model=model_identity(Path(config.model.teacher_id)),
             dtype=str(run.family.compute_dtype),
@@ -199,19 +200,20 @@ def _store_samples(
 
 
 def _load_evaluation(
-    plan: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder, decoder: ImageDecoder
+    setup: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder, decoder: ImageDecoder
 ) -> InLoopEvaluation:
-    data, networks = plan.config.data, run.networks
+    """Load the scorers, with samplers of student and teacher."""
+    data, networks = setup.config.data, run.networks
 
     def sampler(network: nn.Module, sigmas: Tensor, guidance_scale: float) -> Sampler:
         settings = SamplerSettings(sigmas, guidance_scale, data.height, data.width)
         return Sampler(run.family, network, run.schedule, decoder, run.null, settings)
 
     return InLoopEvaluation(
-        plan.config,
-        plan.evaluation,
+        setup.config,
+        setup.evaluation,
         accelerator,
-        plan.folder,
+        setup.folder,
         student=sampler(networks.student, run.student_sigmas, 1.0),
         teacher=sampler(networks.teacher, run.teacher_sigmas, run.config.teacher_guidance_scale),
         encoder=text_encoder,

@@ -1,4 +1,4 @@
-"""What a run leaves to go on from: snapshots of its state, checkpoints written beside the steps, the link `best`."""
+"""Take snapshots of a run's state, write them in the background as checkpoints, and keep the link `best`."""
 
 import threading
 from collections.abc import Callable
@@ -25,28 +25,21 @@ from dpdmd.utils.logging import logger
 
 
 class Checkpointer:
-    """Takes a run's state and keeps its checkpoints. Call every method on every rank.
+    """Saves a run's state and keeps its checkpoints. Call every method on every rank."""
 
-    Args:
-        loaded: whose state it is.
-        global_batch_size: samples a step, of all ranks.
-        stop: the run's last step, whose export is whole.
-    """
-
-    def __init__(self, plan: RunSetup, accelerator: Any, loaded: TrainingState, global_batch_size: int, stop: int):
-        self.plan, self.config, self.folder = plan, plan.config, plan.folder
-        self.accelerator, self.global_batch_size, self.stop = accelerator, global_batch_size, stop
-        self.trained, self.average, self.run = loaded.trained, loaded.average, loaded.run
+    def __init__(self, setup: RunSetup, accelerator: Any, state: TrainingState):
+        self.setup, self.config, self.folder, self.accelerator = setup, setup.config, setup.folder, accelerator
+        self.trained, self.average, self.run = state.trained, state.average, state.run
         self.writer = CheckpointWriter()
 
     def snapshot(self, step: int) -> checkpoint.Snapshot:
-        """A copy of all state after `step` updates, whole, on the CPU of rank 0."""
+        """Copy all state after `step` updates: unsharded, on the CPU of rank 0."""
         return checkpoint.Snapshot(
             checkpoint.Progress(
                 step,
                 {name: each.updates for name, each in self.trained.items()},
-                self.global_batch_size,
-                fingerprint(self.plan.prompts),
+                self.setup.global_batch_size,
+                fingerprint(self.setup.prompts),
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
             {
@@ -63,7 +56,7 @@ class Checkpointer:
             return sharding.whole_network_state(self.trained[registry.STUDENT].network)
 
     def sampling_defaults(self) -> SamplingDefaults:
-        """How the exported student wants to be sampled."""
+        """Return how the exported student is sampled."""
         grid = self.config.method.student_sigmas
         return SamplingDefaults(
             steps=self.config.method.stu_inference_steps,
@@ -75,48 +68,48 @@ class Checkpointer:
         )
 
     def save(self, step: int) -> None:
-        """Take a snapshot, which rank 0 writes while training goes on; the one before is written first.
+        """Wait for the checkpoint before, then take a snapshot, which rank 0 writes while training continues.
 
         Raises:
-            SaveError: the one before could not be written.
+            SaveError: the checkpoint before could not be written.
         """
         self.wait()
-        snapshot, last = self.snapshot(step), step == self.stop
+        snapshot, last = self.snapshot(step), step == self.setup.total_steps
         if self.accelerator.is_main_process:
             family, defaults = self.run.family, self.sampling_defaults()
             self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, defaults, last=last))
 
     def wait(self) -> None:
-        """Until every checkpoint that was begun is whole.
+        """Wait until every checkpoint that was begun is whole.
 
         Raises:
-            SaveError: one could not be written.
+            SaveError: a checkpoint could not be written.
         """
         if failure := collectives.broadcast_from_main(self.accelerator, self.writer.wait()):
-            raise checkpoint.SaveError(failure)
+            raise SaveError(failure)
 
     def point_best(self, log: RunLog) -> None:
-        """Move `best` to the best of the checkpoints that are there, by what is recorded."""
+        """Move the link `best` to the checkpoint with the best recorded scores."""
         if not self.accelerator.is_main_process:
             return
         saved = {checkpoint.step_of(path): path for path in self.folder.checkpoints()}
-        best = in_loop.best_step(log.evaluations, set(saved), self.plan.evaluation.sets, self.config.eval.best_by)
+        best = in_loop.best_step(log.evaluations, set(saved), self.setup.evaluation.sets, self.config.eval.best_by)
         if best is not None:
             self.folder.point(BEST, saved[best])
 
     def tidy(self, log: RunLog) -> None:
-        """Bring up to date what a process that was killed had no time for: `best`, and what is too old to keep."""
-        if self.accelerator.is_main_process and self.plan.checkpoint:
-            if self.plan.evaluation.sets:
+        """Do what a killed process had no time for: move `best`, and delete checkpoints beyond the limit."""
+        if self.accelerator.is_main_process and self.setup.resume.path:
+            if self.setup.evaluation.sets:
                 self.point_best(log)
-            checkpoint.thin(self.folder, self.config)
+            checkpoint.delete_oldest(self.folder, self.config)
 
 
 class CheckpointWriter:
-    """Writes what it is given in the background; while entered, nothing but a second interrupt leaves it unwritten.
+    """Writes checkpoints in a background thread. On leaving the context it finishes, except after a second interrupt.
 
     Attributes:
-        failure: why a checkpoint could not be written, or None; nothing more is to be started then.
+        failure: why a checkpoint could not be written, or None; start no other after a failure.
     """
 
     def __init__(self) -> None:
@@ -124,22 +117,22 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
 
     def start(self, write: Callable[[], Path]) -> None:
-        """Run `write`, which returns the path of a whole checkpoint; call it after `wait`."""
-        # A daemon, so that a person who interrupts twice does not wait; what is half-written then is passed over.
+        """Start `write`, which returns the path of a whole checkpoint. Call `wait` before."""
+        # A daemon: a second interrupt does not wait for it. A resumed run passes over the half-written checkpoint.
         self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint writer", daemon=True)
         self._thread.start()
 
     def _run(self, write: Callable[[], Path]) -> None:
         try:
             logger.info("saved %s", write())
-        except Exception as error:  # raised where the main thread can tell of it
+        except Exception as error:  # the main thread raises it in `wait`
             self.failure = error
 
     def wait(self) -> str | None:
-        """Wait until nothing is being written; returns why a checkpoint could not be, or None.
+        """Wait until nothing is being written, and return why a checkpoint could not be written, or None.
 
         Raises:
-            Exception: what writing raised, where it was no SaveError.
+            Exception: writing raised something other than SaveError.
         """
         if self._thread:
             self._thread.join()
@@ -155,4 +148,4 @@ class CheckpointWriter:
         if self._thread and kind is not KeyboardInterrupt:
             self._thread.join()
         if self.failure and error is not None and not isinstance(error, SaveError):
-            logger.warning("%s", self.failure)  # something else ended the run
+            logger.warning("%s", self.failure)  # another error ended the run, and is reported instead

@@ -1,7 +1,7 @@
-"""Checks of a trainer that is loaded but has not trained: the arithmetic where such trainers go wrong.
+"""Check the arithmetic of a trainer that is loaded but has not trained, with the user's configuration and weights.
 
-Each check looks at the user's own configuration and weights, and says in words what it found. The trainer takes one
-fake update before each student update, writes to a scratch folder, and is of no use afterwards.
+Each check reports what it measured in words. The trainer runs one fake-score update before each student update, writes
+to a scratch folder, and cannot be used for training afterwards.
 """
 
 import shutil
@@ -25,16 +25,16 @@ from dpdmd.utils.paths import nearest_existing
 from dpdmd.utils.tables import markdown_table
 
 STUDENT_STEP = 1  # with one fake update before each student update
-STEPS = 2  # before and after the resumption
+STEPS = 2  # before the resume, and again after it
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        found: the figure, in words.
-        meaning: what it is that is checked.
+        found: what was measured, in words.
+        meaning: what the check requires.
     """
 
     name: str
@@ -48,7 +48,7 @@ def largest(difference: Tensor) -> float:
 
 
 def relative(grid: Tensor, other: Tensor) -> float:
-    """Largest difference of two sigma grids, of the first's largest sigma."""
+    """Return the largest difference of two sigma grids, relative to the largest sigma of the first."""
     return largest(grid.cpu() - other) / largest(grid)
 
 
@@ -58,9 +58,14 @@ def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
         run.teacher_sigmas,
         run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps),
     )
-    defaults, export = trainer.saving.sampling_defaults(), folder / "student"
+    defaults, export = trainer.checkpointer.sampling_defaults(), folder / "student"
     checkpoint.export_student(
-        export, trainer.saving.snapshot(0).networks[registry.STUDENT], trainer.config, run.family, defaults, copy=False
+        export,
+        trainer.checkpointer.snapshot(0).networks[registry.STUDENT],
+        trainer.config,
+        run.family,
+        defaults,
+        copy=False,
     )
     given = None if method.student_sigmas == "default" else defaults.sigmas
     student = relative(run.student_sigmas, run.family.library_sigmas(export, defaults.steps, given))
@@ -75,25 +80,25 @@ def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
 
 @dataclass(frozen=True)
 class DoctorBatch:
-    """One micro-batch of the student's turn, rolled out with gradient, and what both scores see in it."""
+    """One micro-batch of a student update: its roll-out with gradient, and the predictions of both scores."""
 
-    batch: MicroBatch
-    rolled: StudentRollout
-    seen: ScorePredictions
+    micro_batch: MicroBatch
+    rollout: StudentRollout
+    scores: ScorePredictions
 
 
 def prepare_batch(trainer: Trainer) -> DoctorBatch:
-    rolled = updates.roll_out_student(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
-    return DoctorBatch(rolled.batch, rolled, trainer.run.predict_scores(rolled.batch, rolled.x.detach()))
+    student = updates.roll_out_student(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
+    return DoctorBatch(student.batch, student, trainer.run.predict_scores(student.batch, student.x.detach()))
 
 
 @torch.no_grad()
-def check_guidance(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
-    run, text = trainer.run, scene.batch.text
+def check_guidance(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
+    run, text, z_t, sigma = trainer.run, batch.micro_batch.text, batch.scores.z_t, batch.scores.sigma
     scale = run.config.teacher_guidance_scale
-    guided = run.teacher(text)(scene.seen.z_t, scene.seen.sigma)
-    conditional = run.family.bind(run.networks.teacher, text)(scene.seen.z_t, scene.seen.sigma)
-    unconditional = run.family.bind(run.networks.teacher, run.null.expand(len(text)))(scene.seen.z_t, scene.seen.sigma)
+    guided = run.teacher(text)(z_t, sigma)
+    conditional = run.family.bind(run.networks.teacher, text)(z_t, sigma)
+    unconditional = run.family.bind(run.networks.teacher, run.null.expand(len(text)))(z_t, sigma)
     error = largest(guided - (unconditional + scale * (conditional - unconditional))) / largest(guided)
     effect = largest(conditional - unconditional) / largest(conditional)
     limit = 0.05 if trainer.config.optim.bf16 else 1e-4
@@ -101,17 +106,18 @@ def check_guidance(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
         "guidance",
         error < limit and effect > 1e-3,
         f"relative difference {error:.0e}; the prompt moves the prediction by {effect:.1%}",
-        "the teacher predicts u + s (c - u), u of the empty prompt, and listens to its prompt",
+        "the teacher predicts u + s (c - u), with u of the empty prompt, and its prediction depends on the prompt",
     )
 
 
-def check_sign(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
-    x = scene.rolled.x.detach().clone().requires_grad_(True)
-    fake = x.detach()  # a fake score that knows the student exactly: what is left pulls toward x0_real
-    losses.dmd_loss(x, scene.seen.x0_real, fake, scene.seen.z_t, trainer.config.method.dmd_normalizer).loss.backward()
-    before = (x.detach() - scene.seen.x0_real).norm()
+def check_sign(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
+    x0_real, normalizer = batch.scores.x0_real, trainer.config.method.dmd_normalizer
+    x = batch.rollout.x.detach().clone().requires_grad_(True)
+    fake = x.detach()  # an exact fake score, so that the loss only pulls toward x0_real
+    losses.dmd_loss(x, x0_real, fake, batch.scores.z_t, normalizer).loss.backward()
+    before = (x.detach() - x0_real).norm()
     step = 0.01 * before / x.grad.norm()
-    after = (x.detach() - step * x.grad - scene.seen.x0_real).norm()
+    after = (x.detach() - step * x.grad - x0_real).norm()
     return CheckResult(
         "sign of the DMD gradient",
         bool(after < before),
@@ -120,11 +126,11 @@ def check_sign(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
     )
 
 
-def check_detach(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
-    method, seen = trainer.config.method, scene.seen
-    loss = losses.dmd_loss(scene.rolled.x, seen.x0_real, seen.x0_fake, seen.z_t, method.dmd_normalizer).loss
-    first, gradient = scene.rolled.first_prediction, None
-    if first.requires_grad:  # else nothing reaches it
+def check_detach(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
+    method, scores = trainer.config.method, batch.scores
+    loss = losses.dmd_loss(batch.rollout.x, scores.x0_real, scores.x0_fake, scores.z_t, method.dmd_normalizer).loss
+    first, gradient = batch.rollout.first_prediction, None
+    if first.requires_grad:  # else no gradient can reach it
         (gradient,) = torch.autograd.grad(loss, first, allow_unused=True, retain_graph=True)
     reached = gradient is not None and largest(gradient) > 0
     should = not updates.rollout_options(method, trainer.run.seed, STUDENT_STEP).detach_first_step
@@ -132,8 +138,8 @@ def check_detach(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
         "detach after step 1",
         reached == should,
         f"the DMD gradient {'reaches' if reached else 'does not reach'} the first prediction",
-        "it must not with --method dpdmd, where that step belongs to the diversity loss; with dmd it must, unless "
-        "--detach_first_step, --grad_steps or --rollout keeps it away",
+        "with --method dpdmd it must not, since step 1 belongs to the diversity loss; with dmd it must, unless "
+        "--detach_first_step, --grad_steps or --rollout prevents it",
     )
 
 
@@ -152,9 +158,9 @@ def check_noise(trainer: Trainer) -> CheckResult:
     )
 
 
-def check_clipping(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
+def check_clipping(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
     parameters = trainer.trained[registry.STUDENT].parameters
-    loss = scene.rolled.x.square().mean() + scene.rolled.first_prediction.square().mean()
+    loss = batch.rollout.x.square().mean() + batch.rollout.first_prediction.square().mean()
     loss.backward()
     norm = sharding.gradient_norm(parameters)
     exact = sum(p.grad.double().square().sum() for p in parameters if p.grad is not None).sqrt()
@@ -171,27 +177,27 @@ def check_clipping(trainer: Trainer, scene: DoctorBatch) -> CheckResult:
 
 
 def check_training(trainer: Trainer) -> Iterator[CheckResult]:
-    """Take steps, go back to a snapshot, take them again."""
+    """Run steps, return to a snapshot, and run the steps again."""
     parameters = trainer.trained[registry.STUDENT].parameters
     begin = [parameter.detach().clone() for parameter in parameters]
     for step in range(STEPS):
         trainer.take_step(step)
-    kept = trainer.saving.snapshot(STEPS)
+    snapshot = trainer.checkpointer.snapshot(STEPS)
     pairs, total = list(zip(parameters, begin, strict=True)), sum(p.numel() for p in parameters)
     share = sum((now != then).sum().item() for now, then in pairs) / total
     rounded = sum((now.bfloat16() != then.bfloat16()).sum().item() for now, then in pairs) / total
     kinds = {p.dtype for trained in trainer.trained.values() for p in trained.parameters}
     yield CheckResult(
         "master weights",
-        kinds == {torch.float32} and share > 0.3,  # of LoRA's A and B only B moves at first
+        kinds == {torch.float32} and share > 0.3,  # with LoRA only B moves at first, not A
         f"fp32; one update moved {share:.0%} of the student's weights (in bf16 it would have been {rounded:.0%})",
-        "weights are kept in fp32, so that small updates are not rounded away",
+        "weights stay in fp32, so that small updates are not rounded away",
     )
     records = [_losses(trainer.take_step(step)) for step in range(STEPS, 2 * STEPS)]
-    after = trainer.saving.snapshot(2 * STEPS)
-    _restore(trainer, kept)
+    after = trainer.checkpointer.snapshot(2 * STEPS)
+    _restore(trainer, snapshot)
     again = [_losses(trainer.take_step(step)) for step in range(STEPS, 2 * STEPS)]
-    resumed = trainer.saving.snapshot(2 * STEPS)
+    resumed = trainer.checkpointer.snapshot(2 * STEPS)
     difference = max(
         largest(ours[name] - theirs[name])
         for network in trainer.trained
@@ -203,7 +209,7 @@ def check_training(trainer: Trainer) -> Iterator[CheckResult]:
         difference <= (0 if trainer.accelerator.device.type == "cpu" else 1e-5),
         f"{STEPS} + {STEPS} steps, the last {STEPS} twice: weights differ by {difference:.0e}, losses "
         + ("not at all" if records == again else "slightly"),
-        "weights, moments and draws of a checkpoint are all that continuing needs (bit for bit on a CPU)",
+        "a checkpoint restores all that a run needs: weights, moments and draws (bit for bit on a CPU)",
     )
 
 
@@ -223,7 +229,7 @@ def check_scorers(trainer: Trainer) -> CheckResult:
         "scorers",
         True,
         f"loaded: {', '.join(loaded) or 'none'}",
-        "the scorers whose paths are given load; without any there is no evaluation in the loop",
+        "scorers whose paths are given load; without scorers there is no evaluation in the loop",
     )
 
 
@@ -234,46 +240,46 @@ def check_disk(trainer: Trainer, run_dir: Path) -> CheckResult:
         "free disk",
         free > 2 * each,
         f"{free / 1e9:.1f} GB are free at {run_dir}, a checkpoint takes {each / 1e9:.2f} GB",
-        "two checkpoints at least must fit; the start of a run checks all that are to come",
+        "at least two checkpoints must fit; a run checks at its start that all of them do",
     )
 
 
 def check_memory(trainer: Trainer) -> CheckResult:
-    memory = trainer.plan.memory
+    memory = trainer.setup.memory
     return CheckResult(
         "device memory",
         memory.fits,
         memory.summary(),
-        "what a run takes, by count of its tensors, fits its device; memory.txt has the rows",
+        "the estimated memory of a run fits its device; memory.txt lists the items",
     )
 
 
-def save_images(trainer: Trainer, scene: DoctorBatch, path: Path) -> CheckResult:
-    latents = {"student": scene.rolled.x.detach(), "x0_real": scene.seen.x0_real, "x0_fake": scene.seen.x0_fake}
+def save_images(trainer: Trainer, batch: DoctorBatch, path: Path) -> CheckResult:
+    latents = {"student": batch.rollout.x.detach(), "x0_real": batch.scores.x0_real, "x0_fake": batch.scores.x0_fake}
     images = trainer.decoder.decode(torch.cat(list(latents.values())))
     rows = [to_pil(part) for part in images.chunk(len(latents))]
-    sigmas = ", ".join(f"{sigma:.2f}" for sigma in scene.seen.sigma.tolist())
+    sigmas = ", ".join(f"{sigma:.2f}" for sigma in batch.scores.sigma.tolist())
     save_image(labelled_grid(rows, list(latents), f"score times {sigmas}"), path)
     contrast = images.chunk(len(latents))[0].flatten(1).std(dim=1).min().item()
     return CheckResult(
         "images",
         bool(images.isfinite().all()) and contrast > 0.01,
         f"{path}; least contrast of the student {contrast:.2f}",
-        "look at them: x0_real should be the teacher's idea of each prompt, x0_fake the fake score's",
+        "check by eye: x0_real is the teacher's prediction for each prompt, x0_fake the fake score's",
     )
 
 
 def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> list[CheckResult]:
-    """Every check, in the order in which one would look for a fault; the image goes to `out`."""
-    scene = prepare_batch(trainer)
+    """Run every check, in the order in which to look for a fault; write the image to `out`."""
+    batch = prepare_batch(trainer)
     return [
         check_grids(trainer, scratch),
-        check_guidance(trainer, scene),
-        check_sign(trainer, scene),
-        check_detach(trainer, scene),
+        check_guidance(trainer, batch),
+        check_sign(trainer, batch),
+        check_detach(trainer, batch),
         check_noise(trainer),
-        check_clipping(trainer, scene),
-        save_images(trainer, scene, out / "pictures.png"),
+        check_clipping(trainer, batch),
+        save_images(trainer, batch, out / "pictures.png"),
         check_scorers(trainer),
         check_disk(trainer, run_dir),
         check_memory(trainer),
@@ -281,7 +287,7 @@ def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> lis
     ]
 
 
-def table(findings: Sequence[CheckResult]) -> str:
-    """Markdown, a line a check."""
-    rows = ([f.name, "well" if f.passed else "**FAILED**", f.found, f.meaning] for f in findings)
+def table(results: Sequence[CheckResult]) -> str:
+    """Return the results as a Markdown table."""
+    rows = ([each.name, "ok" if each.passed else "**FAILED**", each.found, each.meaning] for each in results)
     return markdown_table(["check", "", "found", "what it means"], rows)

@@ -1,4 +1,4 @@
-"""A moving average of a network's weights: another student, smoother than the one that trains."""
+"""A moving average of a network's weights: a second, smoother student."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 class MovingAverage:
     """decay x average + (1 - decay) x weights after each update, in the weights' own type (fp32 masters).
 
-    It starts as the weights are. Of a sharded network each process averages the shard that it has.
+    It starts at the current weights. For a sharded network each process averages its own shard.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
@@ -19,19 +19,19 @@ class MovingAverage:
         self.averages = [weights.clone() for weights in self._weights()]
 
     def _weights(self) -> list[Tensor]:
-        # `data`: autograd need not know of an exchange after which all is as it was, also where a graph is waiting.
+        # `data`: autograd must not see the exchange, which is undone before any waiting graph runs backward.
         plain = [parameter.data for parameter in self.parameters]
         return [weights.to_local() if isinstance(weights, DTensor) else weights for weights in plain]
 
     @torch.no_grad()
     def update(self, share: Tensor | float = 1.0) -> None:
-        """Take in the weights as they are; with `share` 0 nothing changes (an update that was withheld)."""
+        """Move the average toward the weights; `share` is 0 for a skipped update, which changes nothing."""
         for average, weights in zip(self.averages, self._weights(), strict=True):
             average += (weights - average) * ((1 - self.decay) * share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network with the averages for weights; its own come back afterwards, bit for bit."""
+        """Put the averages in place of the weights; the weights return afterwards, bit for bit."""
         self._exchange()
         try:
             yield

@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the update, so that a resumed run needs no schedule's state.
 
-The names and the curves are diffusers' (`get_scheduler`): a linear warm-up from 0, then constant, or down along a
-line or half a cosine that would reach 0 one update after the last.
+Names and curves are those of diffusers' `get_scheduler`: a linear warm-up from 0, then constant, or down along a line
+or half a cosine that would reach 0 one update after the last.
 """
 
 import math
@@ -10,7 +10,7 @@ from dpdmd.config.options import OptimConfig
 
 
 def lr_factor(name: str, update: int, total: int, warmup: int) -> float:
-    """Share of the full learning rate at `update` (0 for the first) of `total`.
+    """Return the share of the full learning rate at `update` (0 for the first) of `total`.
 
     Raises:
         ValueError: unknown `name`.
@@ -28,5 +28,5 @@ def lr_factor(name: str, update: int, total: int, warmup: int) -> float:
 
 
 def learning_rate(full: float, config: OptimConfig, update: int, total: int) -> float:
-    """What `config` makes of the `full` learning rate at one network's `update` of its `total`."""
+    """Return the learning rate at one network's `update` of its `total`; `full` is the rate before the schedule."""
     return full * lr_factor(config.lr_scheduler, update, total, config.lr_warmup_steps)

@@ -1,6 +1,7 @@
-"""A plan of one process's device memory: the rows, which phase takes most, and whether that fits.
+"""Estimate the device memory of one process: which phase needs most, whether that fits, and which flags lower it.
 
-The largest phase counts: encoding ahead, a fake turn, a student turn, or images (an evaluation's or the run's own).
+The total is that of the largest phase: encoding ahead, a fake-score update, a student update, or images (of an
+evaluation or of the run itself).
 """
 
 from dataclasses import dataclass, replace
@@ -14,49 +15,49 @@ from dpdmd.training.memory_items import PHASES, MemoryItem, Topology, memory_ite
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """All rows, and the bytes that the device has (None: there is none)."""
+    """All uses of memory, and the bytes that the device has (None: no GPU)."""
 
-    rows: tuple[MemoryItem, ...]
+    items: tuple[MemoryItem, ...]
     device: int | None
 
-    def of_phase(self, phase: str) -> int:
-        return sum(row.bytes or 0 for row in self.rows if phase in row.phases)
+    def bytes_in_phase(self, phase: str) -> int:
+        return sum(item.bytes or 0 for item in self.items if phase in item.phases)
 
     @property
     def peak(self) -> str:
-        """The phase that takes most."""
-        return max(PHASES, key=self.of_phase)
+        """The phase that needs most."""
+        return max(PHASES, key=self.bytes_in_phase)
 
     @property
     def total(self) -> int:
-        return self.of_phase(self.peak)
+        return self.bytes_in_phase(self.peak)
 
     @property
     def fits(self) -> bool:
         return self.device is None or self.total <= self.device
 
     def summary(self) -> str:
-        """Total, phase and device, in a line."""
-        least = "at least " if any(row.bytes is None for row in self.rows) else ""
-        has = f"; the device has {self.device / 1e9:.1f} GB" if self.device else "; no GPU to compare with"
-        return f"{least}{self.total / 1e9:.1f} GB by plan, most in: {self.peak}{has}"
+        """Return total, phase and device in one line."""
+        least = "at least " if any(item.bytes is None for item in self.items) else ""
+        device = f"the device has {self.device / 1e9:.1f} GB" if self.device else "no GPU to compare with"
+        return f"estimated {least}{self.total / 1e9:.1f} GB, most in: {self.peak}; {device}"
 
     def table(self) -> str:
-        """All rows; those that count toward the total are marked."""
+        """Return a line for each use; those that count toward the total are marked."""
         lines = [f"device memory of a process: {self.summary()}"]
-        for row in self.rows:
-            size = "not known" if row.bytes is None else f"{row.bytes / 1e9:9.3f}"
-            mark = "*" if self.peak in row.phases else " "
-            lines.append(f"  {mark} {size:>9}  {row.name}: {row.formula}")
+        for item in self.items:
+            size = "not known" if item.bytes is None else f"{item.bytes / 1e9:9.3f}"
+            mark = "*" if self.peak in item.phases else " "
+            lines.append(f"  {mark} {size:>9}  {item.name}: {item.formula}")
         lines.append(f"    {self.total / 1e9:9.3f}  GB, the sum of * ({self.peak})")
         return "\n".join(lines)
 
     def advice(self) -> str:
-        """The largest rows of the peak that a flag lowers, and those flags."""
-        rows = [row for row in self.rows if self.peak in row.phases and row.flags and row.bytes]
-        largest = sorted(rows, key=lambda row: -(row.bytes or 0))[:4]
-        flags = dict.fromkeys(flag for row in largest for flag in row.flags)
-        sizes = ", ".join(f"{row.name} {row.bytes / 1e9:.1f} GB" for row in largest)
+        """Return the largest uses of the peak that a flag lowers, and those flags."""
+        items = [item for item in self.items if self.peak in item.phases and item.flags and item.bytes]
+        largest = sorted(items, key=lambda item: -(item.bytes or 0))[:4]
+        flags = dict.fromkeys(flag for item in largest for flag in item.flags)
+        sizes = ", ".join(f"{item.name} {item.bytes / 1e9:.1f} GB" for item in largest)
         return f"largest: {sizes}; these lower them: {', '.join(flags)}"
 
     def warnings(self) -> list[str]:
@@ -68,23 +69,27 @@ class MemoryEstimate:
 def estimate_memory(
     config: Config, evaluation: EvalSetup, topology: Topology, device: int | None = None
 ) -> MemoryEstimate:
-    """The plan of one process; `device` is what its GPU has."""
+    """Estimate the memory of one process; `device` is what its GPU has, in bytes."""
     return MemoryEstimate(tuple(memory_items(config, evaluation, topology)), device)
 
 
 def fewest_recomputed_blocks(config: Config, evaluation: EvalSetup, topology: Topology, device: int | None) -> str:
-    """`--recomputed_blocks auto` for a device of so many bytes: the fewest with which the plan fits it, or all.
+    """Return what `--recomputed_blocks auto` stands for: the fewest blocks with which the estimate fits, or "all".
+
+    Args:
+        device: bytes of the GPU; None without one.
 
     Raises:
-        ValueError: the family's activations are not counted.
+        ValueError: the family does not count its activations.
     """
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     if layout.call_memory is None:
         raise ValueError(
-            f"--recomputed_blocks auto: no plan counts what --family {config.model.family} keeps; give a number, or all"
+            f"--recomputed_blocks auto: the memory of --family {config.model.family} cannot be estimated; give a "
+            "number, or all"
         )
     for count in range(layout.count_blocks(teacher) if device else 0):
-        tried = replace(config, optim=replace(config.optim, recomputed_blocks=str(count)))
-        if estimate_memory(tried, evaluation, topology, device).fits:
+        candidate = replace(config, optim=replace(config.optim, recomputed_blocks=str(count)))
+        if estimate_memory(candidate, evaluation, topology, device).fits:
             return str(count)
     return "all"

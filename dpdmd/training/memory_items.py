@@ -1,7 +1,7 @@
-"""The rows of a memory plan: what a process keeps on its device, each use with its formula.
+"""The items of a memory estimate: what a process keeps on its device, each use with its formula.
 
-Counted from the configuration and the small files of the weights alone. Figures are bytes of tensors; what a library's
-convolution workspace or the allocator's fragments take comes on top.
+Counted from the configuration, the models' small files and the headers of their weights. The sizes are bytes of
+tensors; convolution workspaces and the allocator's fragments come on top.
 """
 
 from collections.abc import Mapping
@@ -21,22 +21,22 @@ from dpdmd.models.weight_files import read_weight_shapes
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.text_files import read_json
 
-ENCODING, FAKE, STUDENT, IMAGES = PHASES = ("encoding ahead", "fake turn", "student turn", "images")
-TURNS, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, IMAGES)
+ENCODING, FAKE, STUDENT, IMAGES = PHASES = ("encoding ahead", "fake-score update", "student update", "images")
+UPDATES, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, IMAGES)
 MAX_IMAGES = 8  # in process_vis
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Over how many processes a run is spread, and whether weights are sharded over them."""
+    """The number of processes of a run, and whether weights are sharded over them."""
 
     processes: int = 1
     sharded: bool = False
 
     @staticmethod
     def from_environment() -> "Topology":
-        """What the launcher says: accelerate itself is not up yet."""
+        """Read the topology from the launcher's environment, before accelerate starts."""
         return Topology(read_launch().processes, is_on("ACCELERATE_USE_FSDP"))
 
 
@@ -45,10 +45,10 @@ class MemoryItem:
     """One use of memory.
 
     Attributes:
-        bytes: None where the family does not know.
-        formula: how they are counted.
-        phases: when they are there.
-        flags: what lowers them.
+        bytes: None if the family does not count them.
+        formula: how the bytes are counted.
+        phases: the phases in which the memory is in use.
+        flags: the flags that lower it.
     """
 
     name: str
@@ -59,25 +59,25 @@ class MemoryItem:
 
 
 def memory_items(config: Config, evaluation: EvalSetup, topology: Topology) -> list[MemoryItem]:
-    """All rows of one process, those that take nothing left out."""
+    """List every use of memory of one process; uses of 0 bytes are left out."""
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
-    rows = [
+    items = [
         *_weights(config, layout, teacher, topology),
-        *_beside(config, layout, teacher, evaluation),
-        *_turns(config, layout, teacher),
+        *_other_models(config, layout, teacher, evaluation),
+        *_updates(config, layout, teacher),
         *_images(config, layout, teacher, evaluation),
         MemoryItem("CUDA", CONTEXT, "context and libraries, assumed", PHASES),
     ]
-    return [row for row in rows if row.bytes is None or row.bytes > 0]
+    return [item for item in items if item.bytes is None or item.bytes > 0]
 
 
 def _number(config: Config) -> tuple[int, str]:
-    """Bytes of a number in the compute type, and its name."""
+    """Return the bytes of a number in the compute type, and the name of that type."""
     return (BF16, "bf16") if config.optim.bf16 else (FP32, "fp32")
 
 
 def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
-    """Numbers that each trained network updates."""
+    """Return how many numbers an update of each trained network changes."""
     if pair := adapters(config.model):
         parts = {"student": pair.student, "fake score": pair.fake}
         return {name: layout.count_adapter_parameters(teacher, part.targets, part.rank) for name, part in parts.items()}
@@ -85,7 +85,7 @@ def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
 
 
 def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) -> list[MemoryItem]:
-    """Weights, gradients and moments, divided over processes where they are sharded; buffers are on each of them."""
+    """Count weights, gradients and moments: divided over processes if they are sharded, except buffers."""
     whole, trained = layout.count_parameters(teacher), _trained(config, layout, teacher)
     buffers = whole - layout.count_trained(teacher)
     number, kind = _number(config)
@@ -95,17 +95,19 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     base = "teacher, the base of all three" if lora else "teacher"
     smaller = () if lora else ("--lora_rank", "sharding by scripts/accelerate_sd35_fsdp.yaml")
     held = (whole - buffers) * number // frozen + buffers * number
-    rows = [
-        MemoryItem(base, held, f"{whole / 1e6:.1f} M numbers in {kind}{_over(frozen, buffers)}", flags=_bf16(config))
+    items = [
+        MemoryItem(
+            base, held, f"{whole / 1e6:.1f} M numbers in {kind}{_over(frozen, buffers)}", flags=_bf16_flag(config)
+        )
     ]
-    eight = config.optim.optimizer == "adamw_8bit"
+    moment_flags = smaller if config.optim.optimizer == "adamw_8bit" else ("--optimizer adamw_8bit", *smaller)
     moment = bytes_of_moments(config.optim)
     for (name, numbers), phase in zip(trained.items(), (STUDENT, FAKE), strict=True):
         besides = 0 if lora else buffers
         masters = f"{(numbers + besides) / 1e6:.1f} M in fp32{_over(shards, besides)}"
         what = "adapter" if lora else "master weights"
         count = f"{numbers / 1e6:.1f} M numbers"
-        rows += [
+        items += [
             MemoryItem(f"{name}, {what}", numbers * FP32 // shards + besides * FP32, masters, flags=smaller),
             MemoryItem(
                 f"{name}, gradients", numbers * FP32 // shards, f"{count} in fp32{share}", (phase,), flags=smaller
@@ -114,32 +116,32 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
                 f"{name}, optimizer",
                 int(numbers * moment) // shards,
                 f"{count} x {moment:.3g} bytes, two moments{share}",
-                flags=smaller if eight else ("--optimizer adamw_8bit", *smaller),
+                flags=moment_flags,
             ),
         ]
         if topology.processes > 1 and not topology.sharded:
-            rows.append(MemoryItem(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
+            items.append(MemoryItem(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
     if config.optim.ema_decay is not None:
         averaged = trained["student"]
-        rows.append(
+        items.append(
             MemoryItem(
                 "student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", flags=smaller
             )
         )
     if shards > 1:
-        rows.append(_gathered(layout, teacher))
-    return rows
+        items.append(_gathered(layout, teacher))
+    return items
 
 
 def _over(processes: int, whole: int = 0) -> str:
-    """How a row's numbers are divided, `whole` of them not, in words."""
+    """Say over how many processes numbers are divided; `whole` of them are on each process."""
     if processes == 1:
         return ""
     return f" / {processes} processes" + (f", {whole / 1e6:.1f} M of them on each" if whole else "")
 
 
 def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
-    """What a sharded network has whole at a time, beside its buffers, which are never sharded."""
+    """Count what a sharded network has unsharded at a time, beside its buffers, which are never sharded."""
     shapes = read_weight_shapes(teacher / layout.network)
     prefix, _ = layout.blocks
     in_blocks = count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
@@ -147,44 +149,44 @@ def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
     outside = layout.count_trained(teacher) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
     return MemoryItem(
-        "gathered", numbers * FP32, "this block, the next, one block's gradients, and what is in none, in fp32"
+        "gathered", numbers * FP32, "this block, the next, one block's gradients, and layers outside blocks, in fp32"
     )
 
 
-def _bf16(config: Config) -> tuple[str, ...]:
+def _bf16_flag(config: Config) -> tuple[str, ...]:
     return () if config.optim.bf16 else ("--bf16",)
 
 
-def _beside(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup) -> list[MemoryItem]:
-    """Text encoders, decoder and scorers."""
+def _other_models(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup) -> list[MemoryItem]:
+    """Count text encoders, autoencoder and scorers."""
     number, kind = _number(config)
     encoders = layout.text_encoders(teacher, no_t5=config.model.no_t5)
     text = sum(count_numbers(read_weight_shapes(teacher / part)) for part in encoders)
     cached = bool(config.data.cache_text_embeddings)
     vae = count_numbers(read_weight_shapes(teacher / "vae"))
-    resting, offloaded = config.optim.offload_vae, config.eval.offload_scorers
+    vae_offloaded, scorers_offloaded = config.optim.offload_vae, config.eval.offload_scorers
     scorers = sum(scorer_bytes(name, paths) for name, paths in evaluation.paths.items())
     return [
         MemoryItem(
             "text encoders",
             text * number,
-            f"{text / 1e6:.1f} M numbers in {kind}" + (", gone before the networks come" if cached else ""),
+            f"{text / 1e6:.1f} M numbers in {kind}" + (", deleted before the networks load" if cached else ""),
             (ENCODING,) if cached else LOADED,
-            flags=_bf16(config) if cached else ("--cache_text_embeddings",),
+            flags=_bf16_flag(config) if cached else ("--cache_text_embeddings",),
         ),
         MemoryItem(
             "autoencoder",
             vae * number,
             f"{vae / 1e6:.1f} M numbers in {kind}",
-            (IMAGES,) if resting else LOADED,
-            flags=() if resting else ("--offload_vae",),
+            (IMAGES,) if vae_offloaded else LOADED,
+            flags=() if vae_offloaded else ("--offload_vae",),
         ),
         MemoryItem(
             "scorers",
             scorers,
             "weights in fp32",
-            (IMAGES,) if offloaded else LOADED,
-            flags=() if offloaded else ("--offload_scorers",),
+            (IMAGES,) if scorers_offloaded else LOADED,
+            flags=() if scorers_offloaded else ("--offload_scorers",),
         ),
     ]
 
@@ -195,18 +197,18 @@ def scorer_bytes(name: str, paths: Mapping[str, Path]) -> int:
 
 
 def _file_bytes(path: Path, prefix: str = "") -> int:
-    """Bytes of a scorer's weights in fp32, of names with `prefix`: by their header, or else their files' size."""
+    """Return the bytes of a scorer's weights in fp32, of names with `prefix`: by their header, else by file size."""
     if path.is_file():
         return path.stat().st_size
     try:
         shapes = read_weight_shapes(path)
         return FP32 * count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
-    except ValueError:  # OpenCLIP's layout has names of its own
+    except ValueError:  # OpenCLIP's layout has other file names
         return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
 
 
 def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained: bool) -> CallMemory | None:
-    """A call on `batch` rows of a trained network, whole or by adapters, or of the teacher."""
+    """Return the memory of a call on `batch` rows: of a trained network (whole or with adapters) or the teacher."""
     data = config.data
     tokens = layout.text_tokens(teacher, data.max_sequence_length or 256)
     rank = config.model.lora_rank if trained else None
@@ -215,24 +217,30 @@ def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained:
     return layout.memory_of_call(teacher, shape)
 
 
-def _turns(config: Config, layout: Layout, teacher: Path) -> list[MemoryItem]:
-    """Graphs that wait for their backward pass, and the most that works beside them."""
+def _updates(config: Config, layout: Layout, teacher: Path) -> list[MemoryItem]:
+    """Count the graphs that are kept for a backward pass, and the most that is in use beside them."""
     batch, calls = config.optim.batch_size, config.method.stu_inference_steps
     guided = 1 if config.method.teacher_guidance_scale == 1 else 2
     call = _call(config, layout, teacher, batch, trained=True)
-    seen = _call(config, layout, teacher, guided * batch, trained=False)
-    again = _recomputed_blocks(config, layout, teacher)
+    teacher_call = _call(config, layout, teacher, guided * batch, trained=False)
+    recomputed = _recomputed_blocks(config, layout, teacher)
     flags = ("--batch_size (and --grad_accum)", *_more_recomputed(config))
-    if call is None or seen is None:
-        return [MemoryItem("activations", None, "this family does not count them", TURNS, flags)]
-    kept, backward = call.kept(again), call.working(again)
-    how = f"the inputs of {again} blocks and all that {len(call.blocks) - again} keep"
-    working = "one block recomputed" if again else "one feed-forward's gradients"
-    rows = f"{guided * batch} rows of the teacher without a graph"
+    if call is None or teacher_call is None:
+        return [MemoryItem("activations", None, "this family does not count them", UPDATES, flags)]
+    kept, backward = call.kept(recomputed), call.working(recomputed)
+    how = f"the inputs of {recomputed} blocks and all activations of {len(call.blocks) - recomputed}"
+    working = "one block recomputed" if recomputed else "one feed-forward's gradients"
+    beside_student = {
+        working: backward,
+        f"{guided * batch} rows of the teacher without a graph": teacher_call.passing,
+        **_discriminator(config, call, recomputed),
+    }
     return [
         MemoryItem("student, graphs", calls * kept, f"{calls} calls x batch {batch}, {how}", (STUDENT,), flags),
         MemoryItem("fake score, graph", kept, f"1 call x batch {batch}, {how}", (FAKE,), flags),
-        _student_at_work({working: backward, rows: seen.passing, **_discriminator(config, call, again)}, flags),
+        MemoryItem(
+            "at work", max(beside_student.values()), f"the largest of {', '.join(beside_student)}", (STUDENT,), flags
+        ),
         MemoryItem(
             "at work", max(backward, call.passing), f"the larger of {working} and a roll-out's call", (FAKE,), flags
         ),
@@ -248,36 +256,33 @@ def _recomputed_blocks(config: Config, layout: Layout, teacher: Path) -> int:
 
 
 def _more_recomputed(config: Config) -> tuple[str, ...]:
-    """The flag that would recompute more blocks, if there is one."""
+    """Return the flag that recomputes more blocks, if there is one."""
     if not config.optim.gradient_checkpointing:
         return ("--gradient_checkpointing",)
     return () if config.optim.recomputed_blocks == "all" else ("--recomputed_blocks all",)
 
 
-def _student_at_work(uses: dict[str, int], flags: tuple[str, ...]) -> MemoryItem:
-    """The largest of what a student turn does while its graphs wait."""
-    return MemoryItem("at work", max(uses.values()), f"the largest of {', '.join(uses)}", (STUDENT,), flags)
-
-
 def _discriminator(config: Config, call: CallMemory, recomputed: int) -> dict[str, int]:
-    """The generator loss: a graph of its own, through the network whose features the discriminator reads."""
+    """Count the generator loss: its own graph, through the network whose features the discriminator reads."""
     if DISCRIMINATOR not in registry.trained_networks(config.method):
         return {}
-    own = config.method.gan_features == "fake" or config.model.lora_rank is not None
-    again = recomputed if own else 0
-    return {"the discriminator's view, with its graph": call.kept(again) + call.working(again)}
+    recomputes = (
+        config.method.gan_features == "fake" or config.model.lora_rank is not None
+    )  # a separate teacher does not
+    recomputed = recomputed if recomputes else 0
+    return {"the discriminator's features, with their graph": call.kept(recomputed) + call.working(recomputed)}
 
 
 def _perceptual(config: Config) -> list[MemoryItem]:
-    """What is there beside the student's graphs where its images are compared."""
+    """Count what a comparison of images keeps beside the student's graphs."""
     if config.method.perceptual_path is None:
         return []
-    return [MemoryItem("perceptual loss", None, "one image decoded and looked at, with its graph", (STUDENT,))]
+    return [MemoryItem("perceptual loss", None, "one image decoded and compared, with its graph", (STUDENT,))]
 
 
 def _images(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup) -> list[MemoryItem]:
-    """Sampling for an evaluation, and decoding: in process_vis student, x0_real, x0_fake, and a teacher's sample where
-    the student's turn has one."""
+    """Count sampling for an evaluation, and decoding: process_vis shows student, x0_real and x0_fake, and a teacher
+    sample if the student update has one."""
     evaluated = config.eval.eval_batch_size if evaluation.sets else 0
     kinds = 4 if METHODS[config.method.method].teacher_samples_in == registry.STUDENT else 3
     shown = kinds * min(MAX_IMAGES, config.optim.batch_size) if config.run.vis_every else 0

@@ -1,4 +1,4 @@
-"""What a run leaves behind when a loss or gradient is not finite: enough to see where it came from."""
+"""The diagnostic of a loss or gradient that is not finite: the step, its prompts and statistics of its latents."""
 
 import json
 import math
@@ -11,11 +11,11 @@ from dpdmd.utils.atomic_files import write_text
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient norm is nan or infinite; raised on every rank, before the optimizer steps."""
+    """A loss or gradient norm is nan or infinite; every rank raises it, and the optimizer has not stepped."""
 
 
 def latent_statistics(latents: Tensor) -> dict[str, float]:
-    """Of latents [B, C, H, W]: the share that is not finite, and the moments of the rest."""
+    """Return the share of latents [B, C, H, W] that is not finite, and the moments of the finite ones."""
     finite = latents[latents.isfinite()].double()
     share = {"nonfinite_share": 1 - finite.numel() / latents.numel()}
     if not finite.numel():
@@ -25,10 +25,11 @@ def latent_statistics(latents: Tensor) -> dict[str, float]:
 
 
 def write_diagnostic(path: Path, step: int, turn: str, metrics: dict[str, float], ranks: list[dict[str, Any]]) -> None:
-    """Write what is known of a step that was not finite.
+    """Write what is known about a step that was not finite.
 
     Args:
-        ranks: of each rank its prompts and the statistics of what the loss was made of.
+        turn: name of the update, under the key that older runs have.
+        ranks: each rank's prompts, and the statistics of the latents behind its loss.
     """
     values = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
     content = {"step": step, "turn": turn, "metrics": values, "ranks": ranks}

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: metrics.jsonl (every step), log.txt, tracker and progress bar. Rank 0 only."""
+"""The record of a run: metrics.jsonl (every step), log.txt, tracker and progress bar. Rank 0 only."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from dpdmd.utils.versions import versions
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory so far in GB: allocated on the device, or the process's resident set on a CPU."""
+    """Return the peak memory so far in GB: allocated on the GPU, or on a CPU the resident set of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -31,7 +31,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What a run runs on, for environment.json: versions, device, processes."""
+    """Return the content of environment.json: device, processes, system, versions."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
     return {
@@ -43,9 +43,9 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 class RunLog:
-    """One run's record; on other ranks every method does nothing.
+    """The record of one run. On ranks other than 0 every method does nothing.
 
-    A resumed run first drops the lines of steps after its checkpoint, since it takes those steps again.
+    A resumed run first drops the records after its checkpoint, since it repeats those steps.
     """
 
     def __init__(self, folder: RunFolder, config: Config, accelerator: Accelerator, first_step: int, total_steps: int):
@@ -55,7 +55,7 @@ class RunLog:
         self.bar = tqdm(
             total=total_steps, initial=first_step, desc=config.method.method, disable=not self.active, unit="step"
         )
-        self.evaluations: list[dict[str, Any]] = []  # those of before a resume included
+        self.evaluations: list[dict[str, Any]] = []  # including those before a resume
         if not self.active:
             return
         if folder.metrics.exists():
@@ -68,31 +68,31 @@ class RunLog:
         self._track(accelerator.init_trackers, "dpdmd", config={k: v if v is not None else "" for k, v in flat.items()})
 
     def step(self, record: dict[str, Any]) -> None:
-        """Record one update: `record` has `step` (1 for the first), `turn`, and its figures."""
+        """Record one update: `record` has `step` (1 for the first), `turn` (the update's name), and metrics."""
         if not self.active:
             return
         self._write(record)
-        figures = {name: value for name, value in record.items() if isinstance(value, float)}
+        metrics = {name: value for name, value in record.items() if isinstance(value, float)}
         self.bar.update()
         self.bar.set_postfix(
-            {name: f"{value:.4g}" for name, value in figures.items() if name.startswith("loss")}, refresh=False
+            {name: f"{value:.4g}" for name, value in metrics.items() if name.startswith("loss")}, refresh=False
         )
-        named = {f"{record['turn']}/{name}": value for name, value in figures.items()}
+        named = {f"{record['turn']}/{name}": value for name, value in metrics.items()}
         self._track(self.accelerator.log, named, step=record["step"])
         if record["step"] % self.every == 0:
             logger.info(
-                "step %d %s %s", record["step"], record["turn"], " ".join(f"{k}={v:.5g}" for k, v in figures.items())
+                "step %d %s %s", record["step"], record["turn"], " ".join(f"{k}={v:.5g}" for k, v in metrics.items())
             )
 
     def evaluation(self, record: dict[str, Any], table: str) -> None:
-        """Record one evaluation: `record` has `step`, `turn` and scores, their names with eval/ or eval_ema/ first."""
+        """Record one evaluation: `record` has `step`, `turn`, and scores whose names begin with eval/ or eval_ema/."""
         if not self.active:
             return
         self._write(record)
         self.evaluations.append(record)
         logger.info("%s", table)
         if self.bar.n == self.bar.initial:
-            self.bar.unpause()  # else the first step would seem to have lasted as long as the evaluation before it
+            self.bar.unpause()  # else the evaluation would count into the first step's time
         scores = {name: value for name, value in record.items() if name.startswith("eval") and value is not None}
         self._track(self.accelerator.log, scores, step=record["step"])
 
@@ -107,18 +107,18 @@ class RunLog:
         try:
             self._close()
         except OSError:
-            if error is None:  # else the disk is what ended the run, and that is told already
+            if error is None:  # else the disk ended the run, and that error is already reported
                 raise
 
     def _track(self, call: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """Tell the tracker; one that fails is given up, and the run goes on."""
+        """Call the tracker; if it fails, the run continues without it."""
         if not self.tracking:
             return
         try:
             call(*arguments, **options)
         except Exception as error:  # whatever a tracker's network, disk or account raises
             self.tracking = False
-            logger.warning("the tracker failed and is left out from here on: %s: %s", type(error).__name__, error)
+            logger.warning("the tracker failed, and the run continues without it: %s: %s", type(error).__name__, error)
 
     def _close(self) -> None:
         self.bar.close()
@@ -130,7 +130,7 @@ class RunLog:
 
 
 def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Keep the records of steps up to `last_step`, and return them."""
+    """Delete the records of steps after `last_step`; return the others."""
     kept = [record for record in read_records(path) if record["step"] <= last_step]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept

@@ -1,4 +1,4 @@
-"""Too little memory, told in one line that says what to lower. torch has an error of its own for a GPU's alone."""
+"""The error of too little memory: one line that says what to lower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,25 +11,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def first_line(error: RuntimeError) -> str:
-    """torch's own first line about memory that is full.
-
-    Raises:
-        RuntimeError: it is about something else.
-    """
-    if not is_out_of_memory(error):
-        raise error
-    return str(error).partition("\n")[0]
-
-
 @contextmanager
-def message(advice: str) -> Iterator[None]:
-    """Run what may need more memory than there is.
+def explained(advice: str) -> Iterator[None]:
+    """Turn every out-of-memory error of the block into a `MemoryError` of one line.
+
+    Args:
+        advice: what to lower.
 
     Raises:
-        MemoryError: it did; one line with `advice`.
+        MemoryError: the block needs more memory than there is.
     """
     try:
         yield
-    except RuntimeError as error:
-        raise MemoryError(f"out of memory; {advice} ({first_line(error)})") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise MemoryError(f"out of memory; {advice} ({reason})") from None

@@ -1,20 +1,26 @@
-"""The arithmetic of CUDA devices: one place decides on TF32 and on cuDNN's search."""
+"""The number format in which networks compute, and the arithmetic of CUDA devices: every program decides both here."""
 
 import torch
 
 
-def set_cuda_arithmetic(bf16: bool) -> None:
-    """How CUDA devices compute; nothing on a CPU reads these switches.
+def compute_dtype(bf16: bool) -> torch.dtype:
+    """Return the type in which networks compute with or without `--bf16`."""
+    return torch.bfloat16 if bf16 else torch.float32
 
-    No TF32: in fp32, fp32 is meant, and torch's own default would round what convolutions multiply to 10 bits. With
-    `bf16` no product of the networks is left in fp32 (tests/integration/test_precision.py), so TF32 would speed up the
-    scorers alone, whose scores are compared with the root programs'. Attention needs no switch: diffusers calls torch's
-    scaled_dot_product_attention, without a mask, and torch takes its flash kernels for bf16 by itself.
 
-    With `bf16` cuDNN measures which of its algorithms is the fastest for each shape. Only the decoder has
-    convolutions worth that, and it meets a few shapes thousands of times. In fp32 it does not: the choice may differ
-    between two runs, and with it an image's last bits.
+def set_up(bf16: bool) -> torch.dtype:
+    """Set how CUDA devices compute, and return the compute type. The switches do not affect a CPU.
+
+    No TF32: fp32 means fp32. torch's default would round the factors of convolutions to 10 bits. With `bf16` the
+    networks have no product in fp32 (tests/integration/test_precision.py), so TF32 would only speed up the scorers,
+    whose scores must equal those of the root programs. Attention needs no switch: diffusers calls torch's
+    scaled_dot_product_attention without a mask, and torch chooses its flash kernels for bf16.
+
+    With `bf16` cuDNN measures which algorithm is fastest for each shape. Only the decoder has convolutions that profit,
+    and it meets a few shapes thousands of times. In fp32 cuDNN does not measure: its choice, and with it the last bits
+    of an image, may differ between two runs.
     """
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = bf16
+    return compute_dtype(bf16)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from dpdmd import config, export, generate
 from dpdmd.data.prompts import fingerprint
 from dpdmd.shapes.text import MAX_LENGTH
-from dpdmd.training import preflight
 from dpdmd.utils.manifest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
@@ -355,7 +354,7 @@ def test_a_run_folder_that_no_flag_names_is_named_by_its_path(refused, flags, tm
 
 
 def test_a_read_only_run_folder(refused, monkeypatch):
-    monkeypatch.setattr(preflight.os, "access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("dpdmd.utils.paths.os.access", lambda path, mode: mode != os.W_OK)
     assert "is not writable" in refused({})
 
 
@@ -430,12 +429,14 @@ def test_more_processes_than_devices(refused, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed(refused, monkeypatch):
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    monkeypatch.setattr("dpdmd.training.preflight_machine.find_spec", lambda name: None)
     assert "--report_to wandb: the package is not installed" in refused({"--report_to": "wandb"})
 
 
 def test_an_8_bit_optimizer_without_its_package(refused, monkeypatch):
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == "bitsandbytes" else True)
+    monkeypatch.setattr(
+        "dpdmd.training.preflight_machine.find_spec", lambda name: None if name == "bitsandbytes" else True
+    )
     line = refused({"--optimizer": "adamw_8bit"})
     assert "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install" in line
 

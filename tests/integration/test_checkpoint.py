@@ -1,4 +1,4 @@
-"""Checkpoints: what is not whole is named and passed over, what does not fit the disk is told, nothing is lost."""
+"""Checkpoints: a damaged one is named and passed over, too little disk is an error, and no earlier one is lost."""
 
 import errno
 import json
@@ -14,9 +14,10 @@ import pytest
 from dpdmd import train
 from dpdmd.config import Config, read_yaml
 from dpdmd.run_folder import RunFolder
-from dpdmd.training import checkpoint, preflight
-from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest, write_manifest
+from dpdmd.training import checkpoint, preflight, resume
+from dpdmd.utils.manifest import MANIFEST, check_files, read_manifest
 
+DRIVERS = Path(__file__).parents[1] / "processes" / "drivers"
 STUDENT = "student/transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -60,7 +61,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(flags, run, damage):
     assert os.readlink(run / "ckpts" / "latest") == "step_000006"
 
 
-def test_a_damaged_checkpoint_that_is_asked_for_is_refused(flags, run, capsys):
+def test_a_damaged_checkpoint_that_is_asked_for_is_an_error(flags, run, capsys):
     wanted = run / "ckpts" / "step_000004"
     change_one_byte(wanted / STUDENT)
     assert train.main([*flags, "--max_steps", "6", "--resume_from_checkpoint", str(wanted)]) == 2
@@ -68,7 +69,46 @@ def test_a_damaged_checkpoint_that_is_asked_for_is_refused(flags, run, capsys):
     assert str(wanted / STUDENT) in line and "altered" in line
 
 
-def test_no_whole_checkpoint_is_refused_rather_than_started_anew(flags, run, capsys):
+@pytest.fixture
+def resume_on_two(short_run, run, run_processes, monkeypatch, tmp_path):
+    """Resume on two processes; returns their stderr, and (rank, path of a file that it hashed, or its exit status)."""
+
+    def resume_run(wanted: str, *, check: bool) -> tuple[str, list[tuple[str, str]]]:
+        monkeypatch.setenv("READS", str(tmp_path / "reads"))
+        flags = [*short_run, "--batch_size", "1", "--run_dir", str(run), "--ckpt_every", "2", "--vis_every", "0"]
+        more = ["--max_steps", "6", "--resume_from_checkpoint", wanted]
+        err = run_processes([str(DRIVERS / "counted_reads.py"), *flags, *more], check=check).stderr
+        return err, [tuple(line.split(" ", 1)) for line in (tmp_path / "reads").read_text().splitlines()]
+
+    return resume_run
+
+
+def test_rank_0_alone_reads_a_checkpoint_and_all_continue_the_same(run, resume_on_two):
+    """The newest is damaged in a way that only reading shows: rank 0 reads it and the one before, rank 1 none."""
+    damaged, whole = run / "ckpts" / "step_000006" / STUDENT, run / "ckpts" / "step_000004" / STUDENT
+    change_one_byte(damaged)
+    _, reads = resume_on_two("latest", check=True)
+    assert {rank for rank, _ in reads} == {"0"}
+    assert {str(damaged), str(whole)} <= {path for _, path in reads}
+    assert "step_000006 is not whole" in (run / "log" / "log.txt").read_text()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    check_files(run / "ckpts" / "step_000006", read_manifest(run / "ckpts" / "step_000006"))
+
+
+def test_a_damaged_checkpoint_is_an_error_on_every_rank(run, resume_on_two):
+    """Only rank 0 read it; both print the line and end with status 2, and nothing in the run's folder changes."""
+    wanted = run / "ckpts" / "step_000004"
+    change_one_byte(wanted / STUDENT)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    err, reads = resume_on_two(str(wanted), check=False)
+    line = f"dpdmd.train: error: --resume_from_checkpoint {wanted}: no whole checkpoint: {wanted / STUDENT} was altered"
+    assert err.count(line) == 2
+    assert {what for rank, what in reads if rank == "1"} == {"2"} and ("0", "2") in reads
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_no_whole_checkpoint_is_an_error_and_no_new_start(flags, run, capsys):
     for path in (run / "ckpts").glob("step_*"):
         (path / "state" / "fake.safetensors").unlink()
     before = sorted((run / "ckpts").rglob("*"))
@@ -103,16 +143,6 @@ def test_the_manifest_lists_every_file_and_no_link(finished):
     assert manifest["progress"]["step"] == 6 and manifest["versions"]["torch"] and manifest["config"]["method"]
 
 
-def test_a_manifest_of_an_empty_folder_and_of_odd_names(tmp_path):
-    write_manifest(tmp_path, {"step": 0})
-    check_files(tmp_path, read_manifest(tmp_path))
-    (tmp_path / "ein Bild ü.bin").write_bytes(b"1")
-    write_manifest(tmp_path, {"step": 0})
-    (tmp_path / "ein Bild ü.bin").write_bytes(b"2")
-    with pytest.raises(ValueError, match=r"ein Bild ü\.bin was altered"):
-        check_files(tmp_path, read_manifest(tmp_path))
-
-
 def test_a_disk_that_fills_while_saving_keeps_the_earlier_checkpoints(flags, tmp_path, monkeypatch, capsys):
     """The error is one line, status 1, and nothing half-written is left to fill the disk further."""
     healthy = checkpoint.save_file
@@ -129,7 +159,7 @@ def test_a_disk_that_fills_while_saving_keeps_the_earlier_checkpoints(flags, tmp
     assert "step_000004 could not be written" in capsys.readouterr().err
     ckpts = tmp_path / "run" / "ckpts"
     assert sorted(path.name for path in ckpts.iterdir()) == ["latest", "step_000002"]
-    assert checkpoint.find(RunFolder.of(tmp_path / "run"), "latest", read_config(flags)).progress.step == 2
+    assert resume.find(RunFolder.of(tmp_path / "run"), "latest", read_config(flags)).progress.step == 2
 
 
 def read_config(flags: list[str]) -> Config:
@@ -155,19 +185,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_really_full_disk(short_run, small_disk, capsys, monkeypatch):
-    """As above, on a file system that is full, with the check at the start put out of action."""
+    """As above, on a file system that is really full, without the check at the start."""
     monkeypatch.setattr(preflight, "_check_space", lambda *_: None)
     run = small_disk / "run"
     flags = [*short_run, "--run_dir", str(run), "--ckpt_every", "1", "--vis_every", "0", "--max_steps", "30"]
     assert train.main(flags) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("dpdmd.train: stopped: ") and "o space left on device" in line
-    found = checkpoint.find(RunFolder.of(run), "latest", read_config(flags))
+    found = resume.find(RunFolder.of(run), "latest", read_config(flags))
     assert found.progress.step >= 1 and not found.passed_over
 
 
-def test_too_little_space_is_told_at_the_start(flags, tiny_scorers, capsys, monkeypatch, tmp_path):
-    """With a limit one more than it, and where the student is evaluated the best of them besides."""
+def test_too_little_space_is_an_error_at_the_start(flags, tiny_scorers, capsys, monkeypatch, tmp_path):
+    """With a limit, one more than the limit, and the best one too if the student is evaluated."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
     assert train.main([*flags, "--max_steps", "6"]) == 2

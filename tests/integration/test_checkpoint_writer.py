@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on, from a copy, one at a time; a failure is told on the next step."""
+"""Checkpoints are written from a copy while training continues, one at a time; a failure ends the run a step later."""
 
 import errno
 import json
@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from dpdmd import config, train
 from dpdmd.training import checkpoint, preflight
-from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.checkpointer import CheckpointWriter
 from dpdmd.training.trainer import Trainer
 
@@ -41,27 +40,27 @@ def state(folder: Path) -> dict[str, bytes]:
 def test_training_goes_on_and_the_checkpoint_is_of_its_own_step(flags, tmp_path, monkeypatch):
     """Step 2's checkpoint waits until step 4 is recorded, and still holds step 2; `latest` moves only then."""
     ahead, behind, healthy, run = tmp_path / "ahead", tmp_path / "run", checkpoint.save, tmp_path / "run"
-    seen = []
+    states = []
     assert train.main([*flags, "--run_dir", str(ahead), "--max_steps", "6", "--ckpt_every", "2"]) == 0
     four_steps = threading.Event()
 
     def slow(folder, snapshot, *arguments, **options):
         if snapshot.progress.step == 2:
             assert four_steps.wait(60)
-            seen.append((len(records(run)), (run / "ckpts" / "latest").exists()))
+            states.append((len(records(run)), (run / "ckpts" / "latest").exists()))
         return healthy(folder, snapshot, *arguments, **options)
 
     start = Trainer.start_step
 
-    def told(self, step):
+    def signalling(self, step):
         if step == 3:
             four_steps.set()
         return start(self, step)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    monkeypatch.setattr(Trainer, "start_step", told)
+    monkeypatch.setattr(Trainer, "start_step", signalling)
     assert train.main([*flags, "--max_steps", "6", "--ckpt_every", "2"]) == 0
-    ((recorded, moved),) = seen
+    ((recorded, moved),) = states
     assert recorded >= 3 and not moved
     for step in (2, 4, 6):
         assert state(behind / "ckpts" / f"step_{step:06d}") == state(ahead / "ckpts" / f"step_{step:06d}")
@@ -76,7 +75,7 @@ def test_a_snapshot_does_not_move_with_what_is_trained(flags, monkeypatch, fused
     trainer = Trainer(preflight.check(config.parse([*flags, "--per_train_fake_num", "1"])))
     for step in range(2):
         trainer.take_step(step)
-    taken = trainer.saving.snapshot(2)
+    taken = trainer.checkpointer.snapshot(2)
     parts = [*taken.networks.values(), *taken.optimizers.values()]
     before = [{name: value.clone() for name, value in part.items()} for part in parts]
     assert all(before)
@@ -84,7 +83,7 @@ def test_a_snapshot_does_not_move_with_what_is_trained(flags, monkeypatch, fused
         trainer.take_step(step)
     for part, then in zip(parts, before, strict=True):
         assert all(torch.equal(part[name], value) for name, value in then.items())
-    moved = trainer.saving.snapshot(4)
+    moved = trainer.checkpointer.snapshot(4)
     student, moments = taken.networks["student"], taken.optimizers["fake"]
     assert any(not torch.equal(moved.networks["student"][name], value) for name, value in student.items())
     assert any(not torch.equal(moved.optimizers["fake"][name], value) for name, value in moments.items())
@@ -117,7 +116,7 @@ def test_a_failed_write_ends_the_run_on_the_next_step(flags, tmp_path, monkeypat
 
 
 def test_a_run_that_fails_otherwise_still_ends_with_a_whole_checkpoint(flags, tmp_path, monkeypatch):
-    """What was begun is finished before the error is told."""
+    """A checkpoint that was begun is finished before the error is reported."""
     begun, healthy, start = threading.Event(), checkpoint.save, Trainer.start_step
 
     def slow(*arguments, **options):
@@ -135,40 +134,3 @@ def test_a_run_that_fails_otherwise_still_ends_with_a_whole_checkpoint(flags, tm
     assert train.main([*flags, "--max_steps", "6", "--ckpt_every", "2"]) == 1
     assert os.readlink(tmp_path / "run" / "ckpts" / "latest") == "step_000002"
     assert load_file(tmp_path / "run" / "ckpts" / "latest" / STUDENT)
-
-
-def test_a_writer_tells_what_it_was_told():
-    writer = CheckpointWriter()
-    assert writer.wait() is None
-    writer.start(lambda: Path("here"))
-    assert writer.wait() is None and writer.failure is None
-
-    def full():
-        raise SaveError("no space")
-
-    writer.start(full)
-    assert writer.wait() == "no space" and writer.wait() == "no space"
-
-    def wrong():
-        raise KeyError("a fault of ours")
-
-    other = CheckpointWriter()
-    other.start(wrong)
-    with pytest.raises(KeyError, match="a fault of ours"):
-        other.wait()
-
-
-def test_a_second_interrupt_leaves_what_is_being_written():
-    """Any other end waits for it."""
-    writer, go_on = CheckpointWriter(), threading.Event()
-
-    def slow():
-        assert go_on.wait(60)
-        return Path("here")
-
-    with pytest.raises(KeyboardInterrupt), writer:
-        writer.start(slow)
-        raise KeyboardInterrupt
-    assert writer._thread.is_alive()
-    go_on.set()
-    assert writer.wait() is None

@@ -1,4 +1,4 @@
-"""`dpdmd.doctor`: well on a sound trainer, and each check fails where its fault is put in."""
+"""`dpdmd.doctor`: every check passes on a sound trainer, and each fails when its fault is put in."""
 
 from pathlib import Path
 
@@ -17,29 +17,29 @@ from dpdmd.utils import rng
 
 
 @pytest.fixture
-def examine(short_run, tmp_path, tiny_scorers):
-    """Runs the doctor; returns its status and the names of the checks that failed."""
+def run_doctor(short_run, tmp_path, tiny_scorers):
+    """Run the doctor; returns its status and the names of the checks that failed."""
 
     def run(*more: str) -> tuple[int, set[str]]:
         scorers = [part for name, path in tiny_scorers.items() for part in (f"--{name}", path)]
         status = doctor.main([*short_run, *scorers, "--out", str(tmp_path / "doctor"), *more])
         rows = [line.split(" | ") for line in (tmp_path / "doctor" / "table.md").read_text().splitlines()[2:]]
-        return status, {row[0].removeprefix("| ") for row in rows if row[1] != "well"}
+        return status, {row[0].removeprefix("| ") for row in rows if row[1] != "ok"}
 
     return run
 
 
 @pytest.mark.parametrize("method", ["dmd_gan", "dmd_lpips"])
 @pytest.mark.parametrize("more", [["--ema_decay", "0.9"], ["--rollout", "dmd2"], ["--grad_steps", "last"]], ids=str)
-def test_a_compared_method_is_well(examine, tiny_scorers, method, more):
-    assert examine(*method_flags(method, tiny_scorers), *more) == (0, set())
+def test_a_compared_method_passes(run_doctor, tiny_scorers, method, more):
+    assert run_doctor(*method_flags(method, tiny_scorers), *more) == (0, set())
 
 
 @pytest.mark.parametrize("method", ["dpdmd", "dmd"])
 @pytest.mark.parametrize("more", [[], ["--student_sigmas", "1.0,0.7"], ["--lora_rank", "4"]], ids=str)
-def test_a_sound_trainer_is_well(examine, tmp_path, capsys, method, more):
-    assert examine("--method", method, *more) == (0, set())
-    assert "| resume | well |" in capsys.readouterr().out
+def test_a_sound_trainer_passes(run_doctor, tmp_path, capsys, method, more):
+    assert run_doctor("--method", method, *more) == (0, set())
+    assert "| resume | ok |" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "doctor").iterdir()) == ["memory.txt", "pictures.png", "table.md"]
 
 
@@ -116,13 +116,13 @@ def frozen(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         (bf16_weights, "master weights"),
     ],
 )
-def test_each_fault_fails_its_check(examine, monkeypatch, fault, check):
+def test_each_fault_fails_its_check(run_doctor, monkeypatch, fault, check):
     fault(monkeypatch)
-    status, failed = examine()
+    status, failed = run_doctor()
     assert status == 1 and check in failed
 
 
-def test_wrong_input_is_told_as_the_trainer_tells_it(tmp_path, capsys):
+def test_wrong_input_has_the_trainers_message(tmp_path, capsys):
     assert doctor.main(["--teacher_id", "nowhere", "--out", str(tmp_path)]) == 2
     assert "dpdmd.doctor: error: --teacher_id nowhere: no such folder" in capsys.readouterr().err
     assert list(Path(tmp_path).iterdir()) == []

@@ -1,8 +1,8 @@
-"""Nothing in a step waits for the device; what is read a step later says and does what was said at once.
+"""Nothing in a step waits for the device, and metrics that are read a step later have the same effect.
 
-There is no GPU here. The device is "meta" instead: tensors without values, which nothing can read, so that a read
-raises; what is sent there from the host is watched. What happens to values is then tested with torch's fused AdamW on a
-CPU, whose kernel withholds an update as the GPU's does.
+The device is "meta" here, not a GPU: its tensors have no values, so that reading one raises an error, and copies from
+the host to it are watched. Effects on values are tested with torch's fused AdamW on a CPU, whose kernel skips a
+non-finite update as the GPU's does.
 """
 
 import dataclasses
@@ -20,14 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpdmd import config, train
-from dpdmd.distributed import sharding
 from dpdmd.methods import losses, updates
 from dpdmd.methods.context import DistillationContext, LossResult
 from dpdmd.methods.networks import Networks
-from dpdmd.models import streamed_text_encoder
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.training import preflight, trainer
-from dpdmd.training.step import StepMetrics, TrainedNetwork, apply_update, skips_on_device
+from dpdmd.training.step import TrainedNetwork
 from dpdmd.training.trainer import Trainer
 
 DRIVERS = Path(__file__).parents[1] / "processes" / "drivers"
@@ -114,7 +112,7 @@ def device_trainer(short_run, tmp_path, monkeypatch) -> Trainer:
 
 
 def test_nothing_in_a_step_waits_for_the_device(device_trainer):
-    """Six steps, both turns: no value is read and no copy waits; reading is where a step is finished, there alone."""
+    """Six steps of both kinds read no value, and no copy waits; only finishing a step reads."""
     with Uploads(), Makings():
         taken = [device_trainer.start_step(step) for step in range(6)]
     assert (
@@ -151,46 +149,16 @@ def test_each_way_to_wait_is_seen(device_trainer, monkeypatch, wait):
         device_trainer.start_step(0)
 
 
-def test_an_optimizer_that_cannot_skip_waits_for_the_figures(device_trainer):
+def test_an_optimizer_that_cannot_skip_waits_for_the_metrics(device_trainer):
     """The guard of the test above: without a kernel that skips, the host has to know, and reads."""
     device_trainer.trained["fake"].optimizer.param_groups[0]["fused"] = None
     with pytest.raises(NOT_READABLE):
         device_trainer.start_step(0)
 
 
-@pytest.mark.parametrize("fused", [True, None])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_figure_that_is_not_finite_moves_nothing(fused, bad):
-    """Neither weights nor moments nor their count; the next update is what it would have been without the bad one."""
-
-    def trained_network() -> TrainedNetwork:
-        weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
-        optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1, fused=fused)
-        return TrainedNetwork(torch.nn.Identity(), optimizer, [weight], 0.1)
-
-    def take(trained: TrainedNetwork, loss: float) -> None:
-        (weight,) = trained.parameters
-        weight.grad = torch.arange(5.0) * loss
-        norm = sharding.gradient_norm(trained.parameters)
-        figures = StepMetrics(["loss", "grad_norm"], torch.stack([torch.tensor(loss), norm]))
-        assert figures.nonfinite == float(not torch.tensor(loss).isfinite())
-        apply_update(trained, figures, norm, 0.1, max_norm=1.0)
-
-    spared, other = trained_network(), trained_network()
-    assert skips_on_device(spared.optimizer) == bool(fused)
-    for loss in (1.0, bad, 2.0):
-        take(spared, loss)
-    for loss in (1.0, 2.0):
-        take(other, loss)
-    assert torch.equal(spared.parameters[0], other.parameters[0])
-    ours, theirs = (trained.optimizer.state[trained.parameters[0]] for trained in (spared, other))
-    assert ours["step"] == theirs["step"] == 2
-    assert torch.equal(ours["exp_avg"], theirs["exp_avg"]) and torch.equal(ours["exp_avg_sq"], theirs["exp_avg_sq"])
-
-
 @pytest.fixture
 def lagging(short_run, tmp_path, monkeypatch) -> list[str]:
-    """Flags of runs on a CPU whose figures are read a step late, as on a GPU."""
+    """Flags of runs on a CPU whose metrics are read a step late, as on a GPU."""
     healthy = torch.optim.AdamW
 
     def fused(*arguments, **options):
@@ -214,16 +182,16 @@ def poison_step(monkeypatch, step: int) -> None:
     for name in ("fake_score_loss", "student_loss"):
         healthy = getattr(updates, name)
 
-        def turn(run, batch, healthy=healthy):
+        def poisoned(run, batch, healthy=healthy):
             result = healthy(run, batch)
             factor = float("nan") if batch.step == step else 1.0
             return LossResult(result.loss * factor, result.metrics, result.images)
 
-        monkeypatch.setattr(updates, name, turn)
+        monkeypatch.setattr(updates, name, poisoned)
 
 
-def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monkeypatch):
-    """Every step is recorded in order, with the figures of a run that reads at once; a checkpoint has all updates."""
+def test_metrics_that_come_late_are_those_of_their_step(lagging, tmp_path, monkeypatch):
+    """Every step is recorded in order, with the metrics of a run that reads at once; a checkpoint has all updates."""
     late, at_once = tmp_path / "run", tmp_path / "at_once"
     assert train.main([*lagging, "--max_steps", "8"]) == 0
     monkeypatch.setattr(Trainer, "lag", property(lambda self: 0, lambda self, value: None), raising=False)
@@ -238,14 +206,14 @@ def test_figures_that_come_late_are_those_of_their_step(lagging, tmp_path, monke
 
 
 @pytest.mark.parametrize(("step", "turn"), [(2, "fake"), (5, "student"), (7, "fake")])
-def test_a_late_stop_tells_of_the_right_step(lagging, tmp_path, monkeypatch, capsys, step, turn):
-    """The step after it has begun, but the message, prompts and statistics are those of the step that failed."""
+def test_a_late_stop_names_the_right_step(lagging, tmp_path, monkeypatch, capsys, step, turn):
+    """The next step has begun, but message, prompts and statistics are those of the step that failed."""
     poison_step(monkeypatch, step)
     assert train.main([*lagging, "--max_steps", "8"]) == 1
-    assert f"step {step + 1}, {turn} turn: grad_norm is nan" in capsys.readouterr().err
-    told = json.loads((tmp_path / "run" / "diagnostics" / f"nonfinite_step_{step + 1:06d}.json").read_text())
-    assert told["step"] == step + 1 and told["turn"] == turn
-    (rank,) = told["ranks"]
+    assert f"step {step + 1}, {turn} update: grad_norm is nan" in capsys.readouterr().err
+    diagnostic = json.loads((tmp_path / "run" / "diagnostics" / f"nonfinite_step_{step + 1:06d}.json").read_text())
+    assert diagnostic["step"] == step + 1 and diagnostic["turn"] == turn
+    (rank,) = diagnostic["ranks"]
     expected = {"student", "x0_real", "x0_fake"} if turn == "student" else {"student"}
     assert rank["latents"].keys() == expected and rank["latents"]["student"]["std"] > 0
     reference = Trainer(preflight.check(config.parse([*lagging, "--run_dir", str(tmp_path / "other")])))
@@ -267,9 +235,9 @@ def test_a_late_skip_is_counted_and_moves_nothing(lagging, tmp_path, monkeypatch
     assert progress["updates"]["student"] == (0 if step == 5 else 1)
     assert progress["updates"]["student"] + progress["updates"]["fake"] == 7
 
-    def withheld(trained, figures, norm, learning_rate, max_norm):
-        if figures.are_finite():
-            healthy(trained, figures, norm, learning_rate, max_norm)
+    def withheld(trained, metrics, norm, learning_rate, max_norm):
+        if metrics.are_finite():
+            healthy(trained, metrics, norm, learning_rate, max_norm)
 
     healthy = trainer.apply_update
     monkeypatch.setattr(trainer, "apply_update", withheld)
@@ -281,7 +249,7 @@ def test_a_late_skip_is_counted_and_moves_nothing(lagging, tmp_path, monkeypatch
 
 
 def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monkeypatch, capsys):
-    """It comes in step 3 and is read when step 4 is under way: both are finished and saved, and nothing is lost."""
+    """It comes in step 3 and is read when step 4 has begun: both are finished and saved, and nothing is lost."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train.main([*lagging, "--max_steps", "8", "--run_dir", str(whole)]) == 0
     healthy = updates.fake_score_loss
@@ -302,14 +270,14 @@ def test_a_signal_that_is_read_late_saves_what_was_done(lagging, tmp_path, monke
 
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_a_rank_that_is_not_finite_is_known_to_all(short_run, tmp_path, run_processes, nonfinite):
-    """Sharded over two processes, figures read late: both withhold the update, and both stop or both go on."""
+    """Sharded over two processes, with metrics read late: both skip the update, and both stop or both continue."""
     run = tmp_path / "run"
     flags = [*short_run, "--run_dir", str(run), "--vis_every", "0", "--max_steps", "6", "--nonfinite", nonfinite]
     result = run_processes([str(DRIVERS / "lagging_ranks.py"), *flags], check=False)
-    told = json.loads((run / "diagnostics" / "nonfinite_step_000003.json").read_text())
-    assert [rank["rank"] for rank in told["ranks"]] == [0, 1] and len(told["ranks"][1]["prompts"]) == 2
+    diagnostic = json.loads((run / "diagnostics" / "nonfinite_step_000003.json").read_text())
+    assert [rank["rank"] for rank in diagnostic["ranks"]] == [0, 1] and len(diagnostic["ranks"][1]["prompts"]) == 2
     if nonfinite == "stop":
-        assert result.stderr.count("stopped: step 3, fake turn: grad_norm is nan") == 2
+        assert result.stderr.count("stopped: step 3, fake update: grad_norm is nan") == 2
         return
     assert result.returncode == 0, result.stderr[-3000:]
     assert [line["step"] for line in records(run) if line.get("skipped")] == [3]
@@ -318,49 +286,3 @@ def test_a_rank_that_is_not_finite_is_known_to_all(short_run, tmp_path, run_proc
     moments = load_file(run / "ckpts/step_000006/state/optimizer_fake.safetensors")
     counts = {value.item() for name, value in moments.items() if name.endswith("|step")}
     assert counts == {4.0} and all(value.isfinite().all() for value in moments.values())
-
-
-def test_text_is_encoded_on_a_stream_that_the_training_waits_for(monkeypatch):
-    """Encoding happens inside the other stream; then the training's stream waits for it and keeps the embedding."""
-    events = []
-
-    class Stream:
-        def __init__(self, *_, **__):
-            pass
-
-        def wait_stream(self, other):
-            events.append(("training waits for", other))
-
-    class Inside:
-        def __init__(self, stream):
-            self.stream = stream
-
-        def __enter__(self):
-            events.append(("enter", self.stream))
-
-        def __exit__(self, *_):
-            events.append(("leave", self.stream))
-
-    training = Stream()
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", Inside)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: training)
-    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: events.append(("kept for", stream)))
-    text = TextEmbedding(torch.zeros(1, 2, 3), torch.zeros(1, 4))
-
-    class Encoder(TextEncoder):
-        def encode(self, prompts):
-            events.append(("encode", prompts))
-            return text
-
-    encoder = streamed_text_encoder.StreamedTextEncoder(Encoder(), torch.device("cpu"))
-    assert encoder.encode(["a"]) is text
-    own = encoder.stream
-    assert events == [
-        ("enter", own),
-        ("encode", ["a"]),
-        ("leave", own),
-        ("training waits for", own),
-        ("kept for", training),
-        ("kept for", training),
-    ]

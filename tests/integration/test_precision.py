@@ -1,6 +1,4 @@
-"""What computes in which precision: fp32 means fp32 on every device, and with `--bf16` no product is left in it."""
-
-from collections.abc import Iterator
+"""With `--bf16` every product of a training cycle is in bf16, and without it in fp32."""
 
 import pytest
 import torch
@@ -9,7 +7,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpdmd import config
 from dpdmd.training import preflight
 from dpdmd.training.trainer import Trainer
-from dpdmd.utils import precision
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "scaled_dot_product", "einsum")
 
@@ -19,46 +16,25 @@ class Products(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.seen: list[tuple[str, torch.dtype]] = []
+        self.factors: list[tuple[str, torch.dtype]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__.lstrip("_")
         if name in PRODUCTS or name.startswith("scaled_dot_product"):
             factors = [a for a in args[:3] if isinstance(a, torch.Tensor) and a.is_floating_point() and a.ndim > 1]
-            self.seen += [(name, factor.dtype) for factor in factors]
+            self.factors += [(name, factor.dtype) for factor in factors]
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("flag", "dtype"), [("--bf16", torch.bfloat16), ("--no-bf16", torch.float32)])
 def test_every_product_of_a_cycle_is_in_the_compute_type(short_run, tmp_path, flag, dtype):
-    """So TF32 has nothing to hasten under `--bf16`: neither in the three networks, nor in text encoders and decoder."""
+    """So TF32 cannot speed up anything under `--bf16`: neither the networks, nor text encoders and decoder."""
     trainer = Trainer(preflight.check(config.parse([*short_run, flag, "--run_dir", str(tmp_path / "run")])))
     with Products() as products:
-        for step in (0, 5):  # a fake turn and a student's, on which images are decoded
+        for step in (0, 5):  # a fake-score update and a student update, which decodes images
             trainer.take_step(step)
         trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shape))
-    names = {name for name, _ in products.seen}
+    names = {name for name, _ in products.factors}
     assert {"addmm", "mm", "convolution", "convolution_backward"} <= names
     assert any(name.startswith("scaled_dot_product") for name in names)
-    assert {found for _, found in products.seen} == {dtype}
-
-
-@pytest.fixture
-def default_switches() -> Iterator[None]:
-    """torch's own, during the test and afterwards."""
-    matmul, conv = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
-    benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
-    yield
-    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = matmul, conv
-    torch.backends.cudnn.benchmark = benchmark
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_cuda_does_not_round_fp32_products(bf16, default_switches):
-    """torch's default would, in convolutions; the switches of a CPU stay as they are."""
-    before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
-    precision.set_cuda_arithmetic(bf16)
-    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.benchmark is bf16
-    assert (torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision) == before
+    assert {found for _, found in products.factors} == {dtype}

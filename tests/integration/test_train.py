@@ -46,7 +46,7 @@ def state_bytes(checkpoint: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_run_writes_all_it_promises(flags, tmp_path, tiny_pipeline):
+def test_a_run_writes_all_its_files(flags, tmp_path, tiny_pipeline):
     """One run folder holds log, metrics, configuration, images, checkpoints and a whole student."""
     run = tmp_path / "run"
     assert (
@@ -111,7 +111,7 @@ def test_nothing_of_a_checkpoint_comes_from_global_random_state(flags, tmp_path)
 
 @pytest.mark.parametrize("method", ["dpdmd", "dmd"])
 def test_only_the_right_networks_move(flags, tmp_path, tiny_pipeline, method):
-    """Fake turns move the fake score alone, the student turn the student; the teacher's bytes never change."""
+    """A fake-score update changes only the fake score, a student update only the student, and none the teacher."""
     before = {path: path.read_bytes() for path in tiny_pipeline.rglob("*") if path.is_file()}
     run = tmp_path / "run"
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--ckpt_every", "5", "--method", method]) == 0
@@ -193,28 +193,28 @@ def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
     assert sorted(p.name for p in (run / "ckpts").iterdir()) == ["latest", "step_000004", "step_000006"]
 
 
-def test_fake_turns_share_a_rollout(flags, tmp_path, monkeypatch):
-    """Two fake turns a roll-out: its prompts and samples are the first one's, score times and noise their own."""
-    seen, healthy = [], updates.fake_score_loss
+def test_fake_score_updates_share_a_rollout(flags, tmp_path, monkeypatch):
+    """Two updates share prompts and samples of the first; score times and noise are their own."""
+    calls, healthy = [], updates.fake_score_loss
 
     def watched(run, batch):
         result = healthy(run, batch)
-        seen.append((batch.step, batch.rollout_step, result.images["student"]))
+        calls.append((batch.step, batch.rollout_step, result.images["student"]))
         return result
 
     monkeypatch.setattr(updates, "fake_score_loss", watched)
     reuse = ["--fake_rollout_reuse", "2", "--max_steps", "7"]
     assert train.main([*flags, *reuse, "--run_dir", str(tmp_path / "run")]) == 0
-    assert [(step, source) for step, source, _ in seen] == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4), (6, 6)]
-    samples = [x for _, _, x in seen]
+    assert [(step, source) for step, source, _ in calls] == [(0, 0), (1, 0), (2, 2), (3, 2), (4, 4), (6, 6)]
+    samples = [x for _, _, x in calls]
     assert torch.equal(samples[0], samples[1]) and torch.equal(samples[2], samples[3])
     assert not torch.allclose(samples[0], samples[2]) and not torch.allclose(samples[4], samples[5])
     losses = [record["loss_fake"] for record in records(tmp_path / "run") if record["turn"] == "fake"]
     assert len(set(losses)) == 6
 
 
-def test_a_resume_between_turns_that_share_a_rollout(flags, tmp_path):
-    """The roll-out is made again, with the same bytes."""
+def test_a_resume_between_updates_that_share_a_rollout(flags, tmp_path):
+    """The roll-out is computed again, with the same bytes."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     more = [*flags, "--fake_rollout_reuse", "5", "--anchor_steps", "1", "--ckpt_every", "3"]
     assert train.main([*more, "--run_dir", str(whole), "--max_steps", "9"]) == 0
@@ -225,7 +225,7 @@ def test_a_resume_between_turns_that_share_a_rollout(flags, tmp_path):
 
 
 def test_a_head_start_of_the_fake_score_with_a_resume_in_the_middle(flags, tmp_path):
-    """Seven fake updates, then the usual cycles; resumed within the head start, the rest is the same to the byte."""
+    """Seven fake updates, then the usual cycles; a run resumed within the head start ends with the same bytes."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     more = [*flags, "--fake_head_start", "7", "--fake_rollout_reuse", "2", "--ckpt_every", "5"]
     assert train.main([*more, "--run_dir", str(whole), "--max_steps", "60"]) == 0
@@ -248,16 +248,18 @@ def test_a_head_start_of_the_fake_score_with_a_resume_in_the_middle(flags, tmp_p
 
 
 def test_images_are_shown_once_a_head_start_is_over(flags, tmp_path, monkeypatch):
-    """A multiple of `vis_every` within the head start is shown by the first student turn, which closes it."""
+    """A multiple of `vis_every` within the head start is shown by the first student update."""
     shown, healthy = [], Trainer._show_images
-    monkeypatch.setattr(Trainer, "_show_images", lambda self, taken: shown.append(taken.step) or healthy(self, taken))
+    monkeypatch.setattr(
+        Trainer, "_show_images", lambda self, pending: shown.append(pending.step) or healthy(self, pending)
+    )
     more = ["--fake_head_start", "6", "--per_train_fake_num", "1", "--vis_every", "5", "--max_steps", "14"]
     assert train.main([*flags, *more, "--run_dir", str(tmp_path / "run")]) == 0
     assert shown == [7, 9]  # 5 lies in the head start, 10 in the cycle of steps 9 and 10
 
 
-def test_prompts_that_turns_share_are_encoded_once(flags, tmp_path, monkeypatch):
-    """Each roll-out's prompts go through the encoders once, and what is learnt has the same bytes as before."""
+def test_prompts_that_updates_share_are_encoded_once(flags, tmp_path, monkeypatch):
+    """Each roll-out's prompts are encoded once, and the checkpoint has the same bytes as without that."""
     encoded, healthy = [], SD35TextEncoder.encode
     monkeypatch.setattr(
         SD35TextEncoder, "encode", lambda self, prompts: encoded.append(prompts) or healthy(self, prompts)

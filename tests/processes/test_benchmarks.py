@@ -39,7 +39,7 @@ def test_train_step_times_all_variants(short_run, tiny_scorers, tmp_path, monkey
     # Five fake-score updates share a roll-out, and the teacher takes one step of two: fewer calls than the release.
     assert min(seconds[RELEASE]) > max(seconds[OURS])
     (table,) = tmp_path.glob("*_train_step.md")
-    assert f"- the release's way to {OURS}: " in table.read_text()
+    assert f"- {RELEASE} to {OURS}: " in table.read_text()
 
 
 def test_gpu_sd35_measures_row_by_row(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, 
     """It holds the step, the kind of update, and each rank's prompts and statistics of the tensors in the loss."""
     replace_call(monkeypatch, "student_loss", 1, poison)
     assert train.main([*flags, "--max_steps", "7"]) == 1
-    assert "step 6, student turn: grad_norm is nan" in capsys.readouterr().err
+    assert "step 6, student update: grad_norm is nan" in capsys.readouterr().err
     diagnostic = json.loads((tmp_path / "run" / "diagnostics" / "nonfinite_step_000006.json").read_text())
     assert diagnostic["step"] == 6 and diagnostic["turn"] == "student" and diagnostic["metrics"]["grad_norm"] == "nan"
     (rank,) = diagnostic["ranks"]
@@ -136,7 +136,7 @@ def test_too_little_memory_names_the_flags(flags, tmp_path, monkeypatch, capsys,
     assert train.main([*flags, "--max_steps", "4"]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "--batch_size" in line and "--gradient_checkpointing" in line and "20.00 GiB" in line
-    assert "by plan, most in: student turn" in line and "student, graphs 0.0 GB" in line
+    assert "most in: student update" in line and "student, graphs 0.0 GB" in line
     table = (tmp_path / "run" / "log" / "log.txt").read_text()
     assert "device memory of a process" in table and "student, master weights" in table
     assert len(records(tmp_path / "run")) == 1

@@ -16,7 +16,7 @@ from dpdmd import export, generate, train
 from dpdmd.config import read_yaml
 from dpdmd.evaluation import in_loop
 from dpdmd.run_folder import BEST, RunFolder
-from dpdmd.training import checkpoint
+from dpdmd.training import checkpoint, resume
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.manifest import MANIFEST, read_manifest, write_manifest
 
@@ -69,11 +69,11 @@ def test_a_checkpoint_newer_than_latest_is_found(run):
     """It is not, if the run has since gone back to an earlier checkpoint, or if it is incomplete."""
     config = read_yaml(run.config)
     run.point("latest", run.checkpoint(4))
-    assert checkpoint.find(run, "latest", config).path == run.checkpoint(6)
+    assert resume.find(run, "latest", config).path == run.checkpoint(6)
     os.utime(run.checkpoint(6) / MANIFEST, (0, 0))
-    assert checkpoint.find(run, "latest", config).path == run.checkpoint(4)
+    assert resume.find(run, "latest", config).path == run.checkpoint(4)
     (run.checkpoint(4) / MANIFEST).unlink()
-    assert checkpoint.find(run, "latest", config).path == run.checkpoint(2)
+    assert resume.find(run, "latest", config).path == run.checkpoint(2)
 
 
 def test_a_run_that_is_killed_after_it_went_back_resumes_from_there(flags, run, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_checkpoint_with_impossible_counts_is_skipped(run, progress):
     manifest = read_manifest(run.checkpoint(6))
     manifest["progress"].update(progress)
     write_manifest(run.checkpoint(6), manifest)
-    found = checkpoint.find(run, "latest", read_yaml(run.config))
+    found = resume.find(run, "latest", read_yaml(run.config))
     assert found.path == run.checkpoint(4)
     (message,) = found.passed_over
     assert f"{run.checkpoint(6)} is not whole (manifest.json" in message and message.endswith("passed over")
@@ -196,7 +196,7 @@ def test_the_others_end_when_a_rank_is_killed(flags, tmp_path, run_processes, mo
     assert result.stderr.count("dpdmd.train: stopped: another process of this run is gone (") == 1
     assert result.stderr.count("Traceback") <= 1  # the launcher's
     if rank == "1":
-        assert checkpoint.find(run, "latest", read_yaml(run.config)).path == run.checkpoint(2)
+        assert resume.find(run, "latest", read_yaml(run.config)).path == run.checkpoint(2)
 
 
 def test_the_ranks_of_a_killed_launcher_save_and_end(flags, tmp_path):

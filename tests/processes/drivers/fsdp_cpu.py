@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from dpdmd import train
-from dpdmd.distributed import collectives
+from dpdmd.training import accelerator as ours
 
 
 def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
@@ -28,8 +28,8 @@ def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
     return accelerator
 
 
-collectives.Accelerator = sharding_accelerator
+ours.Accelerator = sharding_accelerator
 status = train.main(sys.argv[1:])
 sys.stdout.flush()
 sys.stderr.flush()
-os._exit(status)  # torch's caches keep the sharded group, and with it gloo's threads: see `distributed.leave`
+os._exit(status)  # torch keeps the sharded group and gloo's threads: see `collectives.destroy_process_group`

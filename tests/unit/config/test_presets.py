@@ -39,7 +39,7 @@ def test_a_preset_fits_its_device_beside_the_scorers(medium, tmp_path, name):
     scored = evaluation(tmp_path, WITHOUT_PICKSCORE if name == "16gb" else ALL_SCORERS)
     chosen = config.parse(["--teacher_id", str(medium), "--preset", name])
     planned = estimate_memory(chosen, scored, Topology(preset.devices, sharded=preset.devices > 1))
-    assert planned.of_phase(IMAGES) > scored.paths["imagereward"]["ir_model_path"].stat().st_size
+    assert planned.bytes_in_phase(IMAGES) > scored.paths["imagereward"]["ir_model_path"].stat().st_size
     assert planned.total < 0.95 * preset.gigabytes * 1e9, planned.table()
 
 

@@ -1,22 +1,20 @@
-"""The authors' release's way of running the same updates and of evaluating, on this package's parts: what is compared.
+"""The training and evaluation of the authors' release, on this package's parts: the baseline of train_step.py.
 
-Told from reading the release (its trainer, its two evaluation programs and its launch script). A training step:
+Written from reading the release (its trainer, its two evaluation programs and its launch script). A training step:
 
-- text is encoded three times, for student, fake score and teacher, the last with its unconditional half: four passes
-  of the encoders over the batch, where one and the kept empty prompt suffice;
-- the networks recompute activations (the sharding plug-in does it once more there; on one process it does not, nor
-  here), and run eagerly;
-- the teacher takes all its own steps to the anchor, and each fake turn has a roll-out of its own;
-- at each student turn every image is decoded by itself and saved as a PNG.
+- encodes text three times, for student, fake score and teacher, the last with its unconditional half: four passes of
+  the encoders over the batch, where one pass and the stored empty prompt suffice;
+- recomputes activations (its sharding plug-in does so once more; not on one process, and not here), without compiling;
+- runs the teacher's own steps to the anchor, and a roll-out for each fake-score update;
+- decodes and saves each image of a student update by itself, as PNG.
 
-An evaluation, after saving the student's weights: for each of two prompt files once for diversity, nine images a
-prompt in batches of 4, and once for preference, one image a prompt in batches of 4: four times the whole pipeline is
-loaded, text encoders included, and the student's weights into it; each time the scorers are loaded. CLIP and DINO see a
-prompt's nine images at a time, PickScore all images in one forward pass, ImageReward one a call, all in fp32, over
-all prompts of both files.
+An evaluation saves the student's weights. Then for each of two prompt files it runs diversity, nine images a prompt in
+batches of 4, and preference, one image a prompt in batches of 4. Each of these four times it loads the whole pipeline,
+text encoders included, the student's weights and the scorers. CLIP and DINO get the nine images of a prompt at a time,
+PickScore all images in one forward pass, ImageReward one image a call, all in fp32, over all prompts of both files.
 
-All else, as sampler, decoder, scorers' classes and optimizers, is this package's in both ways, and both compute in one
-precision. Left out, in the release's favour: its prints and wandb at every step.
+Everything else, such as sampler, decoder, scorer classes, optimizers and precision, is this package's. Left out, in
+favour of the release: its prints and wandb at every step.
 """
 
 from collections.abc import Sequence
@@ -43,12 +41,12 @@ EVAL_EVERY, EVAL_SHARE = 100, 0.5
 
 
 def as_released(method: MethodConfig) -> MethodConfig:
-    """The teacher's own steps to the anchor, and a roll-out for each fake turn."""
+    """Return `method` with the teacher's own steps to the anchor, and a roll-out for each fake-score update."""
     return replace(method, anchor_steps=None, fake_rollout_reuse=1)
 
 
 def cycle(trainer: Trainer, first: int) -> None:
-    """One cycle of updates, beginning with step `first`."""
+    """Run one cycle of updates, beginning with step `first`."""
     run, own = trainer.run, trainer.config.method
     encode, networks, size = trainer.text_encoder.encode, trainer.run.networks, trainer.config.optim.batch_size
 
@@ -77,13 +75,13 @@ def cycle(trainer: Trainer, first: int) -> None:
 
 
 def num_prompts(calls_a_cycle: int, batch_size: int, cycle_length: int) -> int:
-    """Prompts of each of the two files, so that evaluation takes EVAL_SHARE of the calls of EVAL_EVERY steps."""
+    """Return the prompts in each file for which evaluation has EVAL_SHARE of the calls of EVAL_EVERY steps."""
     training = EVAL_EVERY / cycle_length * calls_a_cycle * batch_size
     return max(1, round(EVAL_SHARE * training / (2 * (NUM_SEEDS + 1) * GEN_BATCH)))
 
 
 def evaluate(trainer: Trainer, files: Sequence[Sequence[str]], paths: dict[str, dict[str, Path]], work: Path) -> None:
-    """One evaluation over the prompts of all `files`; `paths` is scorer -> its files."""
+    """Run one evaluation over the prompts of all `files`; `paths` is scorer -> its files."""
     weights = work / "student_transformer.pt"
     torch.save(trainer.run.networks.student.state_dict(), weights)
     for prompts in files:

@@ -1,0 +1,98 @@
+"""Checks of the models before a run: folders, architectures, image size, sigma grids, and the content of weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpdmd.config import Config
+from dpdmd.config.options import MethodConfig
+from dpdmd.evaluation.in_loop_setup import EvalSetup
+from dpdmd.methods.perceptual_files import check_perceptual
+from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.noise_schedule import Schedule
+from dpdmd.models.registry import LAYOUTS, adapters
+from dpdmd.models.sampling_defaults import read_sampling_defaults
+
+
+@contextmanager
+def odd_values_explained(config: Config) -> Iterator[None]:
+    """Turn errors of our arithmetic on a configuration file with unexpected values into one line.
+
+    Raises:
+        ValueError: the block raised such an error.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(
+            f"--teacher_id {config.model.teacher_id}: one of its configuration files holds an unexpected value "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
+def check_models(config: Config) -> None:
+    """Check teacher, student, fake score and perceptual network, as far as small files show.
+
+    Sets `max_sequence_length` to the teacher's if no flag gives it.
+
+    Raises:
+        ValueError: one line that names the flag or file and what to do.
+    """
+    with odd_values_explained(config):
+        _check_networks(config)
+    if config.method.perceptual_path:
+        check_perceptual(config.method.perceptual, Path(config.method.perceptual_path))
+
+
+def _check_networks(config: Config) -> None:
+    model, data, layout = config.model, config.data, LAYOUTS[config.model.family]
+    teacher = Path(model.teacher_id)
+    check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
+    data.max_sequence_length = layout.text_length(
+        teacher, data.max_sequence_length, read_sampling_defaults(teacher, layout.defaults)
+    )
+    expected = layout.network_config(teacher)
+    for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
+        check_folder(layout, Path(folder), flag, network_only=True)
+        found = layout.network_config(Path(folder))
+        differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if differing:
+            raise ValueError(f"{flag} {folder}: not the teacher's architecture ({', '.join(differing)} differ)")
+    layout.check_size(teacher, data.height, data.width)
+    if pair := adapters(model):
+        try:
+            layout.adapted_layers(teacher, pair.student.targets)
+        except ValueError as error:
+            raise ValueError(f"--lora_targets: {error}") from None
+    _check_grids(config.method, layout.read_schedule(teacher))
+
+
+def _check_grids(method: MethodConfig, schedule: Schedule) -> None:
+    try:
+        schedule.default_sigmas(method.teacher_infer_steps)
+    except ValueError as error:
+        raise ValueError(f"--teacher_infer_steps {method.teacher_infer_steps}: {error}") from None
+    try:
+        schedule.parse_sigmas(method.student_sigmas, method.stu_inference_steps)
+    except ValueError as error:
+        raise ValueError(f"--student_sigmas: {error}") from None
+
+
+def check_weights(config: Config, evaluation: EvalSetup) -> None:
+    """Check that the weights of models, scorers and perceptual network fit their architectures. Takes seconds.
+
+    Raises:
+        ValueError: one line that names the flag or file and what to do.
+    """
+    from dpdmd.evaluation.scorers import check_scorer_contents
+    from dpdmd.methods.perceptual import check_perceptual_contents
+    from dpdmd.models.checks.contents import check_contents
+
+    model, layout = config.model, LAYOUTS[config.model.family]
+    check_contents(layout, Path(model.teacher_id), "--teacher_id", no_t5=model.no_t5)
+    for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
+        if folder != model.teacher_id:
+            check_contents(layout, Path(folder), flag, network_only=True)
+    check_scorer_contents(evaluation.paths)
+    if config.method.perceptual_path:
+        check_perceptual_contents(config.method.perceptual, Path(config.method.perceptual_path))
