@@ -64,5 +64,5 @@ def test_steps_that_share_a_rollout_encode_its_prompts_once():
 def test_an_update_with_teacher_samples_uses_the_pool():
     batches = Batches(config(method="dmd_lpips", teacher_cache_size=3, per_train_fake_num=1), PROMPTS, 4, 1, 0)
     fake, student = (batches.of_step(step, Encoder())[0] for step in (0, 1))
-    assert fake.entries is None and set(student.entries) <= {0, 1, 2}
+    assert fake.pool_indices is None and set(student.pool_indices) <= {0, 1, 2}
     assert len(set(batches.prompts(1))) <= 3 < len(set(batches.prompts(0)))
