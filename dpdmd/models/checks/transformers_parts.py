@@ -46,7 +46,7 @@ def check_prompt_tokenizer(name: str, folder: Path, length: int, vocabulary: int
     """Check that a tokenizer will load, pads to `length` tokens, and has at most `vocabulary` tokens.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the tokenizer will not load, does not pad, or has more tokens than the network.
     """
     tokenizer = check_tokenizer(name, folder)
     with raise_as_value_error(f"{folder}: its tokenizer does not pad to {length} tokens"):
