@@ -8,7 +8,6 @@ Imports no torch, so that a report starts fast.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.image_folder import file_name, open_image
+from dpdmd.utils.atomic_files import creating_folder
 from dpdmd.utils.text_files import read_json
 
 if TYPE_CHECKING:
@@ -77,25 +77,23 @@ def save(folder: RunFolder, step: int, sets: Sequence["ImageSet"]) -> None:
 
 
 def _write(target: Path, images: Path, sets: Sequence["ImageSet"]) -> None:
-    """Write under a temporary name first, so that a reader finds a whole folder or none."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """Replace the sheets of one evaluation."""
     index = []
-    for image_set in sets:
-        for number, prompt in enumerate(image_set.prompts[:PROMPTS]):
-            count = min(SEEDS, image_set.num_samples)
-            files = [images / image_set.name / file_name((number, n)) for n in range(count)]
-            # An image may be missing here if another node wrote it to its own disk.
-            found = [open_image(file) for file in files if file.is_file()]
-            if found:
-                name, whole = f"{len(index):05d}.webp", sheet(found)
-                whole.save(temporary / name, format="WEBP", quality=QUALITY)
-                entry = {"set": image_set.name, "prompt": prompt, "seeds": len(found), "size": whole.size}
-                index.append({**entry, "file": name})
-    (temporary / _INDEX).write_text(json.dumps({"grids": index}, ensure_ascii=False), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    with creating_folder(target) as folder:
+        folder.mkdir(parents=True)
+        for image_set in sets:
+            for number, prompt in enumerate(image_set.prompts[:PROMPTS]):
+                count = min(SEEDS, image_set.num_samples)
+                files = [images / image_set.name / file_name((number, n)) for n in range(count)]
+                # An image may be missing here if another node wrote it to its own disk.
+                found = [open_image(file) for file in files if file.is_file()]
+                if found:
+                    name, whole = f"{len(index):05d}.webp", sheet(found)
+                    whole.save(folder / name, format="WEBP", quality=QUALITY)
+                    entry = {"set": image_set.name, "prompt": prompt, "seeds": len(found), "size": whole.size}
+                    index.append({**entry, "file": name})
+        (folder / _INDEX).write_text(json.dumps({"grids": index}, ensure_ascii=False), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def _steps(root: Path) -> list[tuple[int, Path]]:

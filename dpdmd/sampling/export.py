@@ -1,11 +1,9 @@
 """Export a model as one complete diffusers pipeline."""
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from dpdmd.utils.atomic_files import delete_on_failure, temporary_path
+from dpdmd.utils.atomic_files import creating_folder
 
 
 def export(path: Path, base_model: Path | None, out: Path) -> None:
@@ -27,9 +25,6 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
         from dpdmd.models.lora import merged
 
         network = merged(network)
-    temporary = temporary_path(out)
-    shutil.rmtree(temporary, ignore_errors=True)
-    with delete_on_failure(temporary):
+    with creating_folder(out) as folder:
         defaults = replace(model.defaults, base=None)
-        family.export(temporary, dict(network.state_dict()), model.folder, defaults, copy=True)
-        os.replace(temporary, out)
+        family.export(folder, dict(network.state_dict()), model.folder, defaults, copy=True)
