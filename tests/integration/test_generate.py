@@ -45,7 +45,7 @@ def test_another_seed_gives_other_images(tiny_pipeline, tmp_path):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 def test_the_sampler_agrees_with_diffusers(tiny_pipeline, guidance):
-    """The same latents from the same noise: grid, guidance, empty prompt and Euler step are diffusers' own."""
+    """The same noise gives the same latents: grid, guidance, empty prompt and Euler step agree."""
     sampler, encoder = load_sampler(tiny_pipeline, torch.device("cpu"), steps=3, guidance_scale=guidance)
     eps = normal_per_sample((8, 8, 8), 0, "picture", 0, [0, 1])
     ours = sampler.latents(encoder.encode(["a red circle", "a cross"]), eps)
@@ -60,7 +60,7 @@ def test_the_sampler_agrees_with_diffusers(tiny_pipeline, guidance):
 
 @pytest.fixture
 def not_finite(tiny_pipeline, tmp_path) -> Path:
-    """A pipeline with one weight that is no number, as a broken training leaves it."""
+    """A pipeline with one NaN weight, as after a broken training."""
     folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "not_finite"))
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
@@ -70,8 +70,8 @@ def not_finite(tiny_pipeline, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["flat", "geneval"])
-def test_images_that_are_not_finite_are_refused(not_finite, for_geneval, tmp_path, capsys, layout):
-    """They would be black, with status 0; nothing is written of them."""
+def test_images_that_are_not_finite_are_an_error(not_finite, for_geneval, tmp_path, capsys, layout):
+    """Otherwise they would be written as black images, with status 0."""
     given = ["--model", str(not_finite), "--out", str(tmp_path / "out"), "--steps", "1", "--num_images", "1"]
     wanted = ["--prompt", "a cross"] if layout == "flat" else ["--geneval", str(tmp_path / "metadata.jsonl")]
     assert generate.main([*given, *wanted]) == 2
@@ -80,8 +80,8 @@ def test_images_that_are_not_finite_are_refused(not_finite, for_geneval, tmp_pat
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
-def test_a_base_model_without_a_use_is_told(tiny_pipeline, tmp_path, caplog):
-    """A whole pipeline has no need of one, and whoever gave it may think that it has."""
+def test_a_base_model_that_is_not_used_is_a_warning(tiny_pipeline, tmp_path, caplog):
+    """A complete pipeline needs no base model; the user may expect that it is used."""
     given = ["--model", str(tiny_pipeline), "--base_model", "nowhere"]
     made = ["--out", str(tmp_path / "out"), "--steps", "1", "--num_images", "1", "--prompt", "a cross"]
     assert generate.main([*given, *made]) == 0
@@ -91,8 +91,8 @@ def test_a_base_model_without_a_use_is_told(tiny_pipeline, tmp_path, caplog):
     assert "--base_model nowhere: not used, since --model" in caplog.text
 
 
-def test_a_grid_shows_what_a_sheet_can_hold(tiny_pipeline, tmp_path, monkeypatch, caplog):
-    """Thousands of large images are written one by one; the grid has the first, in their places, and says so."""
+def test_a_grid_has_a_maximal_size(tiny_pipeline, tmp_path, monkeypatch, caplog):
+    """All images are written as files. The grid shows the first, in their places, and a warning says how many."""
     given = ["--model", str(tiny_pipeline), "--steps", "1", "--num_images", "2", "--prompt", "a cross", "a triangle"]
     assert generate.main([*given, "--out", str(tmp_path / "all")]) == 0 and not caplog.text
     monkeypatch.setattr(generation, "GRID_PIXELS", 3 * 64 * 64)
@@ -119,8 +119,8 @@ def for_geneval(tiny_pipeline, tmp_path) -> list[str]:
     return ["--model", str(tiny_pipeline), *flags, "--steps", "2", "--batch_size", "2"]
 
 
-def test_geneval_finds_its_layout(for_geneval, tiny_pipeline, tmp_path):
-    """Folders by number, each with its own line and four samples, the same images as without --geneval."""
+def test_images_have_genevals_layout(for_geneval, tiny_pipeline, tmp_path):
+    """Numbered folders have their line and four samples, the same images as without --geneval."""
     assert generate.main(for_geneval) == 0
     out = tmp_path / "out"
     samples = [f"samples/{index:04d}.png" for index in range(4)]
@@ -136,8 +136,8 @@ def test_geneval_finds_its_layout(for_geneval, tiny_pipeline, tmp_path):
         assert ours == (tmp_path / "flat" / f"{index // 4:05d}_{index % 4:03d}.png").read_bytes()
 
 
-def test_geneval_goes_on_where_it_was_killed(for_geneval, tmp_path, capsys):
-    """Whole images are kept, a half-written one is made anew, and other settings are refused."""
+def test_a_killed_call_with_geneval_continues(for_geneval, tmp_path, capsys):
+    """Complete images are kept, a truncated one is sampled again, and other settings are an error."""
     assert generate.main(for_geneval) == 0
     paths = sorted((tmp_path / "out").rglob("samples/*.png"))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
@@ -171,14 +171,14 @@ def test_bad_metadata_gets_one_line(for_geneval, tmp_path, capsys, content, says
     assert says in line and "--geneval" in line and not (tmp_path / "out").exists()
 
 
-def test_geneval_refuses_a_folder_of_somebody_elses(for_geneval, tmp_path, capsys):
+def test_geneval_rejects_a_folder_with_other_files(for_geneval, tmp_path, capsys):
     (tmp_path / "out" / "00000").mkdir(parents=True)
     assert generate.main(for_geneval) == 2
     assert "holds files that are not this program's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
-def test_a_damaged_note_beside_images_is_named(for_geneval, tmp_path, capsys, content):
+def test_damaged_settings_beside_images_are_named(for_geneval, tmp_path, capsys, content):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "pictures.json").write_bytes(content)
     assert generate.main(for_geneval) == 2
@@ -187,8 +187,8 @@ def test_a_damaged_note_beside_images_is_named(for_geneval, tmp_path, capsys, co
     assert (tmp_path / "out" / "pictures.json").read_bytes() == content
 
 
-def test_a_resting_decoder_makes_the_same_images_one_at_a_time(tiny_pipeline, monkeypatch):
-    """`--offload_vae`: an image does not change; the network comes to the device for a call and leaves it after."""
+def test_an_offloaded_decoder_makes_the_same_images_one_at_a_time(tiny_pipeline, monkeypatch):
+    """`--offload_vae`: the network is on the device only during a call, and images do not change."""
     decoder = SD35(torch.device("cpu"), torch.float32).load_image_decoder(tiny_pipeline)
     latents = torch.randn(3, *decoder.latent_shape(64, 64), generator=torch.Generator().manual_seed(0))
     together = decoder.decode(latents)

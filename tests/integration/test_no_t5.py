@@ -1,4 +1,4 @@
-"""`--no_t5`: diffusers' own pipeline without its third text encoder, from the training to the exported student."""
+"""`--no_t5`: training, checkpoints and the exported student without the third text encoder, as in diffusers."""
 
 import shutil
 from dataclasses import replace
@@ -26,14 +26,14 @@ T5 = ("text_encoder_3", "tokenizer_3")
 
 @pytest.fixture(scope="module")
 def without_files(tiny_pipeline, tmp_path_factory) -> Path:
-    """The teacher as somebody has it who never downloaded the T5; its model_index.json still lists it."""
+    """The teacher without the files of the T5. Its model_index.json still lists it."""
     folder = tmp_path_factory.mktemp("weights") / "sd35"
     return Path(shutil.copytree(tiny_pipeline, folder, ignore=shutil.ignore_patterns(*T5)))
 
 
 @pytest.fixture(scope="module")
 def run(without_files, short_run, tmp_path_factory) -> Path:
-    """A run that never saw a T5."""
+    """A run without the T5."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     flags = ["--teacher_id", str(without_files), "--no_t5", "--max_steps", "7", "--vis_every", "0"]
     assert train.main([*short_run, *flags, "--run_dir", str(folder)]) == 0
@@ -41,7 +41,7 @@ def run(without_files, short_run, tmp_path_factory) -> Path:
 
 
 def test_embeddings_are_those_of_diffusers_without_it(tiny_pipeline):
-    """The CLIPs' tokens are those of before, the T5's are zeros."""
+    """The CLIP tokens are unchanged, and the T5 tokens are zeros."""
     family = SD35(CPU, torch.float32)
     ours = family.load_text_encoder(tiny_pipeline, 10, no_t5=True).encode(PROMPTS)
     pipe = StableDiffusion3Pipeline.from_pretrained(tiny_pipeline, text_encoder_3=None, tokenizer_3=None)
@@ -55,8 +55,8 @@ def test_embeddings_are_those_of_diffusers_without_it(tiny_pipeline):
     assert not ours.context[:, clip:].any() and whole.context[:, clip:].any()
 
 
-def test_the_student_is_whole_without_it_and_samples_as_diffusers_does(run, tmp_path):
-    """The last export holds no T5 and says so: our sampler, dpdmd.generate and diffusers' pipeline agree."""
+def test_the_student_is_complete_without_it_and_samples_as_diffusers_does(run, tmp_path):
+    """The last export has no T5 and says so. Our sampler, dpdmd.generate and diffusers' pipeline agree."""
     student = run / "ckpts" / "latest" / "student"
     assert read_sampling_defaults(student, LAYOUTS["sd35"].defaults).no_t5 and not any(
         (student / part).exists() for part in T5
@@ -74,8 +74,8 @@ def test_the_student_is_whole_without_it_and_samples_as_diffusers_does(run, tmp_
     assert generate.main(flags) == 0 and len(list((tmp_path / "out").glob("0*.png"))) == 2
 
 
-def test_checkpoints_on_the_way_leave_it_out_and_resume(run, without_files, short_run, tmp_path, capsys):
-    """Links to the teacher's parts do not lead to files that are not there; with the T5 it would be another run."""
+def test_checkpoints_during_training_leave_it_out_and_resume(run, without_files, short_run, tmp_path, capsys):
+    """All links to the teacher's parts lead to files. A resumed run with the T5 is an error."""
     flags = [*short_run, "--teacher_id", str(without_files), "--vis_every", "0", "--run_dir", str(tmp_path / "run")]
     more = ["--max_steps", "7", "--ckpt_every", "4", "--resume_from_checkpoint", "latest"]
     assert train.main([*flags, "--no_t5", *more]) == 0
@@ -88,7 +88,7 @@ def test_checkpoints_on_the_way_leave_it_out_and_resume(run, without_files, shor
     assert "text_encoder_3 is missing" in capsys.readouterr().err
 
 
-def test_the_cache_keeps_the_two_apart(short_run, tmp_path):
+def test_the_cache_has_other_files_with_and_without_it(short_run, tmp_path):
     settings = EmbeddingSettings("model", 10, "torch.float32")
     names = {embedding_cache(tmp_path, ["a"], s).files[0].path.name for s in (settings, replace(settings, no_t5=True))}
     assert len(names) == 2
@@ -98,6 +98,6 @@ def test_the_cache_keeps_the_two_apart(short_run, tmp_path):
     assert len(list((tmp_path / "cache").glob("shard_*"))) == 2
 
 
-def test_a_family_that_has_no_t5_refuses(tiny_pipeline):
+def test_a_family_without_t5_rejects_the_flag(tiny_pipeline):
     with pytest.raises(ValueError, match="--no_t5: a StableDiffusion3Pipeline has no T5 to leave out"):
         check_folder(replace(LAYOUT, t5=()), tiny_pipeline, "--teacher_id", no_t5=True)

@@ -1,4 +1,4 @@
-"""The run folder: whose it is while a run goes on, when it is unused, and what becomes of a copy without links."""
+"""The run folder: its lock during training, when it counts as unused, and copies without links."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ def flags(short_run: list[str], tmp_path: Path) -> list[str]:
 
 
 def test_two_processes_do_not_train_in_one_folder(flags, tmp_path, capsys):
-    """The second would take the checkpoint that the first is writing for a leftover, and delete it."""
+    """The second would delete the checkpoint that the first is writing, as a leftover."""
     folder = RunFolder.of(tmp_path / "run")
     folder.create()
     holds = "import sys; from pathlib import Path; from dpdmd.run_folder import RunFolder\n"
@@ -50,8 +50,8 @@ def test_a_run_that_never_began_leaves_its_folder_unused(flags, tmp_path, monkey
     assert folder.is_used() and train.main([*flags, "--max_steps", "1"]) == 2
 
 
-def test_a_copy_without_links_goes_on(flags, tmp_path):
-    """`latest` is a folder there: it would be in the way of the next link, and stay what it was."""
+def test_a_copy_without_links_continues(flags, tmp_path):
+    """In the copy `latest` is a folder, which the next link must replace."""
     assert train.main([*flags, "--max_steps", "6"]) == 0
     copy = RunFolder.of(tmp_path / "copy")
     shutil.copytree(tmp_path / "run", copy.root, symlinks=False)
@@ -73,7 +73,7 @@ def test_latest_alone_is_a_checkpoint(flags, tmp_path):
     assert train.main(again) == 0 and alone.latest() == alone.checkpoint(12)
 
 
-def test_latest_alone_and_damaged_is_refused_rather_than_started_anew(flags, tmp_path, capsys):
+def test_latest_alone_and_damaged_is_an_error(flags, tmp_path, capsys):
     assert train.main([*flags, "--max_steps", "6"]) == 0
     alone = RunFolder.of(tmp_path / "alone")
     shutil.copytree(tmp_path / "run" / "ckpts" / LATEST, alone.ckpts / LATEST)

@@ -1,4 +1,4 @@
-"""`--cache_text_embeddings`: the same trajectory, from files that are made once and never mistaken for others."""
+"""`--cache_text_embeddings`: training does not change, and the files are made once for all runs."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def flags(short_run, tiny_scorers) -> list[str]:
 
 @pytest.fixture
 def loads(monkeypatch) -> list[Path]:
-    """Every loading of text encoders."""
+    """Folders of all text encoders that are loaded."""
     healthy, seen = SD35.load_text_encoder, []
 
     def load(self, folder, length, **options):
@@ -38,8 +38,8 @@ def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_from_the_cache_is_the_run_without(flags, tmp_path, loads):
-    """Losses, scores and weights; the second run with the cache loads no text encoder."""
+def test_a_run_with_the_cache_equals_the_run_without(flags, tmp_path, loads):
+    """Losses, scores and weights agree. The second run with the cache loads no text encoder."""
     cache = ["--cache_text_embeddings", str(tmp_path / "cache")]
     runs = [tmp_path / name for name in ("plain", "first", "second")]
     for run, more in zip(runs, ([], cache, cache), strict=True):

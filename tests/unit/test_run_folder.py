@@ -6,7 +6,7 @@ from dpdmd.config.options import RunConfig
 from dpdmd.run_folder import RunFolder
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_accepted(tmp_path, monkeypatch):
     folder = RunFolder.of(tmp_path / "run")
     folder.create()
 
@@ -17,7 +17,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     assert folder.lock() is None
 
 
-def test_a_configuration_alone_is_somebodys(tmp_path):
+def test_a_folder_with_a_configuration_is_used(tmp_path):
     (tmp_path / "config.yaml").write_text("k_anchor: 5")
     assert RunFolder.of(tmp_path).is_used()
     assert not RunFolder.from_config(RunConfig(run_dir=str(tmp_path / "none"))).is_used()
@@ -31,7 +31,7 @@ def test_run_folder_derives_all_paths():
     assert not folder.scattered()
 
 
-def test_release_style_paths_share_a_root_and_strays_are_told():
+def test_paths_as_in_the_release_share_a_root_and_others_are_reported():
     given = {"log_path": "o/x/log", "ckpt_dir": "o/x/ckpts", "eval_dir": "o/x/eval_images"}
     folder = RunFolder.from_config(RunConfig(**given, process_folder_name="o/x/p", diversity_folder_name="o/y/d"))
     assert folder.root == Path("o/x") and folder.metrics == Path("o/x/metrics.jsonl")

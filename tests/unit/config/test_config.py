@@ -75,7 +75,7 @@ def test_help_names_every_flag_and_every_source():
     assert "--no-no_t5" not in text and text.startswith("usage: dpdmd.train [--config FILE ...]")
 
 
-def test_a_flag_that_says_no_can_be_taken_back():
+def test_a_flag_that_begins_with_no_can_be_negated():
     assert config.parse(["--no_t5"]).model.no_t5
     assert not config.parse(["--no_t5", "--no-no_t5"]).model.no_t5
 
@@ -119,7 +119,7 @@ def test_shipped_configurations_are_valid(path):
 
 
 def test_release_preset_differs_from_ours_only_in_choices():
-    """Ours draws a score time a sample; the rest of the preset is what the paper and the release agree on."""
+    """Ours draws a score time per sample; in all else the preset is what the paper and the release agree on."""
     preset, ours = config.read_yaml(ROOT / "scripts/configs/release.yaml"), config.Config()
     assert preset.method.dmd_t == "per_batch" != ours.method.dmd_t
     preset.method.dmd_t = ours.method.dmd_t

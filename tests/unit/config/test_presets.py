@@ -1,4 +1,4 @@
-"""`--preset`: each fits the device it is called after, and yields to the file and to the flags."""
+"""`--preset`: each preset fits its device; files and flags override it."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluation(folder: Path, num_bytes: int) -> EvalSetup:
-    """Scorers of so many bytes, as one file that holds nothing."""
+    """Return scorers of a given size, as one sparse file."""
     weights = folder / "weights.pt"
     with weights.open("wb") as file:
         file.truncate(num_bytes)
@@ -34,7 +34,7 @@ def evaluation(folder: Path, num_bytes: int) -> EvalSetup:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_fits_its_device_beside_the_scorers(medium, tmp_path, name):
-    """With a twentieth of the device left to workspaces and fragments."""
+    """5% of the device stay free for workspaces and fragmentation."""
     preset = PRESETS[name]
     scored = evaluation(tmp_path, WITHOUT_PICKSCORE if name == "16gb" else ALL_SCORERS)
     chosen = config.parse(["--teacher_id", str(medium), "--preset", name])
@@ -62,7 +62,7 @@ def test_defaults_then_preset_then_file_then_flags(tmp_path):
 
 @pytest.mark.parametrize("place", ["flag", "file"])
 def test_a_family_has_defaults_of_its_own_under_all_that_is_given(tmp_path, place):
-    """SDXL's are what scripts/run_train_sdxl.sh spells out."""
+    """SDXL's defaults are the flags of scripts/run_train_sdxl.sh."""
     path = tmp_path / "c.yaml"
     path.write_text("family: sdxl\nk_anchor: 6\n" if place == "file" else "k_anchor: 6\n")
     given = ["--config", str(path), *(["--family", "sdxl"] if place == "flag" else [])]

@@ -26,7 +26,7 @@ VALUES = {
 
 @st.composite
 def configurations(draw) -> Config:
-    """Any configuration of the right types, whether or not `validate` would take it."""
+    """Return any configuration of the right types, also if `validate` would reject it."""
     config = Config()
     for name, (kind, items) in option_groups().items():
         for field, item in items.items():
@@ -56,7 +56,7 @@ def test_a_configuration_survives_its_file(config):
     st.booleans(),
 )
 def test_flags_and_file_give_the_same_configuration(steps, rate, method, normalizer, bf16):
-    """A flag's text and a YAML value are read alike."""
+    """Flags and YAML values are converted in the same way."""
     flags = ["--max_steps", str(steps), "--lr_student", str(rate), "--method", method]
     flags += ["--perceptual_path", "weights"] if method == "dmd_lpips" else []
     flags += ["--dmd_normalizer", normalizer, "--bf16" if bf16 else "--no-bf16"]

@@ -46,7 +46,7 @@ def test_prompts_come_back_whatever_the_form_of_the_file(prompts, end, mark, num
 
 @few
 @given(st.binary(max_size=80))
-def test_any_bytes_are_read_or_refused_in_one_line(content):
+def test_any_bytes_are_read_or_are_an_error_of_one_line(content):
     try:
         found = read(content)
     except ValueError as error:
@@ -58,7 +58,7 @@ def test_any_bytes_are_read_or_refused_in_one_line(content):
 @few
 @given(st.integers(1, 30), st.integers(0, 5), st.integers(1, 6), st.sampled_from([1, 2, 3]), st.integers(0, 40))
 def test_an_epoch_visits_every_prompt_once_over_all_ranks(num_prompts, seed, share, processes, first):
-    """Batches that fill whole epochs hold every prompt equally often, however the ranks share them."""
+    """Batches that fill whole epochs hold every prompt equally often, for any number of ranks."""
     prompts, size = [str(index) for index in range(num_prompts)], share * processes
     seen = [
         prompt

@@ -1,4 +1,4 @@
-"""Prompt files as people save them, the prompts of a step, and the files of data/."""
+"""Reading prompt files, the prompts of a step, and the files of data/."""
 
 import importlib.util
 import re
@@ -80,7 +80,7 @@ def test_read(tmp_path: Path, content: bytes, prompts: list[str]):
 
 
 def test_read_long_lines(tmp_path: Path):
-    """2,000 characters a line, as DiffusionDB has: nothing is cut."""
+    """Lines of 2,000 characters, as in DiffusionDB, are not cut."""
     long = ("a very " * 400)[:1999] + "x"
     assert len(long) == 2000
     assert read_prompts(prompt_file(tmp_path, f"{long}\na cat\n{long}\n".encode())) == [long, "a cat", long]
@@ -100,7 +100,7 @@ def test_read_long_lines(tmp_path: Path):
     ],
 )
 def test_unusable_content(tmp_path: Path, content: bytes, problem: str):
-    """Told in one line that names the flag, the file and what to do."""
+    """The error is one line that names the flag, the file and what to do."""
     path = prompt_file(tmp_path, content)
     advice = "save the file as UTF-8" if "UTF-8" in problem else "give a text file, one prompt per line"
     with pytest.raises(ValueError) as error:
@@ -125,7 +125,7 @@ def sequence(seed: int, steps: int, batch: int, prompts: list[str] = LETTERS) ->
 
 @pytest.mark.parametrize("batch", [1, 4, 10, 25])
 def test_every_epoch_visits_every_prompt_once(batch: int):
-    """Batches that span the end of an epoch, and ones larger than the file, included."""
+    """Also with batches that span the end of an epoch, and with batches larger than the file."""
     seen = sequence(0, 100 // batch, batch)
     epochs = [seen[i : i + 10] for i in range(0, 100, 10)]
     assert all(sorted(epoch) == LETTERS for epoch in epochs)
@@ -144,12 +144,12 @@ def test_batch_larger_than_the_file():
 
 
 def test_known_order():
-    """A change here would silently change what a resumed run trains on."""
+    """If the order changed, a resumed run would train on other prompts without an error."""
     assert "".join(sequence(0, 2, 10)) == "dciahfejbgahjfgeidcb"
 
 
 def test_depends_on_seed_step_and_sample_alone():
-    """Not on what was asked before, nor on which other samples are asked; so a resumed run needs no state."""
+    """Earlier calls and other samples have no influence, so a resumed run needs no state."""
     whole = sequence(3, 10, 4)
     epoch_order.cache_clear()
     for step in (9, 0, 5, 2, 9):
@@ -167,7 +167,7 @@ def test_batch_size_does_not_change_the_order():
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_any_split_gives_the_same_global_batch(processes: int, accumulation: int):
-    """Each rank's share of every forward pass, gathered: the batch of one process, sample by sample."""
+    """The shares of all ranks and forward passes together equal the batch of one process, sample by sample."""
     for step in range(7):
         gathered = []
         for rank in range(processes):
@@ -202,7 +202,7 @@ def test_make_prompts_reproduces_the_files(make_prompts, tmp_path: Path):
 
 
 def test_make_prompts_seed(make_prompts, tmp_path: Path, data: dict[str, list[str]]):
-    """Another seed, other prompts; as many, and as fair a set of captions."""
+    """Another seed gives other prompts, in the same number, and an equally balanced set of captions."""
     make_prompts.main(["--seed", "1", "--out", str(tmp_path)])
     for name, size in SIZES.items():
         made = read_prompts(tmp_path / name)
@@ -211,7 +211,7 @@ def test_make_prompts_seed(make_prompts, tmp_path: Path, data: dict[str, list[st
 
 
 def test_files_are_plain_lines(data: dict[str, list[str]]):
-    """Sizes, no repeats, LF and a final line end; and reading takes nothing away."""
+    """The files have the expected sizes, no duplicates, LF line ends and a final one; reading drops nothing."""
     for name, size in SIZES.items():
         content = (ROOT / "data" / name).read_bytes()
         assert content.decode() == "\n".join(data[name]) + "\n", name
@@ -226,7 +226,7 @@ def test_eval_prompts_are_held_out(data: dict[str, list[str]]):
 
 
 def test_english_prompts_are_well_formed(make_prompts, data: dict[str, list[str]]):
-    """No slot left open, the lengths that the README gives, right articles; sentences have capitals and a full stop."""
+    """Slots are filled, lengths are as in the README, articles are right, sentences have a capital and a full stop."""
     prompts = data["prompts_train.txt"] + data["prompts_eval.txt"]
     words = sorted(len(prompt.split()) for prompt in prompts)
     assert (words[0], words[-1]) == (4, 40)
@@ -239,7 +239,7 @@ def test_english_prompts_are_well_formed(make_prompts, data: dict[str, list[str]
 
 
 def test_every_word_list_is_used(make_prompts):
-    """A list that no frame leads to would be dead text."""
+    """A list that no frame uses would be dead text."""
     blocks = make_prompts.parse_grammar(make_prompts.GRAMMAR)
     families = [lists for lists in blocks.values() if "core" in lists]
     assert len(families) == 16
@@ -268,7 +268,7 @@ def test_shapes_eval_is_balanced(data: dict[str, list[str]]):
 
 
 def test_shapes_geneval_has_sixteen_captions_of_each_category(data: dict[str, list[str]]):
-    """Every single attribute there is, and every colour and shape among the bindings."""
+    """All single attributes are included, and all colours and shapes in the bindings."""
     counts = Counter(map(category, data["shapes_geneval.txt"]))
     assert counts == dict.fromkeys(OF_ONE[1:], 16)
     bound = [parse_caption(text) for text in data["shapes_geneval.txt"] if category(text) == "colour_shape"]
@@ -278,7 +278,7 @@ def test_shapes_geneval_has_sixteen_captions_of_each_category(data: dict[str, li
 
 
 def test_captions_of_two_objects_are_the_small_worlds_and_more(data: dict[str, list[str]]):
-    """Training has all of shapes_train.txt, and three in four of two objects, of every relation."""
+    """Training has all captions of shapes_train.txt; three in four captions have two objects, in every relation."""
     kinds = Counter(category(text) in OF_TWO for text in data["pairs_train.txt"])
     assert kinds == {True: 1491, False: 509} and set(data["shapes_train.txt"]) < set(data["pairs_train.txt"])
     named = [pairs.parse_caption(text) for text in data["pairs_train.txt"] if category(text) in OF_TWO]
@@ -287,7 +287,7 @@ def test_captions_of_two_objects_are_the_small_worlds_and_more(data: dict[str, l
 
 
 def test_every_shapes_caption_parses(data: dict[str, list[str]]):
-    """And between them they name every value, and leave every attribute open (None)."""
+    """Together they name every value, and leave every attribute open (None)."""
     named = [parse_caption(text) for text in data["shapes_train.txt"] + data["shapes_eval.txt"]]
     assert {kind: {some.get(kind) for some in named} for kind in ATTRIBUTES} == {
         kind: {None, *values} for kind, values in ATTRIBUTES.items()

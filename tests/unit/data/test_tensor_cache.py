@@ -63,7 +63,7 @@ def test_every_prompt_comes_back_from_its_file(tmp_path, monkeypatch):
 
 
 def test_only_missing_files_are_made(tmp_path, monkeypatch):
-    """An encoder is loaded for them alone; a truncated file is missing."""
+    """Encoders are loaded only if a file is missing or truncated."""
     monkeypatch.setattr(text_embedding_cache, "ROWS_PER_FILE", 3)
     first, second, loaded = Letters(), Letters(), []
     cached_encoder(tmp_path, PROMPTS, SETTINGS, CPU, lambda: first, Processes())

@@ -36,15 +36,15 @@ RED = (255, 0, 0)
     ],
     ids=lambda value: getattr(value, "mode", None),
 )
-def test_an_image_is_read_as_a_person_would_see_it(tmp_path, image, suffix, seen):
-    """16 bits are scaled, not clipped; what is transparent lies on white; a palette and inks have their colours."""
+def test_an_image_is_read_as_viewers_show_it(tmp_path, image, suffix, seen):
+    """16 bits are scaled, not clipped; transparent pixels are shown on white; palettes and CMYK keep their colours."""
     image.save(tmp_path / f"0{suffix}")
     found = open_image(tmp_path / f"0{suffix}")
     assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
 
 
 def test_a_damaged_tiff_is_unreadable(tmp_path):
-    """Whatever the broken file makes Pillow raise: here a TypeError, for a tag of another type."""
+    """Also if Pillow raises an unusual error: here a TypeError, for a tag of another type."""
     Image.new("RGB", (4, 4)).save(tmp_path / "0.tiff")
     content = bytearray((tmp_path / "0.tiff").read_bytes())
     content[72] = 2
@@ -55,7 +55,7 @@ def test_a_damaged_tiff_is_unreadable(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_an_image_without_a_known_white_is_unreadable(tmp_path, mode):
+def test_an_image_without_a_defined_white_is_unreadable(tmp_path, mode):
     Image.new(mode, (4, 4), 1).save(tmp_path / "0.tiff")
     with pytest.raises(ValueError, match=rf"0\.tiff cannot be read as an image .*mode {mode} have no defined white"):
         open_image(tmp_path / "0.tiff")
@@ -77,7 +77,7 @@ def test_no_two_images_share_a_name(keys):
 
 
 def test_a_folder_keeps_its_settings(tmp_path):
-    """The same settings may be given again; others are an error that names the difference, and change nothing."""
+    """Other settings are an error that names the difference, and do not replace the old ones."""
     check_or_write_settings(tmp_path, {"seed": 0, "steps": 4}, "--out")
     check_or_write_settings(tmp_path, {"steps": 4, "seed": 0}, "--out")
     with pytest.raises(ValueError, match=r"holds images of other settings \(seed: 0 there, 1 now\)"):

@@ -10,7 +10,7 @@ from PIL import Image, ImageFont
 from dpdmd.utils.image_grid import fit_text, labelled_grid, to_float, to_pil
 
 
-def test_images_survive_the_way_to_eight_bits_and_back():
+def test_eight_bits_round_trip():
     values = torch.linspace(0, 1, 3 * 4 * 4).reshape(1, 3, 4, 4)
     assert np.abs(to_float(to_pil(values)) - values.numpy()).max() <= 0.5 / 255 + 1e-6
 
@@ -26,7 +26,7 @@ def test_grid_shows_every_image_in_its_place():
 
 @pytest.mark.parametrize("text", ["a" * 2_600_000, "i" * 300, "one\ntwo " * 100, "猫" * 5000, "\u0301" * 5000])
 def test_a_caption_takes_one_line_however_long(text):
-    """Pillow refuses a million letters, and shortening by one at a time took half a minute."""
+    """Pillow rejects a million letters, and shortening by one letter at a time took half a minute."""
     start = time.process_time()
     sheet = labelled_grid([[Image.new("RGB", (64, 64))] * 3], [text], title=text)
     assert time.process_time() - start < 2

@@ -1,4 +1,4 @@
-"""Named random draws: distinct by every part of the name, the same however a batch is split, no global state."""
+"""Named random draws: distinct by every part of the name, independent of the split of a batch, no global state."""
 
 import itertools
 
@@ -11,7 +11,7 @@ NAMES = list(itertools.product((0, 1), ("start noise", "score noise"), (0, 1, 10
 
 
 def test_known_seeds():
-    """A change of the hash would silently change every run and break every resumption."""
+    """If the hash changed, every run would change, and every resumed run would differ, without an error."""
     assert derive_seed(0, "start noise", 0, 0) == 5820567302513041028
     assert derive_seed(7, "score time", 12, 3) == 7356052488116409685
     assert derive_seed(0, "picture") == 393162009040470462
@@ -21,7 +21,7 @@ def test_known_seeds():
 
 
 def test_every_part_of_the_name_counts():
-    """seed + step or seed + rank collide; (1, 10) and (11, 0) or "1:1" must not be mistaken for each other either."""
+    """Sums such as seed + step collide. (1, 10) and (11, 0), or parts such as "1:1", must not collide either."""
     seeds = [derive_seed(seed, purpose, step, sample) for seed, purpose, step, sample in NAMES]
     assert len(set(seeds)) == len(NAMES)
     assert derive_seed(0, "a", 1, 11) != derive_seed(0, "a", 11, 1)
@@ -50,7 +50,7 @@ def test_a_split_batch_draws_the_same():
 
 
 def test_the_same_name_repeats_and_another_step_does_not():
-    """Resumption relies on the first, training on the second."""
+    """A resumed run relies on the first, training on the second."""
     first, again = (normal_per_sample((8,), 1, "start noise", 2, [3]) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, normal_per_sample((8,), 1, "start noise", 3, [3]))
@@ -59,7 +59,7 @@ def test_the_same_name_repeats_and_another_step_does_not():
 
 
 def test_normal_moments():
-    """Standard normal: mean 0, variance 1, fourth moment 3, fp32. A missing scale would move all noise levels."""
+    """Mean 0, variance 1, fourth moment 3, fp32. A wrong scale would shift all noise levels."""
     draws = normal_per_sample((1000,), 0, "moments", 0, range(100))
     assert draws.shape == (100, 1000) and draws.dtype == torch.float32
     # 1e5 draws: deviations of the estimates are .0032, .0045 and .031; limits at four of them.
@@ -69,7 +69,7 @@ def test_normal_moments():
 
 
 def test_integers_cover_their_range_evenly():
-    """All of [0, high) and nothing else: a time index that never comes is a noise level never scored."""
+    """All of [0, high) and nothing else. A time index that is never drawn would be a noise level without training."""
     counts = torch.bincount(integers_per_sample(10, 0, "score time", 0, range(2000)), minlength=10)
     assert len(counts) == 10
     assert (counts - 200).abs().max() < 4 * 13.5  # binomial deviation sqrt(2000 x .1 x .9) = 13.4
@@ -93,7 +93,7 @@ def test_global_state_is_neither_read_nor_changed():
 
 
 def test_generators_of_one_name_do_not_share_a_stream():
-    """Two generators of one name each start at its beginning: drawing from one does not advance the other."""
+    """Drawing from one of two generators with the same name does not advance the other."""
     one, two = torch_generator(0, "a"), torch_generator(0, "a")
     torch.randn(5, generator=one)
     assert torch.equal(torch.randn(2, generator=two), torch.randn(2, generator=torch_generator(0, "a")))
