@@ -69,21 +69,24 @@ def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig
     if optim.batch_size * optim.grad_accum > MAX_BATCH:
         raise ValueError(
             f"--grad_accum {optim.grad_accum}: with --batch_size {optim.batch_size} these are "
-            f"{optim.batch_size * optim.grad_accum} prompts an update of one process; give {MAX_BATCH} at most"
+            f"{optim.batch_size * optim.grad_accum} prompts per update and process; give at most {MAX_BATCH}"
         )
 
 
-OF_EVALUATION = ("div_prompts", "num_div_seeds", "pref_prompts", "eval_prompts_limit", "eval_batch_size", "best_by")
+EVALUATION_FLAGS = ("div_prompts", "num_div_seeds", "pref_prompts", "eval_prompts_limit", "eval_batch_size", "best_by")
 
 
 def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool) -> list[str]:
-    """A line about the flags `given` that change nothing. Of the command line alone, and no error: files and scripts
-    set what other methods read, and flags after theirs win."""
+    """Return a line about each kind of flag that was given without effect.
+
+    `given` holds the flags of the command line only, and the lines are no errors: files and scripts set flags of
+    several methods, which later flags override.
+    """
     own = METHODS[method].options
     others = [name for row in METHODS.values() for name in row.options if name not in own]
     unread = [f"--{name}" for name in dict.fromkeys(others) if name in given]
     lines = [f"{', '.join(unread)}: given, but --method {method} has no use for it"] if unread else []
-    unscored = [f"--{name}" for name in OF_EVALUATION if name in given and not evaluates]
+    unscored = [f"--{name}" for name in EVALUATION_FLAGS if name in given and not evaluates]
     return lines + ([f"{', '.join(unscored)}: given, but no scorer is, so nothing is evaluated"] if unscored else [])
 
 
@@ -133,7 +136,7 @@ def _check_rollout(method: MethodConfig) -> None:
         )
     if method.rollout != "ode" and method.grad_steps != "all":
         raise ValueError(
-            f"--grad_steps {method.grad_steps}: with --rollout {method.rollout} one step alone has gradient already; "
+            f"--grad_steps {method.grad_steps}: with --rollout {method.rollout} only one step has gradient; "
             "leave it out"
         )
 

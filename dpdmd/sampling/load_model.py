@@ -86,7 +86,7 @@ def _find(path: Path, base_model: Path | None) -> Model:
 
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
-    """A LoRA with the pipeline that it changes: `base_model`, or the one in its dpdmd.json."""
+    """Return a LoRA with its pipeline: `base_model`, or the one in its dpdmd.json."""
     defaults = read_sampling_defaults(lora, STUDENT_DEFAULTS)
     read_shapes(lora / LORA_WEIGHTS)
     base = base_model or (Path(defaults.base) if defaults.base else None)

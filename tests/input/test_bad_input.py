@@ -165,7 +165,7 @@ def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"--rollout": "dmd2", "--grad_steps": "last"}, "one step alone has gradient already"),
+        ({"--rollout": "dmd2", "--grad_steps": "last"}, "only one step has gradient"),
         ({"--method": "dmd", "--detach_first_step": "", "--stu_inference_steps": "1"}, "leaves no step to train"),
         (
             {"--method": "dmd_lpips", "--perceptual": "dino", "--perceptual_path": "data"},

@@ -1,4 +1,4 @@
-"""The guidance formula and the sampler loop: hand-written loops, closed forms, and where gradient flows."""
+"""The guidance formula and the sampler loop, against hand-written loops, closed forms and expected gradients."""
 
 import math
 
@@ -20,7 +20,7 @@ def _noise(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 class TinyNetwork(nn.Module):
-    """Two convolutions that read z and sigma; nonlinear, fp32."""
+    """A nonlinear network in fp32: two convolutions of z and sigma."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class TinyNetwork(nn.Module):
 
 
 def test_guidance_formula():
-    """u + s (c - u): scale 0 is unconditional, 1 conditional, and the branches are not exchanged."""
+    """u + s (c - u): scale 0 is unconditional, scale 1 conditional, and the branches are in the right order."""
     u, c = torch.tensor([1.0, -2.0]), torch.tensor([2.0, 2.0])
     assert guide(u, c, 0.0).tolist() == u.tolist()
     assert guide(u, c, 1.0).tolist() == c.tolist()
@@ -136,7 +136,7 @@ def test_detach_keeps_the_loss_on_x_from_the_first_prediction():
 
 
 def test_detach_leaves_the_first_prediction_in_the_graph():
-    """The diversity loss is on the first prediction: detaching the latent must not cut that, nor touch later steps."""
+    """The diversity loss needs the gradient of the first prediction; the detach must not affect later steps either."""
     network = TinyNetwork()
     rolled = rollout(network, FLOW, _noise(torch.float32), SIGMAS.float(), detach_first_step=True)
     ours = torch.autograd.grad((rolled.first_prediction**2).mean(), network.first.weight)[0]
@@ -145,7 +145,7 @@ def test_detach_leaves_the_first_prediction_in_the_graph():
 
 
 def test_rollouts_with_and_without_gradient_are_bit_equal():
-    """The fake score must learn the very samples that the student is scored on (pitfall 17)."""
+    """The fake score must learn exactly the samples on which the student is scored."""
     network, z, sigmas = TinyNetwork(), _noise(torch.float32), FLOW.default_sigmas(4)
     with torch.no_grad():
         without = rollout(network, FLOW, z, sigmas)
