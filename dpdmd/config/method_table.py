@@ -18,7 +18,7 @@ class Method:
         trained_with_fake: networks that a fake-score update trains beside the fake score.
         detach_first_step: whether the latent is detached after step 1 if `--detach_first_step` is not given.
         teacher_samples_in: the update, STUDENT or FAKE, that compares with teacher samples; "" if none does.
-        options: flags that no other method reads, unless its row names them too.
+        options: flags that only this method reads, and other methods whose rows name them.
         required: flag -> what it gives. The method needs the flag; a method without it rejects the flag.
         excluded: switch -> why the method cannot run with it.
         excludes_fsdp: why the method cannot run under FSDP; "" if it can.

@@ -156,7 +156,7 @@ def _check_method(method: MethodConfig, optim: OptimConfig) -> None:
         readers = [other for other in METHODS if METHODS[other].teacher_samples_in]
         raise ValueError(
             f"--teacher_cache_size {method.teacher_cache_size}: --method {name} uses no teacher samples; "
-            f"{' and '.join(readers)} do"
+            f"{', '.join(readers)} do"
         )
     for flag, why in row.excluded.items():
         if values[flag]:

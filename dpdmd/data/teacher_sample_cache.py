@@ -54,7 +54,7 @@ def sample_cache(folder: Path, prompts: Sequence[str], settings: PoolSettings) -
 
 
 def sample_maker(sample: Sample, latent_shape: Sequence[int], pool_size: int) -> Maker:
-    """Return what samples the prompts of a file, always as many at a time.
+    """Return a function that samples the prompts of one cache file, always in batches of one size.
 
     A sharded teacher runs in lockstep on all ranks, so the last prompt of a short file is sampled repeatedly.
     """

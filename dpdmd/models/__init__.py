@@ -1,1 +1,1 @@
-"""Model families, one folder each with the same file names, and what they share."""
+"""Model families, a folder each with layout.py and family.py, and what they share."""

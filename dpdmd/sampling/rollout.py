@@ -39,8 +39,8 @@ def rollout(
         detach_first_step: detach the latent after step 1, so that a loss on `x` has no gradient to the first prediction
             (paper, section 4.2: otherwise the DMD gradient undoes the diversity loss).
         gradient_steps: steps, from 0, whose predictions keep gradient; None for all. The other predictions are computed
-            without a graph. A loss on `x` then reaches a kept prediction only through the latent: by the prediction's
-            own step of sigma, and through later kept predictions.
+            without a graph. A loss on `x` then reaches a kept prediction only through the latents after it and the kept
+            predictions that read them.
         jump_at: end the trajectory at this step with the student's x0 prediction as `x`. The latent before this step is
             detached (DMD2's simulation, section 4.5, along the ODE).
     """

@@ -48,8 +48,8 @@ def _check_topology(accelerator: Accelerator, config: Config) -> None:
     if kind is not DistributedType.FSDP:
         if config.optim.shard_teacher:
             raise ValueError(
-                f"--shard_teacher: the launch is {kind.value}, not FSDP; use scripts/accelerate_sd35_fsdp.yaml, or "
-                "leave the flag out"
+                f"--shard_teacher: the launch is {kind.value}, not FSDP; use "
+                f"scripts/accelerate_{config.model.family}_fsdp.yaml, or leave the flag out"
             )
         return
     if not accelerator.is_fsdp2:

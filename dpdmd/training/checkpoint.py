@@ -180,5 +180,5 @@ def step_of(checkpoint: Path) -> int:
 
 
 def load_state(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """Load the state of a trained network other than the student, or with the prefix OPTIMIZER of an optimizer."""
+    """Load a state by its name: that of a trained network, or OPTIMIZER + that of an optimizer's network."""
     return load_file(checkpoint / STATE / f"{name}.safetensors")

@@ -93,7 +93,7 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     share, lora = _over(shards), config.model.lora_rank is not None
     frozen = shards if config.optim.shard_teacher else 1
     base = "teacher, the base of all three" if lora else "teacher"
-    smaller = () if lora else ("--lora_rank", "sharding by scripts/accelerate_sd35_fsdp.yaml")
+    smaller = () if lora else ("--lora_rank", f"sharding by scripts/accelerate_{config.model.family}_fsdp.yaml")
     held = (whole - buffers) * number // frozen + buffers * number
     items = [
         MemoryItem(

@@ -77,7 +77,7 @@ def check_host_memory(memory: MemoryEstimate) -> list[str]:
     """Compare the estimate with this machine's memory, for a run without a GPU.
 
     Returns:
-        A warning if the run may not fit; none on a system that does not tell its memory.
+        A warning if the run may not fit; none on a system that does not report its memory.
 
     Raises:
         ValueError: the run cannot fit by far; the system would kill it without a message.

@@ -59,7 +59,7 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
         ("--gan_features", "student", "--gan_features"),
         ("--gan_weight", "-1", "--gan_weight -1"),
         ("--teacher_cache", "cache", "--teacher_cache cache: give --teacher_cache_size"),
-        ("--teacher_cache_size", "8", "--method dpdmd uses no teacher samples; dmd_lpips and dmd_gan do"),
+        ("--teacher_cache_size", "8", "--method dpdmd uses no teacher samples; dmd_lpips, dmd_gan do"),
         ("--ema_decay", "1.0", "--ema_decay 1.0: must be at least 0 and below 1"),
         ("--lr_discriminator", "0", "--lr_discriminator 0"),
         ("--dmd_normalizer", "x", "--dmd_normalizer"),

@@ -87,9 +87,9 @@ def test_only_methods_decide_by_method():
 
 
 def test_a_module_with_a_main_runs_it():
-    """Without its last two lines, `python -m` of a module or a room's cli would do nothing, with status 0."""
+    """Without its last two lines, `python -m` of a module would do nothing, with status 0."""
     last = {
-        name: ast.unparse(TREES.get(name.replace(".cli", ".__main__"), tree).body[-1]).splitlines()
+        name: ast.unparse(tree.body[-1]).splitlines()
         for name, tree in TREES.items()
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
     }

@@ -25,7 +25,7 @@ class SD35TextEncoder(TextEncoder):
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int, no_t5: bool):
         self.device = device
         self.max_sequence_length = max_sequence_length
-        # diffusers must be told explicitly about a missing T5, even if the folder's own index says so.
+        # diffusers needs an explicit None for a missing T5, even if the folder's own index has it as null.
         present = LAYOUT.components(folder, no_t5=no_t5)
         left_out = dict.fromkeys(["transformer", "vae", *(name for name in LAYOUT.t5 if name not in present)])
         encoders = load_text_encoders(LAYOUT, folder, dtype, no_t5=no_t5)
