@@ -6,10 +6,11 @@ Each process imports this file, so it imports torch but no model library. Fixtur
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -111,6 +112,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, short_run: list[str]) -> 
     more = ["--ckpt_every", "2", "--vis_every", "0", "--max_steps", "6"]
     assert train.main([*short_run, "--run_dir", str(run), *more]) == 0
     return run
+
+
+@pytest.fixture
+def default_hangup() -> Iterator[None]:
+    """Restore the default action of SIGHUP, which this process and its children ignore if the tests run under nohup."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.fixture

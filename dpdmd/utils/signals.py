@@ -1,24 +1,28 @@
 """Signals that end a program early, with one line on stderr and exit status 128 + the signal's number.
 
-A scheduler sends SIGTERM to take the machine back and SIGUSR1 to warn before that; a person sends SIGINT. Training
-finishes its step and saves a checkpoint first (`StopSignals`), and a second SIGINT ends it at once. Every other
-program, and training while it loads, ends at once (`install_exit_handlers`). Imports nothing heavy, because programs
-import this module before anything else.
+A scheduler sends SIGTERM to take the machine back, and SIGUSR1, SIGUSR2 or SIGXCPU to warn before that. A person sends
+SIGINT, and a terminal that closes sends SIGHUP. Training finishes its step and saves a checkpoint first
+(`StopSignals`), and a second SIGINT ends it at once. Every other program, and training while it loads, ends at once
+(`install_exit_handlers`). Imports nothing heavy, because programs import this module before anything else.
 """
 
+import errno
+import io
 import os
 import signal
+import stat
 import sys
 import threading
 from contextlib import suppress
 from types import FrameType, TracebackType
+from typing import Any
 
 from dpdmd.utils.atomic_files import delete_unfinished
 
 STDERR = 2
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable of processes that torch's launcher starts
 PR_SET_PDEATHSIG = 1  # option of Linux's prctl
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP)
 
 
 def install_exit_handlers(program: str) -> None:
@@ -30,6 +34,8 @@ def install_exit_handlers(program: str) -> None:
     """
 
     ending = threading.Lock()
+
+    _keep_writing()
 
     def end(number: int, frame: FrameType | None) -> None:
         if not ending.acquire(blocking=False):
@@ -52,9 +58,55 @@ def install_exit_handlers(program: str) -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=watch, name="signals", daemon=True).start()
-    for number in SIGNALS:
+    for number in _handled_signals():
         signal.signal(number, end)
     _end_with_launcher()
+
+
+def _handled_signals() -> list[signal.Signals]:
+    """Return SIGNALS, without SIGHUP if the process was started to ignore SIGHUP, as under nohup.
+
+    torch's launcher receives SIGHUP under nohup too. It passes SIGHUP on to its processes and then kills them, so they
+    handle SIGHUP in any case.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and LAUNCHED not in os.environ
+    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+
+
+class _Stream(io.FileIO):
+    """Raw stdout or stderr whose writes are discarded after the reader has gone."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            terminal = stat.S_ISCHR(os.fstat(self.fileno()).st_mode)  # a closed terminal fails as a broken disk does
+            if not (error.errno == errno.EPIPE or (error.errno == errno.EIO and terminal)):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for libraries that write to the descriptor, and for child processes
+            os.close(nowhere)
+            return super().write(data)
+
+
+def _keep_writing() -> None:
+    """Let no write to stdout or stderr fail because a terminal was closed, or the reader of a pipe has ended.
+
+    Otherwise the next line of a progress bar would end a run that has its log in a file.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the program was started with the stream closed
+            continue
+        raw = _Stream(stream.fileno(), "w", closefd=False)
+        wrapped = io.TextIOWrapper(
+            raw if stream.write_through else io.BufferedWriter(raw),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, wrapped)
 
 
 def _end_with_launcher() -> None:
@@ -110,7 +162,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         # Python allows handlers in the main thread only; in another thread the caller's handlers stay.
-        handled = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        handled = _handled_signals() if threading.current_thread() is threading.main_thread() else ()
         self._previous = {number: signal.signal(number, self._record) for number in handled}
         return self
 

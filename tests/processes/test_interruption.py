@@ -42,7 +42,18 @@ def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.usefixtures("default_hangup")
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGUSR1, 138),
+        (signal.SIGUSR2, 140),
+        (signal.SIGXCPU, 152),
+        (signal.SIGHUP, 129),
+    ],
+)
 def test_a_signal_saves_and_the_run_can_be_resumed(flags, tmp_path, monkeypatch, capsys, number, status):
     """The step is finished, the status is 128 + the signal's number, and the resumed run ends with the same bytes."""
     whole, run, before = tmp_path / "whole", tmp_path / "run", signal.getsignal(number)

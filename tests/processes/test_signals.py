@@ -65,7 +65,8 @@ with delete_on_failure(folder / ".model.tmp") as model, replacing(folder / "imag
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.usefixtures("default_hangup")
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_deletes_half_written_files(tmp_path, number):
     """The message has its own line, below the progress bar."""
     command = [sys.executable, "-c", WRITING, str(tmp_path), str(int(number))]
@@ -73,6 +74,42 @@ def test_a_signal_deletes_half_written_files(tmp_path, number):
     assert done.returncode == 128 + number
     assert done.stderr.split("\n")[-2:] == [f"program: stopped: {number.name}; files written before are complete", ""]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("launcher", "status"), [({}, 0), ({"TORCHELASTIC_RUN_ID": "run"}, 129)])
+def test_an_ignored_hangup_stays_ignored_unless_a_launcher_passes_it_on(launcher, status):
+    script = "import os, signal\nfrom dpdmd.utils import signals\nsignals.install_exit_handlers('program')\n"
+    script += "with signals.StopSignals() as stop:\n    os.kill(os.getpid(), signal.SIGHUP)\n"
+    script += "    assert stop.received == int(os.environ['EXPECTED'])\nos.kill(os.getpid(), signal.SIGHUP)"
+    command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-c", script]
+    environment = {**os.environ, **launcher, "EXPECTED": "1" if launcher else "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
+    assert done.stderr == ("program: stopped: SIGHUP; files written before are complete\n" if status else "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_program_goes_on_when_nobody_reads_its_output(tmp_path, unbuffered):
+    """`| head` ends the reader; a full device is still an error."""
+    script = "import sys\nfrom pathlib import Path\nfrom dpdmd.utils import signals\n"
+    script += "signals.install_exit_handlers('program')\nprint('é', flush=True)\nsys.stdin.read()\n"
+    script += "[print(text, file=file, flush=True) for text in 'ab' for file in (sys.stdout, sys.stderr)]\n"
+    script += "Path(sys.argv[1]).touch()\nprint('left in the buffer')\nsys.exit(signals.final_status(0))"
+    command, environment = [sys.executable, "-c", script], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, str(tmp_path / "done")], cwd=ROOT, env=environment, **pipes) as process:
+        assert process.stdout.readline().decode() == "é\n"
+        process.stdout.close()
+        process.stderr.close()
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0 and (tmp_path / "done").exists()
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [*command, str(tmp_path / "full")], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=full,
+                stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+            )  # fmt: skip
+        assert done.returncode != 0 and "No space left" in done.stderr
 
 
 def test_a_second_interrupt_of_a_training_is_one_line(short_run, tmp_path):
