@@ -1,8 +1,8 @@
 """`accelerate launch -m dpdmd.train`: check the flags and all that they point to, then train.
 
 Exit status: 0 done; 1 stopped by a failure, which one line explains (a loss that is not finite, a full disk, too little
-memory, another process of the run that was killed); 2 wrong input; 128 + the signal's number after SIGINT (130),
-SIGUSR1 (138) or SIGTERM (143), with everything saved.
+memory, another process of the run that was killed); 2 wrong input; 128 + the signal's number after a signal, with
+everything saved: SIGHUP (129), SIGINT (130), SIGUSR1 (138), SIGUSR2 (140), SIGTERM (143) or SIGXCPU (152).
 """
 
 from dpdmd.utils import signals

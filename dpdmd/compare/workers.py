@@ -46,7 +46,7 @@ class Workers:
         self.failures: list[str] = []
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run all jobs. Return early after SIGTERM, SIGINT or SIGUSR1, once the running processes have saved."""
+        """Run all jobs. Return early after one of SIGNALS, once the running processes have saved."""
         stages = [stage for job in jobs for stage in job.stages]
         done = sum(stage.is_done() for stage in stages)
         with (

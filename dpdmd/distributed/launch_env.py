@@ -8,14 +8,32 @@ import os
 import socket
 from dataclasses import dataclass
 
+from dpdmd.utils.library_settings import ARITHMETIC, FALSE, TRUE, Setting, check_settings
+
 MAX_PROCESSES = 2**20
-_TRUE, _FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
-_SWITCHES = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "FORK_LAUNCHED")
+_SWITCHES = (
+    *("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY", "FORK_LAUNCHED"),
+    *(f"ACCELERATE_DYNAMO_USE_{name}" for name in ("DYNAMIC", "FULLGRAPH", "REGIONAL_COMPILATION")),
+)
 _UNSUPPORTED = {  # variable of accelerate's launcher -> the entry of accelerate's file that sets it
     "ACCELERATE_USE_DEEPSPEED": "distributed_type DEEPSPEED",
     "ACCELERATE_USE_MEGATRON_LM": "distributed_type MEGATRON_LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
 }
+_SETTINGS = (
+    Setting("ACCELERATE_DYNAMO_BACKEND", ("no",), "--compile does that", "dynamo_backend"),
+    Setting("ACCELERATE_FP8_BACKEND", ("no",), "fp8 is not supported, --bf16 is", "fp8_backend"),
+)
+_CHECKPOINTING = "--gradient_checkpointing does that"
+_FSDP_SETTINGS = (  # read if ACCELERATE_USE_FSDP is true
+    Setting("FSDP_ACTIVATION_CHECKPOINTING", FALSE, _CHECKPOINTING, "fsdp_activation_checkpointing"),
+    Setting("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", FALSE, _CHECKPOINTING, "fsdp_activation_checkpointing_offload"),
+    Setting("FSDP_OFFLOAD_PARAMS", FALSE, "trained weights stay on the GPU", "fsdp_offload_params"),
+    Setting(  # transformers would leave text encoders and scorers without weights on every rank but 0
+        "FSDP_CPU_RAM_EFFICIENT_LOADING", FALSE, "every rank loads its weights itself", "fsdp_cpu_ram_efficient_loading"
+    ),
+    Setting("FSDP_IGNORED_MODULES", (), "no gradients would be averaged for them", "fsdp_ignored_modules"),
+)
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # to form a process group
 _START = "start with accelerate launch or torchrun, which set all of them, or unset them all"
 
@@ -63,7 +81,7 @@ def check_launch() -> Launch:
     """
     launch = read_launch()
     for name in _SWITCHES:
-        if name in os.environ and os.environ[name].lower() not in (*_TRUE, *_FALSE):
+        if name in os.environ and os.environ[name].lower() not in (*TRUE, *FALSE):
             raise ValueError(f"{name} is {os.environ[name]!r}, which must be true or false")
     for name, entry in _UNSUPPORTED.items():
         if is_on(name):
@@ -71,6 +89,7 @@ def check_launch() -> Launch:
                 f"accelerate's {entry} is not supported: use NO, MULTI_GPU or FSDP (version 2), as "
                 "scripts/accelerate_*.yaml do"
             )
+    check_settings((*_SETTINGS, *ARITHMETIC, *(_FSDP_SETTINGS if is_on("ACCELERATE_USE_FSDP") else ())))
     _check_device()
     if launch.processes > 1:
         _check_rendezvous(launch.processes)
@@ -79,16 +98,13 @@ def check_launch() -> Launch:
 
 def is_on(name: str) -> bool:
     """Return whether the variable `name`, one of accelerate's switches, is true."""
-    return os.environ.get(name, "").lower() in _TRUE
+    return os.environ.get(name, "").lower() in TRUE
 
 
 def _check_device() -> None:
     device = os.environ.get("ACCELERATE_TORCH_DEVICE")
     if device is not None and device.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"ACCELERATE_TORCH_DEVICE is {device!r}, which must be cpu or cuda; unset it")
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if backend.lower() != "no":
-        raise ValueError(f"accelerate's dynamo_backend is {backend}, but --compile does that: set it to 'no' there")
 
 
 def _check_rendezvous(processes: int) -> None:

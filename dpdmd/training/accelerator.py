@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
 
 from dpdmd.config import Config
 from dpdmd.config.method_table import METHODS
@@ -22,7 +22,11 @@ def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
     tracker = None if config.run.report_to == "none" else config.run.report_to
     try:
         accelerator = Accelerator(
-            mixed_precision="no", gradient_accumulation_steps=1, log_with=tracker, project_dir=tracker_folder
+            mixed_precision="no",
+            # Not gradient_accumulation_steps=1, which ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=tracker,
+            project_dir=tracker_folder,
         )
     except (AssertionError, ImportError, RuntimeError) as error:  # a port in use, a missing backend
         raise ValueError(

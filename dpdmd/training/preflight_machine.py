@@ -10,6 +10,7 @@ from dpdmd.config.options import OptimConfig
 from dpdmd.distributed.launch_env import check_launch, read_launch
 from dpdmd.models.compilation import check_compiler
 from dpdmd.training.memory_estimate import MemoryEstimate
+from dpdmd.utils.library_settings import COMPILATION, Setting, check_settings
 
 HOST_LIMIT = 10  # times this machine's memory: larger than any error of the estimate, and than any swap
 
@@ -21,27 +22,26 @@ def check_machine(config: Config) -> None:
         ValueError: one line that names the flag or variable and what to do.
     """
     check_launch()
-    _check_accelerate_settings(config.optim)
+    check_settings(_settings(config.optim))
     _check_device(config)
     if config.optim.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _check_packages(config)
 
 
-def _check_accelerate_settings(optim: OptimConfig) -> None:
-    """Check that accelerate's file does not contradict our flags.
-
-    Raises:
-        ValueError: it does.
-    """
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", "bf16" if optim.bf16 else "no"):
-        raise ValueError(f"accelerate's mixed_precision is {precision}, --bf16 is {optim.bf16}: set it to 'no' there")
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulation not in ("1", str(optim.grad_accum)):
-        raise ValueError(
-            f"accelerate's gradient_accumulation_steps is {accumulation}, --grad_accum is {optim.grad_accum}"
-        )
+def _settings(optim: OptimConfig) -> list[Setting]:
+    """Return the libraries' settings that must agree with the flags."""
+    bf16 = optim.bf16
+    settings = [
+        Setting("ACCELERATE_MIXED_PRECISION", ("no", *["bf16"] * bf16), f"--bf16 is {bf16}", "mixed_precision"),
+        Setting(
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+            ("1", str(optim.grad_accum)),
+            f"--grad_accum is {optim.grad_accum}",
+            "gradient_accumulation_steps",
+        ),
+    ]
+    return [*settings, *COMPILATION] if optim.compile else settings
 
 
 def _check_device(config: Config) -> None:

@@ -2,6 +2,8 @@
 
 import torch
 
+from dpdmd.utils.library_settings import ARITHMETIC, check_settings
+
 
 def compute_dtype(bf16: bool) -> torch.dtype:
     """Return the type in which networks compute with or without `--bf16`."""
@@ -19,7 +21,11 @@ def set_up(bf16: bool) -> torch.dtype:
     With `bf16` cuDNN measures which algorithm is fastest for each shape. Only the decoder has convolutions that profit,
     and it meets a few shapes thousands of times. In fp32 cuDNN does not measure: its choice, and with it the last bits
     of an image, may differ between two runs.
+
+    Raises:
+        ValueError: an environment variable overrides these switches; the message names it.
     """
+    check_settings(ARITHMETIC)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = bf16

@@ -30,6 +30,7 @@ def handles(process: subprocess.Popen, number: int) -> bool:
     return bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="this system does not list the handlers of a process"
 )

@@ -18,7 +18,8 @@ TWO = {
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in (*TWO, "LOCAL_WORLD_SIZE", *(name for name in os.environ if name.startswith("ACCELERATE_"))):
+    theirs = [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_")) or "TF32" in name]
+    for name in (*TWO, "LOCAL_WORLD_SIZE", *theirs):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -68,7 +69,15 @@ def _no_server(address, port):
         ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate's distributed_type DEEPSPEED is not supported: use NO, MULTI"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "accelerate's distributed_type MEGATRON_LM is not supported"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "accelerate's parallelism_config is not supported"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "accelerate's dynamo_backend is INDUCTOR, but --compile does that"),
+        (
+            "ACCELERATE_DYNAMO_BACKEND",
+            "INDUCTOR",
+            "accelerate's dynamo_backend (ACCELERATE_DYNAMO_BACKEND) is INDUCTOR, but --",
+        ),
+        ("ACCELERATE_DYNAMO_USE_FULLGRAPH", "maybe", "ACCELERATE_DYNAMO_USE_FULLGRAPH is 'maybe', which must be true"),
+        ("ACCELERATE_FP8_BACKEND", "TE", "accelerate's fp8_backend (ACCELERATE_FP8_BACKEND) is TE, but fp8 is not"),
+        ("NVIDIA_TF32_OVERRIDE", "1", "NVIDIA_TF32_OVERRIDE is 1, but fp32 means fp32 here, and --bf16 is the faster"),
+        ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is 1, but fp32 means fp32 here"),
         ("ACCELERATE_TORCH_DEVICE", "nope", "ACCELERATE_TORCH_DEVICE is 'nope', which must be cpu or cuda"),
     ],
 )
@@ -76,6 +85,30 @@ def test_an_unsupported_variable_is_named(monkeypatch, name, value, says):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=re.escape(says)):
         check_launch()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (
+            "ACTIVATION_CHECKPOINTING",
+            "true",
+            "but --gradient_checkpointing does that: set it to 'false' there, or unset",
+        ),
+        ("ACTIVATION_CHECKPOINTING_OFFLOAD", "True", "but --gradient_checkpointing does that: set it to 'false' there"),
+        ("OFFLOAD_PARAMS", "1", "but trained weights stay on the GPU: set it to 'false' there, or unset it"),
+        ("CPU_RAM_EFFICIENT_LOADING", "true", "but every rank loads its weights itself: set it to 'false' there"),
+        ("IGNORED_MODULES", "pos_embed", "but no gradients would be averaged for them: remove it there"),
+    ],
+)
+def test_a_setting_of_fsdp_that_the_trainer_cannot_use_is_named(monkeypatch, name, value, says):
+    """Without FSDP nothing reads the setting."""
+    monkeypatch.setenv(f"FSDP_{name}", value)
+    assert check_launch() == Launch(1, 0, 0)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        check_launch()
+    assert str(error.value).startswith(f"accelerate's fsdp_{name.lower()} (FSDP_{name}) is {value}")
 
 
 def test_a_launch_that_fits(monkeypatch):

@@ -1,0 +1,55 @@
+"""Environment variables that make a library do what our flags decide, or what our code cannot work with.
+
+Imports nothing heavy, because programs check their input before they import torch. docs/training.md lists the variables
+that change nothing.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("false", "0", "n", "no", "f", "off")
+
+
+class Setting(NamedTuple):
+    """A variable that a library reads.
+
+    Attributes:
+        allowed: values in lower case. The first one is the library's default.
+        reason: why other values are an error.
+        entry: the entry of accelerate's file for which accelerate's launcher sets the variable, if there is one.
+    """
+
+    variable: str
+    allowed: tuple[str, ...]
+    reason: str
+    entry: str = ""
+
+
+_FP32 = "fp32 means fp32 here, and --bf16 is the faster arithmetic"
+ARITHMETIC = (
+    Setting("NVIDIA_TF32_OVERRIDE", ("0",), _FP32),
+    Setting("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", FALSE, _FP32),
+)
+COMPILATION = (  # with --compile
+    Setting("TORCH_COMPILE_DISABLE", ("0",), "--compile is given"),
+    Setting("TORCHDYNAMO_DISABLE", ("0",), "--compile is given"),
+    Setting("TORCHINDUCTOR_USE_FAST_MATH", ("0",), "--compile must not change the results"),
+)
+
+
+def check_settings(settings: Iterable[Setting]) -> None:
+    """Check that every variable of `settings` that is set has an allowed value.
+
+    Raises:
+        ValueError: one line that names the variable, its entry in accelerate's file, and what to do.
+    """
+    for setting in settings:
+        value = os.environ.get(setting.variable)
+        if value is None or value.lower() in setting.allowed:
+            continue
+        remedy = "unset it"
+        if setting.entry:
+            remedy = f"set it to '{setting.allowed[0]}' there, or {remedy}" if setting.allowed else "remove it there"
+        name = f"accelerate's {setting.entry} ({setting.variable})" if setting.entry else setting.variable
+        raise ValueError(f"{name} is {value[:40]}, but {setting.reason}: {remedy}")
