@@ -96,7 +96,7 @@ def _keep_writing() -> None:
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # the program was started with the stream closed
+        if type(stream) is not io.TextIOWrapper:  # closed before the program started, or replaced, as in a notebook
             continue
         raw = _Stream(stream.fileno(), "w", closefd=False)
         wrapped = io.TextIOWrapper(
