@@ -1,6 +1,6 @@
 """Export a model as one complete pipeline folder: `python -m dpdmd.export --model RUN --out FOLDER`.
 
-diffusers loads the folder on any machine: a LoRA is merged into the weights, a .pt network is put beside the other
+diffusers loads the folder on any machine: a LoRA is merged into the weights, a network alone is put beside the other
 parts, and links become files. Weights are fp32.
 """
 
@@ -28,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", type=user_path, required=True, help="run folder, checkpoint, pipeline or LoRA folder, or .pt file"
+        "--model",
+        type=user_path,
+        required=True,
+        help="run folder, checkpoint, pipeline or LoRA folder, or a network's file",
     )
     parser.add_argument(
-        "--base_model", type=user_path, help="pipeline folder that a LoRA or a .pt network was trained from"
+        "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder to create; it must not exist")
     args = parser.parse_args(argv)

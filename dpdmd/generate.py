@@ -27,10 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `dpdmd.generate`."""
     parser = argparse.ArgumentParser(prog="dpdmd.generate", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--model", type=user_path, required=True, help="run folder, checkpoint, pipeline or LoRA folder, or .pt file"
+        "--model",
+        type=user_path,
+        required=True,
+        help="run folder, checkpoint, pipeline or LoRA folder, or a network's file",
     )
     parser.add_argument(
-        "--base_model", type=user_path, help="pipeline folder that a LoRA or a .pt network was trained from"
+        "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
     )
     parser.add_argument("--prompt", nargs="+", help="one or more prompts")
     parser.add_argument("--prompt_txt", type=user_path, help="text file of prompts, one per line")

@@ -150,16 +150,19 @@ class RunFolder:
         root = self.root.absolute()
         return [path for path in self.by_flag().values() if not path.absolute().is_relative_to(root)]
 
-    def is_used(self) -> bool:
-        """Return whether any of the run's folders holds files.
+    def flag_in_use(self) -> str | None:
+        """Return the flag of the first of the run's folders that holds files, or None if all are free.
 
         Files of a run that ended before its first step, for example because a model did not load, do not count, nor do
         temporary files.
         """
-        files = (path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir())
-        found = {path for path in files if not is_temporary(path)}
+        found = {
+            flag: {path for path in folder.rglob("*") if not path.is_dir() and not is_temporary(path)}
+            for flag, folder in self.by_flag().items()
+        }
         begun = {self.config, self.environment, self.log_file, self._lock}
-        return not (found <= begun and (not found or found & {self._lock, self.environment}))
+        ended_early = any(files & {self._lock, self.environment} for files in found.values())
+        return next((flag for flag, files in found.items() if (files - begun if ended_early else files)), None)
 
     @property
     def _lock(self) -> Path:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.compare.sweep import Sweep, options_of
-from dpdmd.config import Config
+from dpdmd.config import Config, equal_values
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.paths import same_place
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 TRAIN = "train"  # the stage that trains a model; the other stages measure it
@@ -80,8 +81,14 @@ def _read_record(path: Path) -> tuple[bool, dict[str, Any]]:
 def _changes(settings: dict[str, Any], recorded: dict[str, Any]) -> str:
     """Describe the differences. An option that is newer than the record counts as its default."""
     recorded = {**{key: value for key, value in options_of(Config()).items() if key in settings}, **recorded}
-    keys = [key for key in settings.keys() | recorded.keys() if settings.get(key) != recorded.get(key)]
+    keys = [key for key in settings.keys() | recorded.keys() if not _equal(key, settings.get(key), recorded.get(key))]
     return ", ".join(f"{key} {recorded.get(key)!r} (now {settings.get(key)!r})" for key in sorted(keys))
+
+
+def _equal(key: str, one: Any, other: Any) -> bool:
+    if key == "model" and one and other:
+        return same_place(one, other)
+    return equal_values(key, one, other)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def _flag(
     lt: float | None = None,
     le: int = MAX_COUNT,
     empty: bool = False,
+    path: bool = False,
     may_change_on_resume: bool = False,
 ) -> Any:
     """Return a field that is also a flag.
@@ -50,16 +51,19 @@ def _flag(
         source: where the default comes from.
         choices, ge, gt, lt, le: allowed values; `le` applies to whole numbers.
         empty: whether an empty string is allowed and means None.
+        path: whether the value is a path, so that `a` and `./a/` are equal.
         may_change_on_resume: whether a resumed run may have another value.
     """
-    values = {"choices": choices, "ge": ge, "gt": gt, "lt": lt, "le": le, "empty": empty}
+    values = {"choices": choices, "ge": ge, "gt": gt, "lt": lt, "le": le, "empty": empty, "path": path}
     return field(
         default=default,
         metadata={"help": help, "source": source, "may_change_on_resume": may_change_on_resume, **values},
     )
 
 
+_path = partial(_flag, path=True)
 _changeable = partial(_flag, may_change_on_resume=True)
+_changeable_path = partial(_path, may_change_on_resume=True)
 
 
 @dataclass
@@ -67,9 +71,9 @@ class ModelConfig:
     """Model: the networks, each from a pipeline folder in the diffusers layout"""
 
     family: str = _flag("sd35", f"model family ({FAMILY_DEFAULTS})", choices=tuple(FAMILIES))
-    teacher_id: str = _flag("weights/stabilityai/stable-diffusion-3.5-medium", "teacher's pipeline folder", "release")
-    student_id: str | None = _flag(None, "pipeline folder that initialises the student", "release: the teacher's")
-    fake_id: str | None = _flag(None, "pipeline folder that initialises the fake score", "release: the teacher's")
+    teacher_id: str = _path("weights/stabilityai/stable-diffusion-3.5-medium", "teacher's pipeline folder", "release")
+    student_id: str | None = _path(None, "pipeline folder that initialises the student", "release: the teacher's")
+    fake_id: str | None = _path(None, "pipeline folder that initialises the fake score", "release: the teacher's")
     lora_rank: int | None = _flag(
         None, "train LoRA adapters of this rank; all three networks share the teacher's weights", ge=1, le=MAX_RANK
     )
@@ -139,7 +143,7 @@ class MethodConfig:
         choices=ROLLOUTS,
     )
     perceptual: str = _flag("lpips", "perceptual distance of dmd_lpips", "paper; DISTS, DINO: ours", choices=PERCEPTUAL)
-    perceptual_path: str | None = _changeable(
+    perceptual_path: str | None = _changeable_path(
         None,
         "folder with the weights of --perceptual: vgg16-397923af.pth and LPIPS_v0.1_vgg-a78928a0.pth or "
         "DISTS_weights-f5e65c96.pth, or a DINO model",
@@ -158,7 +162,7 @@ class MethodConfig:
         ge=1,
         le=1_000_000,
     )
-    teacher_cache: str | None = _changeable(
+    teacher_cache: str | None = _changeable_path(
         None, "folder where the teacher's samples of the pool are made ahead, once for all runs with this seed", "ours"
     )
 
@@ -168,8 +172,10 @@ class DataConfig:
     """Data: prompts only"""
 
     # May change on resume: a checkpoint compares the prompts, not the path.
-    prompt_txt: str = _changeable("data/prompts_train.txt", "training prompts, one per line", "release: DiffusionDB")
-    cache_text_embeddings: str | None = _changeable(
+    prompt_txt: str = _changeable_path(
+        "data/prompts_train.txt", "training prompts, one per line", "release: DiffusionDB"
+    )
+    cache_text_embeddings: str | None = _changeable_path(
         None,
         "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory",
         "ours",
@@ -237,7 +243,7 @@ class OptimConfig:
 # A flag for each file of the in-loop scorers, from their table.
 _ScorerPaths = make_dataclass(
     "_ScorerPaths",
-    [(file.flag, str | None, _changeable(None, file.help, file.source, empty=True)) for file in in_loop_files()],
+    [(file.flag, str | None, _changeable_path(None, file.help, file.source, empty=True)) for file in in_loop_files()],
 )
 
 
@@ -248,9 +254,9 @@ class EvalConfig(_ScorerPaths):
     eval_every: int | None = _changeable(
         None, "steps between evaluations; 0 for none; without it --ckpt_every", "release", ge=0
     )
-    div_prompts: str = _changeable("data/prompts_eval.txt", "prompts of the diversity scores", "ours")
+    div_prompts: str = _changeable_path("data/prompts_eval.txt", "prompts of the diversity scores", "ours")
     num_div_seeds: int = _changeable(9, "images per diversity prompt, R", "paper", ge=2, le=MAX_IMAGES)
-    pref_prompts: str = _changeable(
+    pref_prompts: str = _changeable_path(
         "data/prompts_eval.txt",
         "prompts of the preference scores; with the same file as div_prompts, images are shared",
         "ours",

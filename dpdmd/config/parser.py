@@ -17,7 +17,7 @@ from dpdmd.config.presets import FAMILIES, PRESETS
 from dpdmd.config.validation import check_range, check_relations
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.paths import expanded
+from dpdmd.utils.paths import expanded, same_place
 
 MAX_MESSAGE = 400  # letters of argparse's messages
 
@@ -35,6 +35,14 @@ class Config:
 
     # Names of the flags on the command line. Not an option, so not a field; empty for a Config from a file.
     given = frozenset()
+    # Values before `derive` set them, by name; in config.yaml they stay underived.
+    underived = types.MappingProxyType({})
+
+    def derive(self, group: str, name: str, value: Any) -> None:
+        """Set an option that the user left to another option or to the machine."""
+        owner = getattr(self, group)
+        self.underived = {name: getattr(owner, name), **self.underived}
+        setattr(owner, name, value)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return plain values by group, as in config.yaml."""
@@ -47,7 +55,8 @@ class Config:
             for group in fields(self)
             for ours, theirs in [(getattr(self, group.name), getattr(other, group.name))]
             for item in fields(ours)
-            if not item.metadata["may_change_on_resume"] and getattr(ours, item.name) != getattr(theirs, item.name)
+            if not item.metadata["may_change_on_resume"]
+            and not equal_values(item.name, getattr(ours, item.name), getattr(theirs, item.name))
         ]
 
 
@@ -65,6 +74,14 @@ def value_type(kind: type, name: str) -> tuple[type, bool]:
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None)), True
     return hint, False
+
+
+def equal_values(name: str, one: Any, other: Any) -> bool:
+    """Return whether two values of an option are equal. Paths are equal if they name one place."""
+    if one == other:
+        return True
+    is_path = any(items[name].metadata["path"] for _, items in option_groups().values() if name in items)
+    return is_path and isinstance(one, str) and isinstance(other, str) and same_place(one, other)
 
 
 def _convert(value: Any, kind: type, name: str, place: str) -> Any:
@@ -138,8 +155,16 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
 
 
 def write_yaml(config: Config, path: Path) -> None:
-    """Write the resolved configuration, which `read_yaml` reads back."""
-    write_text(path, yaml.safe_dump(config.as_dict(), sort_keys=False))
+    """Write the configuration, which `parse` reads back. Derived values (`Config.derive`) are comments.
+
+    So a run that reads the file with another teacher derives them from that teacher.
+    """
+    values = config.as_dict()
+    used = {name: value for items in values.values() for name, value in items.items() if name in config.underived}
+    for items in values.values():
+        items.update((name, value) for name, value in config.underived.items() if name in items)
+    lines = ["derived from other options or from the machine:", *yaml.safe_dump(used).splitlines()] if used else []
+    write_text(path, "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(values, sort_keys=False))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -215,8 +240,9 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         setattr(getattr(config, group_of[name]), name, value)
     _expand_paths(config)
     validate(config)
-    config.model.student_id = config.model.student_id or config.model.teacher_id
-    config.model.fake_id = config.model.fake_id or config.model.teacher_id
+    for name in ("student_id", "fake_id"):
+        if getattr(config.model, name) is None:
+            config.derive("model", name, config.model.teacher_id)
     config.given = frozenset(given)
     return config
 
@@ -227,6 +253,9 @@ def _layered(config: Config, preset: str | None, paths: Sequence[str]) -> Config
         config = from_dict(PRESETS[preset].values, f"--preset {preset}", config)
     for path in paths:
         config = read_yaml(_expanded("config", path), config)
+        for name in ("student_id", "fake_id"):  # older versions wrote the teacher's folder where none was given
+            if getattr(config.model, name) == config.model.teacher_id:
+                setattr(config.model, name, None)
     return config
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpdmd.config.method_table import METHODS, detaches_first_step
 from dpdmd.config.options import MAX_BATCH, MAX_COUNT, EvalConfig, MethodConfig, ModelConfig, OptimConfig
+from dpdmd.utils.paths import same_place
 
 FP32_MAX = 3.4e38  # larger numbers are infinite in fp32
 MAX_SHOWN = 40  # digits of a number in a message
@@ -97,7 +98,8 @@ def _check_lora(model: ModelConfig) -> None:
                 raise ValueError(f"--{name} {getattr(model, name)}: give --lora_rank with it")
         return
     for name in ("student_id", "fake_id"):
-        if (given := getattr(model, name)) not in (None, model.teacher_id):
+        given = getattr(model, name)
+        if given is not None and not same_place(given, model.teacher_id):
             raise ValueError(f"--{name} {given}: with --lora_rank all three networks are the teacher's; leave it out")
     if model.lora_targets is not None and not all(model.lora_targets.split(",")):
         raise ValueError(f"--lora_targets {model.lora_targets}: must be names such as to_q,to_k,to_v")

@@ -8,6 +8,7 @@ from dpdmd.config.sampling_flags import check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, IN_LOOP_SCORERS, SCORERS
 from dpdmd.data.prompts import read_prompts
 from dpdmd.evaluation.scorer_files import check_scorer_paths
+from dpdmd.utils.paths import same_place
 
 # Prompt files of the authors' release -> their names in its metrics.
 RELEASE_NAMES = {"pick2pic_sfw_test": "pic", "training_div_test_coco": "coco"}
@@ -71,7 +72,7 @@ def set_up_evaluation(config: EvalConfig) -> EvalSetup:
         ("--div_prompts", config.div_prompts, config.num_div_seeds, diversity),
         ("--pref_prompts", config.pref_prompts, 1, preference),
     ]
-    if diversity and preference and Path(config.div_prompts).absolute() == Path(config.pref_prompts).absolute():
+    if diversity and preference and same_place(config.div_prompts, config.pref_prompts):
         wanted = [("--div_prompts", config.div_prompts, config.num_div_seeds, diversity + preference)]
     limit = None if config.eval_prompts_limit == "all" else int(config.eval_prompts_limit)
     sets = [

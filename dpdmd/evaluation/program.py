@@ -159,8 +159,8 @@ def _check_pairs(args: argparse.Namespace, images: list[ImageFile]) -> None:
 
 BATCH_SIZES = {"gen_batch_size": 4, "batch_size": 32}
 HELP = {
-    "model": "run folder, checkpoint, pipeline folder, or a student's .pt with --base_model",
-    "base_model": "pipeline folder that a .pt network belongs to",
+    "model": "run folder, checkpoint, pipeline folder, or with --base_model a .pt, .pth, .bin or .safetensors",
+    "base_model": "pipeline folder that a LoRA or a network alone belongs to",
     "images": "score the images of this folder instead of a model's",
     "prompts_txt": "prompts, one a line; the default is read with --images only if a scorer compares with prompts",
     "output_dir": "pictures/, per_image.csv, summary.json and table.txt",

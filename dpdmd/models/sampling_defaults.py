@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +22,10 @@ class SamplingDefaults:
         sigmas: the exact grid [steps + 1] with the final 0; None for the scheduler's own.
         grid: name of the grid (`noise_schedule.GRIDS`) for any other number of steps.
         shift: the model's own shift, if its scheduler's file has 1 because `sigmas` are already shifted.
-        base: pipeline folder that a LoRA changes; None in a pipeline folder.
+        base: absolute path of the pipeline folder that a LoRA changes; None in a pipeline folder.
+        base_from_here: the same as a path relative to the LoRA folder, used if `base` is gone, as in a moved tree.
         no_t5: the model was trained with `--no_t5`, and its folder has no T5.
+        height, width: size in pixels that a student was trained at; None for the size that the network was made for.
     """
 
     steps: int = 30
@@ -33,6 +36,20 @@ class SamplingDefaults:
     shift: float | None = None
     base: str | None = None
     no_t5: bool = False
+    height: int | None = None
+    width: int | None = None
+    base_from_here: str | None = None
+
+    def with_base(self, base: Path, folder: Path) -> "SamplingDefaults":
+        """Return the defaults of a LoRA of `base` that is saved in `folder`."""
+        absolute = os.path.abspath(base)
+        return replace(self, base=absolute, base_from_here=os.path.relpath(absolute, os.path.realpath(folder)))
+
+    def find_base(self, folder: Path) -> Path | None:
+        """Return the pipeline folder that a LoRA in `folder` changes, even if it is gone; None if none is named."""
+        places = [Path(self.base)] if self.base else []
+        places += [Path(os.path.normpath(folder.resolve() / self.base_from_here))] if self.base_from_here else []
+        return next((place for place in places if place.is_dir()), next(iter(places), None))
 
     def write(self, folder: Path) -> None:
         """Save the defaults in a folder; diffusers ignores files that it does not know."""
@@ -45,6 +62,10 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_path(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(value))
 
 
 def _is_grid(value: Any, steps: int) -> bool:
@@ -66,8 +87,11 @@ def _check(values: SamplingDefaults) -> None:
         ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
         ("shift", values.shift is None or (_is_number(values.shift) and values.shift > 0), "a number above 0, or null"),
-        ("base", values.base is None or (isinstance(values.base, str) and values.base), "a path, or null"),
+        ("base", _is_path(values.base), "a path, or null"),
+        ("base_from_here", _is_path(values.base_from_here), "a path, or null"),
         ("no_t5", isinstance(values.no_t5, bool), "true or false"),
+        ("height", values.height is None or _is_count(values.height), "a whole number, at least 1, or null"),
+        ("width", values.width is None or _is_count(values.width), "a whole number, at least 1, or null"),
     ):
         if not holds:
             raise ValueError(f"{name} is {getattr(values, name)!r}, which must be {wanted}")

@@ -17,6 +17,8 @@ from dpdmd.utils.text_files import read_json, require_regular
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # the libraries' names of a weights file
 Shape = tuple[int, ...]
 _GIT_LFS = b"version https://git-lfs"
+NETWORK_FILES = (".pt", ".pth", ".bin", ".safetensors")  # endings of files that may hold one network
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch adds them to names of weights
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
 _IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
@@ -227,3 +229,40 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict")
     return state
+
+
+def read_network(path: Path, prefixes: Sequence[str]) -> dict[str, Any]:
+    """Return the weights of one network from a file of a type in NETWORK_FILES, as tensors on the CPU.
+
+    Args:
+        prefixes: first parts of names (`module`, ...) that are removed if all names have them, in any order.
+
+    Raises:
+        ValueError: the file is not readable, or holds something else.
+    """
+    if path.suffix.lower() != ".safetensors":
+        return _unwrapped(read_checkpoint(path), prefixes)
+    read_shapes(path)  # its errors are of one line
+    from safetensors.torch import load_file
+
+    return _unwrapped(load_file(path), prefixes)
+
+
+def read_network_shapes(path: Path, prefixes: Sequence[str]) -> dict[str, Shape]:
+    """Return the shapes of the weights that `read_network` returns; the weights are not read.
+
+    Raises:
+        ValueError: as `read_network`.
+    """
+    if path.suffix.lower() == ".safetensors":
+        return _unwrapped(read_shapes(path), prefixes)
+    return {name: tuple(value.shape) for name, value in read_network(path, prefixes).items()}
+
+
+def _unwrapped(weights: dict[str, Any], prefixes: Sequence[str]) -> dict[str, Any]:
+    """Return the weights under the network's own names, without what torch's wrappers and pipelines add to them."""
+    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): weights[name] for name in weights}
+    weights = plain if len(plain) == len(weights) else weights
+    while len(first := {name.partition(".")[0] for name in weights}) == 1 and first <= set(prefixes):
+        weights = {name.partition(".")[2]: value for name, value in weights.items()}
+    return weights

@@ -17,6 +17,7 @@ from dpdmd.report.oracle_metrics import COLUMNS, OracleMetrics, categories
 from dpdmd.report.runs import Run, score_of
 from dpdmd.report.scores import Metric, Score
 from dpdmd.report.style import EMA_DASH, TEACHER_STYLE, Style, run_style
+from dpdmd.utils.paths import same_place
 
 TEMPLATE = Path(__file__).parent / "template"
 # Keys of an update's record that are not plotted: they identify the update, or are in the table of time and memory.
@@ -158,7 +159,7 @@ def _oracle_rows(shown: Sequence[ShownRun]) -> list[tuple[str, Style, OracleMetr
             if model.in_run:
                 own.append((item.run.name, item.style, model))
             else:
-                name = "teacher" if model.model == item.run.config.get("teacher_id") else model.model
+                name = "teacher" if same_place(model.model, item.run.config.get("teacher_id") or "") else model.model
                 others.setdefault(repr(model), (name, TEACHER_STYLE, model))
     return [*others.values(), *own]
 

@@ -1,6 +1,6 @@
 """Find a model that a user names (a run, a checkpoint, a pipeline folder, a .pt file) and load its sampler."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,15 +10,18 @@ from dpdmd.models.base import Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import Layout
 from dpdmd.models.lora_files import LORA_WEIGHTS
+from dpdmd.models.noise_schedule import DEFAULT
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
-from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.models.weight_files import check_weights, read_checkpoint, read_shapes
+from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
+from dpdmd.models.weight_files import NETWORK_FILES, check_weights, read_network, read_network_shapes, read_shapes
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.logging import logger
+from dpdmd.utils.paths import same_place
 
-STUDENT_DEFAULTS = SamplingDefaults(steps=4, guidance_scale=1.0)  # paper: 4 steps, no guidance
+STUDENT_STEPS, STUDENT_GUIDANCE = 4, 1.0  # paper: 4 steps, no guidance
+NETWORK_PREFIXES = ("module", "model")  # of DDP and of trainers, before the names of a network's weights
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class Model:
 
 
 def find_model(path: Path, base_model: Path | None) -> Model:
-    """Find the model of a path: a pipeline or LoRA folder, a checkpoint, a run (its newest checkpoint), or a .pt file.
+    """Find the model of a path: a pipeline or LoRA folder, a checkpoint, a run (its newest checkpoint), or a network.
+
+    A network is a file: .pt, .pth, .bin or .safetensors.
 
     Args:
         base_model: pipeline folder that a network or a LoRA alone was trained from.
@@ -65,16 +70,13 @@ def warn_of_unused_base(model: Model, base_model: Path | None) -> None:
 
 
 def _find(path: Path, base_model: Path | None) -> Model:
-    if path.suffix == ".pt":
+    if path.suffix.lower() in NETWORK_FILES and not path.is_dir():
         if not path.is_file():
             raise ValueError(f"--model {path}: no such file")
         if base_model is None:
             raise ValueError(f"--model {path}: is a network alone; give the pipeline it is of as --base_model")
-        return Model(base_model, STUDENT_DEFAULTS, state_dict=path)
-    places = [path, path / STUDENT, path / LORA]
-    if latest := RunFolder.of(path).latest():
-        places += [latest / STUDENT, latest / LORA]
-    for place in places:
+        return Model(base_model, _defaults_of_network(path, base_model), state_dict=path)
+    for place in _places(path):
         if (place / "model_index.json").is_file():
             return Model(place, read_sampling_defaults(place, LAYOUTS[family_of(place)].defaults))
         if (place / LORA_WEIGHTS).is_file():
@@ -85,14 +87,42 @@ def _find(path: Path, base_model: Path | None) -> Model:
     )
 
 
+def _places(folder: Path) -> list[Path]:
+    """Return where the model of a pipeline or LoRA folder, a checkpoint or a run may be."""
+    latest = RunFolder.of(folder).latest()
+    checkpoints = [folder, latest] if latest else [folder]
+    return [folder, *(checkpoint / name for checkpoint in checkpoints for name in (STUDENT, LORA))]
+
+
+def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
+    """Return the sampling defaults of a network alone: the dpdmd.json beside it, else a student's of `base`.
+
+    Beside the file is its own folder, or the pipeline, checkpoint or run that this folder belongs to. The dpdmd.json of
+    the base itself does not count: it has the teacher's steps.
+    """
+    for folder in path.absolute().parents[:2]:
+        for place in _places(folder):
+            if (place / DEFAULTS_FILE).is_file() and not same_place(place, base):
+                return read_sampling_defaults(place, SamplingDefaults())
+    return _student_defaults(base)
+
+
+def _student_defaults(base: Path) -> SamplingDefaults:
+    """Return the sampling defaults of a student of `base` that has no dpdmd.json: text as in `base`, and 4 steps."""
+    own = read_sampling_defaults(base, LAYOUTS[family_of(base)].defaults)
+    return replace(
+        own, steps=STUDENT_STEPS, guidance_scale=STUDENT_GUIDANCE, sigmas=None, grid=DEFAULT, base=None, shift=None
+    )
+
+
 def _with_base(lora: Path, base_model: Path | None) -> Model:
     """Return a LoRA with its pipeline: `base_model`, or the one in its dpdmd.json."""
-    defaults = read_sampling_defaults(lora, STUDENT_DEFAULTS)
     read_shapes(lora / LORA_WEIGHTS)
-    base = base_model or (Path(defaults.base) if defaults.base else None)
+    own = read_sampling_defaults(lora, SamplingDefaults())
+    base = base_model or own.find_base(lora)
     if base is None or not base.is_dir():
         raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
-    return Model(base, defaults, lora=lora)
+    return Model(base, own if (lora / DEFAULTS_FILE).exists() else _student_defaults(base), lora=lora)
 
 
 def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Family:
@@ -118,7 +148,7 @@ def _check_source(model: Model, layout: Layout) -> None:
     """
     expected = layout.weight_shapes(model.folder, layout.network)
     if model.state_dict:
-        found = {name: tuple(value.shape) for name, value in read_checkpoint(model.state_dict).items()}
+        found = read_network_shapes(model.state_dict, (*NETWORK_PREFIXES, layout.network))
         try:
             check_weights(found, expected, model.state_dict, exact=True)
         except ValueError as error:
@@ -143,7 +173,8 @@ def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
     network = family.load_network(model.folder, dtype)
     if model.state_dict:
         try:
-            network.load_state_dict(read_checkpoint(model.state_dict), strict=True)
+            layout = LAYOUTS[family_of(model.folder)]
+            network.load_state_dict(read_network(model.state_dict, (*NETWORK_PREFIXES, layout.network)), strict=True)
         except RuntimeError as error:
             raise ValueError(
                 f"--model {model.state_dict}: does not fit {model.folder} ({shorten_error(error)})"
@@ -168,9 +199,9 @@ def load_sampler(
     """Load a model to sample from; options not given come from the folder's sampling defaults, else from the family's.
 
     Args:
-        path: a run, a checkpoint, a pipeline or LoRA folder, or a student's network as a state dict in a .pt file, as
-            the authors' release saves it. With a .pt file all other parts come from `base_model`, and the model samples
-            in 4 steps without guidance.
+        path: a run, a checkpoint, a pipeline or LoRA folder, or a file with a student's network alone, such as the .pt
+            of the authors' release. All other parts of a network alone come from `base_model`. If there is no
+            dpdmd.json beside it, it samples in 4 steps without guidance, with the text length of `base_model`.
 
     Raises:
         ValueError: missing or broken files, weights that do not fit, or an image size that the model does not allow.
@@ -178,7 +209,8 @@ def load_sampler(
     model = find_model(path, base_model)
     family = model_family(model, device, dtype)
     folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
-    height, width = height or layout.default_size(folder), width or layout.default_size(folder)
+    default_size = layout.default_size(folder)
+    height, width = height or defaults.height or default_size, width or defaults.width or default_size
     layout.check_size(folder, height, width)
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
     schedule = family.load_schedule(folder)

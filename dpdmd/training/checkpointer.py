@@ -65,6 +65,8 @@ class Checkpointer:
             sigmas=tuple(self.run.student_sigmas.tolist()),
             grid=grid if grid in GRIDS else DEFAULT,
             no_t5=self.config.model.no_t5,
+            height=self.config.data.height,
+            width=self.config.data.width,
         )
 
     def save(self, step: int) -> None:

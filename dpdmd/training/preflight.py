@@ -104,10 +104,12 @@ def _check_folder(config: Config, folder: RunFolder) -> None:
     """Check that the run's folders can be written, and that a new run does not mix with an old one."""
     for flag, path in folder.by_flag().items():
         check_writable(flag, path)
-    if config.run.resume_from_checkpoint is None and folder.is_used():
-        given = "--run_dir" if config.run.run_dir else "the run's folder, where the paths given lie,"
+    if config.run.resume_from_checkpoint is None and (flag := folder.flag_in_use()):
+        derived = flag == "--run_dir" and not config.run.run_dir
+        given = "the run's folder, where the paths given lie," if derived else flag
         raise ValueError(
-            f"{given} {folder.root}: is not empty; --resume_from_checkpoint latest continues it, or give another"
+            f"{given} {folder.by_flag()[flag]}: is not empty; --resume_from_checkpoint latest continues it, or give "
+            "another"
         )
 
 
@@ -132,7 +134,8 @@ def _estimate_memory(config: Config, evaluation: EvalSetup) -> tuple[MemoryEstim
     topology, device = Topology.from_environment(), device_bytes()
     with odd_values_explained(config):
         if config.optim.recomputed_blocks == "auto":
-            config.optim.recomputed_blocks = fewest_recomputed_blocks(config, evaluation, topology, device)
+            count = fewest_recomputed_blocks(config, evaluation, topology, device)
+            config.derive("optim", "recomputed_blocks", count)
         memory = estimate_memory(config, evaluation, topology, device)
     return memory, memory.warnings() if device else check_host_memory(memory)
 

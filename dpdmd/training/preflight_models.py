@@ -48,9 +48,10 @@ def _check_networks(config: Config) -> None:
     model, data, layout = config.model, config.data, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
     check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
-    data.max_sequence_length = layout.text_length(
-        teacher, data.max_sequence_length, read_sampling_defaults(teacher, layout.defaults)
-    )
+    defaults = read_sampling_defaults(teacher, layout.defaults)
+    text_length = layout.text_length(teacher, data.max_sequence_length, defaults)
+    if data.max_sequence_length is None:
+        config.derive("data", "max_sequence_length", text_length)
     expected = layout.network_config(teacher)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
         check_folder(layout, Path(folder), flag, network_only=True)

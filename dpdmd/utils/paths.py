@@ -38,6 +38,11 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def same_place(one: str, other: str) -> bool:
+    """Return whether two paths name one file or folder: ./a, a/ and links count as a. It may not exist."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def check_writable(flag: str, path: Path) -> None:
     """Check that `path` is a writable folder or can be created, and that it is not inside a model's folder.
 

@@ -42,12 +42,12 @@ def test_a_run_that_never_began_leaves_its_folder_unused(flags, tmp_path, monkey
     with monkeypatch.context() as patched:
         patched.setattr("dpdmd.training.trainer.build_training_state", broken)
         assert train.main([*flags, "--max_steps", "1"]) == 2
-    assert folder.config.is_file() and not folder.is_used()
+    assert folder.config.is_file() and not folder.flag_in_use()
     other.write_text("somebody's")
-    assert folder.is_used()
+    assert folder.flag_in_use()
     other.unlink()
     assert train.main([*flags, "--max_steps", "1"]) == 0
-    assert folder.is_used() and train.main([*flags, "--max_steps", "1"]) == 2
+    assert folder.flag_in_use() and train.main([*flags, "--max_steps", "1"]) == 2
 
 
 def test_a_copy_without_links_continues(flags, tmp_path):

@@ -131,7 +131,7 @@ def test_a_run_that_was_killed_before_it_began_leaves_its_folder_unused(flags, t
     run.create()
     for name in left:
         (run.root / name).write_text("")
-    assert not run.is_used()
+    assert not run.flag_in_use()
     assert train.main([*flags, "--max_steps", "1"]) == 0
 
 

@@ -19,8 +19,18 @@ def test_a_file_system_without_locks_is_accepted(tmp_path, monkeypatch):
 
 def test_a_folder_with_a_configuration_is_used(tmp_path):
     (tmp_path / "config.yaml").write_text("k_anchor: 5")
-    assert RunFolder.of(tmp_path).is_used()
-    assert not RunFolder.from_config(RunConfig(run_dir=str(tmp_path / "none"))).is_used()
+    assert RunFolder.of(tmp_path).flag_in_use()
+    assert not RunFolder.from_config(RunConfig(run_dir=str(tmp_path / "none"))).flag_in_use()
+
+
+def test_the_folder_in_use_is_named_by_its_flag(tmp_path):
+    (tmp_path / "shared" / "step_000003").mkdir(parents=True)
+    (tmp_path / "shared" / "step_000003" / "manifest.json").write_text("{}")
+    run = RunConfig(run_dir=str(tmp_path / "s2"), ckpt_dir=str(tmp_path / "shared"))
+    assert RunFolder.from_config(run).flag_in_use() == "--ckpt_dir"
+    (tmp_path / "s2").mkdir()
+    (tmp_path / "s2" / "metrics.jsonl").write_text("{}")
+    assert RunFolder.from_config(run).flag_in_use() == "--run_dir"
 
 
 def test_run_folder_derives_all_paths():

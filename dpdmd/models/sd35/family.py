@@ -102,7 +102,7 @@ class SD35(Family):
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
         lora_files.save_lora(folder, state, adapter, StableDiffusion3Pipeline, LAYOUT.network)
-        replace(_export_scheduler(folder, source, defaults), base=str(source)).write(folder)
+        _export_scheduler(folder, source, defaults).with_base(source, folder).write(folder)
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         return lora_files.read_lora(folder, LAYOUT.network)

@@ -1,7 +1,6 @@
 """Stable Diffusion XL (any StableDiffusionXLPipeline folder of the base model's layout; not the refiner)."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -109,7 +108,7 @@ class SDXL(Family):
     ) -> None:
         lora_files.save_lora(folder, state, adapter, StableDiffusionXLPipeline, LAYOUT.network, _kohya_name)
         shutil.copytree(source / "scheduler", folder / "scheduler")
-        replace(defaults, base=str(source)).write(folder)
+        defaults.with_base(source, folder).write(folder)
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         return lora_files.read_lora(folder, LAYOUT.network)

@@ -110,7 +110,43 @@ def test_a_file_nested_too_deeply_and_one_with_a_merge_key(tmp_path):
 def test_the_written_file_gives_the_same_configuration_back(tmp_path):
     c = config.parse(["--lr_student", "3e-7", "--run_dir", "a: b #c", "--student_sigmas", "1.0,0.9,0.75,0.5", "--bf16"])
     config.write_yaml(c, tmp_path / "c.yaml")
-    assert config.read_yaml(tmp_path / "c.yaml") == c
+    assert config.parse(["--config", str(tmp_path / "c.yaml")]) == c
+
+
+def test_a_written_file_keeps_no_value_that_was_derived(tmp_path):
+    """With a new --teacher_id the student and the fake score start from it, unless a flag names another model."""
+    path = tmp_path / "c.yaml"
+    c = config.parse(["--teacher_id", "old", "--fake_id", "own"])
+    c.derive("data", "max_sequence_length", 10)
+    c.derive("data", "max_sequence_length", 12)  # the first value is what the user gave
+    config.write_yaml(c, path)
+    assert path.read_text().startswith("# derived from other options or from the machine:\n# max_sequence_length: 12\n")
+    again = config.parse(["--config", str(path), "--teacher_id", "new"])
+    assert (again.model.student_id, again.model.fake_id, again.data.max_sequence_length) == ("new", "own", None)
+    assert c.as_dict()["data"]["max_sequence_length"] == 12  # what a checkpoint's manifest holds
+
+
+def test_a_file_of_an_older_version_names_the_teacher_three_times(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("teacher_id: old\nstudent_id: old\nfake_id: old\n")
+    assert config.parse(["--config", str(path)]).model.fake_id == "old"
+    model = config.parse(["--config", str(path), "--teacher_id", "new"]).model
+    assert (model.student_id, model.fake_id) == ("new", "new")
+
+
+def test_one_place_by_two_names_is_one_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("teacher")
+    ours, names = (
+        config.parse(["--teacher_id", "teacher"]),
+        ("teacher/", "./teacher", "link", str(tmp_path / "teacher")),
+    )
+    for name in names:
+        theirs = config.parse(["--teacher_id", name])
+        assert ours.differences(theirs) == [] and theirs.model.teacher_id == name
+        config.parse(["--teacher_id", "teacher", "--student_id", name, "--lora_rank", "4"])
+    assert len(ours.differences(config.parse(["--teacher_id", "teacher2"]))) == 3
+    assert not config.equal_values("method", "./dmd", "dmd")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -57,7 +57,7 @@ def test_defaults_then_preset_then_file_then_flags(tmp_path):
     assert (chosen.optim.batch_size, chosen.optim.grad_accum, chosen.model.lora_rank) == (3, 7, 64)
     assert chosen.method == config.Config().method
     config.write_yaml(chosen, tmp_path / "resolved.yaml")
-    assert config.read_yaml(tmp_path / "resolved.yaml") == chosen
+    assert config.parse(["--config", str(tmp_path / "resolved.yaml")]) == chosen
 
 
 @pytest.mark.parametrize("place", ["flag", "file"])
@@ -72,7 +72,7 @@ def test_a_family_has_defaults_of_its_own_under_all_that_is_given(tmp_path, plac
     assert (method.k_anchor, method.teacher_guidance_scale, chosen.model.lora_rank) == (6, 5.0, 64)
     assert chosen.model.student_id == chosen.model.teacher_id == "weights/stabilityai/stable-diffusion-xl-base-1.0"
     config.write_yaml(chosen, tmp_path / "resolved.yaml")
-    assert config.read_yaml(tmp_path / "resolved.yaml") == chosen
+    assert config.parse(["--config", str(tmp_path / "resolved.yaml")]) == chosen
     script = (ROOT / "scripts" / "run_train_sdxl.sh").read_text()
     spelt = dict(re.findall(r"^ +--(\w+) (\S+)", script, re.MULTILINE)) | {
         "teacher_id": re.search(r'TEACHER="\$\{TEACHER:-(.+)\}"', script)[1]

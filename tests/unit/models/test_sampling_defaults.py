@@ -1,6 +1,8 @@
 """dpdmd.json: values are read as they were written, and a wrong value is named."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,9 @@ BAD_DEFAULTS = [
     ({"grid": ["default"]}, "grid is ['default']"),
     ({"shift": 0}, "shift is 0"),
     ({"base": 3}, "base is 3"),
+    ({"base_from_here": ""}, "base_from_here is ''"),
+    ({"height": 0}, "height is 0, which must be a whole number"),
+    ({"width": "64"}, "width is '64'"),
     ({"no_t5": "no"}, "no_t5 is 'no', which must be true or false"),
     ({"stepz": 3}, "not of this version"),
 ]
@@ -39,7 +44,39 @@ def test_sampling_defaults_must_be_valid(tmp_path, defaults, says):
 
 def test_sampling_defaults_are_read_as_written(tmp_path):
     defaults = SamplingDefaults(
-        steps=2, guidance_scale=0, sigmas=(14.6, 0.5, 0), grid="trailing", shift=3.0, base="x", no_t5=True
+        steps=2,
+        guidance_scale=0,
+        sigmas=(14.6, 0.5, 0),
+        grid="trailing",
+        shift=3.0,
+        base="x",
+        no_t5=True,
+        height=64,
+        width=32,
     )
     defaults.write(tmp_path)
     assert read_sampling_defaults(tmp_path, SamplingDefaults()) == defaults
+
+
+def test_a_lora_finds_its_base_from_any_folder(tmp_path, monkeypatch):
+    """The absolute path wins while it exists; in a moved tree the relative one does."""
+    base, lora = tmp_path / "tree" / "weights" / "sd35", tmp_path / "tree" / "run" / "step" / "lora"
+    for folder in (base, lora):
+        folder.mkdir(parents=True)
+    (lora.parent.parent / "latest").symlink_to("step")
+    monkeypatch.chdir(tmp_path / "tree")
+    SamplingDefaults().with_base(Path("weights/sd35/"), Path("run/step/lora")).write(lora)
+    monkeypatch.chdir("/")
+
+    def found(root: Path) -> Path | None:
+        folder = root / "run" / "latest" / "lora"
+        return read_sampling_defaults(folder, SamplingDefaults()).find_base(folder)
+
+    assert found(tmp_path / "tree") == base
+    shutil.copytree(tmp_path / "tree", tmp_path / "copy", symlinks=True)
+    assert found(tmp_path / "copy") == base
+    (tmp_path / "tree").rename(tmp_path / "moved")
+    assert found(tmp_path / "moved") == tmp_path / "moved" / "weights" / "sd35"
+    shutil.rmtree(tmp_path / "moved" / "weights")
+    assert found(tmp_path / "moved") == base  # for the error about it
+    assert SamplingDefaults().find_base(lora) is None

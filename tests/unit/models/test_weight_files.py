@@ -9,7 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpdmd.models.weight_files import read_checkpoint, read_shapes
+from dpdmd.models.weight_files import (
+    NETWORK_FILES,
+    read_checkpoint,
+    read_network,
+    read_network_shapes,
+    read_shapes,
+)
 
 
 def tensors(**entries: tuple[str, list, list]) -> dict:
@@ -108,3 +114,23 @@ def test_pickles_that_could_run_code_are_rejected(tmp_path):
     (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ValueError, match="no torch checkpoint"):
         read_checkpoint(tmp_path / "text.pt")
+
+
+@pytest.mark.parametrize("ending", NETWORK_FILES)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "net.", "module._orig_mod.net."])
+def test_a_network_is_read_from_any_file_and_under_its_own_names(tmp_path, ending, prefix):
+    weights = {"blocks.0.weight": torch.ones(2), "proj.weight": torch.zeros(3, 1)}
+    path, state = tmp_path / f"network{ending}", {prefix + name: value for name, value in weights.items()}
+    (save_file if ending == ".safetensors" else torch.save)(state, path)
+    found = read_network(path, ["module", "net"])
+    assert found.keys() == weights.keys() and torch.equal(found["proj.weight"], weights["proj.weight"])
+    assert read_network_shapes(path, ["module", "net"]) == {"blocks.0.weight": (2,), "proj.weight": (3, 1)}
+
+
+def test_only_a_prefix_of_all_names_is_removed(tmp_path):
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "some.pt")
+    assert read_network_shapes(tmp_path / "some.pt", ["module"]).keys() == {"module.a", "b"}
+    torch.save({"teacher.a": torch.ones(1)}, tmp_path / "other.pt")
+    assert read_network_shapes(tmp_path / "other.pt", ["module"]).keys() == {"teacher.a"}
+    torch.save({"blocks.0._orig_mod.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "compiled.pt")
+    assert read_network_shapes(tmp_path / "compiled.pt", []).keys() == {"blocks.0.a", "b"}
