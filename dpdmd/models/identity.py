@@ -34,7 +34,7 @@ def identify(parts: Mapping[str, Path | None]) -> Identity:
         ValueError: a file cannot be read.
     """
     files = {name: (path, _deciding_files(path)) for name, path in parts.items() if path}
-    paths = [file for _, found in files.values() for file in found]
+    paths = list(dict.fromkeys(file for _, found in files.values() for file in found))
     try:
         digests = dict(zip(paths, sha256_of_files(paths), strict=True))
     except OSError as error:
