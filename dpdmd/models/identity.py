@@ -66,9 +66,7 @@ def identify_pipeline(layout: Layout, folder: Path, *, no_t5: bool = False, with
     """
     components = [name for name in layout.components(folder, no_t5=no_t5) if name not in without]
     defaults = folder / DEFAULTS_FILE
-    return _identify_components(folder, components) | identify(
-        {DEFAULTS_FILE: defaults if defaults.exists() else None}
-    )
+    return _identify_components(folder, components) | identify({DEFAULTS_FILE: defaults if defaults.exists() else None})
 
 
 def _identify_components(folder: Path, components: Iterable[str]) -> Identity:
