@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dpdmd import generate, train
 from dpdmd.evaluation.in_loop import InLoopEvaluation
+from dpdmd.utils.manifest import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "transformer/diffusion_pytorch_model.safetensors"
@@ -187,3 +188,41 @@ def test_the_teacher_is_scored_again_by_a_changed_scorer(run, tiny_scorers, tmp_
     scale(scorer / "model.safetensors", -1.0)
     run("run", *resumed, "5")
     assert scored[4:] == ["teacher", "step 5"] and (folder / "teacher_scores.json").read_text() != old
+
+
+def test_a_run_is_not_resumed_on_a_changed_teacher(run, teacher, capsys):
+    """One line and status 2; with the old files back, it goes on."""
+    folder = run("run", "--ckpt_every", "3")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weights = teacher / "vae" / "diffusion_pytorch_model.safetensors"
+    original = weights.read_bytes()
+    scale(weights)
+    resumed = ["--resume_from_checkpoint", "latest", "--max_steps", "4"]
+    capsys.readouterr()
+    run("run", *resumed, status=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    wanted = f"--resume_from_checkpoint {folder / 'ckpts' / 'step_000003'}: --teacher_id {teacher} has changed since in"
+    assert line.startswith(f"dpdmd.train: error: {wanted} vae; put the old files back")
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weights.write_bytes(original)
+    run("run", *resumed)
+
+
+def test_a_changed_perceptual_network_counts_as_well(run, tiny_scorers, tmp_path, capsys):
+    network = Path(shutil.copytree(tiny_scorers["dino_path"], tmp_path / "dino"))
+    more = ["--method", "dmd_lpips", "--perceptual", "dino", "--perceptual_path", str(network), "--ckpt_every", "3"]
+    run("run", *more)
+    scale(network / "model.safetensors")
+    run("run", *more, "--resume_from_checkpoint", "latest", "--max_steps", "4", status=2)
+    assert "has changed since in perceptual network" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed_with_a_warning(run):
+    folder = run("run", "--ckpt_every", "3")
+    newest = folder / "ckpts" / "step_000003"
+    about = read_manifest(newest)
+    del about["files"], about["progress"]["models"]
+    write_manifest(newest, about)
+    run("run", "--resume_from_checkpoint", "latest", "--max_steps", "4")
+    log = (folder / "log" / "log.txt").read_text()
+    assert f"{newest}: an older version wrote it without the content of its teacher" in log
