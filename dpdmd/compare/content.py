@@ -1,6 +1,6 @@
 """The content of the models and prompt files that a sweep's stage depends on, so that a change in place is seen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,13 @@ def training_inputs(options: Mapping[str, Any]) -> dict[str, Path]:
     return {name: Path(options[name]) for name in INPUTS if options.get(name)}
 
 
+def measure_inputs(command: Sequence[str]) -> dict[str, Path]:
+    """Return word -> path of the scorers and prompt files that a measure's command names."""
+    return {word: Path(word) for word in command if not word.endswith(".py") and Path(word).exists()}
+
+
 def identify_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Return name -> digest of the content. Paths without a whole model are left out: they are checked elsewhere."""
+    """Return name -> digest of the content. What cannot be read is left out, since it is checked elsewhere."""
     from dpdmd.models.identity import digest, identify  # imports torch, which takes seconds
     from dpdmd.sampling.load_model import find_model
     from dpdmd.sampling.model_identity import identify_model
@@ -22,10 +27,8 @@ def identify_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:
     found = {}
     for name, path in inputs.items():
         try:
-            if path.is_dir() and name != "perceptual_path":
-                found[name] = digest(identify_model(find_model(path, None)))
-            else:
-                found |= identify({name: path})
+            found |= identify({name: path}) if path.exists() else {}
+            found[name] = digest(identify_model(find_model(path, None)))  # a run or a pipeline is more than a folder
         except (ValueError, OSError):
             continue
     return found

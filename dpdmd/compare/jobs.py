@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dpdmd.compare.content import identify_inputs, training_inputs
+from dpdmd.compare.content import identify_inputs, measure_inputs, training_inputs
 from dpdmd.compare.sweep import Sweep, options_of
 from dpdmd.config import Config
 from dpdmd.utils.atomic_files import write_text
@@ -75,8 +75,10 @@ class Stage:
         if changes := _changes(self.settings, record.settings):
             raise ValueError(f"{self.folder}: was made with {changes}; give another --out, or delete that folder")
         if changed := record.changed_inputs(self):
-            paths = ", ".join(f"{name} {self.inputs[name]}" for name in changed)
-            raise ValueError(f"{self.folder}: {paths} changed since; give another --out, or delete that folder")
+            paths = ", ".join(dict.fromkeys(str(self.inputs[name]) for name in changed))
+            raise ValueError(
+                f"{self.folder}: the content of {paths} has changed since; give another --out, or delete that folder"
+            )
         return "" if record.content is not None else str(self.record)
 
 
@@ -166,7 +168,9 @@ def _job(sweep: Sweep, name: str, seed: int | None, out: Path, reuse: Sequence[P
     for measure in sweep.measures.values():
         settings = {"command": list(measure.command), "model": model}
         command = sweep.measure_command(measure.name, str(path), folder / measure.name)
-        inputs = {} if model is None else {"model": path}  # a model that is trained here is known by its training
+        inputs = measure_inputs(measure.command)
+        if model is not None:  # one that is trained here is known by its training
+            inputs["model"] = path
         stages.append(Stage(measure.name, folder, command, settings, sweep.on_cores, inputs))
     return Job(name, seed, folder, path, tuple(stages))
 

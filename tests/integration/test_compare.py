@@ -345,7 +345,7 @@ def test_results_of_a_teacher_that_was_changed_in_place_are_not_kept(own_teacher
     capsys.readouterr()
     assert main(call(values, tmp_path, "--only", "dmd", "--seeds", "0")) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"teacher_id {own_teacher}" in line and "changed since; give another --out" in line
+    assert f"the content of {own_teacher} has changed since; give another --out" in line
     reused = [*call(values, tmp_path, "--only", "dmd", "--seeds", "0"), *second, "--reuse", str(tmp_path / "out")]
     assert main(reused) == 0 and (tmp_path / "second" / "runs" / "dmd" / "seed_0" / "run").exists()
     shutil.rmtree(own_teacher)
