@@ -36,11 +36,13 @@ class Setup:
         sweep: the rows and seeds selected by `--only` and `--seeds`.
         jobs: all jobs of `sweep`, finished ones too.
         out: the output folder.
+        warning: one line about records of an older version, or "".
     """
 
     sweep: Sweep
     jobs: list[Job]
     out: Path
+    warning: str = ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> Setup:
-    """Read the sweep and check that finished stages were made with the same options.
+    """Read the sweep and check that finished stages were made with the same options and the same models.
 
     Raises:
         ValueError: one line that names the file or flag and what to do.
@@ -87,10 +89,11 @@ def check(args: argparse.Namespace) -> Setup:
         if not (folder / "runs").is_dir():
             raise ValueError(f"--reuse {folder}: contains no runs/; give the --out folder of another sweep")
     jobs = build_jobs(sweep, out, args.reuse)
-    for job in jobs:
-        for stage in job.stages:
-            stage.check()
-    return Setup(sweep, jobs, out)
+    old = [path for job in jobs for stage in job.stages if (path := stage.check())]
+    warning = ""
+    if old:
+        warning = f"an older version made {old[0]} and {len(old) - 1} more: whether models changed since is unknown"
+    return Setup(sweep, jobs, out, warning)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         setup = check(args)
     except ValueError as error:
         return _print_errors([error])
+    if setup.warning:
+        sys.stderr.write(f"dpdmd.compare: warning: {one_line(setup.warning)}\n")
     # These import torch, which takes seconds. Wrong input above is reported without it.
     from dpdmd.compare import outputs, preflight
 

@@ -6,11 +6,13 @@ A stage's record (train.json) is written before its process starts, with the set
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dpdmd.compare.content import identify_inputs, measure_inputs, training_inputs
 from dpdmd.compare.sweep import Sweep, options_of
 from dpdmd.config import Config, equal_values
 from dpdmd.utils.atomic_files import write_text
@@ -29,6 +31,7 @@ class Stage:
         settings: what must not change between calls: the configuration, or the measuring command. Plain values.
         single_thread: whether the process gets one thread (processes that share cores are several times slower with
             two).
+        inputs: models and prompt files that the process reads, by name; their content must not change either.
     """
 
     name: str
@@ -36,6 +39,12 @@ class Stage:
     command: list[str]
     settings: dict[str, Any]
     single_thread: bool
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """Digests of `inputs`, taken once: what changes while the process runs must not pass for its input."""
+        return identify_inputs(self.inputs)
 
     @property
     def log(self) -> Path:
@@ -46,26 +55,52 @@ class Stage:
         return self.folder / f"{self.name}.json"
 
     def is_done(self) -> bool:
-        return self.record.is_file() and _read_record(self.record)[0]
+        return self.record.is_file() and _read_record(self.record).done
 
     def write_record(self, done: bool) -> None:
-        write_text(self.record, json.dumps({"done": done, "asked": self.settings}, indent=2) + "\n")
+        record = {"done": done, "asked": self.settings, "content": self.content}
+        write_text(self.record, json.dumps(record, indent=2) + "\n")
 
-    def check(self) -> None:
-        """Check that an existing record has the settings of this stage.
+    def check(self) -> str:
+        """Check that an existing record has the settings of this stage, and inputs of the same content.
+
+        Returns:
+            The path of the record if an older version wrote it without the content, else "".
 
         Raises:
-            ValueError: the settings differ, or the record is damaged.
+            ValueError: settings or content differ, or the record is damaged.
         """
         if not self.record.is_file():
-            return
-        _, recorded = _read_record(self.record)
-        if changes := _changes(self.settings, recorded):
+            return ""
+        record = _read_record(self.record)
+        if changes := _changes(self.settings, record.settings):
             raise ValueError(f"{self.folder}: was made with {changes}; give another --out, or delete that folder")
+        if changed := record.changed_inputs(self):
+            paths = ", ".join(dict.fromkeys(str(self.inputs[name]) for name in changed))
+            raise ValueError(
+                f"{self.folder}: the content of {paths} has changed since; give another --out, or delete that folder"
+            )
+        return "" if record.content is not None else str(self.record)
 
 
-def _read_record(path: Path) -> tuple[bool, dict[str, Any]]:
-    """Return whether a stage is done, and its settings.
+@dataclass(frozen=True)
+class Record:
+    """A stage's record; `content` is None if an older version wrote it."""
+
+    done: bool
+    settings: dict[str, Any]
+    content: dict[str, str] | None
+
+    def changed_inputs(self, stage: Stage) -> list[str]:
+        """Return the inputs of a stage that have other content now. One that is gone is not compared."""
+        recorded = self.content or {}
+        if not recorded.keys() & stage.inputs.keys():
+            return []
+        return sorted(name for name, digest in stage.content.items() if recorded.get(name, digest) != digest)
+
+
+def _read_record(path: Path) -> Record:
+    """Read a stage's record.
 
     Raises:
         ValueError: the record is damaged.
@@ -73,7 +108,8 @@ def _read_record(path: Path) -> tuple[bool, dict[str, Any]]:
     try:
         record = read_json(path)
         with expecting_mapping_keys(path):
-            return bool(record["done"]), {**record["asked"]}
+            content = record.get("content")
+            return Record(bool(record["done"]), {**record["asked"]}, None if content is None else {**content})
     except ValueError as error:
         raise ValueError(f"{error}; delete it: its stage is then continued or repeated") from None
 
@@ -132,19 +168,24 @@ def _job(sweep: Sweep, name: str, seed: int | None, out: Path, reuse: Sequence[P
     if seed is not None:
         settings = {"launcher": list(configuration.launcher), **configuration.resolved}
         command = sweep.train_command(name, seed, folder / "run")
-        train = Stage(TRAIN, folder, command, settings, sweep.on_cores)
+        train = Stage(TRAIN, folder, command, settings, sweep.on_cores, training_inputs(configuration.resolved))
         model = _find_trained(train, reuse)
         stages += [train] if model is None else []
     path = folder / "run" if model is None else Path(model)
     for measure in sweep.measures.values():
         settings = {"command": list(measure.command), "model": model}
         command = sweep.measure_command(measure.name, str(path), folder / measure.name)
-        stages.append(Stage(measure.name, folder, command, settings, sweep.on_cores))
+        inputs = measure_inputs(measure.command)
+        if model is not None:  # one that is trained here is known by its training
+            inputs["model"] = path
+        stages.append(Stage(measure.name, folder, command, settings, sweep.on_cores, inputs))
     return Job(name, seed, folder, path, tuple(stages))
 
 
 def _find_trained(train: Stage, reuse: Sequence[Path]) -> str | None:
-    """Return the run folder of a finished training with the same settings; None if one has already started here.
+    """Return the run folder of a finished training with the same settings and inputs of the same content.
+
+    Return None if a training has already started here. A record of an older version, without content, does not count.
 
     Raises:
         ValueError: a record in `reuse` is damaged.
@@ -152,7 +193,8 @@ def _find_trained(train: Stage, reuse: Sequence[Path]) -> str | None:
     if train.record.is_file():
         return None
     for record in (path for out in reuse for path in sorted(out.glob(f"runs/*/{train.folder.name}/train.json"))):
-        done, recorded = _read_record(record)
-        if done and not _changes(train.settings, recorded):
+        found = _read_record(record)
+        same = found.done and not _changes(train.settings, found.settings)
+        if same and found.content is not None and not found.changed_inputs(train):
             return str(record.with_name("run"))
     return None

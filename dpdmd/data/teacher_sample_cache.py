@@ -25,7 +25,7 @@ class PoolSettings:
     """Everything that the samples depend on, except their prompts and places in the pool.
 
     Attributes:
-        model: `model_identity` of the teacher.
+        model: `identity.cache_key` of the teacher.
         dtype: type in which the teacher computes.
         seed: seed of the start noise.
     """

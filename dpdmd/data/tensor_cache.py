@@ -27,11 +27,6 @@ from dpdmd.utils.device_transfer import to_device
 from dpdmd.utils.logging import logger
 
 
-def model_identity(folder: Path) -> str:
-    """Return the string that ties a cache to the model that made it: the path of its pipeline folder."""
-    return str(folder.resolve())
-
-
 @dataclass(frozen=True)
 class Processes:
     """The processes that complete a cache together.

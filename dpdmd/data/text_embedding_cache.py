@@ -22,7 +22,7 @@ class EmbeddingSettings:
     """Everything that an embedding depends on, except its prompt.
 
     Attributes:
-        model: `model_identity` of the pipeline with the text encoders.
+        model: `identity.cache_key` of the pipeline with the text encoders.
         dtype: type in which the encoders compute and the embeddings are stored.
         no_t5: whether the T5 encoder was left out.
     """

@@ -31,12 +31,15 @@ from dpdmd.evaluation.scoring import (
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.models.base import TextEncoder
+from dpdmd.models.identity import identify, identify_pipeline
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.run_folder import EVAL_TURN, RunFolder
 from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.sampling.sampler import Sampler, batches_of
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger
+from dpdmd.utils.versions import library_versions
 
 AVERAGE = "ema"
 GRID_COLUMNS = 9
@@ -72,7 +75,7 @@ class InLoopEvaluation:
         with self._scorers_on_device():
             if not self.teacher_scores:
                 # Rank 0's file decides for all: scoring is collective, and another node may have another disk.
-                cached = collectives.broadcast_from_main(self.accelerator, self._read_teacher())
+                cached = collectives.call_on_main(self.accelerator, self._read_teacher)
                 self.teacher_scores = cached or self._score_teacher()
             scores = self._score(self.student, f"step {step}", self.folder.eval_images, show=True)
             if self.accelerator.is_main_process:
@@ -119,11 +122,12 @@ class InLoopEvaluation:
             return {}
 
     def _settings(self) -> dict[str, Any]:
-        """Return everything that the teacher's scores depend on."""
+        """Return everything that the teacher's scores depend on: of models the content, whatever their paths."""
         config, settings = self.config, self.teacher.settings
+        model, layout = config.model, LAYOUTS[config.model.family]
         return {
-            "teacher_id": config.model.teacher_id,
-            "no_t5": config.model.no_t5,
+            "teacher": identify_pipeline(layout, Path(model.teacher_id), no_t5=model.no_t5),
+            "libraries": library_versions(),
             "sigmas": settings.sigmas.tolist(),
             "guidance_scale": settings.guidance_scale,
             "size": [settings.height, settings.width],
@@ -131,7 +135,7 @@ class InLoopEvaluation:
             "bf16": config.optim.bf16,
             "eval_seed": config.eval.eval_seed,
             "sets": [[s.name, s.num_samples, list(s.scorers), s.prompts] for s in self.setup.sets],
-            "scorers": {name: [str(path) for path in paths.values()] for name, paths in self.setup.paths.items()},
+            "scorers": {name: identify(paths) for name, paths in self.setup.paths.items()},
         }
 
     def _score(self, sampler: Sampler, title: str, images: Path, *, show: bool) -> dict[str, Summary]:

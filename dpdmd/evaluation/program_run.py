@@ -26,6 +26,7 @@ from dpdmd.evaluation.scoring import (
 )
 from dpdmd.sampling.image_folder import ImageFile, check_or_write_settings, file_name, is_whole, open_image
 from dpdmd.sampling.load_model import find_model, load_sampler
+from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
@@ -79,9 +80,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
             height=args.height,
             width=args.width,
         )
-    source = find_model(Path(args.model), Path(args.base_model) if args.base_model else None).source
     settings = {
-        "model": str(source.resolve()),
         **sampler.settings.as_dict(),
         "seed": args.seed,
         "num_samples": args.num_samples,
@@ -91,6 +90,8 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     }
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
+            model = find_model(Path(args.model), Path(args.base_model) if args.base_model else None)
+            settings |= model_settings(model)
             check_or_write_settings(folder, settings, "--output_dir")
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]

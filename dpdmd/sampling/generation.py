@@ -11,7 +11,8 @@ from dpdmd.data.prompts import fingerprint
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling import geneval
 from dpdmd.sampling.image_folder import check_or_write_settings, is_whole, open_image
-from dpdmd.sampling.load_model import find_model, load_sampler, warn_of_unused_base
+from dpdmd.sampling.load_model import Model, find_model, load_sampler, warn_of_unused_base
+from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import Batch, Sampler, batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
@@ -50,7 +51,7 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     )
     clear_leftovers([args.out])
     if args.geneval:
-        return _write_geneval(args, model.source, sampler, encoder)
+        return _write_geneval(args, model, sampler, encoder)
     return _write_flat(args, prompts, sampler, encoder)
 
 
@@ -83,7 +84,7 @@ def _write_flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampl
     return args.out / "grid.png"
 
 
-def _write_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, encoder: TextEncoder) -> Path:
+def _write_geneval(args: argparse.Namespace, model: Model, sampler: Sampler, encoder: TextEncoder) -> Path:
     """Write the missing images of each entry in GenEval's layout, and return OUT.
 
     If one image of a batch is missing, the whole batch is sampled, because an image's last bits may depend on its
@@ -95,7 +96,7 @@ def _write_geneval(args: argparse.Namespace, source: Path, sampler: Sampler, enc
     entries = geneval.read_metadata(args.geneval)
     prompts, out = [entry.prompt for entry in entries], args.out
     settings = {
-        "model": str(source.resolve()),
+        **model_settings(model),
         "bf16": args.bf16,
         "max_sequence_length": args.max_sequence_length,
         **sampler.settings.as_dict(),

@@ -15,6 +15,7 @@ from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.text_files import read_json
 
 SETTINGS_FILE = "pictures.json"
+MODEL, CONTENT, LIBRARIES = "model", "content", "libraries"  # its entries about the model (`model_identity`)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")
 _OUR_NAME = re.compile(r"(\d+)_(\d+)")
 _RELEASE_NAME = re.compile(r"(\d+)")
@@ -99,9 +100,31 @@ def check_or_write_settings(folder: Path, settings: dict[str, Any], flag: str) -
     if found is None:
         write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         return
-    if differing := sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k)):
-        changes = ", ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in differing)
-        raise ValueError(f"{flag} {folder}: holds images of other settings ({changes}); give another folder")
+    if changes := _changes(found, settings):
+        raise ValueError(
+            f"{flag} {folder}: holds images of other settings ({'; '.join(changes)}); give another folder, or delete "
+            "this one to generate its images anew"
+        )
+
+
+def _changes(found: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Describe the differences between two images' settings. The same model may have another path."""
+    names = _differing(found, settings)
+    if names == [MODEL] and CONTENT in settings:
+        return []
+    return [_change(name, found.get(name), settings.get(name)) for name in names]
+
+
+def _change(name: str, found: Any, now: Any) -> str:
+    if name == CONTENT and found is None:
+        return "an older version made them, which did not record the content of the model"
+    if name == CONTENT and isinstance(found, dict):
+        return f"the model has other content in {', '.join(_differing(found, now))}"
+    return f"{name}: {found!r} there, {now!r} now"
+
+
+def _differing(found: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(name for name in found.keys() | now.keys() if found.get(name) != now.get(name))
 
 
 def find_images(folder: Path, prompts: Sequence[str]) -> list[ImageFile]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpdmd.config.method_table import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.prompts import pool_prompts
-from dpdmd.data.tensor_cache import Processes, model_identity
+from dpdmd.data.tensor_cache import Processes
 from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.methods import registry
@@ -20,8 +20,9 @@ from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, cho
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks
 from dpdmd.methods.perceptual import load_perceptual
 from dpdmd.models.base import Family, ImageDecoder, TextEncoder
+from dpdmd.models.identity import cache_key, identify_pipeline, identify_text
 from dpdmd.models.image_decoder import OffloadedDecoder
-from dpdmd.models.registry import family_class
+from dpdmd.models.registry import LAYOUTS, family_class
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training import checkpoint, optimizer_state
@@ -112,12 +113,12 @@ def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> Tex
     if not data.cache_text_embeddings:
         return load()
     image_set = [prompt for images in setup.evaluation.sets for prompt in images.prompts]
+    layout = LAYOUTS[setup.config.model.family]
+    model = collectives.call_on_main(accelerator, lambda: cache_key(identify_text(layout, folder, no_t5=no_t5)))
     return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
         [*setup.prompts, *image_set],
-        text_embedding_cache.EmbeddingSettings(
-            model_identity(folder), data.max_sequence_length, str(family.compute_dtype), no_t5
-        ),
+        text_embedding_cache.EmbeddingSettings(model, data.max_sequence_length, str(family.compute_dtype), no_t5),
         accelerator.device,
         load,
         _processes(accelerator),
@@ -180,11 +181,15 @@ def _store_samples(
     def make(prompts: Sequence[str], entries: Sequence[int]) -> Tensor:
         return run.sample_teacher(text_encoder.encode(list(prompts)), run.pool_noise(entries))
 
+    def model() -> str:  # the samples are latents
+        layout, folder = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+        return cache_key(identify_pipeline(layout, folder, no_t5=config.model.no_t5, without=("vae",)))
+
     return teacher_sample_cache.stored_samples(
         Path(config.method.teacher_cache),
         pool_prompts(setup.prompts, run.seed, config.method.teacher_cache_size),
         teacher_sample_cache.PoolSettings(
-            model=model_identity(Path(config.model.teacher_id)),
+            model=collectives.call_on_main(accelerator, model),
             dtype=str(run.family.compute_dtype),
             sigmas=tuple(run.teacher_sigmas.tolist()),
             guidance_scale=run.config.teacher_guidance_scale,

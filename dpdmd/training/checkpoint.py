@@ -21,6 +21,7 @@ from torch import Tensor
 from dpdmd.config import Config
 from dpdmd.models.activation_memory import FP32
 from dpdmd.models.base import Family
+from dpdmd.models.identity import Identity, identify, identify_pipeline
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
@@ -44,12 +45,14 @@ class Progress:
         updates: updates of each trained network, by name.
         global_batch_size: prompts of one update; with the step it fixes the data position.
         prompts: fingerprint of all prompts in their order; "" in checkpoints of older versions.
+        models: identity of the models that stay as they are (`identify_models`); None in those of older versions.
     """
 
     step: int
     updates: dict[str, int]
     global_batch_size: int
     prompts: str = ""
+    models: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class Snapshot:
     networks: dict[str, dict[str, Tensor]]
     optimizers: dict[str, dict[str, Tensor]]
     average: dict[str, Tensor] | None = None
+
+
+def identify_models(config: Config) -> Identity:
+    """Return the identity of the models that a run reads and does not train: the teacher, a perceptual network.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    model, perceptual = config.model, config.method.perceptual_path
+    teacher = identify_pipeline(LAYOUTS[model.family], Path(model.teacher_id), no_t5=model.no_t5)
+    return teacher | identify({"perceptual network": Path(perceptual) if perceptual else None})
 
 
 def student_folder(checkpoint: Path, config: Config) -> Path:

@@ -21,6 +21,7 @@ from dpdmd.training.build import TrainingState
 from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.preflight import RunSetup
 from dpdmd.training.run_log import RunLog
+from dpdmd.utils.background import in_background
 from dpdmd.utils.logging import logger
 
 
@@ -31,15 +32,27 @@ class Checkpointer:
         self.setup, self.config, self.folder, self.accelerator = setup, setup.config, setup.folder, accelerator
         self.trained, self.average, self.run = state.trained, state.average, state.run
         self.writer = CheckpointWriter()
+        # In the background: the first run of a teacher reads its files once more, from the page cache if they fit.
+        if accelerator.is_main_process:
+            self._models = in_background(partial(checkpoint.identify_models, self.config))
 
     def snapshot(self, step: int) -> checkpoint.Snapshot:
-        """Copy all state after `step` updates: unsharded, on the CPU of rank 0."""
+        """Copy all state after `step` updates: unsharded, on the CPU of rank 0.
+
+        Raises:
+            SaveError: a file of the teacher cannot be read any more.
+        """
+        try:
+            models = collectives.call_on_main(self.accelerator, lambda: self._models.result())
+        except ValueError as error:
+            raise SaveError(str(error)) from None
         return checkpoint.Snapshot(
             checkpoint.Progress(
                 step,
                 {name: each.updates for name, each in self.trained.items()},
                 self.setup.global_batch_size,
                 fingerprint(self.setup.prompts),
+                models,
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
             {

@@ -147,6 +147,11 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
     ]
     if config.run.resume_from_checkpoint and not point.path:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
+    if point.progress and point.progress.models is None:
+        warnings.append(
+            f"{point.path}: an older version wrote it without the content of its teacher; whether "
+            f"--teacher_id {config.model.teacher_id} has changed since is unknown"
+        )
     pair = adapters(config.model)
     if pair and pair.fake.rank < pair.student.rank:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.config import Config, from_dict
+from dpdmd.models.identity import Identity, changed_parts
 from dpdmd.run_folder import LATEST, RunFolder, read_records
-from dpdmd.training.checkpoint import Progress, step_of
+from dpdmd.training.checkpoint import Progress, identify_models, step_of
 from dpdmd.utils.manifest import MANIFEST, check_files, check_sizes, read_manifest
 
 
@@ -39,7 +40,8 @@ def find(folder: RunFolder, wanted: str, config: Config, *, sizes_only: bool = F
     Without any checkpoint "latest" starts anew, so that a job may always be launched with it.
 
     Args:
-        sizes_only: check that the files are there in full length, but do not read them (55 GB for SD3.5-M).
+        sizes_only: check that the files are there in full length, but do not read them (55 GB for SD3.5-M), nor the
+            models that were not trained.
 
     Raises:
         ValueError: the checkpoint that is asked for is damaged, all are, or the configuration is another one; the
@@ -113,11 +115,26 @@ def _read(checkpoint: Path, config: Config, sizes_only: bool) -> Progress:
         raise ValueError(
             f"--resume_from_checkpoint {checkpoint}: of another configuration ({'; '.join(differences)}){moved}"
         )
+    if progress.models is not None and not sizes_only:
+        _check_models(checkpoint, progress.models, config)
     try:
         (check_sizes if sizes_only else check_files)(checkpoint, manifest)
     except ValueError as error:
         raise DamagedError(str(error)) from None
     return progress
+
+
+def _check_models(checkpoint: Path, before: Identity, config: Config) -> None:
+    """Check that the teacher has the content that the checkpoint was trained with, which its path does not show.
+
+    Raises:
+        ValueError: the content differs, or a file cannot be read.
+    """
+    if changed := changed_parts(before, identify_models(config)):
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: --teacher_id {config.model.teacher_id} has changed since in "
+            f"{', '.join(changed)}; put the old files back, or give another --run_dir"
+        )
 
 
 def _check_counts(progress: Progress) -> None:

@@ -5,19 +5,13 @@ FOLDER/manifest.json: {"files": {name: {"bytes", "sha256"}}, ..., "sha256": chec
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dpdmd.utils.file_digests import sha256_of_files
 from dpdmd.utils.text_files import read_json
 
 MANIFEST = "manifest.json"
-NUM_THREADS = 4  # hashing releases the GIL, and a checkpoint has a few large files
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _own_digest(content: dict[str, Any]) -> str:
@@ -35,8 +29,7 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     """
     own = folder / MANIFEST
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path != own)
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        digests = list(pool.map(_digest, paths))
+    digests = sha256_of_files(paths, read_all=True)
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
@@ -81,8 +74,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """
     check_sizes(folder, manifest)
     try:
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            digests = list(pool.map(lambda name: _digest(folder / name), manifest["files"]))
+        digests = sha256_of_files([folder / name for name in manifest["files"]], read_all=True)
     except OSError as error:
         raise ValueError(f"{error.filename} cannot be read ({error.strerror})") from None
     for digest, (name, entry) in zip(digests, manifest["files"].items(), strict=True):

@@ -14,3 +14,9 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that decide the bits of a model's results."""
+    packages = ("torch", "diffusers", "transformers", "tokenizers")
+    return {"dpdmd": __version__, **{name: metadata.version(name) for name in packages}}

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from safetensors.torch import load_file, save_file
 from small_sweep import call, starts, two_methods
 
 from dpdmd.compare import jobs, outputs
@@ -323,3 +325,40 @@ def test_an_option_newer_than_a_record_counts_as_its_default(values, tmp_path):
         record.write_text(json.dumps(content))
     before = starts(tmp_path)
     assert main(call(values, tmp_path)) == 0 and starts(tmp_path) == before
+
+
+@pytest.fixture
+def own_teacher(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_pipeline, tmp_path / "pipeline"))
+
+
+def change(model: Path) -> None:
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value * 2 for name, value in load_file(weights).items()}, weights)
+
+
+def test_results_of_a_teacher_that_was_changed_in_place_are_not_kept(own_teacher, tmp_path, capsys):
+    """Neither in the sweep's folder nor by --reuse, where the model is trained anew; a deleted teacher does no harm."""
+    values, second = two_methods(tmp_path, own_teacher), ["--out", str(tmp_path / "second")]
+    assert main(call(values, tmp_path, "--only", "dmd", "--seeds", "0")) == 0
+    change(own_teacher)
+    capsys.readouterr()
+    assert main(call(values, tmp_path, "--only", "dmd", "--seeds", "0")) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"the content of {own_teacher} has changed since; give another --out" in line
+    reused = [*call(values, tmp_path, "--only", "dmd", "--seeds", "0"), *second, "--reuse", str(tmp_path / "out")]
+    assert main(reused) == 0 and (tmp_path / "second" / "runs" / "dmd" / "seed_0" / "run").exists()
+    shutil.rmtree(own_teacher)
+    assert main([*call(values, tmp_path, "--only", "dmd", "--seeds", "0"), *second]) == 0
+
+
+def test_records_of_an_older_version_are_used_with_a_warning_and_not_by_reuse(values, tmp_path, capsys):
+    assert main(call(values, tmp_path, "--only", "dmd", "--seeds", "0")) == 0
+    for record in (tmp_path / "out").rglob("train.json"):
+        record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "content"}))
+    before = starts(tmp_path)
+    assert main(call(values, tmp_path, "--only", "dmd", "--seeds", "0")) == 0 and starts(tmp_path) == before
+    assert "warning: an older version made" in capsys.readouterr().err
+    second = ["--out", str(tmp_path / "second"), "--reuse", str(tmp_path / "out")]
+    assert main([*call(values, tmp_path, "--only", "dmd", "--seeds", "0"), *second]) == 0
+    assert (tmp_path / "second" / "runs" / "dmd" / "seed_0" / "run").exists()

@@ -1,0 +1,117 @@
+"""The identity of a model: digests of the content that decides its results, whatever its path.
+
+Results that are kept on disk (caches, images, scores, checkpoints) carry the identity of the model behind them, so that
+a model that was changed in place is recognised. Imports neither torch nor diffusers.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dpdmd.models.layout import Layout
+from dpdmd.models.sampling_defaults import DEFAULTS_FILE
+from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
+from dpdmd.utils.file_digests import sha256_of_files
+from dpdmd.utils.paths import MODEL_INDEX
+from dpdmd.utils.text_files import read_json
+from dpdmd.utils.versions import library_versions
+
+Identity = dict[str, str]  # part of a model -> digest of its content
+
+_SETTINGS = (".json", ".txt", ".model", ".jinja")  # configurations and tokenizers
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def identify(parts: Mapping[str, Path | None]) -> Identity:
+    """Return the identity of files, and of folders by the files that the libraries read from them.
+
+    Args:
+        parts: name -> path; None is left out.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    files = {name: (path, _deciding_files(path)) for name, path in parts.items() if path}
+    paths = list(dict.fromkeys(file for _, found in files.values() for file in found))
+    try:
+        digests = dict(zip(paths, sha256_of_files(paths), strict=True))
+    except OSError as error:
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror})") from None
+    return {
+        name: digest([(file.relative_to(path).as_posix(), digests[file]) for file in found])
+        for name, (path, found) in files.items()
+    }
+
+
+def identify_text(layout: Layout, folder: Path, *, no_t5: bool = False) -> Identity:
+    """Return the identity of what decides a pipeline's text embeddings.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    components = layout.components(folder, no_t5=no_t5)
+    return _identify_components(folder, [name for name in components if name.startswith(("text_encoder", "tokenizer"))])
+
+
+def identify_pipeline(layout: Layout, folder: Path, *, no_t5: bool = False, without: Iterable[str] = ()) -> Identity:
+    """Return the identity of what decides a pipeline's images.
+
+    Args:
+        without: components that do not matter, such as the decoder for latents.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    components = [name for name in layout.components(folder, no_t5=no_t5) if name not in without]
+    defaults = folder / DEFAULTS_FILE
+    return _identify_components(folder, components) | identify({DEFAULTS_FILE: defaults if defaults.exists() else None})
+
+
+def _identify_components(folder: Path, components: Iterable[str]) -> Identity:
+    """Return the identity of components and of what model_index.json says about them."""
+    index = read_json(folder / MODEL_INDEX)
+    options = {name: value for name, value in index.items() if not (name.startswith("_") or isinstance(value, list))}
+    options |= {name: index.get(name) for name in ("_class_name", *components)}
+    # A component may be listed without a folder, such as a safety checker, if it is never loaded.
+    paths = {name: folder / name for name in components if (folder / name).is_dir()}
+    return {MODEL_INDEX: digest(options), **identify(paths)}
+
+
+def cache_key(identity: Identity) -> str:
+    """Return the string that ties a cache to the model that made it, and to the versions of the libraries."""
+    return digest([identity, library_versions()])
+
+
+def digest(value: Any) -> str:
+    """Return a digest of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the parts in which two identities differ."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _deciding_files(path: Path) -> list[Path]:
+    """Return the path itself if it is a file, else the settings in the folder and the weights that are loaded.
+
+    Weights in another format or precision beside them are not read. They may be as large again.
+    """
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    weights = set()
+    for stem in (TRANSFORMERS_STEM, DIFFUSERS_STEM):
+        weights |= {f"{stem}.safetensors", *_shards(path / f"{stem}.safetensors.index.json")}
+    if not any(file.name in weights for file in files):
+        weights |= {file.name for file in files if file.suffix in _WEIGHTS}
+    return [file for file in files if file.suffix in _SETTINGS or file.name in weights]
+
+
+def _shards(index: Path) -> Iterable[str]:
+    if not index.is_file():
+        return ()
+    placed = read_json(index).get("weight_map")
+    return set(placed.values()) if isinstance(placed, dict) else ()
