@@ -1,13 +1,13 @@
 """Write a pipeline folder that diffusers loads."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import ModelMixin
 from torch import Tensor
 
+from dpdmd.utils.folders import copy_tree, link_or_copy
 from dpdmd.utils.text_files import read_json
 
 
@@ -18,15 +18,12 @@ def export_unchanged(
 
     Args:
         without: components that are null in model_index.json.
-        copy: copy the components; if false, link to them.
+        copy: copy the components; if false, link to them if the file system has links.
     """
     source = source.resolve()
     folder.mkdir(parents=True)
     for component in components:
-        if copy:
-            shutil.copytree(source / component, folder / component)
-        else:
-            (folder / component).symlink_to(source / component)
+        (copy_tree if copy else link_or_copy)(source / component, folder / component)
     index = read_json(source / "model_index.json") | {component: [None, None] for component in without}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
