@@ -161,8 +161,12 @@ class RunFolder:
         Files of a run that ended before its first step, for example because a model did not load, do not count, nor do
         temporary files and those of file managers.
         """
-        files = (path for folder in self.by_flag().values() for path in folder.rglob("*") if not path.is_dir())
-        found = {path for path in files if not is_temporary(path) and not is_system_file(path)}
+        found = {
+            path
+            for folder in self.by_flag().values()
+            for path in folder.rglob("*")
+            if not (path.is_dir() or is_temporary(path) or is_system_file(path.relative_to(folder)))
+        }
         begun = {self.config, self.environment, self.log_file, self._lock}
         return not (found <= begun and (not found or found & {self._lock, self.environment}))
 
