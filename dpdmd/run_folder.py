@@ -97,7 +97,11 @@ class RunFolder:
         return self.ckpts / f"step_{step:06d}"
 
     def checkpoints(self) -> list[Path]:
-        """Return the folders with the name of a checkpoint, whole or damaged, oldest first."""
+        """Return the checkpoints, oldest first: folders step_000600 with a manifest, which is written last."""
+        return [path for path in self.numbered() if (path / MANIFEST).is_file()]
+
+    def numbered(self) -> list[Path]:
+        """Return all folders with the name of a checkpoint, also damaged and empty ones, oldest first."""
         return [path for _, path in step_folders(self.ckpts)]
 
     def latest(self) -> Path | None:
@@ -107,8 +111,8 @@ class RunFolder:
         is not updated when the run continues.
         """
         copied = self.ckpts / LATEST
-        written = [path for path in self.checkpoints() if (path / MANIFEST).is_file()] or self.checkpoints()
-        last = written[-1:] or ([copied] if copied.is_dir() else [])
+        found = self.checkpoints() or self.numbered()
+        last = found[-1:] or ([copied] if copied.is_dir() else [])
         return self._linked(LATEST) or next(iter(last), None)
 
     def best(self) -> Path | None:

@@ -190,6 +190,8 @@ def _next_runs(runs: list[tuple[str, _Face]], letter: str, face: _Face, default:
     In a right-to-left run they would be drawn at its left.
     """
     text, before = runs[-1]
+    if before == default:
+        return [(letter, face)]
     runs[-1] = (text.rstrip(" "), before)
     spaces = text[len(runs[-1][0]) :]
     return [(spaces + letter, face)] if face == default else [(spaces, default), (letter, face)]

@@ -26,9 +26,9 @@ def expanded(text: str) -> str:
 
 
 def _follow_text_links(text: str) -> str:
-    """Replace `latest` and `best` in a path if they are text files in place of links."""
+    """Replace `latest` and `best` in a path with slashes if they are text files in place of links."""
     parts = text.split("/")
-    for number, part in enumerate(parts):
+    for number, part in enumerate(parts[1:], 1):
         place = "/".join(parts[: number + 1])
         if part in (LATEST, BEST) and os.path.isfile(place) and (name := linked_name(Path(place))):
             parts[number] = name
