@@ -19,6 +19,7 @@ from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, check_ranges,
 from dpdmd.sampling import geneval
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.text_files import check_prompt_length
 
 NUM_IMAGES = 9
 
@@ -68,6 +69,7 @@ def check(args: argparse.Namespace) -> list[str]:
             raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
         if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
             raise ValueError("--prompt: is empty")
+        check_prompt_length(prompt, f"--prompt {prompt[:60]}...:")
     prompts = args.prompt or _read(args.prompt_txt)
     check_total("num_images", len(prompts), args.num_images)
     _check_leftovers(args.out, len(prompts), args.num_images)

@@ -7,18 +7,22 @@ import errno
 import fcntl
 import json
 import os
-import shutil
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from dpdmd.config.options import RunConfig
 from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
+from dpdmd.utils.folders import delete_tree, link_by_name
+from dpdmd.utils.manifest import MANIFEST
+from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
-LATEST, BEST = "latest", "best"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
+_STEP = re.compile("step_([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -93,20 +97,22 @@ class RunFolder:
         return self.ckpts / f"step_{step:06d}"
 
     def checkpoints(self) -> list[Path]:
-        """Return the complete checkpoints, oldest first."""
-        if not self.ckpts.is_dir():
-            return []
-        found = [path for path in self.ckpts.glob("step_*") if path.name[5:].isdigit() and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name[5:]))
+        """Return the checkpoints, oldest first: folders step_000600 with a manifest, which is written last."""
+        return [path for path in self.numbered() if (path / MANIFEST).is_file()]
+
+    def numbered(self) -> list[Path]:
+        """Return all folders with the name of a checkpoint, also damaged and empty ones, oldest first."""
+        return [path for _, path in step_folders(self.ckpts)]
 
     def latest(self) -> Path | None:
-        """Return the newest complete checkpoint: the target of the link `latest`, else the one with the highest step.
+        """Return the newest checkpoint: the target of the link `latest`, else the one with the highest step.
 
         In a copy of a run without links, `latest` is a folder. It counts only if there is no other checkpoint, since it
         is not updated when the run continues.
         """
         copied = self.ckpts / LATEST
-        last = self.checkpoints()[-1:] or ([copied] if copied.is_dir() else [])
+        found = self.checkpoints() or self.numbered()
+        last = found[-1:] or ([copied] if copied.is_dir() else [])
         return self._linked(LATEST) or next(iter(last), None)
 
     def best(self) -> Path | None:
@@ -114,14 +120,17 @@ class RunFolder:
         return self._linked(BEST)
 
     def _linked(self, name: str) -> Path | None:
-        link = self.ckpts / name
-        return self.ckpts / os.readlink(link) if link.is_symlink() and link.is_dir() else None
+        target = linked_name(self.ckpts / name)
+        return self.ckpts / target if target and (self.ckpts / target).is_dir() else None
 
     def point(self, name: str, target: Path) -> None:
-        """Let the link `latest` or `best` point to a checkpoint, atomically. A folder of that name is renamed."""
+        """Let the link `latest` or `best` point to a checkpoint, atomically. A folder of that name is renamed.
+
+        On a file system without links a text file with the checkpoint's name takes the link's place.
+        """
         link, temporary = self.ckpts / name, temporary_path(self.ckpts / name)
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target.name)
+        link_by_name(target.name, temporary)
         if link.is_dir() and not link.is_symlink():
             taken = {path.name for path in self.ckpts.iterdir()}
             names = (f"{name}_copied_{number}" for number in range(len(taken) + 1))
@@ -154,10 +163,14 @@ class RunFolder:
         """Return the flag of the first of the run's folders that holds files, or None if all are free.
 
         Files of a run that ended before its first step, for example because a model did not load, do not count, nor do
-        temporary files.
+        temporary files and those of file managers.
         """
         found = {
-            flag: {path for path in folder.rglob("*") if not path.is_dir() and not is_temporary(path)}
+            flag: {
+                path
+                for path in folder.rglob("*")
+                if not (path.is_dir() or is_temporary(path) or is_system_file(path.relative_to(folder)))
+            }
             for flag, folder in self.by_flag().items()
         }
         begun = {self.config, self.environment, self.log_file, self._lock}
@@ -201,14 +214,21 @@ class RunFolder:
     def clear_leftovers(self) -> None:
         """Delete temporary files, folders and links of a killed process. Call this only with the lock held."""
         for path in (*self.half_written(), *self.seed_grids.glob(".*.tmp")):
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                delete_tree(path)
         links = (self.ckpts / LATEST, self.ckpts / BEST)
-        dangling = [link for link in links if link.is_symlink() and not link.exists()]
+        dangling = [link for link in links if linked_name(link) and not self._linked(link.name)]
         for link in (*map(temporary_path, links), *dangling):
             link.unlink(missing_ok=True)
         images = (self.eval_images, self.process_vis, self.div_vis)
         below = (path for folder in images for path in folder.rglob("*") if path.is_dir())
         clear_leftovers((self.root, self.diagnostics, *images, *below))
+
+
+def step_folders(root: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of each folder step_000600 in `root`, in the order of the steps."""
+    matches = ((_STEP.fullmatch(path.name), path) for path in root.glob("step_*"))
+    return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

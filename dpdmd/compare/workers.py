@@ -1,5 +1,6 @@
 """Run a sweep's jobs in parallel processes, and stop them on a signal."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -93,13 +94,15 @@ class Workers:
                 _print(f"the tables so far could not be written ({type(error).__name__}: {error})")
 
     def _acquire(self, lock: int, job: Job) -> bool:
-        """Wait for the job's lock; return False if the sweep is stopped first."""
+        """Wait for the job's lock, if the file system has locks; return False if the sweep is stopped first."""
         reported = False
         while not self.stopped:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
-            except BlockingIOError:
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    return True  # the file system has no locks
                 if not reported:
                     _print(f"{job.label}: waiting for a process of an earlier call that is still running there")
                 reported = True

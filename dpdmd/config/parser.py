@@ -269,10 +269,10 @@ def _expanded(name: str, text: str) -> Path:
 
 
 def _expand_paths(config: Config) -> None:
-    """Expand a leading ~ in all strings. Only paths begin with it."""
+    """Expand a leading ~, and text files in place of links, in all strings. Only paths have ~ or a slash."""
     for group in vars(config).values():
         for name, value in vars(group).items():
-            if isinstance(value, str) and value.startswith("~"):
+            if isinstance(value, str) and (value.startswith("~") or "/" in value):
                 setattr(group, name, str(_expanded(name, value)))
 
 

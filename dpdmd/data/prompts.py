@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from dpdmd.utils.rng import numpy_generator
-from dpdmd.utils.text_files import read_text
+from dpdmd.utils.text_files import check_prompt_length, read_text
 
 Item = TypeVar("Item")
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
@@ -25,7 +25,8 @@ def read_prompts(path: Path, flag: str = "--prompt_txt") -> list[str]:
     such as U+2028 are part of a prompt.
 
     Raises:
-        ValueError: missing, unreadable, not UTF-8, JSON, or without any prompt; the message names `flag` and the file.
+        ValueError: missing, unreadable, not UTF-8, JSON, without any prompt, or with a line of more than
+            MAX_PROMPT_LETTERS; the message names `flag` and the file.
     """
     try:
         text = read_text(path, "utf-8-sig")
@@ -38,7 +39,10 @@ def read_prompts(path: Path, flag: str = "--prompt_txt") -> list[str]:
         ) from None
     if "\0" in text:
         raise ValueError(f"{flag} {path}: holds zero bytes; give a text file, one prompt per line")
-    lines = [_NUMBERING.sub("", line.strip()).strip() for line in text.split("\n")]
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        check_prompt_length(line, f"{flag} {path}: line {number}")
+    lines = [_NUMBERING.sub("", line.strip()).strip() for line in lines]
     lines = [line for line in lines if any(letter.isprintable() and not letter.isspace() for letter in line)]
     if not lines:
         raise ValueError(f"{flag} {path}: no prompt in it; give a text file, one prompt per line")

@@ -25,6 +25,7 @@ from dpdmd.models.weight_files import read_shapes
 from dpdmd.utils.atomic_files import clear_leftovers, replacing
 from dpdmd.utils.device_transfer import to_device
 from dpdmd.utils.logging import logger
+from dpdmd.utils.paths import check_writable
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,24 @@ class TensorCache:
             device: where the rows are read to.
 
         Raises:
-            ValueError: the disk has too little space, or a file cannot be read.
+            ValueError: the disk has too little space or is read-only, or a file cannot be read.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         clear_leftovers([self.folder])
         missing = [file for file in self.files if not self.is_complete(file)]
         processes.wait()  # otherwise a process could find files that another has just written, and miss the collectives
         if missing:
+            self._check_writable(missing)
             self._make(missing, prepare(), processes)
         processes.wait()
         return CacheReader(self, device)
+
+    def _check_writable(self, missing: list[CacheFile]) -> None:
+        try:
+            check_writable(self.flag, self.folder)
+        except ValueError as error:
+            files = f"{len(missing)} of {len(self.files)} files with {self.contents}"
+            raise ValueError(f"{error}, and this run needs to add {files}") from None
 
     def _make(self, missing: list[CacheFile], maker: Maker, processes: Processes) -> None:
         rows = sum(len(file.rows) for file in missing)

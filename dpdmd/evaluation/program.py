@@ -15,9 +15,9 @@ from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompts import read_prompts
 from dpdmd.distributed.launch_env import check_launch
-from dpdmd.evaluation.program_job import IMAGES, Job
+from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths
-from dpdmd.sampling.image_folder import ImageFile, find_images, is_whole, read_settings
+from dpdmd.sampling.image_folder import PICTURES, ImageFile, find_images, is_whole, odd_names, read_settings
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
 
@@ -114,7 +114,7 @@ class Program:
             _check_readable(Path(args.images), images)
         else:
             check_total("num_samples", len(prompts), args.num_samples)
-            read_settings(out / IMAGES, "--output_dir")
+            read_settings(out / PICTURES, "--output_dir")
         if set(paths) <= DIVERSITY_SCORERS:
             _check_pairs(args, images)
         return Job(args, paths, options, prompts, images, out)
@@ -152,8 +152,8 @@ def _check_pairs(args: argparse.Namespace, images: list[ImageFile]) -> None:
         raise ValueError(f"--num_samples {args.num_samples}: diversity compares images of a prompt; give at least 2")
     if args.images and len({image.key[0] for image in images}) == len(images):
         raise ValueError(
-            f"--images {args.images}: no two images are of one prompt, and diversity compares such; name them "
-            "00012_000.png and 00012_001.png"
+            f"--images {args.images}: no two images are of one prompt, and diversity compares such "
+            f"({odd_names([image.path for image in images])}); name them 00012_000.png and 00012_001.png"
         )
 
 

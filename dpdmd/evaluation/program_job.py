@@ -7,8 +7,6 @@ from typing import Any
 
 from dpdmd.sampling.image_folder import ImageFile
 
-IMAGES = "pictures"  # folder of the images that a model generates
-
 
 @dataclass(frozen=True)
 class Job:

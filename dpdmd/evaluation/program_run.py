@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dpdmd.config.scorer_table import metric_names
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
-from dpdmd.evaluation.program_job import IMAGES, Job
+from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import (
@@ -24,7 +24,15 @@ from dpdmd.evaluation.scoring import (
     summarise_scores,
     write_csv,
 )
-from dpdmd.sampling.image_folder import ImageFile, check_or_write_settings, file_name, is_whole, open_image
+from dpdmd.sampling.image_folder import (
+    GRIDS,
+    PICTURES,
+    ImageFile,
+    check_or_write_settings,
+    file_name,
+    is_whole,
+    open_image,
+)
 from dpdmd.sampling.load_model import find_model, load_sampler
 from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import batches_of, check_finite
@@ -36,7 +44,7 @@ from dpdmd.utils.versions import versions
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
 FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
-GRIDS, NUM_GRIDS = "grids", 32  # folder of image grids, and the number of prompts that get one
+NUM_GRIDS = 32  # prompts that get a grid
 
 
 def run(job: Job) -> ScoreReport:
@@ -51,7 +59,7 @@ def run(job: Job) -> ScoreReport:
     accelerator = Accelerator(mixed_precision="no")
     precision.set_up(job.args.bf16)
     if accelerator.is_main_process:
-        clear_leftovers([job.out / IMAGES, job.out / GRIDS])
+        clear_leftovers([job.out / PICTURES, job.out / GRIDS])
     images, settings = (job.images, {}) if job.images else _generate(job, accelerator)
     with _raised_everywhere(accelerator, FEWER_SCORERS):
         scorers = [
@@ -68,7 +76,7 @@ def run(job: Job) -> ScoreReport:
 
 def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict[str, Any]]:
     """Generate this rank's share of the missing images; return the images of all ranks, and their settings."""
-    args, folder = job.args, job.out / IMAGES
+    args, folder = job.args, job.out / PICTURES
     with _raised_everywhere(accelerator, LOWER):
         sampler, encoder = load_sampler(
             Path(args.model),

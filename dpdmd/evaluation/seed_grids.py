@@ -8,7 +8,6 @@ Imports no torch, so that a report starts fast.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from dpdmd.run_folder import RunFolder
+from dpdmd.run_folder import RunFolder, step_folders
 from dpdmd.sampling.image_folder import file_name, open_image
-from dpdmd.utils.atomic_files import creating_folder
+from dpdmd.utils.folders import creating_folder, delete_tree
 from dpdmd.utils.text_files import read_json
 
 if TYPE_CHECKING:
@@ -93,31 +92,27 @@ def _write(target: Path, images: Path, sets: Sequence["ImageSet"]) -> None:
                     entry = {"set": image_set.name, "prompt": prompt, "seeds": len(found), "size": whole.size}
                     index.append({**entry, "file": name})
         (folder / _INDEX).write_text(json.dumps({"grids": index}, ensure_ascii=False), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-
-
-def _steps(root: Path) -> list[tuple[int, Path]]:
-    return sorted((int(path.name[5:]), path) for path in root.glob("step_*") if path.name[5:].isdigit())
+        delete_tree(target)
 
 
 def _drop_crowded(root: Path) -> None:
     """Drop the evaluation with the nearest neighbours until there are few enough; the first and the last stay."""
-    while len(found := _steps(root)) > EVALUATIONS:
+    while len(found := step_folders(root)) > EVALUATIONS:
         crowded = min(range(1, len(found) - 1), key=lambda i: found[i + 1][0] - found[i - 1][0])
-        shutil.rmtree(found[crowded][1])
+        delete_tree(found[crowded][1])
 
 
 def drop_later(root: Path, last_step: int) -> None:
     """Drop the evaluations after `last_step`; a resumed run repeats them."""
-    for step, path in _steps(root):
+    for step, path in step_folders(root):
         if step > last_step:
-            shutil.rmtree(path)
+            delete_tree(path)
 
 
 def read(root: Path) -> dict[int | str, list[SeedGrid]]:
     """Return step or TEACHER -> sheets; skip folders that are not whole."""
     found: dict[int | str, list[SeedGrid]] = {}
-    for key, path in [(TEACHER, root / TEACHER), *_steps(root)]:
+    for key, path in [(TEACHER, root / TEACHER), *step_folders(root)]:
         try:
             grids = [
                 SeedGrid(entry["set"], entry["prompt"], entry["seeds"], tuple(entry["size"]), path / entry["file"])

@@ -1,15 +1,14 @@
 """Write a pipeline folder that diffusers loads."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import ModelMixin
 from torch import Tensor
 
+from dpdmd.utils.folders import copy_tree, link_or_copy
 from dpdmd.utils.text_files import read_json
 
 
@@ -22,32 +21,27 @@ def export_unchanged(
 
     Args:
         without: components that are null in model_index.json.
-        copy: copy the components; if false, link to them, or to their weights if the configuration is changed.
+        copy: copy the components; if false, link to what does not change, if the file system has links.
     """
     source = source.resolve()
     folder.mkdir(parents=True)
     for component in components:
-        if copy:
-            _copy(source / component, folder / component, shutil.copy2)
-        elif _fp32_config(source / component) is None:
-            (folder / component).symlink_to(source / component)
+        config = _fp32_config(source / component)
+        if config is None:
+            (copy_tree if copy else link_or_copy)(source / component, folder / component)
         else:
-            _copy(source / component, folder / component, os.symlink)
+            _write_with_config(folder / component, source / component, config, copy=copy)
     index = read_json(source / "model_index.json") | {component: [None, None] for component in without}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy(source: Path, folder: Path, copy_file: Callable[[str, str], Any]) -> None:
-    """Copy or link the files of a component with `copy_file`; write its configuration if `_fp32_config` changes it."""
-    config = _fp32_config(source)
-
-    def place(file: str, target: str) -> None:
-        if config and Path(file) == source / "config.json":
-            Path(target).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        else:
-            copy_file(file, target)
-
-    shutil.copytree(source, folder, copy_function=place)
+def _write_with_config(folder: Path, source: Path, config: dict[str, Any], *, copy: bool) -> None:
+    """Create a component with the files of `source`, copied or linked, but with another configuration."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.name != "config.json":
+            (copy_tree if copy else link_or_copy)(path, folder / path.name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _fp32_config(component: Path) -> dict[str, Any] | None:

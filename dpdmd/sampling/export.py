@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from dpdmd.utils.atomic_files import creating_folder
+from dpdmd.utils.folders import creating_folder
 
 
 def export(path: Path, base_model: Path | None, out: Path) -> None:

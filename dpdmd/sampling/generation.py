@@ -10,7 +10,7 @@ from PIL import Image
 from dpdmd.data.prompts import fingerprint
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling import geneval
-from dpdmd.sampling.image_folder import check_or_write_settings, is_whole, open_image
+from dpdmd.sampling.image_folder import SAMPLES, SHEET, check_or_write_settings, is_whole, open_image
 from dpdmd.sampling.load_model import Model, find_model, load_sampler, warn_of_unused_base
 from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import Batch, Sampler, batches_of, check_finite
@@ -78,10 +78,10 @@ def _write_flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampl
     columns = COLUMNS if len(prompts) > 1 else max(3, round(shown**0.5))
     rows = [row for row in rows if row]
     grid = labelled_grid(rows, prompts[: len(rows)], columns=min(columns, args.num_images))
-    save_image(grid, args.out / "grid.png")
+    save_image(grid, args.out / SHEET)
     if shown < total:
-        logger.warning("%s shows the first %d of %d images", args.out / "grid.png", shown, total)
-    return args.out / "grid.png"
+        logger.warning("%s shows the first %d of %d images", args.out / SHEET, shown, total)
+    return args.out / SHEET
 
 
 def _write_geneval(args: argparse.Namespace, model: Model, sampler: Sampler, encoder: TextEncoder) -> Path:
@@ -108,7 +108,7 @@ def _write_geneval(args: argparse.Namespace, model: Model, sampler: Sampler, enc
     check_or_write_settings(out, settings, "--out")
     for index, entry in enumerate(entries):
         folder = geneval.folder_of(out, index)
-        clear_leftovers([folder, folder / geneval.SAMPLES])
+        clear_leftovers([folder, folder / SAMPLES])
         write_text(folder / "metadata.jsonl", entry.line + "\n")
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
     todo = [batch for batch in batches if not all(is_whole(geneval.sample_of(out, *key)) for key in batch)]
@@ -118,5 +118,5 @@ def _write_geneval(args: argparse.Namespace, model: Model, sampler: Sampler, enc
     columns = max(1, round(args.num_images**0.5))
     for index, prompt in enumerate(prompts):
         row = [open_image(geneval.sample_of(out, index, sample)) for sample in range(args.num_images)]
-        save_image(labelled_grid([row], [prompt], columns=columns), geneval.folder_of(out, index) / "grid.png")
+        save_image(labelled_grid([row], [prompt], columns=columns), geneval.folder_of(out, index) / SHEET)
     return out

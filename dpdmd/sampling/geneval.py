@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.sampling.image_folder import SETTINGS_FILE, read_settings
+from dpdmd.sampling.image_folder import SAMPLES, SETTINGS_FILE, read_settings
 from dpdmd.utils.atomic_files import is_temporary
-from dpdmd.utils.text_files import read_text
+from dpdmd.utils.paths import is_system_file
+from dpdmd.utils.text_files import check_prompt_length, read_text
 
 NUM_IMAGES = 4  # per prompt, as in GenEval
-SAMPLES = "samples"
 REQUIRED = ("tag", "prompt")  # keys of each line that GenEval's evaluation reads
 
 
@@ -47,6 +47,7 @@ def _entry(line: str, place: str) -> Entry:
     for key in REQUIRED:
         if not isinstance(values, dict) or not isinstance(values.get(key), str) or not values[key].strip():
             raise ValueError(f"{place} has no {key!r}; give GenEval's evaluation_metadata.jsonl")
+    check_prompt_length(values["prompt"], f"{place}: its prompt")
     return Entry(line, values["prompt"])
 
 
@@ -57,7 +58,8 @@ def check_folder(out: Path) -> None:
         ValueError: it holds other files, which GenEval would evaluate too, or its settings cannot be read.
     """
     read_settings(out, "--out")
-    others = [path for path in out.iterdir() if not is_temporary(path)] if out.is_dir() else []
+    found = out.iterdir() if out.is_dir() else ()
+    others = [path for path in found if not is_temporary(path) and not is_system_file(path)]
     if others and not (out / SETTINGS_FILE).is_file():
         raise ValueError(f"--out {out}: holds files that are not this program's; give another folder")
 

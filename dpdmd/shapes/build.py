@@ -22,6 +22,7 @@ from dpdmd.shapes.autoencoder import train_autoencoder
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import ONE_OBJECT, PAIRS, train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.utils.folders import finish_folder
 from dpdmd.utils.paths import user_path
 
 GUIDANCE_SCALE = 3.5  # the paper's, for SD3.5
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.info("autoencoder after %.0f s", time.perf_counter() - started)
     pipe = train_teacher(vae, args.seed, recipe, start)
     pipe.save_pretrained(out, safe_serialization=True)
+    finish_folder(out)
     SamplingDefaults(steps=30, guidance_scale=GUIDANCE_SCALE, max_sequence_length=MAX_LENGTH).write(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     logger.info("%s: %.1f MB after %.0f s", out, size, time.perf_counter() - started)

@@ -10,7 +10,7 @@ Random draws, the data position and the schedules are functions of the step, so 
 """
 
 import os
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,10 @@ from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 from dpdmd.training.optimizers import bytes_of_moments
-from dpdmd.utils.manifest import write_manifest
+from dpdmd.utils.atomic_files import is_temporary
+from dpdmd.utils.folders import delete_tree, finish_folder
+from dpdmd.utils.logging import logger
+from dpdmd.utils.manifest import is_whole, write_manifest
 from dpdmd.utils.versions import versions
 
 STATE, OPTIMIZER = "state", "optimizer_"
@@ -142,15 +145,16 @@ def save(
         _write_state(temporary / STATE, snapshot)
         about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
         write_manifest(temporary, about)
-        _sync_tree(temporary)
+        finish_folder(temporary, sync=True)
         replaced = _set_aside(target) if target.exists() else None  # a resumed run may reach a step again
         os.replace(temporary, target)
         folder.point(LATEST, target)
-        if replaced:
-            shutil.rmtree(replaced)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            delete_tree(temporary)
         raise SaveError(f"checkpoint {target} could not be written ({error}); the ones before it are whole") from error
+    if replaced:
+        _try_to_delete(replaced)
     delete_oldest(folder, config)
     return target
 
@@ -164,28 +168,31 @@ def _write_state(folder: Path, snapshot: Snapshot) -> None:
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
 
 
-def _sync_tree(folder: Path) -> None:
-    """Flush a folder and all below it to the disk, so that the later rename cannot reach the disk first."""
-    for path in [folder, *folder.rglob("*")]:
-        if not path.is_symlink():
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-
-
 def delete_oldest(folder: RunFolder, config: Config) -> None:
-    """Delete the oldest checkpoints beyond `checkpoints_total_limit`, but neither `latest` nor `best`. Rank 0 only."""
+    """Delete the oldest checkpoints beyond `checkpoints_total_limit`, but neither `latest` nor `best`. Rank 0 only.
+
+    A folder that is no whole checkpoint does not count and is not deleted.
+    """
     if limit := config.run.checkpoints_total_limit:
-        for old in folder.checkpoints()[:-limit]:
+        for old in [path for path in folder.checkpoints() if is_whole(path)][:-limit]:
             if old not in (folder.latest(), folder.best()):
-                shutil.rmtree(_set_aside(old))
+                _try_to_delete(old)
 
 
 def _set_aside(checkpoint: Path) -> Path:
     """Rename a checkpoint before it is deleted: a killed process must not leave half of it under its own name."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+    delete_tree(doomed)
     os.replace(checkpoint, doomed)
     return doomed
+
+
+def _try_to_delete(checkpoint: Path) -> None:
+    """Delete a checkpoint that is no longer needed. If that fails, log a warning: the run itself is not at risk."""
+    try:
+        delete_tree(checkpoint if is_temporary(checkpoint) else _set_aside(checkpoint))
+    except OSError as error:
+        logger.warning("%s could not be deleted (%s)", checkpoint, error)
 
 
 def step_of(checkpoint: Path) -> int:

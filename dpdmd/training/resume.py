@@ -75,7 +75,7 @@ def _newest_first(folder: RunFolder) -> list[Path]:
     A later checkpoint was left by a run that has since been resumed from an earlier one. If instead it is younger than
     `latest` and its step is on record, the process was killed before it moved the link, and the checkpoint comes first.
     """
-    found, newest = folder.checkpoints()[::-1], folder.latest()
+    found, newest = folder.numbered()[::-1], folder.latest()
     if newest not in found:
         return [newest, *found] if newest else found
     later, earlier = found[: found.index(newest)], found[found.index(newest) :]

@@ -79,21 +79,6 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
 
 
-@contextmanager
-def creating_folder(path: Path) -> Iterator[Path]:
-    """Rename the yielded folder, which the block creates, to `path` at the end of the block.
-
-    Raises:
-        OSError: `path` is a folder with content.
-    """
-    import shutil  # imported late, as in `_delete`
-
-    with delete_on_failure(temporary_path(path)) as temporary:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
-        yield temporary
-        os.replace(temporary, path)
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a text file. Readers find the old or the new text, even after a kill or a crash of the machine."""
     with replacing(path, sync=True) as file:

@@ -1,14 +1,14 @@
 """8-bit images, and labelled grids of them."""
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from dpdmd.utils.atomic_files import replacing
+from dpdmd.utils.captions import fit_caption
 
 _GAP = 4
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
@@ -25,15 +25,6 @@ def to_float(images: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255 for image in images])
 
 
-def fit_text(text: str, font: ImageFont.ImageFont, width: int) -> str:
-    """Return `text` on one line, shortened to `width` pixels."""
-    shown = " ".join(text[:width].split())  # a letter takes at least a pixel, and PIL rejects a million letters
-    if len(text) <= width and font.getlength(shown) <= width:
-        return shown
-    fitting = bisect_right(range(len(shown) + 1), width, key=lambda count: font.getlength(shown[:count] + "..."))
-    return shown[: max(0, fitting - 1)] + "..."
-
-
 def labelled_grid(
     rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], title: str = "", columns: int = 0
 ) -> Image.Image:
@@ -46,21 +37,20 @@ def labelled_grid(
         raise ValueError("a grid needs at least one image in each row")
     width, height = rows[0][0].size
     columns = columns or max(len(row) for row in rows)
-    font = ImageFont.load_default(size=max(10, min(20, width // 6)))
-    band = font.size + 2 * _GAP
+    text_size = max(10, min(20, width // 6))
+    band = text_size + 2 * _GAP
     lines = [-(-len(row) // columns) for row in rows]
     size = (
         columns * (width + _GAP) + _GAP,
         (band if title else 0) + sum(band + n * (height + _GAP) for n in lines) + _GAP,
     )
     sheet = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(sheet)
     top = 0
     if title:
-        draw.text((_GAP, _GAP), fit_text(title, font, size[0] - 2 * _GAP), _INK, font=font)
+        fit_caption(title, text_size, size[0] - 2 * _GAP).draw(sheet, (_GAP, _GAP), _INK)
         top = band
     for row, label, count in zip(rows, labels, lines, strict=True):
-        draw.text((_GAP, top + _GAP), fit_text(label, font, size[0] - 2 * _GAP), _INK, font=font)
+        fit_caption(label, text_size, size[0] - 2 * _GAP).draw(sheet, (_GAP, top + _GAP), _INK)
         for index, image in enumerate(row):
             line, column = divmod(index, columns)
             sheet.paste(image, (_GAP + column * (width + _GAP), top + band + line * (height + _GAP)))

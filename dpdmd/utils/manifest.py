@@ -66,6 +66,15 @@ def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
             raise ValueError(f"{path} has {size} bytes where {MANIFEST} promises {entry['bytes']}")
 
 
+def is_whole(folder: Path) -> bool:
+    """Return whether a folder has a manifest and all its files in full length. Checksums are not compared."""
+    try:
+        check_sizes(folder, read_manifest(folder))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Compare the sizes, then the checksums, of all files with the manifest.
 

@@ -6,10 +6,13 @@ import tempfile
 from pathlib import Path
 
 MODEL_INDEX = "model_index.json"  # in the folder of a diffusers pipeline
+LATEST, BEST = "latest", "best"  # links beside the checkpoints of a run
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")  # of macOS's archives, Synology's thumbnails and fsck
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # of Windows
 
 
 def expanded(text: str) -> str:
-    """Expand a leading ~, which the shell leaves alone after `--flag=`.
+    """Expand a leading ~, which the shell leaves alone after `--flag=`, and follow text files in place of links.
 
     Raises:
         ValueError: ~name of an unknown user, which would otherwise become a folder of that name.
@@ -19,7 +22,40 @@ def expanded(text: str) -> str:
         raise ValueError(
             f"{text}: {path.partition('/')[0]} is not the home of a known user; write ./~ for a folder of that name"
         )
-    return path
+    return _follow_text_links(path)
+
+
+def _follow_text_links(text: str) -> str:
+    """Replace `latest` and `best` in a path with slashes if they are text files in place of links."""
+    parts = text.split("/")
+    for number, part in enumerate(parts[1:], 1):
+        place = "/".join(parts[: number + 1])
+        if part in (LATEST, BEST) and os.path.isfile(place) and (name := linked_name(Path(place))):
+            parts[number] = name
+    return "/".join(parts)
+
+
+def linked_name(path: Path) -> str | None:
+    """Return the target of a link, or of a short text file that takes its place. Return None for all other paths.
+
+    File systems without links have such text files, and so have Git checkouts and copies without links.
+    """
+    try:
+        if path.is_symlink():
+            return os.readlink(path)
+        if path.is_file() and path.stat().st_size < 256:
+            name = path.read_text(encoding="utf-8").strip()
+            return name if name and "/" not in name and name.isprintable() else None
+    except (OSError, UnicodeDecodeError):
+        pass
+    return None
+
+
+def is_system_file(path: Path) -> bool:
+    """Return whether the operating system or a file manager made a file: .DS_Store, ._0.png, Thumbs.db, .nfs000012."""
+    name = path.name
+    hidden = name.startswith(("._", ".DS_Store", ".nfs", ".Trash", ".directory", ".fuse_hidden"))
+    return hidden or name.lower() in _SYSTEM_FILES or any(part in _SYSTEM_FOLDERS for part in path.parts)
 
 
 def user_path(text: str) -> Path:

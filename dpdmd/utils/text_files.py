@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+MAX_PROMPT_LETTERS = 200_000  # a tokenizer needs half a second for as many
+
 
 def require_regular(path: Path) -> None:
     """Check that a path is a regular file.
@@ -36,6 +38,20 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     """
     require_regular(path)
     return path.read_text(encoding=encoding)
+
+
+def check_prompt_length(prompt: str, place: str) -> None:
+    """Check that a prompt is not a whole document. A tokenizer reads all of it before it keeps the first few hundred
+    tokens, and needs a minute for some million letters.
+
+    Raises:
+        ValueError: one line that begins with `place`.
+    """
+    if len(prompt) > MAX_PROMPT_LETTERS:
+        raise ValueError(
+            f"{place} has {len(prompt):,} letters, and a prompt has at most {MAX_PROMPT_LETTERS:,}; "
+            "is a line break between prompts missing?"
+        )
 
 
 def read_any_json(path: Path) -> Any:

@@ -117,8 +117,9 @@ def test_a_models_folder_is_not_written_into(refused_by, broken, inside):
         ('{"prompt": "a"}\n{"prompt": "b"}\n', "is JSON; give a text file"),
         ("\u200b\n\ufeff\n\x07\n", "no prompt in it"),
         ("a cat\n\0\0\n", "holds zero bytes"),
+        ("a cat\n\n" + "x" * 5_600_000 + "\n", "prompts.txt: line 3 has 5,600,000 letters, and a prompt has at most"),
     ],
-    ids=["JSON list", "JSON object", "JSON lines", "invisible characters", "zero bytes after the prompts"],
+    ids=["JSON list", "JSON object", "JSON lines", "invisible characters", "zero bytes after the prompts", "one line"],
 )
 def test_a_file_that_holds_no_prompts_gets_one_line(refused, tmp_path, content, says):
     (tmp_path / "prompts.txt").write_text(content)

@@ -1,6 +1,5 @@
 """Stable Diffusion XL (any StableDiffusionXLPipeline folder of the base model's layout; not the refiner)."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.pipeline_export import export_network, export_unchanged
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
+from dpdmd.utils.folders import copy_tree
 
 
 class SDXLTextEncoder(TextEncoder):
@@ -107,7 +107,7 @@ class SDXL(Family):
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
         lora_files.save_lora(folder, state, adapter, StableDiffusionXLPipeline, LAYOUT.network, _kohya_name)
-        shutil.copytree(source / "scheduler", folder / "scheduler")
+        copy_tree(source / "scheduler", folder / "scheduler")
         defaults.with_base(source, folder).write(folder)
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import pytest
 
 from dpdmd.utils.atomic_files import (
     clear_leftovers,
-    creating_folder,
     delete_on_failure,
     is_temporary,
     replacing,
@@ -24,23 +23,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError), delete_on_failure(tmp_path / "folder") as folder:
         folder.mkdir()
         raise RuntimeError
-    with pytest.raises(RuntimeError), creating_folder(tmp_path / "folder") as folder:
-        folder.mkdir()
-        raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
     assert (tmp_path / "image.png").read_bytes() == b"before"
-
-
-def test_a_folder_gets_its_name_when_it_is_complete(tmp_path):
-    """The leftover of a killed process is replaced, and a folder of that name is not."""
-    (tmp_path / ".folder.tmp" / "old").mkdir(parents=True)
-    with creating_folder(tmp_path / "folder") as folder:
-        folder.mkdir()
-        (folder / "new").touch()
-        assert not (tmp_path / "folder").exists()
-    with pytest.raises(OSError), creating_folder(tmp_path / "folder") as folder:
-        folder.mkdir()
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["folder", "folder/new"]
 
 
 def test_a_text_is_written_to_disk_before_it_gets_its_name(tmp_path, monkeypatch):
