@@ -100,7 +100,7 @@ def test_a_checkpoint_stays_until_its_replacement_is_in_place(flags, run, monkey
             seen.append((run.checkpoint(4) / MANIFEST).is_file() and run.latest() == run.checkpoint(4))
         healthy(path, **options)
 
-    monkeypatch.setattr("dpdmd.training.checkpoint.shutil.rmtree", watched)
+    monkeypatch.setattr("dpdmd.utils.folders.shutil.rmtree", watched)
     back = ["--max_steps", "4", "--resume_from_checkpoint", str(run.checkpoint(2))]
     assert train.main([*flags, *back]) == 0
     assert seen == [True]
