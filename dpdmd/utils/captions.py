@@ -143,15 +143,16 @@ class Caption:
 
     def draw(self, sheet: Image.Image, place: tuple[int, int], ink: Colour) -> None:
         """Draw the text on an RGB image, from its upper left corner. All fonts share a base line."""
-        left, top = float(place[0]), place[1]
-        base_line = top + default_face(self.size).font.getmetrics()[0]
+        base_line = place[1] + default_face(self.size).font.getmetrics()[0]
         draw = ImageDraw.Draw(sheet)
-        for text, face in self.runs:
+        before: float = 0
+        for number, (text, face) in enumerate(self.runs):
+            if number:
+                before += self.runs[number - 1][1].length(self.runs[number - 1][0])
             if face.scale == 1:
-                draw.text((left, base_line), text, ink, font=face.font, anchor="ls")
+                draw.text((place[0] + before, base_line), text, ink, font=face.font, anchor="ls")
             else:
-                _paste_bitmaps(sheet, (round(left), top), text, face, ink)
-            left += face.length(text)
+                _paste_bitmaps(sheet, (round(place[0] + before), place[1]), text, face, ink)
 
 
 def _paste_bitmaps(sheet: Image.Image, place: tuple[int, int], text: str, face: _Face, ink: Colour) -> None:
