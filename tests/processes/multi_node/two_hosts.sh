@@ -3,7 +3,7 @@
 # If namespaces are not allowed, the script prints the reason and passes.
 set -euo pipefail
 
-source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/setup_env.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/setup_env.sh"
 cd "$ROOT"
 names=("dpdmd_a_$$" "dpdmd_b_$$")
 work="$(mktemp -d)"
