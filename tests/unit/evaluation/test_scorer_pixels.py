@@ -125,6 +125,7 @@ def test_maniqa_sees_unchanged_windows_of_the_image():
 
 def test_visualquality_resizes_to_the_sizes_of_the_authors_loader():
     assert {size: network_size(size, 28) for size in QWEN_SIZES} == QWEN_SIZES
+    assert network_size((1, 500), 28) == (28, 504)  # where the loader raises an error: sides in a ratio above 200
 
 
 @pytest.mark.parametrize("size", [(512, 512), (454, 335), (832, 1216), (3, 500), (1, 1)])
