@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import shorten_error
@@ -41,13 +42,16 @@ def file_name(key: tuple[int, int]) -> str:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read an image file as RGB. Transparent pixels are shown on white, as viewers do.
+    """Read an image file as RGB, as viewers show it: turned as its EXIF orientation says, on white if transparent.
 
     Raises:
         ValueError: missing, truncated, not an image, or pixels in a mode without a defined white.
     """
     try:
         with Image.open(path) as image:
+            image.load()  # so that errors of the pixels are raised here
+            with suppress(Exception):  # viewers ignore a broken EXIF block
+                ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except Exception as error:  # Pillow raises many kinds of errors for broken files
         raise ValueError(f"{path} cannot be read as an image ({shorten_error(error)})") from None

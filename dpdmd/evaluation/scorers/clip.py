@@ -35,6 +35,8 @@ class Clip(Protocol):
 class TransformersClip:
     """A CLIP in transformers' layout.
 
+    Pillow resizes the images, as when CLIP and PickScore were trained. transformers 5 would take torchvision's resize.
+
     Args:
         vision_only: load the image encoder only.
         processor: folder of the image processor and the tokenizer, if they are not in `folder`.

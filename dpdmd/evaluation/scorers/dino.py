@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dpdmd.evaluation.scorers.base import Check, FeatureScorer, Sample, normalise
@@ -26,9 +27,13 @@ class DinoDiversity(FeatureScorer):
         self.processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
         self.set_network(network, device)
 
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return images as the network takes them, [B, 3, H, W]."""
+        return self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+
     @torch.no_grad()
     def features(self, samples: Sequence[Sample]) -> Tensor:
-        pixels = self.processor(images=[sample.image for sample in samples], return_tensors="pt")["pixel_values"]
+        pixels = self.pixels([sample.image for sample in samples])
         out = self.network(pixel_values=self.to_network(pixels))
         pooled = getattr(out, "pooler_output", None)
         return normalise(out.last_hidden_state.mean(dim=1) if pooled is None else pooled)

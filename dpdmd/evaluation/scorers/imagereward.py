@@ -5,7 +5,7 @@ The files are the official ones: ImageReward.pt, med_config.json and a folder of
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,23 +210,15 @@ class ImageReward(ValueScorer):
 
     def __init__(self, model_path: Path, med_config: Path, tokenizer: Path, device: torch.device):
         from transformers import BertTokenizer
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         network = load_network(model_path, med_config)
         self.tokenizer = BertTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
-        size = network.image_size
-        # BLIP resizes to a square; ImageReward resizes the short side, then crops the centre.
-        self.processor = CLIPImageProcessorPil(
-            size={"shortest_edge": size},
-            crop_size={"height": size, "width": size},
-            image_mean=CLIP_MEAN,
-            image_std=CLIP_STD,
-        )
+        self.transform = image_transform(network.image_size)
         self.set_network(network, device)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Return images as the network takes them, [B, 3, H, W]."""
-        return self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return torch.stack([self.transform(image) for image in images])
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[Score]:
@@ -239,6 +231,24 @@ class ImageReward(ValueScorer):
         ).to(self.device)
         pixels = self.to_network(self.pixels([sample.image for sample in samples]))
         return [Score(value) for value in self.network(pixels, text.input_ids, text.attention_mask).tolist()]
+
+
+def image_transform(size: int) -> Callable[[Image.Image], Tensor]:
+    """Build the package's own transform: short side to `size`, centre crop, and only then RGB.
+
+    BLIP's processor resizes to a square. CLIP's processor rounds the corner of the crop down, torchvision to even.
+    """
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [
+            transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            lambda image: image.convert("RGB"),
+            transforms.ToTensor(),
+            transforms.Normalize(CLIP_MEAN, CLIP_STD),
+        ]
+    )
 
 
 def _check_network(model_path: Path, med_config: Path) -> None:

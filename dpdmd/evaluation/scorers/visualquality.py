@@ -1,26 +1,29 @@
 """VisualQuality-R1: a Qwen2.5-VL that answers in words when it is asked for a rating from 1 to 5."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
 from dpdmd.models.checks.transformers_parts import check_image_processor, check_network, check_tokenizer
 from dpdmd.models.loading import load_strict
 from dpdmd.utils.rng import derive_seed
 
-# The model was trained with exactly this question; another one gives other ratings.
+# The model was trained with exactly this question, "picture" included; another one gives other ratings.
 QUESTION = (
     "You are doing the image quality assessment task. Here is the question: What is your overall rating on the quality "
-    "of this image? The rating should be a float between 1 and 5, rounded to two decimal places, with 1 representing "
+    "of this picture? The rating should be a float between 1 and 5, rounded to two decimal places, with 1 representing "
     "very poor quality and 5 representing excellent quality. Please only output the final answer with only one score "
     "in <answer> </answer> tags."
 )
 LOWEST, HIGHEST = 1.0, 5.0
 NUM_NEW_TOKENS = 512
 TOP_K = 50  # of the paper's sampling
+NUM_IMAGE_TOKENS = (4, 16384)  # least and most of an image, from qwen_vl_utils
 # A number that stands alone: not a part of 4,5 or 1e1 or 1-5.
 _NUMBER = re.compile(r"(?<![\w.,-])-?\d+(?:\.\d+)?(?!\w|[.,-]\d)")
 
@@ -37,6 +40,23 @@ def parse_rating(answer: str) -> float | None:
     if not numbers or not (tagged or ("<think>" not in answer and len(numbers) == 1)):
         return None
     return float(numbers[0]) if LOWEST <= float(numbers[0]) <= HIGHEST else None
+
+
+def network_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Return the (width, height) to which qwen_vl_utils resizes an image: multiples of `factor`, about as many pixels.
+
+    Args:
+        factor: pixels along a side of the square that becomes one token.
+    """
+    sides = [max(factor, round(side / factor) * factor) for side in size]
+    least, most = (count * factor**2 for count in NUM_IMAGE_TOKENS)
+    if math.prod(sides) > most:
+        shrink = math.sqrt(math.prod(size) / most)
+        sides = [math.floor(side / shrink / factor) * factor for side in size]
+    elif math.prod(sides) < least:
+        grow = math.sqrt(least / math.prod(size))
+        sides = [math.ceil(side * grow / factor) * factor for side in size]
+    return sides[0], sides[1]
 
 
 class VisualQualityR1(ValueScorer):
@@ -70,6 +90,14 @@ class VisualQualityR1(ValueScorer):
         rated = [(parse_rating(answer), answer) for answer in answers]
         return [Score(rating, answer if rating is None else "") for rating, answer in rated]
 
+    def resized(self, samples: Sequence[Sample]) -> list[Image.Image]:
+        """Return images at the network's sizes, resized by Pillow as in the authors' code (qwen_vl_utils).
+
+        The processor would resize with torchvision, which gives other pixels. It leaves these sizes as they are.
+        """
+        factor = self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
+        return [sample.image.resize(network_size(sample.image.size, factor), Image.BICUBIC) for sample in samples]
+
     @torch.no_grad()
     def _answers(self, samples: Sequence[Sample]) -> list[str]:
         message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
@@ -78,7 +106,7 @@ class VisualQualityR1(ValueScorer):
         )
         inputs = self.processor(
             text=[text] * len(samples),
-            images=[sample.image for sample in samples],
+            images=self.resized(samples),
             padding=True,
             return_tensors="pt",
         ).to(self.device)

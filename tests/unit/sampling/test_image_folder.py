@@ -43,6 +43,29 @@ def test_an_image_is_read_as_viewers_show_it(tmp_path, image, suffix, seen):
     assert found.mode == "RGB" and found.getpixel((1, 1)) == seen
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff"])
+def test_an_image_is_turned_as_its_exif_orientation_says(tmp_path, suffix):
+    """A camera's portrait is a landscape file: orientation 6 turns it by 90 degrees, once."""
+    stored = Image.new("RGB", (48, 32), (0, 0, 255))
+    stored.paste(RED, (0, 0, 24, 32))  # the left half becomes the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / f"0{suffix}", exif=exif)
+    found = open_image(tmp_path / f"0{suffix}")
+    assert found.size == (32, 48)
+    assert np.abs(np.array(found.getpixel((16, 4))) - RED).max() < 8
+    assert np.abs(np.array(found.getpixel((16, 44))) - (0, 0, 255)).max() < 8
+
+
+@pytest.mark.parametrize("exif", [b"MM", b"Exif\0\0no exif at all"])
+def test_a_broken_exif_block_is_ignored(tmp_path, exif):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8))
+    image.save(tmp_path / "0.png", exif=exif)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "0.png")), np.asarray(image))
+    (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:2000])
+    assert not is_whole(tmp_path / "1.png")
+
+
 def test_a_damaged_tiff_is_unreadable(tmp_path):
     """Also if Pillow raises an unusual error: here a TypeError, for a tag of another type."""
     Image.new("RGB", (4, 4)).save(tmp_path / "0.tiff")
