@@ -15,9 +15,9 @@ from typing import IO, Any
 
 from dpdmd.config.options import RunConfig
 from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
-from dpdmd.utils.folders import delete_tree, link_by_name
+from dpdmd.utils.folders import delete_tree, has_links, link_by_name
 from dpdmd.utils.manifest import MANIFEST
-from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name
+from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest_existing
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
@@ -136,6 +136,10 @@ class RunFolder:
             names = (f"{name}_copied_{number}" for number in range(len(taken) + 1))
             os.replace(link, self.ckpts / next(each for each in names if each not in taken))
         os.replace(temporary, link)
+
+    def has_links(self) -> bool:
+        """Return whether checkpoints can hold symbolic links. If `latest` is one, nothing is written to find out."""
+        return (self.ckpts / LATEST).is_symlink() or has_links(nearest_existing(self.ckpts))
 
     def continue_from(self, checkpoint: Path) -> None:
         """Let `latest` point to `checkpoint`, if it is one of this run's numbered checkpoints."""

@@ -20,7 +20,6 @@ from dpdmd.training.memory_items import Topology
 from dpdmd.training.preflight_machine import check_host_memory, check_machine, device_bytes
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
-from dpdmd.utils.folders import has_links
 from dpdmd.utils.paths import check_writable, nearest_existing
 
 
@@ -157,7 +156,7 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
     pair = adapters(config.model)
     if pair and pair.fake.rank < pair.student.rank:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
-    if not has_links(nearest_existing(folder.ckpts)):
+    if not folder.has_links():
         copies = "" if pair else "each checkpoint has a copy of the teacher's other parts, and "
         warnings.append(
             f"--ckpt_dir {folder.ckpts}: the file system has no symbolic links: {copies}latest and best are text files "
@@ -207,7 +206,7 @@ def _check_space(setup: RunSetup) -> None:
     needed = count * checkpoint.size_in_bytes(config)
     if adapters(config.model) is None:  # the last export holds copies of the teacher's other parts; without links all
         exports = 1 if config.optim.ema_decay is None else 2
-        exports *= 1 if has_links(nearest_existing(folder.ckpts)) else count
+        exports *= 1 if folder.has_links() else count
         needed += exports * layout.bytes_beside_network(teacher, no_t5=config.model.no_t5)
     free = shutil.disk_usage(nearest_existing(folder.ckpts)).free
     if needed > free:
