@@ -139,5 +139,5 @@ def test_files_of_a_file_manager_leave_a_run_folder_unused(flags, folder):
     folder.create()
     for name in (".DS_Store", "._log", "Thumbs.db"):
         (folder.root / name).touch()
-    assert not folder.is_used()
+    assert not folder.flag_in_use()
     assert train.main([*flags, "--max_steps", "1"]) == 0
