@@ -13,7 +13,7 @@ import pytest
 from processes import LAUNCHER, cpu_environment, free_port
 
 from dpdmd import export, generate, train
-from dpdmd.config import read_yaml
+from dpdmd.config import Config, parse
 from dpdmd.evaluation import in_loop
 from dpdmd.run_folder import BEST, RunFolder
 from dpdmd.training import checkpoint, resume
@@ -65,9 +65,16 @@ def test_best_is_moved_by_the_next_process(flags, tiny_scorers, tmp_path, monkey
     assert sorted(path.name for path in run.ckpts.iterdir()) == ["best", "latest", "step_000002", "step_000006"]
 
 
+def read_config(run: RunFolder) -> Config:
+    """Return a run's configuration as a run that continues it has it, after the checks of the teacher."""
+    config = parse(["--config", str(run.config)])
+    config.data.max_sequence_length = 10  # as in the teacher's dpdmd.json
+    return config
+
+
 def test_a_checkpoint_newer_than_latest_is_found(run):
     """It is not, if the run has since gone back to an earlier checkpoint, or if it is incomplete."""
-    config = read_yaml(run.config)
+    config = read_config(run)
     run.point("latest", run.checkpoint(4))
     assert resume.find(run, "latest", config).path == run.checkpoint(6)
     os.utime(run.checkpoint(6) / MANIFEST, (0, 0))
@@ -144,7 +151,7 @@ def test_a_checkpoint_with_impossible_counts_is_skipped(run, progress):
     manifest = read_manifest(run.checkpoint(6))
     manifest["progress"].update(progress)
     write_manifest(run.checkpoint(6), manifest)
-    found = resume.find(run, "latest", read_yaml(run.config))
+    found = resume.find(run, "latest", read_config(run))
     assert found.path == run.checkpoint(4)
     (message,) = found.passed_over
     assert f"{run.checkpoint(6)} is not whole (manifest.json" in message and message.endswith("passed over")
@@ -196,7 +203,7 @@ def test_the_others_end_when_a_rank_is_killed(flags, tmp_path, run_processes, mo
     assert result.stderr.count("dpdmd.train: stopped: another process of this run is gone (") == 1
     assert result.stderr.count("Traceback") <= 1  # the launcher's
     if rank == "1":
-        assert resume.find(run, "latest", read_yaml(run.config)).path == run.checkpoint(2)
+        assert resume.find(run, "latest", read_config(run)).path == run.checkpoint(2)
 
 
 def test_the_ranks_of_a_killed_launcher_save_and_end(flags, tmp_path):
