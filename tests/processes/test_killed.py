@@ -103,7 +103,7 @@ def test_a_checkpoint_stays_until_its_replacement_is_in_place(flags, run, monkey
     seen, healthy = [], shutil.rmtree
 
     def watched(path, **options):
-        if Path(path).name == ".step_000004.old.tmp":
+        if Path(path).name == ".step_000004.old.tmp" and Path(path).exists():
             seen.append((run.checkpoint(4) / MANIFEST).is_file() and run.latest() == run.checkpoint(4))
         healthy(path, **options)
 
