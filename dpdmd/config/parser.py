@@ -252,18 +252,18 @@ def _layered(config: Config, preset: str | None, paths: Sequence[str]) -> Config
     if preset:
         config = from_dict(PRESETS[preset].values, f"--preset {preset}", config)
     for path in paths:
-        config = read_yaml(_expanded("config", path), config)
+        config = read_yaml(Path(_expanded("config", path)), config)
         for name in ("student_id", "fake_id"):  # older versions wrote the teacher's folder where none was given
             if getattr(config.model, name) == config.model.teacher_id:
                 setattr(config.model, name, None)
     return config
 
 
-def _expanded(name: str, text: str) -> Path:
+def _expanded(name: str, text: str) -> str:
     if not text.strip():
         raise ValueError(f"--{name} {text!r}: is empty; give a file, or leave it out")
     try:
-        return Path(expanded(text))
+        return expanded(text)
     except ValueError as error:
         raise ValueError(f"--{name} {error}") from None
 
@@ -273,7 +273,7 @@ def _expand_paths(config: Config) -> None:
     for group in vars(config).values():
         for name, value in vars(group).items():
             if isinstance(value, str) and (value.startswith("~") or "/" in value):
-                setattr(group, name, str(_expanded(name, value)))
+                setattr(group, name, _expanded(name, value))
 
 
 def validate(config: Config) -> None:

@@ -17,7 +17,7 @@ UNREADABLE = "9" * 5000  # more digits than Python reads
     [
         ("--batch_size", HUGE, f"--batch_size {HUGE}: must be 1 to 65536"),
         ("--grad_accum", HUGE, f"--grad_accum {HUGE}: must be 1 to 65536"),
-        ("--grad_accum", "65536", "--grad_accum 65536: with --batch_size 4 these are 262144 prompts an update"),
+        ("--grad_accum", "65536", "--grad_accum 65536: with --batch_size 4 these are 262144 prompts per update"),
         ("--eval_batch_size", HUGE, "must be 1 to 65536"),
         ("--max_steps", LONGER, f"--max_steps {LONGER[:40]}... (400 digits): must be 1 to 1000000000"),
         ("--max_epoch", str(10**30), "must be 1 to 1000000000"),

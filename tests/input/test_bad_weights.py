@@ -164,7 +164,7 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("vae/config.json", {"scaling_factor": "x"}, "sets scaling_factor 'x', which must be a number"),
         ("vae/config.json", {"shift_factor": "x"}, "sets shift_factor 'x', which must be a number"),
         ("vae/config.json", {"latent_channels": 16}, "its latents have 16 channels, the transformer's"),
-        ("transformer/config.json", {"dual_attention_layers": "x"}, "has unexpected values (TypeError: "),
+        ("transformer/config.json", {"dual_attention_layers": "x"}, "holds an unexpected value (TypeError: "),
     ],
 )
 def test_a_wrong_value_in_a_models_folder(refused, broken, file, changes, says):
