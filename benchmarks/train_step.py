@@ -51,7 +51,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpdmd import config
 from dpdmd.config import options
 from dpdmd.config.method_table import FAKE, METHODS, STUDENT, detaches_first_step
-from dpdmd.data.prompts import read_prompts
+from dpdmd.data.prompt_files import read_prompts
 from dpdmd.distributed import sharding
 from dpdmd.methods import update_schedule
 from dpdmd.methods.anchor import anchor_target
@@ -228,7 +228,7 @@ def measure(own: argparse.Namespace, flags: list[str], work: Path) -> tuple[Trai
     released = calls_a_cycle(release_training.as_released(settings.method))
     prompts = release_training.num_prompts(released, settings.optim.batch_size, length)
     if trainer.evaluation:
-        training = read_prompts(Path(settings.data.prompt_txt))
+        training = read_prompts(Path(settings.data.prompt_txt), column=settings.data.prompt_column)
         evaluations(trainer, clock, [training[:prompts], training[prompts : 2 * prompts]], work, own.evaluations)
     return trainer, Measured(
         seconds=clock.seconds,

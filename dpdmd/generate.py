@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, check_ranges, check_total
+from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.sampling import geneval
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
@@ -37,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
     )
     parser.add_argument("--prompt", nargs="+", help="one or more prompts")
-    parser.add_argument("--prompt_txt", type=user_path, help="text file of prompts, one per line")
+    parser.add_argument("--prompt_txt", type=user_path, help="file of prompts: text, one per line, or columns")
+    parser.add_argument("--prompt_column", help=COLUMN_HELP)
     parser.add_argument("--geneval", type=user_path, help="GenEval's evaluation_metadata.jsonl; OUT gets its layout")
     parser.add_argument(
         "--num_images", type=int, help=f"images per prompt (default: {NUM_IMAGES}, with --geneval {geneval.NUM_IMAGES})"
@@ -70,16 +72,10 @@ def check(args: argparse.Namespace) -> list[str]:
         if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
             raise ValueError("--prompt: is empty")
         check_prompt_length(prompt, f"--prompt {prompt[:60]}...:")
-    prompts = args.prompt or _read(args.prompt_txt)
+    prompts = args.prompt or read_prompts(args.prompt_txt, column=args.prompt_column)
     check_total("num_images", len(prompts), args.num_images)
     _check_leftovers(args.out, len(prompts), args.num_images)
     return prompts
-
-
-def _read(path: Path) -> list[str]:
-    from dpdmd.data.prompts import read_prompts  # imports torch, which takes seconds
-
-    return read_prompts(path)
 
 
 def _check_leftovers(out: Path, num_prompts: int, num_images: int) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Download the paper's prompt sets into data/. Needs network, huggingface_hub and pyarrow; the latter is no dependency of
-# the package: pip install pyarrow
+# Download the paper's prompt sets into data/. Needs network, huggingface_hub and pyarrow; the latter is in the
+# extra "data": pip install -e ".[data]"
 #
 #   bash scripts/download_prompts.sh            # all: diffusiondb (195 MB to read), pickapic, coco
 #   bash scripts/download_prompts.sh pickapic   # some; --help lists them

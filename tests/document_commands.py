@@ -152,9 +152,6 @@ def program_of(words: Sequence[str]) -> Callable[[list[str]], int | None]:
 
 def check_python(words: Sequence[str]) -> None:
     """Check the words after `python`."""
-    if words[0] == "-c":
-        compile(words[1], "-c", "exec")
-        return
     if words[:2] == ["-m", "venv"]:
         return
     arguments = list(words[2:] if words[0] == "-m" else words[1:])

@@ -83,7 +83,8 @@ class MeasureCommand:
 
     def _check_oracle(self) -> list[str]:
         check_ranges(vars(self.args))
-        categories = dict.fromkeys(category(caption) for caption in measure.read_captions(self.args.prompt_txt))
+        captions = measure.read_captions(self.args.prompt_txt, self.args.prompt_column)
+        categories = dict.fromkeys(category(caption) for caption in captions)
         return [*(item.name for item in fields(PromptMetrics)), *(f"accuracy/{name}" for name in categories)]
 
 

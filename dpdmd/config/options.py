@@ -173,7 +173,12 @@ class DataConfig:
 
     # May change on resume: a checkpoint compares the prompts, not the path.
     prompt_txt: str = _changeable_path(
-        "data/prompts_train.txt", "training prompts, one per line", "release: DiffusionDB"
+        "data/prompts_train.txt",
+        "training prompts: .txt with one per line, .csv, .tsv, .json, .jsonl, .parquet, or a folder of datasets",
+        "release: DiffusionDB",
+    )
+    prompt_column: str | None = _changeable(
+        None, "column of every prompt file that has columns; without it the one named prompt, caption or text", "ours"
     )
     cache_text_embeddings: str | None = _changeable_path(
         None,

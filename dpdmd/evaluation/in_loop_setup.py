@@ -6,7 +6,7 @@ from pathlib import Path
 from dpdmd.config.options import EvalConfig
 from dpdmd.config.sampling_flags import check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, IN_LOOP_SCORERS, SCORERS
-from dpdmd.data.prompts import read_prompts
+from dpdmd.data.prompt_files import read_prompts
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.utils.paths import same_place
 
@@ -50,7 +50,7 @@ class EvalSetup:
     skipped: str
 
 
-def set_up_evaluation(config: EvalConfig) -> EvalSetup:
+def set_up_evaluation(config: EvalConfig, prompt_column: str | None) -> EvalSetup:
     """Check the scorers' files and read the prompts.
 
     Diversity and preference share their images if they share the prompt file.
@@ -76,7 +76,7 @@ def set_up_evaluation(config: EvalConfig) -> EvalSetup:
         wanted = [("--div_prompts", config.div_prompts, config.num_div_seeds, diversity + preference)]
     limit = None if config.eval_prompts_limit == "all" else int(config.eval_prompts_limit)
     sets = [
-        ImageSet(_name(Path(file)), read_prompts(Path(file), flag)[:limit], count, scorers)
+        ImageSet(_name(Path(file)), read_prompts(Path(file), flag, prompt_column)[:limit], count, scorers)
         for flag, file, count, scorers in wanted
         if scorers
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
-from dpdmd.data.prompts import read_prompts
+from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths
@@ -80,6 +80,7 @@ class Program:
             else:
                 options = {"type": type(value) if isinstance(value, (int, float)) else _path}
             parser.add_argument(f"--{flag}", default=value, help=f"{described[flag]} (default: %(default)s)", **options)
+        parser.add_argument("--prompt_column", help=COLUMN_HELP)
         add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "bf16")
         return parser
 
@@ -130,7 +131,7 @@ class Program:
         needed = not args.images or not PREFERENCE_SCORERS.isdisjoint(scorers)
         if not args.prompts_txt or not (needed or args.prompts_txt != self.defaults["prompts_txt"]):
             return []
-        return read_prompts(Path(args.prompts_txt), "--prompts_txt")
+        return read_prompts(Path(args.prompts_txt), "--prompts_txt", args.prompt_column)
 
 
 def _path(text: str) -> str:
@@ -162,7 +163,7 @@ HELP = {
     "model": "run folder, checkpoint, pipeline folder, or with --base_model a .pt, .pth, .bin or .safetensors",
     "base_model": "pipeline folder that a LoRA or a network alone belongs to",
     "images": "score the images of this folder instead of a model's",
-    "prompts_txt": "prompts, one a line; the default is read with --images only if a scorer compares with prompts",
+    "prompts_txt": "prompts, one a line or in a column; the default is read with --images only if scorers need it",
     "output_dir": "pictures/, per_image.csv, summary.json and table.txt",
     "num_samples": "images a prompt",
     "gen_batch_size": "images generated at a time on one process; their last bits depend on it",

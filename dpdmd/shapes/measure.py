@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
-from dpdmd.data.prompts import read_prompts
+from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling.load_model import find_model, load_sampler
@@ -41,13 +41,13 @@ BATCH_SIZE = 64
 COLUMNS = ("accuracy", "unrecognised", "entropy", "coverage", "spread")
 
 
-def read_captions(path: Path) -> list[str]:
+def read_captions(path: Path, column: str | None = None) -> list[str]:
     """Read the captions of a prompt file, each once.
 
     Raises:
         ValueError: the file cannot be read, or a line is not a caption of the small world; the message names it.
     """
-    captions = list(dict.fromkeys(read_prompts(path)))
+    captions = list(dict.fromkeys(read_prompts(path, column=column)))
     for caption in captions:
         try:
             parse_caption(caption)
@@ -121,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path(EVAL_PROMPTS),
         help="captions of the small world (default: %(default)s)",
     )
+    parser.add_argument("--prompt_column", help=COLUMN_HELP)
     parser.add_argument("--num_seeds", type=int, default=64, help="images per prompt (default: %(default)s)")
     add_sampling_flags(parser, "seed", "steps", "guidance_scale")
     parser.add_argument(
@@ -138,7 +139,7 @@ def check(args: argparse.Namespace) -> list[str]:
         ValueError: one line that names the flag and what to do.
     """
     check_ranges(vars(args))
-    captions = read_captions(args.prompt_txt)
+    captions = read_captions(args.prompt_txt, args.prompt_column)
     check_total("num_seeds", len(captions), args.num_seeds)
     for model in args.model:
         find_model(model, None)

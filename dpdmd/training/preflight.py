@@ -8,7 +8,8 @@ from pathlib import Path
 from dpdmd.config import Config
 from dpdmd.config.options import DEFAULT_MAX_STEPS
 from dpdmd.config.validation import unused_flag_warnings
-from dpdmd.data.prompts import fingerprint, read_prompts
+from dpdmd.data.prompt_files import read_prompts
+from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.update_schedule import num_student_updates
@@ -57,8 +58,8 @@ def check(config: Config) -> RunSetup:
     check_machine(config)
     check_models(config)
     _check_caches(config)
-    prompts = read_prompts(Path(config.data.prompt_txt))
-    evaluation = set_up_evaluation(config.eval)
+    prompts = read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
+    evaluation = set_up_evaluation(config.eval, config.data.prompt_column)
     folder = RunFolder.from_config(config.run)
     _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes

@@ -8,7 +8,7 @@ import pytest
 from bad_input import ROOT
 
 from dpdmd import config, doctor, export, generate
-from dpdmd.data.prompts import read_prompts
+from dpdmd.data.prompt_files import read_prompts
 from dpdmd.report.__main__ import main as write_report
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.error_lines import one_line
@@ -124,6 +124,22 @@ def test_a_models_folder_is_not_written_into(refused_by, broken, inside):
 def test_a_file_that_holds_no_prompts_gets_one_line(refused, tmp_path, content, says):
     (tmp_path / "prompts.txt").write_text(content)
     assert says in refused({"--prompt_txt": str(tmp_path / "prompts.txt")})
+
+
+def test_a_prompt_file_with_columns_gets_one_line(flags, refused, refused_by, tiny_scorers, tmp_path):
+    """Also the evaluation's files, which share --prompt_column with the training's."""
+    table = tmp_path / "prompts.csv"
+    table.write_text("id,prompt,text\n1,a,b\n")
+    several = f"{table}: several columns may be the prompts; give --prompt_column, one of prompt, text"
+    clip = {"--clip_path": tiny_scorers["clip_path"]}
+    assert refused({"--prompt_txt": str(table)}) == f"--prompt_txt {several}"
+    assert refused({"--div_prompts": str(table), **clip}) == f"--div_prompts {several}"
+    absent = f"{table}: has no column 'x' (--prompt_column); its columns are 'id', 'prompt', 'text'"
+    assert refused({"--div_prompts": str(table), "--prompt_column": "x", **clip}) == f"--div_prompts {absent}"
+    model = ["--model", flags["--teacher_id"], "--prompt_txt", str(table), "--out", str(tmp_path / "out")]
+    assert refused_by("dpdmd.generate", generate.main, model) == f"--prompt_txt {several}"
+    args = generate.build_parser().parse_args([*model, "--prompt_column", "text"])
+    assert generate.check(args) == ["b"]
 
 
 def test_prompts_that_only_look_like_json_are_prompts(tmp_path):

@@ -16,7 +16,7 @@ from dpdmd.compare.jobs import build_jobs
 from dpdmd.compare.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
 from dpdmd.compare.sweep_file import read_sweep
 from dpdmd.config.scorer_table import in_loop_files
-from dpdmd.data.prompts import read_prompts
+from dpdmd.data.prompt_files import read_prompts
 from dpdmd.evaluation import program
 
 ROOT = Path(__file__).parents[2]
@@ -278,7 +278,7 @@ def test_the_measures_of_every_sweep_give_its_columns(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for module in (measure_commands, program):
         monkeypatch.setattr(module, "check_scorer_paths", lambda flags, names: dict.fromkeys(names))
-    monkeypatch.setattr(program, "read_prompts", lambda path, flag: read_prompts(path) if path.exists() else ["a"])
+    monkeypatch.setattr(program, "read_prompts", lambda path, *_: read_prompts(path) if path.exists() else ["a"])
     sweep = read_sweep(path)
     for job in build_jobs(sweep, Path("nowhere")):
         for stage in job.stages:

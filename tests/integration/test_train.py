@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from dpdmd import export, train
 from dpdmd.config import read_yaml
-from dpdmd.data.prompts import fingerprint, read_prompts
+from dpdmd.data.prompt_files import read_prompts
+from dpdmd.data.prompts import fingerprint
 from dpdmd.methods import updates
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sd35.family import SD35TextEncoder

@@ -27,6 +27,7 @@ from sd35_medium import save_hollow
 
 from dpdmd import config, train
 from dpdmd.config.presets import PRESETS
+from dpdmd.data.prompt_files import read_prompts
 from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
 from dpdmd.models.base import Family
 from dpdmd.sampling.load_model import load_sampler
@@ -99,7 +100,7 @@ def runs_here(command: Command) -> bool:
     name, *words = command.words
     if name == "torchrun":
         return True
-    ours = name == "python" and not {"-c", "dpdmd.export", "dpdmd.report", *SHORT}.isdisjoint(words[:2])
+    ours = name == "python" and not {"dpdmd.export", "dpdmd.report", *SHORT}.isdisjoint(words[:2])
     return name == "printf" or ((ours or words[0] == "test_preference.py") and not ELSEWHERE.search(command.text))
 
 
@@ -121,8 +122,8 @@ def run(command: Command, folder: Path) -> None:
             timeout=300,
         )
         assert done_.returncode == 0, done_.stderr[-2000:]
-    elif name == "printf" or words[0] == "-c":
-        subprocess.run(["bash", "-c", re.sub("^python ", f"{sys.executable} ", command.text)], cwd=folder, check=True)
+    elif name == "printf":
+        subprocess.run(["bash", "-c", command.text], cwd=folder, check=True)
     else:
         program = words[1] if words[0] == "-m" else words[0]
         arguments = [*words[2 if words[0] == "-m" else 1 :], *SHORT.get(program, ())]
@@ -152,7 +153,8 @@ def test_what_the_readme_prints_has_run(world: Path):
         assert any(program in command.text and command.text in ran for command in printed(README)), program
     assert (world / "outputs/mine/report.html").is_file() and (world / "outputs/mine/process_vis/latest.png").is_file()
     assert '"processes": 2' in (world / "outputs/two/environment.json").read_text()
-    assert (world / "from_csv.txt").read_text() == "a red circle, large\na blue square\n"
+    assert read_prompts(world / "prompts.csv") == ["a red circle, large", "a blue square"]
+    assert (world / "outputs/csv/report.html").is_file()
 
 
 # Python

@@ -6,7 +6,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpdmd.data.prompts import global_samples, prompts_of_step, read_prompts
+from dpdmd.data.prompt_files import read_prompts
+from dpdmd.data.prompts import global_samples, prompts_of_step
 
 # What may stand in a line: anything but line ends, zero bytes, and halves of surrogate pairs (not UTF-8).
 TEXT = st.text(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.data.prompts import epoch_order, global_samples, prompts_of_step, read_prompts
+from dpdmd.data.prompt_files import read_prompts
+from dpdmd.data.prompts import epoch_order, global_samples, prompts_of_step
 from dpdmd.shapes import pairs
 from dpdmd.shapes.categories import OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
@@ -93,10 +94,18 @@ def test_read_long_lines(tmp_path: Path):
         pytest.param(b"\n \r\n\t\n", "no prompt in it", id="blank lines only"),
         pytest.param(b"\xef\xbb\xbf", "no prompt in it", id="byte-order mark only"),
         pytest.param(b"a cat\na d\0g\n", "holds zero bytes", id="zero bytes"),
-        pytest.param(b"a cat\na dog\ncaf\xe9\n", "line 3 is not UTF-8", id="latin-1"),
-        pytest.param(b"\xef\xbb\xbfa cat\r\ncaf\xe9\r\n", "line 2 is not UTF-8", id="latin-1 after a mark"),
+        pytest.param(b"a cat\na dog\ncaf\xe9\n", "line 3 is not UTF-8 but looks like Windows-1252", id="latin-1"),
+        pytest.param(
+            b"\xef\xbb\xbfa cat\r\ncaf\xe9\r\n",
+            "line 2 is not UTF-8 but looks like Windows-1252",
+            id="latin-1 after a mark",
+        ),
+        pytest.param("кот и пёс\n".encode("cp1251"), "line 1 is not UTF-8", id="Cyrillic"),
         pytest.param(b"a cat\n" * 50_000 + b"\xff\n", "line 50001 is not UTF-8", id="far down"),
-        pytest.param("a cat\n".encode("utf-16"), "line 1 is not UTF-8", id="utf-16"),
+        pytest.param("a cat\n".encode("utf-16"), "is UTF-16, not UTF-8", id="utf-16"),
+        pytest.param("кот\n".encode("utf-16"), "is UTF-16, not UTF-8", id="Cyrillic in utf-16"),
+        pytest.param("a cat\n".encode("utf-16-be"), "is UTF-16, not UTF-8", id="utf-16 without a mark"),
+        pytest.param("a cat\n".encode("utf-32"), "is UTF-32, not UTF-8", id="utf-32"),
     ],
 )
 def test_unusable_content(tmp_path: Path, content: bytes, problem: str):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpdmd.data.prompts import read_prompts
+from dpdmd.data.prompt_files import read_prompts
 from dpdmd.shapes import world
 from dpdmd.shapes.categories import CATEGORIES, OF_TWO, accuracy_by_category, category
 from dpdmd.shapes.measure import measure_images

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpdmd.data.prompts import read_prompts
+from dpdmd.data.prompt_files import read_prompts
 from dpdmd.shapes.categories import OF_ONE, accuracy_by_category, category
 from dpdmd.shapes.oracle import PromptMetrics, Reading, measure_prompt, read_images, summarise
 from dpdmd.shapes.world import (

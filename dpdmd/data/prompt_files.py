@@ -1,0 +1,133 @@
+"""Read the prompts of a file, by its ending: text, or a format with columns (`prompt_tables.py`). Imports no torch."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from dpdmd.data.prompt_tables import ADVICE, READERS, choose_column, is_dataset, prompts_of_table, read_dataset
+from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, require_regular
+
+_NUMBERING = re.compile(r"^\d+ -(?: |$)")
+_BINARY = (".parquet", ".pq")
+COLUMN_HELP = "column of a prompt file that has columns (default: the one named prompt, caption or text)"
+_SNIFFED = 4096  # bytes at a file's start that show UTF-16
+_BYTE_ORDER_MARKS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+def read_prompts(path: Path, flag: str = "--prompt_txt", column: str | None = None) -> list[str]:
+    """Read the prompts of a file, in file order.
+
+    A .csv, .tsv, .json, .jsonl or .parquet file, or a folder that `datasets` saved, has columns: `column`, or the one
+    named prompt, caption or text, contains the prompts. A line break inside a prompt becomes a space.
+
+    Any other file is text with one prompt per line, and `column` is ignored. A leading number such as "12 - " is
+    removed. Only line ends separate prompts: characters such as U+2028 are part of a prompt.
+
+    Text files of all formats are UTF-8, with or without a byte-order mark, with LF or CRLF line ends. Prompts that are
+    blank or only invisible characters are skipped.
+
+    Raises:
+        ValueError: missing, unreadable, not UTF-8, not in its format, without the column, without any prompt, or with
+            a prompt of more than MAX_PROMPT_LETTERS; the message names `flag` and the file.
+    """
+    try:
+        prompts = _read(path, column)
+    except UnicodeDecodeError:
+        raise ValueError(f"{flag} {path}: {_encoding_fault(path.read_bytes())}; save the file as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{flag} {path}: cannot be read ({error.strerror or error}); {ADVICE}") from None
+    except ValueError as error:
+        raise ValueError(f"{flag} {path}: {error}") from None
+    if not prompts:
+        raise ValueError(f"{flag} {path}: no prompt in it; {ADVICE}")
+    return prompts
+
+
+def _read(path: Path, column: str | None) -> list[str]:
+    choose = partial(choose_column, wanted=column)
+    if is_dataset(path):
+        return prompts_of_table(read_dataset(path, choose), "row")
+    require_regular(path)
+    ending = path.suffix.lower()
+    if ending not in _BINARY:
+        _check_not_utf16(path)
+    if ending in (".yaml", ".yml"):
+        raise ValueError(f"is YAML; {ADVICE}, or .csv, .tsv, .json, .jsonl or .parquet")
+    if ending in READERS:
+        unit, reader = READERS[ending]
+        return prompts_of_table(reader(path, choose), unit)
+    prompts = list(_text_lines(path))
+    if prompts and _is_json(path, prompts[0]):
+        raise ValueError(f"is JSON; {ADVICE}, or name the file .json or .jsonl")
+    return prompts
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if "\0" in line:
+                raise ValueError(f"holds zero bytes; {ADVICE}")
+            if len(line) > MAX_PROMPT_LETTERS:
+                check_prompt_length(line.rstrip("\n"), f"line {number}")
+            prompt = line.strip()
+            if prompt[:1].isdigit():
+                prompt = _NUMBERING.sub("", prompt).strip()
+            if any(letter.isprintable() and not letter.isspace() for letter in prompt):
+                yield prompt
+
+
+def _is_json(path: Path, first: str) -> bool:
+    """Return whether a text file or its first prompt is a JSON list or object. Other texts are not parsed."""
+    if not first.startswith(("[", "{")):
+        return False
+    for text in (first, path.read_text(encoding="utf-8-sig")):
+        try:
+            if isinstance(json.loads(text), list | dict):
+                return True
+        except (ValueError, RecursionError):
+            continue
+    return False
+
+
+def _check_not_utf16(path: Path) -> None:
+    """Check that a file's first bytes are not UTF-16 or UTF-32.
+
+    Raises:
+        ValueError: it begins with their byte-order mark, or every other byte is zero, as in UTF-16 without a mark.
+    """
+    with path.open("rb") as file:
+        start = file.read(_SNIFFED)
+    name = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+    halves = start[::2], start[1::2]
+    if name is None and any(half.count(0) > 0.9 * len(half) for half in halves):
+        name = "UTF-16"
+    if name:
+        raise ValueError(f"is {name}, not UTF-8; save the file as UTF-8")
+
+
+def _encoding_fault(content: bytes) -> str:
+    """Return what is wrong with bytes that are not UTF-8: the first line, and Windows-1252 if they look like it.
+
+    They look like it if they decode to text without control characters, and at most a quarter of a line's letters is
+    not ASCII. Other single-byte encodings, such as of Cyrillic, use bytes above 127 for most letters.
+    """
+    try:
+        content.decode()
+        return "is not UTF-8"  # the file was changed since it was read
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        line = content[content.rfind(b"\n", 0, error.start) + 1 :].split(b"\n", 1)[0]
+    fault = f"line {number} is not UTF-8"
+    try:
+        text = line.removeprefix(b"\xef\xbb\xbf").decode("cp1252").replace("\t", " ").strip()
+    except UnicodeDecodeError:
+        return fault
+    high = sum(not letter.isascii() for letter in text)
+    return f"{fault} but looks like Windows-1252" if text.isprintable() and high * 4 <= len(text) else fault
