@@ -91,6 +91,10 @@ class WandB:
         known = _read_identity(folder.wandb)
         own_name = folder.root.absolute().name[:MAX_NAME] if known is None else None  # later W&B's may differ
         self._image, self._first_step = wandb.Image, first_step
+        # Offline, W&B itself does not know which steps an earlier session wrote.
+        self._written = max(known["written"], recorded) if known else 0
+        if known:  # before W&B can fail: metrics.jsonl no longer has those steps
+            _write_identity(folder.wandb, known["id"], self._written)
         self._run = wandb.init(
             project=config.run.tracker_project_name,
             name=config.run.tracker_run_name or own_name or None,
@@ -102,9 +106,7 @@ class WandB:
         if self._run.disabled:
             logger.warning("W&B records nothing: WANDB_MODE is disabled, or nobody logged in")
             return
-        # Offline, W&B itself does not know which steps an earlier session wrote.
-        self._written = max(known["written"], recorded) if known else 0
-        write_text(folder.wandb, json.dumps({"id": self._run.id, "written": self._written}) + "\n")
+        _write_identity(folder.wandb, self._run.id, self._written)
         self._run.config.update(_flat(config), allow_val_change=True)
         logger.info(
             "W&B run %s: %s", self._run.id, self._run.url or f"offline; wandb sync {self._run.settings.sync_dir}"
@@ -146,6 +148,10 @@ def _read_identity(path: Path) -> dict[str, Any] | None:
         return {"id": str(found["id"]), "written": int(found["written"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _write_identity(path: Path, run_id: str, written: int) -> None:
+    write_text(path, json.dumps({"id": run_id, "written": written}) + "\n")
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_a_longer_run_continues_wandb_and_a_new_folder_begins_another(flags, tmp
         assert {step for step, row in session.rows if "student/loss_dmd" in row} == {14}
 
 
-def test_an_evaluation_that_a_kill_prevented_reaches_wandb(tmp_path, fake_wandb):
+def test_an_evaluation_that_a_kill_prevented_reaches_wandb(tmp_path, fake_wandb, monkeypatch):
     """W&B is ahead of the checkpoint, and takes no step before its own."""
     folder = trackers.RunFolder.of(tmp_path)
     settled = config.parse(["--report_to", "wandb", "--run_dir", str(tmp_path)])
@@ -153,6 +153,10 @@ def test_an_evaluation_that_a_kill_prevented_reaches_wandb(tmp_path, fake_wandb)
     rows = fake_wandb.sessions[1].rows
     assert [row for _, row in rows] == [{"eval/pick": 2.0}, {"fake/loss_fake": 1.0}, {"fake/loss_fake": 1.0}]
     assert [step for step, _ in rows] == [9, 9, 10]
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(fake_wandb, "init", lambda **_: (_ for _ in ()).throw(ConnectionError))
+        trackers.start_tracker(settled, folder, 6, 10)
+    assert json.loads(folder.wandb.read_text()) == {"id": "made-id", "written": 10}  # known even if W&B fails
     third = trackers.start_tracker(settled, folder, 6, 7)  # a kill before the second session reached the first's steps
     third.log({"fake/loss_fake": 1.0}, 8)
     assert not fake_wandb.sessions[2].rows and third.close(failed=True) is None
