@@ -74,6 +74,11 @@ class RunFolder:
         return self.root / "figures.json"
 
     @property
+    def wandb(self) -> Path:
+        """The id of the run's W&B run, and the last step that a resumed run found in it."""
+        return self.root / "wandb.json"
+
+    @property
     def environment(self) -> Path:
         return self.root / "environment.json"
 

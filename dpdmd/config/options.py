@@ -313,4 +313,8 @@ class RunConfig:
         "stop", "if a loss or gradient is not finite: stop, or skip the update and count it", "ours", choices=NONFINITE
     )
     report_to: str = _changeable("tensorboard", "experiment tracker", "diffusers", choices=TRACKERS)
+    tracker_project_name: str = _changeable("dpdmd", "W&B's project; TensorBoard's folder in RUN/log", "diffusers")
+    tracker_run_name: str | None = _changeable(
+        None, "W&B's name of the run, else the run folder's name; TensorBoard's folder in RUN/log/PROJECT"
+    )
     seed: int = _flag(0, "seed of all random draws", "ours", ge=0, lt=2**32)

@@ -14,7 +14,7 @@ import yaml
 
 from dpdmd.config.options import DataConfig, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from dpdmd.config.presets import FAMILIES, PRESETS
-from dpdmd.config.validation import check_range, check_relations
+from dpdmd.config.validation import check_range, check_relations, check_tracker_names
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded, same_place
@@ -286,3 +286,4 @@ def validate(config: Config) -> None:
         for item in fields(group):
             check_range(item.name, getattr(group, item.name), item.metadata)
     check_relations(config.model, config.method, config.optim, config.eval)
+    check_tracker_names(config.run)

@@ -5,11 +5,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dpdmd.config.method_table import METHODS, detaches_first_step
-from dpdmd.config.options import MAX_BATCH, MAX_COUNT, EvalConfig, MethodConfig, ModelConfig, OptimConfig
+from dpdmd.config.options import MAX_BATCH, MAX_COUNT, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from dpdmd.utils.paths import same_place
 
 FP32_MAX = 3.4e38  # larger numbers are infinite in fp32
 MAX_SHOWN = 40  # digits of a number in a message
+MAX_NAME, NOT_IN_NAMES = 128, frozenset("/\\#?%:")  # W&B's rules for a project; a slash would leave RUN/log
 
 
 def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
@@ -72,6 +73,23 @@ def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig
             f"--grad_accum {optim.grad_accum}: with --batch_size {optim.batch_size} these are "
             f"{optim.batch_size * optim.grad_accum} prompts per update and process; give at most {MAX_BATCH}"
         )
+
+
+def check_tracker_names(run: RunConfig) -> None:
+    """Check the names that a tracker uses in its own addresses and as folders.
+
+    Raises:
+        ValueError: one line that names the flag and what a name may be.
+    """
+    for flag in ("tracker_project_name", "tracker_run_name"):
+        name = getattr(run, flag)
+        if name is None:
+            continue
+        if len(name) > MAX_NAME or set(name) & NOT_IN_NAMES or not name.isprintable() or name.strip(" .") != name:
+            raise ValueError(
+                f"--{flag} {name[:MAX_SHOWN]!r}: must be at most {MAX_NAME} letters, without "
+                f"{' '.join(sorted(NOT_IN_NAMES))} and without a space or dot at either end"
+            )
 
 
 EVALUATION_FLAGS = ("div_prompts", "num_div_seeds", "pref_prompts", "eval_prompts_limit", "eval_batch_size", "best_by")

@@ -1,7 +1,5 @@
 """Configure accelerate: no other module does. Topology is accelerate's; accumulation and autocast are ours."""
 
-from pathlib import Path
-
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
 
@@ -13,20 +11,17 @@ from dpdmd.utils.error_lines import shorten_error
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
 
-def make_accelerator(config: Config, tracker_folder: Path) -> Accelerator:
+def make_accelerator(config: Config) -> Accelerator:
     """Start accelerate, and check its topology against `config`.
 
     Raises:
         ValueError: the processes do not find each other, or `config` does not work with the topology.
     """
-    tracker = None if config.run.report_to == "none" else config.run.report_to
     try:
         accelerator = Accelerator(
             mixed_precision="no",
             # Not gradient_accumulation_steps=1, which ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            log_with=tracker,
-            project_dir=tracker_folder,
         )
     except (AssertionError, ImportError, RuntimeError) as error:  # a port in use, a missing backend
         raise ValueError(

@@ -5,7 +5,8 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
 from dpdmd.run_folder import EVAL_TURN, RunFolder, read_records
+from dpdmd.training import trackers
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.logging import logger
 from dpdmd.utils.versions import versions
@@ -49,7 +51,6 @@ class RunLog:
     """
 
     def __init__(self, folder: RunFolder, config: Config, accelerator: Accelerator, first_step: int, total_steps: int):
-        self.accelerator = accelerator
         self.every = config.run.log_every
         self.active = accelerator.is_main_process
         self.bar = tqdm(
@@ -58,14 +59,16 @@ class RunLog:
         self.evaluations: list[dict[str, Any]] = []  # including those before a resume
         if not self.active:
             return
+        recorded = 0
         if folder.metrics.exists():
-            kept = _drop_later_steps(folder.metrics, first_step)
+            kept, recorded = _drop_later_steps(folder.metrics, first_step)
             self.evaluations = [record for record in kept if record["turn"] == EVAL_TURN]
         seed_grids.drop_later(folder.seed_grids, first_step)
         self.file = folder.metrics.open("a", encoding="utf-8")
-        self.tracking = config.run.report_to != "none"
-        flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
-        self._track(accelerator.init_trackers, "dpdmd", config={k: v if v is not None else "" for k, v in flat.items()})
+        self.folder, self.tracker = folder, None
+        if config.run.report_to != "none":
+            with self._tracking():
+                self.tracker = trackers.start_tracker(config, folder, first_step, recorded)
 
     def step(self, record: dict[str, Any]) -> None:
         """Record one update: `record` has `step` (1 for the first), `turn` (the update's name), and metrics."""
@@ -78,7 +81,9 @@ class RunLog:
             {name: f"{value:.4g}" for name, value in metrics.items() if name.startswith("loss")}, refresh=False
         )
         named = {f"{record['turn']}/{name}": value for name, value in metrics.items()}
-        self._track(self.accelerator.log, named, step=record["step"])
+        if self.tracker:
+            with self._tracking():
+                self.tracker.log(named, record["step"])
         if record["step"] % self.every == 0:
             logger.info(
                 "step %d %s %s", record["step"], record["turn"], " ".join(f"{k}={v:.5g}" for k, v in metrics.items())
@@ -93,8 +98,20 @@ class RunLog:
         logger.info("%s", table)
         if self.bar.n == self.bar.initial:
             self.bar.unpause()  # else the evaluation would count into the first step's time
-        scores = {name: value for name, value in record.items() if name.startswith("eval") and value is not None}
-        self._track(self.accelerator.log, scores, step=record["step"])
+        if self.tracker:
+            scores = {name: value for name, value in record.items() if name.startswith("eval") and value is not None}
+            teacher = len(self.evaluations) == 1  # the teacher's images stay the same
+            images = trackers.evaluation_images(self.folder, record["step"], teacher=teacher)
+            with self._tracking():
+                self.tracker.log(scores, record["step"])
+                self.tracker.log_images(images, record["step"])
+
+    def process_image(self, step: int) -> None:
+        """Give the tracker process_vis/latest.png, which is of update `step` (1 for the first)."""
+        if self.active and self.tracker:
+            images = trackers.process_image(self.folder)
+            with self._tracking():
+                self.tracker.log_images(images, step)
 
     def _write(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record) + "\n")
@@ -105,32 +122,33 @@ class RunLog:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._close()
+            self._close(failed=error is not None)
         except OSError:
             if error is None:  # else the disk ended the run, and that error is already reported
                 raise
 
-    def _track(self, call: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """Call the tracker; if it fails, the run continues without it."""
-        if not self.tracking:
-            return
+    @contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """If the tracker fails, log its error and continue without it."""
         try:
-            call(*arguments, **options)
+            yield
         except Exception as error:  # whatever a tracker's network, disk or account raises
-            self.tracking = False
-            logger.warning("the tracker failed, and the run continues without it: %s: %s", type(error).__name__, error)
+            self.tracker = None
+            logger.warning("the tracker failed, and the run continues without it: %s", trackers.describe_failure(error))
 
-    def _close(self) -> None:
+    def _close(self, *, failed: bool) -> None:
         self.bar.close()
         if self.active:
             os.fsync(self.file.fileno())
             self.file.close()
-            for tracker in self.accelerator.trackers:  # end_training would also leave the other ranks
-                self._track(tracker.finish)
+            if self.tracker:
+                with self._tracking():
+                    self.tracker.close(failed=failed)
 
 
-def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Delete the records of steps after `last_step`; return the others."""
-    kept = [record for record in read_records(path) if record["step"] <= last_step]
+def _drop_later_steps(path: Path, last_step: int) -> tuple[list[dict[str, Any]], int]:
+    """Delete the records of steps after `last_step`; return the others, and the last step before the deletion."""
+    records = read_records(path)
+    kept = [record for record in records if record["step"] <= last_step]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
+    return kept, max((record["step"] for record in records), default=0)

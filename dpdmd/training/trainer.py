@@ -50,7 +50,7 @@ class Trainer:
     """
 
     def __init__(self, setup: RunSetup):
-        self.accelerator = make_accelerator(setup.config, setup.folder.log)
+        self.accelerator = make_accelerator(setup.config)
         self.setup = _confirm_resume_point(setup, self.accelerator)
         self.config, self.folder = setup.config, setup.folder
         self.start, self.stop = self.setup.resume.step, setup.total_steps
@@ -225,8 +225,11 @@ class Trainer:
         """
         asked_to_stop = False
         while len(pending) > (0 if asked_to_stop else keep):
+            step = pending[0].step
             record, asked = self.finish_step(pending.popleft())
             log.step(record)
+            if self.schedule.shows_images(step):
+                log.process_image(record["step"])
             asked_to_stop |= asked
         return asked_to_stop
 
