@@ -22,6 +22,7 @@ from dpdmd.models.sd35.layout import read_schedule
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training.batches import Batches
+from dpdmd.training.checkpoint import identify_models
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.rng import normal_per_sample
 
@@ -91,7 +92,8 @@ def test_sixty_iterations_with_a_resume_in_the_middle(flags, tmp_path):
     manifest = json.loads((parts / "ckpts" / "step_000060" / "manifest.json").read_text())
     prompts = read_prompts(Path(flags[flags.index("--prompt_txt") + 1]))
     progress = {"step": 60, "updates": {"student": 10, "fake": 50}, "global_batch_size": 2}
-    assert manifest["progress"] == progress | {"prompts": fingerprint(prompts)}
+    models = identify_models(read_yaml(parts / "config.yaml"))
+    assert manifest["progress"] == progress | {"prompts": fingerprint(prompts), "models": models}
     assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
     kept = ("step", "turn", "loss_fake", "loss_student", "grad_norm")
     assert [{k: r.get(k) for k in kept} for r in records(whole)] == [
