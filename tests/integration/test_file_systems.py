@@ -117,7 +117,7 @@ def test_folders_that_are_no_checkpoints_do_not_count_and_stay(flags, folder):
 
 
 def test_a_complete_cache_may_be_read_only(flags, tmp_path, monkeypatch, capsys):
-    """Nothing is written into it. One that lacks something is an error in one line."""
+    """A complete cache is only read. An incomplete cache is an error in one line."""
     cache = tmp_path / "cache"
     cached = [*flags, "--cache_text_embeddings", str(cache), "--max_steps", "2"]
     assert train.main(cached) == 0
