@@ -17,7 +17,8 @@ GRAD_STEPS = ("all", "last", "random")
 ROLLOUTS = ("ode", "dmd2")
 NORMALIZERS = ("z_t", "x_student")
 DMD_TIMES = ("per_sample", "per_batch")
-LR_SCHEDULERS = ("constant", "linear", "cosine")
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+POLYNOMIAL_END = 1e-7  # the learning rate at the end of "polynomial", as in diffusers
 NONFINITE = ("stop", "skip")
 OPTIMIZERS = ("adamw", "adamw_8bit")
 TRACKERS = ("tensorboard", "wandb", "none")
@@ -80,6 +81,13 @@ class ModelConfig:
     lora_alpha: float | None = _flag(None, "LoRA alpha; without it the rank", "peft", gt=0)
     lora_targets: str | None = _flag(
         None, "layers with LoRA, as ends of layer names, a,b,...; without it attention and feed-forward layers", "ours"
+    )
+    lora_dropout: float = _flag(
+        0.0,
+        "share of the inputs of LoRA layers that is dropped in calls with gradient of the network that is trained",
+        "peft",
+        ge=0,
+        lt=1,
     )
     fake_lora_rank: int | None = _flag(
         None,
@@ -203,11 +211,13 @@ class OptimConfig:
     lr_discriminator: float = _flag(1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", gt=0)
     lr_scheduler: str = _flag(
         "constant",
-        "learning rate over each network's own updates: constant, or decreasing to 0 at its last",
+        "learning rate over each network's own updates: constant, or decreasing to 0 at its last (polynomial: to 1e-7)",
         "paper; names as in diffusers",
         choices=LR_SCHEDULERS,
     )
     lr_warmup_steps: int = _flag(0, "updates of each network over which its learning rate rises from 0", "ours", ge=0)
+    lr_num_cycles: int = _flag(1, "cycles of cosine_with_restarts", "diffusers", ge=1)
+    lr_power: float = _flag(1.0, "power of polynomial", "diffusers", gt=0)
     optimizer: str = _flag(
         "adamw",
         "adamw, or adamw_8bit with both moments in 8 bits (bitsandbytes; not under FSDP)",
@@ -242,6 +252,11 @@ class OptimConfig:
     )
     compile: bool = _changeable(
         False, "compile each transformer block of all three networks with torch.compile", "diffusers"
+    )
+    attention_backend: str | None = _changeable(
+        None,
+        "attention of all three networks by a backend of diffusers: native, flash, xformers, ...; else torch's own",
+        "diffusers",
     )
 
 

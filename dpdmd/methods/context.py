@@ -1,6 +1,7 @@
 """The inputs and the result of an update's loss: micro-batch, networks, grids and named random draws."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from dpdmd.config.options import MethodConfig
 from dpdmd.methods.discriminator import DiscriminatorContext
 from dpdmd.methods.networks import Networks
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
+from dpdmd.models.lora import AdapterView
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.sampling.rollout import rollout
 from dpdmd.utils import rng
@@ -109,6 +111,12 @@ class DistillationContext:
             "teacher_sigmas": schedule.default_sigmas(config.teacher_infer_steps).to(device),
             "score_sigmas": schedule.score_sigmas().to(device),
         }
+
+    def dropout(self, network: nn.Module, batch: MicroBatch) -> AbstractContextManager[None]:
+        """Run the calls that train `network` on this batch with its LoRA dropout, if it has any."""
+        if isinstance(network, AdapterView):
+            return network.dropping_out(self.seed, batch.step, batch.samples)
+        return nullcontext()
 
     def start_noise(self, batch: MicroBatch) -> Tensor:
         """Return eps, from which student and teacher both start, [B, C, H, W]."""

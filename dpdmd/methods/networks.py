@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dpdmd.config import Config
 from dpdmd.models import lora
+from dpdmd.models.attention_backend import use_attention_backend
 from dpdmd.models.base import Family
 from dpdmd.models.compilation import compile_blocks
 from dpdmd.models.registry import adapters
@@ -38,12 +39,14 @@ def blocks_owner(network: nn.Module) -> nn.Module:
 def load_networks(config: Config, family: Family, resumed_student: Path | None = None) -> Networks:
     """Load the three networks; the student from a checkpoint's export `resumed_student` if it is given.
 
-    All networks stay in evaluation mode. No family's network has dropout or batch statistics, and the teacher must not
-    differ in mode from its copies.
+    All networks stay in evaluation mode. No family's network has dropout or batch statistics, the dropout of adapters
+    does not depend on the mode, and the teacher must not differ in mode from its copies.
     """
 
     def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         network = family.load_network(folder, dtype)
+        if config.optim.attention_backend:
+            use_attention_backend(network, config.optim.attention_backend)
         if config.optim.compile:
             compile_blocks(network, family.block_classes)
         return network

@@ -66,6 +66,11 @@ def _check_packages(config: Config) -> None:
         )
 
 
+def local_device() -> torch.device:
+    """Return the device of this process."""
+    return torch.device("cuda", read_launch().local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def device_bytes() -> int | None:
     """Return the memory of this process's GPU; None on a CPU."""
     if not torch.cuda.is_available():

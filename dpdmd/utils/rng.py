@@ -41,6 +41,27 @@ def normal_per_sample(
     return to_device(torch.stack(rows), device)
 
 
+def mask_per_sample(
+    rate: float,
+    shape: Sequence[int],
+    seed: int,
+    purpose: str,
+    indices: Sequence[int],
+    samples: Sequence[int],
+    device: torch.device,
+) -> torch.Tensor:
+    """Draw a mask that is true with probability `rate`, bool [len(samples), *shape].
+
+    Row i depends only on (seed, purpose, indices, samples[i]) and on the kind of device: masks are as large as
+    activations, so they are drawn on the device itself.
+    """
+    rows = []
+    for sample in samples:
+        generator = torch.Generator(device).manual_seed(derive_seed(seed, purpose, *indices, sample))
+        rows.append(torch.rand(*shape, generator=generator, device=device) < rate)
+    return torch.stack(rows)
+
+
 def integers_per_sample(
     high: int, seed: int, purpose: str, step: int, samples: Sequence[int], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
