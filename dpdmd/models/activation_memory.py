@@ -21,7 +21,7 @@ class CallShape:
         bf16: the call computes in bf16 under autocast.
         casts: the weights are fp32 masters, so autocast makes bf16 copies of them.
         adapter_rank: rank of the LoRA adapters (on all linear layers of the blocks) if only these are trained.
-        adapter_dropout: whether each layer's adapter has a dropped copy of the input, and its mask.
+        adapter_dropout: whether each adapter's layer keeps a dropped input and its mask.
     """
 
     batch: int

@@ -8,8 +8,8 @@ from dpdmd import config
 from dpdmd.config.flag_names import ALIASES, HINTS, MAX_UNKNOWN, suggestion
 from dpdmd.config.schema import group_of_each_option
 
-# The flags of diffusers' train_text_to_image.py, its variants for LoRA and SDXL, and train_dreambooth_lora_sd3.py, but for
-# the Hub's: push_to_hub, hub_model_id, revision and variant.
+# The flags of diffusers' train_text_to_image.py, its variants for LoRA and SDXL, and train_dreambooth_lora_sd3.py,
+# without the Hub's: push_to_hub, hub_model_id, revision and variant.
 DIFFUSERS = tuple(
     """
 adam_beta1 adam_beta2 adam_epsilon adam_weight_decay adam_weight_decay_text_encoder allow_tf32 cache_dir cache_latents
