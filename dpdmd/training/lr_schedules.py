@@ -38,9 +38,9 @@ def lr_factor(
     raise ValueError(f"no learning-rate schedule {name!r}")
 
 
-def learning_rate(full: float, config: OptimConfig, update: int, total: int) -> float:
-    """Return the learning rate at one network's `update` of its `total`; `full` is the rate before the schedule."""
-    return full * lr_factor(
+def lr_share(full: float, config: OptimConfig, update: int, total: int) -> float:
+    """Return the share of the learning rate `full` at one network's `update` of its `total`, by the flags."""
+    return lr_factor(
         config.lr_scheduler,
         update,
         total,
@@ -49,3 +49,8 @@ def learning_rate(full: float, config: OptimConfig, update: int, total: int) -> 
         power=config.lr_power,
         end=POLYNOMIAL_END / full,
     )
+
+
+def learning_rate(full: float, config: OptimConfig, update: int, total: int) -> float:
+    """Return the learning rate at one network's `update` of its `total`; `full` is the rate before the schedule."""
+    return full * lr_share(full, config, update, total)

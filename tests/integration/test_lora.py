@@ -54,6 +54,39 @@ def test_a_resumed_run_ends_in_the_same_bytes(lora_run, short_run, tmp_path, ext
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.fixture(scope="module")
+def dropping(short_run: list[str]) -> list[str]:
+    """Return the command line of a run with dropout, without its length and folder."""
+    rates = ["--lr_student", "1e-2", "--lr_fake", "1e-2", "--per_train_fake_num", "2"]
+    return [*short_run, *LORA_FLAGS, *rates, "--lora_dropout", "0.3"]
+
+
+@pytest.fixture(scope="module")
+def dropping_run(dropping: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("dropout") / "run"
+    assert train.main([*dropping, "--run_dir", str(run), "--max_steps", "9"]) == 0
+    return run
+
+
+def test_dropout_changes_training_and_a_resume_or_a_recomputation_does_not(dropping, dropping_run, lora_run, tmp_path):
+    command = [*dropping, "--run_dir", str(tmp_path / "run"), "--gradient_checkpointing"]
+    assert train.main([*command, "--max_steps", "5"]) == 0
+    assert train.main([*command, "--max_steps", "9", "--resume_from_checkpoint", "latest"]) == 0
+    ours, theirs, without = final_state(tmp_path / "run"), final_state(dropping_run), final_state(lora_run)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert max((ours[name] - without[name]).abs().max() for name in ours) > 1e-2
+
+
+def test_masks_do_not_depend_on_how_a_batch_is_divided(dropping, dropping_run, tmp_path):
+    command = [*dropping, "--batch_size", "1", "--grad_accum", "2", "--run_dir", str(tmp_path / "run")]
+    assert train.main([*command, "--max_steps", "9"]) == 0
+    losses = [
+        [json.loads(line).get("loss_fake", 0.0) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (tmp_path / "run", dropping_run)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_the_estimate_is_what_a_checkpoint_takes(lora_run, tiny_pipeline):
     taken = sum(path.stat().st_size for path in (lora_run / "ckpts" / "step_000009").rglob("*.safetensors"))
     estimate = checkpoint.size_in_bytes(read_yaml(lora_run / "config.yaml"))
