@@ -102,13 +102,15 @@ def write_yaml(config: Config, path: Path) -> None:
 class _Parser(argparse.ArgumentParser):
     """Raises errors for the program to print on one line. argparse itself would print all flags above them."""
 
-    def parse_args(self, *arguments: Any) -> argparse.Namespace:
-        parsed, unknown = self.parse_known_args(*arguments)
-        if unknown:
-            raise ValueError(unknown_arguments(unknown, self._option_string_actions))
-        return parsed
+    unknown: Sequence[str] = ()
+
+    def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
+        parsed, self.unknown = super().parse_known_args(*arguments)
+        return parsed, self.unknown
 
     def error(self, message: str) -> typing.NoReturn:
+        if self.unknown:
+            raise ValueError(unknown_arguments(self.unknown, self._option_string_actions))
         if len(message) > MAX_MESSAGE:  # argparse repeats the whole argument
             message = f"{message[:MAX_MESSAGE]}..."
         raise ValueError(message)
