@@ -17,7 +17,7 @@ from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry, updates
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 from dpdmd.report import writer
-from dpdmd.training import preflight, resume
+from dpdmd.training import introduction, preflight, resume
 from dpdmd.training.accelerator import make_accelerator
 from dpdmd.training.batches import Batches
 from dpdmd.training.build import build_training_state
@@ -76,6 +76,7 @@ class Trainer:
         collectives.call_on_main(self.accelerator, self._write_start)
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
+            logger.info("%s", introduction.opening(self.setup, self.accelerator.num_processes, self.accelerator.device))
             logger.info("%s", self.setup.memory.table())
             for warning in (*self.setup.resume.passed_over, *self.setup.warnings):
                 logger.warning("%s", warning)
@@ -119,6 +120,8 @@ class Trainer:
                 if evaluates:
                     self._evaluate(done, log)
             self.checkpointer.wait()
+        if self.accelerator.is_main_process:
+            logger.info("%s", introduction.closing(self.setup))
 
     def _interrupt(self, done: int) -> NoReturn:
         """Wait for the checkpoint, then end the run on every rank with the signal that any rank received."""
