@@ -96,6 +96,17 @@ def check_launch() -> Launch:
     return launch
 
 
+def check_single_process(reason: str) -> None:
+    """Check that a program that works on one process was not launched on several; `reason` says why it does.
+
+    Raises:
+        ValueError: several processes were launched, or a variable of the launcher is wrong.
+    """
+    processes = check_launch().processes
+    if processes > 1:
+        raise ValueError(f"{processes} processes were launched: start it on one process: {reason}")
+
+
 def single_process_warning() -> str:
     """Return a warning if accelerate's launcher was to start several processes but started one; else "".
 

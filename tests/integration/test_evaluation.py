@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 from pathlib import Path
 
@@ -194,7 +195,9 @@ def test_programs_write_their_files_and_keep_images(preference, tmp_path, capsys
 def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):
     """The shards are uneven; images are equal, and scores are equal to 1e-6."""
     for count, folder in ((1, "one"), (2, "two")):
-        run_processes(["test_preference.py", *preference, "--output_dir", str(tmp_path / folder)], count)
+        done = run_processes(["test_preference.py", *preference, "--output_dir", str(tmp_path / folder)], count)
+        assert json.loads((tmp_path / folder / "summary.json").read_text())["processes"] == count
+        assert re.search(rf"^{count} process(es, each)? on cpu, .*: 9 images of 3 prompts$", done.stderr, re.MULTILINE)
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert len(one) == len(two) == 9
     for first, second in zip(one, two, strict=True):
