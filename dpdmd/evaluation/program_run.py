@@ -85,6 +85,8 @@ def _introduce(job: Job, accelerator: Accelerator) -> None:
     """Say on stderr how many processes work on how many images."""
     if warning := single_process_warning():
         logger.warning("%s", warning)
+    if job.note:
+        logger.warning("%s", job.note)
     images, prompts = len(job.images), len({image.key[0] for image in job.images})
     if not job.images:
         prompts = len(job.prompts)

@@ -1,8 +1,8 @@
 """`dpdmd.doctor`: every check passes on a sound trainer, and each fails when its fault is put in."""
 
-from pathlib import json
+import json
+from pathlib import Path
 
-import Path
 import pytest
 import torch
 from small_distillation import method_flags
