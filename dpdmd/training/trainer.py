@@ -17,6 +17,7 @@ from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry, updates
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 from dpdmd.report import writer
+from dpdmd.run_folder import LATEST_IMAGE
 from dpdmd.training import introduction, preflight, resume
 from dpdmd.training.accelerator import make_accelerator
 from dpdmd.training.batches import Batches
@@ -268,7 +269,7 @@ class Trainer:
         decoded = to_pil(self.decoder.decode(torch.cat([value[:count] for value in pending.latents.values()])))
         rows = [decoded[start : start + count] for start in range(0, len(decoded), count)]
         title = f"step {pending.step + 1}: {' | '.join(self.batches.prompts(pending.step, pending.samples[:count]))}"
-        save_image(labelled_grid(rows, list(pending.latents), title), self.folder.process_vis / "latest.png")
+        save_image(labelled_grid(rows, list(pending.latents), title), self.folder.process_vis / LATEST_IMAGE)
 
     def _was_evaluated(self, log: RunLog, step: int) -> bool:
         """Return whether rank 0's record has an evaluation of this step."""

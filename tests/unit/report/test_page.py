@@ -11,7 +11,7 @@ from made_up_runs import METRICS, PROMPTS, Page, make_run
 from dpdmd.evaluation import seed_grids
 from dpdmd.report import tables
 from dpdmd.report.__main__ import main
-from dpdmd.report.runs import read_runs
+from dpdmd.report.runs import RunEntry, read_runs
 from dpdmd.utils.manifest import write_manifest
 
 
@@ -61,7 +61,9 @@ def test_the_page_shows_what_the_files_contain(tmp_path):
     assert "12 s" in text  # 12 updates of 0.5 s and 3 evaluations of 2 s
     assert "fake updates 5 s, 42%" in text and "evaluation 6 s, 50%" in text
     assert "1.120 GB" in text and "Abacus <1>" in text and "torch 2.99 2.99" in text
-    differing = [option.name for option in tables.options(read_runs([run, other])) if option.differs]
+    differing = [
+        option.name for option in tables.options(read_runs(list(map(RunEntry, [run, other])))) if option.differs
+    ]
     assert differing == ["k_anchor", "max_steps"]
     assert re.search(r"k_anchor teacher steps to the anchor, K 5 7 5", text)
 
@@ -82,7 +84,7 @@ def test_the_moving_average_is_shown_beside_its_run(tmp_path):
     assert page.text.count("first, average") == 2  # in the overview, and in the tables of all evaluations
     assert {"score0-mean-run0", "score0-2.mean-run0", "plane0-2.path-run0"} <= set(page.attributes("id"))
     assert "score0-2.mean-run1" not in page.attributes("id")
-    assert read_runs([other])[0].of_average() is None
+    assert read_runs([RunEntry(other)])[0].of_average() is None
 
 
 def test_metrics_of_the_oracle_are_a_table(tmp_path):
@@ -159,7 +161,7 @@ def test_incomplete_runs_are_shown(tmp_path):
     whole = make_run(tmp_path / "whole", steps=18)
     (whole / "seed_grids" / "step_000006" / "grids.json").write_text("{}")
 
-    runs = read_runs([cut, bare, started, broken, whole, whole / ".." / "whole"])
+    runs = read_runs(list(map(RunEntry, [cut, bare, started, broken, whole, whole / ".." / "whole"])))
     assert [run.name for run in runs[:2]] == ["one/run", "two/run"] and len(runs) == 5
     assert runs[0].last_step == 12 and runs[0].evaluations == []
     assert list(runs[4].grids) == ["teacher", 0, 12, 18]
