@@ -9,10 +9,12 @@ import pytest
 from made_up_runs import METRICS, PROMPTS, Page, make_run
 
 from dpdmd.evaluation import seed_grids
-from dpdmd.report import tables
+from dpdmd.report import explanations, tables
 from dpdmd.report.__main__ import main
 from dpdmd.report.runs import RunEntry, read_runs
 from dpdmd.utils.manifest import write_manifest
+
+ROOT = Path(__file__).parents[3]
 
 
 def page_of(*runs: Path, tmp_path: Path) -> Page:
@@ -61,9 +63,8 @@ def test_the_page_shows_what_the_files_contain(tmp_path):
     assert "12 s" in text  # 12 updates of 0.5 s and 3 evaluations of 2 s
     assert "fake updates 5 s, 42%" in text and "evaluation 6 s, 50%" in text
     assert "1.120 GB" in text and "Abacus <1>" in text and "torch 2.99 2.99" in text
-    differing = [
-        option.name for option in tables.options(read_runs(list(map(RunEntry, [run, other])))) if option.differs
-    ]
+    runs = read_runs([RunEntry(run), RunEntry(other)])
+    differing = [option.name for option in tables.options(runs) if option.differs]
     assert differing == ["k_anchor", "max_steps"]
     assert re.search(r"k_anchor teacher steps to the anchor, K 5 7 5", text)
 
@@ -192,3 +193,36 @@ def test_a_folder_that_is_not_a_run_is_an_error(tmp_path, capsys):
         assert line.startswith("dpdmd.report: error: ") and says in line
     assert list((tmp_path / "empty").iterdir()) == [] and not (run / "report.html").exists()
     assert main([str(run)]) == 0 and capsys.readouterr().out.strip() == str(run / "report.html")
+
+
+def test_a_run_without_evaluation_shows_its_last_update(tmp_path):
+    """In place of the seed grids, which a run with evaluations shows. A damaged file is left out."""
+    run = make_run(tmp_path / "run", every=0, process_image=True)
+    scored = make_run(tmp_path / "scored", process_image=True)
+    page = page_of(run, tmp_path=tmp_path)
+    assert "Images during training" in page.text
+    assert page.attributes("alt") == ["", "Images of the last shown update of run"]  # "" of the dialog
+    both = page_of(run, scored, tmp_path=tmp_path)
+    assert sum(alt.startswith("Images of the last") for alt in both.attributes("alt")) == 1
+    assert "Images during training" not in page_of(scored, tmp_path=tmp_path).text
+    (run / "process_vis" / "latest.png").write_bytes(b"no image")
+    assert "Images during training" not in page_of(run, tmp_path=tmp_path).text
+
+
+def test_steps_and_guidance_stand_at_the_top(tmp_path):
+    """Once if all runs agree; else each group of runs has its line."""
+    runs = [make_run(tmp_path / name, images=False, teacher_guidance_scale=g) for name, g in (("a", 3.5), ("b", 4.5))]
+    text = page_of(*runs, tmp_path=tmp_path).text
+    line = "Teacher: 30 sampling steps with guidance {}. Student: 4 sampling steps without guidance. A step of training"
+    assert f"a: {line.format(3.5)}" in text and f"b: {line.format(4.5)}" in text
+    one = page_of(runs[0], tmp_path=tmp_path).text
+    assert one.index(line.format(3.5)) < one.index("Overview") and f"a: {line.format(3.5)}" not in one
+    assert "one update of one network: 5 of the fake score, then 1 of the student." in one
+
+
+def test_every_curve_of_a_method_has_a_line_on_it():
+    """Every metric that a loss term or the trainer records is known to the page."""
+    source = "".join(path.read_text() for path in (ROOT / "dpdmd" / "methods").glob("*.py"))
+    recorded = set(re.findall(r'"((?:loss|logit|dmd|score)_\w+)":', source)) | {"loss_student", "grad_norm", "lr"}
+    assert {"loss_dmd", "loss_div", "loss_fake", "logit_real"} <= recorded
+    assert [name for name in recorded if not explanations.curve("fake", name)[1]] == []
