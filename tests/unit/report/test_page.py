@@ -201,7 +201,7 @@ def test_a_run_without_evaluation_shows_its_last_update(tmp_path):
     scored = make_run(tmp_path / "scored", process_image=True)
     page = page_of(run, tmp_path=tmp_path)
     assert "Images during training" in page.text
-    assert page.attributes("alt") == ["", "Images of the last shown update of run"]  # "" of the dialog
+    assert page.attributes("alt") == ["Images of the last shown update of run", ""]  # "" of the dialog
     both = page_of(run, scored, tmp_path=tmp_path)
     assert sum(alt.startswith("Images of the last") for alt in both.attributes("alt")) == 1
     assert "Images during training" not in page_of(scored, tmp_path=tmp_path).text
@@ -223,6 +223,7 @@ def test_steps_and_guidance_stand_at_the_top(tmp_path):
 def test_every_curve_of_a_method_has_a_line_on_it():
     """Every metric that a loss term or the trainer records is known to the page."""
     source = "".join(path.read_text() for path in (ROOT / "dpdmd" / "methods").glob("*.py"))
-    recorded = set(re.findall(r'"((?:loss|logit|dmd|score)_\w+)":', source)) | {"loss_student", "grad_norm", "lr"}
+    recorded = set(re.findall(r'"((?:loss|logit|dmd_gradient|score_error)_\w+)":', source))
+    recorded |= {"loss_student", "grad_norm", "grad_norm_discriminator", "lr"}
     assert {"loss_dmd", "loss_div", "loss_fake", "logit_real"} <= recorded
     assert [name for name in recorded if not explanations.curve("fake", name)[1]] == []
