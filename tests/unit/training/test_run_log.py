@@ -13,15 +13,17 @@ MAIN = SimpleNamespace(is_main_process=True)
 
 
 @pytest.fixture
-def lines(monkeypatch):
+def lines():
     """Return the lines that a run logs."""
     found, logger = [], logging.getLogger("dpdmd")
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    level = logger.level
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     yield found
     logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 def record(step: int) -> dict:
