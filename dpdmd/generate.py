@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
+from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling import geneval
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
@@ -54,8 +55,10 @@ def check(args: argparse.Namespace) -> list[str]:
     """Check the arguments, and return the prompts.
 
     Raises:
-        ValueError: a value out of range, not exactly one source of prompts, or a folder that cannot be written.
+        ValueError: several processes, a value out of range, not exactly one source of prompts, or a folder that cannot
+            be written.
     """
+    check_single_process("several would write the same images")
     check_ranges(vars(args))
     if sum(given is not None for given in (args.prompt, args.prompt_txt, args.geneval)) != 1:
         raise ValueError("--prompt, --prompt_txt or --geneval: give one of them")

@@ -27,6 +27,7 @@ RANGES = {
     "num_images": (1, MAX_IMAGES),
     "num_samples": (1, MAX_IMAGES),
     "num_seeds": (1, MAX_IMAGES),
+    "images_per_prompt": (1, MAX_IMAGES),
     "batch_size": (1, MAX_BATCH),
     "gen_batch_size": (1, MAX_BATCH),
     "seed": (0, MAX_SEED),

@@ -81,6 +81,19 @@ def read_tsv(path: Path, choose: Choose) -> Rows:
 
 
 def _separated(path: Path, choose: Choose, separators: str) -> Rows:
+    rows = separated_rows(path, separators)
+    if (header := next(rows, None)) is None:
+        return
+    place = header[1].index(choose(header[1]))
+    yield from ((number, row[place]) for number, row in rows)
+
+
+def separated_rows(path: Path, separators: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, values) of the header and of each row. The header shows which of `separators` is used.
+
+    Raises:
+        ValueError: a quote that is not closed, or a row with more or fewer values than the header.
+    """
     limit = csv.field_size_limit(2**31 - 1)  # the default is less than MAX_PROMPT_LETTERS, which is checked later
     number = 1
     try:
@@ -92,11 +105,11 @@ def _separated(path: Path, choose: Choose, separators: str) -> Rows:
             names = next(rows, None)
             if not names:
                 return
-            place = names.index(choose(names))
+            yield number, names
             for row in rows:
                 number = rows.line_num
                 if len(row) == len(names):
-                    yield number, row[place]
+                    yield number, row
                 elif row:
                     advice = "a value that contains the separator needs quotes"
                     raise ValueError(f"line {number} has {len(row)} values, the header {len(names)}; {advice}")

@@ -18,6 +18,7 @@ class Job:
         options: scorer -> further arguments of its class.
         prompts: of --prompts_txt; empty if no scorer needs them.
         images: of --images; empty if a model generates them.
+        note: one line on an assumption about the prompts of `images`, or "".
         out: the output folder.
     """
 
@@ -26,4 +27,5 @@ class Job:
     options: dict[str, dict[str, Any]]
     prompts: list[str]
     images: list[ImageFile]
+    note: str
     out: Path

@@ -10,7 +10,7 @@ from dpdmd.config.options import DEFAULT_MAX_STEPS
 from dpdmd.config.validation import unused_flag_warnings
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.data.prompts import fingerprint
-from dpdmd.distributed.launch_env import read_launch
+from dpdmd.distributed.launch_env import read_launch, single_process_warning
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.update_schedule import num_student_updates
 from dpdmd.models.registry import LAYOUTS, adapters
@@ -147,6 +147,8 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
     warnings = [
         f"{path} does not lie under {folder.root}: this run's files are scattered" for path in folder.scattered()
     ]
+    if warning := single_process_warning():
+        warnings.append(warning)
     if config.run.resume_from_checkpoint and not point.path:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
     if point.progress and point.progress.models is None:

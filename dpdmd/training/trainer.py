@@ -17,7 +17,8 @@ from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry, updates
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 from dpdmd.report import writer
-from dpdmd.training import preflight, resume
+from dpdmd.run_folder import LATEST_IMAGE
+from dpdmd.training import introduction, preflight, resume
 from dpdmd.training.accelerator import make_accelerator
 from dpdmd.training.batches import Batches
 from dpdmd.training.build import build_training_state
@@ -76,6 +77,7 @@ class Trainer:
         collectives.call_on_main(self.accelerator, self._write_start)
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
+            logger.info("%s", introduction.opening(self.setup, self.accelerator.num_processes, self.accelerator.device))
             logger.info("%s", self.setup.memory.table())
             for warning in (*self.setup.resume.passed_over, *self.setup.warnings):
                 logger.warning("%s", warning)
@@ -119,6 +121,8 @@ class Trainer:
                 if evaluates:
                     self._evaluate(done, log)
             self.checkpointer.wait()
+        if self.accelerator.is_main_process:
+            logger.info("%s", introduction.closing(self.setup))
 
     def _interrupt(self, done: int) -> NoReturn:
         """Wait for the checkpoint, then end the run on every rank with the signal that any rank received."""
@@ -265,7 +269,7 @@ class Trainer:
         decoded = to_pil(self.decoder.decode(torch.cat([value[:count] for value in pending.latents.values()])))
         rows = [decoded[start : start + count] for start in range(0, len(decoded), count)]
         title = f"step {pending.step + 1}: {' | '.join(self.batches.prompts(pending.step, pending.samples[:count]))}"
-        save_image(labelled_grid(rows, list(pending.latents), title), self.folder.process_vis / "latest.png")
+        save_image(labelled_grid(rows, list(pending.latents), title), self.folder.process_vis / LATEST_IMAGE)
 
     def _was_evaluated(self, log: RunLog, step: int) -> bool:
         """Return whether rank 0's record has an evaluation of this step."""

@@ -595,3 +595,29 @@ def test_read_only_folders(refused_by, tiny_pipeline, diversity, tmp_path, monke
     ):
         line = refused_by(name, main, command)
         assert line == f"{flag} {out}: {tmp_path} is not writable"
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--images_per_prompt", "0"], "--images_per_prompt 0: must be 1 to 100000"),
+        (["--images_per_prompt", "2"], "--images_per_prompt 2: --images is not given; leave it out"),
+        (
+            ["--images", "images.csv", "--images_per_prompt", "2"],
+            "the CSV file of --images says which image is of which",
+        ),
+        (["--images", "images.csv"], "prompts.txt: the CSV file of --images has the prompts; leave it out"),
+        (["--images", "images.csv", "--prompts_txt", ""], "images.csv: line 3: none.png: no such file"),
+        (
+            ["--images", ".", "--images_per_prompt", "3"],
+            "there are 2 images in ., but 1 prompts have 3; give the",
+        ),
+    ],
+)
+def test_images_and_prompts_that_do_not_fit(refused_by, diversity, tmp_path, monkeypatch, extra, says):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "images.csv").write_text("file,prompt\na.png,a red circle\nnone.png,a cross\n")
+    assert says in refused_by("test_diversity.py", program("test_diversity.py"), [*diversity, *extra])
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_runs import PROMPTS, make_run
+from made_up_runs import PROMPTS, make_run, make_sweep
 from PIL import Image
 
 from dpdmd.report.__main__ import main
@@ -226,6 +226,19 @@ def test_many_runs_with_long_names_fit(browser, tmp_path, width):
     assert browser.value(f"{edges}[0].top") == 0
     assert browser.value(f"{edges}[1].top - {edges}[0].bottom") > -1
     assert browser.errors() == []
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_sweep_fits(browser, tmp_path, width):
+    """The table scrolls in itself, and the plane and the images of training shrink to the screen."""
+    root = make_sweep(tmp_path / "sweep", every=0, images=False, process_image=True)
+    assert main([str(root)]) == 0
+    browser.size(width, 900)
+    browser.open(root / "report.html")
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    sizes = browser.value("[...document.querySelectorAll('.whole img')].map(i => [i.naturalWidth, i.clientWidth])")
+    assert len(sizes) == 5 and all(loaded > 0 and 100 < shown <= width for loaded, shown in sizes)
+    assert browser.errors() == [] and [url for url in browser.requests() if url.startswith("http")] == []
 
 
 def test_errors_and_requests_are_seen(browser, tmp_path):
