@@ -18,6 +18,7 @@ from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint, resume
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
+from dpdmd.training.model_sources import locate_models
 from dpdmd.training.preflight_machine import check_host_memory, check_machine, device_bytes
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
@@ -48,14 +49,16 @@ class RunSetup:
 
 
 def check(config: Config) -> RunSetup:
-    """Check everything that `config` points to.
+    """Check everything that `config` points to. Models of the Hub become local folders.
 
     The files of a checkpoint are not read here, only their sizes: `resume_from` takes a point that was read.
 
     Raises:
         ValueError: one line that names the flag or file and what to do.
+        OSError: a model cannot be fetched from the Hub.
     """
     check_machine(config)
+    locate_models(config)
     check_models(config)
     _check_caches(config)
     prompts = read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
