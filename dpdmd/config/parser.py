@@ -68,8 +68,7 @@ class Config:
             f"{name}: {value!r} here, {theirs[group][name]!r} there"
             for group, (_, items) in option_groups().items()
             for name, value in ours[group].items()
-            if not items[name].metadata["may_change_on_resume"]
-            and not equal_values(name, value, theirs[group][name])
+            if not items[name].metadata["may_change_on_resume"] and not equal_values(name, value, theirs[group][name])
         ]
 
 

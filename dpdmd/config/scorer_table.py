@@ -145,9 +145,7 @@ _ROWS = (
         PREFERENCE,
         "dpdmd.evaluation.scorers.imagereward:ImageReward",
         (
-            ScorerFile(
-                "ir_model_path", "ImageReward.pt", (CHECKPOINT,), "zai-org/ImageReward", name="ImageReward.pt"
-            ),
+            ScorerFile("ir_model_path", "ImageReward.pt", (CHECKPOINT,), "zai-org/ImageReward", name="ImageReward.pt"),
             ScorerFile(
                 "ir_med_config",
                 "ImageReward's med_config.json",

@@ -102,6 +102,8 @@ class Program:
         check_writable("--output_dir", out)
         if not args.images and not args.model:
             raise ValueError("--model or --images: give what to score")
+        if args.download and not args.images:  # checked once more below: a wrong path must not cost a download
+            self.prompts(args, self.scorers)
         model, base_model, paths = self.locate(args)
         if not paths:
             flags = [f"--{SCORERS[name].files[0].flag}" for name in self.scorers]

@@ -89,7 +89,7 @@ def one_file(names: Collection[str], read: ReadJson, variant: str | None, *, nam
 
 
 def is_about(name: str) -> bool:
-    """Return whether a file only says what the model is: its card and its licence, which other programs do not fetch."""
+    """Return whether a file is the model's card or licence, which other programs do not fetch."""
     return bool(_ABOUT.fullmatch(name))
 
 

@@ -110,7 +110,7 @@ def _student_defaults(base: Path) -> SamplingDefaults:
 
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
-    """Return a LoRA with its pipeline: `base_model`, or the one in its dpdmd.json, from the cache if it is the Hub's."""
+    """Return a LoRA with its pipeline: `base_model`, or the one in its dpdmd.json, a folder or in the Hub's cache."""
     read_shapes(lora / LORA_WEIGHTS)
     own = read_sampling_defaults(lora, SamplingDefaults())
     base = base_model or own.find_base(lora)

@@ -58,12 +58,15 @@ def check(config: Config) -> RunSetup:
         OSError: a model cannot be fetched from the Hub.
     """
     check_machine(config)
+    folder = RunFolder.from_config(config.run)
+    if config.hub.download:  # checked once more below: a wrong path must not cost a download
+        read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
+        _check_folder(config, folder)
     locate_models(config)
     check_models(config)
     _check_caches(config)
     prompts = read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
     evaluation = set_up_evaluation(config.eval, config.data.prompt_column)
-    folder = RunFolder.from_config(config.run)
     _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes
     steps = _total_steps(config, len(prompts), batch_size)

@@ -167,12 +167,29 @@ def download(model: HubId, files: Mapping[str, RemoteFile], cache: Path) -> Path
         for names in ([name for name in missing if name not in large], large):
             if names:
                 patterns = [glob.escape(name) for name in names]
-                snapshot_download(
-                    model.repository, revision=model.revision, cache_dir=cache, allow_patterns=patterns
-                )
+                snapshot_download(model.repository, revision=model.revision, cache_dir=cache, allow_patterns=patterns)
     if lacking := missing_files(model, files, cache):
         raise ConnectionError(f"{next(iter(lacking))} did not arrive whole; the same command goes on")
     return snapshot
+
+
+def fetch_small(model: HubId, name: str, cache: Path) -> Path:
+    """Fetch one small file of a commit, without a word, and return its path in the snapshot.
+
+    Raises:
+        ValueError, ConnectionError, OSError: as `download`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with _one_line_errors(model):
+            return Path(hf_hub_download(model.repository, name, revision=model.revision, cache_dir=cache))
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def remember(model: HubId, pinned: HubId, cache: Path) -> None:
