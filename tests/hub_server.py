@@ -144,7 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _fail(self, status: int, code: str, message: str) -> None:
         about = {"X-Error-Code": code, "X-Error-Message": message}
-        self._send(status, {name: value for name, value in about.items() if value}, json.dumps({"error": message}).encode())
+        self._send(
+            status, {name: value for name, value in about.items() if value}, json.dumps({"error": message}).encode()
+        )
 
     def _send(self, status: int, headers: dict[str, str], content: bytes, limit: int | None = None) -> None:
         self.send_response(status)

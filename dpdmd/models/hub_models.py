@@ -213,9 +213,7 @@ def _select_local(source: Source, folder: Path) -> Files:
 def _fetch(source: Source, model: HubId, cache: Path) -> tuple[HubId, Path, Files]:
     """Ask the Hub for the commit and its files, and fetch those that the flag needs and the cache lacks."""
     pinned, listing = hub.list_repository(model)
-    files = source.select(
-        listing.keys(), lambda name: read_json(hub.fetch_small(pinned, name, cache)), source.variant
-    )
+    files = source.select(listing.keys(), lambda name: read_json(hub.fetch_small(pinned, name, cache)), source.variant)
     folder = hub.download(pinned, {name: listing[name] for name in files.values()}, cache)
     hub.remember(model, pinned, cache)
     return pinned, folder, files
