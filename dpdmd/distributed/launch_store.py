@@ -3,6 +3,7 @@
 The ranks meet at the store of the launch's rendezvous, which the process group uses afterwards.
 """
 
+import itertools
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,7 +15,7 @@ Result = TypeVar("Result")
 LONGEST_WAIT = timedelta(days=7)  # for a rank that downloads a model
 
 _stores: list[Any] = []  # kept open, since rank 0 may host the store for the others
-_calls = 0
+_next_call = itertools.count(1).__next__
 
 
 def call_on_rank(leader: int, function: Callable[[], Result]) -> Result:
@@ -26,12 +27,10 @@ def call_on_rank(leader: int, function: Callable[[], Result]) -> Result:
         ValueError, OSError: raised by `function`; every rank that waits raises it.
         ConnectionError: the leader is gone.
     """
-    global _calls
     launch = read_launch()
     if launch.processes == 1:
         return function()
-    _calls += 1
-    name, store = f"dpdmd/{_calls}/{leader}", _store()
+    name, store = f"dpdmd/{_next_call()}/{leader}", _store()
     if launch.rank == leader:
         error, result = None, None
         try:
