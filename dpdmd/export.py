@@ -14,7 +14,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags
 from dpdmd.sampling.export import export
+from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
 
@@ -31,18 +33,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--model",
         type=user_path,
         required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, or a network's file",
+        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub",
     )
     parser.add_argument(
-        "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
+        "--base_model",
+        type=user_path,
+        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder to create; it must not exist")
+    add_hub_flags(parser)
     args = parser.parse_args(argv)
     try:
         if os.path.lexists(args.out):
             raise ValueError(f"--out {args.out}: exists already; give another")
         check_writable("--out", args.out)
-        export(args.model, args.base_model, args.out)
+        base = args.base_model and str(args.base_model)
+        model, base_model, _ = locate_model(str(args.model), base, HubOptions.of(args))
+        export(model, base_model, args.out)
     except ValueError as error:
         print(f"dpdmd.export: error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from typing import Any
 
+from dpdmd.config import hub_flags
 from dpdmd.config.method_table import METHODS
 from dpdmd.config.presets import FAMILIES, as_typed
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
@@ -69,7 +70,7 @@ _changeable_path = partial(_path, may_change_on_resume=True)
 
 @dataclass
 class ModelConfig:
-    """Model: the networks, each from a pipeline folder in the diffusers layout"""
+    """Model: the networks, each from a pipeline folder in the diffusers layout, or from the Hub as org/name"""
 
     family: str = _flag("sd35", f"model family ({FAMILY_DEFAULTS})", choices=tuple(FAMILIES))
     teacher_id: str = _path("weights/stabilityai/stable-diffusion-3.5-medium", "teacher's pipeline folder", "release")
@@ -99,6 +100,17 @@ class ModelConfig:
     no_t5: bool = _flag(
         False, "do not load SD3's third text encoder, a T5; its tokens are replaced by zeros", "diffusers"
     )
+
+
+@dataclass
+class HubConfig:
+    """Hub: models that flags name as org/name, from the Hugging Face Hub; a folder of that name comes first"""
+
+    # May change on resume: a checkpoint holds the commit.
+    revision: str | None = _changeable(None, hub_flags.HELP["revision"].format(model="teacher"), "diffusers")
+    variant: str | None = _flag(None, hub_flags.HELP["variant"], "diffusers")
+    cache_dir: str | None = _changeable_path(None, hub_flags.HELP["cache_dir"], "diffusers")
+    download: bool = _changeable(False, hub_flags.HELP["download"], "ours")
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from dpdmd.config.options import DataConfig, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from dpdmd.config.options import DataConfig, EvalConfig, HubConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from dpdmd.utils.paths import same_place
 
 
@@ -15,6 +15,7 @@ class Config:
     """The configuration of a run, in groups."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -25,6 +26,8 @@ class Config:
     given = frozenset()
     # Values before `derive` set them, by name; in config.yaml they stay underived.
     underived = types.MappingProxyType({})
+    # Values that files record in place of a model's local folder, by name: "org/name@commit" of the Hub.
+    recorded = types.MappingProxyType({})
 
     def derive(self, group: str, name: str, value: Any) -> None:
         """Set an option that the user left to another option or to the machine."""
@@ -32,19 +35,28 @@ class Config:
         self.underived = {name: getattr(owner, name), **self.underived}
         setattr(owner, name, value)
 
+    def locate(self, group: str, name: str, folder: str, recorded: str | None) -> None:
+        """Set a model's option to its local folder; if `recorded` is not None, files record that value instead."""
+        setattr(getattr(self, group), name, folder)
+        if recorded is not None:
+            self.recorded = {**self.recorded, name: recorded}
+
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return plain values by group, as in config.yaml."""
-        return {group.name: dict(vars(getattr(self, group.name))) for group in fields(self)}
+        groups = {group.name: vars(getattr(self, group.name)) for group in fields(self)}
+        return {
+            group: {name: self.recorded.get(name, value) for name, value in values.items()}
+            for group, values in groups.items()
+        }
 
     def differences(self, other: "Config") -> list[str]:
         """Return the fields that differ and may not change on resume, as "name: ours here, theirs there"."""
+        ours, theirs = self.as_dict(), other.as_dict()
         return [
-            f"{item.name}: {getattr(ours, item.name)!r} here, {getattr(theirs, item.name)!r} there"
-            for group in fields(self)
-            for ours, theirs in [(getattr(self, group.name), getattr(other, group.name))]
-            for item in fields(ours)
-            if not item.metadata["may_change_on_resume"]
-            and not equal_values(item.name, getattr(ours, item.name), getattr(theirs, item.name))
+            f"{name}: {value!r} here, {theirs[group][name]!r} there"
+            for group, (_, items) in option_groups().items()
+            for name, value in ours[group].items()
+            if not items[name].metadata["may_change_on_resume"] and not equal_values(name, value, theirs[group][name])
         ]
 
 

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags
 from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.program_job import Job
-from dpdmd.evaluation.scorer_files import check_scorer_paths
+from dpdmd.evaluation.scorer_files import check_scorer_paths, scorer_sources
+from dpdmd.models.hub_models import locate_all
 from dpdmd.sampling.given_images import GivenImages, find_images, is_table, odd_names, read_table
 from dpdmd.sampling.image_folder import PICTURES, ImageFile, is_whole, read_settings
+from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
 
@@ -84,6 +87,7 @@ class Program:
         parser.add_argument("--images_per_prompt", type=int, help=PER_PROMPT_HELP)
         parser.add_argument("--prompt_column", help=COLUMN_HELP)
         add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "bf16")
+        add_hub_flags(parser)
         return parser
 
     def check(self, args: argparse.Namespace) -> Job:
@@ -98,12 +102,14 @@ class Program:
             raise ValueError("--output_dir: is empty; give a folder")
         out = Path(args.output_dir)
         check_writable("--output_dir", out)
-        paths = check_scorer_paths(vars(args), self.scorers)
+        if not args.images and not args.model:
+            raise ValueError("--model or --images: give what to score")
+        if args.download and not args.images:  # checked once more below: a wrong path must not cost a download
+            self.prompts(args, self.scorers)
+        model, base_model, paths = self.locate(args)
         if not paths:
             flags = [f"--{SCORERS[name].files[0].flag}" for name in self.scorers]
             raise ValueError(f"no scorer is given: {' or '.join(flags)}")
-        if not args.images and not args.model:
-            raise ValueError("--model or --images: give what to score")
         table = _table(args, default_prompts=self.defaults["prompts_txt"])
         prompts = list(dict.fromkeys(image.prompt for image in table)) or self.prompts(args, paths)
         if not args.images and not prompts:
@@ -124,7 +130,23 @@ class Program:
             read_settings(out / PICTURES, "--output_dir")
         if set(paths) <= DIVERSITY_SCORERS:
             _check_pairs(args, images)
-        return Job(args, paths, options, prompts, images, given.note, out)
+        return Job(args, model, base_model, paths, options, prompts, images, given.note, out)
+
+    def locate(self, args: argparse.Namespace) -> tuple[Path | None, Path | None, dict[str, dict[str, Path]]]:
+        """Return the local paths of --model and --base_model, None if images are given, and of each scorer's flags.
+
+        Raises:
+            ValueError: a path does not hold what its flag needs, or a model is neither here nor in the Hub's cache.
+            OSError: a model cannot be fetched from the Hub.
+        """
+        sources, hub = scorer_sources(vars(args), self.scorers), HubOptions.of(args)
+        model = base_model = None
+        if args.images:
+            found = locate_all(list(sources.values()), hub)
+        else:
+            model, base_model, found = locate_model(args.model, args.base_model, hub, list(sources.values()))
+        local = {flag: str(one.path) for flag, one in zip(sources, found, strict=True)}
+        return model, base_model, check_scorer_paths(vars(args) | local, self.scorers)
 
     def prompts(self, args: argparse.Namespace, scorers: Collection[str]) -> list[str]:
         """Return the prompts of --prompts_txt if images are generated, a scorer needs them, or the flag was given.
@@ -188,8 +210,8 @@ PER_PROMPT_HELP = (
 )
 BATCH_SIZES = {"gen_batch_size": 4, "batch_size": 32}
 HELP = {
-    "model": "run folder, checkpoint, pipeline folder, or with --base_model a .pt, .pth, .bin or .safetensors",
-    "base_model": "pipeline folder that a LoRA or a network alone belongs to",
+    "model": "run, checkpoint or pipeline folder, org/name, or with --base_model a .pt, .pth, .bin or .safetensors",
+    "base_model": "pipeline that a LoRA or a network alone belongs to: a folder, or org/name on the Hub",
     "images": "score the images of this folder, or those in a CSV file with the columns file and prompt",
     "prompts_txt": "prompts, one a line or in a column; the default is read with --images only if scorers need it",
     "output_dir": "pictures/, per_image.csv, summary.json and table.txt",

@@ -14,6 +14,7 @@ class Job:
 
     Attributes:
         args: the flags.
+        model, base_model: local paths of these flags; None if `images` are scored.
         paths: scorer -> flag -> path.
         options: scorer -> further arguments of its class.
         prompts: of --prompts_txt; empty if no scorer needs them.
@@ -23,6 +24,8 @@ class Job:
     """
 
     args: argparse.Namespace
+    model: Path | None
+    base_model: Path | None
     paths: dict[str, dict[str, Path]]
     options: dict[str, dict[str, Any]]
     prompts: list[str]

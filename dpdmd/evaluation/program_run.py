@@ -100,9 +100,9 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     args, folder = job.args, job.out / PICTURES
     with _raised_everywhere(accelerator, LOWER):
         sampler, encoder = load_sampler(
-            Path(args.model),
+            job.model,
             accelerator.device,
-            base_model=Path(args.base_model) if args.base_model else None,
+            base_model=job.base_model,
             dtype=precision.compute_dtype(args.bf16),
             steps=args.steps,
             guidance_scale=args.guidance_scale,
@@ -119,8 +119,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     }
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
-            model = find_model(Path(args.model), Path(args.base_model) if args.base_model else None)
-            settings |= model_settings(model)
+            settings |= model_settings(find_model(job.model, job.base_model))
             check_or_write_settings(folder, settings, "--output_dir")
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]

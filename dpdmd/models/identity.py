@@ -12,7 +12,7 @@ from typing import Any
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE
-from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
+from dpdmd.models.weight_files import DIFFUSERS_STEM, SETTINGS_FILES, TRANSFORMERS_STEM
 from dpdmd.utils.file_digests import sha256_of_files
 from dpdmd.utils.paths import MODEL_INDEX
 from dpdmd.utils.text_files import read_json
@@ -20,7 +20,6 @@ from dpdmd.utils.versions import library_versions
 
 Identity = dict[str, str]  # part of a model -> digest of its content
 
-_SETTINGS = (".json", ".txt", ".model", ".jinja")  # configurations and tokenizers
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -107,7 +106,7 @@ def _deciding_files(path: Path) -> list[Path]:
         weights |= {f"{stem}.safetensors", *_shards(path / f"{stem}.safetensors.index.json")}
     if not any(file.name in weights for file in files):
         weights |= {file.name for file in files if file.suffix in _WEIGHTS}
-    return [file for file in files if file.suffix in _SETTINGS or file.name in weights]
+    return [file for file in files if file.suffix in SETTINGS_FILES or file.name in weights]
 
 
 def _shards(index: Path) -> Iterable[str]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dpdmd.models.lora import Adapter, peft_config
 from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.paths import LORA_WEIGHTS
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 COMFYUI_WEIGHTS = "comfyui_lora.safetensors"
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
+from dpdmd.utils.paths import DEFAULTS_FILE
 from dpdmd.utils.text_files import read_json
-
-DEFAULTS_FILE = "dpdmd.json"  # beside model_index.json
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,13 @@ class SamplingDefaults:
         sigmas: the exact grid [steps + 1] with the final 0; None for the scheduler's own.
         grid: name of the grid (`noise_schedule.GRIDS`) for any other number of steps.
         shift: the model's own shift, if its scheduler's file has 1 because `sigmas` are already shifted.
-        base: absolute path of the pipeline folder that a LoRA changes; None in a pipeline folder.
+        base: absolute path of the pipeline folder that a LoRA changes, or its id on the Hub, "org/name"; None in a
+            pipeline folder.
         base_from_here: the same as a path relative to the LoRA folder, used if `base` is gone, as in a moved tree.
         no_t5: the model was trained with `--no_t5`, and its folder has no T5.
         height, width: size in pixels that a student was trained at; None for the size that the network was made for.
+        base_revision: commit of `base` on the Hub.
+        base_variant: variant of the weights of `base` that a LoRA was trained with, such as fp16.
     """
 
     steps: int = 30
@@ -39,10 +41,14 @@ class SamplingDefaults:
     height: int | None = None
     width: int | None = None
     base_from_here: str | None = None
+    base_revision: str | None = None
+    base_variant: str | None = None
 
     def with_base(self, base: Path, folder: Path) -> "SamplingDefaults":
-        """Return the defaults of a LoRA of `base` that is saved in `folder`."""
-        absolute = os.path.abspath(base)
+        """Return the defaults of a LoRA of `base` that is saved in `folder`. A base on the Hub stays."""
+        if self.base_revision:
+            return self
+        absolute = self.base or os.path.abspath(base)  # `base` may be the folder of a variant's links
         return replace(self, base=absolute, base_from_here=os.path.relpath(absolute, os.path.realpath(folder)))
 
     def find_base(self, folder: Path) -> Path | None:
@@ -64,7 +70,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_path(value: Any) -> bool:
+def _is_word(value: Any) -> bool:
     return value is None or (isinstance(value, str) and bool(value))
 
 
@@ -87,8 +93,10 @@ def _check(values: SamplingDefaults) -> None:
         ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
         ("shift", values.shift is None or (_is_number(values.shift) and values.shift > 0), "a number above 0, or null"),
-        ("base", _is_path(values.base), "a path, or null"),
-        ("base_from_here", _is_path(values.base_from_here), "a path, or null"),
+        ("base", _is_word(values.base), "a path, or null"),
+        ("base_from_here", _is_word(values.base_from_here), "a path, or null"),
+        ("base_revision", _is_word(values.base_revision), "a commit, or null"),
+        ("base_variant", _is_word(values.base_variant), "a name, or null"),
         ("no_t5", isinstance(values.no_t5, bool), "true or false"),
         ("height", values.height is None or _is_count(values.height), "a whole number, at least 1, or null"),
         ("width", values.width is None or _is_count(values.width), "a whole number, at least 1, or null"),

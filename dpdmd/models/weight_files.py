@@ -3,6 +3,7 @@
 Imports neither torch nor diffusers, so a wrong file is reported within a second.
 """
 
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from dpdmd.utils.text_files import read_json, require_regular
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # the libraries' names of a weights file
 Shape = tuple[int, ...]
 _GIT_LFS = b"version https://git-lfs"
+SETTINGS_FILES = (".json", ".txt", ".model", ".jinja")  # endings of configurations and of tokenizers' files
 NETWORK_FILES = (".pt", ".pth", ".bin", ".safetensors")  # endings of files that may hold one network
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch adds them to names of weights
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
@@ -128,8 +130,11 @@ def _explain_missing(folder: Path, stems: Sequence[str]) -> str:
     for stem in stems:  # model.fp16.safetensors, model.fp16-00001-of-00002..., model-00001-of-00002.fp16...
         for variant in sorted([*folder.glob(f"{stem}.*.safetensors"), *folder.glob(f"{stem}-*.*.safetensors")]):
             whole = variant.name.count("-of-") == 0
-            return f"{variant} is a variant, which is not read: get {stem}.safetensors instead" + (
-                f", or rename it to {stem}.safetensors" if whole else ""
+            rename = f", or rename it to {stem}.safetensors" if whole else ""
+            name = re.sub(r"-\d{5}-of-\d{5}", "", variant.name).split(".")[1]
+            return (
+                f"{variant} is a variant, which is not read: get {stem}.safetensors instead{rename}; "
+                f"--variant {name} reads it in --teacher_id and --model"
             )
     for stem in (*stems, "pytorch_model"):  # the last is transformers' name for a pickle
         for pickled in sorted([*folder.glob(f"{stem}.bin"), *folder.glob(f"{stem}*.bin.index.json")]):

@@ -26,5 +26,5 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
 
         network = merged(network)
     with creating_folder(out) as folder:
-        defaults = replace(model.defaults, base=None, base_from_here=None)
+        defaults = replace(model.defaults, base=None, base_from_here=None, base_revision=None, base_variant=None)
         family.export(folder, dict(network.state_dict()), model.folder, defaults, copy=True)

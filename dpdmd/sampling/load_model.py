@@ -6,19 +6,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dpdmd.config.hub_flags import HubOptions
 from dpdmd.models.base import Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.hub_models import locate
 from dpdmd.models.layout import Layout
 from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.noise_schedule import DEFAULT
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import NETWORK_FILES, check_weights, read_network, read_network_shapes, read_shapes
-from dpdmd.run_folder import LORA, STUDENT, RunFolder
+from dpdmd.sampling.model_source import base_source, model_place, model_places
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.logging import logger
-from dpdmd.utils.paths import same_place
+from dpdmd.utils.paths import MODEL_INDEX, same_place
 
 STUDENT_STEPS, STUDENT_GUIDANCE = 4, 1.0  # paper: 4 steps, no guidance
 NETWORK_PREFIXES = ("module", "model")  # of DDP and of trainers, before the names of a network's weights
@@ -76,22 +78,14 @@ def _find(path: Path, base_model: Path | None) -> Model:
         if base_model is None:
             raise ValueError(f"--model {path}: is a network alone; give the pipeline it is of as --base_model")
         return Model(base_model, _defaults_of_network(path, base_model), state_dict=path)
-    for place in _places(path):
-        if (place / "model_index.json").is_file():
+    if place := model_place(path):
+        if (place / MODEL_INDEX).is_file():
             return Model(place, read_sampling_defaults(place, LAYOUTS[family_of(place)].defaults))
-        if (place / LORA_WEIGHTS).is_file():
-            return _with_base(place, base_model)
+        return _with_base(place, base_model)
     raise ValueError(
         f"--model {path}: neither a pipeline folder (no model_index.json) nor a LoRA (no {LORA_WEIGHTS}) nor a "
         "checkpoint nor a run with one"
     )
-
-
-def _places(folder: Path) -> list[Path]:
-    """Return where the model of a pipeline or LoRA folder, a checkpoint or a run may be."""
-    latest = RunFolder.of(folder).latest()
-    checkpoints = [folder, latest] if latest else [folder]
-    return [folder, *(checkpoint / name for checkpoint in checkpoints for name in (STUDENT, LORA))]
 
 
 def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
@@ -101,7 +95,7 @@ def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
     the base itself does not count: it has the teacher's steps.
     """
     for folder in path.absolute().parents[:2]:
-        for place in _places(folder):
+        for place in model_places(folder):
             if (place / DEFAULTS_FILE).is_file() and not same_place(place, base):
                 return read_sampling_defaults(place, SamplingDefaults())
     return _student_defaults(base)
@@ -116,10 +110,12 @@ def _student_defaults(base: Path) -> SamplingDefaults:
 
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
-    """Return a LoRA with its pipeline: `base_model`, or the one in its dpdmd.json."""
+    """Return a LoRA with its pipeline: `base_model`, or the one in its dpdmd.json, a folder or in the Hub's cache."""
     read_shapes(lora / LORA_WEIGHTS)
     own = read_sampling_defaults(lora, SamplingDefaults())
     base = base_model or own.find_base(lora)
+    if base_model is None and (source := base_source(lora)):
+        base = locate(source, HubOptions()).path
     if base is None or not base.is_dir():
         raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
     return Model(base, own if (lora / DEFAULTS_FILE).exists() else _student_defaults(base), lora=lora)

@@ -1,5 +1,6 @@
 """Take snapshots of a run's state, write them in the background as checkpoints, and keep the link `best`."""
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
+from dpdmd.models.registry import adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.run_folder import BEST
 from dpdmd.training import checkpoint, optimizer_state
@@ -22,6 +24,7 @@ from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.preflight import RunSetup
 from dpdmd.training.run_log import RunLog
 from dpdmd.utils.background import in_background
+from dpdmd.utils.hub import parse_id
 from dpdmd.utils.logging import logger
 
 
@@ -80,7 +83,18 @@ class Checkpointer:
             no_t5=self.config.model.no_t5,
             height=self.config.data.height,
             width=self.config.data.width,
+            **self._base(),
         )
+
+    def _base(self) -> dict[str, str | None]:
+        """Return what a LoRA's sampling defaults say about a teacher that is not simply a folder; else nothing."""
+        teacher = self.config.recorded.get("teacher_id")
+        if teacher is None or adapters(self.config.model) is None:
+            return {}
+        base = {"base": os.path.abspath(teacher), "base_variant": self.config.hub.variant}
+        if model := parse_id(teacher):
+            base |= {"base": model.repository, "base_revision": model.revision}
+        return base
 
     def save(self, step: int) -> None:
         """Wait for the checkpoint before, then take a snapshot, which rank 0 writes while training continues.

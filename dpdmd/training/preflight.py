@@ -18,6 +18,7 @@ from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint, resume
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
+from dpdmd.training.model_sources import locate_models
 from dpdmd.training.preflight_machine import check_host_memory, check_machine, device_bytes
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
@@ -48,19 +49,24 @@ class RunSetup:
 
 
 def check(config: Config) -> RunSetup:
-    """Check everything that `config` points to.
+    """Check everything that `config` points to. Models of the Hub become local folders.
 
     The files of a checkpoint are not read here, only their sizes: `resume_from` takes a point that was read.
 
     Raises:
         ValueError: one line that names the flag or file and what to do.
+        OSError: a model cannot be fetched from the Hub.
     """
     check_machine(config)
+    folder = RunFolder.from_config(config.run)
+    if config.hub.download:  # checked once more below: a wrong path must not cost a download
+        read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
+        _check_folder(config, folder)
+    locate_models(config)
     check_models(config)
     _check_caches(config)
     prompts = read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
     evaluation = set_up_evaluation(config.eval, config.data.prompt_column)
-    folder = RunFolder.from_config(config.run)
     _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes
     steps = _total_steps(config, len(prompts), batch_size)

@@ -16,6 +16,7 @@ from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry, updates
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
+from dpdmd.models.hub_models import check_equal_pins
 from dpdmd.report import writer
 from dpdmd.run_folder import LATEST_IMAGE
 from dpdmd.training import introduction, preflight, resume
@@ -52,6 +53,7 @@ class Trainer:
 
     def __init__(self, setup: RunSetup):
         self.accelerator = make_accelerator(setup.config)
+        check_equal_pins(collectives.gather(self.accelerator, [dict(setup.config.recorded)]))
         self.setup = _confirm_resume_point(setup, self.accelerator)
         self.config, self.folder = setup.config, setup.folder
         self.start, self.stop = self.setup.resume.step, setup.total_steps

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 
 MODEL_INDEX = "model_index.json"  # in the folder of a diffusers pipeline
+DEFAULTS_FILE = "dpdmd.json"  # sampling defaults, beside model_index.json or a LoRA
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 LATEST, BEST = "latest", "best"  # links beside the checkpoints of a run
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")  # of macOS's archives, Synology's thumbnails and fsck
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # of Windows
