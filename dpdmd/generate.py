@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, check_ranges, check_total
+from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.sampling import geneval
 from dpdmd.utils.error_lines import one_line
@@ -57,6 +57,7 @@ def check(args: argparse.Namespace) -> list[str]:
         ValueError: a value out of range, not exactly one source of prompts, or a folder that cannot be written.
     """
     check_ranges(vars(args))
+    apply_size(args)
     if sum(given is not None for given in (args.prompt, args.prompt_txt, args.geneval)) != 1:
         raise ValueError("--prompt, --prompt_txt or --geneval: give one of them")
     check_writable("--out", args.out)

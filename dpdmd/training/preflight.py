@@ -59,7 +59,7 @@ def check(config: Config) -> RunSetup:
     check_models(config)
     _check_caches(config)
     prompts = read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
-    evaluation = set_up_evaluation(config.eval, config.data.prompt_column)
+    evaluation = set_up_evaluation(config.eval, config.data.prompt_column, list(config.data.image_sizes))
     folder = RunFolder.from_config(config.run)
     _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes

@@ -85,9 +85,9 @@ class RunLog:
             with self._tracking():
                 self.tracker.log(named, record["step"])
         if record["step"] % self.every == 0:
-            logger.info(
-                "step %d %s %s", record["step"], record["turn"], " ".join(f"{k}={v:.5g}" for k, v in metrics.items())
-            )
+            size = f"size={record['size']} " if "size" in record else ""
+            shown = size + " ".join(f"{k}={v:.5g}" for k, v in metrics.items())
+            logger.info("step %d %s %s", record["step"], record["turn"], shown)
 
     def evaluation(self, record: dict[str, Any], table: str) -> None:
         """Record one evaluation: `record` has `step`, `turn`, and scores whose names begin with eval/ or eval_ema/."""

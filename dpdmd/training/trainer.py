@@ -209,6 +209,7 @@ class Trainer:
         record = {
             "step": pending.step + 1,
             "turn": pending.network,
+            **({"size": str(self.batches.image_size(pending.step))} if self.config.data.sizes else {}),
             **metrics,
             "lr": pending.learning_rate,
             "seconds": seconds,
