@@ -181,6 +181,11 @@ class DataConfig:
     prompt_column: str | None = _changeable(
         None, "column of every prompt file that has columns; without it the one named prompt, caption or text", "ours"
     )
+    prompt_weight_column: str | None = _flag(
+        None,
+        "column of --prompt_txt with how often each prompt is drawn, relative to the others; 0 for never",
+        "ours",
+    )
     cache_text_embeddings: str | None = _changeable_path(
         None,
         "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory",

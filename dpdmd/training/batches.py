@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from dpdmd.config import Config
 from dpdmd.config.image_sizes import ImageSize
-from dpdmd.data.prompts import global_samples, pool_prompts, prompts_of_step
+from dpdmd.data.prompts import PromptWeights, global_samples, pool_prompts, prompts_of_step
 from dpdmd.methods import registry, update_schedule
 from dpdmd.methods.context import MicroBatch
 from dpdmd.models.base import TextEmbedding, TextEncoder
@@ -24,18 +24,28 @@ class Batches:
         ValueError: the global batch does not divide over the processes.
     """
 
-    def __init__(self, config: Config, prompts: Sequence[str], global_batch_size: int, processes: int, rank: int):
+    def __init__(
+        self,
+        config: Config,
+        prompts: Sequence[str],
+        global_batch_size: int,
+        processes: int,
+        rank: int,
+        weights: PromptWeights | None = None,
+    ):
         self.config, self.global_batch_size = config, global_batch_size
         self.samples = global_samples(global_batch_size, processes, rank)
-        self._all, self._sizes = prompts, config.data.image_sizes
-        self._pool = pool_prompts(prompts, config.run.seed, config.method.teacher_cache_size or 0)
+        self._all, self._weights, self._sizes = prompts, weights, config.data.image_sizes
+        self._pool = pool_prompts(prompts, config.run.seed, config.method.teacher_cache_size or 0, weights)
         self._encoded: tuple[list[str], TextEmbedding] | None = None  # of the last roll-out
 
     def prompts(self, step: int, samples: Sequence[int] | None = None) -> list[str]:
         """Return the prompts of some of the rank's samples (default: all)."""
         samples = self.samples if samples is None else samples
         entries = self._entries(step, samples)
-        return self._of_step(self._all, step, samples) if entries is None else [self._pool[i] for i in entries]
+        if entries is not None:
+            return [self._pool[i] for i in entries]
+        return self._of_step(self._all, step, samples, self._weights)
 
     def image_size(self, step: int) -> ImageSize:
         """Return the size of a step's images."""
@@ -57,10 +67,12 @@ class Batches:
             for start in range(0, len(self.samples), size)
         ]
 
-    def _of_step(self, items: Sequence[Item], step: int, samples: Sequence[int]) -> list[Item]:
+    def _of_step(
+        self, items: Sequence[Item], step: int, samples: Sequence[int], weights: PromptWeights | None = None
+    ) -> list[Item]:
         """Return the items (prompts or pool entries) that these samples of a step use."""
         source = update_schedule.rollout_step(step, self.config.method)
-        return prompts_of_step(items, self.config.run.seed, source, self.global_batch_size, samples)
+        return prompts_of_step(items, self.config.run.seed, source, self.global_batch_size, samples, weights)
 
     def _entries(self, step: int, samples: Sequence[int]) -> list[int] | None:
         """Return the pool entries that these samples of a step use; None in an update that does not use the pool."""

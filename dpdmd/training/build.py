@@ -182,7 +182,7 @@ def _store_samples(
         layout, folder = LAYOUTS[config.model.family], Path(config.model.teacher_id)
         return cache_key(identify_pipeline(layout, folder, no_t5=config.model.no_t5, without=("vae",)))
 
-    pool = pool_prompts(setup.prompts, run.seed, config.method.teacher_cache_size)
+    pool = pool_prompts(setup.prompts, run.seed, config.method.teacher_cache_size, setup.weights)
     settings = teacher_sample_cache.PoolSettings(
         model=collectives.call_on_main(accelerator, model),
         dtype=str(run.family.compute_dtype),

@@ -51,7 +51,7 @@ class Checkpointer:
                 step,
                 {name: each.updates for name, each in self.trained.items()},
                 self.setup.global_batch_size,
-                fingerprint(self.setup.prompts),
+                fingerprint(self.setup.prompts, self.setup.weights),
                 models,
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},

@@ -57,7 +57,7 @@ class Trainer:
         self.schedule = StepSchedule(self.config, self.stop, scored=bool(setup.evaluation.sets))
         self.signals = StopSignals()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank)
+        self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank, setup.weights)
         self._open_folder()
         state = build_training_state(self.setup, self.accelerator)
         self.trained, self.average, self.run = state.trained, state.average, state.run
