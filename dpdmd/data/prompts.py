@@ -11,6 +11,7 @@ import numpy as np
 from dpdmd.utils.rng import numpy_generator
 
 Item = TypeVar("Item")
+_HASHED = 65_536  # prompts that are joined at a time
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that `epoch_order` caches by it
@@ -33,7 +34,9 @@ class PromptWeights:
 
 def fingerprint(prompts: Sequence[str], weights: PromptWeights | None = None) -> str:
     """Return a digest of a list of prompts, and of their weights if there are any."""
-    digest = hashlib.blake2b("\n".join(prompts).encode(), digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
+    for start in range(0, len(prompts), _HASHED):  # a join of all would be a second copy in memory
+        digest.update(("\n" * bool(start) + "\n".join(prompts[start : start + _HASHED])).encode())
     if weights is not None:
         digest.update(b"\n\n" + weights.values.tobytes())  # no list of prompts ends like this
     return digest.hexdigest()
