@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdmd.config.hub_flags import HubOptions, add_hub_flags
-from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, check_ranges, check_total
+from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling import geneval
@@ -65,6 +65,7 @@ def check(args: argparse.Namespace) -> list[str]:
     """
     check_single_process("several would write the same images")
     check_ranges(vars(args))
+    apply_size(args)
     if sum(given is not None for given in (args.prompt, args.prompt_txt, args.geneval)) != 1:
         raise ValueError("--prompt, --prompt_txt or --geneval: give one of them")
     check_writable("--out", args.out)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from dpdmd.config import hub_flags
+from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize, parse_sizes
 from dpdmd.config.method_table import METHODS
 from dpdmd.config.presets import FAMILIES, as_typed
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
@@ -21,6 +22,7 @@ DMD_TIMES = ("per_sample", "per_batch")
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 POLYNOMIAL_END = 1e-7  # the learning rate at the end of "polynomial", as in diffusers
 NONFINITE = ("stop", "skip")
+EVAL_SIZES = ("first", "all")
 OPTIMIZERS = ("adamw", "adamw_8bit")
 TRACKERS = ("tensorboard", "wandb", "none")
 FAMILY_DEFAULTS = "; ".join(f"{name}'s own defaults: {as_typed(own)}" for name, own in FAMILIES.items() if own)
@@ -28,7 +30,6 @@ MAX_COUNT = 10**9  # of anything: beyond any use, and products of counts still f
 MAX_GRID_STEPS = 1000  # number of times that the models were trained at
 MAX_BATCH = 2**16
 MAX_IMAGES = 100_000  # per prompt
-MAX_PIXELS = 2**16  # per side
 MAX_RANK = 2**14  # beyond the width of any layer
 DEFAULT_MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
 
@@ -200,6 +201,11 @@ class DataConfig:
     prompt_column: str | None = _changeable(
         None, "column of every prompt file that has columns; without it the one named prompt, caption or text", "ours"
     )
+    prompt_weight_column: str | None = _flag(
+        None,
+        "column of --prompt_txt with how often each prompt is drawn, relative to the others; 0 for never",
+        "ours",
+    )
     cache_text_embeddings: str | None = _changeable_path(
         None,
         "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory",
@@ -207,9 +213,19 @@ class DataConfig:
     )
     height: int = _flag(1024, "image height in pixels", "paper", ge=1, le=MAX_PIXELS)
     width: int = _flag(1024, "image width in pixels", "paper", ge=1, le=MAX_PIXELS)
+    sizes: str | None = _flag(
+        None,
+        "several image sizes instead of height and width, WIDTHxHEIGHT[:WEIGHT],...: each roll-out draws one by weight",
+        "ours",
+    )
     max_sequence_length: int | None = _flag(
         None, "T5 tokens per prompt; without it the value in the teacher's folder, else 256", "diffusers", ge=1, lt=513
     )
+
+    @property
+    def image_sizes(self) -> dict[ImageSize, float]:
+        """The sizes of the run's images in the order given, each with its weight; the first is the main one."""
+        return parse_sizes(self.sizes) if self.sizes else {ImageSize(self.height, self.width): 1.0}
 
 
 @dataclass
@@ -300,6 +316,12 @@ class EvalConfig(_ScorerPaths):
     )
     eval_batch_size: int = _changeable(
         4, "images sampled and scored at a time per process", "release", ge=1, le=MAX_BATCH
+    )
+    eval_sizes: str = _changeable(
+        "first",
+        "with --sizes: evaluate at the first size, or at all; they are scored apart",
+        "ours",
+        choices=EVAL_SIZES,
     )
     eval_seed: int = _changeable(0, "seed of the start noise, the same at every evaluation", "ours", ge=0, lt=2**32)
     offload_scorers: bool = _changeable(False, "keep the scorers on the CPU between evaluations", "ours")

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dpdmd.config.flag_names import ALIASES, Alias, suggestion, unknown_arguments
+from dpdmd.config.image_sizes import format_sizes
 from dpdmd.config.presets import FAMILIES, PRESETS
 from dpdmd.config.schema import Config, equal_values, group_of_each_option, option_groups, value_type
 from dpdmd.config.validation import check_range, check_relations, check_tracker_names
@@ -192,6 +193,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
         setattr(getattr(config, group_of[name]), name, value)
     _expand_paths(config)
     validate(config)
+    _set_first_size(config, given)
     for name in ("student_id", "fake_id"):
         if getattr(config.model, name) is None:
             config.derive("model", name, config.model.teacher_id)
@@ -255,6 +257,29 @@ def _expand_paths(config: Config) -> None:
                 setattr(group, name, _expanded(name, value))
 
 
+def _set_first_size(config: Config, given: Collection[str]) -> None:
+    """Let height and width be those of the first of `--sizes`; one size alone is height and width.
+
+    Raises:
+        ValueError: --height or --width is a flag, too.
+    """
+    data = config.data
+    if data.sizes is None:
+        return
+    for name in ("height", "width"):
+        if name in given:
+            raise ValueError(
+                f"--{name} {getattr(data, name)}: --sizes {data.sizes} has the sizes; leave out one of both"
+            )
+    sizes = data.image_sizes
+    data.sizes = format_sizes(sizes) if len(sizes) > 1 else None
+    for name, side in next(iter(sizes))._asdict().items():
+        if data.sizes:
+            config.derive("data", name, side)
+        else:
+            setattr(data, name, side)
+
+
 def validate(config: Config) -> None:
     """Check ranges, choices and relations of values, without files or devices.
 
@@ -264,5 +289,6 @@ def validate(config: Config) -> None:
     for group in vars(config).values():
         for item in fields(group):
             check_range(item.name, getattr(group, item.name), item.metadata)
+    _ = config.data.image_sizes  # its form is checked where it is read
     check_relations(config.model, config.method, config.optim, config.eval)
     check_tracker_names(config.run)

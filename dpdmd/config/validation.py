@@ -102,7 +102,15 @@ def check_tracker_names(run: RunConfig) -> None:
             )
 
 
-EVALUATION_FLAGS = ("div_prompts", "num_div_seeds", "pref_prompts", "eval_prompts_limit", "eval_batch_size", "best_by")
+EVALUATION_FLAGS = (
+    "div_prompts",
+    "num_div_seeds",
+    "pref_prompts",
+    "eval_prompts_limit",
+    "eval_batch_size",
+    "eval_sizes",
+    "best_by",
+)
 
 
 def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.config.hub_flags import HubOptions, add_hub_flags
-from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
+from dpdmd.config.sampling_flags import add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_launch
@@ -86,7 +86,7 @@ class Program:
             parser.add_argument(f"--{flag}", default=value, help=f"{described[flag]} (default: %(default)s)", **options)
         parser.add_argument("--images_per_prompt", type=int, help=PER_PROMPT_HELP)
         parser.add_argument("--prompt_column", help=COLUMN_HELP)
-        add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "bf16")
+        add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "size", "bf16")
         add_hub_flags(parser)
         return parser
 
@@ -98,6 +98,7 @@ class Program:
         """
         check_launch()
         check_ranges(vars(args))
+        apply_size(args)
         if not args.output_dir:
             raise ValueError("--output_dir: is empty; give a folder")
         out = Path(args.output_dir)

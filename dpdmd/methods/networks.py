@@ -48,7 +48,7 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
         if config.optim.attention_backend:
             use_attention_backend(network, config.optim.attention_backend)
         if config.optim.compile:
-            compile_blocks(network, family.block_classes)
+            compile_blocks(network, family.block_classes, num_sizes=len(config.data.image_sizes))
         return network
 
     teacher = load(Path(config.model.teacher_id), family.compute_dtype).requires_grad_(False).to(family.device)

@@ -188,19 +188,25 @@ class Layout:
         """Return the height and width, in pixels, that the network was made for."""
         return int(self.network_config(folder).get("sample_size", 128)) * self.read_vae_factor(folder)
 
-    def check_size(self, folder: Path, height: int, width: int) -> None:
+    def check_size(self, folder: Path, height: int, width: int, flag: str = "") -> None:
         """Check that the network can make images of this size.
+
+        Args:
+            flag: the flag with its value, if it gives both sides.
 
         Raises:
             ValueError: no multiple of the autoencoder's factor times the patch, or beyond the position table.
         """
         factor, config = self.read_vae_factor(folder), self.network_config(folder)
         multiple, largest = (factor * number for number in self.latents(config))
-        for flag, value in (("--height", height), ("--width", width)):
+        for side, value in (("height", height), ("width", width)):
+            place = f"{flag}: {side} {value}" if flag else f"--{side} {value}:"
             if value <= 0 or value % multiple:
-                raise ValueError(f"{flag} {value}: must be a multiple of {multiple} for this model")
+                raise ValueError(f"{place} must be a multiple of {multiple} for this model")
             if value > largest:
-                raise ValueError(f"{flag} {value}: this model has positions for {largest} pixels at most")
+                raise ValueError(
+                    f"{place}{' is too large;' if flag else ''} this model has positions for {largest} pixels at most"
+                )
 
 
 def _clip_tokens(folder: Path, default: int) -> int:

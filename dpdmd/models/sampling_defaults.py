@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
 from dpdmd.utils.paths import DEFAULTS_FILE
 from dpdmd.utils.text_files import read_json
@@ -28,6 +29,8 @@ class SamplingDefaults:
         height, width: size in pixels that a student was trained at; None for the size that the network was made for.
         base_revision: commit of `base` on the Hub.
         base_variant: variant of the weights of `base` that a LoRA was trained with, such as fp16.
+        sizes: all sizes that a student was trained at, each WIDTHxHEIGHT, if they are several; the first is `height`
+            and `width`.
     """
 
     steps: int = 30
@@ -43,6 +46,14 @@ class SamplingDefaults:
     base_from_here: str | None = None
     base_revision: str | None = None
     base_variant: str | None = None
+    sizes: tuple[str, ...] | None = None
+
+    @property
+    def trained_sizes(self) -> list[ImageSize]:
+        """The sizes that a student was trained at; empty if they are not known, as for a teacher."""
+        if self.sizes:
+            return [ImageSize.parse(size, "sizes") for size in self.sizes]
+        return [ImageSize(self.height, self.width)] if self.height and self.width else []
 
     def with_base(self, base: Path, folder: Path) -> "SamplingDefaults":
         """Return the defaults of a LoRA of `base` that is saved in `folder`. A base on the Hub stays."""
@@ -74,6 +85,14 @@ def _is_word(value: Any) -> bool:
     return value is None or (isinstance(value, str) and bool(value))
 
 
+def _are_sizes(value: Any) -> bool:
+    """Return whether `value` is a list of at least one size, each WIDTHxHEIGHT."""
+    try:
+        return isinstance(value, list | tuple) and bool([ImageSize.parse(size, "") for size in value])
+    except (TypeError, ValueError):
+        return False
+
+
 def _is_grid(value: Any, steps: int) -> bool:
     """Return whether `value` is `steps` + 1 numbers that fall strictly to 0."""
     if not (isinstance(value, list | tuple) and len(value) == steps + 1 and all(map(_is_number, value))):
@@ -100,6 +119,7 @@ def _check(values: SamplingDefaults) -> None:
         ("no_t5", isinstance(values.no_t5, bool), "true or false"),
         ("height", values.height is None or _is_count(values.height), "a whole number, at least 1, or null"),
         ("width", values.width is None or _is_count(values.width), "a whole number, at least 1, or null"),
+        ("sizes", values.sizes is None or _are_sizes(values.sizes), "texts such as 832x1216, or null"),
     ):
         if not holds:
             raise ValueError(f"{name} is {getattr(values, name)!r}, which must be {wanted}")
@@ -127,4 +147,5 @@ def read_sampling_defaults(folder: Path, family_defaults: SamplingDefaults) -> S
         _check(defaults)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return replace(defaults, sigmas=None if defaults.sigmas is None else tuple(defaults.sigmas))
+    lists = {name: getattr(defaults, name) for name in ("sigmas", "sizes")}
+    return replace(defaults, **{name: None if value is None else tuple(value) for name, value in lists.items()})

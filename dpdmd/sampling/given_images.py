@@ -81,7 +81,7 @@ def _table_images(path: Path, column: str | None) -> list[ImageFile]:
     lines: dict[Path, int] = {}
     images = []
     for line, row in rows:
-        prompt = next(iter(prompts_of_table([(line, row[prompt_place])], "line")), None)
+        prompt = next(iter(prompts_of_table([(line, row[prompt_place], None)], "line", weighted=False)[0]), None)
         file = path.parent / row[file_place].strip()
         if prompt is None:
             raise ValueError(f"line {line} has no prompt")

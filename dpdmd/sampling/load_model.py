@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dpdmd.config.hub_flags import HubOptions
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.base import Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.hub_models import locate
@@ -180,6 +181,12 @@ def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
     return network
 
 
+def _warn_of_untrained_size(size: ImageSize, defaults: SamplingDefaults) -> None:
+    trained = defaults.trained_sizes
+    if trained and size not in trained:
+        logger.warning("size %s: the student was trained at %s", size, ", ".join(map(str, trained)))
+
+
 def load_sampler(
     path: Path,
     device: torch.device,
@@ -208,6 +215,7 @@ def load_sampler(
     default_size = layout.default_size(folder)
     height, width = height or defaults.height or default_size, width or defaults.width or default_size
     layout.check_size(folder, height, width)
+    _warn_of_untrained_size(ImageSize(height, width), defaults)
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
     schedule = family.load_schedule(folder)
     own = defaults.sigmas and steps in (None, len(defaults.sigmas) - 1)

@@ -54,7 +54,7 @@ class Checkpointer:
                 step,
                 {name: each.updates for name, each in self.trained.items()},
                 self.setup.global_batch_size,
-                fingerprint(self.setup.prompts),
+                fingerprint(self.setup.prompts, self.setup.weights),
                 models,
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
@@ -73,7 +73,7 @@ class Checkpointer:
 
     def sampling_defaults(self) -> SamplingDefaults:
         """Return how the exported student is sampled."""
-        grid = self.config.method.student_sigmas
+        grid, sizes = self.config.method.student_sigmas, list(self.config.data.image_sizes)
         return SamplingDefaults(
             steps=self.config.method.stu_inference_steps,
             guidance_scale=1.0,
@@ -81,8 +81,9 @@ class Checkpointer:
             sigmas=tuple(self.run.student_sigmas.tolist()),
             grid=grid if grid in GRIDS else DEFAULT,
             no_t5=self.config.model.no_t5,
-            height=self.config.data.height,
-            width=self.config.data.width,
+            height=sizes[0].height,
+            width=sizes[0].width,
+            sizes=tuple(map(str, sizes)) if len(sizes) > 1 else None,
             **self._base(),
         )
 

@@ -57,7 +57,7 @@ def _method(config: Config) -> str:
     return (
         f"{method.method}: a student of {counted(method.stu_inference_steps, 'sampling step')} ({trained}) from "
         f"{config.model.teacher_id}, {counted(method.teacher_infer_steps, 'sampling step')} at guidance "
-        f"{method.teacher_guidance_scale:g}, {config.data.height} x {config.data.width} pixels"
+        f"{method.teacher_guidance_scale:g}, {' and '.join(map(str, config.data.image_sizes))} pixels"
     )
 
 

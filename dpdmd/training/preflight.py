@@ -5,11 +5,13 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dpdmd.config import Config
-from dpdmd.config.options import DEFAULT_MAX_STEPS
+from dpdmd.config.options import DEFAULT_MAX_STEPS, DataConfig
 from dpdmd.config.validation import unused_flag_warnings
-from dpdmd.data.prompt_files import read_prompts
-from dpdmd.data.prompts import fingerprint
+from dpdmd.data.prompt_files import read_prompts, read_weighted_prompts
+from dpdmd.data.prompts import PromptWeights, fingerprint
 from dpdmd.distributed.launch_env import read_launch, single_process_warning
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.update_schedule import num_student_updates
@@ -35,6 +37,7 @@ class RunSetup:
         global_batch_size: samples of one update, over all processes and micro-batches.
         total_steps: the update after which the run ends.
         warnings: one line each, for the log.
+        weights: how often each prompt is drawn; None if all are drawn equally often.
     """
 
     config: Config
@@ -46,6 +49,7 @@ class RunSetup:
     global_batch_size: int
     total_steps: int
     warnings: list[str]
+    weights: PromptWeights | None = None
 
 
 def check(config: Config) -> RunSetup:
@@ -60,13 +64,13 @@ def check(config: Config) -> RunSetup:
     check_machine(config)
     folder = RunFolder.from_config(config.run)
     if config.hub.download:  # checked once more below: a wrong path must not cost a download
-        read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
+        _read_prompts(config.data)
         _check_folder(config, folder)
     locate_models(config)
     check_models(config)
     _check_caches(config)
-    prompts = read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
-    evaluation = set_up_evaluation(config.eval, config.data.prompt_column)
+    prompts, weights = _read_prompts(config.data)
+    evaluation = set_up_evaluation(config.eval, config.data.prompt_column, list(config.data.image_sizes))
     _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes
     steps = _total_steps(config, len(prompts), batch_size)
@@ -75,7 +79,7 @@ def check(config: Config) -> RunSetup:
     point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
     memory, memory_warnings = _estimate_memory(config, evaluation)
     warnings = [*_warnings(config, folder, point, evaluation, steps), *memory_warnings]
-    setup = RunSetup(config, folder, prompts, evaluation, point, memory, batch_size, steps, warnings)
+    setup = RunSetup(config, folder, prompts, evaluation, point, memory, batch_size, steps, warnings, weights)
     _check_resume_point(setup)
     check_weights(config, evaluation)  # last: it imports what takes seconds
     return setup
@@ -90,6 +94,14 @@ def resume_from(setup: RunSetup, point: ResumePoint) -> RunSetup:
     setup = replace(setup, resume=point)
     _check_resume_point(setup)
     return setup
+
+
+def _read_prompts(data: DataConfig) -> tuple[list[str], PromptWeights | None]:
+    path, column = Path(data.prompt_txt), data.prompt_column
+    if data.prompt_weight_column is None:
+        return read_prompts(path, column=column), None
+    prompts, weights = read_weighted_prompts(path, column, data.prompt_weight_column)
+    return prompts, PromptWeights(np.asarray(weights))
 
 
 def _total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:
@@ -183,9 +195,10 @@ def _check_resume_point(setup: RunSetup) -> None:
     """Check that the run continues the same list of prompts, and that the checkpoints to come fit the disk."""
     config, point = setup.config, setup.resume
     if point.progress:
-        if point.progress.prompts and point.progress.prompts != fingerprint(setup.prompts):
+        if point.progress.prompts and point.progress.prompts != fingerprint(setup.prompts, setup.weights):
+            those = "the prompts" if setup.weights is None else "the prompts and weights"
             raise ValueError(
-                f"--prompt_txt {config.data.prompt_txt}: not the prompts that {point.path} was trained on; give "
+                f"--prompt_txt {config.data.prompt_txt}: not {those} that {point.path} was trained on; give "
                 "those, or another --run_dir"
             )
         if point.progress.global_batch_size != setup.global_batch_size:

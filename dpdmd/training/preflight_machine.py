@@ -93,5 +93,6 @@ def check_host_memory(memory: MemoryEstimate) -> list[str]:
         return []
     comparison = f"{memory.summary()}; this machine has {host / 1e9:.1f} GB of memory; {memory.advice()}"
     if memory.total > HOST_LIMIT * host:
-        raise ValueError(f"--batch_size, --height, --width: the run cannot fit: {comparison}")
+        sides = "--sizes" if memory.size else "--height, --width"
+        raise ValueError(f"--batch_size, {sides}: the run cannot fit: {comparison}")
     return [f"the run may not fit this machine: {comparison}"] if memory.total > host else []

@@ -62,7 +62,8 @@ def _check_networks(config: Config) -> None:
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if differing:
             raise ValueError(f"{flag} {folder}: not the teacher's architecture ({', '.join(differing)} differ)")
-    layout.check_size(teacher, data.height, data.width)
+    for size in data.image_sizes:
+        layout.check_size(teacher, *size, flag=f"--sizes {size}" if data.sizes else "")
     if pair := adapters(model):
         try:
             layout.adapted_layers(teacher, pair.student.targets)

@@ -99,7 +99,8 @@ class RunLog:
 
     def _line(self, record: dict[str, Any]) -> str:
         """Return the metrics of an update, and those of the latest update of the other network."""
-        parts = [f"step {record['step']} {record['turn']} {_listed(_metrics(record))}"]
+        size = f"size={record['size']} " if "size" in record else ""
+        parts = [f"step {record['step']} {record['turn']} {size}{_listed(_metrics(record))}"]
         for turn, latest in self._latest.items():
             if turn != record["turn"]:
                 own = {name: value for name, value in _metrics(latest).items() if name not in _TIME_AND_MEMORY}

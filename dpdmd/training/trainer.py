@@ -60,7 +60,7 @@ class Trainer:
         self.schedule = StepSchedule(self.config, self.stop, scored=bool(setup.evaluation.sets))
         self.signals = StopSignals()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank)
+        self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank, setup.weights)
         self._open_folder()
         state = build_training_state(self.setup, self.accelerator)
         self.trained, self.average, self.run = state.trained, state.average, state.run
@@ -215,6 +215,7 @@ class Trainer:
         record = {
             "step": pending.step + 1,
             "turn": pending.network,
+            **({"size": str(self.batches.image_size(pending.step))} if self.config.data.sizes else {}),
             **metrics,
             "lr": pending.learning_rate,
             "seconds": seconds,

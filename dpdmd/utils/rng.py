@@ -33,6 +33,13 @@ def numpy_generator(seed: int, purpose: str, *indices: int) -> np.random.Generat
     return np.random.default_rng(derive_seed(seed, purpose, *indices))
 
 
+def weighted_index(weights: Sequence[float], seed: int, purpose: str, step: int) -> int:
+    """Draw an index with probabilities in proportion to `weights`; it depends only on (seed, purpose, step)."""
+    bounds = np.cumsum(weights)
+    drawn = np.searchsorted(bounds, numpy_generator(seed, purpose, step).random() * bounds[-1], side="right")
+    return min(int(drawn), len(bounds) - 1)  # a product may round up to the last bound
+
+
 def normal_per_sample(
     shape: Sequence[int], seed: int, purpose: str, step: int, samples: Sequence[int], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
