@@ -170,8 +170,7 @@ HINTS = {
     "lora_target_modules": "give --lora_targets",
     "lora_blocks": "give --lora_targets, ends of layer names",
     "hub_token": "leave it out: log in with hf auth login, or set the environment variable HF_TOKEN",
-    "cache_dir": "leave it out: the environment variable HF_HOME says where the Hub's files are kept",
-    "hf_cache_dir": "leave it out: the environment variable HF_HOME says where the Hub's files are kept",
+    "hf_cache_dir": "give --cache_dir",
     # data
     "dataset_name": "give --prompt_txt: prompts are the only training data",
     "dataset": "give --prompt_txt: prompts are the only training data",
@@ -199,8 +198,8 @@ HINTS = {
     "random_flip": _NO_IMAGES,
     "random_crop": _NO_IMAGES,
     "image_interpolation_mode": _NO_IMAGES,
-    "image_size": "give --resolution, or --height and --width",
-    "size": "give --resolution, or --height and --width",
+    "image_size": "give --resolution, --height and --width, or --sizes",
+    "size": "give --resolution, --height and --width, or --sizes",
     "max_length": _ONE_LENGTH,
     "tokenizer_max_length": _ONE_LENGTH,
     # losses and sampling

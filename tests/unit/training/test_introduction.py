@@ -42,7 +42,7 @@ def test_a_run_introduces_itself(setup):
     assert said["start"] == "new, at step 0"
     assert said["device"].startswith("2 processes, each on cpu, ") and said["device"].endswith("; fp32")
     assert said["method"].startswith("dpdmd: a student of 4 sampling steps (all weights) from weights/")
-    assert "30 sampling steps at guidance 3.5, 1024 x 1024 pixels" in said["method"]
+    assert "30 sampling steps at guidance 3.5, 1024x1024 pixels" in said["method"]
 
 
 def test_updates_that_share_prompts_count_once(setup):
