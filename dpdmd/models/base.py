@@ -113,14 +113,14 @@ class Family(ABC):
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        """Write a LoRA of `source`'s network that diffusers loads, one for ComfyUI, the scheduler, and `defaults`.
+        """Write a LoRA of `source`'s network that diffusers and ComfyUI load, the scheduler, and `defaults`.
 
         `state` has the adapter's weights under the names of their layers (`lora.AdapterView.state_dict`).
         """
 
     @abstractmethod
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        """Return the `state` that `export_lora` wrote."""
+        """Return the weights that `export_lora` wrote, with alpha / rank in them, under the names of their layers."""
 
     @abstractmethod
     def load_lora(self, network: nn.Module, folder: Path) -> None:

@@ -54,6 +54,7 @@ class Layout:
         vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
         buffers: weights of the network that are no parameters, so are not trained.
+        comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
     """
 
@@ -72,6 +73,7 @@ class Layout:
     vae_factor: int | None = None
     t5: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    comfyui_name: Callable[[str], str] | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
 
     def components(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:

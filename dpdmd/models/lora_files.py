@@ -8,46 +8,42 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dpdmd.models.lora import Adapter, peft_config
+from dpdmd.models.lora import Adapter
 from dpdmd.utils.error_lines import shorten_error
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 COMFYUI_WEIGHTS = "comfyui_lora.safetensors"
+_B = ".lora_B.weight"
 
 
 def save_lora(
     folder: Path,
     state: dict[str, Tensor],
     adapter: Adapter,
-    pipeline: Any,
     component: str,
-    comfyui_name: Callable[[str], str] = str,
+    comfyui_name: Callable[[str], str] | None = None,
 ) -> None:
-    """Write an adapter's weights for diffusers, and once more for ComfyUI.
+    """Write an adapter's weights for diffusers, and once more for ComfyUI if ComfyUI does not read the same names.
+
+    alpha / rank is multiplied into the weights, so alpha equals the rank: loaders assume that without metadata. The
+    bytes depend on nothing but the weights. safetensors writes metadata of several entries in a random order.
 
     Args:
         state: the weights under the names of their layers.
-        pipeline: diffusers' class of the pipeline.
         component: the network that the adapter changes.
-        comfyui_name: converts diffusers' name of a weight to ComfyUI's, if the two differ.
+        comfyui_name: converts diffusers' name of a weight or alpha to ComfyUI's; None if they are the same.
     """
-    state = {name: value.contiguous() for name, value in state.items()}
-    metadata = peft_config(adapter).to_dict()
-    pipeline.save_lora_weights(
-        folder, **{f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": metadata}
-    )
-    named = _with_alphas(state, adapter.alpha, component)
-    save_file({comfyui_name(name): value for name, value in named.items()}, folder / COMFYUI_WEIGHTS)
-
-
-def _with_alphas(state: dict[str, Tensor], alpha: float, component: str) -> dict[str, Tensor]:
-    """Return the weights under diffusers' names with alpha as a tensor beside each pair.
-
-    ComfyUI does not read the file's metadata, and without such tensors takes alpha for the rank.
-    """
-    named = {f"{component}.{path}": value for path, value in state.items()}
-    layers = {path.removesuffix(".lora_A.weight") for path in named if path.endswith(".lora_A.weight")}
-    return named | {f"{layer}.alpha": torch.tensor(float(alpha)) for layer in sorted(layers)}
+    scale = adapter.alpha / adapter.rank
+    named = {
+        f"{component}.{name}": (value * scale if name.endswith(_B) and scale != 1 else value).contiguous()
+        for name, value in state.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(named, folder / LORA_WEIGHTS, metadata={"format": "pt"})
+    if comfyui_name:
+        layers = (name.removesuffix(_B) for name in named if name.endswith(_B))
+        named |= {f"{layer}.alpha": torch.tensor(float(adapter.rank)) for layer in layers}
+        save_file({comfyui_name(name): value for name, value in named.items()}, folder / COMFYUI_WEIGHTS)
 
 
 def read_lora(folder: Path, component: str) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 STEP/manifest.json               progress, configuration, versions; size and checksum of every file
 STEP/student/                    a complete pipeline folder: diffusers loads it, and a resumed run starts from it
-STEP/lora/                       instead of student/ with --lora_rank: the student's adapter for diffusers and ComfyUI
+STEP/lora/                       instead of student/ with --lora_rank: the student's adapter for diffusers and ComfyUI,
+                                 with alpha / rank in its weights
 STEP/student_ema/ or lora_ema/   with --ema_decay: the student's moving average, exported like the student
-STEP/state/*.safetensors         every other trained network, and optimizer_* of every trained network
+STEP/state/*.safetensors         every other trained network, and optimizer_* of every trained network; with
+                                 --lora_rank also the student's adapter as it is trained, and student_ema
 
 Random draws, the data position and the schedules are functions of the step, so they need no saving.
 """
@@ -32,7 +34,7 @@ from dpdmd.utils.logging import logger
 from dpdmd.utils.manifest import is_whole, write_manifest
 from dpdmd.utils.versions import versions
 
-STATE, OPTIMIZER = "state", "optimizer_"
+STATE, OPTIMIZER, AVERAGE = "state", "optimizer_", "student_ema"
 
 
 class SaveError(RuntimeError):
@@ -107,7 +109,8 @@ def size_in_bytes(config: Config) -> int:
         student, fake = (
             layout.count_adapter_parameters(teacher, part.targets, part.rank) for part in (pair.student, pair.fake)
         )
-        weights = 2 * exports * student + fake  # twice: for diffusers and for ComfyUI
+        copies = 3 if layout.comfyui_name else 2  # in state/, for diffusers, and for ComfyUI if its file differs
+        weights = copies * exports * student + fake
         return FP32 * weights + int(moments * (student + fake))
     return FP32 * (exports + 1) * layout.count_parameters(teacher) + int(2 * moments * layout.count_trained(teacher))
 
@@ -142,7 +145,7 @@ def save(
             exports[average_folder(temporary, config)] = snapshot.average
         for export, state in exports.items():
             export_student(export, state, config, family, defaults, copy=last)
-        _write_state(temporary / STATE, snapshot)
+        _write_state(temporary / STATE, snapshot, adapter=adapters(config.model) is not None)
         about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
         write_manifest(temporary, about)
         finish_folder(temporary, sync=True)
@@ -159,10 +162,12 @@ def save(
     return target
 
 
-def _write_state(folder: Path, snapshot: Snapshot) -> None:
-    """Write what a resumed run needs beside the exports."""
+def _write_state(folder: Path, snapshot: Snapshot, *, adapter: bool) -> None:
+    """Write what a resumed run needs beside the exports; the weights of an exported adapter are rounded with alpha."""
     folder.mkdir()
-    states = {name: state for name, state in snapshot.networks.items() if name != STUDENT}
+    states = {name: state for name, state in snapshot.networks.items() if adapter or name != STUDENT}
+    if adapter and snapshot.average is not None:
+        states[AVERAGE] = snapshot.average
     states |= {f"{OPTIMIZER}{name}": state for name, state in snapshot.optimizers.items()}
     for name, state in states.items():
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
@@ -203,3 +208,9 @@ def step_of(checkpoint: Path) -> int:
 def load_state(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """Load a state by its name: that of a trained network, or OPTIMIZER + that of an optimizer's network."""
     return load_file(checkpoint / STATE / f"{name}.safetensors")
+
+
+def load_adapter(checkpoint: Path, name: str, export: Path, family: Family) -> dict[str, Tensor]:
+    """Load the student's adapter, or its average (AVERAGE), as it is trained; older versions have it in `export`."""
+    stored = (checkpoint / STATE / f"{name}.safetensors").exists()
+    return load_state(checkpoint, name) if stored else family.read_lora(export)

@@ -101,7 +101,7 @@ class SD35(Family):
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        lora_files.save_lora(folder, state, adapter, StableDiffusion3Pipeline, LAYOUT.network)
+        lora_files.save_lora(folder, state, adapter, LAYOUT.network, LAYOUT.comfyui_name)
         _export_scheduler(folder, source, defaults).with_base(source, folder).write(folder)
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ class SDXL(Family):
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        lora_files.save_lora(folder, state, adapter, StableDiffusionXLPipeline, LAYOUT.network, _kohya_name)
+        lora_files.save_lora(folder, state, adapter, LAYOUT.network, LAYOUT.comfyui_name)
         copy_tree(source / "scheduler", folder / "scheduler")
         defaults.with_base(source, folder).write(folder)
 
@@ -115,14 +115,6 @@ class SDXL(Family):
 
     def load_lora(self, network: nn.Module, folder: Path) -> None:
         lora_files.load_lora(network, folder, StableDiffusionXLPipeline, LAYOUT.network)
-
-
-def _kohya_name(name: str) -> str:
-    """Return ComfyUI's name of a UNet weight: unet.x.lora_A.weight -> lora_unet_x.lora_down.weight, dots as _."""
-    for ending, theirs in ((".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")):
-        if name.endswith(ending):
-            return f"lora_{name.removesuffix(ending).replace('.', '_')}{theirs}"
-    return f"lora_{name.removesuffix('.alpha').replace('.', '_')}.alpha"
 
 
 FAMILY = SDXL
