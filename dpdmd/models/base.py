@@ -90,10 +90,11 @@ class Family(ABC):
         """Read the noise schedule of a pipeline folder."""
 
     @abstractmethod
-    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        """Return the grid [N + 1] of the library's own scheduler of a pipeline folder.
+    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+        """Return the grid [N + 1] of the library's scheduler of a pipeline folder.
 
-        The scheduler gets `sigmas` (with the final 0) as a user would give them, or only `steps` if they are None.
+        With `steps` it is that of the model's own scheduler. Without, it is that of the scheduler in the folder, called
+        as a user of an exported student calls it, with the `sigmas_argument` or the steps in dpdmd.json.
         """
 
     @abstractmethod

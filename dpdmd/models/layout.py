@@ -11,7 +11,7 @@ from typing import Any
 
 from dpdmd.models.activation_memory import CallMemory, CallShape
 from dpdmd.models.noise_schedule import Schedule
-from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, read_weight_shapes
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
@@ -22,7 +22,9 @@ def count_numbers(shapes: Mapping[str, Shape]) -> int:
 
 
 def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str, Any]]:
-    """Return the path and the values of a pipeline's scheduler_config.json.
+    """Return the path of a pipeline's scheduler_config.json, and the values of the model's own scheduler.
+
+    The file of an exported student may have others, that make the student's grid (`SamplingDefaults.own_scheduler`).
 
     Raises:
         ValueError: the file is missing, unreadable, or of another class than `scheduler`.
@@ -31,7 +33,8 @@ def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str,
     config = read_json(path)
     if config.get("_class_name") != scheduler:
         raise ValueError(f"{path} is of a {config.get('_class_name')}, but a {scheduler} is needed")
-    return path, config
+    defaults = read_sampling_defaults(folder, SamplingDefaults())
+    return path, config | ({"shift": defaults.shift} if defaults.shift else {}) | (defaults.own_scheduler or {})
 
 
 @dataclass(frozen=True)

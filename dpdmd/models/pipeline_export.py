@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.utils.folders import copy_tree, link_or_copy
 from dpdmd.utils.text_files import read_json
 
@@ -62,3 +64,19 @@ def export_network(kind: type[ModelMixin], folder: Path, state: dict[str, Tensor
     network = kind.from_config(kind.load_config(source))
     network.load_state_dict(state, strict=True, assign=True)
     network.save_pretrained(folder)
+
+
+def set_student_steps(scheduler: Any, defaults: SamplingDefaults) -> None:
+    """Set a scheduler's steps as diffusers' pipeline does when an exported student is called as it should be."""
+    if defaults.sigmas_argument:
+        scheduler.set_timesteps(sigmas=list(defaults.sigmas_argument))
+    else:
+        scheduler.set_timesteps(defaults.steps)
+
+
+def makes_grid(scheduler: Any, sigmas: Sequence[float]) -> bool:
+    """Return whether a scheduler of diffusers makes the grid `sigmas` [N + 1] from the number of steps alone."""
+    scheduler.set_timesteps(len(sigmas) - 1)
+    wanted = torch.tensor(sigmas)
+    found = scheduler.sigmas.cpu()
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)

@@ -22,6 +22,8 @@ class SamplingDefaults:
         sigmas: the exact grid [steps + 1] with the final 0; None for the scheduler's own.
         grid: name of the grid (`noise_schedule.GRIDS`) for any other number of steps.
         shift: the model's own shift, if its scheduler's file has 1 because `sigmas` are already shifted.
+        own_scheduler: values of the model's own scheduler, if its file has others to make `sigmas` from `steps`.
+        sigmas_argument: `sigmas=` of diffusers' pipeline; None if `num_inference_steps` alone gives `sigmas`.
         base: absolute path of the pipeline folder that a LoRA changes; None in a pipeline folder.
         base_from_here: the same as a path relative to the LoRA folder, used if `base` is gone, as in a moved tree.
         no_t5: the model was trained with `--no_t5`, and its folder has no T5.
@@ -39,6 +41,12 @@ class SamplingDefaults:
     height: int | None = None
     width: int | None = None
     base_from_here: str | None = None
+    own_scheduler: dict[str, float | None] | None = None
+    sigmas_argument: tuple[float, ...] | None = None
+
+    def on_grid(self, **values: Any) -> "SamplingDefaults":
+        """Return the defaults with what an exported scheduler needs: `shift`, `own_scheduler`, `sigmas_argument`."""
+        return replace(self, **({"shift": None, "own_scheduler": None, "sigmas_argument": None} | values))
 
     def with_base(self, base: Path, folder: Path) -> "SamplingDefaults":
         """Return the defaults of a LoRA of `base` that is saved in `folder`."""
@@ -68,6 +76,16 @@ def _is_path(value: Any) -> bool:
     return value is None or (isinstance(value, str) and bool(value))
 
 
+def _is_numbers(value: Any) -> bool:
+    return value is None or (isinstance(value, list | tuple) and all(map(_is_number, value)))
+
+
+def _is_settings(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict) and all(each is None or _is_number(each) for each in value.values())
+    )
+
+
 def _is_grid(value: Any, steps: int) -> bool:
     """Return whether `value` is `steps` + 1 numbers that fall strictly to 0."""
     if not (isinstance(value, list | tuple) and len(value) == steps + 1 and all(map(_is_number, value))):
@@ -87,6 +105,8 @@ def _check(values: SamplingDefaults) -> None:
         ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
         ("shift", values.shift is None or (_is_number(values.shift) and values.shift > 0), "a number above 0, or null"),
+        ("own_scheduler", _is_settings(values.own_scheduler), "numbers or null by name, or null"),
+        ("sigmas_argument", _is_numbers(values.sigmas_argument), "numbers, or null"),
         ("base", _is_path(values.base), "a path, or null"),
         ("base_from_here", _is_path(values.base_from_here), "a path, or null"),
         ("no_t5", isinstance(values.no_t5, bool), "true or false"),
@@ -119,4 +139,5 @@ def read_sampling_defaults(folder: Path, family_defaults: SamplingDefaults) -> S
         _check(defaults)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return replace(defaults, sigmas=None if defaults.sigmas is None else tuple(defaults.sigmas))
+    lists = {"sigmas": defaults.sigmas, "sigmas_argument": defaults.sigmas_argument}
+    return replace(defaults, **{name: tuple(value) for name, value in lists.items() if value is not None})

@@ -175,7 +175,8 @@ from dpdmd.models.sd35.family import SD35
 from dpdmd.models.sdxl.family import SDXL
 draw = torch.Generator().manual_seed(0)
 layers = [f"{place}.attn.{name}" for place in ("a.0", "b.1") for name in ("to_q", "to_k", "to_v", "to_out.0")]
-shapes = {f"{layer}.{half}.weight": shape for layer in layers for half, shape in (("lora_A", (3, 5)), ("lora_B", (7, 3)))}
+halves = {"lora_A": (3, 5), "lora_B": (7, 3)}
+shapes = {f"{layer}.{half}.weight": halves[half] for layer in layers for half in halves}
 state = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 adapter = Adapter(3, 7.0, ("to_q", "to_k", "to_v", "to_out.0"))
 for kind, source in ((SD35, sys.argv[1]), (SDXL, sys.argv[2])):

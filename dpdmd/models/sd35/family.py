@@ -1,6 +1,6 @@
 """Stable Diffusion 3.5 (Medium first; any StableDiffusion3Pipeline folder in the official layout)."""
 
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +14,9 @@ from dpdmd.models.image_decoder import KLImageDecoder
 from dpdmd.models.loading import load_strict, load_text_encoders
 from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule
-from dpdmd.models.pipeline_export import export_network, export_unchanged
-from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.pipeline_export import export_network, export_unchanged, makes_grid, set_student_steps
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.scheduler_fit import fit_flow_scheduler
 from dpdmd.models.sd35.layout import LAYOUT, read_schedule
 
 
@@ -66,13 +67,13 @@ class SD35(Family):
     def load_schedule(self, folder: Path) -> FlowSchedule:
         return read_schedule(folder)
 
-    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        if sigmas:
-            scheduler = _load_scheduler(folder)
-            scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
-        else:
-            scheduler = _load_scheduler(folder, shift=read_schedule(folder).shift)
+    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+        if steps:
+            scheduler = _load_scheduler(folder, **_own_values(read_schedule(folder)))
             scheduler.set_timesteps(steps)
+        else:
+            scheduler = _load_scheduler(folder)
+            set_student_steps(scheduler, read_sampling_defaults(folder, LAYOUT.defaults))
         return scheduler.sigmas
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
@@ -111,23 +112,35 @@ class SD35(Family):
         lora_files.load_lora(network, folder, StableDiffusion3Pipeline, LAYOUT.network)
 
 
-def _load_scheduler(folder: Path, **values: float) -> FlowMatchEulerDiscreteScheduler:
+def _load_scheduler(folder: Path, **values: float | None) -> FlowMatchEulerDiscreteScheduler:
     """Load the scheduler of a folder, with `values` in its configuration."""
     return FlowMatchEulerDiscreteScheduler.from_pretrained(
         folder, subfolder="scheduler", local_files_only=True, **values
     )
 
 
-def _export_scheduler(folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-    """Write scheduler/ of an exported student or LoRA. Return `defaults` with the shift that the file no longer has.
+def _own_values(schedule: FlowSchedule) -> dict[str, float | None]:
+    return {"shift": schedule.shift, "shift_terminal": None}
 
-    On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other grid is given as `sigmas=`, which the
-    scheduler would shift once more. So the file's shift is then 1, and the sigmas of `defaults` are final.
+
+def _export_scheduler(folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
+    """Write scheduler/ of an exported student or LoRA. Return `defaults` with what the scheduler needs.
+
+    A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every grid that another shift with a
+    terminal makes. Any other grid is given as `sigmas=`, which the scheduler would shift once more. So the file's shift
+    is then 1, and the sigmas of `defaults` are final.
     """
-    schedule = read_schedule(source)
-    final = defaults.sigmas and not torch.equal(torch.tensor(defaults.sigmas), schedule.default_sigmas(defaults.steps))
-    _load_scheduler(source, shift=1.0 if final else schedule.shift).save_pretrained(folder / "scheduler")
-    return replace(defaults, shift=schedule.shift if final else None)
+    schedule, sigmas = read_schedule(source), defaults.sigmas
+    own = _own_values(schedule)
+    values, defaults = own, defaults.on_grid()
+    if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
+        values, defaults = own | {"shift": 1.0}, defaults.on_grid(shift=schedule.shift, sigmas_argument=sigmas[:-1])
+        with suppress(ValueError):
+            fitted = fit_flow_scheduler(sigmas)
+            if makes_grid(_load_scheduler(source, **fitted), sigmas):
+                values, defaults = fitted, defaults.on_grid(own_scheduler=own)
+    _load_scheduler(source, **values).save_pretrained(folder / "scheduler")
+    return defaults
 
 
 FAMILY = SD35
