@@ -1,7 +1,7 @@
 """Export a model as one complete pipeline folder: `python -m dpdmd.export --model RUN --out FOLDER`.
 
 diffusers loads the folder on any machine: a LoRA is merged into the weights, a network alone is put beside the other
-parts, and links become files. Weights are fp32.
+parts, and links become files. With --single_file the folder has one file for ComfyUI and WebUIs instead.
 """
 
 from dpdmd.utils import signals
@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dpdmd.sampling.export import export
+from dpdmd.sampling.export import DTYPES, export
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
 
@@ -37,12 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder to create; it must not exist")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="type of all weights; without it the network is fp32, the rest as it is"
+    )
+    parser.add_argument(
+        "--single_file",
+        action="store_true",
+        help="write all weights to one file in the model's original layout, OUT/<name of OUT>.safetensors",
+    )
     args = parser.parse_args(argv)
     try:
         if os.path.lexists(args.out):
             raise ValueError(f"--out {args.out}: exists already; give another")
         check_writable("--out", args.out)
-        export(args.model, args.base_model, args.out)
+        export(args.model, args.base_model, args.out, dtype=args.dtype, single_file=args.single_file)
     except ValueError as error:
         print(f"dpdmd.export: error: {one_line(error)}", file=sys.stderr)
         return 2

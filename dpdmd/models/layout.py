@@ -12,7 +12,7 @@ from typing import Any
 from dpdmd.models.activation_memory import CallMemory, CallShape
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, read_weight_shapes
+from dpdmd.models.weight_files import Shape, read_weight_shapes, stem_of
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 
@@ -110,8 +110,7 @@ class Layout:
 
     def weight_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
         """Return the shapes of a component's weights, from the file name that the component's library reads."""
-        diffusers = component in (self.network, "vae")
-        return read_weight_shapes(folder / component, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
+        return read_weight_shapes(folder / component, (stem_of(component, self.network),))
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Return the configuration of the network, without the entries about where it came from."""

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpdmd.models.lora import Adapter
+from dpdmd.models.tensor_files import LazyTensor, Weights
 from dpdmd.utils.error_lines import shorten_error
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -51,6 +52,58 @@ def read_lora(folder: Path, component: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{component}."): value for name, value in load_file(folder / LORA_WEIGHTS).items()}
 
 
+def merge_lora(weights: Weights, folder: Path, pipeline: Any, component: str) -> dict[str, LazyTensor]:
+    """Return a network's weights with B A alpha / rank of a LoRA in diffusers' layout added to its layers, in fp32.
+
+    Args:
+        pipeline: diffusers' class of the pipeline.
+        component: the name of the network in the pipeline.
+
+    Raises:
+        ValueError: the LoRA changes a layer that the network does not have, or holds more than two matrices a layer.
+    """
+    state, settings = _read_any_lora(folder, pipeline, component)
+    merged = dict(weights)
+    for name in state:
+        layer, _, half = name.partition(".lora_")
+        if f"{layer}.weight" not in weights:
+            raise ValueError(_no_such_layer(folder, layer))
+        if half not in ("A.weight", "B.weight") or f"{layer}{_B}" not in state or settings.get("use_dora"):
+            raise ValueError(f"{folder / LORA_WEIGHTS} holds {name}, which cannot be merged")
+        if half == "A.weight":
+            merged[f"{layer}.weight"] = _changed(weights[f"{layer}.weight"], *_halves(state, settings, layer))
+    return merged
+
+
+def _halves(state: dict[str, Tensor], settings: dict[str, Any], layer: str) -> tuple[Tensor, Tensor, float]:
+    """Return A, B and alpha / rank of a layer."""
+    a, b = state[f"{layer}.lora_A.weight"], state[f"{layer}{_B}"]
+    rank = a.shape[0]
+    alpha = settings.get("alpha_pattern", {}).get(layer, settings.get("lora_alpha", rank))
+    return a, b, alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
+def _changed(weight: LazyTensor, a: Tensor, b: Tensor, scale: float) -> LazyTensor:
+    def add(value: Tensor) -> Tensor:
+        return value + (b.float().flatten(1) @ a.float().flatten(1)).reshape(value.shape) * scale
+
+    return weight.to(torch.float32).map(add)
+
+
+def _read_any_lora(folder: Path, pipeline: Any, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a LoRA's weights by the names of their layers, and the settings in the file's metadata."""
+    state, *_, metadata = pipeline.lora_state_dict(
+        folder, weight_name=LORA_WEIGHTS, return_lora_metadata=True, local_files_only=True, use_safetensors=True
+    )
+    start = f"{component}."
+    settings = {name.removeprefix(start): value for name, value in (metadata or {}).items() if name.startswith(start)}
+    return {name.removeprefix(start): value for name, value in state.items()}, settings
+
+
+def _no_such_layer(folder: Path, layer: str) -> str:
+    return f"{folder / LORA_WEIGHTS} changes {layer}, which the network does not have"
+
+
 def load_lora(network: nn.Module, folder: Path, pipeline: Any, component: str) -> None:
     """Put a LoRA in diffusers' layout beside the layers of the network; strict.
 
@@ -68,7 +121,7 @@ def load_lora(network: nn.Module, folder: Path, pipeline: Any, component: str) -
     for name in state:
         layer = name.removeprefix(f"{component}.").partition(".lora_")[0]
         if layer not in layers:  # diffusers only warns
-            raise ValueError(f"{folder / LORA_WEIGHTS} changes {layer}, which the network does not have")
+            raise ValueError(_no_such_layer(folder, layer))
     try:
         network.load_lora_adapter(state, prefix=component, metadata=metadata)
     except RuntimeError as error:

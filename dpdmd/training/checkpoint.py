@@ -26,6 +26,7 @@ from dpdmd.models.base import Family
 from dpdmd.models.identity import Identity, identify, identify_pipeline
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.tensor_files import in_memory
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.atomic_files import is_temporary
@@ -123,7 +124,7 @@ def export_student(
     if pair := adapters(config.model):
         family.export_lora(folder, state, pair.student, teacher, defaults)
     else:
-        family.export(folder, state, teacher, defaults, copy=copy)
+        family.export(folder, in_memory(state), teacher, defaults, copy=copy)
 
 
 def save(

@@ -1,21 +1,22 @@
 """Stable Diffusion XL (any StableDiffusionXLPipeline folder of the base model's layout; not the refiner)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from dpdmd.models import lora_files
 from dpdmd.models.base import Family, TextEmbedding, TextEncoder
 from dpdmd.models.image_decoder import KLImageDecoder
 from dpdmd.models.loading import load_strict, load_text_encoders
-from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import EpsilonSchedule
-from dpdmd.models.pipeline_export import export_network, export_unchanged, makes_grid, set_student_steps
+from dpdmd.models.pipeline_export import makes_grid, set_student_steps
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.scheduler_fit import fit_euler_scheduler
 from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
+from dpdmd.models.sdxl.original_layout import original_layout
+from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
 class SDXLTextEncoder(TextEncoder):
@@ -57,6 +58,8 @@ class SDXL(Family):
     range of fp32.
     """
 
+    layout = LAYOUT
+    pipeline = StableDiffusionXLPipeline
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -94,50 +97,32 @@ class SDXL(Family):
             )[0]
         return prediction.float()
 
-    def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
-    ) -> None:
-        unchanged = [name for name in LAYOUT.components(source) if name not in (LAYOUT.network, "scheduler")]
-        export_unchanged(folder, source, unchanged, copy=copy)
-        export_network(UNet2DConditionModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
-        _export_scheduler(folder, source, defaults).write(folder)
+    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
+        """Write scheduler/ of an exported student or LoRA. Return `defaults` with what the scheduler needs.
 
-    def export_lora(
-        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
-    ) -> None:
-        lora_files.save_lora(folder, state, adapter, LAYOUT.network, LAYOUT.comfyui_name)
-        _export_scheduler(folder, source, defaults).with_base(source, folder).write(folder)
+        A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every other grid whose times are as
+        far apart, by another `steps_offset`. Any other grid is given as `sigmas=`, which the scheduler takes as they
+        are, the final 0 included. The spacing "trailing" would start from noise of a smaller variance.
+        """
+        schedule, sigmas = read_schedule(source), defaults.sigmas
+        own = {"steps_offset": schedule.steps_offset}
+        values, defaults = own, defaults.on_grid()
+        if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
+            fitted = fit_euler_scheduler(schedule.times(torch.tensor(sigmas[:-1])).tolist())
+            if makes_grid(_load_scheduler(source, **fitted), sigmas):
+                values, defaults = fitted, defaults.on_grid(own_scheduler=own)
+            else:
+                defaults = defaults.on_grid(sigmas_argument=sigmas)
+        _load_scheduler(source, **values).save_pretrained(folder / "scheduler")
+        return defaults
 
-    def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        return lora_files.read_lora(folder, LAYOUT.network)
-
-    def load_lora(self, network: nn.Module, folder: Path) -> None:
-        lora_files.load_lora(network, folder, StableDiffusionXLPipeline, LAYOUT.network)
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        return original_layout(parts, source)
 
 
 def _load_scheduler(folder: Path, **values: int) -> EulerDiscreteScheduler:
     """Load the scheduler of a folder, with `values` in its configuration."""
     return EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True, **values)
-
-
-def _export_scheduler(folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-    """Write scheduler/ of an exported student or LoRA. Return `defaults` with what the scheduler needs.
-
-    A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every other grid whose times are as far
-    apart, by another `steps_offset`. Any other grid is given as `sigmas=`, which the scheduler takes as they are, the
-    final 0 included. The spacing "trailing" would start from noise of a smaller variance than the student's.
-    """
-    schedule, sigmas = read_schedule(source), defaults.sigmas
-    own = {"steps_offset": schedule.steps_offset}
-    values, defaults = own, defaults.on_grid()
-    if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
-        fitted = fit_euler_scheduler(schedule.times(torch.tensor(sigmas[:-1])).tolist())
-        if makes_grid(_load_scheduler(source, **fitted), sigmas):
-            values, defaults = fitted, defaults.on_grid(own_scheduler=own)
-        else:
-            defaults = defaults.on_grid(sigmas_argument=sigmas)
-    _load_scheduler(source, **values).save_pretrained(folder / "scheduler")
-    return defaults
 
 
 FAMILY = SDXL
