@@ -46,6 +46,7 @@ class Layout:
         network: component that is distilled.
         classes: component -> required class, for the components whose weights are loaded.
         repository: source of the official weights, for messages.
+        licence: entries about the licence in the head of the official weights' model card.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
         blocks: (name prefix of the numbered blocks, their count by its configuration).
         latents: (divisor, maximum) of the latents a side, by its configuration.
@@ -65,6 +66,7 @@ class Layout:
     network: str
     classes: Mapping[str, str]
     repository: str
+    licence: Mapping[str, str]
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
     blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]

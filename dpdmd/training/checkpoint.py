@@ -27,6 +27,7 @@ from dpdmd.models.identity import Identity, identify, identify_pipeline
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.tensor_files import in_memory
+from dpdmd.report.model_card import PIPELINE, Card, Training, stored_dtype, write_card
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.atomic_files import is_temporary
@@ -127,12 +128,37 @@ def export_student(
         family.export(folder, in_memory(state), teacher, defaults, copy=copy)
 
 
+def _write_card(folder: Path, step: int, num_prompts: int | None, config: Config, defaults: SamplingDefaults) -> None:
+    """Write the model card of an exported student, without scores and images: those of its step come later."""
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    lora = adapters(config.model) is not None
+    flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
+    card = Card(
+        name=folder.name,
+        kind=LORA if lora else PIPELINE,
+        layout=layout,
+        defaults=defaults,
+        base=teacher,
+        dtype=stored_dtype(layout, teacher) if lora else "float32",
+        training=Training(flat, step, num_prompts),
+    )
+    write_card(folder, card, images=False)
+
+
 def save(
-    folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, defaults: SamplingDefaults, *, last: bool
+    folder: RunFolder,
+    snapshot: Snapshot,
+    config: Config,
+    family: Family,
+    defaults: SamplingDefaults,
+    *,
+    last: bool,
+    num_prompts: int | None = None,
 ) -> Path:
     """Write one checkpoint under a temporary name, rename it, then move `latest` to it. Rank 0 only.
 
-    The exported pipeline links to the teacher's other parts; the `last` checkpoint has copies of them.
+    The exported pipeline links to the teacher's other parts; the `last` checkpoint has copies of them. The student's
+    card says `num_prompts`.
 
     Raises:
         SaveError: the disk is full or gone; nothing half-written remains.
@@ -146,6 +172,7 @@ def save(
             exports[average_folder(temporary, config)] = snapshot.average
         for export, state in exports.items():
             export_student(export, state, config, family, defaults, copy=last)
+            _write_card(export, snapshot.progress.step, num_prompts, config, defaults)
         _write_state(temporary / STATE, snapshot, adapter=adapters(config.model) is not None)
         about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
         write_manifest(temporary, about)

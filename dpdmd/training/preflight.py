@@ -21,6 +21,7 @@ from dpdmd.training.memory_items import Topology
 from dpdmd.training.preflight_machine import check_host_memory, check_machine, device_bytes
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
+from dpdmd.utils.hub_upload import check_upload
 from dpdmd.utils.paths import check_writable, nearest_existing
 
 
@@ -56,6 +57,7 @@ def check(config: Config) -> RunSetup:
         ValueError: one line that names the flag or file and what to do.
     """
     check_machine(config)
+    check_upload(config.run.push_to_hub, config.run.hub_model_id, config.run.private, _run_dir(config))
     check_models(config)
     _check_caches(config)
     prompts = read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
@@ -100,6 +102,10 @@ def _check_caches(config: Config) -> None:
     ):
         if cache and not any(Path(cache).glob("*.safetensors")):
             check_writable(flag, Path(cache))
+
+
+def _run_dir(config: Config) -> tuple[str, Path]:
+    return "--run_dir", RunFolder.from_config(config.run).root
 
 
 def _check_folder(config: Config, folder: RunFolder) -> None:

@@ -66,6 +66,11 @@ LAYOUT = Layout(
         "text_encoder_3": "T5EncoderModel",
     },
     repository="stabilityai/stable-diffusion-3.5-medium",
+    licence={
+        "license": "other",
+        "license_name": "stabilityai-ai-community",
+        "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
+    },
     shapes=_shapes,
     blocks=("transformer_blocks.", lambda config: config["num_layers"]),
     latents=_latents,

@@ -77,6 +77,7 @@ LAYOUT = Layout(
         "text_encoder_2": "CLIPTextModelWithProjection",
     },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
+    licence={"license": "openrail++"},
     shapes=_shapes,
     blocks=("mid_block.attentions.0.transformer_blocks.", _count_blocks),
     latents=lambda _: (1, math.inf),
