@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpdmd.utils.error_lines import shorten_error
 
-_NAME = re.compile(r"(?:[\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}")
+_NAME = re.compile(r"(?:[\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}", re.ASCII)
 
 
 def check_upload(push: bool, model_id: str | None, private: bool, folder: tuple[str, Path]) -> str:
