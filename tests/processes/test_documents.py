@@ -65,7 +65,7 @@ SHORT["dpdmd.doctor"] = SHORT["dpdmd.train"]
 STEPS = 2
 # What a command line that cannot run here names: presets of GPUs, official weights, what was trained with them.
 ELSEWHERE = re.compile(
-    r"--help|--preset|weights/(?!tiny)|\.pt\b|sd35_lora|outputs/(sd35|release|lora)|sweeps/|benchmarks/|RUN\b"
+    r"--help|--preset|weights/(?!tiny)|\.pt\b|sd35_lora|outputs/(sd35|release|lora)|sweeps/|benchmarks/|RUN\b|--push_to_hub"
 )
 
 
