@@ -4,6 +4,7 @@ It says what the student is, how diffusers samples it, what it scored, and how i
 the machine, but for the base of a LoRA that is not on the Hub.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ PIPELINE, SINGLE_FILE = "pipeline", "single file"  # kinds of exports, beside ru
 PAPER = "2602.03139"
 PROMPT = "a red circle"  # of the snippet, if the run has no images
 _LICENCE = ("license", "license_name", "license_link")  # entries of a card's head
+_METHODS = {"dpdmd": "DP-DMD", "dmd": "DMD", "dmd_lpips": "DMD-LPIPS", "dmd_gan": "DMD-GAN"}
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
@@ -142,10 +144,11 @@ def render(card: Card, shown: list[tuple[str, list[str]]]) -> str:
     steps, what = card.defaults.steps, "LoRA of" if card.kind == LORA else "student of"
     known = hub_id(card.base, card.layout)
     teacher = f"[{known}](https://huggingface.co/{known})" if known else f"`{card.base.name}`"
-    count = "One step" if steps == 1 else f"{steps} steps"
+    few = "one step" if steps == 1 else f"{steps} steps"
+    many = f" in place of {card.training.config['teacher_infer_steps']}" if card.training else ""
     about = (
-        f"A {what} {teacher}, distilled with {method.upper().replace('DPDMD', 'DP-DMD')} "
-        f"([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})): {count} without guidance in place of the teacher's many."
+        f"A {what} {teacher}, distilled with {_METHODS.get(method, method)} "
+        f"([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})): {few} without guidance{many}."
     )
     parts = [_head(card, known), f"# {card.name.rpartition('/')[2]}", about, *_image_table(shown)]
     prompt = shown[0][0] if shown else PROMPT
@@ -192,13 +195,13 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     scheduler = card.scheduler.get("_class_name", _FLOW)
     names = [layout.pipeline, *([scheduler] if card.kind == LORA else [])]
     lines = ["import torch", f"from diffusers import {', '.join(sorted(names))}", ""]
-    lines += [f"student = {card.name!r}  # this folder, or its name on the Hub"]
+    lines += [f"student = {_quoted(card.name)}  # this folder, or its name on the Hub"]
     dtype = f"dtype=torch.{card.dtype}"
     if card.kind == LORA:
         base = known or str(card.base.absolute())
         without = "".join(f", {name}=None" for name in layout.t5 if defaults.no_t5)
         lines += [
-            f"pipe = {layout.pipeline}.from_pretrained({base!r}, {dtype}{without})",
+            f"pipe = {layout.pipeline}.from_pretrained({_quoted(base)}, {dtype}{without})",
             "pipe.load_lora_weights(student)",
             f'pipe.scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")',
         ]
@@ -213,8 +216,13 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     options += [f"guidance_scale={defaults.guidance_scale}"]
     options += [] if layout.fixed_text_length else [f"max_sequence_length={defaults.max_sequence_length}"]
     options += [f"{name}={getattr(defaults, name)}" for name in ("height", "width") if getattr(defaults, name)]
-    lines += ["image = pipe(", f"    {prompt!r},", *(f"    {option}," for option in options), ").images[0]"]
+    lines += ["image = pipe(", f"    {_quoted(prompt)},", *(f"    {option}," for option in options), ").images[0]"]
     return "\n".join([*lines, 'image.save("image.png")', ""])
+
+
+def _quoted(text: str) -> str:
+    """Return a string of Python in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _notes(card: Card) -> list[str]:

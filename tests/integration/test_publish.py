@@ -46,7 +46,7 @@ def test_a_run_uploads_its_last_student_with_scores(hub, short_run, tiny_scorers
     assert train.main([*short_run, *scorers, *more, "--hub_model_id", "lab/fast", "--run_dir", str(run)]) == 0
     assert hub.files["lab/fast"] == files_of(run / "hub") and hub.private == {"lab/fast": False}
     card = hub.files["lab/fast"]["README.md"].decode()
-    assert "'lab/fast'" in card and "## Scores" in card and "images/00_student.webp" in card
+    assert '"lab/fast"' in card and "## Scores" in card and "images/00_student.webp" in card
     for path in [run / "config.yaml", run / "log" / "log.txt", *(run / "hub").glob("*.md")]:
         assert TOKEN not in path.read_text()
     again = [*short_run, *scorers, *more, "--hub_model_id", "lab/again", "--resume_from_checkpoint", "latest"]
