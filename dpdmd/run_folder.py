@@ -92,6 +92,11 @@ class RunFolder:
         return self.root / "report.html"
 
     @property
+    def hub(self) -> Path:
+        """The student as it is uploaded to the Hub: links to the last checkpoint's files, and the model card."""
+        return self.root / "hub"
+
+    @property
     def diagnostics(self) -> Path:
         return self.root / "diagnostics"
 

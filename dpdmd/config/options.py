@@ -361,6 +361,11 @@ class RunConfig:
     nonfinite: str = _changeable(
         "stop", "if a loss or gradient is not finite: stop, or skip the update and count it", "ours", choices=NONFINITE
     )
+    push_to_hub: bool = _changeable(False, "upload the student to the Hugging Face Hub at the end", "diffusers")
+    hub_model_id: str | None = _changeable(
+        None, "repository on the Hub, NAME or ORGANISATION/NAME; without it the run folder's name", "diffusers"
+    )
+    private: bool = _changeable(False, "create the repository on the Hub as a private one", "ours")
     report_to: str = _changeable("tensorboard", "experiment tracker", "diffusers", choices=TRACKERS)
     tracker_project_name: str = _changeable("dpdmd", "W&B's project; TensorBoard's folder in RUN/log", "diffusers")
     tracker_run_name: str | None = _changeable(

@@ -37,7 +37,7 @@ def blocks_owner(network: nn.Module) -> nn.Module:
 
 
 def load_networks(config: Config, family: Family, resumed_student: Path | None = None) -> Networks:
-    """Load the three networks; the student from a checkpoint's export `resumed_student` if it is given.
+    """Load the three networks; without LoRA the student from a checkpoint's export `resumed_student` if it is given.
 
     All networks stay in evaluation mode. No family's network has dropout or batch statistics, the dropout of adapters
     does not depend on the mode, and the teacher must not differ in mode from its copies.
@@ -54,8 +54,6 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
     teacher = load(Path(config.model.teacher_id), family.compute_dtype).requires_grad_(False).to(family.device)
     if pair := adapters(config.model):
         teacher, student, fake = lora.share(teacher, pair.student, pair.fake, config.run.seed)
-        if resumed_student:
-            student.load_state_dict(family.read_lora(resumed_student), strict=True)
     else:
         student = load(resumed_student or Path(config.model.student_id), torch.float32).requires_grad_(True)
         fake = load(Path(config.model.fake_id), torch.float32).requires_grad_(True)

@@ -1,17 +1,23 @@
 """The interface of a model family: the rest of the package uses these classes and never names a family."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dpdmd.models import lora_files
+from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
+from dpdmd.models.pipeline_export import export_pipeline, export_settings
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.tensor_files import LazyTensor, Weights, open_weights, write_tensors
+from dpdmd.models.weight_files import stem_of
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,12 @@ class ImageDecoder(ABC):
 class Family(ABC):
     """One kind of generator: loading, prediction and export.
 
-    Networks take and return fp32 tensors; `compute_dtype` is the type of the computations inside.
+    Networks take and return fp32 tensors; `compute_dtype` is the type of the computations inside. `pipeline` is the
+    library's class of the pipeline.
     """
 
+    layout: Layout
+    pipeline: Any
     block_classes: tuple[str, ...]
 
     def __init__(self, device: torch.device, compute_dtype: torch.dtype):
@@ -90,10 +99,11 @@ class Family(ABC):
         """Read the noise schedule of a pipeline folder."""
 
     @abstractmethod
-    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        """Return the grid [N + 1] of the library's own scheduler of a pipeline folder.
+    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+        """Return the grid [N + 1] of the library's scheduler of a pipeline folder.
 
-        The scheduler gets `sigmas` (with the final 0) as a user would give them, or only `steps` if they are None.
+        With `steps` it is that of the model's own scheduler. Without, it is that of the scheduler in the folder, called
+        as a user of an exported student calls it, with the `sigmas_argument` or the steps in dpdmd.json.
         """
 
     @abstractmethod
@@ -101,34 +111,99 @@ class Family(ABC):
         """Call the network once: z [B, C, H, W] and sigma [B], fp32 -> the prediction [B, C, H, W], fp32."""
 
     @abstractmethod
-    def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
-    ) -> None:
-        """Write a complete pipeline folder: the network from `network_state`, all else from `source`, and `defaults`.
+    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
+        """Write scheduler/ of an exported student, that makes its grid from the number of steps if it can.
 
-        If `copy` is false, the unchanged components are symbolic links to `source`.
+        Returns:
+            `defaults` with what the scheduler needs (`SamplingDefaults.on_grid`).
         """
 
     @abstractmethod
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        """Return the weights of all components under the names of the family's original checkpoints.
+
+        Args:
+            parts: weights of each component under the library's names.
+            source: pipeline folder with the configurations.
+
+        Raises:
+            ValueError: the original layout has no place for a part.
+        """
+
+    def export(
+        self,
+        folder: Path,
+        weights: Weights,
+        source: Path,
+        defaults: SamplingDefaults,
+        *,
+        copy: bool,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Write a complete pipeline folder: the network from `weights`, all else from `source`, and `defaults`.
+
+        If `copy` is false, the unchanged components are symbolic links to `source`. `dtype` as in `export_pipeline`.
+        """
+        export_pipeline(self.layout, folder, weights, source, no_t5=defaults.no_t5, copy=copy, dtype=dtype)
+        self.export_scheduler(folder, source, defaults).write(folder)
+
+    def export_single_file(
+        self,
+        path: Path,
+        weights: Weights,
+        source: Path,
+        defaults: SamplingDefaults,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Write all weights to one file in the original layout, and a pipeline folder without weights around it.
+
+        `dtype` as in `export_pipeline`.
+
+        Raises:
+            ValueError: the original layout has no place for a part.
+        """
+        layout = self.layout
+        export_settings(layout, path.parent, source, no_t5=defaults.no_t5)
+        parts = {
+            name: open_weights(source / name, stem_of(name, layout.network))
+            for name in layout.components(source, no_t5=defaults.no_t5)
+            if name in layout.classes and name != layout.network
+        }
+        parts[layout.network] = {name: value.to(torch.float32) for name, value in weights.items()}
+        tensors = self.original_layout(parts, source)
+        write_tensors(path, {name: value.to(dtype) if dtype else value for name, value in tensors.items()})
+        self.export_scheduler(path.parent, source, defaults).write(path.parent)
+
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        """Write a LoRA of `source`'s network that diffusers loads, one for ComfyUI, the scheduler, and `defaults`.
+        """Write a LoRA of `source`'s network that diffusers and ComfyUI load, the scheduler, and `defaults`.
 
         `state` has the adapter's weights under the names of their layers (`lora.AdapterView.state_dict`).
         """
+        lora_files.save_lora(folder, state, adapter, self.layout.network, self.layout.comfyui_name)
+        self.export_scheduler(folder, source, defaults).with_base(source, folder).write(folder)
 
-    @abstractmethod
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        """Return the `state` that `export_lora` wrote."""
+        """Return the weights that `export_lora` wrote, with alpha / rank in them, under the names of their layers."""
+        return lora_files.read_lora(folder, self.layout.network)
 
-    @abstractmethod
     def load_lora(self, network: nn.Module, folder: Path) -> None:
         """Put a LoRA file in diffusers' layout beside the network's layers; strict.
 
         Raises:
             ValueError: the LoRA does not fit.
         """
+        lora_files.load_lora(network, folder, self.pipeline, self.layout.network)
+
+    def merge_lora(self, weights: Weights, folder: Path) -> Weights:
+        """Return the network's weights with a LoRA file in diffusers' layout added to them; strict.
+
+        Raises:
+            ValueError: the LoRA does not fit, or is of another kind than B A alpha / rank.
+        """
+        return lora_files.merge_lora(weights, folder, self.pipeline, self.layout.network)
 
     def feature_blocks(self, network: nn.Module) -> list[nn.Module]:
         """Return the network's transformer blocks in order; the output of each can serve as features."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from dpdmd.models.activation_memory import CallMemory, CallShape
 from dpdmd.models.noise_schedule import Schedule
-from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, read_weight_shapes
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.weight_files import Shape, read_weight_shapes, stem_of
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 
@@ -22,7 +22,9 @@ def count_numbers(shapes: Mapping[str, Shape]) -> int:
 
 
 def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str, Any]]:
-    """Return the path and the values of a pipeline's scheduler_config.json.
+    """Return the path of a pipeline's scheduler_config.json, and the values of the model's own scheduler.
+
+    The file of an exported student may have others, that make the student's grid (`SamplingDefaults.own_scheduler`).
 
     Raises:
         ValueError: the file is missing, unreadable, or of another class than `scheduler`.
@@ -31,7 +33,8 @@ def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str,
     config = read_json(path)
     if config.get("_class_name") != scheduler:
         raise ValueError(f"{path} is of a {config.get('_class_name')}, but a {scheduler} is needed")
-    return path, config
+    defaults = read_sampling_defaults(folder, SamplingDefaults())
+    return path, config | ({"shift": defaults.shift} if defaults.shift else {}) | (defaults.own_scheduler or {})
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Layout:
         network: component that is distilled.
         classes: component -> required class, for the components whose weights are loaded.
         repository: source of the official weights, for messages.
+        licence: entries about the licence in the head of the official weights' model card.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
         blocks: (name prefix of the numbered blocks, their count by its configuration).
         latents: (divisor, maximum) of the latents a side, by its configuration.
@@ -54,6 +58,7 @@ class Layout:
         vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
         buffers: weights of the network that are no parameters, so are not trained.
+        comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
     """
 
@@ -61,6 +66,7 @@ class Layout:
     network: str
     classes: Mapping[str, str]
     repository: str
+    licence: Mapping[str, str]
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
     blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
@@ -72,6 +78,7 @@ class Layout:
     vae_factor: int | None = None
     t5: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    comfyui_name: Callable[[str], str] | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
 
     def components(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:
@@ -105,8 +112,7 @@ class Layout:
 
     def weight_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
         """Return the shapes of a component's weights, from the file name that the component's library reads."""
-        diffusers = component in (self.network, "vae")
-        return read_weight_shapes(folder / component, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
+        return read_weight_shapes(folder / component, (stem_of(component, self.network),))
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Return the configuration of the network, without the entries about where it came from."""

@@ -213,10 +213,3 @@ def share(
         for _, parameter in base.weights(name):
             parameter.requires_grad_(True)  # peft switched it off when the second adapter was added
     return AdapterView(base, None), AdapterView(base, STUDENT), AdapterView(base, FAKE)
-
-
-def merged(network: nn.Module) -> nn.Module:
-    """Add the network's one adapter to its weights, remove the adapter, and return the network."""
-    network.fuse_lora(safe_fusing=True)
-    network.unload_lora()
-    return network

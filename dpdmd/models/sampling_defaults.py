@@ -22,6 +22,8 @@ class SamplingDefaults:
         sigmas: the exact grid [steps + 1] with the final 0; None for the scheduler's own.
         grid: name of the grid (`noise_schedule.GRIDS`) for any other number of steps.
         shift: the model's own shift, if its scheduler's file has 1 because `sigmas` are already shifted.
+        own_scheduler: values of the model's own scheduler, if its file has others to make `sigmas` from `steps`.
+        sigmas_argument: `sigmas=` of diffusers' pipeline; None if `num_inference_steps` alone gives `sigmas`.
         base: absolute path of the pipeline folder that a LoRA changes, or its id on the Hub, "org/name"; None in a
             pipeline folder.
         base_from_here: the same as a path relative to the LoRA folder, used if `base` is gone, as in a moved tree.
@@ -47,6 +49,8 @@ class SamplingDefaults:
     base_revision: str | None = None
     base_variant: str | None = None
     sizes: tuple[str, ...] | None = None
+    own_scheduler: dict[str, float | None] | None = None
+    sigmas_argument: tuple[float, ...] | None = None
 
     @property
     def trained_sizes(self) -> list[ImageSize]:
@@ -54,6 +58,10 @@ class SamplingDefaults:
         if self.sizes:
             return [ImageSize.parse(size, "sizes") for size in self.sizes]
         return [ImageSize(self.height, self.width)] if self.height and self.width else []
+
+    def on_grid(self, **values: Any) -> "SamplingDefaults":
+        """Return the defaults with what an exported scheduler needs: `shift`, `own_scheduler`, `sigmas_argument`."""
+        return replace(self, **({"shift": None, "own_scheduler": None, "sigmas_argument": None} | values))
 
     def with_base(self, base: Path, folder: Path) -> "SamplingDefaults":
         """Return the defaults of a LoRA of `base` that is saved in `folder`. A base on the Hub stays."""
@@ -93,6 +101,16 @@ def _are_sizes(value: Any) -> bool:
         return False
 
 
+def _is_numbers(value: Any) -> bool:
+    return value is None or (isinstance(value, list | tuple) and all(map(_is_number, value)))
+
+
+def _is_settings(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict) and all(each is None or _is_number(each) for each in value.values())
+    )
+
+
 def _is_grid(value: Any, steps: int) -> bool:
     """Return whether `value` is `steps` + 1 numbers that fall strictly to 0."""
     if not (isinstance(value, list | tuple) and len(value) == steps + 1 and all(map(_is_number, value))):
@@ -112,6 +130,8 @@ def _check(values: SamplingDefaults) -> None:
         ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
         ("shift", values.shift is None or (_is_number(values.shift) and values.shift > 0), "a number above 0, or null"),
+        ("own_scheduler", _is_settings(values.own_scheduler), "numbers or null by name, or null"),
+        ("sigmas_argument", _is_numbers(values.sigmas_argument), "numbers, or null"),
         ("base", _is_word(values.base), "a path, or null"),
         ("base_from_here", _is_word(values.base_from_here), "a path, or null"),
         ("base_revision", _is_word(values.base_revision), "a commit, or null"),
@@ -147,5 +167,5 @@ def read_sampling_defaults(folder: Path, family_defaults: SamplingDefaults) -> S
         _check(defaults)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    lists = {name: getattr(defaults, name) for name in ("sigmas", "sizes")}
+    lists = {name: getattr(defaults, name) for name in ("sigmas", "sigmas_argument", "sizes")}
     return replace(defaults, **{name: None if value is None else tuple(value) for name, value in lists.items()})

@@ -24,7 +24,11 @@ from dpdmd.utils.logging import logger
 from dpdmd.utils.paths import MODEL_INDEX, same_place
 
 STUDENT_STEPS, STUDENT_GUIDANCE = 4, 1.0  # paper: 4 steps, no guidance
-NETWORK_PREFIXES = ("module", "model")  # of DDP and of trainers, before the names of a network's weights
+
+
+def network_prefixes(layout: Layout) -> tuple[str, ...]:
+    """Return what may stand before the names of all weights of a network's file: of DDP, trainers and pipelines."""
+    return ("module", "model", layout.network)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def _check_source(model: Model, layout: Layout) -> None:
     """
     expected = layout.weight_shapes(model.folder, layout.network)
     if model.state_dict:
-        found = read_network_shapes(model.state_dict, (*NETWORK_PREFIXES, layout.network))
+        found = read_network_shapes(model.state_dict, network_prefixes(layout))
         try:
             check_weights(found, expected, model.state_dict, exact=True)
         except ValueError as error:
@@ -171,7 +175,7 @@ def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
     if model.state_dict:
         try:
             layout = LAYOUTS[family_of(model.folder)]
-            network.load_state_dict(read_network(model.state_dict, (*NETWORK_PREFIXES, layout.network)), strict=True)
+            network.load_state_dict(read_network(model.state_dict, network_prefixes(layout)), strict=True)
         except RuntimeError as error:
             raise ValueError(
                 f"--model {model.state_dict}: does not fit {model.folder} ({shorten_error(error)})"

@@ -65,6 +65,9 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
     # The same count on all ranks, whatever their devices: sharded blocks are gathered when they are recomputed.
     config.optim.recomputed_blocks = collectives.broadcast_from_main(accelerator, config.optim.recomputed_blocks)
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
+    if resumed and config.model.lora_rank:
+        folder = checkpoint.student_folder(resumed, config)
+        networks.student.load_state_dict(checkpoint.load_adapter(resumed, STUDENT, folder, family), strict=True)
     if config.optim.shard_teacher:
         sharding.shard_frozen(networks.teacher, family.block_classes)
     trained = {
@@ -132,7 +135,7 @@ def _processes(accelerator: Any) -> Processes:
 def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, lr: float) -> TrainedNetwork:
     """Wrap a network with its optimizer, both in the state of the checkpoint if there is one.
 
-    The student already has its weights, since they are loaded from the checkpoint's export.
+    The student already has its weights.
     """
     resumed = setup.resume.path
     if resumed and name != STUDENT:
@@ -163,8 +166,10 @@ def _load_average(setup: RunSetup, family: Family, student: TrainedNetwork) -> M
     config, state = setup.config, None
     if setup.resume.path:
         folder = checkpoint.average_folder(setup.resume.path, config)
-        lora = config.model.lora_rank is not None
-        state = family.read_lora(folder) if lora else family.load_network(folder, torch.float32).state_dict()
+        if config.model.lora_rank:
+            state = checkpoint.load_adapter(setup.resume.path, checkpoint.AVERAGE, folder, family)
+        else:
+            state = family.load_network(folder, torch.float32).state_dict()
     average = MovingAverage(student.parameters, config.optim.ema_decay)
     if state is not None:
         with average.in_place():

@@ -106,8 +106,9 @@ class Checkpointer:
         self.wait()
         snapshot, last = self.snapshot(step), step == self.setup.total_steps
         if self.accelerator.is_main_process:
-            family, defaults = self.run.family, self.sampling_defaults()
-            self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, defaults, last=last))
+            known = {"last": last, "num_prompts": len(self.setup.prompts)}
+            arguments = (self.folder, snapshot, self.config, self.run.family, self.sampling_defaults())
+            self.writer.start(partial(checkpoint.save, *arguments, **known))
 
     def wait(self) -> None:
         """Wait until every checkpoint that was begun is whole.

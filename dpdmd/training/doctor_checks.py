@@ -67,8 +67,7 @@ def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
         defaults,
         copy=False,
     )
-    given = None if method.student_sigmas == "default" else defaults.sigmas
-    student = relative(run.student_sigmas, run.family.library_sigmas(export, defaults.steps, given))
+    student = relative(run.student_sigmas, run.family.library_sigmas(export))
     grid = ", ".join(f"{sigma:.3f}" for sigma in run.student_sigmas.tolist())
     return CheckResult(
         "sigma grids",

@@ -24,6 +24,7 @@ from dpdmd.training.model_sources import locate_models
 from dpdmd.training.preflight_machine import check_host_memory, check_machine, device_bytes
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
+from dpdmd.utils.hub_upload import check_upload
 from dpdmd.utils.paths import check_writable, nearest_existing
 
 
@@ -63,6 +64,7 @@ def check(config: Config) -> RunSetup:
     """
     check_machine(config)
     folder = RunFolder.from_config(config.run)
+    check_upload(config.run.push_to_hub, config.run.hub_model_id, config.run.private, ("--run_dir", folder.root))
     if config.hub.download:  # checked once more below: a wrong path must not cost a download
         _read_prompts(config.data)
         _check_folder(config, folder)

@@ -66,6 +66,7 @@ STEPS = 2
 # What a command line that cannot run here names: presets of GPUs, official weights, what was trained with them, sweeps.
 ELSEWHERE = re.compile(
     r"--help|--preset|weights/(?!tiny)|\.pt\b|sd35_lora|outputs/(sd35|release|lora|table)|sweeps/|benchmarks/|RUN\b"
+    r"|--push_to_hub"
 )
 
 

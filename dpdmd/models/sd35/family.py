@@ -1,6 +1,7 @@
 """Stable Diffusion 3.5 (Medium first; any StableDiffusion3Pipeline folder in the official layout)."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,15 +9,16 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from dpdmd.models import lora_files
 from dpdmd.models.base import Family, TextEmbedding, TextEncoder
 from dpdmd.models.image_decoder import KLImageDecoder
 from dpdmd.models.loading import load_strict, load_text_encoders
-from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule
-from dpdmd.models.pipeline_export import export_network, export_unchanged
-from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.pipeline_export import makes_grid, set_student_steps
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.scheduler_fit import fit_flow_scheduler
 from dpdmd.models.sd35.layout import LAYOUT, read_schedule
+from dpdmd.models.sd35.original_layout import original_layout
+from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
 class SD35TextEncoder(TextEncoder):
@@ -52,6 +54,8 @@ class SD35TextEncoder(TextEncoder):
 class SD35(Family):
     """StableDiffusion3Pipeline: rectified flow, an SD3Transformer2DModel that predicts the velocity."""
 
+    layout = LAYOUT
+    pipeline = StableDiffusion3Pipeline
     block_classes = ("JointTransformerBlock",)
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -66,13 +70,13 @@ class SD35(Family):
     def load_schedule(self, folder: Path) -> FlowSchedule:
         return read_schedule(folder)
 
-    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        if sigmas:
-            scheduler = _load_scheduler(folder)
-            scheduler.set_timesteps(sigmas=list(sigmas[:-1]))
-        else:
-            scheduler = _load_scheduler(folder, shift=read_schedule(folder).shift)
+    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+        if steps:
+            scheduler = _load_scheduler(folder, **_own_values(read_schedule(folder)))
             scheduler.set_timesteps(steps)
+        else:
+            scheduler = _load_scheduler(folder)
+            set_student_steps(scheduler, read_sampling_defaults(folder, LAYOUT.defaults))
         return scheduler.sigmas
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
@@ -89,45 +93,38 @@ class SD35(Family):
             )[0]
         return prediction.float()
 
-    def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
-    ) -> None:
-        components = LAYOUT.components(source, no_t5=defaults.no_t5)
-        unchanged = [name for name in components if name not in (LAYOUT.network, "scheduler")]
-        export_unchanged(folder, source, unchanged, without=LAYOUT.t5 if defaults.no_t5 else (), copy=copy)
-        export_network(SD3Transformer2DModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
-        _export_scheduler(folder, source, defaults).write(folder)
+    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
+        """Write scheduler/ of an exported student or LoRA. Return `defaults` with what the scheduler needs.
 
-    def export_lora(
-        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
-    ) -> None:
-        lora_files.save_lora(folder, state, adapter, StableDiffusion3Pipeline, LAYOUT.network)
-        _export_scheduler(folder, source, defaults).with_base(source, folder).write(folder)
+        A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every grid that another shift with a
+        terminal makes. Any other grid is given as `sigmas=`, which the scheduler would shift once more. So the file's
+        shift is then 1, and the sigmas of `defaults` are final.
+        """
+        schedule, sigmas = read_schedule(source), defaults.sigmas
+        own = _own_values(schedule)
+        values, defaults = own, defaults.on_grid()
+        if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
+            values, defaults = own | {"shift": 1.0}, defaults.on_grid(shift=schedule.shift, sigmas_argument=sigmas[:-1])
+            with suppress(ValueError):
+                fitted = fit_flow_scheduler(sigmas)
+                if makes_grid(_load_scheduler(source, **fitted), sigmas):
+                    values, defaults = fitted, defaults.on_grid(own_scheduler=own)
+        _load_scheduler(source, **values).save_pretrained(folder / "scheduler")
+        return defaults
 
-    def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        return lora_files.read_lora(folder, LAYOUT.network)
-
-    def load_lora(self, network: nn.Module, folder: Path) -> None:
-        lora_files.load_lora(network, folder, StableDiffusion3Pipeline, LAYOUT.network)
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        return original_layout(parts, source)
 
 
-def _load_scheduler(folder: Path, **values: float) -> FlowMatchEulerDiscreteScheduler:
+def _load_scheduler(folder: Path, **values: float | None) -> FlowMatchEulerDiscreteScheduler:
     """Load the scheduler of a folder, with `values` in its configuration."""
     return FlowMatchEulerDiscreteScheduler.from_pretrained(
         folder, subfolder="scheduler", local_files_only=True, **values
     )
 
 
-def _export_scheduler(folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-    """Write scheduler/ of an exported student or LoRA. Return `defaults` with the shift that the file no longer has.
-
-    On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other grid is given as `sigmas=`, which the
-    scheduler would shift once more. So the file's shift is then 1, and the sigmas of `defaults` are final.
-    """
-    schedule = read_schedule(source)
-    final = defaults.sigmas and not torch.equal(torch.tensor(defaults.sigmas), schedule.default_sigmas(defaults.steps))
-    _load_scheduler(source, shift=1.0 if final else schedule.shift).save_pretrained(folder / "scheduler")
-    return replace(defaults, shift=schedule.shift if final else None)
+def _own_values(schedule: FlowSchedule) -> dict[str, float | None]:
+    return {"shift": schedule.shift, "shift_terminal": None}
 
 
 FAMILY = SD35

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.activation_memory import call_memory
 from dpdmd.models.weight_files import Shape
 
@@ -40,7 +40,7 @@ _OTHER_GRIDS = (  # options of the scheduler that change the grid
 
 
 def read_schedule(folder: Path) -> FlowSchedule:
-    """Return the schedule of a FlowMatchEulerDiscreteScheduler with the shift in dpdmd.json, else in its own file.
+    """Return the schedule of a FlowMatchEulerDiscreteScheduler.
 
     Raises:
         ValueError: the scheduler is of another class, or sets an option that this schedule does not reproduce.
@@ -49,7 +49,7 @@ def read_schedule(folder: Path) -> FlowSchedule:
     unknown = [name for name in _OTHER_GRIDS if config.get(name)]
     if unknown or config.get("num_train_timesteps", 1000) != 1000:
         raise ValueError(f"{path} sets {', '.join(unknown) or 'num_train_timesteps'}, which this family does not use")
-    shift = read_sampling_defaults(folder, SamplingDefaults()).shift or config.get("shift", 1.0)
+    shift = config.get("shift", 1.0)
     if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
         raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
     return FlowSchedule(float(shift))
@@ -66,6 +66,11 @@ LAYOUT = Layout(
         "text_encoder_3": "T5EncoderModel",
     },
     repository="stabilityai/stable-diffusion-3.5-medium",
+    licence={
+        "license": "other",
+        "license_name": "stabilityai-ai-community",
+        "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
+    },
     shapes=_shapes,
     blocks=("transformer_blocks.", lambda config: config["num_layers"]),
     latents=_latents,

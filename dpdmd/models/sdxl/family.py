@@ -1,21 +1,22 @@
 """Stable Diffusion XL (any StableDiffusionXLPipeline folder of the base model's layout; not the refiner)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from dpdmd.models import lora_files
 from dpdmd.models.base import Family, TextEmbedding, TextEncoder
 from dpdmd.models.image_decoder import KLImageDecoder
 from dpdmd.models.loading import load_strict, load_text_encoders
-from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import EpsilonSchedule
-from dpdmd.models.pipeline_export import export_network, export_unchanged
-from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.pipeline_export import makes_grid, set_student_steps
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.scheduler_fit import fit_euler_scheduler
 from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
-from dpdmd.utils.folders import copy_tree
+from dpdmd.models.sdxl.original_layout import original_layout
+from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
 class SDXLTextEncoder(TextEncoder):
@@ -57,6 +58,8 @@ class SDXL(Family):
     range of fp32.
     """
 
+    layout = LAYOUT
+    pipeline = StableDiffusionXLPipeline
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -71,12 +74,13 @@ class SDXL(Family):
     def load_schedule(self, folder: Path) -> EpsilonSchedule:
         return read_schedule(folder)
 
-    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-        if sigmas:
-            scheduler.set_timesteps(sigmas=list(sigmas))
-        else:
+    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+        if steps:
+            scheduler = _load_scheduler(folder, steps_offset=read_schedule(folder).steps_offset)
             scheduler.set_timesteps(steps)
+        else:
+            scheduler = _load_scheduler(folder)
+            set_student_steps(scheduler, read_sampling_defaults(folder, LAYOUT.defaults))
         return scheduler.sigmas
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
@@ -93,36 +97,32 @@ class SDXL(Family):
             )[0]
         return prediction.float()
 
-    def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
-    ) -> None:
-        # The scheduler stays the teacher's: on its default grid a plain `pipe(num_inference_steps=N)` is right. Any
-        # other grid is given as `sigmas=`, which the scheduler takes as they are, the final 0 included.
-        unchanged = [name for name in LAYOUT.components(source) if name != LAYOUT.network]
-        export_unchanged(folder, source, unchanged, copy=copy)
-        export_network(UNet2DConditionModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
-        defaults.write(folder)
+    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
+        """Write scheduler/ of an exported student or LoRA. Return `defaults` with what the scheduler needs.
 
-    def export_lora(
-        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
-    ) -> None:
-        lora_files.save_lora(folder, state, adapter, StableDiffusionXLPipeline, LAYOUT.network, _kohya_name)
-        copy_tree(source / "scheduler", folder / "scheduler")
-        defaults.with_base(source, folder).write(folder)
+        A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every other grid whose times are as
+        far apart, by another `steps_offset`. Any other grid is given as `sigmas=`, which the scheduler takes as they
+        are, the final 0 included. The spacing "trailing" would start from noise of a smaller variance.
+        """
+        schedule, sigmas = read_schedule(source), defaults.sigmas
+        own = {"steps_offset": schedule.steps_offset}
+        values, defaults = own, defaults.on_grid()
+        if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
+            fitted = fit_euler_scheduler(schedule.times(torch.tensor(sigmas[:-1])).tolist())
+            if makes_grid(_load_scheduler(source, **fitted), sigmas):
+                values, defaults = fitted, defaults.on_grid(own_scheduler=own)
+            else:
+                defaults = defaults.on_grid(sigmas_argument=sigmas)
+        _load_scheduler(source, **values).save_pretrained(folder / "scheduler")
+        return defaults
 
-    def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        return lora_files.read_lora(folder, LAYOUT.network)
-
-    def load_lora(self, network: nn.Module, folder: Path) -> None:
-        lora_files.load_lora(network, folder, StableDiffusionXLPipeline, LAYOUT.network)
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        return original_layout(parts, source)
 
 
-def _kohya_name(name: str) -> str:
-    """Return ComfyUI's name of a UNet weight: unet.x.lora_A.weight -> lora_unet_x.lora_down.weight, dots as _."""
-    for ending, theirs in ((".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")):
-        if name.endswith(ending):
-            return f"lora_{name.removesuffix(ending).replace('.', '_')}{theirs}"
-    return f"lora_{name.removesuffix('.alpha').replace('.', '_')}.alpha"
+def _load_scheduler(folder: Path, **values: int) -> EulerDiscreteScheduler:
+    """Load the scheduler of a folder, with `values` in its configuration."""
+    return EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True, **values)
 
 
 FAMILY = SDXL

@@ -59,6 +59,14 @@ def read_schedule(folder: Path) -> EpsilonSchedule:
     return SCHEDULE
 
 
+def _kohya_name(name: str) -> str:
+    """Return ComfyUI's name of a UNet weight: unet.x.lora_A.weight -> lora_unet_x.lora_down.weight, dots as _."""
+    for ending, theirs in ((".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")):
+        if name.endswith(ending):
+            return f"lora_{name.removesuffix(ending).replace('.', '_')}{theirs}"
+    return f"lora_{name.removesuffix('.alpha').replace('.', '_')}.alpha"
+
+
 LAYOUT = Layout(
     pipeline="StableDiffusionXLPipeline",
     network="unet",
@@ -69,6 +77,7 @@ LAYOUT = Layout(
         "text_encoder_2": "CLIPTextModelWithProjection",
     },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
+    licence={"license": "openrail++"},
     shapes=_shapes,
     blocks=("mid_block.attentions.0.transformer_blocks.", _count_blocks),
     latents=lambda _: (1, math.inf),
@@ -78,4 +87,5 @@ LAYOUT = Layout(
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
     fixed_text_length=True,
     vae_factor=8,
+    comfyui_name=_kohya_name,
 )
