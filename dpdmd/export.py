@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"{args.out}\n")
     if args.push_to_hub:
         try:
-            sys.stdout.write(f"{upload(args.out, repository, private=args.private, message='Export of a student')}\n")
+            sys.stdout.write(f"{_upload(args.out, repository, args.private)}\n")
         except OSError as error:
             print(f"dpdmd.export: stopped: {one_line(error)}", file=sys.stderr)
             return 1
@@ -108,6 +108,7 @@ def _export(args: argparse.Namespace, repository: str) -> None:
             defaults=model.defaults,
             base=Path(training.config["teacher_id"]) if training else model.folder,
             dtype=DTYPES[args.dtype or "fp32"],
+            file=f"{args.out.name}.safetensors",
             training=training,
         )
         write_card(folder, card, images=True)
@@ -115,6 +116,12 @@ def _export(args: argparse.Namespace, repository: str) -> None:
     base = args.base_model and str(args.base_model)
     model, base_model, _ = locate_model(str(args.model), base, HubOptions.of(args))
     export(model, base_model, args.out, dtype=args.dtype, single_file=args.single_file, finish=finish)
+
+
+def _upload(folder: Path, repository: str, private: bool) -> str:
+    from dpdmd.report.model_card import rename
+
+    return upload(folder, repository, private=private, message="Export of a student", on_name=rename)
 
 
 if __name__ == "__main__":

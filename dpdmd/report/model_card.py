@@ -58,6 +58,7 @@ class Card:
     Attributes:
         name: of the folder, or of the repository on the Hub; the snippet loads the student by it.
         kind: PIPELINE, LORA or SINGLE_FILE.
+        file: of a SINGLE_FILE, the name of its weights.
         base: pipeline folder that the student was trained from, or is made from.
         dtype: torch's name of the type in which the snippet loads the student.
     """
@@ -69,6 +70,7 @@ class Card:
     base: Path
     dtype: str = "float32"
     training: Training | None = None
+    file: str = ""
     scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -194,8 +196,10 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     layout, defaults = card.layout, card.defaults
     scheduler = card.scheduler.get("_class_name", _FLOW)
     names = [layout.pipeline, *([scheduler] if card.kind == LORA else [])]
-    lines = ["import torch", f"from diffusers import {', '.join(sorted(names))}", ""]
-    lines += [f"student = {_quoted(card.name)}  # this folder, or its name on the Hub"]
+    imports = ["import torch", f"from diffusers import {', '.join(sorted(names))}"]
+    if card.kind == SINGLE_FILE:  # from_single_file takes no name on the Hub
+        imports = ["import os", "", *imports, "from huggingface_hub import snapshot_download"]
+    lines = [*imports, "", f"{_student_line(card.name)}  # this folder, or its name on the Hub"]
     dtype = f"dtype=torch.{card.dtype}"
     if card.kind == LORA:
         base = known or str(card.base.absolute())
@@ -206,8 +210,11 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
             f'pipe.scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")',
         ]
     elif card.kind == SINGLE_FILE:
-        file = f'f"{{student}}/{card.name.rpartition("/")[2]}.safetensors"'
-        lines += [f"pipe = {layout.pipeline}.from_single_file({file}, config=student, {dtype})"]
+        lines += [
+            "folder = student if os.path.isdir(student) else snapshot_download(student)",
+            f"file = os.path.join(folder, {_quoted(card.file)})",
+            f"pipe = {layout.pipeline}.from_single_file(file, config=folder, {dtype})",
+        ]
     else:
         lines += [f"pipe = {layout.pipeline}.from_pretrained(student, {dtype})"]
     lines += ['pipe.to("cuda" if torch.cuda.is_available() else "cpu")', ""]
@@ -218,6 +225,21 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     options += [f"{name}={getattr(defaults, name)}" for name in ("height", "width") if getattr(defaults, name)]
     lines += ["image = pipe(", f"    {_quoted(prompt)},", *(f"    {option}," for option in options), ").images[0]"]
     return "\n".join([*lines, 'image.save("image.png")', ""])
+
+
+def _student_line(name: str) -> str:
+    return f"student = {_quoted(name)}"
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Change the name by which the code of a folder's card loads the student.
+
+    Raises:
+        OSError: the card cannot be written.
+    """
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace(_student_line(old), _student_line(new)), encoding="utf-8")
 
 
 def _quoted(text: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.report.model_card import CARD, PIPELINE, Card, stored_dtype, training_of, write_card
+from dpdmd.report.model_card import CARD, PIPELINE, Card, rename, stored_dtype, training_of, write_card
 from dpdmd.run_folder import LORA
 from dpdmd.training import checkpoint
 from dpdmd.training.preflight import RunSetup
@@ -34,7 +34,7 @@ def publish(setup: RunSetup) -> str:
             training=training_of(student),
         )
         write_card(new, card, images=True)
-    return upload(folder, repository, private=run.private, message="Student of a training run")
+    return upload(folder, repository, private=run.private, message="Student of a training run", on_name=rename)
 
 
 def _link_files(source: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ The token is the one of `hf auth login` or of HF_TOKEN. It is never taken from a
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from dpdmd.utils.error_lines import shorten_error
@@ -53,8 +54,18 @@ def _check_access() -> None:
         raise ValueError("--push_to_hub: no token of the Hub is here; run `hf auth login`, or set HF_TOKEN")
 
 
-def upload(folder: Path, repository: str, *, private: bool, message: str) -> str:
+def upload(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool,
+    message: str,
+    on_name: Callable[[Path, str, str], None] = lambda folder, given, full: None,
+) -> str:
     """Upload all files of a folder to a repository, which is created if it does not exist, and return its address.
+
+    Args:
+        on_name: called before the files are uploaded with the folder, `repository`, and its name with the owner's.
 
     Raises:
         OSError: the upload failed, for any reason; the message has the command that tries again.
@@ -64,6 +75,7 @@ def upload(folder: Path, repository: str, *, private: bool, message: str) -> str
     api = HfApi()
     try:
         created = api.create_repo(repository, private=private or None, exist_ok=True)
+        on_name(folder, repository, created.repo_id)
         api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message=message)
     except Exception as error:  # of the client, the network or the server: tens of classes
         raise OSError(

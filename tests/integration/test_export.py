@@ -1,8 +1,11 @@
 """`dpdmd.export`: types of the weights, single files in the original layouts, and how much memory it takes."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
@@ -13,6 +16,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from dpdmd import export
+from dpdmd.models.registry import family_class
+from dpdmd.report.model_card import CARD, rename
 
 NETWORKS = {"sd35": "transformer", "sdxl": "unet"}
 PIPELINES = {"sd35": StableDiffusion3Pipeline, "sdxl": StableDiffusionXLPipeline}
@@ -130,6 +135,29 @@ def test_a_single_file_is_the_same_model(family, official, tmp_path):
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     torch.testing.assert_close(image(theirs), image(ours), rtol=0, atol=1e-5)  # their tensors lie elsewhere in memory
     assert image(ours).std() > 0.05
+
+
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_the_code_of_a_single_files_card_samples_the_students_grid(family, official, tmp_path, monkeypatch, on_the_hub):
+    student = Path(shutil.copytree(official, tmp_path / "student"))
+    sigmas = (
+        family_class(family)(torch.device("cpu"), torch.float32).load_schedule(official).named_sigmas("trailing", 2)
+    )
+    how = {"steps": 2, "guidance_scale": 1.0, "max_sequence_length": 10, "sigmas": sigmas.tolist(), "grid": "trailing"}
+    (student / "dpdmd.json").write_text(json.dumps(how | {"height": 64, "width": 64}))
+    images = []
+    for name, flags in (("whole", []), ("one-file", ["--single_file"])):
+        assert export.main(["--model", str(student), "--out", str(tmp_path / name), *flags]) == 0
+        if on_the_hub and flags:
+            rename(tmp_path / name, name, "lab/fast")
+            monkeypatch.setattr("huggingface_hub.snapshot_download", {"lab/fast": str(tmp_path / name)}.__getitem__)
+        (code,) = re.findall(r"```python\n(.+?)```", (tmp_path / name / CARD).read_text(), re.DOTALL)
+        monkeypatch.chdir(tmp_path)
+        torch.manual_seed(0)
+        names: dict = {}
+        exec(code, names)
+        images.append(np.asarray(names["image"]).astype(int))
+    assert abs(images[0] - images[1]).max() <= 1 and images[0].std() > 5
 
 
 @pytest.mark.parametrize("single_file", [False, True])

@@ -34,6 +34,7 @@ def test_an_export_is_uploaded_as_it_lies_there(hub, finished, tmp_path, capsys)
     assert capsys.readouterr().out.splitlines()[-1] == f"{hub.url}/{USER}/my-student"
     assert hub.files[f"{USER}/my-student"] == files_of(out) and "README.md" in files_of(out)
     assert hub.private == {f"{USER}/my-student": True}
+    assert f'student = "{USER}/my-student"  #' in (out / "README.md").read_text()  # the name that diffusers needs
     assert not any(TOKEN.encode() in content for content in files_of(out).values())
 
 

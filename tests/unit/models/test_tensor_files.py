@@ -14,6 +14,8 @@ STATE = {
     "a.brain": torch.arange(5).bfloat16() / 3,
     "z.number": torch.tensor(7),
     "a.empty": torch.zeros(0, 4),
+    "a.eighth": torch.tensor([1.0, -2.0]).to(torch.float8_e4m3fn),
+    "b.eighth": torch.tensor([1.0, -2.0, 3.0]).to(torch.float8_e5m2),
     "é.short": torch.tensor([1, 2], dtype=torch.int8),
     "a.double": torch.tensor([1 / 3], dtype=torch.float64),
     "a.flags": torch.tensor([True, False]),
