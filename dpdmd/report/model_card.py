@@ -21,6 +21,7 @@ from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defau
 from dpdmd.report.runs import Run, read_runs, score_of
 from dpdmd.report.tables import DASH, interval, number
 from dpdmd.run_folder import LORA, RunFolder
+from dpdmd.utils.hub import parse_id
 from dpdmd.utils.manifest import read_manifest
 from dpdmd.utils.tables import markdown_table
 from dpdmd.utils.text_files import read_json
@@ -173,11 +174,11 @@ def _head(card: Card, known: str | None) -> str:
 def hub_id(base: Path, layout: Layout) -> str | None:
     """Return the repository of a pipeline folder, by its path: org/name at its end, or the Hub's cache; else None."""
     path = base.as_posix()
+    if model := parse_id(path):
+        return model.repository
     if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{base.resolve().as_posix()}/"):
         return f"{cached[1]}/{cached[2]}"
-    if path == layout.repository or path.endswith(f"/{layout.repository}"):
-        return layout.repository
-    return path if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not base.exists() else None
+    return layout.repository if f"/{path}".endswith(f"/{layout.repository}") else None
 
 
 def licence_of(base: Path, layout: Layout, known: str | None) -> dict[str, str]:
@@ -319,7 +320,7 @@ def _training_table(card: Card) -> list[str]:
         ("prompts (no images were used)", training.num_prompts or DASH),
         ("batch size x accumulation, of each process", f"{config.get('batch_size')} x {config.get('grad_accum')}"),
         ("learning rate of student, fake score", f"{config.get('lr_student')}, {config.get('lr_fake')}"),
-        ("image size", f"{config.get('height')} x {config.get('width')}"),
+        ("image sizes, width x height", ", ".join(map(str, card.defaults.trained_sizes)) or DASH),
         ("seed", config.get("seed")),
     ]
     return ["## Training", markdown_table(["", ""], [[name, str(value)] for name, value in rows])]
