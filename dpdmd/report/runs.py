@@ -1,6 +1,5 @@
 """Read a run's folder for a report. Missing or broken files are left out and listed in `warnings`."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from dpdmd.report.scores import EMA_PREFIX, PREFIX, Metric, Score
 from dpdmd.run_folder import EVAL_TURN, RunFolder, read_records
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
+from dpdmd.utils.paths import distinct_names
 from dpdmd.utils.text_files import read_json
 
 
@@ -89,16 +89,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         ValueError: a folder is not a run folder; the message names it.
     """
     unique = list({folder.resolve(): folder for folder in folders}.values())
-    return [_read(folder, name) for folder, name in zip(unique, _names(unique), strict=True)]
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return folder names, with as many parent folders as needed to make them different."""
-    parts = [folder.resolve().parts for folder in folders]
-    depth = 1
-    while max(Counter(part[-depth:] for part in parts).values(), default=1) > 1:
-        depth += 1
-    return ["/".join(part[-depth:]).removeprefix("//") for part in parts]
+    return [_read(folder, name) for folder, name in zip(unique, distinct_names(unique), strict=True)]
 
 
 def _read(root: Path, name: str) -> Run:
