@@ -20,31 +20,34 @@ from dpdmd.utils.text_files import check_prompt
 MAX_LETTERS = 2000  # of a prompt; 512 tokens of T5 are about as many
 MAX_IMAGES = 16
 LOSSLESS_PIXELS = 256 * 256  # of an image that is sent as PNG; a larger one is sent as WebP, a tenth of the size
-FIRST_PROMPT, FIRST_IMAGES = "", 4
+FIRST_IMAGES = 4
 TITLE = "Teacher and students, from the same noises"
 ABOUT = f"""Each column starts from one noise. Click an image, or press Space on it, to enlarge it.
 {PIXELS.capitalize()}: root mean square difference of two images' pixels (0 to 1), mean over all pairs; it sees colours
 and positions, not content. CLIP and DINO diversity: 1 - mean cosine of their features over all pairs."""
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
-.model h2 { margin: 0; font-size: 1.1rem; }
-.model p, .about { margin: .1rem 0 .5rem; font-size: .9rem; }
-.row { display: grid; grid-template-columns: repeat(var(--columns), minmax(64px, 256px)); gap: 6px; overflow-x: auto; }
-.row figure { margin: 0; }
-.row label { display: block; cursor: zoom-in; position: relative; }
-.row img { width: 100%; display: block; border-radius: 3px; }
-.row img.small { image-rendering: pixelated; }
-.row input { position: absolute; opacity: 0; }
-.row input:focus-visible + img { outline: 3px solid #0b66c3; outline-offset: 1px; }
-.row input:checked + img { position: fixed; inset: 0; z-index: 99; width: 100vw; height: 100vh; object-fit: contain;
+.gradio-container h1 { margin: 0; font-size: 1.4rem; font-weight: 700; }
+.model h2 { margin: 0; font-size: 1.1rem; font-weight: 700; }
+.model p, .about { margin: .1rem 0; font-size: .9rem; }
+.controls { align-items: end; }
+.images { display: grid; grid-template-columns: repeat(var(--columns), minmax(60px, 170px)); gap: 6px;
+  overflow-x: auto; padding: 4px; margin: 0 -4px; }
+.images figure { margin: 0; }
+.images label { display: block; cursor: zoom-in; position: relative; }
+.images img { width: 100%; display: block; border-radius: 3px; }
+.images img.small { image-rendering: pixelated; }
+.images input { position: absolute; opacity: 0; }
+.images input:focus-visible + img { outline: 3px solid #0b66c3; outline-offset: 1px; }
+.images input:checked + img { position: fixed; inset: 0; z-index: 99; width: 100vw; height: 100vh; object-fit: contain;
   background: rgba(20, 20, 20, .9); cursor: zoom-out; }
-.row figcaption { font-size: .75rem; text-align: center; }
+.images figcaption { font-size: .75rem; text-align: center; }
 .error { color: #b3261e; font-weight: 600; }
 .prompt { overflow-wrap: anywhere; }
 """
 _MODEL = """
 <section class="model" aria-label="{{ name }}"><h2>{{ name }}</h2><p>{{ how }}</p>
-{% if images %}<div class="row" style="--columns: {{ columns }}">
+{% if images %}<div class="images" style="--columns: {{ columns }}">
 {% for seed, source in images %}<figure><label><input type="checkbox" aria-label="enlarge {{ name }}, seed {{ seed }}">
 <img src="{{ source }}" alt="{{ name }}, seed {{ seed }}"{% if small %} class="small"{% endif %}></label>
 <figcaption>seed {{ seed }}</figcaption></figure>
@@ -135,16 +138,18 @@ def respond(comparison: Comparison, prompt: Any, num_images: Any, first_seed: An
 def build_page(comparison: Comparison) -> gr.Blocks:
     """Return the page. One request is computed at a time, and the others wait in a queue."""
     with gr.Blocks(title="DP-DMD demo", analytics_enabled=False) as page:
-        gr.Markdown(f"# {TITLE}")
-        prompt = gr.Textbox(FIRST_PROMPT, label=f"Prompt (at most {MAX_LETTERS:,} letters)", autofocus=True)
-        with gr.Row():
-            num_images = gr.Number(FIRST_IMAGES, label=f"Images (1 to {MAX_IMAGES})", precision=0)
-            first_seed = gr.Number(0, label="First seed", precision=0)
-            button = gr.Button("Generate", variant="primary")
-        shown = [gr.HTML(status("Type a prompt and press Enter."), elem_id="status")]
+        _html(_template("<h1>{{ title }}</h1>").render(title=TITLE))
+        with gr.Row(elem_classes="controls"):
+            prompt = gr.Textbox(
+                label=f"Prompt (at most {MAX_LETTERS:,} letters)", autofocus=True, min_width=300, scale=6, max_lines=6
+            )
+            num_images = gr.Number(FIRST_IMAGES, label=f"Images, 1 to {MAX_IMAGES}", precision=0, min_width=100)
+            first_seed = gr.Number(0, label="First seed", precision=0, min_width=100)
+            button = gr.Button("Generate", variant="primary", min_width=100)
+        shown = [_html(status("Type a prompt and press Enter."), elem_id="status")]
         for model in comparison.models:
-            shown.append(gr.HTML(model_row(model.name, model.sampler.settings)))
-        gr.HTML(_template('<p class="about">{{ text }}</p>').render(text=ABOUT))
+            shown.append(_html(model_row(model.name, model.sampler.settings)))
+        _html(_template('<p class="about">{{ text }}</p>').render(text=ABOUT))
         gr.on(
             [button.click, prompt.submit, num_images.submit, first_seed.submit],
             _handler(comparison),
@@ -156,6 +161,10 @@ def build_page(comparison: Comparison) -> gr.Blocks:
             concurrency_limit=1,
         )
     return page.queue(max_size=64, api_open=False)
+
+
+def _html(text: str, **options: str) -> gr.HTML:
+    return gr.HTML(text, apply_default_css=False, **options)
 
 
 def _handler(comparison: Comparison) -> Callable[..., Iterator[list[Any]]]:

@@ -58,7 +58,9 @@ def serve(comparison: Comparison, bound: socket.socket) -> None:
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Default(
+            spacing_size="sm", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),  # fonts of the browser's machine
         css=CSS,
     )
     host, port = bound.getsockname()[:2]
