@@ -1,30 +1,16 @@
-"""The page: a prompt and seeds above one row of images per model. All text of a user is escaped."""
+"""The page: a prompt and seeds above one row of images per model."""
 
-import base64
-import io
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
-from jinja2 import Environment, Template
-from PIL import Image
 
-from dpdmd.config.sampling_flags import MAX_SEED
-from dpdmd.demo.comparison import PIXELS, Comparison, ModelImages
-from dpdmd.sampling.sampler import SamplerSettings
-from dpdmd.utils import out_of_memory
-from dpdmd.utils.logging import logger
-from dpdmd.utils.text_files import check_prompt
+from dpdmd.demo import responses
+from dpdmd.demo.comparison import Comparison
+from dpdmd.demo.responses import MAX_LETTERS
 
-MAX_LETTERS = 2000  # of a prompt; 512 tokens of T5 are about as many
-MAX_IMAGES = 16
-LOSSLESS_PIXELS = 256 * 256  # of an image that is sent as PNG; a larger one is sent as WebP, a tenth of the size
 FIRST_IMAGES = 4
-TITLE = "Teacher and students, from the same noises"
-ABOUT = f"""Each column starts from one noise. Click an image, or press Space on it, to enlarge it.
-{PIXELS.capitalize()}: root mean square difference of two images' pixels (0 to 1), mean over all pairs; it sees colours
-and positions, not content. CLIP and DINO diversity: 1 - mean cosine of their features over all pairs."""
+MAX_WAITING = 64  # requests
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto; }
 .gradio-container h1 { margin: 0; font-size: 1.4rem; font-weight: 700; }
@@ -45,111 +31,23 @@ CSS = """
 .error { color: #b3261e; font-weight: 600; }
 .prompt { overflow-wrap: anywhere; }
 """
-_MODEL = """
-<section class="model" aria-label="{{ name }}"><h2>{{ name }}</h2><p>{{ how }}</p>
-{% if images %}<div class="images" style="--columns: {{ columns }}">
-{% for seed, source in images %}<figure><label><input type="checkbox" aria-label="enlarge {{ name }}, seed {{ seed }}">
-<img src="{{ source }}" alt="{{ name }}, seed {{ seed }}"{% if small %} class="small"{% endif %}></label>
-<figcaption>seed {{ seed }}</figcaption></figure>
-{% endfor %}</div>{% endif %}</section>
-"""
-_STATUS = """
-<p role="status"{% if error %} class="error"{% endif %}>{{ text }}
-{% if prompt %}<q class="prompt">{{ prompt }}</q>{% endif %}</p>
-"""
-
-
-@cache
-def _template(source: str) -> Template:
-    return Environment(autoescape=True, trim_blocks=True).from_string(source)
-
-
-def status(text: str, *, prompt: str = "", error: bool = False) -> str:
-    """Return the HTML of the status line."""
-    return _template(_STATUS).render(text=text, prompt=prompt, error=error)
-
-
-def model_row(
-    name: str, settings: SamplerSettings, result: ModelImages | None = None, seeds: Sequence[int] = ()
-) -> str:
-    """Return the HTML of one model: its name and how it is sampled, and its images if there are any."""
-    how = [f"{len(settings.sigmas) - 1} steps", f"guidance {settings.guidance_scale:g}"]
-    images: list[tuple[int, str]] = []
-    if result:
-        how += [f"{result.seconds:.2f} s for {len(seeds)} image{'s' * (len(seeds) > 1)}"]
-        how += [f"{measure} {value:.3f}" for measure, value in result.diversity.items()]
-        images = list(zip(seeds, map(_data_uri, result.images), strict=True))
-    small = settings.width < FIRST_IMAGES * 64
-    return _template(_MODEL).render(
-        name=name, how=" · ".join(how), images=images, columns=min(len(seeds), 8), small=small
-    )
-
-
-def _data_uri(image: Image.Image) -> str:
-    """Return an image as text: no image is written to disk, and none has an address that others could request."""
-    kind, options = ("PNG", {}) if image.width * image.height <= LOSSLESS_PIXELS else ("WEBP", {"quality": 92})
-    file = io.BytesIO()
-    image.save(file, format=kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def read_request(prompt: Any, num_images: Any, first_seed: Any) -> tuple[str, list[int]]:
-    """Check the values of a request, which a program may send as well as the page. Return the prompt and the seeds.
-
-    Raises:
-        ValueError: one line for the page.
-    """
-    prompt = str(prompt or "").strip()
-    check_prompt(prompt, "the prompt")
-    if len(prompt) > MAX_LETTERS:
-        raise ValueError(f"the prompt has {len(prompt):,} letters: at most {MAX_LETTERS:,} are allowed")
-    count = _whole_number("the number of images", num_images, 1, MAX_IMAGES)
-    first = _whole_number("the first seed", first_seed, 0, MAX_SEED + 1 - count)
-    return prompt, list(range(first, first + count))
-
-
-def _whole_number(name: str, value: Any, least: int, most: int) -> int:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and least <= value <= most and value == int(value)):
-        raise ValueError(f"{name} must be a whole number, {least} to {most}")
-    return int(value)
-
-
-def respond(comparison: Comparison, prompt: Any, num_images: Any, first_seed: Any) -> Iterator[list[Any]]:
-    """Yield the status line and the rows of all models, once more after each model."""
-    names = [model.name for model in comparison.models]
-    rows: list[Any] = [model_row(model.name, model.sampler.settings) for model in comparison.models]
-    try:
-        prompt, seeds = read_request(prompt, num_images, first_seed)
-        yield [status("Sampling", prompt=prompt), *rows]
-        with out_of_memory.explained(
-            "ask for fewer images, or restart the demo with a lower --batch_size or with --bf16"
-        ):
-            for done, result in enumerate(comparison.sample(prompt, seeds), 1):
-                settings = comparison.models[result.index].sampler.settings
-                rows[result.index] = model_row(names[result.index], settings, result, seeds)
-                text = "Images of" if done == len(names) else f"{done} of {len(names)} models done:"
-                yield [status(text, prompt=prompt), *rows]
-    except (ValueError, MemoryError) as error:
-        logger.warning("a request ended with an error: %s", error)
-        yield [status(str(error), error=True), *rows]
 
 
 def build_page(comparison: Comparison) -> gr.Blocks:
     """Return the page. One request is computed at a time, and the others wait in a queue."""
     with gr.Blocks(title="DP-DMD demo", analytics_enabled=False) as page:
-        _html(_template("<h1>{{ title }}</h1>").render(title=TITLE))
+        _html(responses.title())
         with gr.Row(elem_classes="controls"):
             prompt = gr.Textbox(
                 label=f"Prompt (at most {MAX_LETTERS:,} letters)", autofocus=True, min_width=300, scale=6, max_lines=6
             )
-            num_images = gr.Number(FIRST_IMAGES, label=f"Images, 1 to {MAX_IMAGES}", precision=0, min_width=100)
+            num_images = gr.Number(FIRST_IMAGES, label="Images", precision=0, min_width=100)
             first_seed = gr.Number(0, label="First seed", precision=0, min_width=100)
             button = gr.Button("Generate", variant="primary", min_width=100)
-        shown = [_html(status("Type a prompt and press Enter."), elem_id="status")]
+        shown = [_html(responses.status("Type a prompt and press Enter."), elem_id="status")]
         for model in comparison.models:
-            shown.append(_html(model_row(model.name, model.sampler.settings)))
-        _html(_template('<p class="about">{{ text }}</p>').render(text=ABOUT))
+            shown.append(_html(responses.model_row(model.name, model.sampler.settings)))
+        _html(responses.about())
         gr.on(
             [button.click, prompt.submit, num_images.submit, first_seed.submit],
             _handler(comparison),
@@ -160,7 +58,7 @@ def build_page(comparison: Comparison) -> gr.Blocks:
             show_progress_on=shown[:1],
             concurrency_limit=1,
         )
-    return page.queue(max_size=64, api_open=False)
+    return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
 def _html(text: str, **options: str) -> gr.HTML:
@@ -169,6 +67,6 @@ def _html(text: str, **options: str) -> gr.HTML:
 
 def _handler(comparison: Comparison) -> Callable[..., Iterator[list[Any]]]:
     def handle(prompt: Any, num_images: Any, first_seed: Any) -> Iterator[list[Any]]:
-        yield from respond(comparison, prompt, num_images, first_seed)
+        yield from responses.respond(comparison, prompt, num_images, first_seed)
 
     return handle

@@ -6,14 +6,16 @@ import socket
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from dpdmd.demo.comparison import Comparison
 from dpdmd.demo.models import check_models, load_models
-from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.logging import logger, set_up_logging
+
+if TYPE_CHECKING:
+    from dpdmd.demo.comparison import Comparison
 
 LOCAL = ("127.0.0.1", "::1")
 
@@ -29,6 +31,9 @@ def run(args: argparse.Namespace, scorer_paths: Mapping[str, Mapping[str, Path]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = precision.set_up(args.bf16)
     checked = check_models(args, device, dtype)
+    from dpdmd.demo.comparison import Comparison  # imports transformers
+    from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
+
     check_scorer_contents(scorer_paths)
     with out_of_memory.explained("give fewer models, or --bf16"):
         models = load_models(checked, dtype)
@@ -36,7 +41,7 @@ def run(args: argparse.Namespace, scorer_paths: Mapping[str, Mapping[str, Path]]
     serve(Comparison(models, scorers, args.batch_size), bound)
 
 
-def serve(comparison: Comparison, bound: socket.socket) -> None:
+def serve(comparison: "Comparison", bound: socket.socket) -> None:
     """Serve the page. Nothing is sent to another host, and no image or prompt is written to disk."""
     # Read when gradio and huggingface_hub are imported.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
