@@ -92,12 +92,14 @@ def check_models(args: argparse.Namespace, device: torch.device, dtype: torch.dt
     students = [find_model(path, args.base_model) for path in args.model]
     if all(student.source == student.folder for student in students):
         warn_of_unused_base(students[0], args.base_model)
+    families = [model_family(student, device, dtype) for student in students]
     teacher = _find_teacher(args.teacher, args.model, students)
+    families.insert(0, model_family(teacher, device, dtype, flag="--teacher"))
     height, width = _common_size(students, args.height, args.width)
+    image_size(teacher, height, width)
     checked = []
-    for name, model in zip([TEACHER, *distinct_names(args.model)], [teacher, *students], strict=True):
-        family = model_family(model, device, dtype, flag="--teacher" if name == TEACHER else "--model")
-        image_size(model, height, width)
+    names = [TEACHER, *distinct_names(args.model)]
+    for name, model, family in zip(names, [teacher, *students], families, strict=True):
         settings = sampler_settings(model, family.load_schedule(model.folder), height, width)
         length = LAYOUTS[family_of(model.folder)].text_length(model.folder, None, model.defaults)
         checked.append(CheckedModel(name, model, family, settings, length))
