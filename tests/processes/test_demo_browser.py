@@ -18,6 +18,8 @@ from processes import cpu_environment
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
 IMAGES = "[...document.querySelectorAll('.images img')].map(e => e.src)"
+NAME = "e.getAttribute('aria-label') || e.closest('label')?.querySelector('span').innerText || e.innerText"
+FOCUS = f"(e => ({NAME}).trim())(document.activeElement)"
 STATUS = "document.getElementById('status').innerText.trim()"
 READY = "document.querySelector('textarea') !== null && document.querySelectorAll('.model').length === 2"
 
@@ -90,6 +92,12 @@ def ask(page: Browser, prompt: str) -> None:
     page.press("Enter", 13, "\r")
 
 
+def tab_to(page: Browser, name: str) -> None:
+    """Press Tab, and wait until the element of this name has the focus."""
+    page.press("Tab", 9)
+    page.until(f"{FOCUS} === {name!r}")
+
+
 def answer(page: Browser, prompt: str) -> list[str]:
     """Wait for the images of a prompt, the teacher's first, and return them."""
     page.until(f"{STATUS} === {json.dumps(f'Images of {prompt}')}")
@@ -103,28 +111,25 @@ def errors(page: Browser) -> list[object]:
 
 def test_the_page_is_used_by_keyboard(page, demo):
     """From the prompt, which has the focus: type, Tab to the numbers and the button, Enter; Space enlarges an image."""
-    page.until("document.activeElement.tagName === 'TEXTAREA'")
+    page.until(f"{FOCUS} === 'Prompt (at most 2,000 letters)'")
     page.type("a red circle")
-    page.press("Tab", 9)
+    tab_to(page, "Images")
     page.type("3")
-    page.press("Tab", 9)
+    tab_to(page, "First seed")
     page.type("7")
-    page.press("Tab", 9)
-    assert page.value("document.activeElement.innerText.trim()") == "Generate"
+    tab_to(page, "Generate")
     page.press("Enter", 13, "\r")
     images = answer(page, "a red circle")
     assert len(images) == 6 and len(set(images)) == 6 and all(image.startswith("data:image/png") for image in images)
     assert page.value("[...document.images].every(e => e.complete && e.naturalWidth === 64)")
     captions = page.value("[...document.querySelectorAll('.images figcaption')].map(e => e.innerText)")
     assert captions == ["seed 7", "seed 8", "seed 9"] * 2
-    headings = page.value(
-        "[...document.querySelectorAll('.model')].map(e => e.innerText.split('\\n').slice(0, 2).join())"
-    )
+    texts = "[...e.querySelectorAll('h2, p')].map(part => part.innerText).join(': ')"
+    headings = page.value(f"[...document.querySelectorAll('.model')].map(e => {texts})")
     number = r"\d+\.\d\d s for 3 images · pixel distance 0\.\d{3}"
     assert re.fullmatch(rf"teacher: 4 steps · guidance 3\.5 · {number}", headings[0])
     assert re.fullmatch(rf"run: 2 steps · guidance 1 · {number}", headings[1])
-    page.press("Tab", 9)
-    assert page.value("document.activeElement.getAttribute('aria-label')") == "enlarge teacher, seed 7"
+    tab_to(page, "enlarge teacher, seed 7")
     width = "document.querySelector('.images img').getBoundingClientRect().width"
     assert page.value(width) < 200
     page.press(" ", 32, " ")

@@ -16,7 +16,7 @@ try:
     status = main(sys.argv[2:])
 except SystemExit as error:
     status = error.code
-print(status, *sorted({"accelerate", "diffusers", "peft", "torch", "transformers"} & sys.modules.keys()))
+print(status, *sorted({"accelerate", "diffusers", "gradio", "peft", "torch", "transformers"} & sys.modules.keys()))
 """
 TIME = """
 import time, torch
@@ -40,6 +40,8 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
         ("dpdmd.compare.__main__ no/such.yaml --out README.md/g", []),
         ("dpdmd.report.__main__ no/such", []),
         ("dpdmd.generate --model no/such --prompt a --out no/such", ["torch"]),
+        ("dpdmd.demo.__main__ --model no/such --port 70000", []),
+        ("dpdmd.demo.__main__ --model no/such --port 0", ["torch"]),
         ("dpdmd.train --teacher_id no/such", ["torch"]),
         ("dpdmd.doctor --teacher_id no/such", ["torch"]),
         ("dpdmd.shapes.measure --model no/such", ["torch"]),
