@@ -1,5 +1,6 @@
 """`dpdmd.export`: types of the weights, single files in the original layouts, and how much memory it takes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from dpdmd import export
+from dpdmd.models.comfyui_workflow import WORKFLOW
 
 NETWORKS = {"sd35": "transformer", "sdxl": "unet"}
 PIPELINES = {"sd35": StableDiffusion3Pipeline, "sdxl": StableDiffusionXLPipeline}
@@ -130,6 +132,10 @@ def test_a_single_file_is_the_same_model(family, official, tmp_path):
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     torch.testing.assert_close(image(theirs), image(ours), rtol=0, atol=1e-5)  # their tensors lie elsewhere in memory
     assert image(ours).std() > 0.05
+    nodes = json.loads((tmp_path / "mine" / WORKFLOW).read_text()).values()
+    inputs = {name: value for node in nodes for name, value in node["inputs"].items()}
+    assert inputs["ckpt_name"] == "mine.safetensors" and (inputs["height"], inputs["width"]) == (64, 64)
+    assert isinstance(inputs["cfg"], float) and len([n for n in nodes if n["class_type"] == "ManualSigmas"]) == 1
 
 
 @pytest.mark.parametrize("single_file", [False, True])
