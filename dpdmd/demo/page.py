@@ -17,8 +17,7 @@ CSS = """
 .model h2 { margin: 0; font-size: 1.1rem; font-weight: 700; }
 .model p, .about { margin: .1rem 0; font-size: .9rem; }
 .controls { align-items: end; }
-.images { display: grid; grid-template-columns: repeat(var(--columns), minmax(60px, 170px)); gap: 6px;
-  overflow-x: auto; padding: 4px; margin: 0 -4px; }
+.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(150px, calc(25% - 6px)), 1fr)); gap: 6px; }
 .images figure { margin: 0; }
 .images label { display: block; cursor: zoom-in; position: relative; }
 .images img { width: 100%; display: block; border-radius: 3px; }

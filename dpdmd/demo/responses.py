@@ -18,7 +18,6 @@ from dpdmd.utils.text_files import check_prompt
 
 MAX_LETTERS = 2000  # of a prompt; 512 tokens of T5 are about as many
 MAX_IMAGES = 16
-MAX_COLUMNS = 8
 LOSSLESS_PIXELS = 256 * 256  # of an image that is sent as PNG; a larger one is sent as WebP, a tenth of the size
 TITLE = "Teacher and students, from the same noises"
 ABOUT = f"""Each column starts from one noise. Click an image, or press Space on it, to enlarge it.
@@ -26,7 +25,7 @@ ABOUT = f"""Each column starts from one noise. Click an image, or press Space on
 and positions, not content. CLIP and DINO diversity: 1 - mean cosine of their features over all pairs."""
 _MODEL = """
 <section class="model" aria-label="{{ name }}"><h2>{{ name }}</h2><p>{{ how }}</p>
-{% if images %}<div class="images" style="--columns: {{ columns }}">
+{% if images %}<div class="images">
 {% for seed, source in images %}<figure><label><input type="checkbox" aria-label="enlarge {{ name }}, seed {{ seed }}">
 <img src="{{ source }}" alt="{{ name }}, seed {{ seed }}"{% if small %} class="small"{% endif %}></label>
 <figcaption>seed {{ seed }}</figcaption></figure>
@@ -69,9 +68,7 @@ def model_row(
         how += [f"{measure} {value:.3f}" for measure, value in result.diversity.items()]
         images = list(zip(seeds, map(_data_uri, result.images), strict=True))
     small = settings.width < 256  # is enlarged, with sharp pixels
-    return _template(_MODEL).render(
-        name=name, how=" · ".join(how), images=images, columns=min(len(seeds), MAX_COLUMNS), small=small
-    )
+    return _template(_MODEL).render(name=name, how=" · ".join(how), images=images, small=small)
 
 
 def _data_uri(image: Image.Image) -> str:

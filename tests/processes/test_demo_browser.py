@@ -192,6 +192,8 @@ def test_a_prompt_of_5000_letters_gets_a_message(page, demo):
 
 def test_the_page_fits_a_phone(page):
     page.size(360, 740)
+    page.value("document.querySelector('input[type=number]').focus()")
+    page.type("16")
     ask(page, "a red circle")
-    assert len(answer(page, "a red circle")) == 8
+    assert len(answer(page, "a red circle")) == 32
     assert page.value("document.documentElement.scrollWidth") <= 360
