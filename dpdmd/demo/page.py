@@ -56,6 +56,7 @@ def build_page(comparison: Comparison) -> gr.Blocks:
             show_progress="minimal",
             show_progress_on=shown[:1],
             concurrency_limit=1,
+            trigger_mode="always_last",  # a request while another of this user is computed is not lost
         )
     return page.queue(max_size=MAX_WAITING, api_open=False)
 

@@ -21,7 +21,12 @@ IMAGES = "[...document.querySelectorAll('.images img')].map(e => e.src)"
 NAME = "e.getAttribute('aria-label') || e.closest('label')?.querySelector('span').innerText || e.innerText"
 FOCUS = f"(e => ({NAME}).trim())(document.activeElement)"
 STATUS = "document.getElementById('status').innerText.trim()"
-READY = "document.querySelector('textarea') !== null && document.querySelectorAll('.model').length === 2"
+# gradio builds the page twice: it is ready when its field has been there for half a second.
+READY = """(() => {
+    const field = document.querySelector('textarea');
+    if (field !== window.field) [window.field, window.since] = [field, Date.now()];
+    return field !== null && Date.now() - window.since > 500 && document.querySelectorAll('.model').length === 2;
+})()"""
 
 
 class Proxy:
