@@ -1,8 +1,9 @@
 """Sample one prompt with every model from the same noises, and measure the diversity of what is shown."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -37,11 +38,15 @@ class ModelImages:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The loaded models, teacher first. It holds no state of a request, so requests cannot mix."""
+    """The loaded models, teacher first. It may be used by several threads: one at a time computes.
+
+    A tokenizer keeps the padding and truncation of its last call, so it gives wrong tokens to two threads at once.
+    """
 
     models: Sequence[LoadedModel]
     scorers: Sequence[FeatureScorer]
     batch_size: int
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def sample(self, prompt: str, seeds: Sequence[int]) -> Iterator[ModelImages]:
         """Yield the images of each model, students before their teacher, which takes longest.
@@ -52,13 +57,18 @@ class Comparison:
             ValueError: a model's images are not finite.
         """
         for index in (*range(1, len(self.models)), 0):
-            model = self.models[index]
-            start = time.perf_counter()
-            images = _sample(model, prompt, seeds, self.batch_size)
-            seconds = time.perf_counter() - start
-            check_finite(images, model.name)
-            shown = to_pil(images)
-            yield ModelImages(index, shown, seconds, self._diversity(images, shown, prompt))
+            with self._lock:
+                result = self._sample_model(index, prompt, seeds)
+            yield result  # without the lock: the caller may never come back
+
+    def _sample_model(self, index: int, prompt: str, seeds: Sequence[int]) -> ModelImages:
+        model = self.models[index]
+        start = time.perf_counter()
+        images = _sample(model, prompt, seeds, self.batch_size)
+        seconds = time.perf_counter() - start
+        check_finite(images, model.name)
+        shown = to_pil(images)
+        return ModelImages(index, shown, seconds, self._diversity(images, shown, prompt))
 
     def _diversity(self, images: Tensor, shown: Sequence[Image.Image], prompt: str) -> dict[str, float]:
         if len(images) < 2:

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import socket
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ def refuse(refused_by, tiny_pipeline):
         return refused_by("dpdmd.demo", demo.main, command + (["--teacher", str(teacher)] if teacher else []))
 
     return message
+
+
+@pytest.fixture(autouse=True)
+def gradio_is_installed(monkeypatch):
+    """Let `dpdmd.demo` find gradio, which it imports only after all flags are checked."""
+    find = importlib.util.find_spec
+    found = {"gradio": ModuleSpec("gradio", None)}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: found.get(name) or find(name, *more))
 
 
 @pytest.mark.parametrize(

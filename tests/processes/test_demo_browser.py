@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from chromium import Browser
 from processes import cpu_environment
 
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="pip install -e '.[demo]'")
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
 IMAGES = "[...document.querySelectorAll('.images img')].map(e => e.src)"
@@ -165,6 +167,16 @@ def test_two_users_at_once_get_their_own_images(page, demo, tmp_path):
                 assert answer(user, prompt) == alone[prompt]
     finally:
         second.close()
+
+
+def test_a_request_during_another_is_answered(page):
+    """Enter while images of the same user are computed: the last prompt's images are shown in the end."""
+    for prompt in ("a red circle", "a blue square", "a green star"):
+        ask(page, prompt)
+    images = answer(page, "a green star")
+    assert len(images) == 8
+    time.sleep(1)  # no earlier request replaces them
+    assert answer(page, "a green star") == images
 
 
 @pytest.mark.parametrize(
