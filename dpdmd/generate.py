@@ -23,7 +23,7 @@ from dpdmd.sampling import geneval
 from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
-from dpdmd.utils.text_files import check_prompt_length
+from dpdmd.utils.text_files import check_prompt
 
 NUM_IMAGES = 9
 
@@ -76,11 +76,7 @@ def check(args: argparse.Namespace) -> list[str]:
         check_total("num_images", len(prompts), args.num_images)
         return prompts
     for prompt in args.prompt or ():
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # Python decodes invalid bytes to these
-            raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
-        if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
-            raise ValueError("--prompt: is empty")
-        check_prompt_length(prompt, f"--prompt {prompt[:60]}...:")
+        check_prompt(prompt, "--prompt")
     prompts = args.prompt or read_prompts(args.prompt_txt, column=args.prompt_column)
     check_total("num_images", len(prompts), args.num_images)
     _check_leftovers(args.out, len(prompts), args.num_images)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.models import lora_files
+from dpdmd.models.comfyui_workflow import build_workflow, write_workflow
 from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.lora import Adapter
@@ -174,6 +175,7 @@ class Family(ABC):
         tensors = self.original_layout(parts, source)
         write_tensors(path, {name: value.to(dtype) if dtype else value for name, value in tensors.items()})
         self.export_scheduler(path.parent, source, defaults).write(path.parent)
+        self._write_workflow(path.parent, source, defaults, checkpoint=path.name)
 
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
@@ -184,6 +186,16 @@ class Family(ABC):
         """
         lora_files.save_lora(folder, state, adapter, self.layout.network, self.layout.comfyui_name)
         self.export_scheduler(folder, source, defaults).with_base(source, folder).write(folder)
+        read_by_comfyui = lora_files.COMFYUI_WEIGHTS if self.layout.comfyui_name else lora_files.LORA_WEIGHTS
+        self._write_workflow(folder, source, defaults, lora=read_by_comfyui)
+
+    def _write_workflow(self, folder: Path, source: Path, defaults: SamplingDefaults, **files: str) -> None:
+        """Write a ComfyUI workflow beside an export, if the family has one. `files` as in `build_workflow`."""
+        if names := self.layout.comfyui:
+            sigmas = defaults.sigmas or self.load_schedule(source).named_sigmas(defaults.grid, defaults.steps).tolist()
+            side = self.layout.default_size(source)
+            size = defaults.height or side, defaults.width or side
+            write_workflow(folder, build_workflow(names, defaults, sigmas, size, **files))
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         """Return the weights that `export_lora` wrote, with alpha / rank in them, under the names of their layers."""

@@ -4,6 +4,7 @@ Results that are kept on disk (caches, images, scores, checkpoints) carry the id
 a model that was changed in place is recognised. Imports neither torch nor diffusers.
 """
 
+import filecmp
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from dpdmd.utils.versions import library_versions
 
 Identity = dict[str, str]  # part of a model -> digest of its content
 
+_TYPES = ("dtype", "torch_dtype")  # entries of config.json that a loader's own type overrides
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -76,6 +78,25 @@ def _identify_components(folder: Path, components: Iterable[str]) -> Identity:
     # A component may be listed without a folder, such as a safety checker, if it is never loaded.
     paths = {name: folder / name for name in components if (folder / name).is_dir()}
     return {MODEL_INDEX: digest(options), **identify(paths)}
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Return whether two component folders load as the same model, whatever type their config.json gives the weights.
+
+    An exported student has its teacher's text encoders with another type in config.json (`pipeline_export.py`).
+    """
+    files = [{file.relative_to(folder): file for file in _deciding_files(folder)} for folder in (one, other)]
+    return files[0].keys() == files[1].keys() and all(
+        _same_file(file, files[1][name]) for name, file in files[0].items()
+    )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.name != "config.json":
+        return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+    configs = [read_json(path) for path in (one, other)]
+    kept = [{name: value for name, value in config.items() if name not in _TYPES} for config in configs]
+    return kept[0] == kept[1]
 
 
 def cache_key(identity: Identity) -> str:

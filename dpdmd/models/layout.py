@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.activation_memory import CallMemory, CallShape
+from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import Shape, read_weight_shapes, stem_of
@@ -59,6 +60,7 @@ class Layout:
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
         buffers: weights of the network that are no parameters, so are not trained.
         comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
+        comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
     """
 
@@ -79,6 +81,7 @@ class Layout:
     t5: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     comfyui_name: Callable[[str], str] | None = None
+    comfyui: ComfyUINames | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
 
     def components(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Read a run's folder for a report. Missing or broken files are left out and listed in `warnings`."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from dpdmd.report.scores import EMA_PREFIX, PREFIX, Metric, Score
 from dpdmd.run_folder import EVAL_TURN, LATEST_IMAGE, RunFolder, read_records
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
+from dpdmd.utils.paths import distinct_names
 from dpdmd.utils.text_files import read_json
 
 
@@ -117,17 +117,8 @@ def read_runs(entries: Sequence[RunEntry]) -> list[Run]:
     for entry in entries:
         unique.setdefault(entry.folder.resolve(), entry)
     folders = [entry.folder for entry in unique.values() if not entry.label]
-    names = dict(zip(folders, _names(folders), strict=True))
+    names = dict(zip(folders, distinct_names(folders), strict=True))
     return [_read(entry, entry.label or names[entry.folder]) for entry in unique.values()]
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return folder names, with as many parent folders as needed to make them different."""
-    parts = [folder.resolve().parts for folder in folders]
-    depth = 1
-    while max(Counter(part[-depth:] for part in parts).values(), default=1) > 1:
-        depth += 1
-    return ["/".join(part[-depth:]).removeprefix("//") for part in parts]
 
 
 def _read(entry: RunEntry, name: str) -> Run:

@@ -13,7 +13,7 @@ from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.hub_models import locate
 from dpdmd.models.layout import Layout
 from dpdmd.models.lora_files import LORA_WEIGHTS
-from dpdmd.models.noise_schedule import DEFAULT
+from dpdmd.models.noise_schedule import DEFAULT, Schedule
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import NETWORK_FILES, check_weights, read_network, read_network_shapes, read_shapes
@@ -126,13 +126,16 @@ def _with_base(lora: Path, base_model: Path | None) -> Model:
     return Model(base, own if (lora / DEFAULTS_FILE).exists() else _student_defaults(base), lora=lora)
 
 
-def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Family:
+def model_family(model: Model, device: torch.device, dtype: torch.dtype, *, flag: str = "--model") -> Family:
     """Check a model's files, and return its family.
+
+    Args:
+        flag: the flag that names the model, for messages.
 
     Raises:
         ValueError: a file is missing or broken, or weights do not fit.
     """
-    name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
+    name, flag = family_of(model.folder), flag if model.source == model.folder else "--base_model"
     check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
     from dpdmd.models.checks.contents import check_contents  # imports diffusers
 
@@ -191,6 +194,39 @@ def _warn_of_untrained_size(size: ImageSize, defaults: SamplingDefaults) -> None
         logger.warning("size %s: the student was trained at %s", size, ", ".join(map(str, trained)))
 
 
+def image_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:
+    """Return the image size in pixels: as given, else that of the sampling defaults, else the network's own.
+
+    Raises:
+        ValueError: the model cannot make images of this size.
+    """
+    layout = LAYOUTS[family_of(model.folder)]
+    default = layout.default_size(model.folder)
+    height, width = height or model.defaults.height or default, width or model.defaults.width or default
+    layout.check_size(model.folder, height, width)
+    return height, width
+
+
+def sampler_settings(
+    model: Model,
+    schedule: Schedule,
+    height: int,
+    width: int,
+    *,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> SamplerSettings:
+    """Return how to sample a model; `steps` and `guidance_scale` come from its sampling defaults if they are None."""
+    defaults = model.defaults
+    own = defaults.sigmas and steps in (None, len(defaults.sigmas) - 1)
+    return SamplerSettings(
+        torch.tensor(defaults.sigmas) if own else schedule.named_sigmas(defaults.grid, steps or defaults.steps),
+        defaults.guidance_scale if guidance_scale is None else guidance_scale,
+        height,
+        width,
+    )
+
+
 def load_sampler(
     path: Path,
     device: torch.device,
@@ -216,19 +252,11 @@ def load_sampler(
     model = find_model(path, base_model)
     family = model_family(model, device, dtype)
     folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
-    default_size = layout.default_size(folder)
-    height, width = height or defaults.height or default_size, width or defaults.width or default_size
-    layout.check_size(folder, height, width)
+    height, width = image_size(model, height, width)
     _warn_of_untrained_size(ImageSize(height, width), defaults)
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
     schedule = family.load_schedule(folder)
-    own = defaults.sigmas and steps in (None, len(defaults.sigmas) - 1)
-    settings = SamplerSettings(
-        torch.tensor(defaults.sigmas) if own else schedule.named_sigmas(defaults.grid, steps or defaults.steps),
-        defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        height,
-        width,
-    )
+    settings = sampler_settings(model, schedule, height, width, steps=steps, guidance_scale=guidance_scale)
     encoder = family.load_text_encoder(folder, max_sequence_length, no_t5=defaults.no_t5)
     network = load_network(family, model, dtype).requires_grad_(False).to(device)
     decoder = family.load_image_decoder(folder)

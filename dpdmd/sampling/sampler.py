@@ -79,9 +79,13 @@ class Sampler:
 
         The noise of image i depends only on `seed` and keys[i] = (prompt index, sample index), not on the batch.
         """
+        return self.decoder.decode(self.latents(text, self.start_noise(keys, seed)))
+
+    def start_noise(self, keys: Batch, seed: int) -> Tensor:
+        """Return the start noise [B, C, h, w] of `images`, on the family's device."""
         shape = self.decoder.latent_shape(self.settings.height, self.settings.width)
         eps = torch.cat([normal_per_sample(shape, seed, "picture", prompt, [sample]) for prompt, sample in keys])
-        return self.decoder.decode(self.latents(text, eps.to(self.family.device)))
+        return eps.to(self.family.device)
 
     def sweep(
         self, encoder: TextEncoder, prompts: Sequence[str], batches: Sequence[Batch], seed: int, *, progress: str = ""

@@ -3,6 +3,8 @@
 import argparse
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 MODEL_INDEX = "model_index.json"  # in the folder of a diffusers pipeline
@@ -79,6 +81,15 @@ def user_path(text: str) -> Path:
 def same_place(one: str, other: str) -> bool:
     """Return whether two paths name one file or folder: ./a, a/ and links count as a. It may not exist."""
     return os.path.realpath(one) == os.path.realpath(other)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of different files or folders, with as many parent folders as make the names different."""
+    parts = [path.resolve().parts for path in paths]
+    depth = 1
+    while max(Counter(part[-depth:] for part in parts).values(), default=1) > 1:
+        depth += 1
+    return ["/".join(part[-depth:]).removeprefix("//") for part in parts]
 
 
 def check_writable(flag: str, path: Path) -> None:

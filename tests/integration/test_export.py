@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from dpdmd import export
+from dpdmd.models.comfyui_workflow import WORKFLOW
 from dpdmd.models.registry import family_class
 from dpdmd.report.model_card import CARD, rename
 
@@ -135,6 +136,10 @@ def test_a_single_file_is_the_same_model(family, official, tmp_path):
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     torch.testing.assert_close(image(theirs), image(ours), rtol=0, atol=1e-5)  # their tensors lie elsewhere in memory
     assert image(ours).std() > 0.05
+    nodes = json.loads((tmp_path / "mine" / WORKFLOW).read_text()).values()
+    inputs = {name: value for node in nodes for name, value in node["inputs"].items()}
+    assert inputs["ckpt_name"] == "mine.safetensors" and (inputs["height"], inputs["width"]) == (64, 64)
+    assert isinstance(inputs["cfg"], float) and len([n for n in nodes if n["class_type"] == "ManualSigmas"]) == 1
 
 
 @pytest.mark.parametrize("on_the_hub", [False, True])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dpdmd import export, train
 from dpdmd.config import read_yaml
+from dpdmd.models.comfyui_workflow import WORKFLOW
 from dpdmd.models.lora_files import COMFYUI_WEIGHTS, LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
@@ -160,6 +161,7 @@ def test_every_loader_reads_the_same_change(lora_run):
     """
     folder = lora_run / "ckpts" / "latest" / "lora"
     assert not (folder / COMFYUI_WEIGHTS).exists()
+    assert f'"lora_name": "{LORA_WEIGHTS}"' in (folder / WORKFLOW).read_text()
     named = load_file(folder / LORA_WEIGHTS)
     layers = {name.removesuffix(".lora_A.weight") for name in named if name.endswith(".lora_A.weight")}
     assert len(named) == 2 * len(layers)

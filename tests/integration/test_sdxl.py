@@ -16,6 +16,7 @@ from dpdmd.config import Config
 from dpdmd.config.method_table import METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import registry
+from dpdmd.models.comfyui_workflow import WORKFLOW
 from dpdmd.models.lora_files import COMFYUI_WEIGHTS, LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
@@ -164,6 +165,7 @@ def test_lora_files_are_what_the_run_samples(flags, tmp_path, tiny_sdxl, recompu
     whole = load_file(tmp_path / "whole" / LAYOUT.network / "diffusion_pytorch_model.safetensors")
     before = load_file(tiny_sdxl / LAYOUT.network / "diffusion_pytorch_model.safetensors")
     named, layers = load_file(folder / COMFYUI_WEIGHTS), LAYOUT.adapted_layers(tiny_sdxl, LAYOUT.lora_targets)
+    assert f'"lora_name": "{COMFYUI_WEIGHTS}"' in (folder / WORKFLOW).read_text()
     assert len(named) == 3 * len(layers) == 3 * len(load_file(folder / LORA_WEIGHTS)) // 2
     for layer in layers:
         name = f"lora_unet_{layer.replace('.', '_')}"

@@ -270,7 +270,9 @@ def test_paths_and_modules_exist(document: Path):
 
 
 def test_flags_exist():
-    programs = [("-m", f"dpdmd.{name}") for name in ("train", "generate", "export", "doctor", "report", "compare")]
+    programs = [
+        ("-m", f"dpdmd.{name}") for name in ("train", "generate", "export", "doctor", "report", "compare", "demo")
+    ]
     programs += [("-m", f"dpdmd.shapes.{name}") for name in ("build", "measure", "measure_scorers")]
     programs += [(path.name,) for path in ROOT.glob("test_*.py")] + [("benchmarks/time_to_result.py",)]
     known = {"--fix", "--cpu", "--config_file", "--machine_rank", "--main_process_ip", "--num_processes", "--logdir"}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
@@ -85,4 +86,10 @@ LAYOUT = Layout(
     t5=("text_encoder_3", "tokenizer_3"),
     buffers=("pos_embed.pos_embed",),
     call_memory=call_memory,
+    comfyui=ComfyUINames(
+        checkpoint="sd3.5_medium.safetensors",
+        text_encoders=("clip_l.safetensors", "clip_g.safetensors", "t5xxl_fp16.safetensors"),
+        latent="EmptySD3LatentImage",
+        pads_t5=True,
+    ),
 )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
@@ -88,4 +89,5 @@ LAYOUT = Layout(
     fixed_text_length=True,
     vae_factor=8,
     comfyui_name=_kohya_name,
+    comfyui=ComfyUINames(checkpoint="sd_xl_base_1.0.safetensors", zeros_for_empty_prompt=True),
 )
