@@ -34,7 +34,7 @@ CSS = """
 
 def build_page(comparison: Comparison) -> gr.Blocks:
     """Return the page. One request is computed at a time, and the others wait in a queue."""
-    with gr.Blocks(title="DP-DMD demo", analytics_enabled=False) as page:
+    with gr.Blocks(title="DP-DMD demo", analytics_enabled=False, fill_width=True) as page:
         _html(responses.title())
         with gr.Row(elem_classes="controls"):
             prompt = gr.Textbox(
