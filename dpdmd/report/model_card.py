@@ -322,4 +322,4 @@ def _training_table(card: Card) -> list[str]:
         ("image size", f"{config.get('height')} x {config.get('width')}"),
         ("seed", config.get("seed")),
     ]
-    return ["## Training", markdown_table(["", ""], [[name, str(value)] for name, value in rows])]
+    return ["## Training", markdown_table(["setting", "value"], [[name, str(value)] for name, value in rows])]
