@@ -98,7 +98,8 @@ def _export(args: argparse.Namespace, repository: str) -> None:
 
     def finish(model: "Model", folder: Path) -> None:
         from dpdmd.models.registry import LAYOUTS, family_of
-        from dpdmd.report.model_card import PIPELINE, SINGLE_FILE, Card, training_of, write_card
+        from dpdmd.report.card_facts import PIPELINE, SINGLE_FILE, Card, training_of
+        from dpdmd.report.model_card import write_card
 
         training = training_of(model.source)
         card = Card(

@@ -57,14 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 collectives.exit_without_peers(end.status)
         if end.publish:  # without the other ranks, which would wait for the network
-            from dpdmd.training.publish import publish
-
-            try:
-                logger.info("the student is on the Hub: %s", publish(end.publish))
-            except OSError as error:
-                print(f"dpdmd.train: stopped: {one_line(error)}", file=sys.stderr)
-                return 1
+            end = _publish(end.publish)
+            if end.message:
+                print(f"dpdmd.train: {one_line(end.message)}", file=sys.stderr)
     return end.status
+
+
+def _publish(setup: preflight.RunSetup) -> End:
+    """Upload the student."""
+    from dpdmd.training.publish import publish
+
+    try:
+        logger.info("the student is on the Hub: %s", publish(setup))
+    except OSError as error:
+        return End(1, f"stopped: {error}")
+    return End(0)
 
 
 def _run(argv: Sequence[str] | None, stack: ExitStack) -> End:

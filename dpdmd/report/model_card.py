@@ -5,10 +5,7 @@ the machine, but for the base of a LoRA that is not on the Hub.
 """
 
 import json
-import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +13,19 @@ import yaml
 
 from dpdmd.config.method_table import METHODS
 from dpdmd.evaluation.seed_grids import TEACHER
-from dpdmd.models.layout import Layout
-from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.report.runs import Run, read_runs, score_of
+from dpdmd.models.sampling_defaults import read_sampling_defaults
+from dpdmd.report.card_facts import CARD, SINGLE_FILE, Card, Training, hub_id, licence_of
+from dpdmd.report.runs import score_of
 from dpdmd.report.tables import DASH, interval, number
-from dpdmd.run_folder import LORA, RunFolder
-from dpdmd.utils.hub import parse_id
-from dpdmd.utils.manifest import read_manifest
+from dpdmd.run_folder import LORA
 from dpdmd.utils.tables import markdown_table
 from dpdmd.utils.text_files import read_json
 
-CARD, IMAGES = "README.md", "images"
-PIPELINE, SINGLE_FILE = "pipeline", "single file"  # kinds of exports, beside run_folder's LORA
+IMAGES = "images"
 PAPER = "2602.03139"
 PROMPT = "a red circle"  # of the snippet, if the run has no images
-_LICENCE = ("license", "license_name", "license_link")  # entries of a card's head
 _METHODS = {"dpdmd": "DP-DMD", "dmd": "DMD", "dmd_lpips": "DMD-LPIPS", "dmd_gan": "DMD-GAN"}
 _FLOW = "FlowMatchEulerDiscreteScheduler"
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a card says about a student's training.
-
-    Attributes:
-        config: option -> value, without groups.
-        step: updates of both networks that the student has had.
-        num_prompts: number of training prompts; None if unknown.
-        run: the run with its scores and seed grids; None if they are not known yet, or the run is gone.
-    """
-
-    config: Mapping[str, Any]
-    step: int
-    num_prompts: int | None = None
-    run: Run | None = None
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a card is made from.
-
-    Attributes:
-        name: of the folder, or of the repository on the Hub; the snippet loads the student by it.
-        kind: PIPELINE, LORA or SINGLE_FILE.
-        file: of a SINGLE_FILE, the name of its weights.
-        base: pipeline folder that the student was trained from, or is made from.
-        dtype: torch's name of the type in which the snippet loads the student.
-    """
-
-    name: str
-    kind: str
-    layout: Layout
-    defaults: SamplingDefaults
-    base: Path
-    dtype: str = "float32"
-    training: Training | None = None
-    file: str = ""
-    scheduler: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_card(folder: Path, card: Card, *, images: bool) -> None:
@@ -88,39 +41,6 @@ def write_card(folder: Path, card: Card, *, images: bool) -> None:
     card = Card(**(vars(card) | {"defaults": defaults, "scheduler": scheduler}))
     shown = _copy_images(folder / IMAGES, card.training) if images else []
     (folder / CARD).write_text(render(card, shown), encoding="utf-8")
-
-
-def stored_dtype(layout: Layout, folder: Path) -> str:
-    """Return torch's name of the type in which a pipeline's network is stored."""
-    from dpdmd.models.tensor_files import open_weights
-    from dpdmd.models.weight_files import stem_of
-
-    weights = open_weights(folder / layout.network, stem_of(layout.network, layout.network))
-    return str(next(iter(weights.values())).dtype).removeprefix("torch.")
-
-
-def training_of(student: Path) -> Training | None:
-    """Return the training of a student in a checkpoint's folder; None of a folder elsewhere."""
-    checkpoint = student.resolve().parent
-    try:
-        manifest = read_manifest(checkpoint)
-        config = {name: value for group in manifest["config"].values() for name, value in group.items()}
-        step = int(manifest["progress"]["step"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    root = Path(config["run_dir"]) if config.get("run_dir") else checkpoint.parent.parent
-    places = [place for place in (checkpoint.parent.parent, root) if RunFolder.of(place).metrics.is_file()]
-    run = read_runs(places[:1])[0] if places else None
-    return Training(config, step, _count_prompts(config), run)
-
-
-def _count_prompts(config: Mapping[str, Any]) -> int | None:
-    from dpdmd.data.prompt_files import read_prompts
-
-    try:
-        return len(read_prompts(Path(config["prompt_txt"]), column=config.get("prompt_column")))
-    except (ValueError, OSError, KeyError):
-        return None
 
 
 def _copy_images(target: Path, training: Training | None) -> list[tuple[str, list[str]]]:
@@ -169,27 +89,6 @@ def _head(card: Card, known: str | None) -> str:
     tags = ["text-to-image", "distillation", "few-step", "dp-dmd", *(["lora"] if card.kind == LORA else [])]
     values |= {"tags": [*tags, f"arxiv:{PAPER}"]}
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
-
-
-def hub_id(base: Path, layout: Layout) -> str | None:
-    """Return the repository of a pipeline folder, by its path: org/name at its end, or the Hub's cache; else None."""
-    path = base.as_posix()
-    if model := parse_id(path):
-        return model.repository
-    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{base.resolve().as_posix()}/"):
-        return f"{cached[1]}/{cached[2]}"
-    return layout.repository if f"/{path}".endswith(f"/{layout.repository}") else None
-
-
-def licence_of(base: Path, layout: Layout, known: str | None) -> dict[str, str]:
-    """Return the licence in the head of the base's own card, else that of the family's official weights, else {}."""
-    try:
-        text = (base / CARD).read_text(encoding="utf-8")
-        own = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
-        found = {name: str(own[name]) for name in _LICENCE if own.get(name)}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError, IndexError):
-        found = {}
-    return found or (dict(layout.licence) if known == layout.repository else {})
 
 
 def snippet(card: Card, prompt: str, known: str | None) -> str:
@@ -323,4 +222,4 @@ def _training_table(card: Card) -> list[str]:
         ("image sizes, width x height", ", ".join(map(str, card.defaults.trained_sizes)) or DASH),
         ("seed", config.get("seed")),
     ]
-    return ["## Training", markdown_table(["", ""], [[name, str(value)] for name, value in rows])]
+    return ["## Training", markdown_table(["setting", "value"], [[name, str(value)] for name, value in rows])]

@@ -27,7 +27,8 @@ from dpdmd.models.identity import Identity, identify, identify_pipeline
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.tensor_files import in_memory
-from dpdmd.report.model_card import PIPELINE, Card, Training, stored_dtype, write_card
+from dpdmd.report.card_facts import PIPELINE, Card, Training, stored_dtype
+from dpdmd.report.model_card import write_card
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.atomic_files import is_temporary

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.report.model_card import CARD, PIPELINE, Card, rename, stored_dtype, training_of, write_card
+from dpdmd.report.card_facts import CARD, PIPELINE, Card, stored_dtype, training_of
+from dpdmd.report.model_card import rename, write_card
 from dpdmd.run_folder import LORA
 from dpdmd.training import checkpoint
 from dpdmd.training.preflight import RunSetup

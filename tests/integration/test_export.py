@@ -18,7 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from dpdmd import export
 from dpdmd.models.comfyui_workflow import WORKFLOW
 from dpdmd.models.registry import family_class
-from dpdmd.report.model_card import CARD, rename
+from dpdmd.report.card_facts import CARD
+from dpdmd.report.model_card import rename
 
 NETWORKS = {"sd35": "transformer", "sdxl": "unet"}
 PIPELINES = {"sd35": StableDiffusion3Pipeline, "sdxl": StableDiffusionXLPipeline}

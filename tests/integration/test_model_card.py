@@ -10,7 +10,7 @@ import yaml
 from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 
 from dpdmd import export, train
-from dpdmd.report.model_card import CARD
+from dpdmd.report.card_facts import CARD
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.rng import normal_per_sample
 

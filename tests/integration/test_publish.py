@@ -85,3 +85,25 @@ def test_a_run_whose_upload_fails_is_whole(hub, short_run, tmp_path, capsys):
     assert line.startswith("dpdmd.train: stopped: the upload to run failed (")
     assert line.endswith(f"to try again: hf upload run {run / 'hub'} .")
     assert (run / "ckpts" / "step_000002" / "manifest.json").is_file() and (run / "hub" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--push_to_hub", "--hub_model_id", "a/b/c"], "--hub_model_id a/b/c: is no name of a repository"),
+        (["--hub_model_id", "lab/fast"], "--hub_model_id lab/fast: give --push_to_hub too"),
+        (["--push_to_hub"], "--push_to_hub: no token of the Hub is here; run `hf auth login`, or set HF_TOKEN"),
+    ],
+)
+@pytest.mark.parametrize("program", ["export", "train"])
+def test_an_upload_that_cannot_be_is_an_error_before_any_work(
+    hub, finished, short_run, tmp_path, capsys, monkeypatch, program, flags, message
+):
+    monkeypatch.delenv("HF_TOKEN")
+    out = tmp_path / "out"
+    given = (
+        ["--model", str(finished), "--out", str(out)] if program == "export" else [*short_run, "--run_dir", str(out)]
+    )
+    assert {"export": export, "train": train}[program].main([*given, *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"dpdmd.{program}: error: {message}") and not out.exists()
