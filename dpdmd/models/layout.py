@@ -43,6 +43,7 @@ class Layout:
         network: component that is distilled.
         classes: component -> required class, for the components whose weights are loaded.
         repository: source of the official weights, for messages.
+        official: configurations of that repository's components, by component; the classes' defaults may be left out.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
         blocks: (name prefix of the numbered blocks, their count by its configuration).
         latents: (divisor, maximum) of the latents a side, by its configuration.
@@ -61,6 +62,7 @@ class Layout:
     network: str
     classes: Mapping[str, str]
     repository: str
+    official: Mapping[str, Mapping[str, Any]]
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
     blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]

@@ -9,6 +9,7 @@ from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.sd35.activation_memory import call_memory
+from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.models.weight_files import Shape
 
 
@@ -66,6 +67,7 @@ LAYOUT = Layout(
         "text_encoder_3": "T5EncoderModel",
     },
     repository="stabilityai/stable-diffusion-3.5-medium",
+    official=OFFICIAL,
     shapes=_shapes,
     blocks=("transformer_blocks.", lambda config: config["num_layers"]),
     latents=_latents,

@@ -8,6 +8,7 @@ from typing import Any
 from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.sdxl.official import OFFICIAL
 from dpdmd.models.weight_files import Shape
 
 
@@ -69,6 +70,7 @@ LAYOUT = Layout(
         "text_encoder_2": "CLIPTextModelWithProjection",
     },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
+    official=OFFICIAL,
     shapes=_shapes,
     blocks=("mid_block.attentions.0.transformer_blocks.", _count_blocks),
     latents=lambda _: (1, math.inf),
