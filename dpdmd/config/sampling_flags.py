@@ -20,7 +20,7 @@ FLAGS = {
     "height": (int, "image height in pixels", None),
     "width": (int, "image width in pixels", None),
     "max_sequence_length": (int, "tokens of the T5 text encoder", None),
-    "bf16": (bool, "run the networks in bf16", False),
+    "bf16": (bool, "run the networks in bf16", None),
 }
 # Flag -> (least, most).
 RANGES = {

@@ -12,7 +12,7 @@ from typing import Any
 from dpdmd.models.activation_memory import CallMemory, CallShape
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, read_weight_shapes
+from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, find_weight_files, read_all_shapes
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 
@@ -105,10 +105,14 @@ class Layout:
         """Return the components that are text encoders."""
         return [name for name in self.components(folder, no_t5=no_t5) if name.startswith("text_encoder")]
 
-    def weight_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
-        """Return the shapes of a component's weights, from the file name that the component's library reads."""
+    def weight_files(self, folder: Path, component: str) -> list[Path]:
+        """Return the files of a component's weights, by the name that the component's library reads."""
         diffusers = component in (self.network, "vae")
-        return read_weight_shapes(folder / component, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
+        return find_weight_files(folder / component, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
+
+    def weight_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
+        """Return the shapes of a component's weights."""
+        return read_all_shapes(self.weight_files(folder, component))
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Return the configuration of the network, without the entries about where it came from."""

@@ -25,6 +25,7 @@ class SamplingDefaults:
         base: absolute path of the pipeline folder that a LoRA changes; None in a pipeline folder.
         base_from_here: the same as a path relative to the LoRA folder, used if `base` is gone, as in a moved tree.
         no_t5: the model was trained with `--no_t5`, and its folder has no T5.
+        bf16: whether the networks computed in bf16 in training; None if unknown.
         height, width: size in pixels that a student was trained at; None for the size that the network was made for.
     """
 
@@ -36,6 +37,7 @@ class SamplingDefaults:
     shift: float | None = None
     base: str | None = None
     no_t5: bool = False
+    bf16: bool | None = None
     height: int | None = None
     width: int | None = None
     base_from_here: str | None = None
@@ -90,6 +92,7 @@ def _check(values: SamplingDefaults) -> None:
         ("base", _is_path(values.base), "a path, or null"),
         ("base_from_here", _is_path(values.base_from_here), "a path, or null"),
         ("no_t5", isinstance(values.no_t5, bool), "true or false"),
+        ("bf16", values.bf16 is None or isinstance(values.bf16, bool), "true or false, or null"),
         ("height", values.height is None or _is_count(values.height), "a whole number, at least 1, or null"),
         ("width", values.width is None or _is_count(values.width), "a whole number, at least 1, or null"),
     ):

@@ -78,6 +78,7 @@ class Checkpointer:
             sigmas=tuple(self.run.student_sigmas.tolist()),
             grid=grid if grid in GRIDS else DEFAULT,
             no_t5=self.config.model.no_t5,
+            bf16=self.config.optim.bf16,
             height=self.config.data.height,
             width=self.config.data.width,
         )

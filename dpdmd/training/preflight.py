@@ -13,12 +13,13 @@ from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.update_schedule import num_student_updates
+from dpdmd.models.memory_estimate import MemoryEstimate, device_bytes
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint, resume
-from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
+from dpdmd.training.memory_estimate import estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
-from dpdmd.training.preflight_machine import check_host_memory, check_machine, device_bytes
+from dpdmd.training.preflight_machine import check_machine
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
 from dpdmd.utils.paths import check_writable, nearest_existing
@@ -139,7 +140,7 @@ def _estimate_memory(config: Config, evaluation: EvalSetup) -> tuple[MemoryEstim
             count = fewest_recomputed_blocks(config, evaluation, topology, device)
             config.derive("optim", "recomputed_blocks", count)
         memory = estimate_memory(config, evaluation, topology, device)
-    return memory, memory.warnings() if device else check_host_memory(memory)
+    return memory, memory.warnings() if device else memory.host_warnings()
 
 
 def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation: EvalSetup, steps: int) -> list[str]:

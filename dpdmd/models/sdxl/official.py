@@ -1,4 +1,4 @@
-"""Configurations of the components of Stable Diffusion XL base 1.0, as in its repository; libraries' defaults left out."""
+"""Configurations of the components of SDXL base 1.0, as in its repository; libraries' defaults left out."""
 
 OFFICIAL = {
     "unet": {
