@@ -68,7 +68,7 @@ def check(config: Config) -> RunSetup:
     _check_schedules(config, steps)
     wanted = config.run.resume_from_checkpoint
     point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
-    memory, memory_warnings = _estimate_memory(config, evaluation)
+    memory, memory_warnings = estimate_of_process(config, evaluation, Topology.from_environment())
     warnings = [*_warnings(config, folder, point, evaluation, steps), *memory_warnings]
     setup = RunSetup(config, folder, prompts, evaluation, point, memory, batch_size, steps, warnings)
     _check_resume_point(setup)
@@ -132,9 +132,9 @@ def _check_schedules(config: Config, steps: int) -> None:
         )
 
 
-def _estimate_memory(config: Config, evaluation: EvalSetup) -> tuple[MemoryEstimate, list[str]]:
-    """Estimate the memory of this process, with warnings; sets `recomputed_blocks` if it is "auto"."""
-    topology, device = Topology.from_environment(), device_bytes()
+def estimate_of_process(config: Config, evaluation: EvalSetup, topology: Topology) -> tuple[MemoryEstimate, list[str]]:
+    """Estimate the memory of one process, with warnings; sets `recomputed_blocks` if it is "auto"."""
+    device = device_bytes()
     with odd_values_explained(config):
         if config.optim.recomputed_blocks == "auto":
             count = fewest_recomputed_blocks(config, evaluation, topology, device)

@@ -23,7 +23,6 @@ import pytest
 import torch
 from document_commands import ROOT, Command
 from processes import LAUNCHER, cpu_environment, free_port
-from sd35_medium import save_hollow
 
 from dpdmd import config, train
 from dpdmd.config.presets import PRESETS
@@ -386,13 +385,6 @@ SETUPS = {  # row -> flags, processes, sharded
     "`scripts/run_train_sd35.sh` under DDP (`scripts/accelerate_ddp.yaml`)": (SCRIPT, 8, False),
     "`scripts/slurm_train_sd35.sh`": (SCRIPT, 16, True),
 }
-
-
-@pytest.fixture(scope="module")
-def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("medium") / "sd35"
-    save_hollow(folder)
-    return folder
 
 
 def estimated(medium: Path, flags: tuple[str, ...], processes: int, sharded: bool, scorers: float) -> MemoryEstimate:
