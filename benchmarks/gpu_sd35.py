@@ -32,12 +32,13 @@ from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dpdmd.methods.update_schedule import is_student_update
+from dpdmd.models.memory_estimate import CONTEXT
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
-from dpdmd.training.memory_items import CONTEXT, FAKE, STUDENT
+from dpdmd.training.memory_items import FAKE, STUDENT
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.versions import versions

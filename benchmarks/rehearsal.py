@@ -105,7 +105,7 @@ def commands(family: str, work: Path) -> dict[str, list[str]]:
     options += ["--lora_rank", "64", "--bf16", "--gradient_checkpointing", "--batch_size", "1", "--offload_vae"]
     options += ["--cache_text_embeddings", str(work / "text"), "--report_to", "none"]
     steps = CYCLES * 6
-    sampled = ["--model", str(run), "--prompts_txt", str(prompts)]
+    sampled = ["--model", str(run), "--base_model", str(work / family), "--prompts_txt", str(prompts)]
     diversity = ["--dino_path", str(tiny / "dinov2"), "--clip_path", str(tiny / "clip"), "--num_samples", "2"]
     preference = ["--pick_processor_path", str(tiny / "pickscore"), "--pick_model_path", str(tiny / "pickscore")]
     preference += ["--ir_model_path", str(tiny / "ImageReward" / "ImageReward.pt")]

@@ -18,12 +18,13 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dpdmd.config import Config, parse
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.training import preflight
-from dpdmd.training.memory_items import Topology
+from dpdmd.training.memory_items import Topology, doctor_item
 from dpdmd.training.memory_preview import preview_memory
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import delete_on_failure, write_text
@@ -73,6 +74,14 @@ def memory_table(own: argparse.Namespace, flags: Sequence[str]) -> str:
     return f"{memory.table()}\nshapes of the models: {source}\n"
 
 
+def _report_memory(setup: preflight.RunSetup) -> None:
+    """Print the estimate of the doctor itself in one line: on a CPU, its copies lie beside the run's memory."""
+    memory = setup.memory
+    if memory.device is None:
+        memory = replace(memory, items=(*memory.items, doctor_item(setup.config)))
+    sys.stderr.write(f"memory of the checks: {memory.summary()}\n")
+
+
 def _check_memory_only(own: argparse.Namespace) -> None:
     """Check that the flags of `--memory` are not given without it."""
     for flag, given in (("--num_processes", own.num_processes is not None), ("--fsdp", own.fsdp)):
@@ -106,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_dir = Path(config.run.run_dir or "outputs")
         with scratch_folder(own.out) as scratch:
             setup = prepare(config, scratch / "run")
+            _report_memory(setup)
             with out_of_memory.explained(f"{setup.memory.summary()}; {setup.memory.advice()}"):
                 # Both import diffusers, which takes seconds: only once the input is known to be right.
                 from dpdmd.training.doctor_checks import run_checks, table

@@ -11,6 +11,7 @@ import torch
 from dpdmd.distributed.launch_env import read_launch
 
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
+LIBRARIES = 900_000_000  # Python and its libraries in a machine's memory: measured (benchmarks/results)
 HOST_LIMIT = 10  # times this machine's memory: larger than any error of the estimate, and than any swap
 
 
@@ -33,6 +34,13 @@ class MemoryItem:
 
     def in_use(self, phase: str) -> bool:
         return not self.phases or phase in self.phases
+
+
+def libraries(on_gpu: bool) -> MemoryItem:
+    """Return the memory that any process of this package takes, on a GPU or without one."""
+    if on_gpu:
+        return MemoryItem("CUDA", CONTEXT, "context and libraries, assumed")
+    return MemoryItem("libraries", LIBRARIES, "Python and its libraries")
 
 
 @dataclass(frozen=True)

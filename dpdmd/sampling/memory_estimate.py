@@ -8,7 +8,7 @@ from tqdm import tqdm
 from dpdmd.models.activation_memory import BF16, FP32, CallShape, decode_bytes
 from dpdmd.models.layout import count_numbers
 from dpdmd.models.lora_files import LORA_WEIGHTS
-from dpdmd.models.memory_estimate import CONTEXT, MemoryEstimate, MemoryItem, device_bytes
+from dpdmd.models.memory_estimate import MemoryEstimate, MemoryItem, device_bytes, libraries
 from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.models.weight_files import read_shapes
 from dpdmd.sampling.load_model import SamplerPlan
@@ -16,7 +16,6 @@ from dpdmd.utils.logging import logger
 from dpdmd.utils.text_files import read_json
 
 ENCODING, SAMPLING, DECODING = "encoding prompts", "sampling", "decoding"
-LIBRARIES = 900_000_000  # Python and its libraries in the memory of a machine: measured (benchmarks/results)
 IMAGES_BYTES = 3 * 4 * FP32  # of a pixel: three channels, in raw, clamped, rounded and gathered form
 
 
@@ -72,11 +71,9 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
     call = layout.memory_of_call(folder, CallShape(rows, settings.height, settings.width, tokens, bf16, False))
     pixels = batch * settings.height * settings.width
     decoding = decode_bytes(read_json(folder / "vae" / "config.json"), pixels, bf16) + IMAGES_BYTES * pixels
-    used = [
+    return [
         *items,
         MemoryItem("call of the network", call and call.passing, f"{rows} rows", (SAMPLING,), size_flags),
         MemoryItem("images", decoding, f"{batch} decoded at a time", (DECODING,), size_flags),
+        libraries(on_gpu=plan.family.device.type == "cuda"),
     ]
-    if plan.family.device.type == "cuda":
-        return [*used, MemoryItem("CUDA", CONTEXT, "context and libraries, assumed")]
-    return [*used, MemoryItem("libraries", LIBRARIES, "Python and its libraries")]

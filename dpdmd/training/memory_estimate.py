@@ -15,10 +15,10 @@ from dpdmd.training.memory_items import Topology, memory_items
 
 
 def estimate_memory(
-    config: Config, evaluation: EvalSetup, topology: Topology, device: int | None = None
+    config: Config, evaluation: EvalSetup, topology: Topology, device: int | None = None, *, on_gpu: bool = True
 ) -> MemoryEstimate:
     """Estimate the memory of one process; `device` is what its GPU has, in bytes."""
-    return MemoryEstimate(tuple(memory_items(config, evaluation, topology)), device)
+    return MemoryEstimate(tuple(memory_items(config, evaluation, topology, on_gpu=on_gpu)), device)
 
 
 def fewest_recomputed_blocks(config: Config, evaluation: EvalSetup, topology: Topology, device: int | None) -> str:

@@ -15,7 +15,7 @@ from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.models.layout import Layout, count_numbers
-from dpdmd.models.memory_estimate import CONTEXT, MemoryItem
+from dpdmd.models.memory_estimate import MemoryItem, libraries
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.weight_files import read_weight_shapes
 from dpdmd.training.optimizers import bytes_of_moments
@@ -39,7 +39,7 @@ class Topology:
         return Topology(read_launch().processes, is_on("ACCELERATE_USE_FSDP"))
 
 
-def memory_items(config: Config, evaluation: EvalSetup, topology: Topology) -> list[MemoryItem]:
+def memory_items(config: Config, evaluation: EvalSetup, topology: Topology, *, on_gpu: bool = True) -> list[MemoryItem]:
     """List every use of memory of one process; uses of 0 bytes are left out."""
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     items = [
@@ -47,9 +47,23 @@ def memory_items(config: Config, evaluation: EvalSetup, topology: Topology) -> l
         *_other_models(config, layout, teacher, evaluation),
         *_updates(config, layout, teacher),
         *_images(config, layout, teacher, evaluation),
-        MemoryItem("CUDA", CONTEXT, "context and libraries, assumed"),
+        libraries(on_gpu),
     ]
     return [item for item in items if item.bytes is None or item.bytes > 0]
+
+
+def doctor_item(config: Config) -> MemoryItem:
+    """Count the copies that the doctor keeps on the CPU while it runs steps twice.
+
+    A snapshot of weights and moments, the weights after the first time, and one network's after the second.
+    """
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    buffers = 0 if config.model.lora_rank else layout.count_parameters(teacher) - layout.count_trained(teacher)
+    trained = _trained(config, layout, teacher)
+    moments = int(sum(trained.values()) * bytes_of_moments(config.optim))
+    networks = [numbers + buffers for numbers in trained.values()]
+    copied = (2 * sum(networks) + max(networks)) * FP32 + moments
+    return MemoryItem("the doctor's copies", copied, "a snapshot, and the networks after its steps", UPDATES)
 
 
 def _number(config: Config) -> tuple[int, str]:

@@ -37,4 +37,4 @@ def preview_memory(config: Config, topology: Topology) -> tuple[MemoryEstimate, 
 def _estimate(config: Config, topology: Topology) -> MemoryEstimate:
     check_models(config)
     evaluation = set_up_evaluation(config.eval, config.data.prompt_column)
-    return estimate_of_process(config, evaluation, topology)[0]
+    return estimate_of_process(config, evaluation, topology, on_gpu=True)

@@ -68,7 +68,9 @@ def check(config: Config) -> RunSetup:
     _check_schedules(config, steps)
     wanted = config.run.resume_from_checkpoint
     point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
-    memory, memory_warnings = estimate_of_process(config, evaluation, Topology.from_environment())
+    on_gpu = device_bytes() is not None
+    memory = estimate_of_process(config, evaluation, Topology.from_environment(), on_gpu=on_gpu)
+    memory_warnings = memory.warnings() if on_gpu else memory.host_warnings()
     warnings = [*_warnings(config, folder, point, evaluation, steps), *memory_warnings]
     setup = RunSetup(config, folder, prompts, evaluation, point, memory, batch_size, steps, warnings)
     _check_resume_point(setup)
@@ -132,15 +134,18 @@ def _check_schedules(config: Config, steps: int) -> None:
         )
 
 
-def estimate_of_process(config: Config, evaluation: EvalSetup, topology: Topology) -> tuple[MemoryEstimate, list[str]]:
-    """Estimate the memory of one process, with warnings; sets `recomputed_blocks` if it is "auto"."""
+def estimate_of_process(config: Config, evaluation: EvalSetup, topology: Topology, *, on_gpu: bool) -> MemoryEstimate:
+    """Estimate the memory of one process; sets `recomputed_blocks` if it is "auto".
+
+    Args:
+        on_gpu: whether the process runs on a GPU, of this machine or of another one.
+    """
     device = device_bytes()
     with odd_values_explained(config):
         if config.optim.recomputed_blocks == "auto":
             count = fewest_recomputed_blocks(config, evaluation, topology, device)
             config.derive("optim", "recomputed_blocks", count)
-        memory = estimate_memory(config, evaluation, topology, device)
-    return memory, memory.warnings() if device else memory.host_warnings()
+        return estimate_memory(config, evaluation, topology, device, on_gpu=on_gpu)
 
 
 def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation: EvalSetup, steps: int) -> list[str]:
