@@ -3,8 +3,8 @@
     python benchmarks/rehearsal.py sd35 --work outputs/rehearsal --out benchmarks/results
 
 Writes the official architecture with random weights (sd35: 16 GB) and the official tokenizer files, so nothing is
-downloaded, and runs each program in a process of its own: a short LoRA training at 256 x 256, the doctor, generate,
-export, and the root programs with small scorers (test_quality.py only if pyiqa is installed). Exit status 1 if a
+downloaded, and runs each program in a process of its own: a short LoRA training at 256 x 256, generate, the root
+programs with small scorers (test_quality.py only if pyiqa is installed), export, and the doctor. Exit status 1 if a
 program failed or took more than --limit.
 """
 
@@ -114,7 +114,6 @@ def commands(family: str, work: Path) -> dict[str, list[str]]:
     export = ["--model", str(run), "--out", str(work / "pipeline")]
     return {
         "dpdmd.train": ["-m", "dpdmd.train", *options, "--run_dir", str(run), "--max_steps", str(steps)],
-        "dpdmd.doctor": ["-m", "dpdmd.doctor", *options, "--out", str(work / "doctor")],
         "dpdmd.generate": [
             *("-m", "dpdmd.generate", "--model", str(run), "--prompt_txt", str(prompts)),
             *("--num_images", "1", "--out", str(work / "images")),
@@ -123,6 +122,7 @@ def commands(family: str, work: Path) -> dict[str, list[str]]:
         "test_preference.py": ["test_preference.py", *sampled, *preference, "--output_dir", str(work / "preference")],
         "test_quality.py": ["test_quality.py", *sampled, *quality, "--output_dir", str(work / "quality")],
         "dpdmd.export": ["-m", "dpdmd.export", *export],
+        "dpdmd.doctor": ["-m", "dpdmd.doctor", *options, "--out", str(work / "doctor")],
     }
 
 
