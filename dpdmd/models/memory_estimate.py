@@ -1,6 +1,7 @@
 """The estimate of a process's memory: counted items in phases, of which the largest phase is the total.
 
-`dpdmd.training.memory_items` lists the items of a run, `dpdmd.sampling.memory_estimate` those of sampling.
+`dpdmd.training.memory_items` lists the items of a run, `dpdmd.sampling.memory_estimate` those of sampling
+and of an export.
 """
 
 import os
@@ -85,6 +86,8 @@ class MemoryEstimate:
     def advice(self) -> str:
         """Return the largest uses of the peak that a flag lowers, and those flags."""
         items = [item for item in self.items if item.in_use(self.peak) and item.flags and item.bytes]
+        if not items:
+            return "no flag lowers it"
         largest = sorted(items, key=lambda item: -(item.bytes or 0))[:4]
         flags = dict.fromkeys(flag for item in largest for flag in item.flags)
         sizes = ", ".join(f"{item.name} {item.bytes / 1e9:.1f} GB" for item in largest)

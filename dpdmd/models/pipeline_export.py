@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
@@ -58,7 +59,8 @@ def _fp32_config(component: Path) -> dict[str, Any] | None:
 
 
 def export_network(kind: type[ModelMixin], folder: Path, state: dict[str, Tensor], source: Path) -> None:
-    """Write one component with the configuration of `source` and the weights of `state`."""
-    network = kind.from_config(kind.load_config(source))
+    """Write one component with the configuration of `source` and the weights of `state`, without a copy of them."""
+    with torch.device("meta"):
+        network = kind.from_config(kind.load_config(source))
     network.load_state_dict(state, strict=True, assign=True)
     network.save_pretrained(folder)

@@ -10,16 +10,18 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
     """Write the pipeline folder atomically.
 
     Raises:
-        ValueError: `path` is not a model, or weights do not fit.
+        ValueError: `path` is not a model, weights do not fit, or the network cannot fit in memory.
         OSError: the folder cannot be written.
     """
     import torch
 
     from dpdmd.sampling.load_model import find_model, load_network, model_family, warn_of_unused_base
+    from dpdmd.sampling.memory_estimate import report_export_memory
 
     model = find_model(path, base_model)
     warn_of_unused_base(model, base_model)
     family = model_family(model, torch.device("cpu"), torch.float32)
+    report_export_memory(model)
     network = load_network(family, model, torch.float32)
     if model.lora:
         from dpdmd.models.lora import merged

@@ -1,4 +1,4 @@
-"""The memory estimate of sampling, counted from small files and the headers of weights."""
+"""The memory estimates of sampling and of an export, counted from small files and the headers of weights."""
 
 import sys
 
@@ -11,11 +11,11 @@ from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.memory_estimate import MemoryEstimate, MemoryItem, device_bytes, libraries
 from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.models.weight_files import read_shapes
-from dpdmd.sampling.load_model import SamplerPlan
+from dpdmd.sampling.load_model import Model, SamplerPlan
 from dpdmd.utils.logging import logger
 from dpdmd.utils.text_files import read_json
 
-ENCODING, SAMPLING, DECODING = "encoding prompts", "sampling", "decoding"
+ENCODING, SAMPLING, DECODING, EXPORT = "encoding prompts", "sampling", "decoding", "export"
 IMAGES_BYTES = 3 * 4 * FP32  # of a pixel: three channels, in raw, clamped, rounded and gathered form
 
 
@@ -33,7 +33,23 @@ def report_memory(plan: SamplerPlan, batch: int, batch_flag: str, *others: Memor
         ValueError: the process cannot fit by far.
     """
     memory = MemoryEstimate((*sampling_items(plan, batch, batch_flag), *others), device_bytes())
-    warnings = memory.warnings() if memory.device else memory.host_warnings(f"{batch_flag}, --height, --width")
+    _report(memory, f"{batch_flag}, --height, --width", show=show)
+
+
+def report_export_memory(model: Model) -> None:
+    """Print the estimate of an export, which runs on the CPU, in one line; log a warning if it may not fit.
+
+    Raises:
+        ValueError: the export cannot fit by far.
+    """
+    layout = LAYOUTS[family_of(model.folder)]
+    numbers = count_numbers(layout.weight_shapes(model.folder, layout.network))
+    network = MemoryItem("network", numbers * FP32, f"{numbers / 1e6:.1f} M numbers in fp32", (EXPORT,))
+    _report(MemoryEstimate((network, *_lora(model, EXPORT), libraries(on_gpu=False)), None), "--model")
+
+
+def _report(memory: MemoryEstimate, flags: str, *, show: bool = True) -> None:
+    warnings = memory.warnings() if memory.device else memory.host_warnings(flags)
     if show:
         tqdm.write(f"memory: {memory.summary()}", file=sys.stderr)
         for warning in warnings:
@@ -62,10 +78,8 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
         weights("text encoders", layout.text_encoders(folder, no_t5=model.defaults.no_t5), (ENCODING,)),
         weights("network", [layout.network], loaded),
         weights("autoencoder", ["vae"], loaded),
+        *_lora(model, *loaded),
     ]
-    if model.lora:
-        numbers = count_numbers(read_shapes(model.lora / LORA_WEIGHTS))
-        items.append(MemoryItem("LoRA", numbers * FP32, f"{numbers / 1e6:.1f} M numbers in fp32", loaded))
     rows = batch * (1 if settings.guidance_scale == 1 else 2)
     tokens = layout.text_tokens(folder, plan.max_sequence_length)
     call = layout.memory_of_call(folder, CallShape(rows, settings.height, settings.width, tokens, bf16, False))
@@ -77,3 +91,11 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
         MemoryItem("images", decoding, f"{batch} decoded at a time", (DECODING,), size_flags),
         libraries(on_gpu=plan.family.device.type == "cuda"),
     ]
+
+
+def _lora(model: Model, *phases: str) -> list[MemoryItem]:
+    """Count a model's LoRA, if it has one."""
+    if model.lora is None:
+        return []
+    numbers = count_numbers(read_shapes(model.lora / LORA_WEIGHTS))
+    return [MemoryItem("LoRA", numbers * FP32, f"{numbers / 1e6:.1f} M numbers in fp32", phases)]
