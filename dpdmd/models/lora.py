@@ -157,7 +157,14 @@ def share(
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """Add the network's one adapter to its weights, remove the adapter, and return the network."""
-    network.fuse_lora(safe_fusing=True)
+    """Add the network's one adapter to its weights in place, remove the adapter, and return the network.
+
+    Raises:
+        ValueError: a weight is no longer finite.
+    """
+    network.fuse_lora()  # safe_fusing copies each weight; what malloc keeps of the copies is a third of SD3.5-Medium
     network.unload_lora()
+    for name, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{name} with the LoRA added is not finite: the LoRA or its base is broken")
     return network
