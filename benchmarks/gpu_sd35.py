@@ -27,17 +27,18 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
-from sd35_medium import TRANSFORMER, VAE
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from dpdmd.methods.update_schedule import is_student_update
+from dpdmd.models.memory_estimate import CONTEXT
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.shapes import world
 from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
-from dpdmd.training.memory_items import CONTEXT, FAKE, STUDENT
+from dpdmd.training.memory_items import FAKE, STUDENT
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.versions import versions
@@ -79,7 +80,10 @@ def save_pipeline(folder: Path, tiny: bool) -> None:
     """A pipeline folder in the official layout, random weights."""
     pipe: StableDiffusion3Pipeline = build_pipeline(build_autoencoder(), world)
     if not tiny:
-        parts = {"transformer": SD3Transformer2DModel(**TRANSFORMER), "vae": AutoencoderKL(**VAE)}
+        parts = {
+            "transformer": SD3Transformer2DModel(**OFFICIAL["transformer"]),
+            "vae": AutoencoderKL(**OFFICIAL["vae"]),
+        }
         for suffix, width in (("", 768), ("_2", 1280)):
             settings = pipe.text_encoder.config.to_dict()
             settings |= {"hidden_size": width, "projection_dim": width, "intermediate_size": 4 * width}

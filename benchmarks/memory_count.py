@@ -23,7 +23,6 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
-from sd35_medium import TRANSFORMER, save_hollow
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,9 +35,11 @@ from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.networks import Networks, recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
+from dpdmd.models.hollow import write_hollow
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.models.registry import adapters
+from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sd35.family import SD35
+from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.training.memory_estimate import estimate_memory
 from dpdmd.training.memory_items import FAKE, STUDENT, Topology
 from dpdmd.utils.atomic_files import write_text
@@ -126,7 +127,7 @@ def _make(dtype: torch.dtype) -> nn.Module:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return SD3Transformer2DModel(**TRANSFORMER).eval()
+        return SD3Transformer2DModel(**OFFICIAL["transformer"]).eval()
     finally:
         torch.set_default_dtype(before)
 
@@ -211,7 +212,7 @@ def main() -> None:
     rows: list[tuple[str, int, str, int, int]] = []
     table = ""
     with tempfile.TemporaryDirectory() as work:
-        save_hollow(Path(work) / "sd35")
+        write_hollow(LAYOUTS["sd35"], Path(work) / "sd35")
         # One step to the anchor: further ones take no more memory, and minutes.
         common = ["--teacher_id", f"{work}/sd35", "--bf16", "--k_anchor", "1"]
         for name, batch in product(args.cases, args.batch_sizes):

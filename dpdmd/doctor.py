@@ -3,6 +3,9 @@
 Loads everything that a run would load, on one process, and checks the arithmetic where such trainers go wrong. Writes a
 table and an image of student, x0_real and x0_fake to --out. Exit status: 0 all checks pass; 1 a check failed, or disk
 or memory is full; 2 wrong input.
+
+With --memory it loads nothing and only prints the memory estimate. This needs no weights: if the default teacher is not
+there, the shapes of the family's official model are used.
 """
 
 from dpdmd.utils import signals
@@ -15,15 +18,20 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dpdmd.config import Config, parse
 from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.training import preflight
+from dpdmd.training.memory_items import Topology, doctor_item
+from dpdmd.training.memory_preview import preview_memory
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import delete_on_failure, write_text
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
+
+MAX_PROCESSES = 2**16
 
 
 @contextmanager
@@ -53,24 +61,60 @@ def prepare(config: Config, run_dir: Path) -> preflight.RunSetup:
     return preflight.check(config)
 
 
+def memory_table(own: argparse.Namespace, flags: Sequence[str]) -> str:
+    """Return the table of `--memory`, with the source of the model's shapes.
+
+    Raises:
+        ValueError: wrong input, with the message of `dpdmd.train`.
+    """
+    processes = 1 if own.num_processes is None else own.num_processes
+    if not 1 <= processes <= MAX_PROCESSES:
+        raise ValueError(f"--num_processes {processes}: must be 1 to {MAX_PROCESSES}")
+    memory, source = preview_memory(parse(flags), Topology(processes, own.fsdp))
+    return f"{memory.table()}\nshapes of the models: {source}\n"
+
+
+def _report_memory(setup: preflight.RunSetup) -> None:
+    """Print the estimate of the doctor itself in one line: on a CPU, its copies lie beside the run's memory."""
+    memory = setup.memory
+    if memory.device is None:
+        memory = replace(memory, items=(*memory.items, doctor_item(setup.config)))
+    sys.stderr.write(f"memory of the checks: {memory.summary()}\n")
+
+
+def _check_memory_only(own: argparse.Namespace) -> None:
+    """Check that the flags of `--memory` are not given without it."""
+    for flag, given in (("--num_processes", own.num_processes is not None), ("--fsdp", own.fsdp)):
+        if given:
+            raise ValueError(f"{flag}: is for --memory alone; the doctor itself runs on one process")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="dpdmd.doctor",
-        usage="%(prog)s [--out OUT] [the flags of dpdmd.train, such as --config FILE]",
+        usage="%(prog)s [--out OUT | --memory [--num_processes N] [--fsdp]] [the flags of dpdmd.train]",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=user_path, default=Path("outputs/doctor"), help="folder (default: %(default)s)")
+    parser.add_argument("--memory", action="store_true", help="only print the memory estimate of one process")
+    parser.add_argument("--num_processes", type=int, help="with --memory: processes of the run, one a GPU (default: 1)")
+    parser.add_argument("--fsdp", action="store_true", help="with --memory: the networks are sharded by FSDP2")
     own, flags = parser.parse_known_args(argv)
     try:
+        if own.memory:
+            sys.stdout.write(memory_table(own, flags))
+            return 0
+        _check_memory_only(own)
         check_single_process("it checks by itself what several ranks would do")
         check_writable("--out", own.out)
         config = parse(flags)
         run_dir = Path(config.run.run_dir or "outputs")
         with scratch_folder(own.out) as scratch:
             setup = prepare(config, scratch / "run")
+            _report_memory(setup)
             with out_of_memory.explained(f"{setup.memory.summary()}; {setup.memory.advice()}"):
                 # Both import diffusers, which takes seconds: only once the input is known to be right.
                 from dpdmd.distributed.topology import describe

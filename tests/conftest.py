@@ -78,6 +78,17 @@ def tiny_sdxl(small_model: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return SD3.5-Medium's folder without its weights: headers over files that hold nothing."""
+    from dpdmd.models.hollow import write_hollow
+    from dpdmd.models.registry import LAYOUTS
+
+    folder = tmp_path_factory.mktemp("medium") / "sd35"
+    write_hollow(LAYOUTS["sd35"], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_scorers(small_model: Callable[[str], Path]) -> dict[str, str]:
     """Return flag -> path of random in-loop scorers in the official layouts."""
     root = small_model("save_scorers")

@@ -93,7 +93,7 @@ def inline_commands(document: Path) -> Iterator[Command]:
 
 
 class Parsed(Exception):
-    """A program's parser took its command line; `flags` are all that the parser knows."""
+    """A program's parser took its command line; `flags` are all that the program's parsers know."""
 
     def __init__(self, flags: set[str]):
         self.flags = flags
@@ -103,20 +103,27 @@ def fits(main: Callable[[], object], *, read: bool = True) -> set[str]:
     """Check that a program's own parser takes the flags with which `main` is called; the program goes no further.
 
     Returns:
-        All flags that the parser knows; with `read` false nothing is parsed.
+        All flags that the program's parsers know; with `read` false nothing is parsed.
 
     Raises:
         AssertionError: it does not take them.
     """
-    parse = argparse.ArgumentParser.parse_args
+    parse, parse_known, known = argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args, set()
+
+    def take_own(parser: argparse.ArgumentParser, *arguments: object, **named: object) -> object:
+        known.update(parser._option_string_actions)
+        return parse_known(parser, *arguments, **named)
 
     def then_stop(parser: argparse.ArgumentParser, *arguments: object, **named: object) -> None:
         if read:
             parse(parser, *arguments, **named)
-        raise Parsed(set(parser._option_string_actions))
+        raise Parsed(known | set(parser._option_string_actions))
 
     try:
-        with mock.patch.object(argparse.ArgumentParser, "parse_args", then_stop):
+        with (
+            mock.patch.object(argparse.ArgumentParser, "parse_args", then_stop),
+            mock.patch.object(argparse.ArgumentParser, "parse_known_args", take_own),
+        ):
             status = main()
     except Parsed as parsed:
         return parsed.flags

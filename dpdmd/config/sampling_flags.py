@@ -22,7 +22,7 @@ FLAGS = {
     "width": (int, "image width in pixels", None),
     "size": (str, "image size in pixels, WIDTHxHEIGHT, instead of --height and --width", None),
     "max_sequence_length": (int, "tokens of the T5 text encoder", None),
-    "bf16": (bool, "run the networks in bf16", False),
+    "bf16": (bool, "run the networks in bf16", None),
 }
 # Flag -> (least, most).
 RANGES = {

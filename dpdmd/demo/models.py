@@ -23,9 +23,11 @@ from dpdmd.sampling.load_model import (
     load_network,
     model_family,
     sampler_settings,
+    uses_bf16,
     warn_of_unused_base,
 )
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
+from dpdmd.utils import precision
 from dpdmd.utils.logging import logger
 from dpdmd.utils.paths import distinct_names, same_place
 
@@ -83,8 +85,11 @@ class LoadedModel:
     encoder: TextEncoder
 
 
-def check_models(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[CheckedModel]:
+def check_models(args: argparse.Namespace, device: torch.device) -> list[CheckedModel]:
     """Check the files of the teacher and of all students, without loading a model. The teacher comes first.
+
+    All models compute in one type, so that they differ by their weights alone: bf16 if `--bf16` is given or all
+    students use it, else fp32.
 
     Raises:
         ValueError: a model is missing or broken, no teacher is known, or the models cannot share their noises.
@@ -92,6 +97,7 @@ def check_models(args: argparse.Namespace, device: torch.device, dtype: torch.dt
     students = [find_model(path, args.base_model) for path in args.model]
     if all(student.source == student.folder for student in students):
         warn_of_unused_base(students[0], args.base_model)
+    dtype = precision.set_up(all(uses_bf16(student, args.bf16) for student in students))
     families = [model_family(student, device, dtype) for student in students]
     teacher = _find_teacher(args.teacher, args.model, students)
     families.insert(0, model_family(teacher, device, dtype, flag="--teacher"))
@@ -166,7 +172,7 @@ def _common_size(students: Sequence[Model], height: int | None, width: int | Non
     return next(iter(sizes.values()))
 
 
-def load_models(checked: Sequence[CheckedModel], dtype: torch.dtype) -> list[LoadedModel]:
+def load_models(checked: Sequence[CheckedModel]) -> list[LoadedModel]:
     """Load the models in order. Text encoders and decoders that models share are loaded once."""
     loaded: list[LoadedModel] = []
     for number, one in enumerate(checked):
@@ -174,19 +180,17 @@ def load_models(checked: Sequence[CheckedModel], dtype: torch.dtype) -> list[Loa
         before = list(zip(checked, loaded, strict=False))
         encoder = next((done.encoder for other, done in before if one.shares_text_with(other)), None)
         decoder = next((done.sampler.decoder for other, done in before if one.shares_decoder_with(other)), None)
-        loaded.append(_load(one, dtype, encoder, decoder))
+        loaded.append(_load(one, encoder, decoder))
         shared = [name for name, part in (("text encoders", encoder), ("decoder", decoder)) if part]
         if shared:
             logger.info("%s: %s shared with a model before", one.name, " and ".join(shared))
     return loaded
 
 
-def _load(
-    one: CheckedModel, dtype: torch.dtype, encoder: TextEncoder | None, decoder: ImageDecoder | None
-) -> LoadedModel:
+def _load(one: CheckedModel, encoder: TextEncoder | None, decoder: ImageDecoder | None) -> LoadedModel:
     folder, family = one.model.folder, one.family
     encoder = encoder or family.load_text_encoder(folder, one.text_length, no_t5=one.model.defaults.no_t5)
-    network = load_network(family, one.model, dtype).requires_grad_(False).to(family.device)
+    network = load_network(family, one.model, family.compute_dtype).requires_grad_(False).to(family.device)
     decoder = decoder or family.load_image_decoder(folder)
     schedule = family.load_schedule(folder)
     return LoadedModel(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dpdmd.demo.models import check_models, load_models
-from dpdmd.utils import out_of_memory, precision
+from dpdmd.utils import out_of_memory
 from dpdmd.utils.logging import logger, set_up_logging
 
 if TYPE_CHECKING:
@@ -29,14 +29,13 @@ def run(args: argparse.Namespace, scorer_paths: Mapping[str, Mapping[str, Path]]
     """
     set_up_logging(None, every_line=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = precision.set_up(args.bf16)
-    checked = check_models(args, device, dtype)
+    checked = check_models(args, device)
     from dpdmd.demo.comparison import Comparison  # imports transformers
     from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
 
     check_scorer_contents(scorer_paths)
     with out_of_memory.explained("give fewer models, or --bf16"):
-        models = load_models(checked, dtype)
+        models = load_models(checked)
         scorers = [build_scorer(name, paths, device) for name, paths in scorer_paths.items()]
     serve(Comparison(models, scorers, args.batch_size), bound)
 

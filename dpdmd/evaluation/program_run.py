@@ -17,6 +17,7 @@ from dpdmd.distributed import collectives
 from dpdmd.distributed.launch_env import single_process_warning
 from dpdmd.distributed.topology import check_joined, describe
 from dpdmd.evaluation.program_job import Job
+from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import (
@@ -27,6 +28,7 @@ from dpdmd.evaluation.scoring import (
     summarise_scores,
     write_csv,
 )
+from dpdmd.models.memory_estimate import MemoryItem
 from dpdmd.sampling.image_folder import (
     GRIDS,
     PICTURES,
@@ -36,9 +38,10 @@ from dpdmd.sampling.image_folder import (
     is_whole,
     open_image,
 )
-from dpdmd.sampling.load_model import find_model, load_sampler
+from dpdmd.sampling.load_model import SamplerPlan, find_model, plan_sampler, uses_bf16
+from dpdmd.sampling.memory_estimate import report_memory
 from dpdmd.sampling.model_identity import model_settings
-from dpdmd.sampling.sampler import batches_of, check_finite
+from dpdmd.sampling.sampler import Batch, batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
@@ -63,10 +66,12 @@ def run(job: Job) -> ScoreReport:
     check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no")
     check_joined(accelerator.num_processes)
-    precision.set_up(job.args.bf16)
     if accelerator.is_main_process:
         _introduce(job, accelerator)
         clear_leftovers([job.out / PICTURES, job.out / GRIDS])
+    if job.images:
+        job.args.bf16 = bool(job.args.bf16)
+        precision.set_up(job.args.bf16)
     images, settings = (job.images, {}) if job.images else _generate(job, accelerator)
     with _raised_everywhere(accelerator, FEWER_SCORERS):
         scorers = [
@@ -99,18 +104,9 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     """Generate this rank's share of the missing images; return the images of all ranks, and their settings."""
     args, folder = job.args, job.out / PICTURES
     with _raised_everywhere(accelerator, LOWER):
-        sampler, encoder = load_sampler(
-            job.model,
-            accelerator.device,
-            base_model=job.base_model,
-            dtype=precision.compute_dtype(args.bf16),
-            steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            height=args.height,
-            width=args.width,
-        )
+        plan = _plan(job, accelerator)
     settings = {
-        **sampler.settings.as_dict(),
+        **plan.settings.as_dict(),
         "seed": args.seed,
         "num_samples": args.num_samples,
         "bf16": args.bf16,
@@ -119,20 +115,49 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     }
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
-            settings |= model_settings(find_model(job.model, job.base_model))
+            settings |= model_settings(plan.model)
             check_or_write_settings(folder, settings, "--output_dir")
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     # Batches are generated whole, because an image's last bits may depend on its batch.
     todo = [batch for batch in mine if not all(is_whole(folder / file_name(key)) for key in batch)]
-    progress = "generating" if accelerator.is_main_process else ""
     with _raised_everywhere(accelerator, LOWER):
-        for keys, made in sampler.sweep(encoder, job.prompts, todo, args.seed, progress=progress):
-            check_finite(made, args.model)
-            for key, image in zip(keys, to_pil(made), strict=True):
-                save_image(image, folder / file_name(key))
+        if todo:
+            _write_pictures(job, plan, todo, folder, progress=accelerator.is_main_process)
     keys = [key for batch in batches for key in batch]
     return [ImageFile(key, job.prompts[key[0]], folder / file_name(key)) for key in keys], settings
+
+
+def _plan(job: Job, accelerator: Accelerator) -> SamplerPlan:
+    """Check the model, decide the precision, and print the memory estimate."""
+    args = job.args
+    model = find_model(Path(args.model), Path(args.base_model) if args.base_model else None)
+    args.bf16 = uses_bf16(model, args.bf16)
+    plan = plan_sampler(
+        model,
+        accelerator.device,
+        dtype=precision.set_up(args.bf16),
+        steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        height=args.height,
+        width=args.width,
+    )
+    scorers = sum(scorer_bytes(name, paths) for name, paths in job.paths.items())
+    item = MemoryItem("scorers", scorers, "weights in fp32", ("scoring",))
+    batch = min(args.gen_batch_size, len(job.prompts) * args.num_samples)
+    report_memory(plan, batch, "--gen_batch_size", item, show=accelerator.is_main_process)
+    return plan
+
+
+def _write_pictures(job: Job, plan: SamplerPlan, batches: list[Batch], folder: Path, *, progress: bool) -> None:
+    """Sample the images of some batches into the folder; all models are gone on return."""
+    wanted = sorted({prompt for batch in batches for prompt, _ in batch})
+    shown = ("encoding prompts", "generating") if progress else ("", "")
+    sampler, encoder = plan.load([job.prompts[prompt] for prompt in wanted], progress=shown[0])
+    for keys, made in sampler.sweep(encoder, job.prompts, batches, job.args.seed, progress=shown[1]):
+        check_finite(made, job.args.model)
+        for key, image in zip(keys, to_pil(made), strict=True):
+            save_image(image, folder / file_name(key))
 
 
 @contextmanager

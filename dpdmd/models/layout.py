@@ -13,7 +13,7 @@ from dpdmd.models.activation_memory import CallMemory, CallShape
 from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.models.weight_files import Shape, read_weight_shapes, stem_of
+from dpdmd.models.weight_files import Shape, find_weight_files, read_all_shapes, stem_of
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 
@@ -48,6 +48,7 @@ class Layout:
         classes: component -> required class, for the components whose weights are loaded.
         repository: source of the official weights, for messages.
         licence: entries about the licence in the head of the official weights' model card.
+        official: configurations of that repository's components, by component; the classes' defaults may be left out.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
         blocks: (name prefix of the numbered blocks, their count by its configuration).
         latents: (divisor, maximum) of the latents a side, by its configuration.
@@ -69,6 +70,7 @@ class Layout:
     classes: Mapping[str, str]
     repository: str
     licence: Mapping[str, str]
+    official: Mapping[str, Mapping[str, Any]]
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
     blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
@@ -113,9 +115,13 @@ class Layout:
         """Return the components that are text encoders."""
         return [name for name in self.components(folder, no_t5=no_t5) if name.startswith("text_encoder")]
 
+    def weight_files(self, folder: Path, component: str) -> list[Path]:
+        """Return the files of a component's weights, by the name that the component's library reads."""
+        return find_weight_files(folder / component, (stem_of(component, self.network),))
+
     def weight_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
-        """Return the shapes of a component's weights, from the file name that the component's library reads."""
-        return read_weight_shapes(folder / component, (stem_of(component, self.network),))
+        """Return the shapes of a component's weights."""
+        return read_all_shapes(self.weight_files(folder, component))
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Return the configuration of the network, without the entries about where it came from."""

@@ -1,7 +1,8 @@
 """The model families by name. A new family is a folder beside this file and a row of `LAYOUTS`.
 
-Its folder has the family's name and two modules: `layout.py` with a `LAYOUT`, which imports neither diffusers nor
-transformers, and `family.py` with a `FAMILY`. `config.presets.FAMILIES` has the defaults of its flags.
+Its folder has the family's name and three modules: `layout.py` with a `LAYOUT`, `official.py` with the official
+model's configurations (both import neither diffusers nor transformers), and `family.py` with a `FAMILY`.
+`config.presets.FAMILIES` has the defaults of its flags.
 """
 
 from importlib import import_module

@@ -28,6 +28,7 @@ class SamplingDefaults:
             pipeline folder.
         base_from_here: the same as a path relative to the LoRA folder, used if `base` is gone, as in a moved tree.
         no_t5: the model was trained with `--no_t5`, and its folder has no T5.
+        bf16: whether the networks computed in bf16 in training; None if unknown.
         height, width: size in pixels that a student was trained at; None for the size that the network was made for.
         base_revision: commit of `base` on the Hub.
         base_variant: variant of the weights of `base` that a LoRA was trained with, such as fp16.
@@ -43,6 +44,7 @@ class SamplingDefaults:
     shift: float | None = None
     base: str | None = None
     no_t5: bool = False
+    bf16: bool | None = None
     height: int | None = None
     width: int | None = None
     base_from_here: str | None = None
@@ -137,6 +139,7 @@ def _check(values: SamplingDefaults) -> None:
         ("base_revision", _is_word(values.base_revision), "a commit, or null"),
         ("base_variant", _is_word(values.base_variant), "a name, or null"),
         ("no_t5", isinstance(values.no_t5, bool), "true or false"),
+        ("bf16", values.bf16 is None or isinstance(values.bf16, bool), "true or false, or null"),
         ("height", values.height is None or _is_count(values.height), "a whole number, at least 1, or null"),
         ("width", values.width is None or _is_count(values.width), "a whole number, at least 1, or null"),
         ("sizes", values.sizes is None or _are_sizes(values.sizes), "texts such as 832x1216, or null"),

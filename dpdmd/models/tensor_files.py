@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dpdmd.models.weight_files import Shape, weight_files
+from dpdmd.models.weight_files import Shape, find_weight_files
 
 # safetensors' names of the types, in the order of their tensors in a file: large items first, so each lies aligned.
 _TYPES = {
@@ -71,7 +71,7 @@ def concatenated(parts: Sequence[LazyTensor]) -> LazyTensor:
 def open_weights(folder: Path, stem: str) -> dict[str, LazyTensor]:
     """Return the weights of a component's file, or of all its shards, without reading them."""
     found: dict[str, LazyTensor] = {}
-    for path in weight_files(folder, stem):
+    for path in find_weight_files(folder, (stem,)):
         found |= open_tensors(path)
     return found
 

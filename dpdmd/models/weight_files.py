@@ -3,6 +3,7 @@
 Imports neither torch nor diffusers, so a wrong file is reported within a second.
 """
 
+import math
 import re
 import warnings
 import zipfile
@@ -100,20 +101,22 @@ def _explain(path: Path, error: SafetensorError) -> str:
 def read_weight_shapes(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, DIFFUSERS_STEM)) -> dict[str, Shape]:
     """Return the shapes of one component's weights, from one .safetensors file or from all shards of an index.
 
-    Args:
-        stems: allowed names of the file, without the ending; an error asks for the first one.
-
     Raises:
         ValueError: a file is missing or not whole.
     """
-    shapes: dict[str, Shape] = {}
-    for path in weight_files(folder, *stems):
-        shapes |= read_shapes(path)
-    return shapes
+    return read_all_shapes(find_weight_files(folder, stems))
 
 
-def weight_files(folder: Path, *stems: str) -> list[Path]:
-    """Return the files of one component's weights: one .safetensors file or all shards of an index.
+def read_all_shapes(files: Iterable[Path]) -> dict[str, Shape]:
+    """Return the shapes of the tensors of several .safetensors files (`read_shapes`)."""
+    return {name: shape for path in files for name, shape in read_shapes(path).items()}
+
+
+def find_weight_files(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, DIFFUSERS_STEM)) -> list[Path]:
+    """Return the files of one component's weights: one .safetensors file, or all shards of an index.
+
+    Args:
+        stems: allowed names of the file, without the ending; an error asks for the first one.
 
     Raises:
         ValueError: a file is missing.
@@ -136,6 +139,21 @@ def _find_shards(index: Path) -> list[Path]:
         if not path.exists():
             raise ValueError(f"{path} is missing (a shard of {index.name})")
     return paths
+
+
+def stored_in_16_bits(files: Iterable[Path]) -> bool:
+    """Return whether most numbers of some .safetensors files are in bf16 or fp16.
+
+    Raises:
+        ValueError: a file is not whole.
+    """
+    numbers = {True: 0, False: 0}
+    for path in files:
+        shapes = read_shapes(path)
+        with safe_open(path, "numpy") as file:
+            for name, shape in shapes.items():
+                numbers[file.get_slice(name).get_dtype() in ("BF16", "F16")] += math.prod(shape)
+    return numbers[True] > numbers[False]
 
 
 def _explain_missing(folder: Path, stems: Sequence[str]) -> str:

@@ -32,16 +32,18 @@ def export(
         finish: called with the model and the folder before it gets its name, to add files.
 
     Raises:
-        ValueError: `path` is not a model, or weights do not fit.
+        ValueError: `path` is not a model, weights do not fit, or the network cannot fit in memory.
         OSError: the folder cannot be written.
     """
     import torch
 
     from dpdmd.sampling.load_model import find_model, model_family, warn_of_unused_base
+    from dpdmd.sampling.memory_estimate import report_export_memory
 
     model = find_model(path, base_model)
     warn_of_unused_base(model, base_model)
     family = model_family(model, torch.device("cpu"), torch.float32)
+    report_export_memory(model)
     weights = _network_weights(family, model)
     kind = getattr(torch, DTYPES[dtype]) if dtype else None
     defaults = replace(model.defaults, base=None, base_from_here=None, base_revision=None, base_variant=None)

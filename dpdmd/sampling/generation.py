@@ -12,12 +12,12 @@ from tqdm import tqdm
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed.launch_env import single_process_warning
 from dpdmd.distributed.topology import describe
-from dpdmd.models.base import TextEncoder
 from dpdmd.sampling import geneval
 from dpdmd.sampling.image_folder import SAMPLES, SHEET, check_or_write_settings, is_whole, open_image
-from dpdmd.sampling.load_model import Model, find_model, load_sampler, warn_of_unused_base
+from dpdmd.sampling.load_model import SamplerPlan, find_model, plan_sampler, uses_bf16, warn_of_unused_base
+from dpdmd.sampling.memory_estimate import report_memory
 from dpdmd.sampling.model_identity import model_settings
-from dpdmd.sampling.sampler import Batch, Sampler, batches_of, check_finite
+from dpdmd.sampling.sampler import Batch, batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
 def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     model = find_model(args.model, args.base_model)
     warn_of_unused_base(model, args.base_model)
+    args.bf16 = uses_bf16(model, args.bf16)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sampler, encoder = load_sampler(
-        args.model,
+    plan = plan_sampler(
+        model,
         device,
-        base_model=args.base_model,
         dtype=precision.set_up(args.bf16),
         steps=args.steps,
         guidance_scale=args.guidance_scale,
@@ -55,32 +55,35 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
         width=args.width,
         max_sequence_length=args.max_sequence_length,
     )
+    report_memory(plan, min(args.batch_size, len(prompts) * args.num_images), "--batch_size")
     clear_leftovers([args.out])
     if warning := single_process_warning():
         logger.warning("%s", warning)
     work = f"{counted(len(prompts) * args.num_images, 'image')} of {counted(len(prompts), 'prompt')}"
     tqdm.write(f"{describe(1, device)}: {work}", file=sys.stderr)
-    if args.geneval:
-        return _write_geneval(args, model, sampler, encoder)
-    return _write_flat(args, prompts, sampler, encoder)
+    return _write_geneval(args, plan) if args.geneval else _write_flat(args, prompts, plan)
 
 
 def _sample(
-    args: argparse.Namespace, sampler: Sampler, encoder: TextEncoder, prompts: Sequence[str], batches: Sequence[Batch]
+    args: argparse.Namespace, plan: SamplerPlan, prompts: Sequence[str], batches: Sequence[Batch]
 ) -> Iterator[tuple[Batch, list[Image.Image]]]:
-    """Yield (keys, images) of each batch, after a check that the images are finite."""
+    """Yield (keys, images) of each batch, after a check that the images are finite. Loads nothing for no batch."""
+    if not batches:
+        return
+    wanted = {prompt for batch in batches for prompt, _ in batch}
+    sampler, encoder = plan.load([prompts[prompt] for prompt in sorted(wanted)], progress="encoding prompts")
     for keys, images in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
         check_finite(images, args.model)
         yield keys, to_pil(images)
 
 
-def _write_flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampler, encoder: TextEncoder) -> Path:
+def _write_flat(args: argparse.Namespace, prompts: Sequence[str], plan: SamplerPlan) -> Path:
     """Write OUT/00000_000.png ... and grid.png, with one row per prompt and at most GRID_PIXELS. Return its path."""
     rows: list[list[Image.Image]] = [[] for _ in prompts]
     total = len(prompts) * args.num_images
-    shown = min(total, max(1, GRID_PIXELS // (sampler.settings.height * sampler.settings.width)))
+    shown = min(total, max(1, GRID_PIXELS // (plan.settings.height * plan.settings.width)))
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
-    for keys, images in _sample(args, sampler, encoder, prompts, batches):
+    for keys, images in _sample(args, plan, prompts, batches):
         for (prompt, sample), image in zip(keys, images, strict=True):
             if prompt * args.num_images + sample < shown:
                 rows[prompt].append(image)
@@ -94,7 +97,7 @@ def _write_flat(args: argparse.Namespace, prompts: Sequence[str], sampler: Sampl
     return args.out / SHEET
 
 
-def _write_geneval(args: argparse.Namespace, model: Model, sampler: Sampler, encoder: TextEncoder) -> Path:
+def _write_geneval(args: argparse.Namespace, plan: SamplerPlan) -> Path:
     """Write the missing images of each entry in GenEval's layout, and return OUT.
 
     If one image of a batch is missing, the whole batch is sampled, because an image's last bits may depend on its
@@ -106,10 +109,10 @@ def _write_geneval(args: argparse.Namespace, model: Model, sampler: Sampler, enc
     entries = geneval.read_metadata(args.geneval)
     prompts, out = [entry.prompt for entry in entries], args.out
     settings = {
-        **model_settings(model),
+        **model_settings(plan.model),
         "bf16": args.bf16,
         "max_sequence_length": args.max_sequence_length,
-        **sampler.settings.as_dict(),
+        **plan.settings.as_dict(),
         "seed": args.seed,
         "num_images": args.num_images,
         "batch_size": args.batch_size,
@@ -122,7 +125,7 @@ def _write_geneval(args: argparse.Namespace, model: Model, sampler: Sampler, enc
         write_text(folder / "metadata.jsonl", entry.line + "\n")
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
     todo = [batch for batch in batches if not all(is_whole(geneval.sample_of(out, *key)) for key in batch)]
-    for keys, images in _sample(args, sampler, encoder, prompts, todo):
+    for keys, images in _sample(args, plan, prompts, todo):
         for key, image in zip(keys, images, strict=True):
             save_image(image, geneval.sample_of(out, *key))
     columns = max(1, round(args.num_images**0.5))

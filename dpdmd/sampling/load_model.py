@@ -1,13 +1,17 @@
 """Find a model that a user names (a run, a checkpoint, a pipeline folder, a .pt file) and load its sampler."""
 
+import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.config.image_sizes import ImageSize
+from dpdmd.data.encoded_prompts import EncodedPrompts
 from dpdmd.models.base import Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.hub_models import locate
@@ -16,7 +20,14 @@ from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.noise_schedule import DEFAULT, Schedule
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
-from dpdmd.models.weight_files import NETWORK_FILES, check_weights, read_network, read_network_shapes, read_shapes
+from dpdmd.models.weight_files import (
+    NETWORK_FILES,
+    check_weights,
+    read_network,
+    read_network_shapes,
+    read_shapes,
+    stored_in_16_bits,
+)
 from dpdmd.sampling.model_source import base_source, model_place, model_places
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.utils.error_lines import shorten_error
@@ -51,6 +62,11 @@ class Model:
     def source(self) -> Path:
         """The path that a user names to get this model."""
         return self.state_dict or self.lora or self.folder
+
+    @property
+    def folder_flag(self) -> str:
+        """The flag that gave `folder`."""
+        return "--model" if self.source == self.folder else "--base_model"
 
 
 def find_model(path: Path, base_model: Path | None) -> Model:
@@ -135,7 +151,7 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype, *, flag
     Raises:
         ValueError: a file is missing or broken, or weights do not fit.
     """
-    name, flag = family_of(model.folder), flag if model.source == model.folder else "--base_model"
+    name, flag = family_of(model.folder), flag if model.source == model.folder else model.folder_flag
     check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
     from dpdmd.models.checks.contents import check_contents  # imports diffusers
 
@@ -227,29 +243,80 @@ def sampler_settings(
     )
 
 
-def load_sampler(
-    path: Path,
+def uses_bf16(model: Model, requested: bool | None) -> bool:
+    """Return whether a model computes in bf16: as `requested`, else as in its training, else by its stored weights.
+
+    A GPU without bf16 computes in fp32 if nothing is requested. A pickled network counts as stored like its pipeline.
+
+    Raises:
+        ValueError: a file is missing or broken.
+    """
+    if requested is not None:
+        return requested
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return False
+    if model.defaults.bf16 is not None:
+        return model.defaults.bf16
+    layout = LAYOUTS[family_of(model.folder)]
+    check_folder(layout, model.folder, model.folder_flag, no_t5=model.defaults.no_t5)
+    if model.state_dict and model.state_dict.suffix.lower() == ".safetensors":
+        return stored_in_16_bits([model.state_dict])
+    return stored_in_16_bits(layout.weight_files(model.folder, layout.network))
+
+
+@dataclass(frozen=True)
+class SamplerPlan:
+    """A checked model with its options, before any weight is loaded.
+
+    Attributes:
+        max_sequence_length: tokens of a prompt.
+    """
+
+    model: Model
+    family: Family
+    schedule: Schedule
+    settings: SamplerSettings
+    max_sequence_length: int
+
+    def load(self, prompts: Sequence[str] | None = None, *, progress: str = "") -> tuple[Sampler, TextEncoder]:
+        """Load the sampler and a text encoder.
+
+        Args:
+            prompts: all prompts to come. They are encoded first, and the text encoders are deleted before the network
+                loads; the returned encoder knows only these prompts. If None, the text encoders stay in memory.
+            progress: label of a progress bar of the encoding; "" for none.
+
+        Raises:
+            ValueError: weights do not fit.
+            OSError: the file system of temporary files has too little space for the embeddings.
+        """
+        family, folder = self.family, self.model.folder
+        encoder = family.load_text_encoder(folder, self.max_sequence_length, no_t5=self.model.defaults.no_t5)
+        if prompts is not None:
+            encoder = EncodedPrompts(encoder, ["", *prompts], family.device, progress=progress)
+            gc.collect()  # the libraries' pipelines hold reference cycles
+            torch.cuda.empty_cache()
+        network = load_network(family, self.model, family.compute_dtype).requires_grad_(False).to(family.device)
+        decoder = family.load_image_decoder(folder)
+        return Sampler(family, network, self.schedule, decoder, encoder.encode([""]), self.settings), encoder
+
+
+def plan_sampler(
+    model: Model,
     device: torch.device,
     *,
-    base_model: Path | None = None,
     dtype: torch.dtype = torch.float32,
     steps: int | None = None,
     guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
     max_sequence_length: int | None = None,
-) -> tuple[Sampler, TextEncoder]:
-    """Load a model to sample from; options not given come from the folder's sampling defaults, else from the family's.
-
-    Args:
-        path: a run, a checkpoint, a pipeline or LoRA folder, or a file with a student's network alone, such as the .pt
-            of the authors' release. All other parts of a network alone come from `base_model`. If there is no
-            dpdmd.json beside it, it samples in 4 steps without guidance, with the text length of `base_model`.
+) -> SamplerPlan:
+    """Check a model to sample from; options not given come from the folder's sampling defaults, else the family's.
 
     Raises:
         ValueError: missing or broken files, weights that do not fit, or an image size that the model does not allow.
     """
-    model = find_model(path, base_model)
     family = model_family(model, device, dtype)
     folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
     height, width = image_size(model, height, width)
@@ -257,7 +324,20 @@ def load_sampler(
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
     schedule = family.load_schedule(folder)
     settings = sampler_settings(model, schedule, height, width, steps=steps, guidance_scale=guidance_scale)
-    encoder = family.load_text_encoder(folder, max_sequence_length, no_t5=defaults.no_t5)
-    network = load_network(family, model, dtype).requires_grad_(False).to(device)
-    decoder = family.load_image_decoder(folder)
-    return Sampler(family, network, schedule, decoder, encoder.encode([""]), settings), encoder
+    return SamplerPlan(model, family, schedule, settings, max_sequence_length)
+
+
+def load_sampler(
+    path: Path, device: torch.device, *, base_model: Path | None = None, **options: Any
+) -> tuple[Sampler, TextEncoder]:
+    """Load a model to sample any prompts from; `options` are those of `plan_sampler`.
+
+    Args:
+        path: a run, a checkpoint, a pipeline or LoRA folder, or a file with a student's network alone, such as the .pt
+            of the authors' release. All other parts of a network alone come from `base_model`. If there is no
+            dpdmd.json beside it, it samples in 4 steps without guidance, with the text length of `base_model`.
+
+    Raises:
+        ValueError: as `plan_sampler`, or weights do not fit.
+    """
+    return plan_sampler(find_model(path, base_model), device, **options).load()

@@ -81,6 +81,7 @@ class Checkpointer:
             sigmas=tuple(self.run.student_sigmas.tolist()),
             grid=grid if grid in GRIDS else DEFAULT,
             no_t5=self.config.model.no_t5,
+            bf16=self.config.optim.bf16,
             height=sizes[0].height,
             width=sizes[0].width,
             sizes=tuple(map(str, sizes)) if len(sizes) > 1 else None,

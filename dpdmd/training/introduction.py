@@ -121,10 +121,10 @@ def _precision(config: Config) -> str:
 
 def _generate_command(setup: RunSetup, student: str) -> str:
     """Return a command for a shell that generates nine images of the first prompt."""
-    config, folder = setup.config, setup.folder
+    folder = setup.folder
     found = RunFolder.of(folder.root).latest() == folder.latest()
     prompt = _first_words(setup.prompts[0])
     given = [f"--prompt={prompt}"] if prompt.startswith("-") else ["--prompt", prompt]
     words = ["python", "-m", "dpdmd.generate", "--model", str(folder.root) if found else student, *given]
-    words += ["--num_images", "9", "--out", str(folder.root / "images"), *["--bf16"] * config.optim.bf16]
+    words += ["--num_images", "9", "--out", str(folder.root / "images")]
     return shlex.join(words)

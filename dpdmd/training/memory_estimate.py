@@ -1,89 +1,32 @@
-"""Estimate the device memory of one process: which phase needs most, whether that fits, and which flags lower it.
+"""Estimate the device memory of one process of a run, and choose the number of recomputed blocks by the estimate.
 
 The total is that of the largest phase: encoding ahead, a fake-score update, a student update, or images (of an
 evaluation or of the run itself).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dpdmd.config import Config
 from dpdmd.evaluation.in_loop_setup import EvalSetup
+from dpdmd.models.memory_estimate import MemoryEstimate
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.training.memory_items import PHASES, MemoryItem, Topology, memory_items
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """All uses of memory, and the bytes that the device has (None: no GPU).
-
-    Attributes:
-        size: the image size that needs most, if the run has several; else "".
-    """
-
-    items: tuple[MemoryItem, ...]
-    device: int | None
-    size: str = ""
-
-    def bytes_in_phase(self, phase: str) -> int:
-        return sum(item.bytes or 0 for item in self.items if phase in item.phases)
-
-    @property
-    def peak(self) -> str:
-        """The phase that needs most."""
-        return max(PHASES, key=self.bytes_in_phase)
-
-    @property
-    def total(self) -> int:
-        return self.bytes_in_phase(self.peak)
-
-    @property
-    def fits(self) -> bool:
-        return self.device is None or self.total <= self.device
-
-    def summary(self) -> str:
-        """Return total, phase and device in one line."""
-        least = "at least " if any(item.bytes is None for item in self.items) else ""
-        device = f"the device has {self.device / 1e9:.1f} GB" if self.device else "no GPU to compare with"
-        size = f" at {self.size}" if self.size else ""
-        return f"estimated {least}{self.total / 1e9:.1f} GB, most in: {self.peak}{size}; {device}"
-
-    def table(self) -> str:
-        """Return a line for each use; those that count toward the total are marked."""
-        lines = [f"device memory of a process: {self.summary()}"]
-        for item in self.items:
-            size = "not known" if item.bytes is None else f"{item.bytes / 1e9:9.3f}"
-            mark = "*" if self.peak in item.phases else " "
-            lines.append(f"  {mark} {size:>9}  {item.name}: {item.formula}")
-        lines.append(f"    {self.total / 1e9:9.3f}  GB, the sum of * ({self.peak})")
-        return "\n".join(lines)
-
-    def advice(self) -> str:
-        """Return the largest uses of the peak that a flag lowers, and those flags."""
-        items = [item for item in self.items if self.peak in item.phases and item.flags and item.bytes]
-        largest = sorted(items, key=lambda item: -(item.bytes or 0))[:4]
-        flags = dict.fromkeys(flag for item in largest for flag in item.flags)
-        sizes = ", ".join(f"{item.name} {item.bytes / 1e9:.1f} GB" for item in largest)
-        return f"largest: {sizes}; these lower them: {', '.join(flags)}"
-
-    def warnings(self) -> list[str]:
-        if self.fits:
-            return []
-        return [f"the run may not fit its device: {self.summary()}; {self.advice()}"]
+from dpdmd.training.memory_items import Topology, memory_items
 
 
 def estimate_memory(
-    config: Config, evaluation: EvalSetup, topology: Topology, device: int | None = None
+    config: Config, evaluation: EvalSetup, topology: Topology, device: int | None = None, *, on_gpu: bool = True
 ) -> MemoryEstimate:
     """Estimate the memory of one process at the image size that needs most.
 
     Args:
         device: bytes of the GPU; None without one.
+        on_gpu: whether the process runs on a GPU, whose context counts.
     """
     sizes, estimates = list(config.data.image_sizes), []
     for size in sizes:
         data = replace(config.data, height=size.height, width=size.width, sizes=None)
-        items = memory_items(replace(config, data=data), evaluation, topology)
+        items = memory_items(replace(config, data=data), evaluation, topology, on_gpu=on_gpu)
         estimates.append(MemoryEstimate(tuple(items), device, str(size) if len(sizes) > 1 else ""))
     return max(estimates, key=lambda estimate: estimate.total)
 

@@ -4,27 +4,26 @@ Counted from the configuration, the models' small files and the headers of their
 tensors; convolution workspaces and the allocator's fragments come on top.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.config import Config
 from dpdmd.config.method_table import DISCRIMINATOR, METHODS
-from dpdmd.config.scorer_table import SCORERS
 from dpdmd.distributed.launch_env import is_on, read_launch
 from dpdmd.evaluation.in_loop_setup import EvalSetup
+from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.models.layout import Layout, count_numbers
+from dpdmd.models.memory_estimate import MemoryItem, libraries
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.weight_files import read_weight_shapes
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.text_files import read_json
 
-ENCODING, FAKE, STUDENT, IMAGES = PHASES = ("encoding ahead", "fake-score update", "student update", "images")
+ENCODING, FAKE, STUDENT, IMAGES = ("encoding ahead", "fake-score update", "student update", "images")
 UPDATES, LOADED = (FAKE, STUDENT), (FAKE, STUDENT, IMAGES)
 MAX_IMAGES = 8  # in process_vis
-CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
 
 
 @dataclass(frozen=True)
@@ -40,25 +39,7 @@ class Topology:
         return Topology(read_launch().processes, is_on("ACCELERATE_USE_FSDP"))
 
 
-@dataclass(frozen=True)
-class MemoryItem:
-    """One use of memory.
-
-    Attributes:
-        bytes: None if the family does not count them.
-        formula: how the bytes are counted.
-        phases: the phases in which the memory is in use.
-        flags: the flags that lower it.
-    """
-
-    name: str
-    bytes: int | None
-    formula: str
-    phases: tuple[str, ...] = LOADED
-    flags: tuple[str, ...] = ()
-
-
-def memory_items(config: Config, evaluation: EvalSetup, topology: Topology) -> list[MemoryItem]:
+def memory_items(config: Config, evaluation: EvalSetup, topology: Topology, *, on_gpu: bool = True) -> list[MemoryItem]:
     """List every use of memory of one process; uses of 0 bytes are left out."""
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     items = [
@@ -66,9 +47,23 @@ def memory_items(config: Config, evaluation: EvalSetup, topology: Topology) -> l
         *_other_models(config, layout, teacher, evaluation),
         *_updates(config, layout, teacher),
         *_images(config, layout, teacher, evaluation),
-        MemoryItem("CUDA", CONTEXT, "context and libraries, assumed", PHASES),
+        libraries(on_gpu),
     ]
     return [item for item in items if item.bytes is None or item.bytes > 0]
+
+
+def doctor_item(config: Config) -> MemoryItem:
+    """Count the copies that the doctor keeps on the CPU while it runs steps twice.
+
+    A snapshot of weights and moments, the weights after the first time, and one network's after the second.
+    """
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    buffers = 0 if config.model.lora_rank else layout.count_parameters(teacher) - layout.count_trained(teacher)
+    trained = _trained(config, layout, teacher)
+    moments = int(sum(trained.values()) * bytes_of_moments(config.optim))
+    networks = [numbers + buffers for numbers in trained.values()]
+    copied = (2 * sum(networks) + max(networks)) * FP32 + moments
+    return MemoryItem("the doctor's copies", copied, "a snapshot, and the networks after its steps", UPDATES)
 
 
 def _number(config: Config) -> tuple[int, str]:
@@ -97,7 +92,7 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     held = (whole - buffers) * number // frozen + buffers * number
     items = [
         MemoryItem(
-            base, held, f"{whole / 1e6:.1f} M numbers in {kind}{_over(frozen, buffers)}", flags=_bf16_flag(config)
+            base, held, f"{whole / 1e6:.1f} M numbers in {kind}{_over(frozen, buffers)}", LOADED, _bf16_flag(config)
         )
     ]
     moment_flags = smaller if config.optim.optimizer == "adamw_8bit" else ("--optimizer adamw_8bit", *smaller)
@@ -108,7 +103,7 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
         what = "adapter" if lora else "master weights"
         count = f"{numbers / 1e6:.1f} M numbers"
         items += [
-            MemoryItem(f"{name}, {what}", numbers * FP32 // shards + besides * FP32, masters, flags=smaller),
+            MemoryItem(f"{name}, {what}", numbers * FP32 // shards + besides * FP32, masters, LOADED, smaller),
             MemoryItem(
                 f"{name}, gradients", numbers * FP32 // shards, f"{count} in fp32{share}", (phase,), flags=smaller
             ),
@@ -116,16 +111,17 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
                 f"{name}, optimizer",
                 int(numbers * moment) // shards,
                 f"{count} x {moment:.3g} bytes, two moments{share}",
-                flags=moment_flags,
+                LOADED,
+                moment_flags,
             ),
         ]
         if topology.processes > 1 and not topology.sharded:
-            items.append(MemoryItem(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", flags=smaller))
+            items.append(MemoryItem(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", LOADED, smaller))
     if config.optim.ema_decay is not None:
         averaged = trained["student"]
         items.append(
             MemoryItem(
-                "student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", flags=smaller
+                "student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", LOADED, smaller
             )
         )
     if shards > 1:
@@ -149,7 +145,10 @@ def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
     outside = layout.count_trained(teacher) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
     return MemoryItem(
-        "gathered", numbers * FP32, "this block, the next, one block's gradients, and layers outside blocks, in fp32"
+        "gathered",
+        numbers * FP32,
+        "this block, the next, one block's gradients, and layers outside blocks, in fp32",
+        LOADED,
     )
 
 
@@ -189,22 +188,6 @@ def _other_models(config: Config, layout: Layout, teacher: Path, evaluation: Eva
             flags=() if scorers_offloaded else ("--offload_scorers",),
         ),
     ]
-
-
-def scorer_bytes(name: str, paths: Mapping[str, Path]) -> int:
-    """Return the bytes of a scorer's weights in fp32; `paths` is flag -> path."""
-    return sum(_file_bytes(paths[file.flag], file.loaded) for file in SCORERS[name].weights)
-
-
-def _file_bytes(path: Path, prefix: str = "") -> int:
-    """Return the bytes of a scorer's weights in fp32, of names with `prefix`: by their header, else by file size."""
-    if path.is_file():
-        return path.stat().st_size
-    try:
-        shapes = read_weight_shapes(path)
-        return FP32 * count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
-    except ValueError:  # OpenCLIP's layout has other file names
-        return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
 
 
 def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained: bool) -> CallMemory | None:

@@ -15,13 +15,14 @@ from dpdmd.data.prompts import PromptWeights, fingerprint
 from dpdmd.distributed.launch_env import read_launch, single_process_warning
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.update_schedule import num_student_updates
+from dpdmd.models.memory_estimate import MemoryEstimate, device_bytes
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint, resume
-from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
+from dpdmd.training.memory_estimate import estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
 from dpdmd.training.model_sources import locate_models
-from dpdmd.training.preflight_machine import check_host_memory, check_machine, device_bytes
+from dpdmd.training.preflight_machine import check_machine
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
 from dpdmd.utils.hub_upload import check_upload
@@ -79,7 +80,10 @@ def check(config: Config) -> RunSetup:
     _check_schedules(config, steps)
     wanted = config.run.resume_from_checkpoint
     point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
-    memory, memory_warnings = _estimate_memory(config, evaluation)
+    on_gpu = device_bytes() is not None
+    memory = estimate_of_process(config, evaluation, Topology.from_environment(), on_gpu=on_gpu)
+    sides = "--sizes" if memory.size else "--height, --width"
+    memory_warnings = memory.warnings() if on_gpu else memory.host_warnings(f"--batch_size, {sides}")
     warnings = [*_warnings(config, folder, point, evaluation, steps), *memory_warnings]
     setup = RunSetup(config, folder, prompts, evaluation, point, memory, batch_size, steps, warnings, weights)
     _check_resume_point(setup)
@@ -151,15 +155,18 @@ def _check_schedules(config: Config, steps: int) -> None:
         )
 
 
-def _estimate_memory(config: Config, evaluation: EvalSetup) -> tuple[MemoryEstimate, list[str]]:
-    """Estimate the memory of this process, with warnings; sets `recomputed_blocks` if it is "auto"."""
-    topology, device = Topology.from_environment(), device_bytes()
+def estimate_of_process(config: Config, evaluation: EvalSetup, topology: Topology, *, on_gpu: bool) -> MemoryEstimate:
+    """Estimate the memory of one process; sets `recomputed_blocks` if it is "auto".
+
+    Args:
+        on_gpu: whether the process runs on a GPU, of this machine or of another one.
+    """
+    device = device_bytes()
     with odd_values_explained(config):
         if config.optim.recomputed_blocks == "auto":
             count = fewest_recomputed_blocks(config, evaluation, topology, device)
             config.derive("optim", "recomputed_blocks", count)
-        memory = estimate_memory(config, evaluation, topology, device)
-    return memory, memory.warnings() if device else check_host_memory(memory)
+        return estimate_memory(config, evaluation, topology, device, on_gpu=on_gpu)
 
 
 def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation: EvalSetup, steps: int) -> list[str]:

@@ -1,6 +1,5 @@
-"""Checks of the machine before a run: the launch, the GPU, installed packages, and the memory of a run on a CPU."""
+"""Checks of the machine before a run: the launch, the GPU, and installed packages."""
 
-import os
 from importlib.util import find_spec
 
 import torch
@@ -9,10 +8,7 @@ from dpdmd.config import Config
 from dpdmd.config.options import OptimConfig
 from dpdmd.distributed.launch_env import check_launch, read_launch
 from dpdmd.models.compilation import check_compiler
-from dpdmd.training.memory_estimate import MemoryEstimate
 from dpdmd.utils.library_settings import COMPILATION, Setting, check_settings
-
-HOST_LIMIT = 10  # times this machine's memory: larger than any error of the estimate, and than any swap
 
 
 def check_machine(config: Config) -> None:
@@ -69,30 +65,3 @@ def _check_packages(config: Config) -> None:
 def local_device() -> torch.device:
     """Return the device of this process."""
     return torch.device("cuda", read_launch().local_rank) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def device_bytes() -> int | None:
-    """Return the memory of this process's GPU; None on a CPU."""
-    if not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_properties(read_launch().local_rank).total_memory
-
-
-def check_host_memory(memory: MemoryEstimate) -> list[str]:
-    """Compare the estimate with this machine's memory, for a run without a GPU.
-
-    Returns:
-        A warning if the run may not fit; none on a system that does not report its memory.
-
-    Raises:
-        ValueError: the run cannot fit by far; the system would kill it without a message.
-    """
-    try:
-        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return []
-    comparison = f"{memory.summary()}; this machine has {host / 1e9:.1f} GB of memory; {memory.advice()}"
-    if memory.total > HOST_LIMIT * host:
-        sides = "--sizes" if memory.size else "--height, --width"
-        raise ValueError(f"--batch_size, {sides}: the run cannot fit: {comparison}")
-    return [f"the run may not fit this machine: {comparison}"] if memory.total > host else []

@@ -1,9 +1,11 @@
 """Absurd counts and sizes get a one-line error before any model loads or memory is allocated for them."""
 
+import os
+
 import pytest
 
 from dpdmd import config, generate
-from dpdmd.training import preflight, preflight_machine
+from dpdmd.training import preflight
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 
@@ -62,7 +64,7 @@ def test_a_pool_of_absurd_size_is_not_listed(refused):
 def test_a_run_that_cannot_fit_the_machine(flags, refused, monkeypatch):
     """Without a GPU, the system would kill the run without a message. If a run may not fit, a warning says so."""
     memory = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(preflight_machine.os, "sysconf", memory.get)
+    monkeypatch.setattr(os, "sysconf", memory.get)
     line = refused({"--batch_size": "512"})
     assert "--batch_size, --height, --width: the run cannot fit: " in line
     memory["SC_PHYS_PAGES"] = 100_000

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from memory_count import LiveStorages, as_on_cuda, kept_bytes
-from sd35_medium import VAE
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -18,6 +17,7 @@ from dpdmd.models.lora import Adapter
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sd35.activation_memory import call_memory
 from dpdmd.models.sd35.family import SD35
+from dpdmd.models.sd35.official import OFFICIAL
 
 ARCHITECTURES = {  # heads, width of a head, blocks, dual blocks, normed q and k
     "one dual of two": (2, 16, 2, 1, "rms_norm"),
@@ -129,9 +129,9 @@ def test_decoding_takes_what_the_formula_says(bf16):
     torch.set_default_dtype(torch.bfloat16 if bf16 else before)
     try:
         with FakeTensorMode(), torch.no_grad():
-            vae, latents = AutoencoderKL(**VAE), torch.randn(1, 16, 64, 64)
+            vae, latents = AutoencoderKL(**OFFICIAL["vae"]), torch.randn(1, 16, 64, 64)
             with LiveStorages(list(vae.parameters())) as live:
                 vae.decode(latents)
     finally:
         torch.set_default_dtype(before)
-    assert decode_bytes(VAE, 512 * 512, bf16) == pytest.approx(live.peak, rel=0.05)
+    assert decode_bytes(OFFICIAL["vae"], 512 * 512, bf16) == pytest.approx(live.peak, rel=0.05)

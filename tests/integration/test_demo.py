@@ -16,7 +16,7 @@ from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.image_grid import to_pil
 
-CPU, FP32 = torch.device("cpu"), torch.float32
+CPU = torch.device("cpu")
 PROMPT = "a red circle"
 
 
@@ -25,7 +25,7 @@ def arguments(*given: object) -> argparse.Namespace:
 
 
 def loaded(*given: object) -> Comparison:
-    return Comparison(load_models(check_models(arguments(*given), CPU, FP32), FP32), [], 4)
+    return Comparison(load_models(check_models(arguments(*given), CPU)), [], 4)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_text_encoders_stored_in_another_type_are_shared(finished, tmp_path, tin
     models = loaded("--model", finished, "--teacher", teacher).models
     assert models[0].encoder is models[1].encoder
     (teacher / "tokenizer" / "vocab.json").write_text("{}")
-    checked = check_models(arguments("--model", finished, "--teacher", teacher), CPU, FP32)
+    checked = check_models(arguments("--model", finished, "--teacher", teacher), CPU)
     assert not checked[1].shares_text_with(checked[0]) and checked[1].shares_decoder_with(checked[0])
 
 
@@ -123,9 +123,9 @@ def test_an_sdxl_is_compared_like_any_other(tiny_sdxl):
 
 def test_a_teacher_without_a_run_has_its_own_steps(finished, tiny_pipeline):
     student = finished / "ckpts" / "latest" / "student"
-    checked = check_models(arguments("--model", student, "--teacher", tiny_pipeline), CPU, FP32)
+    checked = check_models(arguments("--model", student, "--teacher", tiny_pipeline), CPU)
     assert len(checked[0].settings.sigmas) - 1 == 4  # the student is inside a run
-    checked = check_models(arguments("--model", tiny_pipeline, "--teacher", tiny_pipeline), CPU, FP32)
+    checked = check_models(arguments("--model", tiny_pipeline, "--teacher", tiny_pipeline), CPU)
     assert len(checked[0].settings.sigmas) - 1 == 30
 
 
@@ -138,4 +138,4 @@ def test_runs_of_two_teachers_need_a_choice(finished, tmp_path, tiny_sdxl):
     config["model"]["teacher_id"] = str(tiny_sdxl)
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=r"--model .*other: its teacher is .*, and that of .* is .*; give --teacher"):
-        check_models(arguments("--model", finished, "--model", other), CPU, FP32)
+        check_models(arguments("--model", finished, "--model", other), CPU)

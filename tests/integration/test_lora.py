@@ -191,6 +191,17 @@ def test_an_export_is_whole_and_makes_the_same_image(lora_run, tmp_path):
     assert export.main(["--model", str(lora_run), "--out", str(tmp_path / "whole")]) == 2
 
 
+def test_a_lora_that_is_not_finite_is_not_exported(lora_run, tmp_path, capsys):
+    alone = Path(shutil.copytree(lora_run / "ckpts" / "latest" / "lora", tmp_path / "lora"))
+    state = load_file(alone / LORA_WEIGHTS)
+    next(value for name, value in state.items() if "lora_A" in name)[0, 0] = float("nan")
+    save_file(state, alone / LORA_WEIGHTS)
+    base = json.loads((alone / "dpdmd.json").read_text())["base"]
+    assert export.main(["--model", str(alone), "--base_model", base, "--out", str(tmp_path / "whole")]) == 2
+    assert "with the LoRA added is not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "whole").exists()
+
+
 def test_a_lora_folder_finds_its_base_or_is_given_it(lora_run, tiny_pipeline, tmp_path):
     alone = tmp_path / "lora"
     shutil.copytree(lora_run / "ckpts" / "latest" / "lora", alone)

@@ -23,13 +23,14 @@ import pytest
 import torch
 from document_commands import ROOT, Command
 from processes import LAUNCHER, cpu_environment, free_port
-from sd35_medium import save_hollow
 
 from dpdmd import config, train
 from dpdmd.config.presets import PRESETS
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
 from dpdmd.models.base import Family
+from dpdmd.models.hollow import write_hollow
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory
 from dpdmd.training.memory_items import Topology
@@ -391,13 +392,6 @@ SETUPS = {  # row -> flags, processes, sharded
 }
 
 
-@pytest.fixture(scope="module")
-def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("medium") / "sd35"
-    save_hollow(folder)
-    return folder
-
-
 def estimated(medium: Path, flags: tuple[str, ...], processes: int, sharded: bool, scorers: float) -> MemoryEstimate:
     """Return the estimate of a setup beside `scorers` GB of scorers."""
     scored = EvalSetup([], {}, "")
@@ -421,6 +415,26 @@ def test_the_memory_of_every_setup_is_what_the_estimate_says(medium):
         assert rows[name] == [str(processes), *(f"{total / 1e9:.1f}" for total in found)], name
     (readme,) = rows_of(README, "GB of each GPU")
     assert readme[1:] == [rows[name][1] for name in (*list(SETUPS)[:5], "`scripts/run_train_sd35.sh`")]
+
+
+def test_the_presets_of_every_family_are_what_the_estimate_says(medium, tmp_path):
+    """Each family's official model has a column; a family that counts no activations has lower bounds."""
+    folders = {"sd35": medium}
+    for family in LAYOUTS.keys() - folders.keys():
+        folders[family] = tmp_path / family
+        write_hollow(LAYOUTS[family], folders[family])
+    head, *_ = rows_of(MEMORY, "`--preset`")
+    families = [name.strip("`") for name in head[3:]]
+    assert families == list(LAYOUTS)
+    rows = rows_under(MEMORY, "| `--preset` | card")
+    assert [row[0] for row in rows] == [f"`{name}`" for name in PRESETS]
+    for row, (name, preset) in zip(rows, PRESETS.items(), strict=True):
+        processes = preset.devices
+        totals = [
+            estimated(folders[family], ("--family", family, "--preset", name), processes, processes > 1, 0).total
+            for family in families
+        ]
+        assert row[1:] == [str(preset.gigabytes), str(processes), *(f"{total / 1e9:.1f}" for total in totals)], name
 
 
 def test_the_rows_of_an_8_gpu_run_are_those_of_the_estimate(medium):

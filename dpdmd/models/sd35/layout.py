@@ -10,6 +10,7 @@ from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.activation_memory import call_memory
+from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.models.weight_files import Shape
 
 
@@ -72,6 +73,7 @@ LAYOUT = Layout(
         "license_name": "stabilityai-ai-community",
         "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
     },
+    official=OFFICIAL,
     shapes=_shapes,
     blocks=("transformer_blocks.", lambda config: config["num_layers"]),
     latents=_latents,

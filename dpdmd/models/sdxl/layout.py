@@ -9,6 +9,7 @@ from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.layout import Layout, read_scheduler_config
 from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.sdxl.official import OFFICIAL
 from dpdmd.models.weight_files import Shape
 
 
@@ -79,6 +80,7 @@ LAYOUT = Layout(
     },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
     licence={"license": "openrail++"},
+    official=OFFICIAL,
     shapes=_shapes,
     blocks=("mid_block.attentions.0.transformer_blocks.", _count_blocks),
     latents=lambda _: (1, math.inf),

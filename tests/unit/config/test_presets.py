@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from sd35_medium import save_hollow
 
 from dpdmd import config
 from dpdmd.config.presets import FAMILIES, PRESETS
@@ -15,13 +14,6 @@ from dpdmd.training.memory_items import IMAGES, Topology
 ROOT = Path(__file__).parents[3]
 # PickScore 3.95, ImageReward 1.8, CLIP 1.7, DINOv2 0.35 GB in fp32, rounded up.
 ALL_SCORERS, WITHOUT_PICKSCORE = 8_000_000_000, 4_050_000_000
-
-
-@pytest.fixture(scope="module")
-def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights") / "sd35"
-    save_hollow(folder)
-    return folder
 
 
 def evaluation(folder: Path, num_bytes: int) -> EvalSetup:

@@ -12,7 +12,7 @@ from dpdmd.config.sampling_flags import FLAGS, MAX_IN_ALL, RANGES, add_sampling_
 def test_a_flag_that_is_not_given_is_left_to_the_models_folder():
     parser = argparse.ArgumentParser()
     add_sampling_flags(parser, *FLAGS)
-    assert vars(parser.parse_args([])) == dict.fromkeys(FLAGS, None) | {"seed": 0, "bf16": False}
+    assert vars(parser.parse_args([])) == dict.fromkeys(FLAGS, None) | {"seed": 0}
     given = parser.parse_args(["--steps", "4", "--guidance_scale", "2.5", "--bf16"])
     assert (given.steps, given.guidance_scale, given.bf16) == (4, 2.5, True)
     check_ranges(vars(given))

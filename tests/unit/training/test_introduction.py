@@ -66,13 +66,12 @@ def test_a_run_closes_with_the_command_that_uses_its_student(setup, scattered, t
     assert "without a checkpoint" in introduction.closing(setup)
     student = setup.folder.checkpoint(60) / "student"
     student.mkdir(parents=True)
-    setup.config.optim.bf16 = True
     said = facts(introduction.closing(setup))
     root = tmp_path / "a run"
     assert said["student"] == str(student) and said["report"] == str(root / "report.html")
     model = student if scattered else root
     given = ["--model", str(model), "--prompt", "a red circle", "--num_images", "9", "--out", str(root / "images")]
-    assert shlex.split(said["generate"]) == ["python", "-m", "dpdmd.generate", *given, "--bf16"]
+    assert shlex.split(said["generate"]) == ["python", "-m", "dpdmd.generate", *given]
 
 
 @pytest.mark.parametrize(

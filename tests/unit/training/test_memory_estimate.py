@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from sd35_medium import TRANSFORMER, VAE, save_hollow
 
 from dpdmd import config
 from dpdmd.config import options
@@ -14,6 +13,7 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.models.activation_memory import CallShape, decode_bytes
 from dpdmd.models.registry import LAYOUTS
+from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.training import checkpoint
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import (
@@ -27,14 +27,6 @@ from dpdmd.training.memory_items import (
 )
 
 NO_EVALUATION = EvalSetup([], {}, "")
-
-
-@pytest.fixture(scope="module")
-def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SD3.5-Medium's folder without its weights."""
-    folder = tmp_path_factory.mktemp("weights") / "sd35"
-    save_hollow(folder)
-    return folder
 
 
 def medium_config(medium: Path, *flags: str) -> config.Config:
@@ -119,7 +111,7 @@ def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_an_update(medium):
 @pytest.mark.parametrize(("batch", "columns"), [(2, 2), (16, 8)])
 def test_images_of_a_student_update_are_decoded_together(medium, flags, kinds, batch, columns):
     found = sizes(estimate(medium, "--batch_size", str(batch), *flags))["making images"]
-    assert found == kinds * columns * decode_bytes(VAE, 1024 * 1024, True)
+    assert found == kinds * columns * decode_bytes(OFFICIAL["vae"], 1024 * 1024, True)
 
 
 def test_sharding_divides_and_ddp_adds_buckets(medium):
@@ -141,7 +133,7 @@ def test_sharding_divides_and_ddp_adds_buckets(medium):
 def test_what_is_gathered_is_parameters(medium):
     """Those in no block, of SD3.5-M 19.5 M, and three blocks of the mean 92.7 M; the buffer is counted where it is."""
     with torch.device("meta"):
-        network = SD3Transformer2DModel(**TRANSFORMER)
+        network = SD3Transformer2DModel(**OFFICIAL["transformer"])
     in_blocks = sum(p.numel() for p in network.transformer_blocks.parameters())
     outside = sum(p.numel() for p in network.parameters()) - in_blocks
     sharded = sizes(estimate(medium, topology=Topology(8, sharded=True)))

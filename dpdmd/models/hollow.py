@@ -1,0 +1,77 @@
+"""Write the folder of a family's official model without its weights: real headers over files that hold nothing.
+
+Checks and estimates read only small files and headers, so they work on such a folder before anything is downloaded.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpdmd.models.layout import Layout
+from dpdmd.models.loading import quieten_libraries
+from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
+
+
+def write_hollow(layout: Layout, folder: Path) -> None:
+    """Write the pipeline folder of `layout.official`, with weights in bf16 that take no disk space.
+
+    The tokenizers are placeholders. The file system must support sparse files.
+    """
+    index: dict[str, Any] = {"_class_name": layout.pipeline}
+    for name, config in layout.official.items():
+        (folder / name).mkdir(parents=True)
+        if name in layout.classes:
+            index[name] = _write_network(folder / name, layout.classes[name], config)
+        elif name == "scheduler":
+            index[name] = ["diffusers", config["_class_name"]]
+            _write_json(folder / name / "scheduler_config.json", config)
+        else:
+            index[name] = ["transformers", config["tokenizer_class"]]
+            _write_json(folder / name / "tokenizer_config.json", config)
+            _write_json(folder / name / "tokenizer.json", {})
+    _write_json(folder / "model_index.json", index)
+
+
+def _write_network(folder: Path, kind: str, config: Mapping[str, Any]) -> list[str]:
+    """Write one component's configuration and header. Return its library and class, as in model_index.json."""
+    import diffusers
+    import transformers
+
+    quieten_libraries()
+    if hasattr(transformers, kind):
+        network_class = getattr(transformers, kind)
+        with torch.device("meta"):
+            network = network_class(network_class.config_class(**config))
+        network.config.save_pretrained(folder)
+        _write_header(folder / f"{TRANSFORMERS_STEM}.safetensors", network)
+        return ["transformers", kind]
+    with torch.device("meta"):
+        network = getattr(diffusers, kind)(**config)
+    network.save_config(folder)
+    _write_header(folder / f"{DIFFUSERS_STEM}.safetensors", network)
+    return ["diffusers", kind]
+
+
+def _write_header(path: Path, network: nn.Module) -> None:
+    """Write a .safetensors file of the network's weights in bf16 whose data is a hole in the file."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end, seen = 0, set()
+    for name, value in network.state_dict(keep_vars=True).items():
+        if id(value) in seen:  # a tied weight is stored once
+            continue
+        seen.add(id(value))
+        header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [end, end + 2 * value.numel()]}
+        end += 2 * value.numel()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
