@@ -10,7 +10,7 @@ import yaml
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.report.runs import Run, read_runs
+from dpdmd.report.runs import Run, RunEntry, read_runs
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.hub import parse_id
 from dpdmd.utils.manifest import read_manifest
@@ -71,7 +71,7 @@ def training_of(student: Path) -> Training | None:
         return None
     root = Path(config["run_dir"]) if config.get("run_dir") else checkpoint.parent.parent
     places = [place for place in (checkpoint.parent.parent, root) if RunFolder.of(place).metrics.is_file()]
-    run = read_runs(places[:1])[0] if places else None
+    run = read_runs([RunEntry(places[0])])[0] if places else None
     return Training(config, step, _count_prompts(config), run)
 
 
