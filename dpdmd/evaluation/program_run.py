@@ -131,7 +131,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
 def _plan(job: Job, accelerator: Accelerator) -> SamplerPlan:
     """Check the model, decide the precision, and print the memory estimate."""
     args = job.args
-    model = find_model(Path(args.model), Path(args.base_model) if args.base_model else None)
+    model = find_model(job.model, job.base_model)
     args.bf16 = uses_bf16(model, args.bf16)
     plan = plan_sampler(
         model,

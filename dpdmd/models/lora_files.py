@@ -71,7 +71,8 @@ def merge_lora(weights: Weights, folder: Path, pipeline: Any, component: str) ->
         if half not in ("A.weight", "B.weight") or f"{layer}{_B}" not in state or settings.get("use_dora"):
             raise ValueError(f"{folder / LORA_WEIGHTS} holds {name}, which cannot be merged")
         if half == "A.weight":
-            merged[f"{layer}.weight"] = _changed(weights[f"{layer}.weight"], *_halves(state, settings, layer))
+            changed = f"{layer}.weight"
+            merged[changed] = _changed(changed, weights[changed], *_halves(state, settings, layer))
     return merged
 
 
@@ -83,9 +84,12 @@ def _halves(state: dict[str, Tensor], settings: dict[str, Any], layer: str) -> t
     return a, b, alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
-def _changed(weight: LazyTensor, a: Tensor, b: Tensor, scale: float) -> LazyTensor:
+def _changed(name: str, weight: LazyTensor, a: Tensor, b: Tensor, scale: float) -> LazyTensor:
     def add(value: Tensor) -> Tensor:
-        return value + (b.float().flatten(1) @ a.float().flatten(1)).reshape(value.shape) * scale
+        changed = value + (b.float().flatten(1) @ a.float().flatten(1)).reshape(value.shape) * scale
+        if not changed.isfinite().all():
+            raise ValueError(f"{name} with the LoRA added is not finite: the LoRA or its base is broken")
+        return changed
 
     return weight.to(torch.float32).map(add)
 

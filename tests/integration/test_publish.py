@@ -61,7 +61,8 @@ def test_a_failed_upload_loses_nothing_and_says_how_to_try_again(hub, finished, 
     out = tmp_path / "my student"
     command = ["--model", str(finished), "--out", str(out), "--push_to_hub", "--hub_model_id", "lab/fast", "--private"]
     assert export.main(command) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    memory, line = capsys.readouterr().err.strip().splitlines()
+    assert memory.startswith("memory: ")
     assert line.startswith("dpdmd.export: stopped: the upload to lab/fast failed (") and TOKEN not in line
     assert line.endswith(f"to try again: hf upload lab/fast '{out}' . --private")
     assert (out / "README.md").is_file() and (out / "model_index.json").is_file()
