@@ -1,12 +1,13 @@
 """The interface of a model family: the rest of the package uses these classes and never names a family."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.lora import Adapter
@@ -16,21 +17,78 @@ from dpdmd.models.sampling_defaults import SamplingDefaults
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """Encoded prompts: `context` [B, L, D] for the attention, `pooled` [B, P] for the modulation."""
+    """Encoded prompts.
+
+    Attributes:
+        context: [B, L, D], for the attention.
+        pooled: [B, P], for the modulation; None if the network takes none.
+        lengths: the tokens of each prompt, as numbers on the host. The tokens of `context` after them are zeros, which
+            only give the batch one length. None if all L tokens of every prompt count.
+    """
 
     context: Tensor
-    pooled: Tensor
+    pooled: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.pooled)
+        return len(self.context)
 
     def rows(self, start: int, stop: int) -> "TextEmbedding":
-        """Return the embeddings of prompts `start` to `stop` - 1."""
-        return TextEmbedding(self.context[start:stop], self.pooled[start:stop])
+        """Return the embeddings of prompts `start` to `stop` - 1, with no more tokens than the longest of them has."""
+        lengths = self.lengths and self.lengths[start:stop]
+        context = self.context[start:stop, : max(lengths) if lengths else None]
+        return TextEmbedding(context, None if self.pooled is None else self.pooled[start:stop], lengths)
 
     def expand(self, batch_size: int) -> "TextEmbedding":
         """Return one embedding repeated for `batch_size` samples, without a copy."""
-        return TextEmbedding(self.context.expand(batch_size, -1, -1), self.pooled.expand(batch_size, -1))
+        pooled = None if self.pooled is None else self.pooled.expand(batch_size, -1)
+        return TextEmbedding(
+            self.context.expand(batch_size, -1, -1), pooled, self.lengths and self.lengths * batch_size
+        )
+
+    @staticmethod
+    def concatenate(parts: "Sequence[TextEmbedding]") -> "TextEmbedding":
+        """Return the embeddings of all prompts of all `parts`; shorter ones are filled to the longest with zeros."""
+        longest = max(part.context.shape[1] for part in parts)
+        filled = [
+            part.context if (missing := longest - part.context.shape[1]) == 0 else pad(part.context, (0, 0, 0, missing))
+            for part in parts
+        ]
+        pooled = None if parts[0].pooled is None else torch.cat([part.pooled for part in parts])
+        lengths = None if parts[0].lengths is None else sum((part.lengths for part in parts), ())
+        return TextEmbedding(torch.cat(filled), pooled, lengths)
+
+    @staticmethod
+    def of_lengths(contexts: Sequence[Tensor]) -> "TextEmbedding":
+        """Return prompts of different lengths as one embedding; each context is [L of its own, D]."""
+        return TextEmbedding.concatenate([TextEmbedding(each[None], None, (len(each),)) for each in contexts])
+
+    def contexts(self) -> list[Tensor]:
+        """Return each prompt's context [L of its own, D]."""
+        lengths = self.lengths or (self.context.shape[1],) * len(self)
+        return [row[:length] for row, length in zip(self.context, lengths, strict=True)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TextEmbedding":
+        """Return the embedding with `function` applied to each of its tensors."""
+        return TextEmbedding(
+            function(self.context), None if self.pooled is None else function(self.pooled), self.lengths
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors on the device, by name."""
+        named = {"context": self.context, "pooled": self.pooled}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def to_cache(self) -> dict[str, Tensor]:
+        """Return the embedding as tensors by name, each with one row for each prompt."""
+        return self.tensors() | ({} if self.lengths is None else {"lengths": torch.tensor(self.lengths)})
+
+    @staticmethod
+    def from_cache(tensors: Mapping[str, Tensor]) -> "TextEmbedding":
+        """Return the embedding of some rows of what `to_cache` returned; the tensors are on the CPU."""
+        lengths = tuple(tensors["lengths"].tolist()) if "lengths" in tensors else None
+        whole = TextEmbedding(tensors["context"], tensors.get("pooled"), lengths)
+        return whole.rows(0, len(whole))
 
 
 class TextEncoder(ABC):
@@ -38,7 +96,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        """Encode `prompts` without gradient; the empty prompt gives the unconditional embedding of guidance."""
+        """Encode `prompts` without gradient; the layout's `null_prompt` gives the unconditional embedding."""
 
 
 class ImageDecoder(ABC):
@@ -166,8 +224,7 @@ class Family(ABC):
         """
         if scale == 1:
             return self.bind(network, text)
-        empty = null.expand(len(text))
-        both = TextEmbedding(torch.cat([empty.context, text.context]), torch.cat([empty.pooled, text.pooled]))
+        both = TextEmbedding.concatenate([null.expand(len(text)), text])
 
         def predict(z: Tensor, sigma: Tensor) -> Tensor:
             unconditional, conditional = self.predict(
