@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
@@ -96,7 +97,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        """Encode `prompts` without gradient; the layout's `null_prompt` gives the unconditional embedding."""
+        """Encode `prompts` without gradient; the layout's `null_prompt` gives the unconditional one."""
 
 
 class ImageDecoder(ABC):
@@ -124,6 +125,7 @@ class Family(ABC):
     Networks take and return fp32 tensors; `compute_dtype` is the type of the computations inside.
     """
 
+    layout: Layout
     block_classes: tuple[str, ...]
 
     def __init__(self, device: torch.device, compute_dtype: torch.dtype):
@@ -216,13 +218,17 @@ class Family(ABC):
         """Return the network as a function of (z, sigma) for these prompts, conditional only."""
         return lambda z, sigma: self.predict(network, z, sigma, text)
 
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        """Return the guided prediction, all [B, C, H, W], by the formula in the layout."""
+        return guide(unconditional, conditional, scale)
+
     def bind_guided(self, network: nn.Module, text: TextEmbedding, null: TextEmbedding, scale: float) -> Predictor:
         """Return the network under classifier-free guidance: both branches in one call, unconditional rows first.
 
-        `null` is the embedding of the empty prompt, one row. At scale 1 guidance equals the conditional prediction,
-        so only that branch is called.
+        `null` is the embedding of the unconditional prompt, one row. At the scale that switches guidance off, only the
+        conditional branch is called.
         """
-        if scale == 1:
+        if scale == self.layout.guidance.off:
             return self.bind(network, text)
         both = TextEmbedding.concatenate([null.expand(len(text)), text])
 
@@ -230,7 +236,7 @@ class Family(ABC):
             unconditional, conditional = self.predict(
                 network, torch.cat([z, z]), torch.cat([sigma, sigma]), both
             ).chunk(2)
-            return guide(unconditional, conditional, scale)
+            return self.guide(unconditional, conditional, scale)
 
         return predict
 

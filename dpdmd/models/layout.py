@@ -35,6 +35,21 @@ def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str,
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance as the family's own pipeline counts it.
+
+    Attributes:
+        formula: the guided prediction by the unconditional u, the conditional c and the scale s, in words.
+        off: the scale at which the formula gives c, so that one branch is enough.
+        null_prompt: the prompt of the unconditional branch.
+    """
+
+    formula: str = "u + s (c - u)"
+    off: float = 1.0
+    null_prompt: str = ""
+
+
+@dataclass(frozen=True)
 class Layout:
     """The folder layout of one family. "By its configuration": a function of the values in the network's config.json.
 
@@ -50,6 +65,8 @@ class Layout:
         read_schedule: reads the scheduler's file; rejects a scheduler that the schedule does not reproduce.
         defaults: sampling defaults of a folder without a dpdmd.json.
         lora_targets: layers that get a LoRA adapter, by the endings of their names.
+        guidance: formula and scale of guidance, and the unconditional prompt.
+        text_tensors: the tensors of an embedding (`TextEmbedding.to_cache`).
         fixed_text_length: the length of a prompt is the tokenizer's and cannot be chosen.
         vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
@@ -68,6 +85,8 @@ class Layout:
     read_schedule: Callable[[Path], Schedule]
     defaults: SamplingDefaults
     lora_targets: tuple[str, ...]
+    guidance: Guidance = Guidance()
+    text_tensors: tuple[str, ...] = ("context", "pooled")
     fixed_text_length: bool = False
     vae_factor: int | None = None
     t5: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.logging import logger
 from dpdmd.utils.paths import same_place
 
-STUDENT_STEPS, STUDENT_GUIDANCE = 4, 1.0  # paper: 4 steps, no guidance
+STUDENT_STEPS = 4  # paper
 NETWORK_PREFIXES = ("module", "model")  # of DDP and of trainers, before the names of a network's weights
 
 
@@ -109,10 +109,10 @@ def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
 
 def _student_defaults(base: Path) -> SamplingDefaults:
     """Return the sampling defaults of a student of `base` that has no dpdmd.json: text as in `base`, and 4 steps."""
-    own = read_sampling_defaults(base, LAYOUTS[family_of(base)].defaults)
-    return replace(
-        own, steps=STUDENT_STEPS, guidance_scale=STUDENT_GUIDANCE, sigmas=None, grid=DEFAULT, base=None, shift=None
-    )
+    layout = LAYOUTS[family_of(base)]
+    own = read_sampling_defaults(base, layout.defaults)
+    off = layout.guidance.off  # paper
+    return replace(own, steps=STUDENT_STEPS, guidance_scale=off, sigmas=None, grid=DEFAULT, base=None, shift=None)
 
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
@@ -224,4 +224,4 @@ def load_sampler(
     encoder = family.load_text_encoder(folder, max_sequence_length, no_t5=defaults.no_t5)
     network = load_network(family, model, dtype).requires_grad_(False).to(device)
     decoder = family.load_image_decoder(folder)
-    return Sampler(family, network, schedule, decoder, encoder.encode([""]), settings), encoder
+    return Sampler(family, network, schedule, decoder, encoder.encode([layout.guidance.null_prompt]), settings), encoder

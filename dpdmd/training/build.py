@@ -83,7 +83,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
         networks=Networks(networks.teacher, unwrap(trained[STUDENT].network), unwrap(trained[FAKE].network)),
         student_forward=trained[STUDENT].network,
         fake_forward=trained[FAKE].network,
-        null=text_encoder.encode([""]),
+        null=text_encoder.encode([family.layout.guidance.null_prompt]),
         latent_shape=decoder.latent_shape(config.data.height, config.data.width),
         seed=config.run.seed,
         decoder=decoder,
@@ -117,11 +117,12 @@ def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> Tex
     model = collectives.call_on_main(accelerator, lambda: cache_key(identify_text(layout, folder, no_t5=no_t5)))
     return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
-        [*setup.prompts, *image_set],
+        [layout.guidance.null_prompt, *setup.prompts, *image_set],
         text_embedding_cache.EmbeddingSettings(model, data.max_sequence_length, str(family.compute_dtype), no_t5),
         accelerator.device,
         load,
         _processes(accelerator),
+        layout.text_tensors,
     )
 
 
@@ -219,7 +220,7 @@ def _load_evaluation(
         setup.evaluation,
         accelerator,
         setup.folder,
-        student=sampler(networks.student, run.student_sigmas, 1.0),
+        student=sampler(networks.student, run.student_sigmas, run.family.layout.guidance.off),
         teacher=sampler(networks.teacher, run.teacher_sigmas, run.config.teacher_guidance_scale),
         encoder=text_encoder,
     )

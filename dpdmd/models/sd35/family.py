@@ -52,6 +52,7 @@ class SD35TextEncoder(TextEncoder):
 class SD35(Family):
     """StableDiffusion3Pipeline: rectified flow, an SD3Transformer2DModel that predicts the velocity."""
 
+    layout = LAYOUT
     block_classes = ("JointTransformerBlock",)
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -57,6 +57,7 @@ class SDXL(Family):
     range of fp32.
     """
 
+    layout = LAYOUT
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
