@@ -107,7 +107,7 @@ class DistillationContext:
         return {
             "student_sigmas": schedule.parse_sigmas(config.student_sigmas, config.stu_inference_steps).to(device),
             "teacher_sigmas": schedule.default_sigmas(config.teacher_infer_steps).to(device),
-            "score_sigmas": schedule.score_sigmas().to(device),
+            "score_sigmas": schedule.score_sigmas(config.teacher_infer_steps).to(device),
         }
 
     def start_noise(self, batch: MicroBatch) -> Tensor:

@@ -46,8 +46,16 @@ class Schedule(ABC):
         """Return even steps of time from pure noise, fp32 [num_steps + 1]."""
 
     @abstractmethod
-    def score_sigmas(self) -> Tensor:
-        """Return the 1000 sigmas at which teacher and fake score are compared, fp32 [1000], falling, all above 0."""
+    def score_sigmas(self, teacher_steps: int) -> Tensor:
+        """Return the 1000 sigmas at which teacher and fake score are compared, fp32 [1000], falling, all above 0.
+
+        Args:
+            teacher_steps: steps of the teacher's grid, for a schedule whose shift depends on the number of steps.
+        """
+
+    def at_size(self, height: int, width: int) -> "Schedule":
+        """Return the schedule of images of this size in pixels; most schedules are the same at all sizes."""
+        return self
 
     @abstractmethod
     def covers(self, first: float, last: float) -> bool:
@@ -152,7 +160,7 @@ class FlowSchedule(Schedule):
         even = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
         return shift_sigmas(even, self.shift).float()
 
-    def score_sigmas(self) -> Tensor:
+    def score_sigmas(self, teacher_steps: int) -> Tensor:
         """The scheduler's own 1000 steps, without the final 0 (paper)."""
         return self.default_sigmas(NUM_TRAIN_TIMESTEPS)[:-1]
 
@@ -245,7 +253,7 @@ class EpsilonSchedule(Schedule):
     def _grid(self, times: Tensor) -> Tensor:
         return torch.cat([self.table[times], torch.zeros(1, dtype=torch.float64)]).float()
 
-    def score_sigmas(self) -> Tensor:
+    def score_sigmas(self, teacher_steps: int) -> Tensor:
         """The sigma of every training time, 999 to 0."""
         return self.table.flip(0).float()
 

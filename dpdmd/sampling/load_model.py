@@ -213,7 +213,7 @@ def load_sampler(
     height, width = height or defaults.height or default_size, width or defaults.width or default_size
     layout.check_size(folder, height, width)
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
-    schedule = family.load_schedule(folder)
+    schedule = family.load_schedule(folder).at_size(height, width)
     own = defaults.sigmas and steps in (None, len(defaults.sigmas) - 1)
     settings = SamplerSettings(
         torch.tensor(defaults.sigmas) if own else schedule.named_sigmas(defaults.grid, steps or defaults.steps),

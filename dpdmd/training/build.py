@@ -74,7 +74,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
     decoder = family.load_image_decoder(teacher_folder)
     if config.optim.offload_vae:
         decoder = OffloadedDecoder(decoder, accelerator.device)
-    schedule = family.load_schedule(teacher_folder)
+    schedule = family.load_schedule(teacher_folder).at_size(config.data.height, config.data.width)
     unwrap = accelerator.unwrap_model
     run = DistillationContext(
         config=config.method,

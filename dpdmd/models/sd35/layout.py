@@ -1,13 +1,13 @@
 """Folder layout, shapes and noise schedule of Stable Diffusion 3.5."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.layout import Layout, read_scheduler_config
+from dpdmd.models.flow_scheduler import read_shift
+from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.activation_memory import call_memory
 from dpdmd.models.weight_files import Shape
 
@@ -28,31 +28,13 @@ def _latents(config: Mapping[str, Any]) -> tuple[int, float]:
     return patch, patch * int(config.get("pos_embed_max_size", 96))
 
 
-_OTHER_GRIDS = (  # options of the scheduler that change the grid
-    "use_dynamic_shifting",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
-    "shift_terminal",
-)
-
-
 def read_schedule(folder: Path) -> FlowSchedule:
-    """Return the schedule of a FlowMatchEulerDiscreteScheduler with the shift in dpdmd.json, else in its own file.
+    """Return the schedule of a FlowMatchEulerDiscreteScheduler with one shift, which spaces the times itself.
 
     Raises:
         ValueError: the scheduler is of another class, or sets an option that this schedule does not reproduce.
     """
-    path, config = read_scheduler_config(folder, "FlowMatchEulerDiscreteScheduler")
-    unknown = [name for name in _OTHER_GRIDS if config.get(name)]
-    if unknown or config.get("num_train_timesteps", 1000) != 1000:
-        raise ValueError(f"{path} sets {', '.join(unknown) or 'num_train_timesteps'}, which this family does not use")
-    shift = read_sampling_defaults(folder, SamplingDefaults()).shift or config.get("shift", 1.0)
-    if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
-        raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
-    return FlowSchedule(float(shift))
+    return FlowSchedule(read_shift(folder))
 
 
 LAYOUT = Layout(
