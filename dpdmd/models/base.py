@@ -123,6 +123,10 @@ class Family(ABC):
     """One kind of generator: loading, prediction and export.
 
     Networks take and return fp32 tensors; `compute_dtype` is the type of the computations inside.
+
+    Attributes:
+        layout: the folder layout.
+        block_classes: classes of the blocks that are compiled and sharded one by one.
     """
 
     layout: Layout
@@ -190,21 +194,29 @@ class Family(ABC):
             ValueError: the LoRA does not fit.
         """
 
+    def blocks(self, network: nn.Module) -> list[nn.Module]:
+        """Return the network's transformer blocks, in the order in which a call reaches them."""
+        return [block for prefix, _ in self.layout.blocks for block in network.get_submodule(prefix.removesuffix("."))]
+
     def feature_blocks(self, network: nn.Module) -> list[nn.Module]:
-        """Return the network's transformer blocks in order; the output of each can serve as features."""
-        return [module for module in network.modules() if type(module).__name__ == self.block_classes[0]]
+        """Return the blocks, in order, whose output can serve as features, since it has tokens of the image."""
+        return self.blocks(network)
+
+    def image_tokens(self, output: Tensor | tuple[Tensor, ...], z: Tensor) -> Tensor:
+        """Return the image's tokens [B, T, D] in the output of a block in a call at `z`.
+
+        If a block returns several streams, the image's is the last one.
+        """
+        return output[-1] if isinstance(output, tuple) else output
 
     def features(
         self, network: nn.Module, blocks: Sequence[nn.Module], z: Tensor, sigma: Tensor, text: TextEmbedding
     ) -> list[Tensor]:
-        """Return the outputs of some `blocks` of the network at `z`, each [B, T, D] fp32: the image's tokens.
-
-        If a block returns several streams, the image's is the last one.
-        """
+        """Return the outputs of some `blocks` of the network at `z`, each [B, T, D] fp32: the image's tokens."""
         outputs: dict[nn.Module, Tensor] = {}
 
         def keep(block: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            outputs[block] = output[-1] if isinstance(output, tuple) else output
+            outputs[block] = self.image_tokens(output, z)
 
         handles = [block.register_forward_hook(keep) for block in blocks]
         try:

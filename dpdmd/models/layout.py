@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.activation_memory import CallMemory, CallShape
+from dpdmd.models.activation_memory import CallMemory, CallShape, decode_bytes
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, read_weight_shapes
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
+
+DEFAULT_SIZE = 1024  # pixels a side, of a network whose configuration does not say
 
 
 def count_numbers(shapes: Mapping[str, Shape]) -> int:
@@ -32,6 +34,39 @@ def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str,
     if config.get("_class_name") != scheduler:
         raise ValueError(f"{path} is of a {config.get('_class_name')}, but a {scheduler} is needed")
     return path, config
+
+
+def _is_named(name: str, endings: Sequence[str]) -> bool:
+    """Return whether a layer's dotted name ends in one of `endings`, as peft compares them."""
+    return any(f".{name}".endswith(f".{ending}") for ending in endings)
+
+
+def _clip_tokens(folder: Path, default: int) -> int:
+    """Return the tokens of a prompt by the configuration of the first tokenizer."""
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    config = read_json(path)
+    with expecting_mapping_keys(path):
+        return int(config.get("model_max_length", default))
+
+
+def _clip_and_t5_tokens(folder: Path, max_sequence_length: int) -> int:
+    """Return CLIP's tokens and T5's."""
+    return _clip_tokens(folder, 77) + max_sequence_length
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """What the configuration of an autoencoder says about latents; the defaults are an AutoencoderKL's.
+
+    Attributes:
+        factor: pixels a side of one latent of the sampler.
+        channels: channels of the network's input.
+        decode_bytes: device memory of decoding one image, by (configuration, pixels, bf16).
+    """
+
+    factor: Callable[[Mapping[str, Any]], int] = lambda config: 2 ** (len(config["block_out_channels"]) - 1)
+    channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("latent_channels", 4)
+    decode_bytes: Callable[[Mapping[str, Any], int, bool], int] = decode_bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +94,8 @@ class Layout:
         classes: component -> required class, for the components whose weights are loaded.
         repository: source of the official weights, for messages.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
-        blocks: (name prefix of the numbered blocks, their count by its configuration).
+        blocks: the numbered lists of transformer blocks, in the order of a call: (name prefix, count by its
+            configuration) of each.
         latents: (divisor, maximum) of the latents a side, by its configuration.
         required: components that must be present, beside the network.
         read_schedule: reads the scheduler's file; rejects a scheduler that the schedule does not reproduce.
@@ -71,6 +107,12 @@ class Layout:
         vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
         buffers: weights of the network that are no parameters, so are not trained.
+        frozen: parameters of the network that no loss reaches, by its configuration: they are not trained. None if a
+            loss reaches all of them.
+        lora_excluded: layers without a LoRA adapter though a target names them, by the configuration, as endings of
+            their names; None if there are none.
+        autoencoder: what the autoencoder's configuration says about latents.
+        text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
     """
 
@@ -79,7 +121,7 @@ class Layout:
     classes: Mapping[str, str]
     repository: str
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
-    blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
+    blocks: tuple[tuple[str, Callable[[Mapping[str, Any]], int]], ...]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
     required: tuple[str, ...]
     read_schedule: Callable[[Path], Schedule]
@@ -91,6 +133,10 @@ class Layout:
     vae_factor: int | None = None
     t5: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    frozen: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    autoencoder: Autoencoder = Autoencoder()
+    text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
 
     def components(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:
@@ -139,11 +185,13 @@ class Layout:
     def count_trained(self, folder: Path) -> int:
         """Return how many numbers full fine-tuning trains."""
         shapes = self.weight_shapes(folder, self.network)
-        return count_numbers({name: shape for name, shape in shapes.items() if name not in self.buffers})
+        untrained = {*self.buffers, *(self.frozen(self.network_config(folder)) if self.frozen else ())}
+        return count_numbers({name: shape for name, shape in shapes.items() if name not in untrained})
 
     def count_blocks(self, folder: Path) -> int:
         """Return the number of blocks (`blocks`)."""
-        return self.blocks[1](self.network_config(folder))
+        config = self.network_config(folder)
+        return sum(count(config) for _, count in self.blocks)
 
     def adapted_layers(self, folder: Path, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Return (outputs, inputs) of each linear layer of the network whose name ends in one of `targets`.
@@ -156,14 +204,13 @@ class Layout:
             for name, shape in self.weight_shapes(folder, self.network).items()
             if name.endswith(".weight") and len(shape) == 2
         }
+        if self.lora_excluded:
+            excluded = self.lora_excluded(self.network_config(folder))
+            linear = {name: shape for name, shape in linear.items() if not _is_named(name, excluded)}
         for target in targets:
-            if not any(f".{name}".endswith(f".{target}") for name in linear):
+            if not any(_is_named(name, (target,)) for name in linear):
                 raise ValueError(f"no linear layer of {folder / self.network} is called {target}")
-        return {
-            name: shape
-            for name, shape in linear.items()
-            if any(f".{name}".endswith(f".{target}") for target in targets)
-        }
+        return {name: shape for name, shape in linear.items() if _is_named(name, targets)}
 
     def count_adapter_parameters(self, folder: Path, targets: Sequence[str], rank: int) -> int:
         """Return how many numbers a LoRA adapter of `rank` holds."""
@@ -195,17 +242,14 @@ class Layout:
             )
         return length
 
-    def text_tokens(self, folder: Path, max_sequence_length: int) -> int:
-        """Return the tokens of a prompt in the network's input: CLIP's, then T5's."""
-        return _clip_tokens(folder, 77) + max_sequence_length
-
     def read_vae_factor(self, folder: Path) -> int:
         """Return the pixels a side of one latent."""
-        return 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+        return self.autoencoder.factor(read_json(folder / "vae" / "config.json"))
 
     def default_size(self, folder: Path) -> int:
         """Return the height and width, in pixels, that the network was made for."""
-        return int(self.network_config(folder).get("sample_size", 128)) * self.read_vae_factor(folder)
+        size = self.network_config(folder).get("sample_size")
+        return DEFAULT_SIZE if size is None else int(size) * self.read_vae_factor(folder)
 
     def check_size(self, folder: Path, height: int, width: int) -> None:
         """Check that the network can make images of this size.
@@ -220,11 +264,3 @@ class Layout:
                 raise ValueError(f"{flag} {value}: must be a multiple of {multiple} for this model")
             if value > largest:
                 raise ValueError(f"{flag} {value}: this model has positions for {largest} pixels at most")
-
-
-def _clip_tokens(folder: Path, default: int) -> int:
-    """Return the tokens of a prompt by the configuration of the first tokenizer."""
-    path = folder / "tokenizer" / "tokenizer_config.json"
-    config = read_json(path)
-    with expecting_mapping_keys(path):
-        return int(config.get("model_max_length", default))

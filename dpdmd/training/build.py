@@ -17,7 +17,7 @@ from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.methods import registry
 from dpdmd.methods.context import DistillationContext
 from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths
-from dpdmd.methods.networks import Networks, blocks_owner, load_networks
+from dpdmd.methods.networks import Networks, blocks_owner, load_networks, trained_parameters
 from dpdmd.methods.perceptual import load_perceptual
 from dpdmd.models.base import Family, ImageDecoder, TextEncoder
 from dpdmd.models.identity import cache_key, identify_pipeline, identify_text
@@ -138,13 +138,13 @@ def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, l
     resumed = setup.resume.path
     if resumed and name != STUDENT:
         network.load_state_dict(checkpoint.load_state(resumed, name), strict=True)
-    optimizer = make_optimizer(network.parameters(), setup.config.optim, lr, accelerator.device)
+    optimizer = make_optimizer(trained_parameters(network), setup.config.optim, lr, accelerator.device)
     network, optimizer = sharding.prepare(accelerator, network, optimizer)
     if resumed:
         saved = checkpoint.load_state(resumed, f"{checkpoint.OPTIMIZER}{name}")
         optimizer_state.restore_optimizer_state(network, optimizer, saved)
     updates = setup.resume.progress.updates[name] if setup.resume.progress else 0
-    return TrainedNetwork(network, optimizer, list(network.parameters()), lr, updates)
+    return TrainedNetwork(network, optimizer, trained_parameters(network), lr, updates)
 
 
 def _load_discriminator(

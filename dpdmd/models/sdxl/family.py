@@ -60,6 +60,9 @@ class SDXL(Family):
     layout = LAYOUT
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
 
+    def blocks(self, network: nn.Module) -> list[nn.Module]:
+        return [module for module in network.modules() if type(module).__name__ == self.block_classes[0]]
+
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         return load_strict(UNet2DConditionModel, folder / LAYOUT.network, dtype, exact=True)
 

@@ -70,7 +70,7 @@ LAYOUT = Layout(
     },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
     shapes=_shapes,
-    blocks=("mid_block.attentions.0.transformer_blocks.", _count_blocks),
+    blocks=(("mid_block.attentions.0.transformer_blocks.", _count_blocks),),
     latents=lambda _: (1, math.inf),
     required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     read_schedule=read_schedule,
