@@ -6,15 +6,11 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from dpdmd.models import lora_files
-from dpdmd.models.base import Family, TextEmbedding, TextEncoder
-from dpdmd.models.image_decoder import KLImageDecoder
-from dpdmd.models.loading import load_strict, load_text_encoders
-from dpdmd.models.lora import Adapter
-from dpdmd.models.noise_schedule import EpsilonSchedule
-from dpdmd.models.pipeline_export import export_network, export_unchanged
+from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.models.diffusers_family import DiffusersFamily
+from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
+from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE
 from dpdmd.utils.folders import copy_tree
 
 
@@ -50,7 +46,7 @@ class SDXLTextEncoder(TextEncoder):
         return TextEmbedding(context, pooled)
 
 
-class SDXL(Family):
+class SDXL(DiffusersFamily):
     """StableDiffusionXLPipeline: discrete-time diffusion, a UNet2DConditionModel that predicts the noise.
 
     Its autoencoder overflows in fp16, so diffusers computes it in fp32. Here it runs in fp32 or bf16, which has the
@@ -58,22 +54,15 @@ class SDXL(Family):
     """
 
     layout = LAYOUT
+    network_class = UNet2DConditionModel
+    pipeline_class = StableDiffusionXLPipeline
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
         return [module for module in network.modules() if type(module).__name__ == self.block_classes[0]]
 
-    def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_strict(UNet2DConditionModel, folder / LAYOUT.network, dtype, exact=True)
-
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # the tokenizers have the length
-
-    def load_image_decoder(self, folder: Path) -> KLImageDecoder:
-        return KLImageDecoder(folder, self.device, self.compute_dtype)
-
-    def load_schedule(self, folder: Path) -> EpsilonSchedule:
-        return read_schedule(folder)
 
     def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
         scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
@@ -87,7 +76,7 @@ class SDXL(Family):
         # Original size, corner of the crop and target size, in pixels: the whole image at the size of the latents.
         size = [side * LAYOUT.vae_factor for side in z.shape[-2:]]
         time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=z.device)
-        with torch.autocast(z.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+        with self.autocast(z.device):
             prediction = network(
                 sample=z,
                 timestep=SCHEDULE.times(sigma),
@@ -97,28 +86,16 @@ class SDXL(Family):
             )[0]
         return prediction.float()
 
-    def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
-    ) -> None:
-        # The scheduler stays the teacher's: on its default grid a plain `pipe(num_inference_steps=N)` is right. Any
-        # other grid is given as `sigmas=`, which the scheduler takes as they are, the final 0 included.
-        unchanged = [name for name in LAYOUT.components(source) if name != LAYOUT.network]
-        export_unchanged(folder, source, unchanged, copy=copy)
-        export_network(UNet2DConditionModel, folder / LAYOUT.network, network_state, source / LAYOUT.network)
-        defaults.write(folder)
+    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
+        """Copy the teacher's scheduler: on its default grid a plain `pipe(num_inference_steps=N)` is right.
 
-    def export_lora(
-        self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
-    ) -> None:
-        lora_files.save_lora(folder, state, adapter, StableDiffusionXLPipeline, LAYOUT.network, _kohya_name)
+        Any other grid is given as `sigmas=`, which the scheduler takes as they are, the final 0 included.
+        """
         copy_tree(source / "scheduler", folder / "scheduler")
-        defaults.with_base(source, folder).write(folder)
+        return defaults
 
-    def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        return lora_files.read_lora(folder, LAYOUT.network)
-
-    def load_lora(self, network: nn.Module, folder: Path) -> None:
-        lora_files.load_lora(network, folder, StableDiffusionXLPipeline, LAYOUT.network)
+    def comfyui_name(self, name: str) -> str:
+        return _kohya_name(name)
 
 
 def _kohya_name(name: str) -> str:
