@@ -5,7 +5,7 @@ Does not import diffusers, which takes seconds, so a wrong path is reported at o
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ class Layout:
         pipeline: class name in model_index.json.
         network: component that is distilled.
         classes: component -> required class, for the components whose weights are loaded.
+        other_classes: component -> further classes that model_index.json may name, whose weights `classes` loads.
         repository: source of the official weights, for messages.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
         blocks: the numbered lists of transformer blocks, in the order of a call: (name prefix, count by its
@@ -127,6 +128,7 @@ class Layout:
     read_schedule: Callable[[Path], Schedule]
     defaults: SamplingDefaults
     lora_targets: tuple[str, ...]
+    other_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     guidance: Guidance = Guidance()
     text_tensors: tuple[str, ...] = ("context", "pooled")
     fixed_text_length: bool = False

@@ -64,7 +64,7 @@ def _check_index(layout: Layout, folder: Path, *, no_t5: bool) -> list[str]:
     if missing := [name for name in (layout.network, *layout.required) if name not in components]:
         raise ValueError(f"model_index.json lacks {', '.join(missing)}")
     for name, kind in components.items():
-        if kind != layout.classes.get(name, kind):
+        if kind not in (layout.classes.get(name, kind), *layout.other_classes.get(name, ())):
             raise ValueError(f"model_index.json says {name} is a {kind}, but a {layout.classes[name]} is needed")
     for encoder in layout.text_encoders(folder, no_t5=no_t5):
         if (tokenizer := encoder.replace("text_encoder", "tokenizer")) not in components:
