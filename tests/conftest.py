@@ -77,6 +77,12 @@ def tiny_sdxl(small_model: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_zimage(small_model: Callable[[str], Path]) -> Path:
+    """Return a ZImagePipeline folder in the official layout: 64 x 64 images."""
+    return small_model("save_tiny_zimage")
+
+
+@pytest.fixture(scope="session")
 def tiny_scorers(small_model: Callable[[str], Path]) -> dict[str, str]:
     """Return flag -> path of random in-loop scorers in the official layouts."""
     root = small_model("save_scorers")

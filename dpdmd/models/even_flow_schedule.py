@@ -55,14 +55,14 @@ class EvenFlowSchedule(FlowSchedule):
 
         One step has nothing to stretch: it goes from 1 to 0.
         """
-        sigmas = self._shifted(num_steps, self.shift_of(num_steps))
+        sigmas = self.trailing_sigmas(num_steps)
         if self.terminal and num_steps > 1:
-            sigmas[:-1] = 1 - (1 - sigmas[:-1]) * (1 - self.terminal) / (1 - sigmas[-2])
-        return sigmas.float()
+            sigmas[:-1] = 1 - (1 - sigmas[:-1]) / ((1 - sigmas[-2]) / (1 - self.terminal))
+        return sigmas
 
     def trailing_sigmas(self, num_steps: int) -> Tensor:
         """The shifted even times, without a stretch: the default grid, if there is no `terminal`."""
-        return self._shifted(num_steps, self.shift_of(num_steps)).float()
+        return _shifted(num_steps, self.shift_of(num_steps))
 
     def score_sigmas(self, teacher_steps: int) -> Tensor:
         """1000 even times with the shift of the teacher's grid, without a stretch.
@@ -70,8 +70,10 @@ class EvenFlowSchedule(FlowSchedule):
         So scores look where the teacher samples, and below its last sigma. A rule for the number of steps is made for
         tens of steps: FLUX.2's would give 1000 steps a shift of 0.03, which leaves almost no noise.
         """
-        return self._shifted(NUM_TRAIN_TIMESTEPS, self.shift_of(teacher_steps))[:-1].float()
+        return _shifted(NUM_TRAIN_TIMESTEPS, self.shift_of(teacher_steps))[:-1]
 
-    @staticmethod
-    def _shifted(num_steps: int, shift: float) -> Tensor:
-        return shift_sigmas(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64), shift)
+
+def _shifted(num_steps: int, shift: float) -> Tensor:
+    """Return the shifted even times and a final 0, in fp32 throughout: with one shift, diffusers' grid to the bit."""
+    even = torch.linspace(1.0, 1 / num_steps, num_steps)
+    return torch.cat([shift_sigmas(even, shift), torch.zeros(1)])

@@ -12,9 +12,10 @@ from dpdmd.models.base import Family
 from dpdmd.models.lora import Adapter, Adapters
 from dpdmd.models.sd35.layout import LAYOUT as SD35
 from dpdmd.models.sdxl.layout import LAYOUT as SDXL
+from dpdmd.models.zimage.layout import LAYOUT as ZIMAGE
 from dpdmd.utils.text_files import read_json
 
-LAYOUTS = {"sd35": SD35, "sdxl": SDXL}
+LAYOUTS = {"sd35": SD35, "sdxl": SDXL, "zimage": ZIMAGE}
 
 
 def family_of(folder: Path) -> str:

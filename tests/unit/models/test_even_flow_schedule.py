@@ -12,7 +12,7 @@ from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sig
 from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.noise_schedule import FlowSchedule
 
-STEPS = [1, 2, 3, 4, 28, 50]
+STEPS = [1, 2, 3, 4, 6, 28, 50]
 PATCH = 256  # pixels of one token
 
 
@@ -31,7 +31,7 @@ def test_one_shift(num_steps):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
     scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(num_steps))
     ours = EvenFlowSchedule(6.0).default_sigmas(num_steps)
-    torch.testing.assert_close(ours, scheduler.sigmas, rtol=0, atol=1e-6)
+    assert torch.equal(ours, scheduler.sigmas)
     assert torch.equal(ours, EvenFlowSchedule(6.0).trailing_sigmas(num_steps))
 
 
@@ -51,7 +51,7 @@ def test_a_shift_by_size_with_a_last_sigma(num_steps, size):
     scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(num_steps), mu=mu)
     ours = EvenFlowSchedule(by_size, 0.02).at_size(*size)
     torch.testing.assert_close(ours.default_sigmas(num_steps), scheduler.sigmas, rtol=0, atol=1e-6)
-    assert ours.default_sigmas(num_steps)[-2].item() == pytest.approx(0.02)
+    assert ours.default_sigmas(num_steps)[-2].item() == pytest.approx(0.02, rel=1e-5)
     assert ours.trailing_sigmas(num_steps)[-2] > 0.02
 
 
@@ -77,7 +77,7 @@ def test_score_times_have_the_shift_of_the_teachers_grid(schedule):
     bound, steps = schedule.at_size(1024, 1024), 50
     scores, grid = bound.score_sigmas(steps), bound.trailing_sigmas(steps)[:-1]
     assert len(scores) == 1000 and scores[0] == 1 and 0 < scores[-1] < 0.02 and (scores.diff() < 0).all()
-    assert torch.equal(scores[::20], grid)
+    torch.testing.assert_close(scores[::20], grid, rtol=0, atol=1e-6)
     assert scores.median() > 0.5  # as for the teacher, most times are noisy
 
 
