@@ -555,7 +555,7 @@ def test_a_familys_methods_are_those_that_the_document_lists():
     }
     assert listed == set(Family.__abstractmethods__)
     outside = [
-        path for path in (ROOT / "dpdmd").rglob("*.py") if "sdxl" in path.read_text() and path.parent.name != "sdxl"
+        path for path in (ROOT / "dpdmd").rglob("*.py") if "zimage" in path.read_text() and path.parent.name != "zimage"
     ]
     assert {str(path.relative_to(ROOT)) for path in outside} == {"dpdmd/models/registry.py", "dpdmd/config/presets.py"}
 
