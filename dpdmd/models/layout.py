@@ -41,7 +41,7 @@ def _is_named(name: str, endings: Sequence[str]) -> bool:
     return any(f".{name}".endswith(f".{ending}") for ending in endings)
 
 
-def _clip_tokens(folder: Path, default: int) -> int:
+def clip_tokens(folder: Path, default: int) -> int:
     """Return the tokens of a prompt by the configuration of the first tokenizer."""
     path = folder / "tokenizer" / "tokenizer_config.json"
     config = read_json(path)
@@ -51,7 +51,7 @@ def _clip_tokens(folder: Path, default: int) -> int:
 
 def _clip_and_t5_tokens(folder: Path, max_sequence_length: int) -> int:
     """Return CLIP's tokens and T5's."""
-    return _clip_tokens(folder, 77) + max_sequence_length
+    return clip_tokens(folder, 77) + max_sequence_length
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class Layout:
         lora_excluded: layers without a LoRA adapter though a target names them, by the configuration, as endings of
             their names; None if there are none.
         autoencoder: what the autoencoder's configuration says about latents.
+        text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
     """
@@ -128,6 +129,7 @@ class Layout:
     read_schedule: Callable[[Path], Schedule]
     defaults: SamplingDefaults
     lora_targets: tuple[str, ...]
+    text_widths: Callable[[Mapping[str, Any]], tuple[int, int | None]]
     other_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     guidance: Guidance = Guidance()
     text_tensors: tuple[str, ...] = ("context", "pooled")
@@ -237,7 +239,7 @@ class Layout:
         """
         if not self.fixed_text_length:
             return requested or defaults.max_sequence_length
-        length = _clip_tokens(folder, self.defaults.max_sequence_length)
+        length = clip_tokens(folder, self.defaults.max_sequence_length)
         if requested not in (None, length):
             raise ValueError(
                 f"--max_sequence_length {requested}: this model's prompts have {length} tokens; leave it out"

@@ -59,6 +59,7 @@ LAYOUT = Layout(
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text
         *("net.0.proj", "net.2"),  # feed-forward, both
     ),
+    text_widths=lambda config: (config["joint_attention_dim"], config["pooled_projection_dim"]),
     t5=("text_encoder_3", "tokenizer_3"),
     buffers=("pos_embed.pos_embed",),
     call_memory=call_memory,

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.layout import Layout, read_scheduler_config
+from dpdmd.models.counted_memory import counted
+from dpdmd.models.layout import Layout, clip_tokens, read_scheduler_config
 from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import Shape
@@ -25,6 +26,12 @@ def _count_blocks(config: Mapping[str, Any]) -> int:
     """Return the transformer blocks at the lowest resolution; the configuration has one number, or one a level."""
     layers = config["transformer_layers_per_block"]
     return layers if isinstance(layers, int) else layers[-1]
+
+
+def _text_widths(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the widths of the context and of the pooled vector; six embedded numbers about the size follow it."""
+    sizes = 6 * config["addition_time_embed_dim"]
+    return config["cross_attention_dim"], config["projection_class_embeddings_input_dim"] - sizes
 
 
 _EULER_DEFAULTS = {  # diffusers' values for what the file does not set
@@ -76,6 +83,9 @@ LAYOUT = Layout(
     read_schedule=read_schedule,
     defaults=SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
+    text_widths=_text_widths,
     fixed_text_length=True,
     vae_factor=8,
+    text_tokens=lambda folder, _: clip_tokens(folder, 77),
+    call_memory=counted("sdxl"),
 )

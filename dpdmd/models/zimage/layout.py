@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.counted_memory import counted
 from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.flow_scheduler import read_shift
 from dpdmd.models.layout import Guidance, Layout
@@ -55,7 +56,9 @@ LAYOUT = Layout(
     read_schedule=read_schedule,
     defaults=SamplingDefaults(steps=50, guidance_scale=5.0, max_sequence_length=512),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    text_widths=lambda config: (config["cap_feat_dim"], None),
     guidance=Guidance("c + s (c - u)", off=0.0),
     text_tensors=("context", "lengths"),
+    call_memory=counted("zimage"),
     text_tokens=lambda _, length: -(-length // MULTIPLE) * MULTIPLE,
 )
