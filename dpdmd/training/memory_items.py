@@ -289,7 +289,7 @@ def _images(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)
     one = layout.autoencoder.decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)
-    sampled = _call(config, layout, teacher, 2 * evaluated, trained=False)
+    sampled = _call(config, layout, teacher, 2 * evaluated, trained=False) if evaluated else None
     sampling = sampled.passing if sampled else 0
     return [
         MemoryItem(
