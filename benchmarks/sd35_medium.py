@@ -1,7 +1,9 @@
 """SD3.5-Medium's configuration, and its folder without its weights: real headers over files that hold nothing."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
@@ -58,24 +60,45 @@ def save_hollow(folder: Path) -> None:
             "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G, projection_dim=1280)),
             "text_encoder_3": T5EncoderModel(T5Config(**T5_XXL)),
         }
-    index = {"_class_name": "StableDiffusion3Pipeline"}
+    save_hollow_parts(
+        folder,
+        "StableDiffusion3Pipeline",
+        parts,
+        {"transformer": TRANSFORMER, "vae": VAE},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+    )
+
+
+def save_hollow_parts(
+    folder: Path,
+    pipeline: str,
+    parts: Mapping[str, nn.Module],
+    settings: Mapping[str, Mapping[str, Any]],
+    scheduler: Mapping[str, Any],
+) -> None:
+    """Write a pipeline folder without its weights.
+
+    Args:
+        pipeline: class in model_index.json.
+        parts: component -> module, which may be on the meta device.
+        settings: component -> its config.json; empty for other components.
+        scheduler: the scheduler's file.
+    """
+    index: dict[str, Any] = {"_class_name": pipeline}
     for name, network in parts.items():
         (folder / name).mkdir(parents=True)
-        settings = {"transformer": TRANSFORMER, "vae": VAE}.get(name, {})
-        (folder / name / "config.json").write_text(json.dumps(settings))
+        (folder / name / "config.json").write_text(json.dumps(settings.get(name, {})))
         stem = "model" if name.startswith("text") else "diffusion_pytorch_model"
         save_header(folder / name / f"{stem}.safetensors", network)
         index[name] = ["library", type(network).__name__]
-    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+    for name in [part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text")]:
         (folder / name).mkdir()
         (folder / name / "tokenizer.json").write_text("{}")
         (folder / name / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
         index[name] = ["transformers", "Tokenizer"]
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(
-        json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
-    )
-    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     (folder / "model_index.json").write_text(json.dumps(index))
 
 

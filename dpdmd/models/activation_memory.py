@@ -31,6 +31,11 @@ class CallShape:
     casts: bool
     adapter_rank: int | None = None
 
+    @property
+    def trained(self) -> bool:
+        """Return whether the weights, or adapters of them, are trained."""
+        return self.casts or self.adapter_rank is not None
+
 
 @dataclass(frozen=True)
 class CallMemory:

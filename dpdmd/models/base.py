@@ -195,8 +195,9 @@ class Family(ABC):
         """
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
-        """Return the network's transformer blocks, in the order in which a call reaches them."""
-        return [block for prefix, _ in self.layout.blocks for block in network.get_submodule(prefix.removesuffix("."))]
+        """Return the network's transformer blocks, in the order of the layout."""
+        lists = self.layout.blocks(network.config)
+        return [block for prefix in lists for block in network.get_submodule(prefix.removesuffix("."))]
 
     def feature_blocks(self, network: nn.Module) -> list[nn.Module]:
         """Return the blocks, in order, whose output can serve as features, since it has tokens of the image."""

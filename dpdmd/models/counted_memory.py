@@ -154,8 +154,12 @@ def add_adapters(family: Family, network: nn.Module, config: Mapping[str, Any], 
     layout = family.layout
     excluded = layout.lora_excluded(config) if layout.lora_excluded else ()
     adapter = lora.Adapter(rank, float(rank), layout.lora_targets, excluded=excluded)
-    # peft moves new layers to their base's device and type; tensors without data cannot be moved in place.
-    with patch.object(nn.Module, "to", lambda module, *_, **__: module):
+    # peft moves new layers to their base's device and type; tensors without data cannot be moved in place. Drawing what
+    # they hold only takes time.
+    with (
+        patch.object(nn.Module, "to", lambda module, *_, **__: module),
+        patch.object(nn.init, "kaiming_uniform_", lambda tensor, *_, **__: tensor),
+    ):
         return lora.share(network, adapter, adapter, 0)[1]
 
 
@@ -236,12 +240,14 @@ class Call:
 
 
 def count_call(family: Family, config: Mapping[str, Any], shape: CallShape, factor: int) -> CallMemory:
-    """Count the memory of one call; the arguments are those of `Call.build`."""
+    """Count the memory of one call, `passing` alone if nothing is trained; the arguments are those of `Call.build`."""
     with without_data():
         call = Call.build(family, config, shape, factor)
         network = call.network
         with torch.no_grad(), LiveStorages(call.tensors()) as passing:
             call()
+        if not shape.trained:
+            return CallMemory((), (), 0, 0, 0, (), passing.peak)
         saved = SavedStorages(network)
         saved.record(call)
         run, recompute = _ways_to_run(family, call.caller)

@@ -95,8 +95,8 @@ class Layout:
         other_classes: component -> further classes that model_index.json may name, whose weights `classes` loads.
         repository: source of the official weights, for messages.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
-        blocks: the numbered lists of transformer blocks, in the order of a call: (name prefix, count by its
-            configuration) of each.
+        blocks: the numbered lists of transformer blocks by its configuration, in the order of a call: name prefix ->
+            count.
         latents: (divisor, maximum) of the latents a side, by its configuration.
         required: components that must be present, beside the network.
         read_schedule: reads the scheduler's file; rejects a scheduler that the schedule does not reproduce.
@@ -123,7 +123,7 @@ class Layout:
     classes: Mapping[str, str]
     repository: str
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
-    blocks: tuple[tuple[str, Callable[[Mapping[str, Any]], int]], ...]
+    blocks: Callable[[Mapping[str, Any]], dict[str, int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
     required: tuple[str, ...]
     read_schedule: Callable[[Path], Schedule]
@@ -194,8 +194,7 @@ class Layout:
 
     def count_blocks(self, folder: Path) -> int:
         """Return the number of blocks (`blocks`)."""
-        config = self.network_config(folder)
-        return sum(count(config) for _, count in self.blocks)
+        return sum(self.blocks(self.network_config(folder)).values())
 
     def adapted_layers(self, folder: Path, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Return (outputs, inputs) of each linear layer of the network whose name ends in one of `targets`.

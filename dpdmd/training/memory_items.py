@@ -143,7 +143,7 @@ def _over(processes: int, whole: int = 0) -> str:
 def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
     """Count what a sharded network has unsharded at a time, beside its buffers, which are never sharded."""
     shapes = read_weight_shapes(teacher / layout.network)
-    prefixes = tuple(prefix for prefix, _ in layout.blocks)
+    prefixes = tuple(layout.blocks(layout.network_config(teacher)))
     in_blocks = count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefixes)})
     blocks = layout.count_blocks(teacher)
     outside = layout.count_trained(teacher) - in_blocks

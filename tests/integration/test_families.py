@@ -401,7 +401,7 @@ def no_tokenizer(folder: Path) -> None:
 def lost_blocks(folder: Path) -> None:
     layout = next(layout for layout in LAYOUTS.values() if layout.pipeline in (folder / "model_index.json").read_text())
     weights = folder / layout.network / "diffusion_pytorch_model.safetensors"
-    (prefix, _), *_ = layout.blocks
+    prefix = next(iter(layout.blocks(layout.network_config(folder))))
     save_file({name: value for name, value in load_file(weights).items() if not name.startswith(prefix)}, weights)
 
 

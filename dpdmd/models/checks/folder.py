@@ -99,7 +99,7 @@ def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> 
     """Compare some of the weights' names and shapes with the configuration beside them."""
     config = read_json(folder / "config.json")
     with expecting_mapping_keys(folder / "config.json"):
-        expected, lists = layout.shapes(config), {prefix: count(config) for prefix, count in layout.blocks}
+        expected, lists = layout.shapes(config), layout.blocks(config)
         int(config.get("sample_size") or 0), layout.latents(config)  # read later, so checked here
     for prefix, blocks in lists.items():
         numbers = {name.removeprefix(prefix).partition(".")[0] for name in found if name.startswith(prefix)}

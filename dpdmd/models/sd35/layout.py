@@ -49,7 +49,7 @@ LAYOUT = Layout(
     },
     repository="stabilityai/stable-diffusion-3.5-medium",
     shapes=_shapes,
-    blocks=(("transformer_blocks.", lambda config: config["num_layers"]),),
+    blocks=lambda config: {"transformer_blocks.": config["num_layers"]},
     latents=_latents,
     required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     read_schedule=read_schedule,

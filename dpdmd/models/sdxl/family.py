@@ -58,9 +58,6 @@ class SDXL(DiffusersFamily):
     pipeline_class = StableDiffusionXLPipeline
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
 
-    def blocks(self, network: nn.Module) -> list[nn.Module]:
-        return [module for module in network.modules() if type(module).__name__ == self.block_classes[0]]
-
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # the tokenizers have the length
 

@@ -22,10 +22,26 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     }
 
 
-def _count_blocks(config: Mapping[str, Any]) -> int:
-    """Return the transformer blocks at the lowest resolution; the configuration has one number, or one a level."""
-    layers = config["transformer_layers_per_block"]
-    return layers if isinstance(layers, int) else layers[-1]
+def _blocks(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the lists of transformer blocks in the order of the network's modules: down, up, middle."""
+    down, up = config["down_block_types"], config["up_block_types"]
+    blocks = _by_level(config["transformer_layers_per_block"], len(down))
+    attentions = _by_level(config["layers_per_block"], len(down))
+    lists = {}
+    for level, kind in enumerate(down):
+        if "CrossAttn" in kind:
+            for index in range(attentions[level]):
+                lists[f"down_blocks.{level}.attentions.{index}.transformer_blocks."] = blocks[level]
+    for level, kind in enumerate(up):
+        if "CrossAttn" in kind:
+            for index in range(attentions[-1 - level] + 1):
+                lists[f"up_blocks.{level}.attentions.{index}.transformer_blocks."] = blocks[-1 - level]
+    return {**lists, "mid_block.attentions.0.transformer_blocks.": blocks[-1]}
+
+
+def _by_level(value: int | list[int], levels: int) -> list[int]:
+    """Return an entry of the configuration that has one number, or one a level, as one a level."""
+    return [value] * levels if isinstance(value, int) else value
 
 
 def _text_widths(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -77,7 +93,7 @@ LAYOUT = Layout(
     },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
     shapes=_shapes,
-    blocks=(("mid_block.attentions.0.transformer_blocks.", _count_blocks),),
+    blocks=_blocks,
     latents=lambda _: (1, math.inf),
     required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     read_schedule=read_schedule,

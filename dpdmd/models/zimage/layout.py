@@ -46,11 +46,11 @@ LAYOUT = Layout(
     other_classes={"text_encoder": ("Qwen3ForCausalLM",)},
     repository="Tongyi-MAI/Z-Image",
     shapes=_shapes,
-    blocks=(
-        ("noise_refiner.", lambda config: config["n_refiner_layers"]),
-        ("context_refiner.", lambda config: config["n_refiner_layers"]),
-        ("layers.", lambda config: config["n_layers"]),
-    ),
+    blocks=lambda config: {
+        "noise_refiner.": config["n_refiner_layers"],
+        "context_refiner.": config["n_refiner_layers"],
+        "layers.": config["n_layers"],
+    },
     latents=_latents,
     required=("vae", "scheduler", "text_encoder", "tokenizer"),
     read_schedule=read_schedule,

@@ -18,6 +18,7 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.config = {}
         self.last = nn.ModuleList(Block() for _ in range(3))
         self.first = nn.ModuleList(Block() for _ in range(2))
 
@@ -28,7 +29,7 @@ class Network(nn.Module):
 
 
 class Listed(family_class("sd35")):
-    layout = replace(LAYOUTS["sd35"], blocks=(("first.", lambda _: 2), ("last.", lambda _: 3)))
+    layout = replace(LAYOUTS["sd35"], blocks=lambda _: {"first.": 2, "last.": 3})
 
     def predict(self, network, z, sigma, text):
         return network(z)
