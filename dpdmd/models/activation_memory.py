@@ -1,6 +1,7 @@
 """Device memory of one network call beside weights and gradients. Imports neither torch nor diffusers.
 
-A family that knows the memory of its network's calls counts it in `<family>/activation_memory.py`.
+SD3's formulas are in `sd35/activation_memory.py`, since they need no library; `counted_memory.py` counts the calls of
+other families.
 """
 
 from collections.abc import Mapping

@@ -22,6 +22,7 @@ import document_commands as documents
 import pytest
 import torch
 from document_commands import ROOT, Command
+from other_models import save_hollow_sdxl, save_hollow_zimage
 from processes import LAUNCHER, cpu_environment, free_port
 from sd35_medium import save_hollow
 
@@ -30,6 +31,7 @@ from dpdmd.config.presets import PRESETS
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
 from dpdmd.models.base import Family
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory
 from dpdmd.training.memory_items import Topology
@@ -431,6 +433,31 @@ def test_the_rows_of_an_8_gpu_run_are_those_of_the_estimate(medium):
         listed |= set(names)
         assert {sizes[each] for each in names} == {size.removeprefix("2 x ")} and bool(both) == ("x" in size), name
     assert {name for name, size in sizes.items() if float(size) >= 0.5} == listed
+
+
+MODELS = ROOT / "docs" / "models.md"
+SHARDED = "--preset 8gpu --shard_teacher --batch_size 2 --grad_accum 2"
+FAMILY_SETUPS = {  # row -> flags, processes; None: the settings of the family
+    **{f"`--preset {name}`": (("--preset", name), preset.devices) for name, preset in PRESETS.items()},
+    f"`{SHARDED}`": (tuple(SHARDED.split()), 8),
+    "`scripts/run_train.sh` of the family": (None, 8),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "save"), [("sd35", save_hollow), ("sdxl", save_hollow_sdxl), ("zimage", save_hollow_zimage)]
+)
+def test_the_memory_of_every_family_is_what_the_estimate_says(family, save, tmp_path):
+    folder = tmp_path / family
+    save(folder)
+    rows = {row[0]: row[1:] for row in rows_under(MODELS, "| one GPU, or 8 |")}
+    column = list(LAYOUTS).index(family)
+    own = ("--config", str(ROOT / "scripts" / "configs" / f"{family}.yaml"))
+    found = {
+        name: estimated(folder, ("--family", family, *(flags or own)), processes, processes > 1, 0).total
+        for name, (flags, processes) in FAMILY_SETUPS.items()
+    }
+    assert {name: row[column] for name, row in rows.items()} == {n: f"{v / 1e9:.1f}" for n, v in found.items()}
 
 
 def rows_under(document: Path, head: str) -> list[list[str]]:
