@@ -45,6 +45,7 @@ LAYOUT = Layout(
     classes={"transformer": "ZImageTransformer2DModel", "vae": "AutoencoderKL", "text_encoder": "Qwen3Model"},
     other_classes={"text_encoder": ("Qwen3ForCausalLM",)},
     repository="Tongyi-MAI/Z-Image",
+    licence={"license": "apache-2.0"},
     shapes=_shapes,
     blocks=lambda config: {
         "noise_refiner.": config["n_refiner_layers"],

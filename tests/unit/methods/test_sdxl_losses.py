@@ -61,7 +61,7 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
             student_forward=networks.student,
             fake_forward=networks.fake,
             null=null,
-            latent_shape=SHAPE,
+            latent_shapes=[SHAPE],
             seed=0,
             decoder=family.load_image_decoder(tiny_sdxl),
             perceptual=squared_distance,
