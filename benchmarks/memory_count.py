@@ -12,21 +12,16 @@ import datetime
 import json
 import sys
 import tempfile
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dpdmd import config
 from dpdmd.evaluation.in_loop_setup import EvalSetup
@@ -35,6 +30,7 @@ from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.networks import Networks, recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
+from dpdmd.models.counted_memory import LiveStorages, as_on_cuda
 from dpdmd.models.hollow import write_hollow
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.registry import LAYOUTS, adapters
@@ -46,48 +42,6 @@ from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.versions import versions
 
 TEXT_TOKENS = 77 + 256
-
-
-class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of storages that operators create, while they live; the storages of `known` are not counted."""
-
-    def __init__(self, known: list[torch.Tensor]):
-        super().__init__()
-        self.now = self.peak = 0
-        self.sizes = {tensor.untyped_storage()._cdata: (0, None) for tensor in known}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.sizes:
-            return
-
-        def end(_: object) -> None:
-            self.sizes.pop(key, None)
-            self.now -= size
-
-        self.sizes[key] = (size, weakref.ref(storage, end))
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
-@contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """Compute LayerNorm in fp32 under autocast, as on CUDA and unlike on a CPU."""
-    ours = F.layer_norm
-    F.layer_norm = lambda x, *given, **named: ours(
-        x.float() if torch.is_autocast_enabled("cpu") else x, *given, **named
-    )
-    try:
-        yield
-    finally:
-        F.layer_norm = ours
 
 
 def kept_bytes(network: nn.Module, call: Callable[[], Any]) -> int:

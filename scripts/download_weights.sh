@@ -17,6 +17,7 @@ usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all that
   dinov2        0.3 GB  weights/dinov2-base
   clip          1.7 GB  weights/clip-vit-large-patch14
   sdxl         13.9 GB  weights/stabilityai/stable-diffusion-xl-base-1.0: for run_train_sdxl.sh, in place of sd35
+  zimage       20.5 GB  weights/Tongyi-MAI/Z-Image: for run_train.sh zimage, in place of sd35
   dinov3        1.2 GB  weights/dinov3-vitl16-pretrain-lvd1689m: test_diversity.py (accept the licence first)
   maniqa        0.5 GB  weights/MANIQA_PIPAL-ae6d356b.pth: test_quality.py
   vq           16.6 GB  weights/VisualQuality-R1-7B: test_quality.py
@@ -89,6 +90,8 @@ download() {
         {text_encoder,text_encoder_2}/{config.json,model.safetensors} \
         {tokenizer,tokenizer_2}/{merges.txt,special_tokens_map.json,tokenizer_config.json,vocab.json} \
         {unet,vae}/{config.json,diffusion_pytorch_model.safetensors} ;;
+    # A whole repository: the names of its shards and text files are its own.
+    zimage) fetch_all zimage Tongyi-MAI/Z-Image Tongyi-MAI/Z-Image ;;
     # Of this model PickScore takes the processor alone: 4 GB of weights stay there.
     pick-clip) fetch pick-clip laion/CLIP-ViT-H-14-laion2B-s32B-b79K CLIP-ViT-H-14-laion2B-s32B-b79K \
         config.json preprocessor_config.json special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json ;;
@@ -112,7 +115,7 @@ download() {
 }
 
 training=(sd35 pick-clip pickscore imagereward dinov2 clip)
-all=("${training[@]}" sdxl dinov3 maniqa vq lpips)
+all=("${training[@]}" sdxl zimage dinov3 maniqa vq lpips)
 for name in "$@"; do
     case $name in
     -h | --help) usage && exit ;;

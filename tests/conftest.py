@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -45,14 +46,14 @@ def small_model(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFa
     digest = hashlib.sha256(" ".join(map(metadata.version, LIBRARIES)).encode())
     for path in sorted(path for pattern in BUILDERS for path in ROOT.glob(pattern)):
         digest.update(path.read_bytes())
-    cache = pytestconfig.cache.mkdir("small_models") if hasattr(pytestconfig, "cache") else tmp_path_factory.mktemp("c")
+    root = pytestconfig.cache.mkdir("small_models") if hasattr(pytestconfig, "cache") else tmp_path_factory.mktemp("c")
 
     def copy(save: str) -> Path:
         name = save.removeprefix("save_")
-        kept = cache / f"{name}-{digest.hexdigest()[:16]}"
+        kept = root / f"{name}-{digest.hexdigest()[:16]}"
         if not kept.exists():
-            outdated = list(cache.glob(f"{name}-*"))
-            with tempfile.TemporaryDirectory(dir=cache, prefix="new") as new:
+            outdated = list(root.glob(f"{name}-*"))
+            with tempfile.TemporaryDirectory(dir=root, prefix="new") as new:
                 getattr(import_module("small_models"), save)(Path(new, name))
                 try:
                     os.rename(Path(new, name), kept)
@@ -66,15 +67,21 @@ def small_model(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
-def tiny_pipeline(small_model: Callable[[str], Path]) -> Path:
-    """Return a StableDiffusion3Pipeline folder in the official layout: 64 x 64 images, two blocks of width 32."""
-    return small_model("save_tiny_sd35")
+def tiny_folder(small_model: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Return a function from a family to a pipeline folder in its official layout: 64 x 64 images."""
+    return cache(lambda family: small_model(f"save_tiny_{family}"))
 
 
 @pytest.fixture(scope="session")
-def tiny_sdxl(small_model: Callable[[str], Path]) -> Path:
-    """Return a StableDiffusionXLPipeline folder in the official layout: 64 x 64 images."""
-    return small_model("save_tiny_sdxl")
+def tiny_pipeline(tiny_folder: Callable[[str], Path]) -> Path:
+    """Return a StableDiffusion3Pipeline folder: two blocks of width 32."""
+    return tiny_folder("sd35")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tiny_folder: Callable[[str], Path]) -> Path:
+    """Return a StableDiffusionXLPipeline folder."""
+    return tiny_folder("sdxl")
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,17 @@ import torch
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from tokenizers import pre_tokenizers
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes import scorer_models, world
@@ -113,6 +117,84 @@ def build_sdxl_pipeline() -> StableDiffusionXLPipeline:
     )
 
 
+# A turn of the user and the beginning of the answer, as Qwen3's own template writes them with thinking switched on.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_qwen_tokenizer() -> Qwen2Tokenizer:
+    """Return a Qwen tokenizer without merges: a token for each byte, and the special tokens of a chat."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(vocab={token: n for n, token in enumerate(alphabet)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _build_kl_vae(channels: int, shift: float) -> AutoencoderKL:
+    """Return a small autoencoder in FLUX.1's layout: four levels, no convolutions beside the latent."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=0.3611,
+        shift_factor=shift,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def build_zimage_pipeline() -> ZImagePipeline:
+    """Return a small Z-Image pipeline: one refiner of each kind and two joint blocks of width 32."""
+    tokenizer = build_qwen_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        text_encoder = Qwen3Model(
+            Qwen3Config(
+                vocab_size=len(tokenizer),
+                hidden_size=24,
+                intermediate_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=12,
+                max_position_embeddings=1024,
+            )
+        )
+        transformer = ZImageTransformer2DModel(
+            in_channels=16,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=24,
+            axes_dims=[4, 6, 6],
+            axes_lens=[768, 32, 32],
+        )
+        vae = _build_kl_vae(16, shift=0.1159)
+        for token in (transformer.x_pad_token, transformer.cap_pad_token):  # zeros would hide a wrong padding
+            nn.init.normal_(token)
+        with torch.no_grad():
+            for name, parameter in transformer.named_parameters():  # see _strengthen
+                if name.startswith(("t_embedder", "cap_embedder")) or "adaLN_modulation" in name:
+                    parameter.mul_(2)
+    return ZImagePipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )
+
+
 def save_tiny_sd35(folder: Path) -> None:
     """Write the SD3.5 pipeline with its sampling defaults."""
     build_sd35_pipeline().save_pretrained(folder)
@@ -122,6 +204,12 @@ def save_tiny_sd35(folder: Path) -> None:
 def save_tiny_sdxl(folder: Path) -> None:
     """Write the SDXL pipeline."""
     build_sdxl_pipeline().save_pretrained(folder)
+
+
+def save_tiny_zimage(folder: Path) -> None:
+    """Write the Z-Image pipeline with a short text length."""
+    build_zimage_pipeline().save_pretrained(folder)
+    SamplingDefaults(steps=50, guidance_scale=5.0, max_sequence_length=96).write(folder)
 
 
 def save_scorers(root: Path) -> None:

@@ -135,7 +135,12 @@ class MethodConfig:
     per_train_fake_num: int = _flag(5, "fake-score updates before each student update", "paper", ge=1)
     fake_head_start: int = _flag(0, "fake-score updates before the first cycle", "ours", ge=0)
     div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", ge=0)
-    teacher_guidance_scale: float = _flag(3.5, "guidance scale s of the teacher, u + s (c - u)", "paper", ge=0)
+    teacher_guidance_scale: float = _flag(
+        3.5,
+        "guidance scale s of the teacher, as the family's pipeline counts it: u + s (c - u) for SD3.5",
+        "paper",
+        ge=0,
+    )
     student_sigmas: str = _flag(
         "default", "student's grid: default (diffusers'), trailing, or N numbers 1.0,...", "release"
     )

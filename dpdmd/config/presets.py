@@ -19,6 +19,12 @@ FAMILIES = {  # family -> defaults that differ from those of the options, which 
         "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
         "student_sigmas": "trailing",
     },
+    "zimage": {
+        "teacher_id": "weights/Tongyi-MAI/Z-Image",
+        "teacher_infer_steps": 50,
+        "teacher_guidance_scale": 5.0,
+        "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
+    },
 }
 
 

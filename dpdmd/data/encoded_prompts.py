@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,46 +31,48 @@ class EncodedPrompts(TextEncoder):
         """
         self._device = device
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed, and so deleted, with this object)
-        self._rows: dict[str, int] = {}
-        unique = list(dict.fromkeys(prompts))
-        for prompt in tqdm(unique, desc=progress, disable=not progress):
-            text = encoder.encode([prompt])
-            if not self._rows:
-                self._context, self._pooled = (torch.empty_like(part, device="cpu") for part in _parts(text))
-                self._check_space(len(unique))
-            for part in _parts(text):
-                self._file.write(memoryview(part.contiguous().cpu().view(torch.uint8).numpy()))
-            self._rows[prompt] = len(self._rows)
+        self._stored: dict[str, dict[str, _Stored]] = {}
+        unique, largest = list(dict.fromkeys(prompts)), 0
+        for number, prompt in enumerate(tqdm(unique, desc=progress, disable=not progress)):
+            tensors = encoder.encode([prompt]).to_cache()
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            if size > largest:
+                largest = size
+                _check_space(largest, len(unique) - number)
+            self._stored[prompt] = {name: self._write(tensor) for name, tensor in tensors.items()}
         self._file.flush()
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        rows = [self._read(prompt) for prompt in prompts]
-        context, pooled = (torch.cat(parts).to(self._device) for parts in zip(*rows, strict=True))
-        return TextEmbedding(context, pooled)
+        rows = [
+            TextEmbedding.from_cache({name: self._read(stored) for name, stored in self._stored[prompt].items()})
+            for prompt in prompts
+        ]
+        return TextEmbedding.concatenate(rows).map(lambda tensor: tensor.to(self._device))
 
-    def _read(self, prompt: str) -> tuple[Tensor, ...]:
-        """Return one prompt's context and pooled embedding, each with one row."""
-        offset = self._rows[prompt] * self._row_bytes
-        parts = []
-        for like in (self._context, self._pooled):
-            content = bytearray(os.pread(self._file.fileno(), like.nbytes, offset))
-            parts.append(torch.frombuffer(content, dtype=like.dtype).view(like.shape))
-            offset += like.nbytes
-        return tuple(parts)
+    def _write(self, tensor: Tensor) -> "_Stored":
+        stored = _Stored(self._file.tell(), tensor.dtype, tuple(tensor.shape), tensor.nbytes)
+        self._file.write(memoryview(tensor.contiguous().cpu().view(torch.uint8).numpy()))
+        return stored
 
-    @property
-    def _row_bytes(self) -> int:
-        return self._context.nbytes + self._pooled.nbytes
-
-    def _check_space(self, count: int) -> None:
-        folder, needed = tempfile.gettempdir(), count * self._row_bytes
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise OSError(
-                f"{folder}: {free / 1e9:.2f} GB are free, but the embeddings of {count} prompts take about "
-                f"{needed / 1e9:.2f} GB; free some, or set TMPDIR to a folder on a larger disk"
-            )
+    def _read(self, stored: "_Stored") -> Tensor:
+        content = bytearray(os.pread(self._file.fileno(), stored.size, stored.offset))
+        return torch.frombuffer(content, dtype=stored.dtype).view(stored.shape)
 
 
-def _parts(text: TextEmbedding) -> tuple[Tensor, Tensor]:
-    return text.context, text.pooled
+class _Stored(NamedTuple):
+    """Where a tensor lies in the file; offset and size in bytes."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    size: int
+
+
+def _check_space(size: int, count: int) -> None:
+    folder, needed = tempfile.gettempdir(), count * size
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder}: {free / 1e9:.2f} GB are free, but the embeddings of {count} prompts take about "
+            f"{needed / 1e9:.2f} GB; free some, or set TMPDIR to a folder on a larger disk"
+        )

@@ -160,8 +160,11 @@ class CacheReader:
             raise ValueError(f"{cache.flag}: {broken} is missing or incomplete; start the run again")
         self._files = [safe_open(file.path, framework="pt") for file in cache.files]
 
+    def row(self, row: int) -> dict[str, Tensor]:
+        """Return one row of every tensor, each [1, ...], on the CPU."""
+        number, place = divmod(row, self.cache.rows_per_file)
+        return {name: self._files[number].get_slice(name)[place : place + 1] for name in self.cache.names}
+
     def read(self, name: str, rows: Sequence[int]) -> Tensor:
         """Return rows of a tensor, [len(rows), ...], on the device."""
-        places = [divmod(row, self.cache.rows_per_file) for row in rows]
-        found = [self._files[number].get_slice(name)[row : row + 1] for number, row in places]
-        return to_device(torch.cat(found), self.device)
+        return to_device(torch.cat([self.row(row)[name] for row in rows]), self.device)

@@ -1,10 +1,10 @@
 """Text embeddings of all prompts of a run, encoded ahead and kept on disk, so that the text encoders can leave memory.
 
-Embeddings are stored with their padding. SD3 attends to the padding, and T5's output there depends on the prompt, so
-trimmed embeddings would change the training.
+Embeddings of one length are stored with their padding. SD3 attends to the padding, and T5's output there depends on the
+prompt, so trimmed embeddings would change the training. Embeddings of different lengths are stored with their lengths.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 
 from dpdmd.data.tensor_cache import CacheFile, CacheReader, Maker, Processes, TensorCache
 from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.utils.device_transfer import to_device
 
 ROWS_PER_FILE = 64
 BATCH_SIZE = 8
@@ -33,29 +34,37 @@ class EmbeddingSettings:
     no_t5: bool = False
 
 
-def embedding_cache(folder: Path, prompts: Iterable[str], settings: EmbeddingSettings) -> TensorCache:
-    """Return the cache of these prompts and of the empty prompt."""
+def embedding_cache(
+    folder: Path, prompts: Iterable[str], settings: EmbeddingSettings, names: Sequence[str] = ("context", "pooled")
+) -> TensorCache:
+    """Return the cache of these prompts and of the empty prompt.
+
+    Args:
+        names: the tensors of an embedding (`TextEmbedding.to_cache`).
+    """
     return TensorCache(
         flag="--cache_text_embeddings",
         folder=folder,
         contents="text embeddings",
-        names=("context", "pooled"),
+        names=tuple(names),
         prompts=sorted({"", *prompts}),
         rows_per_file=ROWS_PER_FILE,
         key=lambda _, part: [asdict(settings), part],
     )
 
 
-def embedding_maker(encoder: TextEncoder) -> Maker:
-    """Return what encodes the prompts of a file."""
+def embedding_maker(encoder: TextEncoder, longest: str = "") -> Maker:
+    """Return what encodes the prompts of a file; `longest` gives the size of a row if prompts differ in length."""
 
     def make(file: CacheFile) -> dict[str, torch.Tensor]:
         starts = range(0, len(file.prompts), BATCH_SIZE)
         parts = [encoder.encode(list(file.prompts[start : start + BATCH_SIZE])) for start in starts]
-        return {name: torch.cat([getattr(part, name) for part in parts]) for name in ("context", "pooled")}
+        return TextEmbedding.concatenate(parts).to_cache()
 
     example = encoder.encode([""])
-    return Maker(example.context.nbytes + example.pooled.nbytes, make)
+    if example.lengths is not None:
+        example = encoder.encode([longest])
+    return Maker(sum(value.nbytes for value in example.to_cache().values()), make)
 
 
 class CachedTextEncoder(TextEncoder):
@@ -66,8 +75,9 @@ class CachedTextEncoder(TextEncoder):
         self._rows = {prompt: row for row, prompt in enumerate(reader.cache.prompts)}
 
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        rows = [self._rows[prompt] for prompt in prompts]
-        return TextEmbedding(self._reader.read("context", rows), self._reader.read("pooled", rows))
+        # Row by row: in a file, contexts have the length of the file's longest prompt.
+        parts = [TextEmbedding.from_cache(self._reader.row(self._rows[prompt])) for prompt in prompts]
+        return TextEmbedding.concatenate(parts).map(lambda value: to_device(value, self._reader.device))
 
 
 def cached_encoder(
@@ -77,14 +87,17 @@ def cached_encoder(
     device: torch.device,
     load: Callable[[], TextEncoder],
     processes: Processes,
+    names: Sequence[str] = ("context", "pooled"),
 ) -> CachedTextEncoder:
     """Complete the cache of these prompts, and return an encoder that reads it. Collective.
 
     Args:
         load: loads the text encoders; called only if embeddings are missing.
+        names: the tensors of an embedding.
 
     Raises:
         ValueError: the disk has too little space, or a file cannot be read.
     """
-    cache = embedding_cache(folder, prompts, settings)
-    return CachedTextEncoder(cache.complete(lambda: embedding_maker(load()), processes, device))
+    cache = embedding_cache(folder, prompts, settings, names)
+    longest = max(cache.prompts, key=len)
+    return CachedTextEncoder(cache.complete(lambda: embedding_maker(load(), longest), processes, device))

@@ -88,6 +88,6 @@ def _sample(model: LoadedModel, prompt: str, seeds: Sequence[int], batch_size: i
     for start in range(0, len(seeds), batch_size):
         some = seeds[start : start + batch_size]
         eps = torch.cat([model.sampler.start_noise([(0, 0)], seed) for seed in some])
-        text = TextEmbedding(row.context.repeat(len(some), 1, 1), row.pooled.repeat(len(some), 1))
+        text = TextEmbedding.concatenate([row] * len(some))
         made.append(model.sampler.decoder.decode(model.sampler.latents(text, eps)).cpu())
     return torch.cat(made)

@@ -106,7 +106,8 @@ def check_models(args: argparse.Namespace, device: torch.device) -> list[Checked
     checked = []
     names = [TEACHER, *distinct_names(args.model)]
     for name, model, family in zip(names, [teacher, *students], families, strict=True):
-        settings = sampler_settings(model, family.load_schedule(model.folder), height, width)
+        schedule = family.load_schedule(model.folder).at_size(height, width)
+        settings = sampler_settings(model, schedule, height, width)
         length = LAYOUTS[family_of(model.folder)].text_length(model.folder, None, model.defaults)
         checked.append(CheckedModel(name, model, family, settings, length))
     for one in checked[1:]:
@@ -192,7 +193,6 @@ def _load(one: CheckedModel, encoder: TextEncoder | None, decoder: ImageDecoder 
     encoder = encoder or family.load_text_encoder(folder, one.text_length, no_t5=one.model.defaults.no_t5)
     network = load_network(family, one.model, family.compute_dtype).requires_grad_(False).to(family.device)
     decoder = decoder or family.load_image_decoder(folder)
-    schedule = family.load_schedule(folder)
-    return LoadedModel(
-        one.name, Sampler(family, network, schedule, decoder, encoder.encode([""]), one.settings), encoder
-    )
+    schedule = family.load_schedule(folder).at_size(one.settings.height, one.settings.width)
+    null = encoder.encode([family.layout.guidance.null_prompt])
+    return LoadedModel(one.name, Sampler(family, network, schedule, decoder, null, one.settings), encoder)

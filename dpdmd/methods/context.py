@@ -111,7 +111,7 @@ class DistillationContext:
         return {
             "student_sigmas": schedule.parse_sigmas(config.student_sigmas, config.stu_inference_steps).to(device),
             "teacher_sigmas": schedule.default_sigmas(config.teacher_infer_steps).to(device),
-            "score_sigmas": schedule.score_sigmas().to(device),
+            "score_sigmas": schedule.score_sigmas(config.teacher_infer_steps).to(device),
         }
 
     def dropout(self, network: nn.Module, batch: MicroBatch) -> AbstractContextManager[None]:

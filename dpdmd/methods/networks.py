@@ -55,12 +55,28 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
     if pair := adapters(config.model):
         teacher, student, fake = lora.share(teacher, pair.student, pair.fake, config.run.seed)
     else:
-        student = load(resumed_student or Path(config.model.student_id), torch.float32).requires_grad_(True)
-        fake = load(Path(config.model.fake_id), torch.float32).requires_grad_(True)
+        student = train_parameters(load(resumed_student or Path(config.model.student_id), torch.float32), family)
+        fake = train_parameters(load(Path(config.model.fake_id), torch.float32), family)
     if config.optim.gradient_checkpointing:
         for network in (student, fake):
             recompute_blocks(network, family, config.optim.recomputed_blocks)
     return Networks(teacher, student, fake)
+
+
+def train_parameters(network: nn.Module, family: Family) -> nn.Module:
+    """Let every parameter of the network be trained, but those that no loss reaches. Return the network.
+
+    DDP would wait for gradients of the others, and their optimizer would have no state to resume from.
+    """
+    network.requires_grad_(True)
+    for name in family.layout.frozen(network.config) if family.layout.frozen else ():
+        network.get_parameter(name).requires_grad_(False)
+    return network
+
+
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that are trained."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def recompute_blocks(network: nn.Module, family: Family, count: str) -> None:
@@ -68,7 +84,7 @@ def recompute_blocks(network: nn.Module, family: Family, count: str) -> None:
 
     Other parts that the library recomputes, such as the residual blocks of a UNet, are recomputed at any count.
     """
-    blocks = family.feature_blocks(blocks_owner(network))
+    blocks = family.blocks(blocks_owner(network))
     not_recomputed = set() if count == "all" else set(blocks[int(count) :])
     recompute = (
         network.base.checkpointed if isinstance(network, lora.AdapterView) else partial(checkpoint, use_reentrant=False)

@@ -1,6 +1,7 @@
 """Device memory of one network call beside weights and gradients. Imports neither torch nor diffusers.
 
-A family that knows the memory of its network's calls counts it in `<family>/activation_memory.py`.
+SD3's formulas are in `sd35/activation_memory.py`, since they need no library; `counted_memory.py` counts the calls of
+other families.
 """
 
 from collections.abc import Mapping
@@ -33,6 +34,11 @@ class CallShape:
     adapter_rank: int | None = None
     adapter_dropout: bool = False
 
+    @property
+    def trained(self) -> bool:
+        """Return whether the weights, or adapters of them, are trained."""
+        return self.casts or self.adapter_rank is not None
+
 
 @dataclass(frozen=True)
 class CallMemory:
@@ -40,32 +46,36 @@ class CallMemory:
 
     Attributes:
         blocks: what autograd keeps of each block until its backward pass, unless the block is recomputed.
-        block_input: what is kept of a recomputed block.
+        block_inputs: what is kept of each block if it is recomputed.
         outside: what is kept outside the blocks.
-        shared: what is kept once if any block is recomputed.
+        shared: what is kept besides if any block is recomputed; below 0 if other parts are then recomputed too.
         backward: what the backward pass adds if no block is recomputed.
-        recomputation: one block recomputed, and its gradients.
+        recomputations: each block recomputed, and its gradients.
         passing: peak of a call without gradient.
+        others: the largest part that is recomputed besides if any block is, and its gradients.
     """
 
     blocks: tuple[int, ...]
-    block_input: int
+    block_inputs: tuple[int, ...]
     outside: int
     shared: int
     backward: int
-    recomputation: int
+    recomputations: tuple[int, ...]
     passing: int
+    others: int = 0
 
     def kept(self, recomputed: int) -> int:
         """Return what autograd keeps until the backward pass if the first `recomputed` blocks are recomputed."""
-        inputs = recomputed * self.block_input + (self.shared if recomputed else 0)
+        inputs = sum(self.block_inputs[:recomputed]) + (self.shared if recomputed else 0)
         return self.outside + inputs + sum(self.blocks[recomputed:])
 
     def working(self, recomputed: int) -> int:
         """Return what the backward pass adds to `kept`; it recomputes a block when the later blocks are free."""
-        if not recomputed:
-            return self.backward
-        return max(self.backward, self.recomputation - sum(self.blocks[recomputed:]))
+        most, freed = max(self.backward, self.others if recomputed else 0), sum(self.blocks[recomputed:])
+        for index in reversed(range(recomputed)):
+            most = max(most, self.recomputations[index] - freed)
+            freed += self.block_inputs[index]
+        return most
 
 
 def decode_bytes(config: Mapping[str, Any], pixels: int, bf16: bool) -> int:

@@ -1,43 +1,96 @@
 """The interface of a model family: the rest of the package uses these classes and never names a family."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from dpdmd.models import lora_files
-from dpdmd.models.comfyui_workflow import build_workflow, write_workflow
 from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
-from dpdmd.models.pipeline_export import export_pipeline, export_settings
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.tensor_files import LazyTensor, Weights, open_weights, write_tensors
-from dpdmd.models.weight_files import stem_of
+from dpdmd.models.tensor_files import Weights
 
 
 @dataclass(frozen=True)
 class TextEmbedding:
-    """Encoded prompts: `context` [B, L, D] for the attention, `pooled` [B, P] for the modulation."""
+    """Encoded prompts.
+
+    Attributes:
+        context: [B, L, D], for the attention.
+        pooled: [B, P], for the modulation; None if the network takes none.
+        lengths: the tokens of each prompt, as numbers on the host. The tokens of `context` after them are zeros, which
+            only give the batch one length. None if all L tokens of every prompt count.
+    """
 
     context: Tensor
-    pooled: Tensor
+    pooled: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.pooled)
+        return len(self.context)
 
     def rows(self, start: int, stop: int) -> "TextEmbedding":
-        """Return the embeddings of prompts `start` to `stop` - 1."""
-        return TextEmbedding(self.context[start:stop], self.pooled[start:stop])
+        """Return the embeddings of prompts `start` to `stop` - 1, with no more tokens than the longest of them has."""
+        lengths = self.lengths and self.lengths[start:stop]
+        context = self.context[start:stop, : max(lengths) if lengths else None]
+        return TextEmbedding(context, None if self.pooled is None else self.pooled[start:stop], lengths)
 
     def expand(self, batch_size: int) -> "TextEmbedding":
         """Return one embedding repeated for `batch_size` samples, without a copy."""
-        return TextEmbedding(self.context.expand(batch_size, -1, -1), self.pooled.expand(batch_size, -1))
+        pooled = None if self.pooled is None else self.pooled.expand(batch_size, -1)
+        return TextEmbedding(
+            self.context.expand(batch_size, -1, -1), pooled, self.lengths and self.lengths * batch_size
+        )
+
+    @staticmethod
+    def concatenate(parts: "Sequence[TextEmbedding]") -> "TextEmbedding":
+        """Return the embeddings of all prompts of all `parts`; shorter ones are filled to the longest with zeros."""
+        longest = max(part.context.shape[1] for part in parts)
+        filled = [
+            part.context if (missing := longest - part.context.shape[1]) == 0 else pad(part.context, (0, 0, 0, missing))
+            for part in parts
+        ]
+        pooled = None if parts[0].pooled is None else torch.cat([part.pooled for part in parts])
+        lengths = None if parts[0].lengths is None else sum((part.lengths for part in parts), ())
+        return TextEmbedding(torch.cat(filled), pooled, lengths)
+
+    @staticmethod
+    def of_lengths(contexts: Sequence[Tensor]) -> "TextEmbedding":
+        """Return prompts of different lengths as one embedding; each context is [L of its own, D]."""
+        return TextEmbedding.concatenate([TextEmbedding(each[None], None, (len(each),)) for each in contexts])
+
+    def contexts(self) -> list[Tensor]:
+        """Return each prompt's context [L of its own, D]."""
+        lengths = self.lengths or (self.context.shape[1],) * len(self)
+        return [row[:length] for row, length in zip(self.context, lengths, strict=True)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TextEmbedding":
+        """Return the embedding with `function` applied to each of its tensors."""
+        return TextEmbedding(
+            function(self.context), None if self.pooled is None else function(self.pooled), self.lengths
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors on the device, by name."""
+        named = {"context": self.context, "pooled": self.pooled}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def to_cache(self) -> dict[str, Tensor]:
+        """Return the embedding as tensors by name, each with one row for each prompt."""
+        return self.tensors() | ({} if self.lengths is None else {"lengths": torch.tensor(self.lengths)})
+
+    @staticmethod
+    def from_cache(tensors: Mapping[str, Tensor]) -> "TextEmbedding":
+        """Return the embedding of some rows of what `to_cache` returned; the tensors are on the CPU."""
+        lengths = tuple(tensors["lengths"].tolist()) if "lengths" in tensors else None
+        whole = TextEmbedding(tensors["context"], tensors.get("pooled"), lengths)
+        return whole.rows(0, len(whole))
 
 
 class TextEncoder(ABC):
@@ -45,7 +98,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        """Encode `prompts` without gradient; the empty prompt gives the unconditional embedding of guidance."""
+        """Encode `prompts` without gradient; the layout's `null_prompt` gives the unconditional one."""
 
 
 class ImageDecoder(ABC):
@@ -70,12 +123,14 @@ class ImageDecoder(ABC):
 class Family(ABC):
     """One kind of generator: loading, prediction and export.
 
-    Networks take and return fp32 tensors; `compute_dtype` is the type of the computations inside. `pipeline` is the
-    library's class of the pipeline.
+    Networks take and return fp32 tensors; `compute_dtype` is the type of the computations inside.
+
+    Attributes:
+        layout: the folder layout.
+        block_classes: classes of the blocks that are compiled and sharded one by one.
     """
 
     layout: Layout
-    pipeline: Any
     block_classes: tuple[str, ...]
 
     def __init__(self, device: torch.device, compute_dtype: torch.dtype):
@@ -112,25 +167,6 @@ class Family(ABC):
         """Call the network once: z [B, C, H, W] and sigma [B], fp32 -> the prediction [B, C, H, W], fp32."""
 
     @abstractmethod
-    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-        """Write scheduler/ of an exported student, that makes its grid from the number of steps if it can.
-
-        Returns:
-            `defaults` with what the scheduler needs (`SamplingDefaults.on_grid`).
-        """
-
-    @abstractmethod
-    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
-        """Return the weights of all components under the names of the family's original checkpoints.
-
-        Args:
-            parts: weights of each component under the library's names.
-            source: pipeline folder with the configurations.
-
-        Raises:
-            ValueError: the original layout has no place for a part.
-        """
-
     def export(
         self,
         folder: Path,
@@ -145,9 +181,8 @@ class Family(ABC):
 
         If `copy` is false, the unchanged components are symbolic links to `source`. `dtype` as in `export_pipeline`.
         """
-        export_pipeline(self.layout, folder, weights, source, no_t5=defaults.no_t5, copy=copy, dtype=dtype)
-        self.export_scheduler(folder, source, defaults).write(folder)
 
+    @abstractmethod
     def export_single_file(
         self,
         path: Path,
@@ -164,19 +199,8 @@ class Family(ABC):
         Raises:
             ValueError: the original layout has no place for a part.
         """
-        layout = self.layout
-        export_settings(layout, path.parent, source, no_t5=defaults.no_t5)
-        parts = {
-            name: open_weights(source / name, stem_of(name, layout.network))
-            for name in layout.components(source, no_t5=defaults.no_t5)
-            if name in layout.classes and name != layout.network
-        }
-        parts[layout.network] = {name: value.to(torch.float32) for name, value in weights.items()}
-        tensors = self.original_layout(parts, source)
-        write_tensors(path, {name: value.to(dtype) if dtype else value for name, value in tensors.items()})
-        self.export_scheduler(path.parent, source, defaults).write(path.parent)
-        self._write_workflow(path.parent, source, defaults, checkpoint=path.name)
 
+    @abstractmethod
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
@@ -184,54 +208,51 @@ class Family(ABC):
 
         `state` has the adapter's weights under the names of their layers (`lora.AdapterView.state_dict`).
         """
-        lora_files.save_lora(folder, state, adapter, self.layout.network, self.layout.comfyui_name)
-        self.export_scheduler(folder, source, defaults).with_base(source, folder).write(folder)
-        read_by_comfyui = lora_files.COMFYUI_WEIGHTS if self.layout.comfyui_name else lora_files.LORA_WEIGHTS
-        self._write_workflow(folder, source, defaults, lora=read_by_comfyui)
 
-    def _write_workflow(self, folder: Path, source: Path, defaults: SamplingDefaults, **files: str) -> None:
-        """Write a ComfyUI workflow beside an export, if the family has one. `files` as in `build_workflow`."""
-        if names := self.layout.comfyui:
-            sigmas = defaults.sigmas or self.load_schedule(source).named_sigmas(defaults.grid, defaults.steps).tolist()
-            side = self.layout.default_size(source)
-            size = defaults.height or side, defaults.width or side
-            write_workflow(folder, build_workflow(names, defaults, sigmas, size, **files))
-
+    @abstractmethod
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         """Return the weights that `export_lora` wrote, with alpha / rank in them, under the names of their layers."""
-        return lora_files.read_lora(folder, self.layout.network)
 
+    @abstractmethod
     def load_lora(self, network: nn.Module, folder: Path) -> None:
         """Put a LoRA file in diffusers' layout beside the network's layers; strict.
 
         Raises:
             ValueError: the LoRA does not fit.
         """
-        lora_files.load_lora(network, folder, self.pipeline, self.layout.network)
 
+    @abstractmethod
     def merge_lora(self, weights: Weights, folder: Path) -> Weights:
         """Return the network's weights with a LoRA file in diffusers' layout added to them; strict.
 
         Raises:
             ValueError: the LoRA does not fit, or is of another kind than B A alpha / rank.
         """
-        return lora_files.merge_lora(weights, folder, self.pipeline, self.layout.network)
+
+    def blocks(self, network: nn.Module) -> list[nn.Module]:
+        """Return the network's transformer blocks, in the order of the layout."""
+        lists = self.layout.blocks(network.config)
+        return [block for prefix in lists for block in network.get_submodule(prefix.removesuffix("."))]
 
     def feature_blocks(self, network: nn.Module) -> list[nn.Module]:
-        """Return the network's transformer blocks in order; the output of each can serve as features."""
-        return [module for module in network.modules() if type(module).__name__ == self.block_classes[0]]
+        """Return the blocks, in order, whose output can serve as features, since it has tokens of the image."""
+        return self.blocks(network)
+
+    def image_tokens(self, output: Tensor | tuple[Tensor, ...], z: Tensor) -> Tensor:
+        """Return the image's tokens [B, T, D] in the output of a block in a call at `z`.
+
+        If a block returns several streams, the image's is the last one.
+        """
+        return output[-1] if isinstance(output, tuple) else output
 
     def features(
         self, network: nn.Module, blocks: Sequence[nn.Module], z: Tensor, sigma: Tensor, text: TextEmbedding
     ) -> list[Tensor]:
-        """Return the outputs of some `blocks` of the network at `z`, each [B, T, D] fp32: the image's tokens.
-
-        If a block returns several streams, the image's is the last one.
-        """
+        """Return the outputs of some `blocks` of the network at `z`, each [B, T, D] fp32: the image's tokens."""
         outputs: dict[nn.Module, Tensor] = {}
 
         def keep(block: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            outputs[block] = output[-1] if isinstance(output, tuple) else output
+            outputs[block] = self.image_tokens(output, z)
 
         handles = [block.register_forward_hook(keep) for block in blocks]
         try:
@@ -245,22 +266,25 @@ class Family(ABC):
         """Return the network as a function of (z, sigma) for these prompts, conditional only."""
         return lambda z, sigma: self.predict(network, z, sigma, text)
 
+    def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        """Return the guided prediction, all [B, C, H, W], by the formula in the layout."""
+        return guide(unconditional, conditional, scale)
+
     def bind_guided(self, network: nn.Module, text: TextEmbedding, null: TextEmbedding, scale: float) -> Predictor:
         """Return the network under classifier-free guidance: both branches in one call, unconditional rows first.
 
-        `null` is the embedding of the empty prompt, one row. At scale 1 guidance equals the conditional prediction,
-        so only that branch is called.
+        `null` is the embedding of the unconditional prompt, one row. At the scale that switches guidance off, only the
+        conditional branch is called.
         """
-        if scale == 1:
+        if scale == self.layout.guidance.off:
             return self.bind(network, text)
-        empty = null.expand(len(text))
-        both = TextEmbedding(torch.cat([empty.context, text.context]), torch.cat([empty.pooled, text.pooled]))
+        both = TextEmbedding.concatenate([null.expand(len(text)), text])
 
         def predict(z: Tensor, sigma: Tensor) -> Tensor:
             unconditional, conditional = self.predict(
                 network, torch.cat([z, z]), torch.cat([sigma, sigma]), both
             ).chunk(2)
-            return guide(unconditional, conditional, scale)
+            return self.guide(unconditional, conditional, scale)
 
         return predict
 

@@ -5,16 +5,18 @@ Does not import diffusers, which takes seconds, so a wrong path is reported at o
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.activation_memory import CallMemory, CallShape
+from dpdmd.models.activation_memory import CallMemory, CallShape, decode_bytes
 from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import Shape, find_weight_files, read_all_shapes, stem_of
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
+
+DEFAULT_SIZE = 1024  # pixels a side, of a network whose configuration does not say
 
 
 def count_numbers(shapes: Mapping[str, Shape]) -> int:
@@ -38,6 +40,54 @@ def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str,
     return path, config | ({"shift": defaults.shift} if defaults.shift else {}) | (defaults.own_scheduler or {})
 
 
+def _is_named(name: str, endings: Sequence[str]) -> bool:
+    """Return whether a layer's dotted name ends in one of `endings`, as peft compares them."""
+    return any(f".{name}".endswith(f".{ending}") for ending in endings)
+
+
+def clip_tokens(folder: Path, default: int) -> int:
+    """Return the tokens of a prompt by the configuration of the first tokenizer."""
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    config = read_json(path)
+    with expecting_mapping_keys(path):
+        return int(config.get("model_max_length", default))
+
+
+def _clip_and_t5_tokens(folder: Path, max_sequence_length: int) -> int:
+    """Return CLIP's tokens and T5's."""
+    return clip_tokens(folder, 77) + max_sequence_length
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """What the configuration of an autoencoder says about latents; the defaults are an AutoencoderKL's.
+
+    Attributes:
+        factor: pixels a side of one latent of the sampler.
+        channels: channels of the network's input.
+        decode_bytes: device memory of decoding one image, by (configuration, pixels, bf16).
+    """
+
+    factor: Callable[[Mapping[str, Any]], int] = lambda config: 2 ** (len(config["block_out_channels"]) - 1)
+    channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("latent_channels", 4)
+    decode_bytes: Callable[[Mapping[str, Any], int, bool], int] = decode_bytes
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance as the family's own pipeline counts it.
+
+    Attributes:
+        formula: the guided prediction by the unconditional u, the conditional c and the scale s, in words.
+        off: the scale at which the formula gives c, so that one branch is enough.
+        null_prompt: the prompt of the unconditional branch.
+    """
+
+    formula: str = "u + s (c - u)"
+    off: float = 1.0
+    null_prompt: str = ""
+
+
 @dataclass(frozen=True)
 class Layout:
     """The folder layout of one family. "By its configuration": a function of the values in the network's config.json.
@@ -46,20 +96,31 @@ class Layout:
         pipeline: class name in model_index.json.
         network: component that is distilled.
         classes: component -> required class, for the components whose weights are loaded.
+        other_classes: component -> further classes that model_index.json may name, whose weights `classes` loads.
         repository: source of the official weights, for messages.
         licence: entries about the licence in the head of the official weights' model card.
         official: configurations of that repository's components, by component; the classes' defaults may be left out.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
-        blocks: (name prefix of the numbered blocks, their count by its configuration).
+        blocks: the numbered lists of transformer blocks by its configuration, in the order of a call: name prefix ->
+            count.
         latents: (divisor, maximum) of the latents a side, by its configuration.
         required: components that must be present, beside the network.
         read_schedule: reads the scheduler's file; rejects a scheduler that the schedule does not reproduce.
         defaults: sampling defaults of a folder without a dpdmd.json.
         lora_targets: layers that get a LoRA adapter, by the endings of their names.
+        guidance: formula and scale of guidance, and the unconditional prompt.
+        text_tensors: the tensors of an embedding (`TextEmbedding.to_cache`).
         fixed_text_length: the length of a prompt is the tokenizer's and cannot be chosen.
         vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
         buffers: weights of the network that are no parameters, so are not trained.
+        frozen: parameters of the network that no loss reaches, by its configuration: they are not trained. None if a
+            loss reaches all of them.
+        lora_excluded: layers without a LoRA adapter though a target names them, by the configuration, as endings of
+            their names; None if there are none.
+        autoencoder: what the autoencoder's configuration says about latents.
+        text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
+        text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
         comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
         comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
@@ -72,16 +133,24 @@ class Layout:
     licence: Mapping[str, str]
     official: Mapping[str, Mapping[str, Any]]
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
-    blocks: tuple[str, Callable[[Mapping[str, Any]], int]]
+    blocks: Callable[[Mapping[str, Any]], dict[str, int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
     required: tuple[str, ...]
     read_schedule: Callable[[Path], Schedule]
     defaults: SamplingDefaults
     lora_targets: tuple[str, ...]
+    text_widths: Callable[[Mapping[str, Any]], tuple[int, int | None]]
+    other_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    guidance: Guidance = Guidance()
+    text_tensors: tuple[str, ...] = ("context", "pooled")
     fixed_text_length: bool = False
     vae_factor: int | None = None
     t5: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    frozen: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    autoencoder: Autoencoder = Autoencoder()
+    text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
     comfyui_name: Callable[[str], str] | None = None
     comfyui: ComfyUINames | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
@@ -135,11 +204,12 @@ class Layout:
     def count_trained(self, folder: Path) -> int:
         """Return how many numbers full fine-tuning trains."""
         shapes = self.weight_shapes(folder, self.network)
-        return count_numbers({name: shape for name, shape in shapes.items() if name not in self.buffers})
+        untrained = {*self.buffers, *(self.frozen(self.network_config(folder)) if self.frozen else ())}
+        return count_numbers({name: shape for name, shape in shapes.items() if name not in untrained})
 
     def count_blocks(self, folder: Path) -> int:
         """Return the number of blocks (`blocks`)."""
-        return self.blocks[1](self.network_config(folder))
+        return sum(self.blocks(self.network_config(folder)).values())
 
     def adapted_layers(self, folder: Path, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Return (outputs, inputs) of each linear layer of the network whose name ends in one of `targets`.
@@ -152,14 +222,13 @@ class Layout:
             for name, shape in self.weight_shapes(folder, self.network).items()
             if name.endswith(".weight") and len(shape) == 2
         }
+        if self.lora_excluded:
+            excluded = self.lora_excluded(self.network_config(folder))
+            linear = {name: shape for name, shape in linear.items() if not _is_named(name, excluded)}
         for target in targets:
-            if not any(f".{name}".endswith(f".{target}") for name in linear):
+            if not any(_is_named(name, (target,)) for name in linear):
                 raise ValueError(f"no linear layer of {folder / self.network} is called {target}")
-        return {
-            name: shape
-            for name, shape in linear.items()
-            if any(f".{name}".endswith(f".{target}") for target in targets)
-        }
+        return {name: shape for name, shape in linear.items() if _is_named(name, targets)}
 
     def count_adapter_parameters(self, folder: Path, targets: Sequence[str], rank: int) -> int:
         """Return how many numbers a LoRA adapter of `rank` holds."""
@@ -184,24 +253,21 @@ class Layout:
         """
         if not self.fixed_text_length:
             return requested or defaults.max_sequence_length
-        length = _clip_tokens(folder, self.defaults.max_sequence_length)
+        length = clip_tokens(folder, self.defaults.max_sequence_length)
         if requested not in (None, length):
             raise ValueError(
                 f"--max_sequence_length {requested}: this model's prompts have {length} tokens; leave it out"
             )
         return length
 
-    def text_tokens(self, folder: Path, max_sequence_length: int) -> int:
-        """Return the tokens of a prompt in the network's input: CLIP's, then T5's."""
-        return _clip_tokens(folder, 77) + max_sequence_length
-
     def read_vae_factor(self, folder: Path) -> int:
         """Return the pixels a side of one latent."""
-        return 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+        return self.autoencoder.factor(read_json(folder / "vae" / "config.json"))
 
     def default_size(self, folder: Path) -> int:
         """Return the height and width, in pixels, that the network was made for."""
-        return int(self.network_config(folder).get("sample_size", 128)) * self.read_vae_factor(folder)
+        size = self.network_config(folder).get("sample_size")
+        return DEFAULT_SIZE if size is None else int(size) * self.read_vae_factor(folder)
 
     def check_size(self, folder: Path, height: int, width: int, flag: str = "") -> None:
         """Check that the network can make images of this size.
@@ -222,11 +288,3 @@ class Layout:
                 raise ValueError(
                     f"{place}{' is too large;' if flag else ''} this model has positions for {largest} pixels at most"
                 )
-
-
-def _clip_tokens(folder: Path, default: int) -> int:
-    """Return the tokens of a prompt by the configuration of the first tokenizer."""
-    path = folder / "tokenizer" / "tokenizer_config.json"
-    config = read_json(path)
-    with expecting_mapping_keys(path):
-        return int(config.get("model_max_length", default))

@@ -32,11 +32,19 @@ STUDENT, FAKE = "student", "fake"
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA adapter: rank, alpha (the update is B A alpha / rank), the endings of its layers' names, and dropout."""
+    """One LoRA adapter.
+
+    Attributes:
+        alpha: the update is B A alpha / rank.
+        targets: endings of the names of its layers.
+        excluded: endings of the names of layers that get no adapter, though a target names them.
+        dropout: probability that a number of a layer's input is dropped.
+    """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
     dropout: float = 0.0
 
 
@@ -52,7 +60,12 @@ def peft_config(adapter: Adapter) -> "LoraConfig":
     """Return peft's configuration of the adapter."""
     from peft import LoraConfig
 
-    return LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.targets))
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        target_modules=list(adapter.targets),
+        exclude_modules=list(adapter.excluded) or None,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ Latents z have the scale of the network's input: at the first sigma of any grid 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,8 +45,16 @@ class Schedule(ABC):
         """Return even steps of time from pure noise, fp32 [num_steps + 1]."""
 
     @abstractmethod
-    def score_sigmas(self) -> Tensor:
-        """Return the 1000 sigmas at which teacher and fake score are compared, fp32 [1000], falling, all above 0."""
+    def score_sigmas(self, teacher_steps: int) -> Tensor:
+        """Return the 1000 sigmas at which teacher and fake score are compared, fp32 [1000], falling, all above 0.
+
+        Args:
+            teacher_steps: steps of the teacher's grid, for a schedule whose shift depends on the number of steps.
+        """
+
+    def at_size(self, height: int, width: int) -> "Schedule":
+        """Return the schedule of images of this size in pixels; most schedules are the same at all sizes."""
+        return self
 
     @abstractmethod
     def covers(self, first: float, last: float) -> bool:
@@ -152,7 +159,7 @@ class FlowSchedule(Schedule):
         even = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
         return shift_sigmas(even, self.shift).float()
 
-    def score_sigmas(self) -> Tensor:
+    def score_sigmas(self, teacher_steps: int) -> Tensor:
         """The scheduler's own 1000 steps, without the final 0 (paper)."""
         return self.default_sigmas(NUM_TRAIN_TIMESTEPS)[:-1]
 
@@ -197,17 +204,19 @@ class EpsilonSchedule(Schedule):
     a_t = prod_(i<=t) (1 - beta_i), sigma = sqrt((1 - a) / a), so sqrt(a) = 1 / c and sqrt(1 - a) = sigma / c with
     c = sqrt(1 + sigma^2), and the latent z = sqrt(a) x0 + sqrt(1 - a) eps is (x0 + sigma eps) / c. diffusers'
     EulerDiscreteScheduler uses c z as its sample; there the DDIM step is an Euler step.
+
+    Attributes:
+        table: sigma of each time 0 to 999, rising, float64 [1000].
+        lowest: the first entry of the table.
     """
 
     def __init__(self, beta_start: float, beta_end: float, steps_offset: int):
         self.beta_start, self.beta_end, self.steps_offset = beta_start, beta_end, steps_offset
-
-    @cached_property
-    def table(self) -> Tensor:
-        """sigma of each time 0 to 999, rising, float64 [1000]."""
-        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
         kept = torch.cumprod(1 - betas, dim=0)
-        return ((1 - kept) / kept).sqrt()
+        # Made here and not on demand: a first call on tensors without data would keep such a tensor.
+        self.table = ((1 - kept) / kept).sqrt()
+        self.lowest = self.table[0].item()
 
     def times(self, sigma: Tensor) -> Tensor:
         """Return the network's time at each sigma, fp32 of the same shape: linear in log sigma between table entries.
@@ -216,7 +225,7 @@ class EpsilonSchedule(Schedule):
         fp32. Sigmas beyond the table have the nearest time.
         """
         known = self.table.log().to(sigma.device)
-        wanted = sigma.double().clamp_min(self.table[0].item()).log()
+        wanted = sigma.double().clamp_min(self.lowest).log()
         upper = torch.searchsorted(known, wanted.contiguous()).clamp(1, len(known) - 1)
         share = (wanted - known[upper - 1]) / (known[upper] - known[upper - 1])
         return (upper - 1 + share).clamp(0, len(known) - 1).mul(1000).round().div(1000).float()
@@ -245,7 +254,7 @@ class EpsilonSchedule(Schedule):
     def _grid(self, times: Tensor) -> Tensor:
         return torch.cat([self.table[times], torch.zeros(1, dtype=torch.float64)]).float()
 
-    def score_sigmas(self) -> Tensor:
+    def score_sigmas(self, teacher_steps: int) -> Tensor:
         """The sigma of every training time, 999 to 0."""
         return self.table.flip(0).float()
 

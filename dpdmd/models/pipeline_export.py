@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from dpdmd.models.layout import Layout
-from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.tensor_files import Weights, open_weights, write_tensors
 from dpdmd.models.weight_files import stem_of
 from dpdmd.utils.folders import copy_tree, link_or_copy
@@ -107,17 +106,21 @@ def _fp32_config(component: Path) -> dict[str, Any] | None:
     return {name: value for name, value in config.items() if name != "torch_dtype"} | {"dtype": "float32"}
 
 
-def set_student_steps(scheduler: Any, defaults: SamplingDefaults) -> None:
-    """Set a scheduler's steps as diffusers' pipeline does when an exported student is called as it should be."""
-    if defaults.sigmas_argument:
-        scheduler.set_timesteps(sigmas=list(defaults.sigmas_argument))
+def set_steps(scheduler: Any, steps: int, times: Sequence[float] | None) -> None:
+    """Set a scheduler's steps as diffusers' pipeline does: by `times`, or by the number alone if they are None."""
+    if times is None:
+        scheduler.set_timesteps(steps)
     else:
-        scheduler.set_timesteps(defaults.steps)
+        scheduler.set_timesteps(sigmas=list(times))
 
 
-def makes_grid(scheduler: Any, sigmas: Sequence[float]) -> bool:
-    """Return whether a scheduler of diffusers makes the grid `sigmas` [N + 1] from the number of steps alone."""
-    scheduler.set_timesteps(len(sigmas) - 1)
+def makes_grid(scheduler: Any, sigmas: Sequence[float], times: Sequence[float] | None = None) -> bool:
+    """Return whether a scheduler of diffusers makes the grid `sigmas` [N + 1] from the number of steps alone.
+
+    Args:
+        times: what the pipeline gives the scheduler for this number of steps (`set_steps`).
+    """
+    set_steps(scheduler, len(sigmas) - 1, times)
     wanted = torch.tensor(sigmas)
     found = scheduler.sigmas.cpu()
     return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)

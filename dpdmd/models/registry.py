@@ -13,9 +13,10 @@ from dpdmd.models.base import Family
 from dpdmd.models.lora import Adapter, Adapters
 from dpdmd.models.sd35.layout import LAYOUT as SD35
 from dpdmd.models.sdxl.layout import LAYOUT as SDXL
+from dpdmd.models.zimage.layout import LAYOUT as ZIMAGE
 from dpdmd.utils.text_files import read_json
 
-LAYOUTS = {"sd35": SD35, "sdxl": SDXL}
+LAYOUTS = {"sd35": SD35, "sdxl": SDXL, "zimage": ZIMAGE}
 
 
 def family_of(folder: Path) -> str:
@@ -42,11 +43,13 @@ def adapters(model: ModelConfig) -> Adapters | None:
     """Return the two adapters that the flags ask for, or None if whole networks are trained."""
     if model.lora_rank is None:
         return None
-    targets = tuple(model.lora_targets.split(",")) if model.lora_targets else LAYOUTS[model.family].lora_targets
+    layout = LAYOUTS[model.family]
+    targets = tuple(model.lora_targets.split(",")) if model.lora_targets else layout.lora_targets
+    excluded = layout.lora_excluded(layout.network_config(Path(model.teacher_id))) if layout.lora_excluded else ()
     fake_rank = model.fake_lora_rank or model.lora_rank
     # A fake score of another rank keeps the student's ratio of alpha to rank, so that both learn at one pace.
     ratio = (model.lora_alpha or model.lora_rank) / model.lora_rank
     return Adapters(
-        Adapter(model.lora_rank, ratio * model.lora_rank, targets, model.lora_dropout),
-        Adapter(fake_rank, ratio * fake_rank, targets, model.lora_dropout),
+        Adapter(model.lora_rank, ratio * model.lora_rank, targets, excluded, model.lora_dropout),
+        Adapter(fake_rank, ratio * fake_rank, targets, excluded, model.lora_dropout),
     )

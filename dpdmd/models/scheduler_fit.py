@@ -25,10 +25,7 @@ def fit_flow_scheduler(sigmas: Sequence[float]) -> dict[str, float]:
     Raises:
         ValueError: no shift bends the grid as much.
     """
-    last, middle = sigmas[-2], len(sigmas) // 2 - 1
-    v = middle / (len(sigmas) - 2)
-    bend = (1 - sigmas[middle]) / (v * (1 - last)) if middle else 1.0
-    b = (1 - bend) / (1 - v * bend)
+    b, last = _bend(sigmas)
     if abs(b) < 1e-9:
         return {"shift": 1.0, "shift_terminal": last}
     # B = (s - 1) (1 - e) / (s (1 + (s - 1) e)) with e = _LEAST, as a quadratic equation in s.
@@ -37,6 +34,31 @@ def fit_flow_scheduler(sigmas: Sequence[float]) -> dict[str, float]:
     if root < 0:
         raise ValueError("no shift bends the grid as much")
     return {"shift": 2 * constant / (-linear + root**0.5), "shift_terminal": last}
+
+
+def fit_even_flow_scheduler(sigmas: Sequence[float]) -> dict[str, float]:
+    """Return the same for a scheduler that gets N even times from its pipeline: there B = (s - 1) (N - 1) / (s N).
+
+    Args:
+        sigmas: at least three, from 1, falling strictly to 0.
+
+    Raises:
+        ValueError: no shift bends the grid as much.
+    """
+    b, last = _bend(sigmas)
+    steps = len(sigmas) - 1
+    largest = (steps - 1) / steps
+    if b >= largest:
+        raise ValueError("no shift bends the grid as much")
+    return {"shift": largest / (largest - b), "shift_terminal": last}
+
+
+def _bend(sigmas: Sequence[float]) -> tuple[float, float]:
+    """Return B of 1 - A v / (1 - B v) through the first, the middle and the last sigma above 0, and the last one."""
+    last, middle = sigmas[-2], len(sigmas) // 2 - 1
+    v = middle / (len(sigmas) - 2)
+    bend = (1 - sigmas[middle]) / (v * (1 - last)) if middle else 1.0
+    return (1 - bend) / (1 - v * bend), last
 
 
 def fit_euler_scheduler(times: Sequence[float]) -> dict[str, int]:

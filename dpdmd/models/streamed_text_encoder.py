@@ -21,6 +21,6 @@ class StreamedTextEncoder(TextEncoder):
         with torch.cuda.stream(self.stream):
             text = self.encoder.encode(prompts)
         training.wait_stream(self.stream)
-        for value in (text.context, text.pooled):
+        for value in text.tensors().values():
             value.record_stream(training)  # keeps the memory until the training has read it
         return text

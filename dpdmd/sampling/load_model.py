@@ -34,7 +34,7 @@ from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.logging import logger
 from dpdmd.utils.paths import MODEL_INDEX, same_place
 
-STUDENT_STEPS, STUDENT_GUIDANCE = 4, 1.0  # paper: 4 steps, no guidance
+STUDENT_STEPS = 4  # paper
 
 
 def network_prefixes(layout: Layout) -> tuple[str, ...]:
@@ -124,10 +124,10 @@ def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
 
 def _student_defaults(base: Path) -> SamplingDefaults:
     """Return the sampling defaults of a student of `base` that has no dpdmd.json: text as in `base`, and 4 steps."""
-    own = read_sampling_defaults(base, LAYOUTS[family_of(base)].defaults)
-    return replace(
-        own, steps=STUDENT_STEPS, guidance_scale=STUDENT_GUIDANCE, sigmas=None, grid=DEFAULT, base=None, shift=None
-    )
+    layout = LAYOUTS[family_of(base)]
+    own = read_sampling_defaults(base, layout.defaults)
+    off = layout.guidance.off  # paper
+    return replace(own, steps=STUDENT_STEPS, guidance_scale=off, sigmas=None, grid=DEFAULT, base=None, shift=None)
 
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
@@ -291,14 +291,15 @@ class SamplerPlan:
             OSError: the file system of temporary files has too little space for the embeddings.
         """
         family, folder = self.family, self.model.folder
+        null_prompt = family.layout.guidance.null_prompt
         encoder = family.load_text_encoder(folder, self.max_sequence_length, no_t5=self.model.defaults.no_t5)
         if prompts is not None:
-            encoder = EncodedPrompts(encoder, ["", *prompts], family.device, progress=progress)
+            encoder = EncodedPrompts(encoder, [null_prompt, *prompts], family.device, progress=progress)
             gc.collect()  # the libraries' pipelines hold reference cycles
             torch.cuda.empty_cache()
         network = load_network(family, self.model, family.compute_dtype).requires_grad_(False).to(family.device)
         decoder = family.load_image_decoder(folder)
-        return Sampler(family, network, self.schedule, decoder, encoder.encode([""]), self.settings), encoder
+        return Sampler(family, network, self.schedule, decoder, encoder.encode([null_prompt]), self.settings), encoder
 
 
 def plan_sampler(
@@ -322,7 +323,7 @@ def plan_sampler(
     height, width = image_size(model, height, width)
     _warn_of_untrained_size(ImageSize(height, width), defaults)
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
-    schedule = family.load_schedule(folder)
+    schedule = family.load_schedule(folder).at_size(height, width)
     settings = sampler_settings(model, schedule, height, width, steps=steps, guidance_scale=guidance_scale)
     return SamplerPlan(model, family, schedule, settings, max_sequence_length)
 

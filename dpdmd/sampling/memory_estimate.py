@@ -6,7 +6,7 @@ import sys
 import torch
 from tqdm import tqdm
 
-from dpdmd.models.activation_memory import BF16, FP32, CallShape, decode_bytes
+from dpdmd.models.activation_memory import BF16, FP32, CallShape
 from dpdmd.models.layout import count_numbers
 from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.memory_estimate import MemoryEstimate, MemoryItem, device_bytes, libraries
@@ -84,11 +84,11 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
         weights("autoencoder", ["vae"], loaded),
         *_lora(model, *loaded),
     ]
-    rows = batch * (1 if settings.guidance_scale == 1 else 2)
+    rows = batch * (1 if settings.guidance_scale == layout.guidance.off else 2)
     tokens = layout.text_tokens(folder, plan.max_sequence_length)
     call = layout.memory_of_call(folder, CallShape(rows, settings.height, settings.width, tokens, bf16, False))
-    pixels = batch * settings.height * settings.width
-    decoding = decode_bytes(read_json(folder / "vae" / "config.json"), pixels, bf16) + IMAGES_BYTES * pixels
+    pixels, autoencoder = batch * settings.height * settings.width, read_json(folder / "vae" / "config.json")
+    decoding = layout.autoencoder.decode_bytes(autoencoder, pixels, bf16) + IMAGES_BYTES * pixels
     return [
         *items,
         MemoryItem("call of the network", call and call.passing, f"{rows} rows", (SAMPLING,), size_flags),

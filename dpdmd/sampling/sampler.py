@@ -96,6 +96,4 @@ class Sampler:
             texts = {
                 p: texts[p] if p in texts else encoder.encode([prompts[p]]) for p in dict.fromkeys(p for p, _ in batch)
             }
-            rows = [texts[p] for p, _ in batch]
-            text = TextEmbedding(torch.cat([row.context for row in rows]), torch.cat([row.pooled for row in rows]))
-            yield batch, self.images(text, batch, seed)
+            yield batch, self.images(TextEmbedding.concatenate([texts[p] for p, _ in batch]), batch, seed)

@@ -17,7 +17,7 @@ from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.methods import registry
 from dpdmd.methods.context import DistillationContext
 from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, choose_blocks, token_widths
-from dpdmd.methods.networks import Networks, blocks_owner, load_networks
+from dpdmd.methods.networks import Networks, blocks_owner, load_networks, trained_parameters
 from dpdmd.methods.perceptual import load_perceptual
 from dpdmd.models.base import Family, ImageDecoder, TextEncoder
 from dpdmd.models.identity import cache_key, identify_pipeline, identify_text
@@ -77,7 +77,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
     decoder = family.load_image_decoder(teacher_folder)
     if config.optim.offload_vae:
         decoder = OffloadedDecoder(decoder, accelerator.device)
-    schedule = family.load_schedule(teacher_folder)
+    schedule = family.load_schedule(teacher_folder).at_size(config.data.height, config.data.width)
     unwrap = accelerator.unwrap_model
     run = DistillationContext(
         config=config.method,
@@ -86,7 +86,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
         networks=Networks(networks.teacher, unwrap(trained[STUDENT].network), unwrap(trained[FAKE].network)),
         student_forward=trained[STUDENT].network,
         fake_forward=trained[FAKE].network,
-        null=text_encoder.encode([""]),
+        null=text_encoder.encode([family.layout.guidance.null_prompt]),
         latent_shapes=[decoder.latent_shape(*size) for size in config.data.image_sizes],
         seed=config.run.seed,
         decoder=decoder,
@@ -120,11 +120,12 @@ def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> Tex
     model = collectives.call_on_main(accelerator, lambda: cache_key(identify_text(layout, folder, no_t5=no_t5)))
     return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
-        [*setup.prompts, *image_set],
+        [layout.guidance.null_prompt, *setup.prompts, *image_set],
         text_embedding_cache.EmbeddingSettings(model, data.max_sequence_length, str(family.compute_dtype), no_t5),
         accelerator.device,
         load,
         _processes(accelerator),
+        layout.text_tensors,
     )
 
 
@@ -140,13 +141,13 @@ def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, l
     resumed = setup.resume.path
     if resumed and name != STUDENT:
         network.load_state_dict(checkpoint.load_state(resumed, name), strict=True)
-    optimizer = make_optimizer(network.parameters(), setup.config.optim, lr, accelerator.device)
+    optimizer = make_optimizer(trained_parameters(network), setup.config.optim, lr, accelerator.device)
     network, optimizer = sharding.prepare(accelerator, network, optimizer)
     if resumed:
         saved = checkpoint.load_state(resumed, f"{checkpoint.OPTIMIZER}{name}")
         optimizer_state.restore_optimizer_state(network, optimizer, saved)
     updates = setup.resume.progress.updates[name] if setup.resume.progress else 0
-    return TrainedNetwork(network, optimizer, list(network.parameters()), lr, updates)
+    return TrainedNetwork(network, optimizer, trained_parameters(network), lr, updates)
 
 
 def _load_discriminator(
@@ -230,7 +231,7 @@ def _load_evaluation(
         setup.evaluation,
         accelerator,
         setup.folder,
-        student=sampler(networks.student, run.student_sigmas, 1.0),
+        student=sampler(networks.student, run.student_sigmas, run.family.layout.guidance.off),
         teacher=sampler(networks.teacher, run.teacher_sigmas, run.config.teacher_guidance_scale),
         encoder=text_encoder,
     )

@@ -76,7 +76,7 @@ class Checkpointer:
         grid, sizes = self.config.method.student_sigmas, list(self.config.data.image_sizes)
         return SamplingDefaults(
             steps=self.config.method.stu_inference_steps,
-            guidance_scale=1.0,
+            guidance_scale=self.run.family.layout.guidance.off,
             max_sequence_length=self.config.data.max_sequence_length,
             sigmas=tuple(self.run.student_sigmas.tolist()),
             grid=grid if grid in GRIDS else DEFAULT,

@@ -98,14 +98,17 @@ def check_guidance(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
     guided = run.teacher(text)(z_t, sigma)
     conditional = run.family.bind(run.networks.teacher, text)(z_t, sigma)
     unconditional = run.family.bind(run.networks.teacher, run.null.expand(len(text)))(z_t, sigma)
-    error = largest(guided - (unconditional + scale * (conditional - unconditional))) / largest(guided)
+    guidance = run.family.layout.guidance
+    expected = conditional + (scale - guidance.off) * (conditional - unconditional)
+    error = largest(guided - expected) / largest(guided)
     effect = largest(conditional - unconditional) / largest(conditional)
     limit = 0.05 if trainer.config.optim.bf16 else 1e-4
+    shown = f"the prompt {guidance.null_prompt!r}" if guidance.null_prompt else "the empty prompt"
     return CheckResult(
         "guidance",
         error < limit and effect > 1e-3,
         f"relative difference {error:.0e}; the prompt moves the prediction by {effect:.1%}",
-        "the teacher predicts u + s (c - u), with u of the empty prompt, and its prediction depends on the prompt",
+        f"the teacher predicts {guidance.formula}, with u of {shown}, and its prediction depends on the prompt",
     )
 
 

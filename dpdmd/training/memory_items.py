@@ -13,7 +13,7 @@ from dpdmd.distributed.launch_env import is_on, read_launch
 from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.methods import registry
-from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape, decode_bytes
+from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape
 from dpdmd.models.layout import Layout, count_numbers
 from dpdmd.models.memory_estimate import MemoryItem, libraries
 from dpdmd.models.registry import LAYOUTS, adapters
@@ -139,8 +139,8 @@ def _over(processes: int, whole: int = 0) -> str:
 def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
     """Count what a sharded network has unsharded at a time, beside its buffers, which are never sharded."""
     shapes = read_weight_shapes(teacher / layout.network)
-    prefix, _ = layout.blocks
-    in_blocks = count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
+    prefixes = tuple(layout.blocks(layout.network_config(teacher)))
+    in_blocks = count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefixes)})
     blocks = layout.count_blocks(teacher)
     outside = layout.count_trained(teacher) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
@@ -204,7 +204,7 @@ def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained:
 def _updates(config: Config, layout: Layout, teacher: Path) -> list[MemoryItem]:
     """Count the graphs that are kept for a backward pass, and the most that is in use beside them."""
     batch, calls = config.optim.batch_size, config.method.stu_inference_steps
-    guided = 1 if config.method.teacher_guidance_scale == 1 else 2
+    guided = 1 if config.method.teacher_guidance_scale == layout.guidance.off else 2
     call = _call(config, layout, teacher, batch, trained=True)
     teacher_call = _call(config, layout, teacher, guided * batch, trained=False)
     recomputed = _recomputed_blocks(config, layout, teacher)
@@ -272,8 +272,8 @@ def _images(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
     shown = kinds * min(MAX_IMAGES, config.optim.batch_size) if config.run.vis_every else 0
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)
-    one = decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)
-    sampled = _call(config, layout, teacher, 2 * evaluated, trained=False)
+    one = layout.autoencoder.decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)
+    sampled = _call(config, layout, teacher, 2 * evaluated, trained=False) if evaluated else None
     sampling = sampled.passing if sampled else 0
     return [
         MemoryItem(

@@ -69,7 +69,7 @@ def _check_networks(config: Config) -> None:
             layout.adapted_layers(teacher, pair.student.targets)
         except ValueError as error:
             raise ValueError(f"--lora_targets: {error}") from None
-    _check_grids(config.method, layout.read_schedule(teacher))
+    _check_grids(config.method, layout.read_schedule(teacher).at_size(data.height, data.width))
 
 
 def _check_grids(method: MethodConfig, schedule: Schedule) -> None:

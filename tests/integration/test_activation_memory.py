@@ -6,13 +6,14 @@ from unittest.mock import patch
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from memory_count import LiveStorages, as_on_cuda, kept_bytes
+from memory_count import kept_bytes
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpdmd.methods.networks import recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.activation_memory import CallShape, decode_bytes
+from dpdmd.models.counted_memory import LiveStorages, as_on_cuda
 from dpdmd.models.lora import Adapter
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sd35.activation_memory import call_memory

@@ -176,7 +176,7 @@ def test_a_launcher_waits_for_the_checkpoint_of_a_stopped_run(values, tmp_path, 
     assert log.splitlines()[-1] == str(expected)
 
 
-@pytest.mark.parametrize("script", ["run_train_sd35.sh", "run_train_sdxl.sh"])
+@pytest.mark.parametrize("script", ["run_train_sd35.sh", "run_train_sdxl.sh", "run_train.sh zimage"])
 @pytest.mark.parametrize(("given", "expected"), [({}, "900"), ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}, "60")])
 def test_the_launch_scripts_wait_for_it_too(tmp_path, script, given, expected):
     python = tmp_path / "python"  # it passes the check of setup_env.sh, and prints its arguments
@@ -187,7 +187,7 @@ def test_the_launch_scripts_wait_for_it_too(tmp_path, script, given, expected):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TORCH_ELASTIC")}
     environment |= {"PYTHON": str(python), **dict.fromkeys(paths, str(tmp_path)), **given}
     done = subprocess.run(
-        ["bash", f"scripts/{script}"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ["bash", *f"scripts/{script}".split()], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("-m accelerate.commands.launch") and done.stdout.split()[-1] == expected
 

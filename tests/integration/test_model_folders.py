@@ -22,9 +22,9 @@ Copied = Callable[[str], Path]
 
 
 @pytest.fixture
-def copied(tiny_pipeline, tiny_sdxl, tmp_path) -> Copied:
+def copied(tiny_folder, tmp_path) -> Copied:
     """Return a function that copies a family's tiny folder, for a test that changes it."""
-    return lambda family: Path(shutil.copytree({"sd35": tiny_pipeline, "sdxl": tiny_sdxl}[family], tmp_path / "copy"))
+    return lambda family: Path(shutil.copytree(tiny_folder(family), tmp_path / "copy"))
 
 
 @pytest.fixture
@@ -68,6 +68,8 @@ WEIGHTS = [
     ("sdxl", "text_encoder_2", MODEL, PLACES),
     ("sdxl", "vae", DIFFUSION, "decoder.conv_in.weight"),
     ("sdxl", "unet", DIFFUSION, "up_blocks.0.resnets.0.conv1.weight"),
+    ("zimage", "text_encoder", MODEL, "layers.1.self_attn.q_norm.weight"),
+    ("zimage", "transformer", DIFFUSION, "context_refiner.0.attention.to_q.weight"),
 ]
 
 

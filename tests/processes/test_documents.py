@@ -450,6 +450,29 @@ def test_the_rows_of_an_8_gpu_run_are_those_of_the_estimate(medium):
     assert {name for name, size in sizes.items() if float(size) >= 0.5} == listed
 
 
+MODELS = ROOT / "docs" / "models.md"
+SHARDED = "--preset 8gpu --shard_teacher --batch_size 2 --grad_accum 2"
+FAMILY_SETUPS = {  # row -> flags, processes; None: the settings of the family
+    **{f"`--preset {name}`": (("--preset", name), preset.devices) for name, preset in PRESETS.items()},
+    f"`{SHARDED}`": (tuple(SHARDED.split()), 8),
+    "`scripts/run_train.sh` of the family": (None, 8),
+}
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_the_memory_of_every_family_is_what_the_estimate_says(family, tmp_path):
+    folder = tmp_path / family
+    write_hollow(LAYOUTS[family], folder)
+    rows = {row[0]: row[1:] for row in rows_under(MODELS, "| one GPU, or 8 |")}
+    column = list(LAYOUTS).index(family)
+    own = ("--config", str(ROOT / "scripts" / "configs" / f"{family}.yaml"))
+    found = {
+        name: estimated(folder, ("--family", family, *(flags or own)), processes, processes > 1, 0).total
+        for name, (flags, processes) in FAMILY_SETUPS.items()
+    }
+    assert {name: row[column] for name, row in rows.items()} == {n: f"{v / 1e9:.1f}" for n, v in found.items()}
+
+
 def rows_under(document: Path, head: str) -> list[list[str]]:
     """Return the cells of the rows of a document's table whose head begins with `head`."""
     table = documents.prose(document).partition(head)[2].partition("\n\n")[0].splitlines()[2:]
@@ -572,7 +595,7 @@ def test_a_familys_methods_are_those_that_the_document_lists():
     }
     assert listed == set(Family.__abstractmethods__)
     outside = [
-        path for path in (ROOT / "dpdmd").rglob("*.py") if "sdxl" in path.read_text() and path.parent.name != "sdxl"
+        path for path in (ROOT / "dpdmd").rglob("*.py") if "zimage" in path.read_text() and path.parent.name != "zimage"
     ]
     assert {str(path.relative_to(ROOT)) for path in outside} == {"dpdmd/models/registry.py", "dpdmd/config/presets.py"}
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
         ("download_prompts.sh", "Download the paper's prompt sets"),
         ("download_weights.sh", "usage: bash scripts/download_weights.sh [NAME ...]"),
         ("run_tests.sh", "Run the tests"),
+        ("run_train.sh", "Distils the model of a family on 8 GPUs"),
         ("run_train_sd35.sh", "Distils SD3.5-Medium with the paper's settings"),
         ("run_train_tiny.sh", "Distils the small world's 30-step teacher"),
         ("run_train_sdxl.sh", "Distils SDXL (base 1.0) with the paper's settings"),

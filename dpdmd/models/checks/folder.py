@@ -64,7 +64,7 @@ def _check_index(layout: Layout, folder: Path, *, no_t5: bool) -> list[str]:
     if missing := [name for name in (layout.network, *layout.required) if name not in components]:
         raise ValueError(f"model_index.json lacks {', '.join(missing)}")
     for name, kind in components.items():
-        if kind != layout.classes.get(name, kind):
+        if kind not in (layout.classes.get(name, kind), *layout.other_classes.get(name, ())):
             raise ValueError(f"model_index.json says {name} is a {kind}, but a {layout.classes[name]} is needed")
     for encoder in layout.text_encoders(folder, no_t5=no_t5):
         if (tokenizer := encoder.replace("text_encoder", "tokenizer")) not in components:
@@ -98,13 +98,13 @@ def _check_component(layout: Layout, folder: Path, component: str) -> None:
 def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> None:
     """Compare some of the weights' names and shapes with the configuration beside them."""
     config = read_json(folder / "config.json")
-    prefix, count = layout.blocks
-    found_blocks = {name.removeprefix(prefix).partition(".")[0] for name in found if name.startswith(prefix)}
     with expecting_mapping_keys(folder / "config.json"):
-        expected, blocks = layout.shapes(config), count(config)
-        int(config.get("sample_size", 0)), layout.latents(config)  # read later, so checked here
-    if len(found_blocks) != blocks:
-        raise ValueError(f"{folder}: its weights have {len(found_blocks)} blocks, its config.json {blocks}")
+        expected, lists = layout.shapes(config), layout.blocks(config)
+        int(config.get("sample_size") or 0), layout.latents(config)  # read later, so checked here
+    for prefix, blocks in lists.items():
+        numbers = {name.removeprefix(prefix).partition(".")[0] for name in found if name.startswith(prefix)}
+        if len(numbers) != blocks:
+            raise ValueError(f"{folder}: its weights have {len(numbers)} blocks, its config.json {blocks}")
     check_weights(found, expected, folder)
 
 
@@ -120,6 +120,6 @@ def _check_vae(layout: Layout, folder: Path) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not (value is None or number) or (positive and number and value <= 0):
             raise ValueError(f"{path} sets {name} {value!r}, which must be a number")
-    channels, wanted = config.get("latent_channels", 4), layout.network_config(folder).get("in_channels")
+    channels, wanted = layout.autoencoder.channels(config), layout.network_config(folder).get("in_channels")
     if channels != wanted:
         raise ValueError(f"{path}: its latents have {channels} channels, the {layout.network}'s {wanted}")

@@ -109,11 +109,11 @@ def call_memory(config: Mapping[str, Any], shape: CallShape, vae_factor: int) ->
     alive = (31 if dual else 29) if shape.bf16 else (53 if dual else 49)
     return CallMemory(
         blocks=blocks,
-        block_input=tokens * stream.number,
+        block_inputs=(tokens * stream.number,) * len(blocks),
         outside=outside,
         shared=4 * modulation,
         backward=tokens * (10 if shape.bf16 else 8),
-        recomputation=max(blocks) + (tokens * 4 if shape.bf16 else 0),
+        recomputations=(max(blocks) + (tokens * 4 if shape.bf16 else 0),) * len(blocks),
         passing=tokens * alive,
     )
 

@@ -1,22 +1,18 @@
 """Stable Diffusion 3.5 (Medium first; any StableDiffusion3Pipeline folder in the official layout)."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from dpdmd.models.base import Family, TextEmbedding, TextEncoder
-from dpdmd.models.image_decoder import KLImageDecoder
-from dpdmd.models.loading import load_strict, load_text_encoders
-from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS, FlowSchedule
-from dpdmd.models.pipeline_export import makes_grid, set_student_steps
-from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.models.scheduler_fit import fit_flow_scheduler
-from dpdmd.models.sd35.layout import LAYOUT, read_schedule
+from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.models.flow_family import FlowFamily
+from dpdmd.models.loading import load_text_encoders
+from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
+from dpdmd.models.sd35.layout import LAYOUT
 from dpdmd.models.sd35.original_layout import original_layout
 from dpdmd.models.tensor_files import LazyTensor, Weights
 
@@ -51,39 +47,21 @@ class SD35TextEncoder(TextEncoder):
         return TextEmbedding(context, pooled)
 
 
-class SD35(Family):
+class SD35(FlowFamily):
     """StableDiffusion3Pipeline: rectified flow, an SD3Transformer2DModel that predicts the velocity."""
 
     layout = LAYOUT
-    pipeline = StableDiffusion3Pipeline
+    network_class = SD3Transformer2DModel
+    pipeline_class = StableDiffusion3Pipeline
     block_classes = ("JointTransformerBlock",)
-
-    def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_strict(SD3Transformer2DModel, folder / LAYOUT.network, dtype, exact=True)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SD35TextEncoder:
         return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length, no_t5)
 
-    def load_image_decoder(self, folder: Path) -> KLImageDecoder:
-        return KLImageDecoder(folder, self.device, self.compute_dtype)
-
-    def load_schedule(self, folder: Path) -> FlowSchedule:
-        return read_schedule(folder)
-
-    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
-        if steps:
-            scheduler = _load_scheduler(folder, **_own_values(read_schedule(folder)))
-            scheduler.set_timesteps(steps)
-        else:
-            scheduler = _load_scheduler(folder)
-            set_student_steps(scheduler, read_sampling_defaults(folder, LAYOUT.defaults))
-        return scheduler.sigmas
-
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # sigma reaches the network in fp32: bf16 would merge the 1000 times into 351.
         # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
-        bf16 = self.compute_dtype != torch.float32
-        with torch.autocast(z.device.type, self.compute_dtype, enabled=bf16, cache_enabled=False):
+        with self.autocast(z.device, cache_enabled=False):
             prediction = network(
                 hidden_states=z,
                 timestep=sigma * NUM_TRAIN_TIMESTEPS,
@@ -93,38 +71,8 @@ class SD35(Family):
             )[0]
         return prediction.float()
 
-    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-        """Write scheduler/ of an exported student or LoRA. Return `defaults` with what the scheduler needs.
-
-        A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every grid that another shift with a
-        terminal makes. Any other grid is given as `sigmas=`, which the scheduler would shift once more. So the file's
-        shift is then 1, and the sigmas of `defaults` are final.
-        """
-        schedule, sigmas = read_schedule(source), defaults.sigmas
-        own = _own_values(schedule)
-        values, defaults = own, defaults.on_grid()
-        if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
-            values, defaults = own | {"shift": 1.0}, defaults.on_grid(shift=schedule.shift, sigmas_argument=sigmas[:-1])
-            with suppress(ValueError):
-                fitted = fit_flow_scheduler(sigmas)
-                if makes_grid(_load_scheduler(source, **fitted), sigmas):
-                    values, defaults = fitted, defaults.on_grid(own_scheduler=own)
-        _load_scheduler(source, **values).save_pretrained(folder / "scheduler")
-        return defaults
-
     def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
         return original_layout(parts, source)
-
-
-def _load_scheduler(folder: Path, **values: float | None) -> FlowMatchEulerDiscreteScheduler:
-    """Load the scheduler of a folder, with `values` in its configuration."""
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(
-        folder, subfolder="scheduler", local_files_only=True, **values
-    )
-
-
-def _own_values(schedule: FlowSchedule) -> dict[str, float | None]:
-    return {"shift": schedule.shift, "shift_terminal": None}
 
 
 FAMILY = SD35

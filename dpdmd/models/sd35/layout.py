@@ -1,12 +1,12 @@
 """Folder layout, shapes and noise schedule of Stable Diffusion 3.5."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dpdmd.models.comfyui_workflow import ComfyUINames
-from dpdmd.models.layout import Layout, read_scheduler_config
+from dpdmd.models.flow_scheduler import read_shift
+from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.activation_memory import call_memory
@@ -30,31 +30,13 @@ def _latents(config: Mapping[str, Any]) -> tuple[int, float]:
     return patch, patch * int(config.get("pos_embed_max_size", 96))
 
 
-_OTHER_GRIDS = (  # options of the scheduler that change the grid
-    "use_dynamic_shifting",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
-    "shift_terminal",
-)
-
-
 def read_schedule(folder: Path) -> FlowSchedule:
-    """Return the schedule of a FlowMatchEulerDiscreteScheduler.
+    """Return the schedule of a FlowMatchEulerDiscreteScheduler with one shift, which spaces the times itself.
 
     Raises:
         ValueError: the scheduler is of another class, or sets an option that this schedule does not reproduce.
     """
-    path, config = read_scheduler_config(folder, "FlowMatchEulerDiscreteScheduler")
-    unknown = [name for name in _OTHER_GRIDS if config.get(name)]
-    if unknown or config.get("num_train_timesteps", 1000) != 1000:
-        raise ValueError(f"{path} sets {', '.join(unknown) or 'num_train_timesteps'}, which this family does not use")
-    shift = config.get("shift", 1.0)
-    if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
-        raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
-    return FlowSchedule(float(shift))
+    return FlowSchedule(read_shift(folder))
 
 
 LAYOUT = Layout(
@@ -75,7 +57,7 @@ LAYOUT = Layout(
     },
     official=OFFICIAL,
     shapes=_shapes,
-    blocks=("transformer_blocks.", lambda config: config["num_layers"]),
+    blocks=lambda config: {"transformer_blocks.": config["num_layers"]},
     latents=_latents,
     required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     read_schedule=read_schedule,
@@ -85,6 +67,7 @@ LAYOUT = Layout(
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # of the text
         *("net.0.proj", "net.2"),  # feed-forward, both
     ),
+    text_widths=lambda config: (config["joint_attention_dim"], config["pooled_projection_dim"]),
     t5=("text_encoder_3", "tokenizer_3"),
     buffers=("pos_embed.pos_embed",),
     call_memory=call_memory,

@@ -1,20 +1,19 @@
 """Stable Diffusion XL (any StableDiffusionXLPipeline folder of the base model's layout; not the refiner)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from dpdmd.models.base import Family, TextEmbedding, TextEncoder
-from dpdmd.models.image_decoder import KLImageDecoder
-from dpdmd.models.loading import load_strict, load_text_encoders
+from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.models.diffusers_family import DiffusersFamily, SchedulerValues
+from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.noise_schedule import EpsilonSchedule
-from dpdmd.models.pipeline_export import makes_grid, set_student_steps
-from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.scheduler_fit import fit_euler_scheduler
-from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
+from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE
 from dpdmd.models.sdxl.original_layout import original_layout
 from dpdmd.models.tensor_files import LazyTensor, Weights
 
@@ -51,7 +50,7 @@ class SDXLTextEncoder(TextEncoder):
         return TextEmbedding(context, pooled)
 
 
-class SDXL(Family):
+class SDXL(DiffusersFamily):
     """StableDiffusionXLPipeline: discrete-time diffusion, a UNet2DConditionModel that predicts the noise.
 
     Its autoencoder overflows in fp16, so diffusers computes it in fp32. Here it runs in fp32 or bf16, which has the
@@ -59,35 +58,19 @@ class SDXL(Family):
     """
 
     layout = LAYOUT
-    pipeline = StableDiffusionXLPipeline
+    network_class = UNet2DConditionModel
+    pipeline_class = StableDiffusionXLPipeline
+    scheduler_class = EulerDiscreteScheduler
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
-
-    def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_strict(UNet2DConditionModel, folder / LAYOUT.network, dtype, exact=True)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # the tokenizers have the length
-
-    def load_image_decoder(self, folder: Path) -> KLImageDecoder:
-        return KLImageDecoder(folder, self.device, self.compute_dtype)
-
-    def load_schedule(self, folder: Path) -> EpsilonSchedule:
-        return read_schedule(folder)
-
-    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
-        if steps:
-            scheduler = _load_scheduler(folder, steps_offset=read_schedule(folder).steps_offset)
-            scheduler.set_timesteps(steps)
-        else:
-            scheduler = _load_scheduler(folder)
-            set_student_steps(scheduler, read_sampling_defaults(folder, LAYOUT.defaults))
-        return scheduler.sigmas
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # Original size, corner of the crop and target size, in pixels: the whole image at the size of the latents.
         size = [side * LAYOUT.vae_factor for side in z.shape[-2:]]
         time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=z.device)
-        with torch.autocast(z.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+        with self.autocast(z.device):
             prediction = network(
                 sample=z,
                 timestep=SCHEDULE.times(sigma),
@@ -97,32 +80,21 @@ class SDXL(Family):
             )[0]
         return prediction.float()
 
-    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-        """Write scheduler/ of an exported student or LoRA. Return `defaults` with what the scheduler needs.
+    def own_values(self, schedule: EpsilonSchedule) -> SchedulerValues:
+        return {"steps_offset": schedule.steps_offset}
 
-        A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every other grid whose times are as
-        far apart, by another `steps_offset`. Any other grid is given as `sigmas=`, which the scheduler takes as they
-        are, the final 0 included. The spacing "trailing" would start from noise of a smaller variance.
-        """
-        schedule, sigmas = read_schedule(source), defaults.sigmas
-        own = {"steps_offset": schedule.steps_offset}
-        values, defaults = own, defaults.on_grid()
-        if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
-            fitted = fit_euler_scheduler(schedule.times(torch.tensor(sigmas[:-1])).tolist())
-            if makes_grid(_load_scheduler(source, **fitted), sigmas):
-                values, defaults = fitted, defaults.on_grid(own_scheduler=own)
-            else:
-                defaults = defaults.on_grid(sigmas_argument=sigmas)
-        _load_scheduler(source, **values).save_pretrained(folder / "scheduler")
-        return defaults
+    def fit_scheduler(self, schedule: EpsilonSchedule, sigmas: Sequence[float]) -> SchedulerValues:
+        """Propose another `steps_offset`. The spacing "trailing" would start from noise of a smaller variance."""
+        return fit_euler_scheduler(schedule.times(torch.tensor(sigmas[:-1])).tolist())
+
+    def for_given_sigmas(
+        self, schedule: EpsilonSchedule, sigmas: tuple[float, ...], defaults: SamplingDefaults
+    ) -> tuple[SchedulerValues, SamplingDefaults]:
+        """Return the model's own values: the scheduler takes sigmas as they are, the final 0 included."""
+        return self.own_values(schedule), defaults.on_grid(sigmas_argument=sigmas)
 
     def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
         return original_layout(parts, source)
-
-
-def _load_scheduler(folder: Path, **values: int) -> EulerDiscreteScheduler:
-    """Load the scheduler of a folder, with `values` in its configuration."""
-    return EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True, **values)
 
 
 FAMILY = SDXL

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.comfyui_workflow import ComfyUINames
-from dpdmd.models.layout import Layout, read_scheduler_config
+from dpdmd.models.counted_memory import counted
+from dpdmd.models.layout import Layout, clip_tokens, read_scheduler_config
 from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sdxl.official import OFFICIAL
@@ -23,10 +24,32 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     }
 
 
-def _count_blocks(config: Mapping[str, Any]) -> int:
-    """Return the transformer blocks at the lowest resolution; the configuration has one number, or one a level."""
-    layers = config["transformer_layers_per_block"]
-    return layers if isinstance(layers, int) else layers[-1]
+def _blocks(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the lists of transformer blocks in the order of the network's modules: down, up, middle."""
+    down, up = config["down_block_types"], config["up_block_types"]
+    blocks = _by_level(config["transformer_layers_per_block"], len(down))
+    attentions = _by_level(config["layers_per_block"], len(down))
+    lists = {}
+    for level, kind in enumerate(down):
+        if "CrossAttn" in kind:
+            for index in range(attentions[level]):
+                lists[f"down_blocks.{level}.attentions.{index}.transformer_blocks."] = blocks[level]
+    for level, kind in enumerate(up):
+        if "CrossAttn" in kind:
+            for index in range(attentions[-1 - level] + 1):
+                lists[f"up_blocks.{level}.attentions.{index}.transformer_blocks."] = blocks[-1 - level]
+    return {**lists, "mid_block.attentions.0.transformer_blocks.": blocks[-1]}
+
+
+def _by_level(value: int | list[int], levels: int) -> list[int]:
+    """Return an entry of the configuration that has one number, or one a level, as one a level."""
+    return [value] * levels if isinstance(value, int) else value
+
+
+def _text_widths(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the widths of the context and of the pooled vector; six embedded numbers about the size follow it."""
+    sizes = 6 * config["addition_time_embed_dim"]
+    return config["cross_attention_dim"], config["projection_class_embeddings_input_dim"] - sizes
 
 
 _EULER_DEFAULTS = {  # diffusers' values for what the file does not set
@@ -82,14 +105,17 @@ LAYOUT = Layout(
     licence={"license": "openrail++"},
     official=OFFICIAL,
     shapes=_shapes,
-    blocks=("mid_block.attentions.0.transformer_blocks.", _count_blocks),
+    blocks=_blocks,
     latents=lambda _: (1, math.inf),
     required=("vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     read_schedule=read_schedule,
     defaults=SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
+    text_widths=_text_widths,
     fixed_text_length=True,
     vae_factor=8,
+    text_tokens=lambda folder, _: clip_tokens(folder, 77),
+    call_memory=counted("sdxl"),
     comfyui_name=_kohya_name,
     comfyui=ComfyUINames(checkpoint="sd_xl_base_1.0.safetensors", zeros_for_empty_prompt=True),
 )

@@ -9,7 +9,10 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from dpdmd import train
+from dpdmd.models.registry import family_class
 from dpdmd.training import accelerator as ours
+
+FAMILY = sys.argv[sys.argv.index("--family") + 1] if "--family" in sys.argv else "sd35"
 
 
 def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
@@ -17,7 +20,7 @@ def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["JointTransformerBlock"],
+        transformer_cls_names_to_wrap=list(family_class(FAMILY).block_classes),
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
     )

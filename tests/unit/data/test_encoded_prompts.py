@@ -44,6 +44,20 @@ def test_embeddings_come_back_bit_for_bit(dtype):
         encoded.encode(["another"])
 
 
+class WordEncoder(TextEncoder):
+    """An encoder whose embedding is as long as the prompt has words, without a pooled vector."""
+
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        return TextEmbedding.of_lengths([torch.full((len(prompt.split()), 5), len(prompt)) for prompt in prompts])
+
+
+def test_prompts_of_different_lengths_come_back_as_they_were():
+    prompts = ["a b c", "a", "a b"]
+    found = EncodedPrompts(WordEncoder(), prompts, CPU).encode(["a", "a b c", "a b"])
+    wanted = WordEncoder().encode(["a", "a b c", "a b"])
+    assert found.lengths == (1, 3, 2) and found.pooled is None and torch.equal(found.context, wanted.context)
+
+
 def test_the_encoder_is_free_afterwards():
     encoder = CountingEncoder(torch.float32)
     gone = weakref.ref(encoder)

@@ -62,6 +62,25 @@ def test_every_prompt_comes_back_from_its_file(tmp_path, monkeypatch):
         cached.encode(["a star"])
 
 
+class Words(TextEncoder):
+    """Embeds a prompt by the lengths of its words, one token a word and one before them."""
+
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        words = [[0, *map(len, prompt.split())] for prompt in prompts]
+        return TextEmbedding.of_lengths([torch.tensor(each).float()[:, None].expand(-1, 4) for each in words])
+
+
+def test_prompts_of_different_lengths_come_back_at_their_lengths(tmp_path, monkeypatch):
+    """In the files prompts are filled to the longest of their file, which no reader sees."""
+    monkeypatch.setattr(text_embedding_cache, "ROWS_PER_FILE", 3)
+    names, encoder = ("context", "lengths"), Words()
+    cached = cached_encoder(tmp_path, PROMPTS, SETTINGS, CPU, lambda: encoder, Processes(), names)
+    for asked in ([""], ["a small cross"], ["a red circle", "", "日本の円", "a cross"]):
+        ours, theirs = cached.encode(asked), encoder.encode(asked)
+        assert torch.equal(ours.context, theirs.context) and ours.lengths == theirs.lengths and ours.pooled is None
+    assert embedding_maker(encoder, "a small cross").row_bytes == 4 * 4 * 4 + 8
+
+
 def test_only_missing_files_are_made(tmp_path, monkeypatch):
     """Encoders are loaded only if a file is missing or truncated."""
     monkeypatch.setattr(text_embedding_cache, "ROWS_PER_FILE", 3)

@@ -8,6 +8,6 @@ import pytest
 
 
 @pytest.fixture
-def copied(tiny_pipeline: Path, tiny_sdxl: Path, tmp_path: Path) -> Callable[[str], Path]:
+def copied(tiny_folder: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """Return a function that copies a family's tiny folder, for a test that changes it."""
-    return lambda family: Path(shutil.copytree({"sd35": tiny_pipeline, "sdxl": tiny_sdxl}[family], tmp_path / "copy"))
+    return lambda family: Path(shutil.copytree(tiny_folder(family), tmp_path / "copy"))

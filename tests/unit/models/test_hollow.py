@@ -27,6 +27,7 @@ NUMBERS = {
         "text_encoder": 123_060_480,
         "text_encoder_2": 694_659_840,
     },
+    "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
 }
 
 
@@ -41,10 +42,10 @@ def test_an_official_model_has_its_published_size(family, tmp_path):
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*")) < 5e6
 
 
-@pytest.mark.parametrize(("family", "fixture"), [("sd35", "tiny_pipeline"), ("sdxl", "tiny_sdxl")])
-def test_a_hollow_folder_has_the_shapes_of_the_real_one(family, fixture, request, tmp_path):
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_a_hollow_folder_has_the_shapes_of_the_real_one(family, tiny_folder, tmp_path):
     """Of a small model, whose configurations are in the place of the official ones."""
-    real: Path = request.getfixturevalue(fixture)
+    real: Path = tiny_folder(family)
     configs = {name: json.loads((real / name / "config.json").read_text()) for name in LAYOUTS[family].classes}
     others = {name: values for name, values in LAYOUTS[family].official.items() if name not in configs}
     layout = replace(LAYOUTS[family], official={**configs, **others})

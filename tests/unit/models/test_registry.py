@@ -14,10 +14,10 @@ from dpdmd.models.lora import Adapter
 from dpdmd.models.registry import LAYOUTS, adapters, family_class, family_of
 
 
-def test_families_and_layouts_are_the_same_names(tiny_sdxl, tiny_pipeline):
+def test_families_and_layouts_are_the_same_names(tiny_folder):
     assert tuple(LAYOUTS) == tuple(FAMILIES)
-    assert [family_class(name).__name__ for name in FAMILIES] == ["SD35", "SDXL"]
-    assert (family_of(tiny_sdxl), family_of(tiny_pipeline)) == ("sdxl", "sd35")
+    assert [family_class(name).__name__.lower() for name in FAMILIES] == list(LAYOUTS)
+    assert [family_of(tiny_folder(name)) for name in LAYOUTS] == list(LAYOUTS)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -31,7 +31,7 @@ def test_a_family_is_a_folder_with_the_same_file_names(name):
 
 
 def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"^unknown family 'sd21' \(known: sd35, sdxl\)$"):
+    with pytest.raises(ValueError, match=rf"^unknown family 'sd21' \(known: {', '.join(LAYOUTS)}\)$"):
         family_class("sd21")
     assert family_of(tmp_path) == "sd35"  # a folder of no family gets the first one's error
 

@@ -58,7 +58,7 @@ def test_inputs_of_the_network(tiny_sdxl, compute_dtype):
     network.register_forward_pre_hook(lambda *arguments: calls.append(arguments[2]), with_kwargs=True)
     network.mid_block.attentions[0].register_forward_hook(lambda *arguments: calls.append(arguments[2]))
     text = family.load_text_encoder(tiny_sdxl, 10).encode(PROMPTS)
-    sigma = family.load_schedule(tiny_sdxl).score_sigmas()[[0, 499]]
+    sigma = family.load_schedule(tiny_sdxl).score_sigmas(50)[[0, 499]]
     prediction = family.predict(network, torch.randn(2, 4, 6, 10), sigma, text)
     given, inside = calls
     assert given["timestep"].dtype == torch.float32 and given["timestep"].tolist() == [999, 500]

@@ -1,0 +1,27 @@
+"""scripts/configs/FAMILY.yaml and scripts/accelerate_FAMILY_fsdp.yaml: every family has both, and they fit its code."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpdmd import config
+from dpdmd.models.registry import LAYOUTS, family_class
+
+SCRIPTS = Path(__file__).parents[3] / "scripts"
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_settings_are_the_familys_own_defaults(family):
+    """A run by its script and one with `--family` alone have the same method."""
+    chosen = config.parse(["--config", str(SCRIPTS / "configs" / f"{family}.yaml")])
+    plain = config.parse(["--family", family])
+    assert chosen.model == plain.model and chosen.method == plain.method
+    assert chosen.model.teacher_id.endswith(f"weights/{LAYOUTS[family].repository}")
+    assert chosen.optim.batch_size * chosen.optim.grad_accum == 4  # of 32, on 8 GPUs
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_the_blocks_of_a_family_are_sharded(family):
+    chosen = yaml.safe_load((SCRIPTS / f"accelerate_{family}_fsdp.yaml").read_text())["fsdp_config"]
+    assert tuple(chosen["fsdp_transformer_layer_cls_to_wrap"].split(",")) == family_class(family).block_classes
