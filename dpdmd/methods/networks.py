@@ -46,7 +46,7 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
     def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         network = family.load_network(folder, dtype)
         if config.optim.attention_backend:
-            use_attention_backend(network, config.optim.attention_backend)
+            use_attention_backend(network, config.optim.attention_backend, family.compute_dtype)
         if config.optim.compile:
             compile_blocks(network, family.block_classes, num_sizes=len(config.data.image_sizes))
         return network

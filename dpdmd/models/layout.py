@@ -155,6 +155,11 @@ class Layout:
     comfyui: ComfyUINames | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
 
+    @property
+    def lengths_differ(self) -> bool:
+        """Return whether the prompts of a batch have different lengths, so that attention needs a mask."""
+        return "lengths" in self.text_tensors
+
     def components(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:
         """Return the components of model_index.json that are not null, each with its class; no T5 if `no_t5`."""
         index = read_json(folder / "model_index.json")

@@ -100,6 +100,7 @@ def check_weights(config: Config, evaluation: EvalSetup) -> None:
             check_contents(layout, Path(folder), flag, network_only=True)
     check_scorer_contents(evaluation.paths)
     if config.optim.attention_backend:
-        check_attention_backend(config.optim.attention_backend, local_device(), compute_dtype(config.optim.bf16))
+        dtype = compute_dtype(config.optim.bf16)
+        check_attention_backend(config.optim.attention_backend, local_device(), dtype, masked=layout.lengths_differ)
     if config.method.perceptual_path:
         check_perceptual_contents(config.method.perceptual, Path(config.method.perceptual_path))

@@ -1,43 +1,50 @@
 """`--attention_backend`: the same attention through diffusers' dispatcher, in every attention layer."""
 
+import re
+from contextlib import nullcontext
+
 import pytest
 import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
-from dpdmd.models.attention_backend import BackendAttention, check_attention_backend, use_attention_backend
-from dpdmd.models.base import TextEmbedding
+from dpdmd.models.attention_backend import check_attention_backend, use_attention_backend
 from dpdmd.models.compilation import compile_blocks
-from dpdmd.models.registry import family_class
+from dpdmd.models.registry import LAYOUTS, family_class
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["sd35", "sdxl"])
-def networks(request, tiny_pipeline, tiny_sdxl):
-    """Return (family, its network in its own attention, the same for a backend)."""
-    family = family_class(request.param)(CPU, torch.float32)
-    folder = {"sd35": tiny_pipeline, "sdxl": tiny_sdxl}[request.param]
+@pytest.fixture(params=LAYOUTS)
+def networks(request, tiny_folder):
+    """Return (family, its network in its own attention, the same for a backend, the folder)."""
+    family, folder = family_class(request.param)(CPU, torch.float32), tiny_folder(request.param)
     return family, *(family.load_network(folder, torch.float32) for _ in range(2)), folder
+
+
+def processors(network) -> list:
+    """Return the processor of every attention layer."""
+    return [layer.processor for layer in network.modules() if hasattr(layer, "processor")]
 
 
 def predictions(family, network, folder) -> tuple[Tensor, Tensor]:
     """Return a prediction and the gradient of its square, of fixed random inputs."""
     encoder = family.load_text_encoder(folder, 32)
-    text = encoder.encode(["a red circle", "a square"])
+    text = encoder.encode(["a red circle", "a large blue square and a small cyan cross on a grey background"])
     draw = torch.Generator().manual_seed(0)
     z = torch.randn(2, network.config.in_channels, 8, 8, generator=draw).requires_grad_()
-    prediction = family.predict(network, z, torch.tensor([0.9, 0.3]), TextEmbedding(text.context, text.pooled))
+    prediction = family.predict(network, z, torch.tensor([0.9, 0.3]), text)
     (gradient,) = torch.autograd.grad(prediction.square().mean(), z)
     return prediction.detach(), gradient
 
 
 def test_native_is_the_networks_own_attention_to_the_bit(networks):
     family, own, backend, folder = networks
-    use_attention_backend(backend, "native")
-    processors = list(backend.attn_processors.values())
-    assert processors and all(isinstance(each, BackendAttention) for each in processors)
+    use_attention_backend(backend, "native", torch.float32)
+    for each in processors(backend):
+        assert AttentionBackendName.NATIVE in (vars(each).get("backend"), vars(each).get("_attention_backend"))
+    assert processors(backend)
     assert all(
         torch.equal(ours, theirs)
         for ours, theirs in zip(predictions(family, backend, folder), predictions(family, own, folder), strict=True)
@@ -56,17 +63,17 @@ def test_every_attention_layer_uses_the_backend(networks, monkeypatch):
         return math(*arguments, **named)
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, name, counted)
-    use_attention_backend(backend, "_native_math")
+    use_attention_backend(backend, "_native_math", torch.float32)
     ours, theirs = predictions(family, backend, folder), predictions(family, own, folder)
-    assert len(calls) == len(backend.attn_processors)
+    assert len(calls) == len(processors(backend))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_under_bf16_a_backend_gets_one_type(networks, monkeypatch):
     """The norms of q and k leave fp32 under autocast, which kernels other than torch's do not take."""
-    _, _, network, folder = networks
-    family = family_class("sd35" if hasattr(network, "transformer_blocks") else "sdxl")(CPU, torch.bfloat16)
+    of_fp32, _, network, folder = networks
+    family = type(of_fp32)(CPU, torch.bfloat16)
     types = set()
     native = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
 
@@ -75,7 +82,7 @@ def test_under_bf16_a_backend_gets_one_type(networks, monkeypatch):
         return native(query, key, value, **named)
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName.NATIVE, watched)
-    use_attention_backend(network, "native")
+    use_attention_backend(network, "native", torch.bfloat16)
     predictions(family, network, folder)
     assert types == {torch.bfloat16}
 
@@ -83,17 +90,17 @@ def test_under_bf16_a_backend_gets_one_type(networks, monkeypatch):
 def test_compiled_blocks_keep_the_backend_in_one_graph(networks):
     """`compile_blocks` asks for one graph of each block: a processor that breaks the graph would raise."""
     family, own, backend, folder = networks
-    use_attention_backend(backend, "_native_math")
+    use_attention_backend(backend, "_native_math", torch.float32)
     compile_blocks(backend, family.block_classes, backend="eager")
     for one, other in zip(predictions(family, backend, folder), predictions(family, own, folder), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_that_does_more_than_attention_is_an_error(networks):
-    _, _, network, _ = networks
+def test_a_layer_that_does_more_than_attention_is_an_error(tiny_pipeline):
+    network = family_class("sd35")(CPU, torch.float32).load_network(tiny_pipeline, torch.float32)
     next(m for m in network.modules() if type(m).__name__ == "Attention").residual_connection = True
     with pytest.raises(ValueError, match=r"--attention_backend native: not possible with layer .*attn"):
-        use_attention_backend(network, "native")
+        use_attention_backend(network, "native", torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -102,6 +109,12 @@ def test_backends_of_a_cpu_pass(backend, dtype):
     active = _AttentionBackendRegistry.get_active_backend()[0]
     check_attention_backend(backend, CPU, dtype)
     assert _AttentionBackendRegistry.get_active_backend()[0] == active
+
+
+@pytest.mark.parametrize(("backend", "says"), [("native", None), ("_native_flash", "does not work here (`attn_mask`")])
+def test_a_network_with_a_mask_needs_a_backend_that_takes_one(backend, says):
+    with nullcontext() if says is None else pytest.raises(ValueError, match=re.escape(says)):
+        check_attention_backend(backend, CPU, torch.float32, masked=True)
 
 
 @pytest.mark.parametrize(
