@@ -28,8 +28,7 @@ def write_real_size(family: str, folder: Path) -> None:
     for name, config in layout.official.items():
         if name.startswith("tokenizer"):
             (folder / name / "tokenizer.json").unlink()
-            writer = _write_t5_tokenizer if name in layout.t5 else _write_clip_tokenizer
-            writer(folder / name, config)
+            TOKENIZERS[config["tokenizer_class"]](folder / name, config)
 
 
 def fill_weights(path: Path) -> None:
@@ -90,3 +89,15 @@ def _write_t5_tokenizer(folder: Path, config: dict) -> None:
         (folder / "spiece.model").write_bytes(Path(work, "spiece.model").read_bytes())
     specials = {"eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 100}
     (folder / "tokenizer_config.json").write_text(json.dumps(config | specials, indent=2) + "\n", encoding="utf-8")
+
+
+TOKENIZERS = {"CLIPTokenizer": _write_clip_tokenizer, "T5Tokenizer": _write_t5_tokenizer}
+
+
+def known_families() -> list[str]:
+    """Return the families whose tokenizers can be written here."""
+    classes = {
+        family: {config["tokenizer_class"] for name, config in layout.official.items() if name.startswith("tokenizer")}
+        for family, layout in LAYOUTS.items()
+    }
+    return [family for family, needed in classes.items() if needed <= TOKENIZERS.keys()]

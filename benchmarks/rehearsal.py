@@ -23,7 +23,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from real_size_folder import write_real_size
+from real_size_folder import known_families, write_real_size
 
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.utils.atomic_files import write_text
@@ -153,7 +153,7 @@ def document(family: str, rows: dict[str, Measured], threads: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=tuple(LAYOUTS))
+    parser.add_argument("family", choices=known_families())
     parser.add_argument("--work", type=Path, required=True, help="folder for the models, on a disk with 60 GB free")
     parser.add_argument("--only", nargs="+", help="programs to run (default: all)")
     parser.add_argument("--keep", action="store_true", help="keep --work; a later call uses what is there")
