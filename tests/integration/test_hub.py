@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 import yaml
 from bad_input import one_line, program
 from edit_models import DIFFUSION, MODEL
-from hub_server import Hub, serve
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
@@ -23,21 +21,6 @@ from dpdmd.utils.file_digests import sha256_of_files
 TOKEN = "hf_secretsecretsecret"
 A, B = "a" * 40, "b" * 40
 WEIGHTS = (f"transformer/{DIFFUSION}", f"vae/{DIFFUSION}", f"text_encoder/{MODEL}", f"text_encoder_2/{MODEL}")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Run a Hub, and point the client and this user's caches to empty folders."""
-    with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
-        yield hub
 
 
 @pytest.fixture
