@@ -30,5 +30,16 @@ def add_hub_flags(parser: argparse.ArgumentParser, model: str = "--model") -> No
     """Declare the flags for a program that samples; `--revision` and `--variant` are those of the flag `model`."""
     group = parser.add_argument_group("models from the Hub, given as org/name")
     for name in ("revision", "variant", "cache_dir"):
-        group.add_argument(f"--{name}", help=HELP[name].format(model=model))
+        group.add_argument(f"--{name}", type=_not_empty, help=HELP[name].format(model=model))
     group.add_argument("--download", action=argparse.BooleanOptionalAction, default=False, help=HELP["download"])
+
+
+def _not_empty(text: str) -> str:
+    """Return a flag's value.
+
+    Raises:
+        argparse.ArgumentTypeError: the value is empty, as of a variable that is not set.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is empty; give a value, or leave it out")
+    return text
