@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from bad_input import one_line, program
-from edit_models import DIFFUSION, MODEL
+from edit_models import DIFFUSION, MODEL, as_variant
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
@@ -45,18 +45,6 @@ def error_of(*args: object, **options: object) -> str:
     message = str(raised.value)
     assert message.startswith("--") and "\n" not in message and TOKEN not in message
     return message
-
-
-def as_variant(folder: Path, names: tuple[str, ...], *, keep: bool) -> None:
-    """Give weights the names of the variant fp16, and half the bits; `keep` the full ones beside them."""
-    for name in names:
-        path = folder / name
-        half = {key: value.half() for key, value in load_file(path).items()}
-        from safetensors.torch import save_file
-
-        save_file(half, path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")), {"format": "pt"})
-        if not keep:
-            path.unlink()
 
 
 def test_only_the_pipelines_own_files_are_fetched_once(hub, small, capsys):
@@ -178,7 +166,7 @@ def test_a_full_disk_is_an_error_before_anything_is_fetched(hub, small, monkeypa
 def test_a_variant_loads_like_any_folder(hub, tiny_pipeline, tmp_path, keep, local):
     """Alone and beside full weights, from the Hub and from a folder: only the variant's files are read or fetched."""
     folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "halves"))
-    as_variant(folder, (*WEIGHTS, f"text_encoder_3/{MODEL}"), keep=keep)
+    as_variant(folder, keep=keep)
     hub.add("org/halves", folder)
     found = find(str(folder) if local else "org/halves", variant="fp16")
     assert found.recorded == (str(folder) if local else f"org/halves@{A}")

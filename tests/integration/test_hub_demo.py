@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from edit_models import DIFFUSION
-from safetensors.torch import load_file, save_file
+from edit_models import DIFFUSION, as_variant
+from safetensors.torch import load_file
 
 from dpdmd import generate, train
 from dpdmd.demo.__main__ import build_parser, find_scorers
@@ -34,23 +34,12 @@ def error_of(*given: object) -> str:
     return str(raised.value)
 
 
-def halves(folder: Path, to: Path) -> Path:
-    """Return a copy of a pipeline whose weights are there as the variant fp16 only."""
-    to = Path(shutil.copytree(folder, to))
-    for path in [*to.rglob("*.safetensors")]:
-        if path.parent == to:
-            continue
-        save_file(
-            {name: value.half() for name, value in load_file(path).items()}, path.with_suffix(".fp16.safetensors")
-        )
-        path.unlink()
-    return to
-
-
 @pytest.fixture
 def lora_run(hub, tiny_pipeline, short_run, tmp_path) -> Path:
     """Return a run of a LoRA whose teacher, without its T5, came from the Hub as the variant fp16."""
-    hub.add("org/halves", halves(tiny_pipeline, tmp_path / "halves"))
+    teacher = Path(shutil.copytree(tiny_pipeline, tmp_path / "halves"))
+    as_variant(teacher)
+    hub.add("org/halves", teacher)
     run = tmp_path / "lora_run"
     command = [*short_run, "--teacher_id", "org/halves", "--variant", "fp16", "--no_t5", "--lora_rank", "2"]
     assert train.main([*command, "--download", "--run_dir", str(run), "--max_steps", "1", "--vis_every", "0"]) == 0
