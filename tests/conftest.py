@@ -19,6 +19,7 @@ import pytest
 import torch
 from bad_input import broken, diversity, flags, no_model_loads, refused, refused_by  # noqa: F401
 from chromium import browser  # noqa: F401
+from hub_server import hub  # noqa: F401
 from processes import LAUNCHER, cpu_environment, free_port, kill_all
 
 ROOT = Path(__file__).parent.parent

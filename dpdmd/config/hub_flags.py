@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 HELP = {  # flag -> its meaning
     "revision": "branch, tag or commit of the {model} on the Hub; of any other id: org/name@revision",
-    "variant": "variant of the pipeline's weights, such as fp16: every component must have it",
+    "variant": "variant of the weights of the {model}, such as fp16: every component must have it",
     "cache_dir": "the Hub's cache; without it HF_HUB_CACHE, else HF_HOME/hub",
     "download": "fetch models that the Hub's cache lacks; without it no request is made",
 }
@@ -26,9 +26,20 @@ class HubOptions:
         return cls(**{name: getattr(values, name) for name in HELP})
 
 
-def add_hub_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags for a program that samples from `--model`."""
+def add_hub_flags(parser: argparse.ArgumentParser, model: str = "--model") -> None:
+    """Declare the flags for a program that samples; `--revision` and `--variant` are those of the flag `model`."""
     group = parser.add_argument_group("models from the Hub, given as org/name")
     for name in ("revision", "variant", "cache_dir"):
-        group.add_argument(f"--{name}", help=HELP[name].format(model="--model"))
+        group.add_argument(f"--{name}", type=_not_empty, help=HELP[name].format(model=model))
     group.add_argument("--download", action=argparse.BooleanOptionalAction, default=False, help=HELP["download"])
+
+
+def _not_empty(text: str) -> str:
+    """Return a flag's value.
+
+    Raises:
+        argparse.ArgumentTypeError: the value is empty, as of a variable that is not set.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is empty; give a value, or leave it out")
+    return text

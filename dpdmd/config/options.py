@@ -109,7 +109,7 @@ class HubConfig:
 
     # May change on resume: a checkpoint holds the commit.
     revision: str | None = _changeable(None, hub_flags.HELP["revision"].format(model="teacher"), "diffusers")
-    variant: str | None = _flag(None, hub_flags.HELP["variant"], "diffusers")
+    variant: str | None = _flag(None, hub_flags.HELP["variant"].format(model="teacher"), "diffusers")
     cache_dir: str | None = _changeable_path(None, hub_flags.HELP["cache_dir"], "diffusers")
     download: bool = _changeable(False, hub_flags.HELP["download"], "ours")
 

@@ -113,7 +113,7 @@ EVALUATION_FLAGS = (
 )
 
 
-def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool) -> list[str]:
+def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool, several_sizes: bool) -> list[str]:
     """Return a line about each kind of flag that was given without effect.
 
     `given` holds the flags of the command line only, and the lines are no errors: files and scripts set flags of
@@ -124,7 +124,11 @@ def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool
     unread = [f"--{name}" for name in dict.fromkeys(others) if name in given]
     lines = [f"{', '.join(unread)}: given, but --method {method} has no use for it"] if unread else []
     unscored = [f"--{name}" for name in EVALUATION_FLAGS if name in given and not evaluates]
-    return lines + ([f"{', '.join(unscored)}: given, but no scorer is, so nothing is evaluated"] if unscored else [])
+    if unscored:
+        lines.append(f"{', '.join(unscored)}: given, but no scorer is, so nothing is evaluated")
+    elif "eval_sizes" in given and not several_sizes:
+        lines.append("--eval_sizes: given, but --sizes has not several sizes, so all images have one size")
+    return lines
 
 
 def _check_lora(model: ModelConfig, optim: OptimConfig) -> None:

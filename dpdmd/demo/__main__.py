@@ -18,9 +18,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.sampling_flags import add_sampling_flags, apply_size, check_ranges
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, SCORERS
-from dpdmd.evaluation.scorer_files import check_scorer_paths
+from dpdmd.demo.sources import find_sources
+from dpdmd.evaluation.scorer_files import check_scorer_paths, scorer_sources
+from dpdmd.models.hub_models import locate_all
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import user_path
 
@@ -41,25 +44,31 @@ def build_parser() -> argparse.ArgumentParser:
         type=user_path,
         action="append",
         required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, or a network's file; give it once for each student",
+        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub; give it once "
+        "for each student",
     )
     parser.add_argument(
-        "--teacher", type=user_path, help="the teacher's pipeline folder (default: the one in the run's config.yaml)"
+        "--teacher",
+        type=user_path,
+        help="the teacher's pipeline folder, or org/name (default: the one in the run's config.yaml)",
     )
     parser.add_argument(
-        "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
+        "--base_model",
+        type=user_path,
+        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0 for any (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=4, help="images sampled at a time (default: %(default)s)")
     for file in SCORER_FILES:
         parser.add_argument(f"--{file.flag}", type=user_path, help=f"{file.help}: show this diversity, too")
-    add_sampling_flags(parser, "height", "width", "bf16")
+    add_sampling_flags(parser, "height", "width", "size", "bf16")
+    add_hub_flags(parser, "--teacher")
     return parser
 
 
-def check(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
-    """Check what needs no model. Return the files of the diversity scorers: scorer -> flag -> path.
+def check(args: argparse.Namespace) -> None:
+    """Check what needs no model.
 
     Raises:
         ValueError: one line that names the flag and what to do.
@@ -67,13 +76,26 @@ def check(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs gradio: pip install -e '.[demo]' first")
     check_ranges(vars(args))
+    apply_size(args)
     if not 0 <= args.port <= MAX_PORT:
         raise ValueError(f"--port {args.port}: must be 0 to {MAX_PORT}")
     places = [path.resolve() for path in args.model]
     for number, path in enumerate(args.model):
         if places[number] in places[:number]:
             raise ValueError(f"--model {path}: is given twice")
-    return check_scorer_paths({file.flag: getattr(args, file.flag) for file in SCORER_FILES}, sorted(DIVERSITY_SCORERS))
+
+
+def find_scorers(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
+    """Return the files of the diversity scorers, on disk or from the Hub: scorer -> flag -> path.
+
+    Raises:
+        ValueError, OSError: as `locate_all`, or a path does not hold what its flag needs.
+    """
+    names = sorted(DIVERSITY_SCORERS)
+    given = {file.flag: str(value) for file in SCORER_FILES if (value := getattr(args, file.flag))}
+    sources = scorer_sources(given, names)
+    found = locate_all(list(sources.values()), HubOptions.of(args))
+    return check_scorer_paths({flag: str(one.path) for flag, one in zip(sources, found, strict=True)}, names)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -98,12 +120,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program until it is stopped. Return exit status 2 for wrong input, 1 for an error while loading."""
     args = build_parser().parse_args(argv)
     try:
-        scorer_paths = check(args)
+        check(args)
         with bind(args.host, args.port) as bound:
+            sources, scorer_paths = find_sources(args), find_scorers(args)
             # Imported late: it takes seconds, and wrong input is reported before.
             from dpdmd.demo.server import run
 
-            run(args, scorer_paths, bound)
+            run(args, sources, scorer_paths, bound)
     except ValueError as error:
         print(f"dpdmd.demo: error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dpdmd.config import Config, read_yaml
+from dpdmd.config import Config
+from dpdmd.demo.sources import Sources
 from dpdmd.models.base import Family, ImageDecoder, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.identity import same_content
@@ -15,7 +16,6 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import DEFAULT
 from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.load_model import (
     Model,
     find_model,
@@ -29,7 +29,7 @@ from dpdmd.sampling.load_model import (
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.utils import precision
 from dpdmd.utils.logging import logger
-from dpdmd.utils.paths import distinct_names, same_place
+from dpdmd.utils.paths import distinct_names
 
 TEACHER = "teacher"
 
@@ -85,7 +85,7 @@ class LoadedModel:
     encoder: TextEncoder
 
 
-def check_models(args: argparse.Namespace, device: torch.device) -> list[CheckedModel]:
+def check_models(args: argparse.Namespace, sources: Sources, device: torch.device) -> list[CheckedModel]:
     """Check the files of the teacher and of all students, without loading a model. The teacher comes first.
 
     All models compute in one type, so that they differ by their weights alone: bf16 if `--bf16` is given or all
@@ -94,12 +94,12 @@ def check_models(args: argparse.Namespace, device: torch.device) -> list[Checked
     Raises:
         ValueError: a model is missing or broken, no teacher is known, or the models cannot share their noises.
     """
-    students = [find_model(path, args.base_model) for path in args.model]
+    students = [find_model(path, base) for path, base in sources.students]
     if all(student.source == student.folder for student in students):
         warn_of_unused_base(students[0], args.base_model)
     dtype = precision.set_up(all(uses_bf16(student, args.bf16) for student in students))
     families = [model_family(student, device, dtype) for student in students]
-    teacher = _find_teacher(args.teacher, args.model, students)
+    teacher = _find_teacher(sources, students, args.model[0])
     families.insert(0, model_family(teacher, device, dtype, flag="--teacher"))
     height, width = _common_size(students, args.height, args.width)
     image_size(teacher, height, width)
@@ -119,49 +119,28 @@ def check_models(args: argparse.Namespace, device: torch.device) -> list[Checked
     return checked
 
 
-def _find_teacher(given: Path | None, paths: Sequence[Path], students: Sequence[Model]) -> Model:
-    """Return the teacher: `given`, else that of the runs' config.yaml, else the pipeline that a LoRA changes.
+def _find_teacher(sources: Sources, students: Sequence[Model], first: Path) -> Model:
+    """Return the teacher: that of `sources`, else the pipeline that a LoRA changes.
 
     It is sampled with the steps and the guidance of the first run that was trained from it, else with those of its own
     folder, and with the text of the first student.
     """
-    configs = {path: _read_config(model) for path, model in zip(paths, students, strict=True)}
-    named = {path: Path(config.model.teacher_id) for path, config in configs.items() if config}
-    bases = [student.folder for student in students if student.lora]
-    if not (given or named or bases):
-        raise ValueError(f"--teacher: {paths[0]} has no config.yaml that names its teacher; give the pipeline folder")
-    folder = given or next(iter(named.values()), None) or bases[0]
-    for path, other in named.items() if given is None else ():
-        if not same_place(other, folder):
-            raise ValueError(
-                f"--model {path}: its teacher is {other}, and that of {paths[0]} is {folder}; give --teacher"
-            )
+    folder = sources.teacher or next((student.folder for student in students if student.lora), None)
+    if folder is None:
+        raise ValueError(f"--teacher: {first} has no config.yaml that names its teacher; give the pipeline folder")
     family = family_of(folder)
     text = students[0].defaults
     no_t5 = text.no_t5 and bool(LAYOUTS[family].t5)
     check_folder(LAYOUTS[family], folder, "--teacher", no_t5=no_t5)
     defaults = read_sampling_defaults(folder, LAYOUTS[family].defaults)
     defaults = replace(defaults, no_t5=no_t5, max_sequence_length=text.max_sequence_length)
-    config = next((configs[path] for path, teacher in named.items() if same_place(teacher, folder)), None)
-    return Model(folder, _as_trained_from(defaults, config) if config else defaults)
+    return Model(folder, _as_trained_from(defaults, sources.run) if sources.run else defaults)
 
 
 def _as_trained_from(defaults: SamplingDefaults, config: Config) -> SamplingDefaults:
     """Return the teacher's sampling defaults with the steps and the guidance scale of a run."""
     steps, guidance = config.method.teacher_infer_steps, config.method.teacher_guidance_scale
     return replace(defaults, steps=steps, guidance_scale=guidance, sigmas=None, grid=DEFAULT)
-
-
-def _read_config(model: Model) -> Config | None:
-    """Return the configuration of the run that a model belongs to, or None if it belongs to none.
-
-    Raises:
-        ValueError: the file is unreadable.
-    """
-    for folder in model.source.absolute().parents[:4]:  # RUN/ckpts/step_000600/student
-        if (path := RunFolder.of(folder).config).is_file():
-            return read_yaml(path)
-    return None
 
 
 def _common_size(students: Sequence[Model], height: int | None, width: int | None) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dpdmd.demo.models import check_models, load_models
+from dpdmd.demo.sources import Sources
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.logging import logger, set_up_logging
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 LOCAL = ("127.0.0.1", "::1")
 
 
-def run(args: argparse.Namespace, scorer_paths: Mapping[str, Mapping[str, Path]], bound: socket.socket) -> None:
+def run(
+    args: argparse.Namespace, sources: Sources, scorer_paths: Mapping[str, Mapping[str, Path]], bound: socket.socket
+) -> None:
     """Load the models, and serve the page at `bound` until a signal ends the program.
 
     Raises:
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace, scorer_paths: Mapping[str, Mapping[str, Path]]
     """
     set_up_logging(None, every_line=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checked = check_models(args, device)
+    checked = check_models(args, sources, device)
     from dpdmd.demo.comparison import Comparison  # imports transformers
     from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
 

@@ -20,10 +20,8 @@ _ABOUT = re.compile("README.md|LICEN[SC]E[^/]*", re.IGNORECASE)
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-def pipeline_files(
-    names: Collection[str], read: ReadJson, variant: str | None, *, without: Collection[str] = ()
-) -> Files:
-    """Return the files of a whole pipeline; the components `without` are not needed.
+def pipeline_files(names: Collection[str], read: ReadJson, variant: str | None, *, no_t5: bool = False) -> Files:
+    """Return the files of a whole pipeline, without those of its T5 if `no_t5`.
 
     Raises:
         ValueError: there is no pipeline, or a component's weights are missing, incomplete or not of the variant.
@@ -33,8 +31,9 @@ def pipeline_files(
     files = _about(names) | {MODEL_INDEX: MODEL_INDEX}
     for component, value in read(MODEL_INDEX).items():
         # As in `Layout.components`: [library, class], or [null, null] for a component that is left out.
-        if isinstance(value, list) and all(isinstance(word, str) for word in value) and component not in without:
-            files |= _component(names, component, variant)
+        if isinstance(value, list) and all(isinstance(word, str) for word in value):
+            is_t5 = value[-1:] and value[-1].startswith("T5")  # encoder and tokenizer
+            files |= {} if no_t5 and is_t5 else _component(names, component, variant)
     return files
 
 

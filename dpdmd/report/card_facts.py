@@ -12,8 +12,9 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.report.runs import Run, RunEntry, read_runs
 from dpdmd.run_folder import RunFolder
-from dpdmd.utils.hub import parse_id
+from dpdmd.utils.hub import cache_folder, cached_snapshot, parse_id
 from dpdmd.utils.manifest import read_manifest
+from dpdmd.utils.paths import MODEL_INDEX
 
 CARD = "README.md"
 PIPELINE, SINGLE_FILE = "pipeline", "single file"  # kinds of exports, beside run_folder's LORA
@@ -94,17 +95,28 @@ def stored_dtype(layout: Layout, folder: Path) -> str:
 
 
 def hub_id(base: Path, layout: Layout) -> str | None:
-    """Return the repository of a pipeline folder, by its path: org/name at its end, or the Hub's cache; else None."""
-    path = base.as_posix()
-    if model := parse_id(path):
+    """Return the repository of a pipeline, by its id or its folder's path: org/name at its end, or the Hub's cache.
+
+    Return None if it is unknown. The folder of a variant has links to the files of another folder.
+    """
+    if model := parse_id(base.as_posix()):
         return model.repository
-    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{base.resolve().as_posix()}/"):
-        return f"{cached[1]}/{cached[2]}"
-    return layout.repository if f"/{path}".endswith(f"/{layout.repository}") else None
+    index = (base / MODEL_INDEX).resolve()
+    for path in (base, base.resolve(), index.parent):
+        if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)/(?:snapshots|blobs)(?:/|$)", path.as_posix()):
+            return f"{cached[1]}/{cached[2]}"
+        if f"/{path.as_posix()}".endswith(f"/{layout.repository}"):
+            return layout.repository
+    return None
 
 
-def licence_of(base: Path, layout: Layout, known: str | None) -> dict[str, str]:
-    """Return the licence in the head of the base's own card, else that of the family's official weights, else {}."""
+def licence_of(base: Path, layout: Layout, known: str | None, cache_dir: str | None = None) -> dict[str, str]:
+    """Return the licence in the head of the base's own card, else that of the family's official weights, else {}.
+
+    The card of an id is read in the Hub's cache.
+    """
+    if model := parse_id(base.as_posix()):
+        base = cached_snapshot(model, cache_folder(cache_dir)) or base
     try:
         text = (base / CARD).read_text(encoding="utf-8")
         own = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}

@@ -82,7 +82,8 @@ def render(card: Card, shown: list[tuple[str, list[str]]]) -> str:
 
 
 def _head(card: Card, known: str | None) -> str:
-    values: dict[str, Any] = licence_of(card.base, card.layout, known)
+    cache_dir = card.training.config.get("cache_dir") if card.training else None
+    values: dict[str, Any] = licence_of(card.base, card.layout, known, cache_dir)
     values |= {"base_model": known} if known else {}
     values |= {"base_model_relation": "adapter" if card.kind == LORA else "finetune"} if known else {}
     values |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
@@ -103,9 +104,10 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     dtype = f"dtype=torch.{card.dtype}"
     if card.kind == LORA:
         base = known or str(card.base.absolute())
-        without = "".join(f", {name}=None" for name in layout.t5 if defaults.no_t5)
+        more = f", variant={_quoted(defaults.base_variant)}" if defaults.base_variant else ""
+        more += "".join(f", {name}=None" for name in layout.t5 if defaults.no_t5)
         lines += [
-            f"pipe = {layout.pipeline}.from_pretrained({_quoted(base)}, {dtype}{without})",
+            f"pipe = {layout.pipeline}.from_pretrained({_quoted(base)}, {dtype}{more})",
             "pipe.load_lora_weights(student)",
             f'pipe.scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")',
         ]

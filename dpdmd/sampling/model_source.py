@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from dpdmd.config.hub_flags import HubOptions
-from dpdmd.models.hub_files import model_files
+from dpdmd.models.hub_files import Select, model_files, pipeline_files
 from dpdmd.models.hub_models import Located, Source, locate_all
 from dpdmd.models.weight_files import NETWORK_FILES
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
@@ -37,36 +37,53 @@ def base_source(lora: Path, variant: str | None = None) -> Source | None:
     if not isinstance(base, str) or not (revision or variant):
         return None
     model = parse_id(base) and HubId(base, str(revision)) if revision else None
-    return Source(f"--model {lora}: its base", str(model or base), variant=variant)
+    return Source(f"--model {lora}: its base", str(model or base), pipeline_with_text_of(lora), variant=variant)
+
+
+def pipeline_with_text_of(folder: Path) -> Select:
+    """Return the function that selects the files of a pipeline for a student in `folder`: no T5 if it has none."""
+    try:
+        no_t5 = read_json(folder / DEFAULTS_FILE).get("no_t5") is True
+    except ValueError:
+        no_t5 = False
+    return partial(pipeline_files, no_t5=no_t5)
 
 
 def locate_model(
-    model: str, base_model: str | None, options: HubOptions, others: Sequence[Source] = ()
+    model: str,
+    base_model: str | None,
+    options: HubOptions,
+    others: Sequence[Source] = (),
+    *,
+    base_variant_only: bool = False,
 ) -> tuple[Path, Path | None, list[Located]]:
     """Return the local paths of --model and --base_model, and of `others`. Call on every rank.
 
     `--variant` is that of the pipeline whose weights are read: of --model, or of the base of a LoRA or a network alone.
+    With `base_variant_only` it is never that of --model.
 
     Raises:
         ValueError, OSError: as `locate_all`.
     """
-    own = partial(Source, "--model", select=model_files, variant=options.variant)
+    variant = None if base_variant_only else options.variant
+    own = partial(Source, "--model", select=model_files, variant=variant)
     remote = parse_id(model) is not None and not _is_network(model)
     sources = [own(model, revision=options.revision)] if remote or options.revision else []
     found = locate_all([*sources, *others], options)
     path, found = (found[0].path, found[1:]) if sources else (Path(model), found)
-    place = _place_or_none(path)
+    place = place_or_none(path)
     if place and (place / MODEL_INDEX).is_file():
-        again = locate_all([own(str(place))] if options.variant and not sources else [], options)
+        again = locate_all([own(str(place))] if variant and not sources else [], options)
         return again[0].path if again else path, Path(base_model) if base_model else None, found
     base = base_source(place, options.variant) if place else None
     if base_model:
-        base = Source("--base_model", base_model, variant=options.variant)
+        select = pipeline_with_text_of(place) if place else pipeline_files
+        base = Source("--base_model", base_model, select, variant=options.variant)
     located = locate_all([base] if base else [], options)
     return path, located[0].path if located else None, found
 
 
-def _place_or_none(path: Path) -> Path | None:
+def place_or_none(path: Path) -> Path | None:
     """Return `model_place`; None for a network's file, and for a folder that cannot be read, reported later."""
     try:
         return None if _is_network(str(path)) else model_place(path)

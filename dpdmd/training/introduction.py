@@ -64,7 +64,9 @@ def _method(config: Config) -> str:
 def _prompts(setup: RunSetup) -> str:
     shown = [f'"{_shortened(prompt)}"' for prompt in setup.prompts[:SHOWN_PROMPTS]]
     more = ", ..." if len(setup.prompts) > SHOWN_PROMPTS else ""
-    return f"{len(setup.prompts):,} in {setup.config.data.prompt_txt}: {', '.join(shown)}{more}"
+    data = setup.config.data
+    drawn = f", drawn by the column {data.prompt_weight_column}" if data.prompt_weight_column else ""
+    return f"{len(setup.prompts):,} in {data.prompt_txt}{drawn}: {', '.join(shown)}{more}"
 
 
 def _shortened(prompt: str) -> str:

@@ -38,7 +38,7 @@ def locate_models(config: Config) -> None:
 def _sources(config: Config) -> dict[str, Source]:
     """Return flag -> source of each model that the run reads; student and fake score only if not the teacher's."""
     model, layout = config.model, LAYOUTS[config.model.family]
-    whole = partial(pipeline_files, without=layout.t5 if model.no_t5 else ())
+    whole = partial(pipeline_files, no_t5=model.no_t5)
     hub = config.hub
     sources = {"teacher_id": Source("--teacher_id", model.teacher_id, whole, hub.revision, hub.variant)}
     network = partial(network_files, component=layout.network)

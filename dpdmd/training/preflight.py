@@ -194,7 +194,10 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
         )
     if evaluation.skipped:
         warnings.append(evaluation.skipped)
-    warnings += unused_flag_warnings(config.method.method, config.given, evaluates=bool(evaluation.sets))
+    several_sizes = len(config.data.image_sizes) > 1
+    warnings += unused_flag_warnings(
+        config.method.method, config.given, evaluates=bool(evaluation.sets), several_sizes=several_sizes
+    )
     if not num_student_updates(steps, config.method):
         warnings.append(f"the run ends at step {steps}, before the student's first update: it learns nothing")
     return warnings

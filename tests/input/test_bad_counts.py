@@ -123,6 +123,8 @@ def test_a_flag_without_effect_gets_a_warning(flags, tiny_scorers, tmp_path):
     ]
     assert warnings("--div_weight", "3", "--method", "dpdmd") == []
     assert warnings("--num_div_seeds", "4") == ["--num_div_seeds: given, but no scorer is, so nothing is evaluated"]
+    scored = ["--eval_sizes", "all", "--clip_path", tiny_scorers["clip_path"]]
+    assert warnings(*scored) == ["--eval_sizes: given, but --sizes has not several sizes, so all images have one size"]
     assert (
         warnings(
             "--num_div_seeds", "4", "--clip_path", tiny_scorers["clip_path"], "--div_prompts", flags["--prompt_txt"]

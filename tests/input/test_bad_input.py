@@ -500,6 +500,11 @@ GENERATION = [
         ("--out", "README.md/g", "README.md is a file; give a folder"),
         ("--out", LONG, "cannot be made (File name too long)"),
         ("--model", "nowhere", "neither a pipeline folder"),
+        ("--revision", "", "argument --revision: '' is empty; give a value, or leave it out"),
+        ("--revision", "v1", "is no id of the Hub (org/name); leave it out"),
+        ("--variant", " ", "argument --variant: ' ' is empty"),
+        ("--variant", "../fp16", "has no weights of --variant ../fp16 (it has: no variant); leave the flag out"),
+        ("--cache_dir", "", "argument --cache_dir: '' is empty"),
     ],
 )
 def test_generate_rejects_wrong_input(refused_by, tiny_pipeline, tmp_path, monkeypatch, flag, value, says):

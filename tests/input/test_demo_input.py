@@ -44,7 +44,12 @@ def gradio_is_installed(monkeypatch):
         (["--host", "no such host"], "--host no such host: is no address of this machine"),
         (["--batch_size", "0"], "--batch_size 0: must be 1 to"),
         (["--height", "63"], "--height 63: must be a multiple of"),
-        (["--dino_path", "no/such"], "--dino_path no/such: "),
+        (["--dino_path", "no/such"], "--dino_path no/such: no such folder; get it from"),
+        (["--dino_path", "no/such/folder"], "--dino_path no/such/folder: "),
+        (["--size", "64"], "--size '64': must be WIDTHxHEIGHT"),
+        (["--size", "64x64", "--height", "64"], "--size 64x64: leave out --height and --width"),
+        (["--revision", "v1"], "--revision v1: --teacher "),
+        (["--variant", "fp16"], "has no weights of --variant fp16 (it has: no variant); leave the flag out"),
         (["--clip_path", str(ROOT / "README.md")], "--clip_path"),
         (["--prompt", "a"], "unrecognized arguments: --prompt a"),
     ],
@@ -68,7 +73,8 @@ def test_gradio_is_missing(refuse, monkeypatch):
 
 
 def test_wrong_models(refuse, tiny_pipeline, tiny_sdxl, broken, tmp_path):
-    assert "--model no/such: neither a pipeline folder" in refuse(model=Path("no/such"))
+    assert "--model no/such/run: neither a pipeline folder" in refuse(model=Path("no/such/run"))
+    assert "--model no/such: no such folder; get it from" in refuse(model=Path("no/such"))
     again = tiny_pipeline.parent / "." / tiny_pipeline.name
     assert f"--model {again}: is given twice" in refuse("--model", again)
     shutil.rmtree(broken / "transformer")
@@ -80,7 +86,9 @@ def test_wrong_models(refuse, tiny_pipeline, tiny_sdxl, broken, tmp_path):
 def test_wrong_teachers(refuse, tiny_pipeline, tmp_path, finished):
     line = refuse(teacher=None)
     assert line == f"--teacher: {tiny_pipeline} has no config.yaml that names its teacher; give the pipeline folder"
-    assert "--teacher no/such: no such folder" in refuse(teacher=Path("no/such"))
+    assert "--teacher no/such: no such folder; get it from" in refuse(teacher=Path("no/such"))
+    assert "--teacher no/such/one: no such folder" in refuse(teacher=Path("no/such/one"))
+    assert "--revision v1: is that of --teacher, which is not given" in refuse("--revision", "v1", teacher=None)
     run = Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(f"teacher_id: {tiny_pipeline}", "teacher_id: gone"))

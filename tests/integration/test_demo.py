@@ -11,7 +11,8 @@ import yaml
 from dpdmd import train
 from dpdmd.demo.__main__ import build_parser
 from dpdmd.demo.comparison import PIXELS, Comparison
-from dpdmd.demo.models import check_models, load_models
+from dpdmd.demo.models import CheckedModel, check_models, load_models
+from dpdmd.demo.sources import find_sources
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.image_grid import to_pil
@@ -24,8 +25,13 @@ def arguments(*given: object) -> argparse.Namespace:
     return build_parser().parse_args([str(value) for value in given])
 
 
+def checked(*given: object) -> list[CheckedModel]:
+    args = arguments(*given)
+    return check_models(args, find_sources(args), CPU)
+
+
 def loaded(*given: object) -> Comparison:
-    return Comparison(load_models(check_models(arguments(*given), CPU)), [], 4)
+    return Comparison(load_models(checked(*given)), [], 4)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +117,8 @@ def test_text_encoders_stored_in_another_type_are_shared(finished, tmp_path, tin
     models = loaded("--model", finished, "--teacher", teacher).models
     assert models[0].encoder is models[1].encoder
     (teacher / "tokenizer" / "vocab.json").write_text("{}")
-    checked = check_models(arguments("--model", finished, "--teacher", teacher), CPU)
-    assert not checked[1].shares_text_with(checked[0]) and checked[1].shares_decoder_with(checked[0])
+    models = checked("--model", finished, "--teacher", teacher)
+    assert not models[1].shares_text_with(models[0]) and models[1].shares_decoder_with(models[0])
 
 
 def test_an_sdxl_is_compared_like_any_other(tiny_sdxl):
@@ -123,10 +129,10 @@ def test_an_sdxl_is_compared_like_any_other(tiny_sdxl):
 
 def test_a_teacher_without_a_run_has_its_own_steps(finished, tiny_pipeline):
     student = finished / "ckpts" / "latest" / "student"
-    checked = check_models(arguments("--model", student, "--teacher", tiny_pipeline), CPU)
-    assert len(checked[0].settings.sigmas) - 1 == 4  # the student is inside a run
-    checked = check_models(arguments("--model", tiny_pipeline, "--teacher", tiny_pipeline), CPU)
-    assert len(checked[0].settings.sigmas) - 1 == 30
+    models = checked("--model", student, "--teacher", tiny_pipeline)
+    assert len(models[0].settings.sigmas) - 1 == 4  # the student is inside a run
+    models = checked("--model", tiny_pipeline, "--teacher", tiny_pipeline)
+    assert len(models[0].settings.sigmas) - 1 == 30
 
 
 def test_runs_of_two_teachers_need_a_choice(finished, tmp_path, tiny_sdxl):
@@ -138,4 +144,4 @@ def test_runs_of_two_teachers_need_a_choice(finished, tmp_path, tiny_sdxl):
     config["model"]["teacher_id"] = str(tiny_sdxl)
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=r"--model .*other: its teacher is .*, and that of .* is .*; give --teacher"):
-        check_models(arguments("--model", finished, "--model", other), CPU)
+        checked("--model", finished, "--model", other)

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from bad_input import one_line, program
-from edit_models import DIFFUSION, MODEL
-from hub_server import Hub, serve
+from edit_models import DIFFUSION, MODEL, as_variant
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
@@ -23,21 +21,6 @@ from dpdmd.utils.file_digests import sha256_of_files
 TOKEN = "hf_secretsecretsecret"
 A, B = "a" * 40, "b" * 40
 WEIGHTS = (f"transformer/{DIFFUSION}", f"vae/{DIFFUSION}", f"text_encoder/{MODEL}", f"text_encoder_2/{MODEL}")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Run a Hub, and point the client and this user's caches to empty folders."""
-    with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
-        yield hub
 
 
 @pytest.fixture
@@ -62,18 +45,6 @@ def error_of(*args: object, **options: object) -> str:
     message = str(raised.value)
     assert message.startswith("--") and "\n" not in message and TOKEN not in message
     return message
-
-
-def as_variant(folder: Path, names: tuple[str, ...], *, keep: bool) -> None:
-    """Give weights the names of the variant fp16, and half the bits; `keep` the full ones beside them."""
-    for name in names:
-        path = folder / name
-        half = {key: value.half() for key, value in load_file(path).items()}
-        from safetensors.torch import save_file
-
-        save_file(half, path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")), {"format": "pt"})
-        if not keep:
-            path.unlink()
 
 
 def test_only_the_pipelines_own_files_are_fetched_once(hub, small, capsys):
@@ -195,7 +166,7 @@ def test_a_full_disk_is_an_error_before_anything_is_fetched(hub, small, monkeypa
 def test_a_variant_loads_like_any_folder(hub, tiny_pipeline, tmp_path, keep, local):
     """Alone and beside full weights, from the Hub and from a folder: only the variant's files are read or fetched."""
     folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "halves"))
-    as_variant(folder, (*WEIGHTS, f"text_encoder_3/{MODEL}"), keep=keep)
+    as_variant(folder, keep=keep)
     hub.add("org/halves", folder)
     found = find(str(folder) if local else "org/halves", variant="fp16")
     assert found.recorded == (str(folder) if local else f"org/halves@{A}")

@@ -303,3 +303,27 @@ def test_prompts_that_updates_share_are_encoded_once(flags, tmp_path, monkeypatc
     assert train.main([*more, "--run_dir", str(anew)]) == 0
     assert len([prompts for prompts in encoded if prompts != [""]]) == 7
     assert state_bytes(once / "ckpts" / "step_000007") == state_bytes(anew / "ckpts" / "step_000007")
+
+
+def test_a_run_draws_its_prompts_by_their_weights(flags, tmp_path, capfd):
+    """A resumed run equals one in one piece; with other weights it is an error, also if the prompts are the same."""
+    path = tmp_path / "weighted.csv"
+    path.write_text("prompt,often\na red circle,3\na small cross,1\na triangle,0\n")
+    more = [*flags, "--prompt_txt", str(path), "--prompt_weight_column", "often", "--ckpt_every", "6"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.main([*more, "--run_dir", str(whole), "--max_steps", "12"]) == 0
+    said = (whole / "log" / "log.txt").read_text()
+    assert f"2 in {path}, drawn by the column often: " in said and "triangle" not in said
+    assert train.main([*more, "--run_dir", str(parts), "--max_steps", "6"]) == 0
+    resumed = [*more, "--run_dir", str(parts), "--max_steps", "12", "--resume_from_checkpoint", "latest"]
+    path.write_text("prompt,often\na red circle,1\na small cross,1\na triangle,0\n")
+    assert train.main(resumed) == 2
+    assert f"--prompt_txt {path}: not the prompts and weights that" in capfd.readouterr().err
+    path.write_text("often,prompt\n3,a red circle\n1,a small cross\n")  # the same content in another form
+    assert train.main(resumed) == 0
+    network = "ckpts/step_000012/student/transformer/diffusion_pytorch_model.safetensors"
+    assert (whole / network).read_bytes() == (parts / network).read_bytes()
+    unweighted = [*flags, "--prompt_txt", str(path), "--run_dir", str(tmp_path / "equal"), "--max_steps", "12"]
+    assert train.main(unweighted) == 0
+    norms = [[line["grad_norm"] for line in records(run)] for run in (whole, tmp_path / "equal")]
+    assert norms[0] != norms[1]

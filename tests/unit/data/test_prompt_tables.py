@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.data.prompt_files import read_prompts
+from dpdmd.data.prompt_files import read_prompts, read_weighted_prompts
 from dpdmd.data.prompts import fingerprint
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS
 
@@ -164,3 +164,65 @@ def test_a_folder_of_datasets(tmp_path):
     assert message(train).startswith("cannot be read (")
     (train / "state.json").write_text("[]")
     assert message(train).startswith("state.json does not list the files of a dataset")
+
+
+WEIGHTED = "caption,weight\na cat,2\na dog,0\n ,x\na hen,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", WEIGHTED),
+        ("a.tsv", WEIGHTED.replace(",", "\t")),
+        (
+            "a.jsonl",
+            '{"text": "a cat", "weight": 2}\n{"weight": "0", "text": "a dog"}\n{"text": "a hen", "weight": 0.5}',
+        ),
+        ("a.json", '[{"caption": "a cat", "weight": 2}, {"caption": "a hen", "weight": "0.5"}]'),
+        ("a.json", '{"caption": ["a cat", "a dog", "a hen"], "weight": [2, 0, 0.5]}'),
+    ],
+)
+def test_weights_of_all_formats(tmp_path, name, content):
+    """A prompt of weight 0 is left out, and the weight of a blank prompt is not read."""
+    prompts, weights = read_weighted_prompts(written(tmp_path, name, content), None, "weight")
+    assert (prompts, list(weights)) == (["a cat", "a hen"], [2.0, 0.5])
+
+
+def test_weights_of_parquet_and_datasets(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'dpdmd[data]'")
+    table = pyarrow.table({"weight": [2, 0, 1], "caption": ["a cat", "a dog", "a hen"]})
+    importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    assert read_weighted_prompts(tmp_path / "a.parquet", None, "weight")[1].tolist() == [2.0, 1.0]
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    with pyarrow.ipc.new_stream(str(tmp_path / "data.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    prompts, weights = read_weighted_prompts(tmp_path, "caption", "weight")
+    assert (prompts, weights.tolist()) == (["a cat", "a hen"], [2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "prompt,n\na,1\nb,x\n", "line 3 has the weight 'x'; it must be a number, at least 0"),
+        ("a.csv", "prompt,n\na,-1\n", "line 2 has the weight '-1'"),
+        ("a.csv", "prompt,n\na,\n", "line 2 has the weight ''"),
+        ("a.csv", "prompt,n\na,nan\n", "line 2 has the weight 'nan'"),
+        ("a.csv", "prompt,n\na,1e999\n", "line 2 has the weight '1e999'"),
+        ("a.csv", "prompt,n\na,0\nb,0.0\n", "every weight is 0, so no prompt is ever drawn (--prompt_weight_column)"),
+        ("a.csv", "prompt,m\na,1\n", "has no column 'n' (--prompt_weight_column); its columns are 'prompt', 'm'"),
+        ("a.csv", "prompt,n,n\na,1,2\n", "has several columns named 'n' (--prompt_weight_column)"),
+        ("a.csv", "n,m\na,1\n", "no column is named prompt, caption, text; give --prompt_column, one of 'm'"),
+        ("a.jsonl", '{"prompt": "a", "n": true}\n', "line 1 has the weight 'True'"),
+        ("a.jsonl", '{"prompt": "a", "n": null}\n', "line 1 has no weight"),
+        ("a.jsonl", '{"prompt": "a", "n": 1}\n{"prompt": "a"}\n', "object 2 has no 'n'"),
+        ("a.jsonl", '"a"\n', "line 1 has no weight"),
+        ("a.json", '{"prompt": ["a", "b"], "n": [1]}', "'n' has 1 values, 'prompt' has 2"),
+        ("a.txt", "a\n", "is text without columns; leave out --prompt_weight_column, or give a file with that column"),
+    ],
+)
+def test_wrong_weights(tmp_path, name, content, says):
+    path = written(tmp_path, name, content)
+    with pytest.raises(ValueError) as error:
+        read_weighted_prompts(path, None, "n")
+    start, text = f"--prompt_txt {path}: ", str(error.value)
+    assert text.startswith(start + says) and "\n" not in text

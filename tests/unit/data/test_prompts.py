@@ -5,10 +5,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dpdmd.data.prompt_files import read_prompts
-from dpdmd.data.prompts import epoch_order, global_samples, prompts_of_step
+from dpdmd.data.prompts import PromptWeights, epoch_order, fingerprint, global_samples, prompts_of_step
 from dpdmd.shapes import pairs
 from dpdmd.shapes.categories import OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, parse_caption
@@ -171,6 +172,48 @@ def test_depends_on_seed_step_and_sample_alone():
 
 def test_batch_size_does_not_change_the_order():
     assert sequence(0, 12, 4) == sequence(0, 4, 12) == sequence(0, 48, 1)
+
+
+def weighted(values: list[float], number: int) -> list[int]:
+    """Return how often each of the first prompts is in each of 300 passes, in all."""
+    weights = PromptWeights(np.array(values, float))
+    drawn = prompts_of_step(range(number), 2, 0, 300 * number, range(300 * number), weights)
+    return [Counter(drawn)[index] for index in range(number)]
+
+
+def test_prompts_are_drawn_by_their_weights():
+    """The mean over passes is exact but for the random offset of each; every pass is within one draw of it."""
+    counts = weighted([1, 2, 0.5, 4, 2.5], 5)
+    assert np.abs(np.array(counts) - 300 * 5 * np.array([1, 2, 0.5, 4, 2.5]) / 10).max() < 40
+    assert sum(counts) == 1500
+    for offset in (0, 0.3, 0.99):
+        shares = np.array([1, 2, 0.5, 4, 2.5]) / 10 * 5
+        draws = PromptWeights(np.array([1, 2, 0.5, 4, 2.5])).draws_of_pass(offset)
+        assert draws.sum() == 5 and (np.abs(draws - shares) < 1).all()
+
+
+def test_whole_weights_are_repeats_and_equal_weights_change_nothing():
+    """Weights 3 and 1 of four prompts each give the pass that a file with repeats gives, up to the order."""
+    for scale in (1.0, 7.0, 1e-300, 1e300):
+        equal = PromptWeights(np.full(10, scale))
+        assert prompts_of_step(LETTERS, 0, 0, 20, range(20), equal) == prompts_of_step(LETTERS, 0, 0, 20, range(20))
+    two = PromptWeights(np.array([3.0, 1.0, 3.0, 1.0]))
+    drawn = Counter(prompts_of_step("abcd", 0, 0, 4 * 500, range(4 * 500), two))
+    assert drawn["a"] + drawn["c"] == pytest.approx(1500, abs=30)
+
+
+def test_weighted_prompts_depend_on_seed_step_and_sample_alone():
+    weights = PromptWeights(np.arange(1.0, 11))
+    whole = prompts_of_step(LETTERS, 3, 0, 40, range(40), weights)
+    epoch_order.cache_clear()
+    again = PromptWeights(np.arange(1.0, 11))
+    for step in (9, 0, 5):
+        assert prompts_of_step(LETTERS, 3, step, 4, range(4), again) == whole[step * 4 : step * 4 + 4]
+
+
+def test_weights_are_part_of_the_fingerprint():
+    ones, twos = PromptWeights(np.ones(10)), PromptWeights(np.full(10, 2.0))
+    assert len({fingerprint(LETTERS), fingerprint(LETTERS, ones), fingerprint(LETTERS, twos)}) == 3
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
