@@ -25,6 +25,7 @@ IMAGES = "images"
 PAPER = "2602.03139"
 PROMPT = "a red circle"  # of the snippet, if the run has no images
 _METHODS = {"dpdmd": "DP-DMD", "dmd": "DMD", "dmd_lpips": "DMD-LPIPS", "dmd_gan": "DMD-GAN"}
+_OF_TRANSFORMERS = ("CLIP", "T5", "Qwen")  # how its classes of text encoders begin
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
@@ -95,30 +96,8 @@ def _head(card: Card, known: str | None) -> str:
 def snippet(card: Card, prompt: str, known: str | None) -> str:
     """Return Python code that samples the student with diffusers alone."""
     layout, defaults = card.layout, card.defaults
-    scheduler = card.scheduler.get("_class_name", _FLOW)
-    names = [layout.pipeline, *([scheduler] if card.kind == LORA else [])]
-    imports = ["import torch", f"from diffusers import {', '.join(sorted(names))}"]
-    if card.kind == SINGLE_FILE:  # from_single_file takes no name on the Hub
-        imports = ["import os", "", *imports, "from huggingface_hub import snapshot_download"]
-    lines = [*imports, "", f"{_student_line(card.name)}  # this folder, or its name on the Hub"]
-    dtype = f"dtype=torch.{card.dtype}"
-    if card.kind == LORA:
-        base = known or str(card.base.absolute())
-        more = f", variant={_quoted(defaults.base_variant)}" if defaults.base_variant else ""
-        more += "".join(f", {name}=None" for name in layout.t5 if defaults.no_t5)
-        lines += [
-            f"pipe = {layout.pipeline}.from_pretrained({_quoted(base)}, {dtype}{more})",
-            "pipe.load_lora_weights(student)",
-            f'pipe.scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")',
-        ]
-    elif card.kind == SINGLE_FILE:
-        lines += [
-            "folder = student if os.path.isdir(student) else snapshot_download(student)",
-            f"file = os.path.join(folder, {_quoted(card.file)})",
-            f"pipe = {layout.pipeline}.from_single_file(file, config=folder, {dtype})",
-        ]
-    else:
-        lines += [f"pipe = {layout.pipeline}.from_pretrained(student, {dtype})"]
+    imports, lines = _loading(card, known or str(card.base.absolute()))
+    lines = [*imports, "", f"{_student_line(card.name)}  # this folder, or its name on the Hub", *lines]
     lines += ['pipe.to("cuda" if torch.cuda.is_available() else "cpu")', ""]
     sigmas = defaults.sigmas_argument
     options = [f"sigmas={[round(value, 6) for value in sigmas]}" if sigmas else f"num_inference_steps={defaults.steps}"]
@@ -127,6 +106,42 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     options += [f"{name}={getattr(defaults, name)}" for name in ("height", "width") if getattr(defaults, name)]
     lines += ["image = pipe(", f"    {_quoted(prompt)},", *(f"    {option}," for option in options), ").images[0]"]
     return "\n".join([*lines, 'image.save("image.png")', ""])
+
+
+def _loading(card: Card, base: str) -> tuple[list[str], list[str]]:
+    """Return the imports of the snippet, and the lines that load `pipe` from `student`."""
+    layout, dtype, base_variant = card.layout, f"dtype=torch.{card.dtype}", card.defaults.base_variant
+    from_base = f"{dtype}, variant={_quoted(base_variant)}" if base_variant else dtype
+    if card.kind == LORA:
+        scheduler = card.scheduler.get("_class_name", _FLOW)
+        without = "".join(f", {name}=None" for name in layout.t5 if card.defaults.no_t5)
+        return _imports(layout.pipeline, scheduler), [
+            f"pipe = {layout.pipeline}.from_pretrained({_quoted(base)}, {from_base}{without})",
+            "pipe.load_lora_weights(student)",
+            f'pipe.scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")',
+        ]
+    if card.kind != SINGLE_FILE:
+        return _imports(layout.pipeline), [f"pipe = {layout.pipeline}.from_pretrained(student, {dtype})"]
+    beside = {name: layout.classes[name] for name in layout.beside_single_file}
+    imports = _imports(layout.pipeline, *beside.values())
+    arguments = ["file", "config=folder", *(f"{name}={name}" for name in beside), dtype]
+    return ["import os", "", *imports, "from huggingface_hub import snapshot_download"], [
+        "folder = student if os.path.isdir(student) else snapshot_download(student)",  # the next call takes no name
+        f"file = os.path.join(folder, {_quoted(card.file)})",
+        *(
+            f"{name} = {kind}.from_pretrained({_quoted(base)}, subfolder={_quoted(name)}, {from_base})"
+            for name, kind in beside.items()
+        ),
+        f"pipe = {layout.pipeline}.from_single_file({', '.join(arguments)})",
+    ]
+
+
+def _imports(*classes: str) -> list[str]:
+    """Return the lines that import these classes of diffusers and transformers."""
+    own = [name for name in classes if not name.startswith(_OF_TRANSFORMERS)]
+    others = sorted(set(classes) - set(own))
+    lines = ["import torch", f"from diffusers import {', '.join(sorted(own))}"]
+    return [*lines, f"from transformers import {', '.join(others)}"] if others else lines
 
 
 def _student_line(name: str) -> str:
@@ -171,6 +186,8 @@ def _notes(card: Card) -> list[str]:
             + f" and sample with CFG 1 and {steps} steps."
         )
     if card.kind == SINGLE_FILE:
+        if parts := " and ".join(card.layout.beside_single_file):
+            notes.append(f"diffusers reads the network alone from this file: the code takes {parts} of the base model.")
         notes.append(f"In ComfyUI, load the file as a checkpoint, and sample with CFG 1 and {steps} steps.")
     return notes
 

@@ -8,22 +8,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    ZImagePipeline,
+)
 from safetensors import safe_open
-from safetensors.torch import load_file
-from small_models import build_sd35_pipeline, build_sdxl_pipeline
+from safetensors.torch import load_file, save_file
+from small_models import build_sd35_pipeline, build_sdxl_pipeline, build_zimage_pipeline
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from dpdmd import export
 from dpdmd.models.comfyui_workflow import WORKFLOW
-from dpdmd.models.registry import family_class
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.report.card_facts import CARD
 from dpdmd.report.model_card import rename
 
-NETWORKS = {"sd35": "transformer", "sdxl": "unet"}
-PIPELINES = {"sd35": StableDiffusion3Pipeline, "sdxl": StableDiffusionXLPipeline}
-# Names in Stability's sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors and sd_xl_base_1.0.safetensors.
+NETWORKS = {name: layout.network for name, layout in LAYOUTS.items()}
+PIPELINES = {"sd35": StableDiffusion3Pipeline, "sdxl": StableDiffusionXLPipeline, "zimage": ZImagePipeline}
+# Names in Stability's sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors and sd_xl_base_1.0.safetensors, and those that
+# ComfyUI expects of a Z-Image checkpoint (`Lumina2` and `ZImage` in its supported_models.py).
 OFFICIAL = {
     "sd35": [
         "model.diffusion_model.pos_embed",
@@ -71,6 +78,21 @@ OFFICIAL = {
         "conditioner.embedders.1.model.text_projection",
         "conditioner.embedders.1.model.ln_final.weight",
     ],
+    "zimage": [
+        "model.diffusion_model.x_embedder.weight",
+        "model.diffusion_model.t_embedder.mlp.0.weight",
+        "model.diffusion_model.cap_embedder.0.weight",
+        "model.diffusion_model.cap_pad_token",
+        "model.diffusion_model.noise_refiner.0.attention.qkv.weight",
+        "model.diffusion_model.context_refiner.0.attention.q_norm.weight",
+        "model.diffusion_model.layers.0.attention.out.weight",
+        "model.diffusion_model.layers.0.adaLN_modulation.0.weight",
+        "model.diffusion_model.layers.0.feed_forward.w1.weight",
+        "model.diffusion_model.final_layer.linear.weight",
+        "vae.decoder.up.1.upsample.conv.weight",
+        "text_encoders.qwen3_4b.transformer.model.embed_tokens.weight",
+        "text_encoders.qwen3_4b.transformer.model.layers.0.self_attn.q_proj.weight",
+    ],
 }
 
 
@@ -88,6 +110,10 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def official(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a small pipeline with the properties of the official ones on which loaders of single files rely."""
+    folder = tmp_path_factory.mktemp("official") / family
+    if family == "zimage":  # the small one already has them
+        build_zimage_pipeline().save_pretrained(folder)
+        return folder
     pipe = build_sd35_pipeline() if family == "sd35" else build_sdxl_pipeline()
     width, wider = pipe.text_encoder.config.hidden_size, 2 * pipe.text_encoder.config.hidden_size
     torch.manual_seed(4)
@@ -100,16 +126,22 @@ def official(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     else:
         changed = {"cross_attention_dim": width + wider, "projection_class_embeddings_input_dim": 6 * 8 + wider}
     pipe.register_modules(**{NETWORKS[family]: type(network).from_config({**network.config, **changed})})
-    folder = tmp_path_factory.mktemp("official") / family
     pipe.save_pretrained(folder)
     return folder
 
 
-def image(pipe: StableDiffusion3Pipeline | StableDiffusionXLPipeline) -> Tensor:
+def image(pipe: DiffusionPipeline) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
-    more = {"max_sequence_length": 10} if isinstance(pipe, StableDiffusion3Pipeline) else {}
+    layout = next(layout for layout in LAYOUTS.values() if layout.pipeline == type(pipe).__name__)
+    more = {} if layout.fixed_text_length else {"max_sequence_length": 10}
     noise = torch.Generator().manual_seed(0)
-    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "height": 64, "width": 64, "output_type": "pt"}
+    call = {
+        "num_inference_steps": 2,
+        "guidance_scale": layout.guidance.off,
+        "height": 64,
+        "width": 64,
+        "output_type": "pt",
+    }
     return pipe("a red circle", generator=noise, **call, **more).images
 
 
@@ -130,13 +162,17 @@ def test_a_single_file_is_the_same_model(family, official, tmp_path):
     assert stored_types(tmp_path / "mine") == {"mine.safetensors": {"F32"}}
     names = set(load_file(path))
     assert not [name for name in OFFICIAL[family] if name not in names]
-    theirs = PIPELINES[family].from_single_file(str(path), config=str(tmp_path / "mine"), local_files_only=True)
     ours = PIPELINES[family].from_pretrained(official)
+    beside = {name: getattr(ours, name) for name in LAYOUTS[family].beside_single_file}
+    config = {"config": str(tmp_path / "mine"), "local_files_only": True}
+    theirs = PIPELINES[family].from_single_file(str(path), **config, **beside)
     for component in (NETWORKS[family], "vae", *(name for name in ours.components if name.startswith("text_encoder"))):
         before, after = (getattr(pipe, component).state_dict() for pipe in (ours, theirs))
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     torch.testing.assert_close(image(theirs), image(ours), rtol=0, atol=1e-5)  # their tensors lie elsewhere in memory
     assert image(ours).std() > 0.05
+    if LAYOUTS[family].comfyui is None:
+        return
     nodes = json.loads((tmp_path / "mine" / WORKFLOW).read_text()).values()
     inputs = {name: value for node in nodes for name, value in node["inputs"].items()}
     assert inputs["ckpt_name"] == "mine.safetensors" and (inputs["height"], inputs["width"]) == (64, 64)
@@ -146,10 +182,9 @@ def test_a_single_file_is_the_same_model(family, official, tmp_path):
 @pytest.mark.parametrize("on_the_hub", [False, True])
 def test_the_code_of_a_single_files_card_samples_the_students_grid(family, official, tmp_path, monkeypatch, on_the_hub):
     student = Path(shutil.copytree(official, tmp_path / "student"))
-    sigmas = (
-        family_class(family)(torch.device("cpu"), torch.float32).load_schedule(official).named_sigmas("trailing", 2)
-    )
-    how = {"steps": 2, "guidance_scale": 1.0, "max_sequence_length": 10, "sigmas": sigmas.tolist(), "grid": "trailing"}
+    sigmas = LAYOUTS[family].read_schedule(official).named_sigmas("trailing", 2)
+    off = LAYOUTS[family].guidance.off
+    how = {"steps": 2, "guidance_scale": off, "max_sequence_length": 10, "sigmas": sigmas.tolist(), "grid": "trailing"}
     (student / "dpdmd.json").write_text(json.dumps(how | {"height": 64, "width": 64}))
     images = []
     for name, flags in (("whole", []), ("one-file", ["--single_file"])):
@@ -172,12 +207,26 @@ def test_every_weight_has_the_type_that_is_asked_for(family, official, tmp_path,
     command = ["--model", str(official), "--out", str(tmp_path / "out"), "--dtype", dtype]
     assert export.main([*command, *(["--single_file"] if single_file else [])]) == 0
     types = stored_types(tmp_path / "out")
-    assert len(types) == (1 if single_file else 5 if family == "sd35" else 4)
+    assert len(types) == (1 if single_file else len(LAYOUTS[family].classes))
     assert all(kinds == {name} for kinds in types.values())
     if not single_file:
         pipe = PIPELINES[family].from_pretrained(tmp_path / "out")  # without dtype= all parts load in fp32
         reference = image(PIPELINES[family].from_pretrained(official))
         assert (image(pipe) - reference).abs().mean() < 0.02
+
+
+def test_zimages_file_holds_the_parts_that_diffusers_does_not_find(tiny_folder, tmp_path):
+    """Under the names that ComfyUI gives them, with the values of the folder."""
+    folder = tiny_folder("zimage")
+    assert export.main(["--model", str(folder), "--out", str(tmp_path / "mine"), "--single_file"]) == 0
+    found, pipe = load_file(tmp_path / "mine" / "mine.safetensors"), ZImagePipeline.from_pretrained(folder)
+    for name, value in pipe.text_encoder.state_dict().items():
+        assert torch.equal(found.pop(f"text_encoders.qwen3_4b.transformer.model.{name}"), value)
+    vae = {name.removeprefix("vae."): value for name, value in found.items() if name.startswith("vae.")}
+    save_file(vae, tmp_path / "vae.safetensors")
+    theirs = AutoencoderKL.from_single_file(tmp_path / "vae.safetensors", config=str(folder), subfolder="vae")
+    ours = pipe.vae.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.state_dict().items())
 
 
 def test_a_clip_with_a_projection_has_no_place_in_sd3s_file(tiny_pipeline, tmp_path, capsys):
@@ -188,8 +237,6 @@ def test_a_clip_with_a_projection_has_no_place_in_sd3s_file(tiny_pipeline, tmp_p
 
 
 def test_weights_that_fp16_cannot_hold_are_an_error(tiny_pipeline, tmp_path, capsys):
-    from safetensors.torch import save_file
-
     folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "large"))
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)

@@ -5,6 +5,7 @@ prompt and time to matter.
 """
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import ImageChops
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +23,9 @@ from dpdmd import doctor, export, generate, train
 from dpdmd.config import Config
 from dpdmd.data.tensor_cache import Processes
 from dpdmd.data.text_embedding_cache import EmbeddingSettings, cached_encoder
+from dpdmd.demo.__main__ import build_parser
+from dpdmd.demo.comparison import Comparison
+from dpdmd.demo.models import check_models, load_models
 from dpdmd.methods.discriminator import choose_blocks
 from dpdmd.methods.networks import load_networks, recompute_blocks
 from dpdmd.models.base import Family, TextEmbedding, TextEncoder
@@ -29,9 +34,11 @@ from dpdmd.models.registry import LAYOUTS, family_class
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling.load_model import load_sampler
+from dpdmd.utils.image_grid import to_pil
 from dpdmd.utils.rng import normal_per_sample
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a red circle", "a large blue square and a small cyan cross on a grey background", "x"]
 EXACT = 1e-5  # relative, in fp32
 TIMES = [0.9, 0.9009, 0.9018]  # of a flow; bf16 would round the second and the third to one number
@@ -237,7 +244,7 @@ class Runs:
 
     Attributes:
         whole: 12 steps, all weights, with evaluation and two checkpoints.
-        adapted: 6 steps of DMD-GAN with LoRA, recomputation and cached embeddings.
+        adapted: 6 steps of DMD-GAN with LoRA and its dropout, recomputation, cached embeddings, another attention.
     """
 
     flags: list[str]
@@ -263,18 +270,9 @@ def runs(small, tmp_path_factory, tiny_scorers) -> Runs:
     length = ["--ckpt_every", "6", "--max_steps"]
     grid = ["--student_sigmas", numbers(small)]
     assert train.main([*flags, *grid, *scored, *length, "12", "--run_dir", str(whole)]) == 0
-    lora = [
-        "--method",
-        "dmd_gan",
-        "--lora_rank",
-        "2",
-        "--lora_alpha",
-        "6",
-        "--lr_student",
-        "1e-2",
-        "--gradient_checkpointing",
-    ]
-    lora += ["--recomputed_blocks", "1", "--cache_text_embeddings", str(work / "cache")]
+    lora = ["--method", "dmd_gan", "--lora_rank", "2", "--lora_alpha", "6", "--lora_dropout", "0.1"]
+    lora += ["--lr_student", "1e-2", "--gradient_checkpointing", "--recomputed_blocks", "1"]
+    lora += ["--cache_text_embeddings", str(work / "cache"), "--attention_backend", "_native_math"]
     assert train.main([*flags, *lora, *length, "6", "--run_dir", str(adapted)]) == 0
     return Runs(flags, whole, adapted)
 
@@ -366,6 +364,29 @@ def test_images_are_generated_from_a_run(runs, tmp_path):
     command = ["--model", str(runs.whole), "--prompt", PROMPTS[0], "--num_images", "2", "--out", str(tmp_path)]
     assert generate.main(command) == 0
     assert len(list(tmp_path.glob("00000_*.png"))) == 2
+
+
+def test_the_demo_shows_the_samplers_images(runs, small):
+    """Teacher and student side by side, from the noises of `dpdmd.generate`."""
+    given = build_parser().parse_args(["--model", str(runs.whole), "--batch_size", "1"])
+    models = load_models(check_models(given, CPU, torch.float32), torch.float32)
+    for result in Comparison(models, [], 1).sample(PROMPTS[1], [3, 4]):
+        path, options = (runs.whole, {}) if result.index else (small.folder, {"steps": 4, "height": 64, "width": 96})
+        sampler, encoder = load_sampler(path, CPU, **options)
+        for number, seed in enumerate([3, 4]):
+            expected = to_pil(sampler.images(encoder.encode([PROMPTS[1]]), [(0, 0)], seed))[0]
+            assert ImageChops.difference(result.images[number], expected).getextrema() == ((0, 0),) * 3
+
+
+def test_a_root_program_scores_a_run(runs, tiny_scorers, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    program = runpy.run_path(str(ROOT / "test_diversity.py"))["PROGRAM"]
+    command = ["--model", str(runs.whole), "--prompts_txt", str(prompts), "--num_samples", "2"]
+    command += ["--dino_path", tiny_scorers["dino_path"], "--clip_path", tiny_scorers["clip_path"]]
+    assert program.main([*command, "--output_dir", str(tmp_path / "out")]) == 0
+    scores = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
+    assert scores["div_dino"]["mean"] > 0 and scores["div_clip"]["mean"] > 0
 
 
 def test_the_doctor_says_ok(runs, tmp_path, capsys):

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from dpdmd import export, generate, train
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.models.hub_models import Source, locate
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE
+from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.file_digests import sha256_of_files
 
 TOKEN = "hf_secretsecretsecret"
@@ -45,6 +47,16 @@ def error_of(*args: object, **options: object) -> str:
     message = str(raised.value)
     assert message.startswith("--") and "\n" not in message and TOKEN not in message
     return message
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_every_family_is_found_by_its_id(hub, tiny_folder, family):
+    hub.add("org/small", tiny_folder(family))
+    sampled = []
+    for folder in (tiny_folder(family), find().path):
+        sampler, encoder = load_sampler(folder, torch.device("cpu"), steps=1, height=64, width=64)
+        sampled.append(sampler.images(encoder.encode(["a red circle"]), [(0, 0)], 0))
+    assert torch.equal(*sampled)
 
 
 def test_only_the_pipelines_own_files_are_fetched_once(hub, small, capsys):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline
 
 from dpdmd import export, train
+from dpdmd.models.registry import LAYOUTS, family_class
 from dpdmd.report.card_facts import CARD
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.rng import normal_per_sample
@@ -48,7 +49,7 @@ def code_of(card: Path) -> str:
 def sampled_by_the_card(folder: Path, monkeypatch: pytest.MonkeyPatch, eps: torch.Tensor) -> np.ndarray:
     """Run the printed code beside the folder, from our start noise, as a user would, and return its image."""
     monkeypatch.chdir(folder.resolve().parent)
-    for kind in (StableDiffusion3Pipeline, StableDiffusionXLPipeline):
+    for kind in (StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline):
         monkeypatch.setattr(
             kind,
             "prepare_latents",
@@ -85,13 +86,21 @@ def test_the_code_of_a_card_samples_the_student(case, short_run, tmp_path, monke
     assert another.max() > 10  # the teacher's image is another one
 
 
-def test_the_code_of_sdxls_card_samples_the_student(short_run, tiny_sdxl, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    more = ["--family", "sdxl", "--teacher_id", str(tiny_sdxl), "--student_sigmas", "trailing", "--lr_student", "1e-2"]
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", [name for name in LAYOUTS if name != "sd35"])
+def test_the_code_of_another_familys_card_samples_the_student(
+    family, lora, short_run, tiny_folder, tmp_path, monkeypatch
+):
+    run, folder = tmp_path / "run", tiny_folder(family)
+    more = ["--family", family, "--teacher_id", str(folder), "--student_sigmas", "trailing", "--lr_student", "1e-2"]
+    more += ["--lora_rank", "2"] if lora else []
     assert train.main([*short_run, *more, "--run_dir", str(run), "--max_steps", "6"]) == 0
-    folder, eps = run / "ckpts" / "latest" / "student", normal_per_sample((4, 8, 8), 0, "picture", 0, [0])
-    assert "max_sequence_length" not in code_of(folder / CARD) and "sigmas=" not in code_of(folder / CARD)
-    assert np.abs(sampled_by_the_card(folder, monkeypatch, eps) - ours(run, eps, "a red circle")).max() <= 1
+    shape = family_class(family)(CPU, torch.float32).load_image_decoder(folder).latent_shape(64, 64)
+    student, eps = run / "ckpts" / "latest" / ("lora" if lora else "student"), normal_per_sample(shape, 0, "p", 0, [0])
+    code = code_of(student / CARD)
+    assert ("max_sequence_length" in code) != LAYOUTS[family].fixed_text_length and "sigmas=" not in code
+    assert f"guidance_scale={LAYOUTS[family].guidance.off}" in code
+    assert np.abs(sampled_by_the_card(student, monkeypatch, eps) - ours(run, eps, "a red circle")).max() <= 1
 
 
 def test_a_card_has_the_runs_scores_images_and_settings(short_run, tiny_scorers, tmp_path):

@@ -11,6 +11,7 @@ from small_distillation import method_flags
 
 from dpdmd import config, doctor, export, generate, train
 from dpdmd.config.image_sizes import ImageSize
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training.batches import Batches
@@ -42,12 +43,13 @@ def weights_of(checkpoint: Path) -> dict[str, bytes]:
     return {str(path.relative_to(checkpoint)): path.read_bytes() for path in trained if path.suffix == ".safetensors"}
 
 
-@pytest.fixture(params=["sd35", "sdxl"])
-def flags(request: pytest.FixtureRequest, short_run: list[str], tiny_sdxl: Path) -> list[str]:
+@pytest.fixture(params=LAYOUTS)
+def flags(request: pytest.FixtureRequest, short_run: list[str], tiny_folder: Callable[[str], Path]) -> list[str]:
     """Return the command line of a short run of each family with several sizes."""
     if request.param == "sd35":
         return sized(short_run)
-    return [*sized(short_run), "--family", "sdxl", "--teacher_id", str(tiny_sdxl), "--student_sigmas", "trailing"]
+    more = ["--family", request.param, "--teacher_id", str(tiny_folder(request.param)), "--student_sigmas", "trailing"]
+    return [*sized(short_run), *more]
 
 
 def test_a_resumed_run_is_bit_equal(flags, tmp_path):

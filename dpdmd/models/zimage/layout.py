@@ -62,6 +62,7 @@ LAYOUT = Layout(
     text_widths=lambda config: (config["cap_feat_dim"], None),
     guidance=Guidance("c + s (c - u)", off=0.0),
     text_tensors=("context", "lengths"),
+    beside_single_file=("vae", "text_encoder"),  # the converter of the network takes all weights
     call_memory=counted("zimage"),
     text_tokens=lambda _, length: -(-length // MULTIPLE) * MULTIPLE,
 )
