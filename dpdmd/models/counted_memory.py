@@ -150,11 +150,13 @@ def build_network(family: Family, config: Mapping[str, Any], dtype: torch.dtype)
         torch.set_default_dtype(before)
 
 
-def add_adapters(family: Family, network: nn.Module, config: Mapping[str, Any], rank: int) -> lora.AdapterView:
+def add_adapters(
+    family: Family, network: nn.Module, config: Mapping[str, Any], rank: int, *, dropout: bool
+) -> lora.AdapterView:
     """Return the network with the adapters of a run, seen as the student."""
     layout = family.layout
     excluded = layout.lora_excluded(config) if layout.lora_excluded else ()
-    adapter = lora.Adapter(rank, float(rank), layout.lora_targets, excluded=excluded)
+    adapter = lora.Adapter(rank, float(rank), layout.lora_targets, 0.5 if dropout else 0.0, excluded)
     # peft moves new layers to their base's device and type; tensors without data cannot be moved in place. Drawing what
     # they hold only takes time.
     with (
@@ -216,7 +218,9 @@ class Call:
         """
         dtype, layout, batch = family.compute_dtype, family.layout, shape.batch
         network = build_network(family, config, torch.float32 if shape.casts else dtype)
-        caller = network if shape.adapter_rank is None else add_adapters(family, network, config, shape.adapter_rank)
+        caller, rank = network, shape.adapter_rank
+        if rank is not None:
+            caller = add_adapters(family, network, config, rank, dropout=shape.adapter_dropout)
         context, pooled = layout.text_widths(config)
         text = TextEmbedding(
             torch.empty(batch, shape.text_tokens, context, dtype=dtype),
@@ -226,8 +230,15 @@ class Call:
         z = torch.empty(batch, config["in_channels"], shape.height // factor, shape.width // factor)
         return Call(family, network, caller, z, torch.empty(batch), text)
 
+    @property
+    def dropout(self) -> lora.DropoutCall:
+        """The name of the masks of the adapters' dropout."""
+        return lora.DropoutCall(0, 0, range(len(self.z)))
+
     def __call__(self) -> Tensor:
-        return self.family.predict(self.caller, self.z, self.sigma, self.text)
+        adapted, names = isinstance(self.caller, lora.AdapterView), self.dropout
+        with self.caller.dropping_out(names.seed, names.step, names.samples) if adapted else nullcontext():
+            return self.family.predict(self.caller, self.z, self.sigma, self.text)
 
     def tensors(self) -> list[Tensor]:
         """Return weights and inputs, which are counted elsewhere."""
@@ -251,7 +262,7 @@ def count_call(family: Family, config: Mapping[str, Any], shape: CallShape, fact
             return CallMemory((), (), 0, 0, 0, (), passing.peak)
         saved = SavedStorages(network)
         saved.record(call)
-        run, recompute = _ways_to_run(family, call.caller)
+        run, recompute = _ways_to_run(call)
         kinds: dict[tuple[Any, ...], tuple[int, int]] = {}
         working = {}
         for part, arguments in saved.arguments.items():
@@ -264,17 +275,17 @@ def count_call(family: Family, config: Mapping[str, Any], shape: CallShape, fact
     return _summarise(saved, blocks, [part for part in working if part not in set(blocks)], passing.peak, working)
 
 
-def _ways_to_run(family: Family, caller: nn.Module) -> tuple[Run, Run]:
-    """Return functions that run a block of `caller` as in a call, without and with gradient checkpointing."""
-    adapted = isinstance(caller, lora.AdapterView)
+def _ways_to_run(call: Call) -> tuple[Run, Run]:
+    """Return functions that run a block as in `call`, without and with gradient checkpointing."""
+    caller, adapted = call.caller, isinstance(call.caller, lora.AdapterView)
 
     def in_a_call(run: Run) -> Run:
-        def call(block: Callable[..., Any], *args: Any) -> Any:
-            active = caller.base.active_adapter(caller.name) if adapted else nullcontext()
-            with active, family.autocast(CPU, cache_enabled=False):
+        def run_block(block: Callable[..., Any], *args: Any) -> Any:
+            active = caller.base.active_adapter(caller.name, call.dropout) if adapted else nullcontext()
+            with active, call.family.autocast(CPU, cache_enabled=False):
                 return run(block, *args)
 
-        return call
+        return run_block
 
     recompute = caller.base.checkpointed if adapted else partial(checkpoint, use_reentrant=False)
     return in_a_call(lambda block, *args: block(*args)), in_a_call(recompute)

@@ -37,15 +37,15 @@ class Adapter:
     Attributes:
         alpha: the update is B A alpha / rank.
         targets: endings of the names of its layers.
-        excluded: endings of the names of layers that get no adapter, though a target names them.
         dropout: probability that a number of a layer's input is dropped.
+        excluded: endings of the names of layers that get no adapter, though a target names them.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
-    excluded: tuple[str, ...] = ()
     dropout: float = 0.0
+    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,25 @@ from dpdmd.models.registry import LAYOUTS, family_class
 from dpdmd.models.sd35.activation_memory import call_memory as sd3_formula
 from dpdmd.models.sd35.official import OFFICIAL
 
-RANKS = {"whole": None, "LoRA": 4}
+RANKS = {"whole": None, "LoRA": 4, "LoRA with dropout": 4}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def shape_of(family: Family, rank: int | None) -> CallShape:
-    bf16 = family.compute_dtype == torch.bfloat16
-    return CallShape(4, 128, 128, 40, bf16, rank is None, rank)
+def shape_of(family: Family, trained: str) -> CallShape:
+    bf16, rank = family.compute_dtype == torch.bfloat16, RANKS[trained]
+    return CallShape(4, 128, 128, 40, bf16, rank is None, rank, "dropout" in trained)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize(("rank", "dtype"), [("whole", "fp32"), ("whole", "bf16"), ("LoRA", "bf16")])
-def test_what_is_counted_is_what_a_whole_call_takes(name, rank, dtype, tiny_folder):
+@pytest.mark.parametrize(
+    ("trained", "dtype"), [("whole", "fp32"), ("whole", "bf16"), ("LoRA", "bf16"), ("LoRA with dropout", "bf16")]
+)
+def test_what_is_counted_is_what_a_whole_call_takes(name, trained, dtype, tiny_folder):
     """With none, one and all of the blocks recomputed. The peak is an upper bound, least exact where all is recomputed:
     what the last parts of a UNet kept is free when the first ones, which are the largest, are recomputed."""
     layout, folder = LAYOUTS[name], tiny_folder(name)
     family, config = family_class(name)(CPU, TYPES[dtype]), layout.network_config(folder)
-    shape, factor = shape_of(family, RANKS[rank]), layout.read_vae_factor(folder)
+    shape, factor = shape_of(family, trained), layout.read_vae_factor(folder)
     memory = count_call(family, config, shape, factor)
     for count in (0, 1, len(memory.blocks)):
         with without_data():
@@ -36,10 +38,10 @@ def test_what_is_counted_is_what_a_whole_call_takes(name, rank, dtype, tiny_fold
             if count:
                 recompute_blocks(call.caller, family, str(count))
             kept = kept_bytes(call.network, call)
-            trained = [parameter for parameter in call.network.parameters() if parameter.requires_grad]
-            for parameter in trained:
+            changed = [parameter for parameter in call.network.parameters() if parameter.requires_grad]
+            for parameter in changed:
                 parameter.grad = torch.zeros_like(parameter)
-            with LiveStorages([*call.tensors(), *(parameter.grad for parameter in trained)]) as live:
+            with LiveStorages([*call.tensors(), *(parameter.grad for parameter in changed)]) as live:
                 call().mean().backward()
         assert memory.kept(count) == pytest.approx(kept, rel=0.05)
         assert 0.97 * live.peak < memory.kept(count) + memory.working(count) < (1.4 if count else 1.1) * live.peak
@@ -61,7 +63,7 @@ def test_the_count_of_sd35_medium_is_that_of_its_formulas(rank):
 def test_a_call_without_gradient_takes_less(name, tiny_folder):
     layout, folder = LAYOUTS[name], tiny_folder(name)
     family, config = family_class(name)(CPU, torch.float32), layout.network_config(folder)
-    shape, factor = shape_of(family, None), layout.read_vae_factor(folder)
+    shape, factor = shape_of(family, "whole"), layout.read_vae_factor(folder)
     memory = count_call(family, config, shape, factor)
     with without_data():
         call = Call.build(family, config, shape, factor)

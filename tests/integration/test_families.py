@@ -244,7 +244,8 @@ class Runs:
 
     Attributes:
         whole: 12 steps, all weights, with evaluation and two checkpoints.
-        adapted: 6 steps of DMD-GAN with LoRA and its dropout, recomputation, cached embeddings, another attention.
+        adapted: 6 steps of DMD-GAN with LoRA and its dropout, recomputation, caches of text and of teacher samples,
+            and another attention.
     """
 
     flags: list[str]
@@ -273,6 +274,7 @@ def runs(small, tmp_path_factory, tiny_scorers) -> Runs:
     lora = ["--method", "dmd_gan", "--lora_rank", "2", "--lora_alpha", "6", "--lora_dropout", "0.1"]
     lora += ["--lr_student", "1e-2", "--gradient_checkpointing", "--recomputed_blocks", "1"]
     lora += ["--cache_text_embeddings", str(work / "cache"), "--attention_backend", "_native_math"]
+    lora += ["--teacher_cache", str(work / "samples"), "--teacher_cache_size", "3"]
     assert train.main([*flags, *lora, *length, "6", "--run_dir", str(adapted)]) == 0
     return Runs(flags, whole, adapted)
 

@@ -1,5 +1,6 @@
 """The families by name, and the adapters that the flags ask for."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,24 @@ from dpdmd.models.base import Family
 from dpdmd.models.layout import Layout
 from dpdmd.models.lora import Adapter
 from dpdmd.models.registry import LAYOUTS, adapters, family_class, family_of
+
+PACKAGE = Path(registry.__file__).parents[1]
+
+
+def test_no_other_room_names_a_family():
+    """But for the default flags of each family, and the small world, which is an SD3.5."""
+    allowed = {"config/presets.py", "config/options.py"}
+    named = set()
+    for path in PACKAGE.rglob("*.py"):
+        place = path.relative_to(PACKAGE).as_posix()
+        if place.startswith(("models/", "shapes/")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = node.module if isinstance(node, ast.ImportFrom) else ""
+            text = node.value if isinstance(node, ast.Constant) else ""
+            if text in LAYOUTS or any(f"dpdmd.models.{family}" in (imported or "") for family in LAYOUTS):
+                named.add(place)
+    assert named == allowed
 
 
 def test_families_and_layouts_are_the_same_names(tiny_folder):
