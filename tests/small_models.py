@@ -1,6 +1,7 @@
 """Small random pipelines and scorers in the official layouts; conftest.py keeps what the `save_` functions write."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -201,9 +202,27 @@ def save_tiny_sd35(folder: Path) -> None:
     SamplingDefaults(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
 
 
-def save_tiny_sdxl(folder: Path) -> None:
-    """Write the SDXL pipeline."""
-    build_sdxl_pipeline().save_pretrained(folder)
+def save_tiny_sdxl(folder: Path, **scheduler: Any) -> None:
+    """Write the SDXL pipeline, with other values of the `scheduler`."""
+    pipe = build_sdxl_pipeline()
+    pipe.register_modules(scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config, **scheduler))
+    pipe.save_pretrained(folder)
+
+
+def save_tiny_sdxl_trailing(folder: Path) -> None:
+    """Write the SDXL pipeline with the other spacing of the times."""
+    save_tiny_sdxl(folder, timestep_spacing="trailing")
+
+
+def save_tiny_sdxl_v(folder: Path) -> None:
+    """Write an SDXL pipeline that predicts v, with zero terminal SNR, as NoobAI-XL does."""
+    save_tiny_sdxl(folder, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+def save_tiny_sdxl_v_trailing(folder: Path) -> None:
+    """Write an SDXL pipeline that predicts v and samples from the last time on, where there is noise alone."""
+    spaced = {"timestep_spacing": "trailing", "steps_offset": 0}
+    save_tiny_sdxl(folder, prediction_type="v_prediction", rescale_betas_zero_snr=True, **spaced)
 
 
 def save_tiny_zimage(folder: Path) -> None:

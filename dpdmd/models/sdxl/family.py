@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.models.diffusers_family import DiffusersFamily
+from dpdmd.models.discrete_schedule import DiscreteSchedule
 from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE
+from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
 from dpdmd.utils.folders import copy_tree
 
 
@@ -47,9 +48,12 @@ class SDXLTextEncoder(TextEncoder):
 
 
 class SDXL(DiffusersFamily):
-    """StableDiffusionXLPipeline: discrete-time diffusion, a UNet2DConditionModel that predicts the noise.
+    """StableDiffusionXLPipeline: discrete-time diffusion, a UNet2DConditionModel that predicts the noise or v.
 
-    Its autoencoder overflows in fp16, so diffusers computes it in fp32. Here it runs in fp32 or bf16, which has the
+    The scheduler's file says what the network predicts, and which noise level each of its times has. Until
+    `load_schedule` is called, the times are the base model's.
+
+    The autoencoder overflows in fp16, so diffusers computes it in fp32. Here it runs in fp32 or bf16, which has the
     range of fp32.
     """
 
@@ -57,6 +61,14 @@ class SDXL(DiffusersFamily):
     network_class = UNet2DConditionModel
     pipeline_class = StableDiffusionXLPipeline
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
+
+    def __init__(self, device: torch.device, compute_dtype: torch.dtype):
+        super().__init__(device, compute_dtype)
+        self._schedule: DiscreteSchedule = SCHEDULE
+
+    def load_schedule(self, folder: Path) -> DiscreteSchedule:
+        self._schedule = read_schedule(folder)
+        return self._schedule
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # the tokenizers have the length
@@ -76,7 +88,7 @@ class SDXL(DiffusersFamily):
         with self.autocast(z.device):
             prediction = network(
                 sample=z,
-                timestep=SCHEDULE.times(sigma),
+                timestep=self._schedule.times(sigma),
                 encoder_hidden_states=text.context,
                 added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids.expand(len(z), -1)},
                 return_dict=False,
@@ -84,9 +96,10 @@ class SDXL(DiffusersFamily):
         return prediction.float()
 
     def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-        """Copy the teacher's scheduler: on its default grid a plain `pipe(num_inference_steps=N)` is right.
+        """Copy the teacher's scheduler, which has its prediction type and its noise levels.
 
-        Any other grid is given as `sigmas=`, which the scheduler takes as they are, the final 0 included.
+        On its default grid a plain `pipe(num_inference_steps=N)` is right. Any other grid is given as `sigmas=`, which
+        the scheduler takes as they are, the final 0 included.
         """
         copy_tree(source / "scheduler", folder / "scheduler")
         return defaults
