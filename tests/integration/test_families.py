@@ -36,8 +36,9 @@ from dpdmd.utils.rng import normal_per_sample
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "a large blue square and a small cyan cross on a grey background", "x"]
 EXACT = 1e-5  # relative, in fp32
-# diffusers keeps c z as its sample of SDXL, which is 4096 z at zero terminal SNR: fp32 loses four digits in its steps.
-EXACT_FROM_NOISE_ALONE = 1e-4
+# diffusers keeps c z as its sample of SDXL, which is 4096 z at zero terminal SNR. A step to a c of about 1 leaves this
+# number's rounding error. test_v_prediction_schedule.py compares both samplers with float64.
+EXACT_FROM_NOISE_ALONE, EXACT_IN_TWO_STEPS = 1e-4, 5e-4
 VARIANTS = ("sdxl_trailing", "sdxl_v", "sdxl_v_trailing")  # further small models of a family
 TIMES = [0.9, 0.9009, 0.9018]  # of a flow; bf16 would round the second and the third to one number
 
@@ -49,7 +50,9 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 def exact(sigmas: Tensor) -> float:
     """Return how well diffusers' sampler agrees with ours on a grid."""
-    return EXACT if sigmas[0] < 1000 else EXACT_FROM_NOISE_ALONE
+    if sigmas[0] < 1000:
+        return EXACT
+    return EXACT_FROM_NOISE_ALONE if len(sigmas) > 3 else EXACT_IN_TWO_STEPS
 
 
 @dataclass(frozen=True)
