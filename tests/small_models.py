@@ -1,5 +1,6 @@
 """Small random pipelines and scorers in the official layouts; conftest.py keeps what the `save_` functions write."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def _strengthen(transformer: nn.Module) -> None:
                 parameter.mul_(2)
 
 
-def build_sd35_pipeline() -> StableDiffusion3Pipeline:
-    """Return a small SD3.5 pipeline: 64 x 64 images, two blocks of width 32."""
+def build_sd35_pipeline(**transformer: Any) -> StableDiffusion3Pipeline:
+    """Return a small SD3.5 pipeline: 64 x 64 images, two blocks of width 32; with other values of the `transformer`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = build_autoencoder()
@@ -51,6 +52,7 @@ def build_sd35_pipeline() -> StableDiffusion3Pipeline:
             "num_attention_heads": 2,
             "attention_head_dim": 16,
             "caption_projection_dim": 32,
+            **transformer,
         }
         pipe.register_modules(transformer=SD3Transformer2DModel.from_config({**pipe.transformer.config, **smaller}))
     _strengthen(pipe.transformer)
@@ -200,6 +202,20 @@ def save_tiny_sd35(folder: Path) -> None:
     """Write the SD3.5 pipeline with its sampling defaults."""
     build_sd35_pipeline().save_pretrained(folder)
     SamplingDefaults(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
+
+
+def save_tiny_sd35_large(folder: Path) -> None:
+    """Write a small SD3.5-Large: one attention in each block, three heads."""
+    shape = {"num_layers": 3, "num_attention_heads": 3, "caption_projection_dim": 48, "dual_attention_layers": ()}
+    build_sd35_pipeline(**shape).save_pretrained(folder)
+
+
+def save_tiny_sd3_medium(folder: Path) -> None:
+    """Write a small SD3-Medium, whose attention does not norm q and k, with the file of its first version."""
+    build_sd35_pipeline(qk_norm=None, dual_attention_layers=()).save_pretrained(folder)
+    path = folder / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in config.items() if k not in ("qk_norm", "dual_attention_layers")}))
 
 
 def save_tiny_sdxl(folder: Path, **scheduler: Any) -> None:

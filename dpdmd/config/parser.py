@@ -4,7 +4,7 @@ import argparse
 import difflib
 import types
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from dpdmd.config.options import DataConfig, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-from dpdmd.config.presets import FAMILIES, PRESETS
+from dpdmd.config.presets import FAMILIES, PRESETS, preset_values
 from dpdmd.config.validation import check_range, check_relations, check_tracker_names
+from dpdmd.config.variants import find_variant
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded, same_place
@@ -199,7 +200,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help=f"flags for SD3.5-Medium at 1024 x 1024 on a GPU of this size; --config and flags override them ({sets})",
+        help=f"flags for SD3.5-Medium at 1024 x 1024 on a GPU of this size; --config and flags override them ({sets}); "
+        "a larger model has other flags, or no preset of this size",
     )
     for kind, items in option_groups().values():
         group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0])
@@ -223,7 +225,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Combine defaults (the family's, if it has its own), --preset, the files of --config, and flags, in this order.
+    """Combine the model's defaults, --preset, the files of --config, and flags, in this order.
 
     Raises:
         ValueError: an unknown or malformed flag, an unusable file, or values that `validate` rejects.
@@ -232,9 +234,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     given = vars(build_parser().parse_args(argv))
     paths = given.pop("config", [])
     preset = given.pop("preset", None)
-    config = _layered(Config(), preset, paths)
-    if defaults := FAMILIES.get(given.get("family", config.model.family)):  # `validate` rejects an unknown one
-        config = _layered(from_dict(defaults, "--family"), preset, paths)
+    config = _on_defaults_of_the_model(preset, paths, given)
     group_of = _group_of_each_option()
     for name, value in given.items():
         setattr(getattr(config, group_of[name]), name, value)
@@ -247,10 +247,27 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     return config
 
 
-def _layered(config: Config, preset: str | None, paths: Sequence[str]) -> Config:
+def _on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Mapping[str, Any]) -> Config:
+    """Return the defaults of the family, then of the teacher's variant, with the values of a preset and files set.
+
+    Family and teacher may come from a flag, a file or a default, so the files are read before they are known.
+    """
+    family = given.get("family", _layered(Config(), {}, preset, paths).model.family)
+    defaults = FAMILIES.get(family, {})  # `validate` rejects an unknown one
+    teacher = given.get("teacher_id", _layered(from_dict(defaults, "--family"), {}, preset, paths).model.teacher_id)
+    try:
+        variant = find_variant(family, Path(expanded(teacher)))
+    except ValueError:  # `_expand_paths` says what is wrong
+        variant = None
+    values = preset_values(preset, family, variant and variant.name) if preset else {}
+    own = {**defaults, **(variant.values if variant else {})}
+    return _layered(from_dict(own, "--family"), values, preset, paths)
+
+
+def _layered(config: Config, values: Mapping[str, Any], preset: str | None, paths: Sequence[str]) -> Config:
     """Return the configuration with the values of a preset, then of files, set."""
-    if preset:
-        config = from_dict(PRESETS[preset].values, f"--preset {preset}", config)
+    if values:
+        config = from_dict(dict(values), f"--preset {preset}", config)
     for path in paths:
         config = read_yaml(Path(_expanded("config", path)), config)
         for name in ("student_id", "fake_id"):  # older versions wrote the teacher's folder where none was given

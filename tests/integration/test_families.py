@@ -39,7 +39,13 @@ EXACT = 1e-5  # relative, in fp32
 # diffusers keeps c z as its sample of SDXL, which is 4096 z at zero terminal SNR. A step to a c of about 1 leaves this
 # number's rounding error. test_v_prediction_schedule.py compares both samplers with float64.
 EXACT_FROM_NOISE_ALONE, EXACT_IN_TWO_STEPS = 1e-4, 5e-4
-VARIANTS = ("sdxl_trailing", "sdxl_v", "sdxl_v_trailing")  # further small models of a family
+VARIANTS = (
+    "sd35_large",
+    "sd3_medium",
+    "sdxl_trailing",
+    "sdxl_v",
+    "sdxl_v_trailing",
+)  # further small models of a family
 TIMES = [0.9, 0.9009, 0.9018]  # of a flow; bf16 would round the second and the third to one number
 
 

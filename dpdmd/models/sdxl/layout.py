@@ -13,6 +13,8 @@ from dpdmd.models.weight_files import Shape
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    if config.get("time_cond_proj_dim") is not None:
+        raise ValueError("time_cond_proj_dim: a network that embeds the guidance scale, as LCMs do, is not supported")
     first, last = config["block_out_channels"][0], config["block_out_channels"][-1]
     return {
         "conv_in.weight": (first, config["in_channels"], 3, 3),
