@@ -47,7 +47,7 @@ def test_files_that_cannot_be_read_are_left_to_the_checks_of_the_folder(tmp_path
 def test_a_larger_model_takes_the_flags_of_a_smaller_preset(tiny_folder):
     large = config.parse(["--teacher_id", str(tiny_folder("sd35_large")), "--preset", "48gb"])
     smaller = config.parse(["--teacher_id", str(tiny_folder("sd35_large")), *flags_of("24gb")])
-    assert large == smaller and large.optim.batch_size == 4 and large.optim.offload_scorers
+    assert large == smaller and large.optim.batch_size == 4 and large.eval.offload_scorers
 
 
 def flags_of(preset: str) -> list[str]:
