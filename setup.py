@@ -31,10 +31,12 @@ EXTRAS = {
     "quality": ["pyiqa>=0.1.16"],  # MANIQA; optional, since it installs 1.2 GB of packages
     "data": ["pyarrow"],  # prompts in .parquet or a folder of datasets; optional, since it installs 170 MB
     "memory": ["bitsandbytes>=0.50"],  # --optimizer adamw_8bit; optional, with 43 MB of CUDA kernels
+    "demo": ["gradio>=6.31,<7"],  # the web page; a major version renames arguments. It requires pillow<13
     "test": [
         "pytest>=9",
         "pytest-timeout",
         "pytest-xdist>=3.8",
+        "gradio>=6.31,<7",  # as in demo
         "hypothesis",
         "import-linter>=2.17",  # checks the layers in pyproject.toml
         "ruff>=0.17,<0.18",  # the formatter's style changes between minor versions
@@ -61,5 +63,5 @@ setup(
     packages=find_packages(include=["dpdmd", "dpdmd.*"]),
     package_data={"dpdmd.report": ["template/*"]},
     install_requires=REQUIRES,
-    extras_require={**EXTRAS, "all": sorted(requirement for extra in EXTRAS.values() for requirement in extra)},
+    extras_require={**EXTRAS, "all": sorted({requirement for extra in EXTRAS.values() for requirement in extra})},
 )

@@ -17,7 +17,7 @@ from dpdmd.evaluation.program import Program
 
 MODEL = "outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5"  # run, checkpoint, pipeline folder, or a network's file
 BASE_MODEL = "weights/stabilityai/stable-diffusion-3.5-medium"  # the pipeline that a network alone belongs to
-IMAGES = None  # a folder of images to compare instead: 00012_003.png is sample 3 of prompt 12, counting from 0
+IMAGES = None  # a folder of images to compare instead, or a CSV file with the columns file and prompt
 PROMPTS_TXT = "data/prompts_eval.txt"  # the paper: data/pickapic_test.txt and data/coco2014_10k.txt
 OUTPUT_DIR = "outputs/test_diversity"
 

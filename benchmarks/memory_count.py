@@ -103,7 +103,7 @@ def count_updates(settings: config.Config) -> dict[str, int]:
             student_forward=made.student,
             fake_forward=made.fake,
             null=TextEmbedding(text.context[:1], text.pooled[:1]),
-            latent_shape=(16, settings.data.height // 8, settings.data.width // 8),
+            latent_shapes=[(16, settings.data.height // 8, settings.data.width // 8)],
             seed=0,
             **DistillationContext.grids(settings.method, schedule, torch.device("cpu")),
         )

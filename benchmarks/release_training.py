@@ -65,7 +65,7 @@ def cycle(trainer: Trainer, first: int) -> None:
         for step in range(first, first + trainer.config.method.per_train_fake_num + 1):
             trainer.take_step(step)
         for index in range(size):
-            image = trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shape))
+            image = trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shapes[0]))
             save_image(to_pil(image)[0], trainer.folder.process_vis / f"stu_{index}.png")
     finally:
         trainer.config.method, trainer.run = own, run

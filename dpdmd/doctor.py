@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpdmd.config import Config, parse
-from dpdmd.distributed.launch_env import check_launch
+from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.training import preflight
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import delete_on_failure, write_text
@@ -65,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=user_path, default=Path("outputs/doctor"), help="folder (default: %(default)s)")
     own, flags = parser.parse_known_args(argv)
     try:
-        if check_launch().processes > 1:
-            raise ValueError("start it on one process: it checks by itself what several ranks would do")
+        check_single_process("it checks by itself what several ranks would do")
         check_writable("--out", own.out)
         config = parse(flags)
         run_dir = Path(config.run.run_dir or "outputs")
@@ -74,10 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             setup = prepare(config, scratch / "run")
             with out_of_memory.explained(f"{setup.memory.summary()}; {setup.memory.advice()}"):
                 # Both import diffusers, which takes seconds: only once the input is known to be right.
+                from dpdmd.distributed.topology import describe
                 from dpdmd.training.doctor_checks import run_checks, table
                 from dpdmd.training.trainer import Trainer
 
-                results = run_checks(Trainer(setup), own.out, scratch, run_dir)
+                trainer = Trainer(setup)
+                shutil.copyfile(setup.folder.environment, own.out / "environment.json")
+                results = run_checks(trainer, own.out, scratch, run_dir)
         write_text(own.out / "table.md", table(results) + "\n")
         write_text(own.out / "memory.txt", setup.memory.table() + "\n")
     except ValueError as error:
@@ -86,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError) as error:
         print(f"dpdmd.doctor: stopped: {one_line(error)}", file=sys.stderr)
         return 1
-    sys.stdout.write(f"{table(results)}\n\n{setup.memory.table()}\n")
+    ran_on = describe(trainer.accelerator.num_processes, trainer.accelerator.device)
+    sys.stdout.write(f"{table(results)}\n\n{setup.memory.table()}\n\n{ran_on}\n")
     return 0 if all(result.passed for result in results) else 1
 
 

@@ -1,7 +1,7 @@
 """Export a model as one complete pipeline folder: `python -m dpdmd.export --model RUN --out FOLDER`.
 
 diffusers loads the folder on any machine: a LoRA is merged into the weights, a network alone is put beside the other
-parts, and links become files. Weights are fp32.
+parts, and links become files. With --single_file the folder has one file for ComfyUI and WebUIs instead.
 """
 
 from dpdmd.utils import signals
@@ -13,10 +13,18 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dpdmd.sampling.export import export
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.sampling.export import DTYPES, export
+from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.hub_upload import check_upload, upload
 from dpdmd.utils.paths import check_writable, user_path
+
+if TYPE_CHECKING:
+    from dpdmd.sampling.load_model import Model  # its module imports torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,18 +39,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--model",
         type=user_path,
         required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, or a network's file",
+        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub",
     )
     parser.add_argument(
-        "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
+        "--base_model",
+        type=user_path,
+        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder to create; it must not exist")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="type of all weights; without it the network is fp32, the rest as it is"
+    )
+    parser.add_argument(
+        "--single_file",
+        action="store_true",
+        help="write all weights to one file in the model's original layout, OUT/<name of OUT>.safetensors",
+    )
+    parser.add_argument("--push_to_hub", action="store_true", help="upload the folder to the Hugging Face Hub")
+    parser.add_argument(
+        "--hub_model_id", help="repository on the Hub, NAME or ORGANISATION/NAME; without it OUT's name"
+    )
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    add_hub_flags(parser)
     args = parser.parse_args(argv)
     try:
-        if os.path.lexists(args.out):
-            raise ValueError(f"--out {args.out}: exists already; give another")
-        check_writable("--out", args.out)
-        export(args.model, args.base_model, args.out)
+        repository = _check(args)
+        _export(args, repository)
     except ValueError as error:
         print(f"dpdmd.export: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -50,7 +72,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dpdmd.export: stopped: {one_line(error)}", file=sys.stderr)
         return 1
     sys.stdout.write(f"{args.out}\n")
+    if args.push_to_hub:
+        try:
+            sys.stdout.write(f"{_upload(args.out, repository, args.private)}\n")
+        except OSError as error:
+            print(f"dpdmd.export: stopped: {one_line(error)}", file=sys.stderr)
+            return 1
     return 0
+
+
+def _check(args: argparse.Namespace) -> str:
+    """Check the flags, and return the name of the repository on the Hub.
+
+    Raises:
+        ValueError: one line that names the flag.
+    """
+    if os.path.lexists(args.out):
+        raise ValueError(f"--out {args.out}: exists already; give another")
+    check_writable("--out", args.out)
+    return check_upload(args.push_to_hub, args.hub_model_id, args.private, ("--out", args.out))
+
+
+def _export(args: argparse.Namespace, repository: str) -> None:
+    """Write the folder with its model card."""
+
+    def finish(model: "Model", folder: Path) -> None:
+        from dpdmd.models.registry import LAYOUTS, family_of
+        from dpdmd.report.card_facts import PIPELINE, SINGLE_FILE, Card, training_of
+        from dpdmd.report.model_card import write_card
+
+        training = training_of(model.source)
+        card = Card(
+            name=repository if args.push_to_hub else args.out.name,
+            kind=SINGLE_FILE if args.single_file else PIPELINE,
+            layout=LAYOUTS[family_of(model.folder)],
+            defaults=model.defaults,
+            base=Path(training.config["teacher_id"]) if training else model.folder,
+            dtype=DTYPES[args.dtype or "fp32"],
+            file=f"{args.out.name}.safetensors",
+            training=training,
+        )
+        write_card(folder, card, images=True)
+
+    base = args.base_model and str(args.base_model)
+    model, base_model, _ = locate_model(str(args.model), base, HubOptions.of(args))
+    export(model, base_model, args.out, dtype=args.dtype, single_file=args.single_file, finish=finish)
+
+
+def _upload(folder: Path, repository: str, private: bool) -> str:
+    from dpdmd.report.model_card import rename
+
+    return upload(folder, repository, private=private, message="Export of a student", on_name=rename)
 
 
 if __name__ == "__main__":

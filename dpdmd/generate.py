@@ -15,12 +15,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, check_ranges, check_total
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
+from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling import geneval
+from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
-from dpdmd.utils.text_files import check_prompt_length
+from dpdmd.utils.text_files import check_prompt
 
 NUM_IMAGES = 9
 
@@ -32,10 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         type=user_path,
         required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, or a network's file",
+        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub",
     )
     parser.add_argument(
-        "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
+        "--base_model",
+        type=user_path,
+        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
     )
     parser.add_argument("--prompt", nargs="+", help="one or more prompts")
     parser.add_argument("--prompt_txt", type=user_path, help="file of prompts: text, one per line, or columns")
@@ -47,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=user_path, required=True, help="folder for the images and grid.png")
     parser.add_argument("--batch_size", type=int, default=9, help="images sampled at a time (default: %(default)s)")
     add_sampling_flags(parser, *FLAGS)
+    add_hub_flags(parser)
     return parser
 
 
@@ -54,9 +60,12 @@ def check(args: argparse.Namespace) -> list[str]:
     """Check the arguments, and return the prompts.
 
     Raises:
-        ValueError: a value out of range, not exactly one source of prompts, or a folder that cannot be written.
+        ValueError: several processes, a value out of range, not exactly one source of prompts, or a folder that cannot
+            be written.
     """
+    check_single_process("several would write the same images")
     check_ranges(vars(args))
+    apply_size(args)
     if sum(given is not None for given in (args.prompt, args.prompt_txt, args.geneval)) != 1:
         raise ValueError("--prompt, --prompt_txt or --geneval: give one of them")
     check_writable("--out", args.out)
@@ -67,11 +76,7 @@ def check(args: argparse.Namespace) -> list[str]:
         check_total("num_images", len(prompts), args.num_images)
         return prompts
     for prompt in args.prompt or ():
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # Python decodes invalid bytes to these
-            raise ValueError(f"--prompt {ascii(prompt)[:60]}: is not UTF-8")
-        if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
-            raise ValueError("--prompt: is empty")
-        check_prompt_length(prompt, f"--prompt {prompt[:60]}...:")
+        check_prompt(prompt, "--prompt")
     prompts = args.prompt or read_prompts(args.prompt_txt, column=args.prompt_column)
     check_total("num_images", len(prompts), args.num_images)
     _check_leftovers(args.out, len(prompts), args.num_images)
@@ -94,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         prompts = check(args)
+        base = args.base_model and str(args.base_model)
+        args.model, args.base_model, _ = locate_model(str(args.model), base, HubOptions.of(args))
         # Imported late: it takes seconds, and wrong input is reported before.
         from dpdmd.sampling import generation
 

@@ -21,6 +21,7 @@ from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
+LATEST_IMAGE = "latest.png"  # in process_vis/
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
 _STEP = re.compile("step_([0-9]+)")
 
@@ -89,6 +90,11 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.root / "report.html"
+
+    @property
+    def hub(self) -> Path:
+        """The student as it is uploaded to the Hub: links to the last checkpoint's files, and the model card."""
+        return self.root / "hub"
 
     @property
     def diagnostics(self) -> Path:

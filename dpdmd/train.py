@@ -23,6 +23,7 @@ from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.nonfinite import NonFiniteError
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.logging import logger
 from dpdmd.utils.signals import Interrupted
 
 
@@ -33,11 +34,13 @@ class End(NamedTuple):
         status: exit status.
         message: one line for the terminal, or "".
         together: whether every rank ends here, so that no rank waits for another.
+        publish: run that rank 0 uploads to the Hub, or None.
     """
 
     status: int
     message: str = ""
     together: bool = False
+    publish: preflight.RunSetup | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 collectives.destroy_process_group()
             else:
                 collectives.exit_without_peers(end.status)
+        if end.publish:  # without the other ranks, which would wait for the network
+            end = _publish(end.publish)
+            if end.message:
+                print(f"dpdmd.train: {one_line(end.message)}", file=sys.stderr)
     return end.status
+
+
+def _publish(setup: preflight.RunSetup) -> End:
+    """Upload the student."""
+    from dpdmd.training.publish import publish
+
+    try:
+        logger.info("the student is on the Hub: %s", publish(setup))
+    except OSError as error:
+        return End(1, f"stopped: {error}")
+    return End(0)
 
 
 def _run(argv: Sequence[str] | None, stack: ExitStack) -> End:
@@ -91,7 +109,8 @@ def _train(setup: preflight.RunSetup, stack: ExitStack) -> End:
         return End(1, f"stopped: {error}", together=True)
     except OSError as error:
         return End(1, f"stopped: {error}; the checkpoints written before are whole")
-    return End(0, together=True)
+    publishes = setup.config.run.push_to_hub and trainer.accelerator.is_main_process
+    return End(0, together=True, publish=trainer.setup if publishes else None)
 
 
 def _lost_peer(error: RuntimeError) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from bad_input import broken, diversity, flags, no_model_loads, refused, refused_by  # noqa: F401
+from chromium import browser  # noqa: F401
 from processes import LAUNCHER, cpu_environment, free_port, kill_all
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 from PIL import Image
+from small_sweep import sweep_of
 
+from dpdmd.compare import plane, tables
+from dpdmd.compare.metrics import MeasuredMetric
 from dpdmd.config import Config
 from dpdmd.evaluation import seed_grids
 from dpdmd.evaluation.in_loop_setup import ImageSet
@@ -18,7 +21,16 @@ PROMPTS = ['a "red" <circle> & co', "</script><script>alert(1)</script>", "ein g
 METRICS = ("eval/set_div_clip", "eval/set_div_dino", "eval/set_preference_pickscore")
 
 
-def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0, images: bool = True, **config) -> Path:
+def make_run(
+    root: Path,
+    *,
+    steps: int = 12,
+    every: int = 6,
+    shift: float = 0.0,
+    images: bool = True,
+    process_image: bool = False,
+    **config,
+) -> Path:
     """Write a run folder as the trainer does, with made-up metrics."""
     folder = RunFolder.of(root)
     folder.create()
@@ -53,6 +65,9 @@ def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0,
                         Image.new("RGB", (16, 16), tuple(map(int, colour))).save(path)
             if images:
                 seed_grids.save(folder, step, [ImageSet("set", PROMPTS, 4, ())])
+    if process_image:
+        shown = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8))
+        shown.save(folder.process_vis / "latest.png")
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = {
         name: {"mean": 0.5 + i, "low": 0.4 + i, "high": 0.6 + i, "num_prompts": 3, "num_scored": 9, "num_missing": 0}
@@ -60,6 +75,27 @@ def make_run(root: Path, *, steps: int = 12, every: int = 6, shift: float = 0.0,
     }
     folder.teacher_scores.write_text(json.dumps({"settings": {}, "metrics": rows}))
     folder.environment.write_text(json.dumps({"device": "Abacus <1>", "processes": 2, "versions": {"torch": "2.99"}}))
+    return root
+
+
+def make_sweep(root: Path, *, seeds: tuple[int, ...] = (0, 1), **options) -> Path:
+    """Write the folder of a sweep of dmd and dpdmd as `dpdmd.compare` does, with runs of `make_run`."""
+    columns = {"dmd": (0.64, 0.91), "dpdmd": (0.77, 0.94)}
+
+    def metrics(x: float, y: float) -> dict[str, MeasuredMetric]:
+        return {"entropy": MeasuredMetric(x, {}), "accuracy": MeasuredMetric(y, {})}
+
+    results = {"teacher": {None: metrics(0.85, 0.96)}}
+    for index, (name, (x, y)) in enumerate(columns.items()):
+        results[name] = {seed: metrics(x + seed / 50, y - seed / 100) for seed in seeds}
+        for seed in seeds:
+            run = root / "runs" / name / f"seed_{seed}" / "run"
+            make_run(run, shift=index / 10 + seed / 30, method=name, **options)
+    sweep = sweep_of({"teacher": "m", "dmd": None, "dpdmd": None}, baseline="dmd", seeds=seeds, title="Two | methods")
+    table = tables.compare(sweep, results)
+    (root / "table.md").write_text(tables.as_markdown(sweep, table, "2026-11-29, `python -m dpdmd.compare a.yaml`"))
+    (root / "table.csv").write_text(tables.as_csv(table))
+    plane.draw_plane(sweep, table, root / "plane.png")
     return root
 
 

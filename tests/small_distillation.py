@@ -146,7 +146,7 @@ def make(trio: Networks, embedded: Embedded, tiny_pipeline: Path, decoder: Image
             student_forward=networks.student,
             fake_forward=networks.fake,
             null=embedded.null,
-            latent_shape=(8, 8, 8),
+            latent_shapes=[(8, 8, 8)],
             seed=0,
             decoder=decoder,
             perceptual=squared_distance,

@@ -20,6 +20,7 @@ if control.exists() and control.read_text() == f"fail {flags['method']} {seed}":
     sys.exit("this went wrong")
 while control.exists() and control.read_text() == "wait":
     time.sleep(0.05)
+(run / "metrics.jsonl").touch()
 (run / "value").write_text(str({"dmd": 0.5, "dpdmd": 0.75}[flags["method"]] + 0.01 * seed))
 """
 MEASURE = """

@@ -23,6 +23,7 @@ from dpdmd.compare import sweep_file
 from dpdmd.compare.jobs import Job, build_jobs
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.workers import Workers
+from dpdmd.report.sweeps import read_sweep
 from dpdmd.utils.atomic_files import clear_leftovers
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
@@ -131,10 +132,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_errors(problems)
     if workers.failures:
         print(f"dpdmd.compare: failed: {'; '.join(workers.failures)}; run the same command to retry", file=sys.stderr)
+    _print_report_command(setup.out)
     if workers.stopped:
         print("dpdmd.compare: stopped; run the same command to continue", file=sys.stderr)
         return 128 + workers.stopped
     return 1 if problems or workers.failures else 0
+
+
+def _print_report_command(out: Path) -> None:
+    """Print the command that writes one page of all runs, if there are any."""
+    try:
+        read_sweep(out)
+    except ValueError:
+        return  # nothing is trained in this sweep, or no training has begun
+    sys.stdout.write(f"\nreport: {shlex.join(['python', '-m', 'dpdmd.report', str(out)])}\n")
 
 
 def default_jobs(sweep: Sweep) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from typing import Any
 
+from dpdmd.config import hub_flags
+from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize, parse_sizes
 from dpdmd.config.method_table import METHODS
 from dpdmd.config.presets import FAMILIES, as_typed
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
@@ -17,8 +19,10 @@ GRAD_STEPS = ("all", "last", "random")
 ROLLOUTS = ("ode", "dmd2")
 NORMALIZERS = ("z_t", "x_student")
 DMD_TIMES = ("per_sample", "per_batch")
-LR_SCHEDULERS = ("constant", "linear", "cosine")
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+POLYNOMIAL_END = 1e-7  # the learning rate at the end of "polynomial", as in diffusers
 NONFINITE = ("stop", "skip")
+EVAL_SIZES = ("first", "all")
 OPTIMIZERS = ("adamw", "adamw_8bit")
 TRACKERS = ("tensorboard", "wandb", "none")
 FAMILY_DEFAULTS = "; ".join(f"{name}'s own defaults: {as_typed(own)}" for name, own in FAMILIES.items() if own)
@@ -26,7 +30,6 @@ MAX_COUNT = 10**9  # of anything: beyond any use, and products of counts still f
 MAX_GRID_STEPS = 1000  # number of times that the models were trained at
 MAX_BATCH = 2**16
 MAX_IMAGES = 100_000  # per prompt
-MAX_PIXELS = 2**16  # per side
 MAX_RANK = 2**14  # beyond the width of any layer
 DEFAULT_MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
 
@@ -68,7 +71,7 @@ _changeable_path = partial(_path, may_change_on_resume=True)
 
 @dataclass
 class ModelConfig:
-    """Model: the networks, each from a pipeline folder in the diffusers layout"""
+    """Model: the networks, each from a pipeline folder in the diffusers layout, or from the Hub as org/name"""
 
     family: str = _flag("sd35", f"model family ({FAMILY_DEFAULTS})", choices=tuple(FAMILIES))
     teacher_id: str = _path("weights/stabilityai/stable-diffusion-3.5-medium", "teacher's pipeline folder", "release")
@@ -81,6 +84,13 @@ class ModelConfig:
     lora_targets: str | None = _flag(
         None, "layers with LoRA, as ends of layer names, a,b,...; without it attention and feed-forward layers", "ours"
     )
+    lora_dropout: float = _flag(
+        0.0,
+        "share of the inputs of LoRA layers that is dropped in calls with gradient of the network that is trained",
+        "peft",
+        ge=0,
+        lt=1,
+    )
     fake_lora_rank: int | None = _flag(
         None,
         "LoRA rank of the fake score, which should not be lower than lora_rank; without it lora_rank",
@@ -91,6 +101,17 @@ class ModelConfig:
     no_t5: bool = _flag(
         False, "do not load SD3's third text encoder, a T5; its tokens are replaced by zeros", "diffusers"
     )
+
+
+@dataclass
+class HubConfig:
+    """Hub: models that flags name as org/name, from the Hugging Face Hub; a folder of that name comes first"""
+
+    # May change on resume: a checkpoint holds the commit.
+    revision: str | None = _changeable(None, hub_flags.HELP["revision"].format(model="teacher"), "diffusers")
+    variant: str | None = _flag(None, hub_flags.HELP["variant"], "diffusers")
+    cache_dir: str | None = _changeable_path(None, hub_flags.HELP["cache_dir"], "diffusers")
+    download: bool = _changeable(False, hub_flags.HELP["download"], "ours")
 
 
 @dataclass
@@ -185,6 +206,11 @@ class DataConfig:
     prompt_column: str | None = _changeable(
         None, "column of every prompt file that has columns; without it the one named prompt, caption or text", "ours"
     )
+    prompt_weight_column: str | None = _flag(
+        None,
+        "column of --prompt_txt with how often each prompt is drawn, relative to the others; 0 for never",
+        "ours",
+    )
     cache_text_embeddings: str | None = _changeable_path(
         None,
         "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory",
@@ -192,9 +218,19 @@ class DataConfig:
     )
     height: int = _flag(1024, "image height in pixels", "paper", ge=1, le=MAX_PIXELS)
     width: int = _flag(1024, "image width in pixels", "paper", ge=1, le=MAX_PIXELS)
+    sizes: str | None = _flag(
+        None,
+        "several image sizes instead of height and width, WIDTHxHEIGHT[:WEIGHT],...: each roll-out draws one by weight",
+        "ours",
+    )
     max_sequence_length: int | None = _flag(
         None, "T5 tokens per prompt; without it the value in the teacher's folder, else 256", "diffusers", ge=1, lt=513
     )
+
+    @property
+    def image_sizes(self) -> dict[ImageSize, float]:
+        """The sizes of the run's images in the order given, each with its weight; the first is the main one."""
+        return parse_sizes(self.sizes) if self.sizes else {ImageSize(self.height, self.width): 1.0}
 
 
 @dataclass
@@ -208,11 +244,13 @@ class OptimConfig:
     lr_discriminator: float = _flag(1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", gt=0)
     lr_scheduler: str = _flag(
         "constant",
-        "learning rate over each network's own updates: constant, or decreasing to 0 at its last",
+        "learning rate over each network's own updates: constant, or decreasing to 0 at its last (polynomial: to 1e-7)",
         "paper; names as in diffusers",
         choices=LR_SCHEDULERS,
     )
     lr_warmup_steps: int = _flag(0, "updates of each network over which its learning rate rises from 0", "ours", ge=0)
+    lr_num_cycles: int = _flag(1, "cycles of cosine_with_restarts", "diffusers", ge=1)
+    lr_power: float = _flag(1.0, "power of polynomial", "diffusers", gt=0)
     optimizer: str = _flag(
         "adamw",
         "adamw, or adamw_8bit with both moments in 8 bits (bitsandbytes; not under FSDP)",
@@ -248,6 +286,11 @@ class OptimConfig:
     compile: bool = _changeable(
         False, "compile each transformer block of all three networks with torch.compile", "diffusers"
     )
+    attention_backend: str | None = _changeable(
+        None,
+        "attention of all three networks by a backend of diffusers: native, flash, xformers, ...; else torch's own",
+        "diffusers",
+    )
 
 
 # A flag for each file of the in-loop scorers, from their table.
@@ -278,6 +321,12 @@ class EvalConfig(_ScorerPaths):
     )
     eval_batch_size: int = _changeable(
         4, "images sampled and scored at a time per process", "release", ge=1, le=MAX_BATCH
+    )
+    eval_sizes: str = _changeable(
+        "first",
+        "with --sizes: evaluate at the first size, or at all; they are scored apart",
+        "ours",
+        choices=EVAL_SIZES,
     )
     eval_seed: int = _changeable(0, "seed of the start noise, the same at every evaluation", "ours", ge=0, lt=2**32)
     offload_scorers: bool = _changeable(False, "keep the scorers on the CPU between evaluations", "ours")
@@ -317,6 +366,11 @@ class RunConfig:
     nonfinite: str = _changeable(
         "stop", "if a loss or gradient is not finite: stop, or skip the update and count it", "ours", choices=NONFINITE
     )
+    push_to_hub: bool = _changeable(False, "upload the student to the Hugging Face Hub at the end", "diffusers")
+    hub_model_id: str | None = _changeable(
+        None, "repository on the Hub, NAME or ORGANISATION/NAME; without it the run folder's name", "diffusers"
+    )
+    private: bool = _changeable(False, "create the repository on the Hub as a private one", "ours")
     report_to: str = _changeable("tensorboard", "experiment tracker", "diffusers", choices=TRACKERS)
     tracker_project_name: str = _changeable("dpdmd", "W&B's project; TensorBoard's folder in RUN/log", "diffusers")
     tracker_run_name: str | None = _changeable(

@@ -1,88 +1,25 @@
 """The configuration of a run, from flags and YAML files. Imports nothing heavy: a wrong flag is reported at once."""
 
 import argparse
-import difflib
-import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dpdmd.config.options import DataConfig, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from dpdmd.config.flag_names import ALIASES, Alias, suggestion, unknown_arguments
+from dpdmd.config.image_sizes import format_sizes
 from dpdmd.config.presets import FAMILIES, PRESETS, preset_values
+from dpdmd.config.schema import Config, equal_values, group_of_each_option, option_groups, value_type
 from dpdmd.config.validation import check_range, check_relations, check_tracker_names
 from dpdmd.config.variants import find_variant
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.paths import expanded, same_place
+from dpdmd.utils.paths import expanded
 
 MAX_MESSAGE = 400  # letters of argparse's messages
-
-
-@dataclass
-class Config:
-    """The configuration of a run, in groups."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-
-    # Names of the flags on the command line. Not an option, so not a field; empty for a Config from a file.
-    given = frozenset()
-    # Values before `derive` set them, by name; in config.yaml they stay underived.
-    underived = types.MappingProxyType({})
-
-    def derive(self, group: str, name: str, value: Any) -> None:
-        """Set an option that the user left to another option or to the machine."""
-        owner = getattr(self, group)
-        self.underived = {name: getattr(owner, name), **self.underived}
-        setattr(owner, name, value)
-
-    def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Return plain values by group, as in config.yaml."""
-        return {group.name: dict(vars(getattr(self, group.name))) for group in fields(self)}
-
-    def differences(self, other: "Config") -> list[str]:
-        """Return the fields that differ and may not change on resume, as "name: ours here, theirs there"."""
-        return [
-            f"{item.name}: {getattr(ours, item.name)!r} here, {getattr(theirs, item.name)!r} there"
-            for group in fields(self)
-            for ours, theirs in [(getattr(self, group.name), getattr(other, group.name))]
-            for item in fields(ours)
-            if not item.metadata["may_change_on_resume"]
-            and not equal_values(item.name, getattr(ours, item.name), getattr(theirs, item.name))
-        ]
-
-
-@cache
-def option_groups() -> dict[str, tuple[type, dict[str, Any]]]:
-    """Return group name -> (class, field name -> field)."""
-    hints = typing.get_type_hints(Config)
-    return {name: (kind, {item.name: item for item in fields(kind)}) for name, kind in hints.items()}
-
-
-@cache
-def value_type(kind: type, name: str) -> tuple[type, bool]:
-    """Return the type of a field (int, float, str or bool), and whether it may be None."""
-    hint = typing.get_type_hints(kind)[name]
-    if isinstance(hint, types.UnionType):
-        return next(part for part in typing.get_args(hint) if part is not type(None)), True
-    return hint, False
-
-
-def equal_values(name: str, one: Any, other: Any) -> bool:
-    """Return whether two values of an option are equal. Paths are equal if they name one place."""
-    if one == other:
-        return True
-    is_path = any(items[name].metadata["path"] for _, items in option_groups().values() if name in items)
-    return is_path and isinstance(one, str) and isinstance(other, str) and same_place(one, other)
 
 
 def _convert(value: Any, kind: type, name: str, place: str) -> Any:
@@ -111,12 +48,12 @@ def from_dict(values: dict[str, Any], place: str, onto: Config | None = None) ->
     Raises:
         ValueError: an unknown key or a wrong type; the message names `place` and the key.
     """
-    config, group_of = onto or Config(), _group_of_each_option()
+    config, group_of = onto or Config(), group_of_each_option()
     seen = set()
     for name, value, group in _pairs(values, place, group_of):
         if name not in group_of:
-            near = difflib.get_close_matches(str(name), group_of, n=1)
-            raise ValueError(f"{place}: unknown key {name!r}" + (f" (did you mean {near[0]}?)" if near else ""))
+            hint = suggestion(str(name), group_of, prefix="")
+            raise ValueError(f"{place}: unknown key {name!r}" + (f" ({hint})" if hint else ""))
         if group not in (None, group_of[name]):
             raise ValueError(f"{place}: {name} belongs under {group_of[name]}, not under {group}")
         if name in seen:
@@ -125,10 +62,6 @@ def from_dict(values: dict[str, Any], place: str, onto: Config | None = None) ->
         owner = getattr(config, group_of[name])
         setattr(owner, name, _convert(value, type(owner), name, place))
     return config
-
-
-def _group_of_each_option() -> dict[str, str]:
-    return {name: group for group, (_, items) in option_groups().items() for name in items}
 
 
 def _pairs(values: dict[str, Any], place: str, options: Collection[str]) -> Iterator[tuple[str, Any, str | None]]:
@@ -171,11 +104,15 @@ def write_yaml(config: Config, path: Path) -> None:
 class _Parser(argparse.ArgumentParser):
     """Raises errors for the program to print on one line. argparse itself would print all flags above them."""
 
+    unknown: Sequence[str] = ()
+
+    def parse_known_args(self, *arguments: Any) -> tuple[argparse.Namespace, list[str]]:
+        parsed, self.unknown = super().parse_known_args(*arguments)
+        return parsed, self.unknown
+
     def error(self, message: str) -> typing.NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            wrong = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
-            near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
-            message += f" (did you mean {near[0]}?)" if near else ""
+        if self.unknown:
+            raise ValueError(unknown_arguments(self.unknown, self._option_string_actions))
         if len(message) > MAX_MESSAGE:  # argparse repeats the whole argument
             message = f"{message[:MAX_MESSAGE]}..."
         raise ValueError(message)
@@ -203,25 +140,40 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"flags for SD3.5-Medium at 1024 x 1024 on a GPU of this size; --config and flags override them ({sets}); "
         "a larger model has other flags, or no preset of this size",
     )
+    aliases = {alias.flags[-1]: name for name, alias in ALIASES.items()}
     for kind, items in option_groups().values():
         group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0])
         for name, item in items.items():
             wanted, _ = value_type(kind, name)
-            source = f", {item.metadata['source']}" if item.metadata["source"] else ""
-            options: dict[str, Any] = {
-                "help": f"{item.metadata['help']} (default: {item.default}{source})".replace("%", "%%")
-            }
-            if wanted is bool and name.startswith("no_"):  # --no-no_... is not shown in the help
-                group.add_argument(f"--no-{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
-                options["action"] = "store_true"
-            elif wanted is bool:
-                options["action"] = argparse.BooleanOptionalAction
-            else:
-                options.update(type=wanted, metavar=wanted.__name__.upper())
-                if item.metadata["choices"]:
-                    options.update(choices=item.metadata["choices"], metavar=None)
-            group.add_argument(f"--{name}", **options)
+            _add_flag(group, name, item.metadata, item.default, wanted)
+            if name in aliases:
+                _add_alias(group, aliases[name], ALIASES[aliases[name]], wanted)
     return parser
+
+
+def _add_flag(group: Any, name: str, metadata: Mapping[str, Any], default: Any, wanted: type) -> None:
+    source = f", {metadata['source']}" if metadata["source"] else ""
+    options: dict[str, Any] = {"help": f"{metadata['help']} (default: {default}{source})".replace("%", "%%")}
+    if wanted is bool and name.startswith("no_"):  # --no-no_... is not shown in the help
+        group.add_argument(f"--no-{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
+        options["action"] = "store_true"
+    elif wanted is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options.update(type=wanted, metavar=wanted.__name__.upper())
+        if metadata["choices"]:
+            options.update(choices=metadata["choices"], metavar=None)
+    group.add_argument(f"--{name}", **options)
+
+
+def _add_alias(group: Any, name: str, alias: Alias, wanted: type) -> None:
+    if alias.is_switch:
+        options: dict[str, Any] = {"action": "store_true"}
+    elif alias.values is not None:
+        options = {"choices": tuple(alias.values)}
+    else:
+        options = {"type": wanted, "metavar": wanted.__name__.upper()}
+    group.add_argument(f"--{name}", help=alias.help(), **options)
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
@@ -235,16 +187,45 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     paths = given.pop("config", [])
     preset = given.pop("preset", None)
     config = _on_defaults_of_the_model(preset, paths, given)
-    group_of = _group_of_each_option()
+    group_of = group_of_each_option()
+    given = _without_aliases(given, config)
     for name, value in given.items():
         setattr(getattr(config, group_of[name]), name, value)
     _expand_paths(config)
     validate(config)
+    _set_first_size(config, given)
     for name in ("student_id", "fake_id"):
         if getattr(config.model, name) is None:
             config.derive("model", name, config.model.teacher_id)
     config.given = frozenset(given)
     return config
+
+
+def _without_aliases(given: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Return the flags of a command line (name -> value) with our flags in place of their aliases.
+
+    Raises:
+        ValueError: an alias has a value that its flag may not have, or another value than its flag.
+    """
+    own = {name: value for name, value in given.items() if name not in ALIASES}
+    items = {name: (group, item) for group, (_, items) in option_groups().items() for name, item in items.items()}
+    for name, alias in ALIASES.items():
+        if name not in given:
+            continue
+        typed = f"--{name}" if alias.is_switch else f"--{name} {given[name]}"
+        if alias.values is None:
+            check_range(name, given[name], items[alias.flags[0]][1].metadata)
+        value = given[name] if alias.values is None else alias.values[given[name]]
+        if alias.under and not Path(expanded(value)).is_absolute():
+            folder = own.get(alias.under) or getattr(getattr(config, items[alias.under][0]), alias.under)
+            if folder is None:
+                raise ValueError(f"{typed}: is a folder in the run folder; give --{alias.under} with it")
+            value = str(Path(folder) / value)
+        for flag in alias.flags:
+            if not equal_values(flag, own.setdefault(flag, value), value):
+                other = {True: f"--{flag}", False: f"--no-{flag}"}.get(own[flag], f"--{flag} {own[flag]}")
+                raise ValueError(f"{typed} and {other}: contradict each other; give one of them")
+    return own
 
 
 def _on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Mapping[str, Any]) -> Config:
@@ -293,6 +274,29 @@ def _expand_paths(config: Config) -> None:
                 setattr(group, name, _expanded(name, value))
 
 
+def _set_first_size(config: Config, given: Collection[str]) -> None:
+    """Let height and width be those of the first of `--sizes`; one size alone is height and width.
+
+    Raises:
+        ValueError: --height or --width is a flag, too.
+    """
+    data = config.data
+    if data.sizes is None:
+        return
+    for name in ("height", "width"):
+        if name in given:
+            raise ValueError(
+                f"--{name} {getattr(data, name)}: --sizes {data.sizes} has the sizes; leave out one of both"
+            )
+    sizes = data.image_sizes
+    data.sizes = format_sizes(sizes) if len(sizes) > 1 else None
+    for name, side in next(iter(sizes))._asdict().items():
+        if data.sizes:
+            config.derive("data", name, side)
+        else:
+            setattr(data, name, side)
+
+
 def validate(config: Config) -> None:
     """Check ranges, choices and relations of values, without files or devices.
 
@@ -302,5 +306,6 @@ def validate(config: Config) -> None:
     for group in vars(config).values():
         for item in fields(group):
             check_range(item.name, getattr(group, item.name), item.metadata)
+    _ = config.data.image_sizes  # its form is checked where it is read
     check_relations(config.model, config.method, config.optim, config.eval)
     check_tracker_names(config.run)

@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dpdmd.config.options import MAX_BATCH, MAX_GRID_STEPS, MAX_IMAGES, MAX_PIXELS
+from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize
+from dpdmd.config.options import MAX_BATCH, MAX_GRID_STEPS, MAX_IMAGES
 from dpdmd.config.scorer_table import SCORERS
 from dpdmd.config.validation import shown
 
@@ -19,6 +20,7 @@ FLAGS = {
     "guidance_scale": (float, "classifier-free guidance scale", None),
     "height": (int, "image height in pixels", None),
     "width": (int, "image width in pixels", None),
+    "size": (str, "image size in pixels, WIDTHxHEIGHT, instead of --height and --width", None),
     "max_sequence_length": (int, "tokens of the T5 text encoder", None),
     "bf16": (bool, "run the networks in bf16", False),
 }
@@ -27,6 +29,7 @@ RANGES = {
     "num_images": (1, MAX_IMAGES),
     "num_samples": (1, MAX_IMAGES),
     "num_seeds": (1, MAX_IMAGES),
+    "images_per_prompt": (1, MAX_IMAGES),
     "batch_size": (1, MAX_BATCH),
     "gen_batch_size": (1, MAX_BATCH),
     "seed": (0, MAX_SEED),
@@ -64,6 +67,20 @@ def check_ranges(values: Mapping[str, Any]) -> None:
             continue
         allowed = f"{least} to {most}" if most < math.inf else f"a finite number, at least {least}"
         raise ValueError(f"--{flag} {shown(value)}: must be {allowed}")
+
+
+def apply_size(args: argparse.Namespace) -> None:
+    """Set `height` and `width` to those of `--size` if it is given.
+
+    Raises:
+        ValueError: not a size, or --height or --width is given, too.
+    """
+    if args.size is None:
+        return
+    size = ImageSize.parse(args.size, "--size")
+    if args.height is not None or args.width is not None:
+        raise ValueError(f"--size {args.size}: leave out --height and --width, or give them alone")
+    args.height, args.width = size
 
 
 def check_total(flag: str, num_prompts: int, num_images: int) -> None:

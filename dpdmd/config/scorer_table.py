@@ -27,6 +27,7 @@ class ScorerFile:
         open_clip: whether a folder in OpenCLIP's layout is accepted as well.
         loaded: prefix of the names of the weights that the scorer loads; "" for all of them.
         beside: flag of a file; if this flag is not given, that file's folder is used.
+        name: of the file in its repository, if the flag takes a file.
     """
 
     flag: str
@@ -38,6 +39,7 @@ class ScorerFile:
     open_clip: bool = False
     loaded: str = ""
     beside: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,14 @@ _ROWS = (
         PREFERENCE,
         "dpdmd.evaluation.scorers.imagereward:ImageReward",
         (
-            ScorerFile("ir_model_path", "ImageReward.pt", (CHECKPOINT,), "zai-org/ImageReward"),
-            ScorerFile("ir_med_config", "ImageReward's med_config.json", (JSON,), "zai-org/ImageReward"),
+            ScorerFile("ir_model_path", "ImageReward.pt", (CHECKPOINT,), "zai-org/ImageReward", name="ImageReward.pt"),
+            ScorerFile(
+                "ir_med_config",
+                "ImageReward's med_config.json",
+                (JSON,),
+                "zai-org/ImageReward",
+                name="med_config.json",
+            ),
             ScorerFile(
                 "ir_tokenizer_path",
                 "folder of the bert-base-uncased tokenizer; without it the folder of ImageReward.pt",
@@ -178,7 +186,15 @@ _ROWS = (
         "MANIQA",
         QUALITY,
         "dpdmd.evaluation.scorers.maniqa:Maniqa",
-        (ScorerFile("maniqa_path", "MANIQA's .pth", (CHECKPOINT,), "chaofengc/IQA-PyTorch-Weights"),),
+        (
+            ScorerFile(
+                "maniqa_path",
+                "MANIQA's .pth",
+                (CHECKPOINT,),
+                "chaofengc/IQA-PyTorch-Weights",
+                name="MANIQA_PIPAL-ae6d356b.pth",
+            ),
+        ),
         options=(
             ScorerOption("num_crops", "num_crops", "random crops that MANIQA takes of an image", (1, 100_000)),
             ScorerOption(

@@ -5,7 +5,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dpdmd.config.method_table import METHODS, detaches_first_step
-from dpdmd.config.options import MAX_BATCH, MAX_COUNT, EvalConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from dpdmd.config.options import (
+    MAX_BATCH,
+    MAX_COUNT,
+    POLYNOMIAL_END,
+    EvalConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
 from dpdmd.utils.paths import same_place
 
 FP32_MAX = 3.4e38  # larger numbers are infinite in fp32
@@ -62,12 +71,13 @@ def check_relations(model: ModelConfig, method: MethodConfig, optim: OptimConfig
     Raises:
         ValueError: one line that names the flag and what to do.
     """
-    _check_lora(model)
+    _check_lora(model, optim)
     _check_prompts_limit(evaluation)
     _check_anchor(method)
     _check_rollout(method)
     _check_method(method, optim)
     _check_recomputed_blocks(optim)
+    _check_lr_schedule(optim)
     if optim.batch_size * optim.grad_accum > MAX_BATCH:
         raise ValueError(
             f"--grad_accum {optim.grad_accum}: with --batch_size {optim.batch_size} these are "
@@ -92,7 +102,15 @@ def check_tracker_names(run: RunConfig) -> None:
             )
 
 
-EVALUATION_FLAGS = ("div_prompts", "num_div_seeds", "pref_prompts", "eval_prompts_limit", "eval_batch_size", "best_by")
+EVALUATION_FLAGS = (
+    "div_prompts",
+    "num_div_seeds",
+    "pref_prompts",
+    "eval_prompts_limit",
+    "eval_batch_size",
+    "eval_sizes",
+    "best_by",
+)
 
 
 def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool) -> list[str]:
@@ -109,7 +127,14 @@ def unused_flag_warnings(method: str, given: Collection[str], *, evaluates: bool
     return lines + ([f"{', '.join(unscored)}: given, but no scorer is, so nothing is evaluated"] if unscored else [])
 
 
-def _check_lora(model: ModelConfig) -> None:
+def _check_lora(model: ModelConfig, optim: OptimConfig) -> None:
+    if model.lora_dropout and model.lora_rank is None:
+        raise ValueError(f"--lora_dropout {model.lora_dropout}: give --lora_rank with it")
+    if model.lora_dropout and optim.compile:
+        raise ValueError(
+            f"--lora_dropout {model.lora_dropout}: not possible with --compile, since each sample draws its own mask; "
+            "give --no-compile, or leave it out"
+        )
     if model.lora_rank is None:
         for name in ("lora_alpha", "lora_targets", "fake_lora_rank"):
             if getattr(model, name) is not None:
@@ -189,3 +214,14 @@ def _check_recomputed_blocks(optim: OptimConfig) -> None:
         raise ValueError(f"--recomputed_blocks {shown(wanted)}: must be a number of blocks, auto or all")
     if wanted != "all" and not optim.gradient_checkpointing:
         raise ValueError(f"--recomputed_blocks {wanted}: give --gradient_checkpointing, or leave it out")
+
+
+def _check_lr_schedule(optim: OptimConfig) -> None:
+    for flag, default, reader in (("lr_num_cycles", 1, "cosine_with_restarts"), ("lr_power", 1.0, "polynomial")):
+        value = getattr(optim, flag)
+        if value != default and optim.lr_scheduler != reader:
+            raise ValueError(f"--{flag} {value}: give --lr_scheduler {reader} with it, or leave it out")
+    for flag in ("lr_student", "lr_fake", "lr_discriminator"):
+        value = getattr(optim, flag)
+        if optim.lr_scheduler == "polynomial" and value <= POLYNOMIAL_END:
+            raise ValueError(f"--{flag} {value}: must be above {POLYNOMIAL_END}, where --lr_scheduler polynomial ends")

@@ -67,14 +67,19 @@ VARIANTS = (
 
 
 def find_variant(family: str, folder: Path) -> Variant | None:
-    """Return the variant that a pipeline folder holds; None for the family's first model, or unreadable files."""
+    """Return the variant of a pipeline folder; None for the family's first model and for unknown ones.
+
+    If the file that tells it cannot be read, as before a download, the variant is the one that the path or the id of
+    the Hub names.
+    """
+    path = folder.as_posix().partition("@")[0]
     for variant in VARIANTS:
         if variant.family != family:
             continue
         try:
-            values = read_json(folder / variant.file)
-        except ValueError:  # the checks of the folder say what is wrong
-            continue
-        if variant.matches(values):
+            found = variant.matches(read_json(folder / variant.file))
+        except (ValueError, OSError):  # the checks of the folder say what is wrong
+            found = bool(variant.repository) and path.endswith(variant.repository)
+        if found:
             return variant
     return None

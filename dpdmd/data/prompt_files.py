@@ -2,11 +2,11 @@
 
 import json
 import re
+from array import array
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from dpdmd.data.prompt_tables import ADVICE, READERS, choose_column, is_dataset, prompts_of_table, read_dataset
+from dpdmd.data.prompt_tables import ADVICE, READERS, Columns, is_dataset, prompts_of_table, read_dataset
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, require_regular
 
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
@@ -37,8 +37,24 @@ def read_prompts(path: Path, flag: str = "--prompt_txt", column: str | None = No
         ValueError: missing, unreadable, not UTF-8, not in its format, without the column, without any prompt, or with
             a prompt of more than MAX_PROMPT_LETTERS; the message names `flag` and the file.
     """
+    return _read_explained(path, flag, Columns(column))[0]
+
+
+def read_weighted_prompts(path: Path, column: str | None, weight_column: str) -> tuple[list[str], array]:
+    """Read the prompts of a file with columns, as `read_prompts`, and how often each is drawn, relative to the others.
+
+    Prompts of weight 0 are left out.
+
+    Raises:
+        ValueError: as `read_prompts`; or text without columns, or a weight that is not a finite number, at least 0.
+    """
+    return _read_explained(path, "--prompt_txt", Columns(column, weight_column))
+
+
+def _read_explained(path: Path, flag: str, columns: Columns) -> tuple[list[str], array]:
+    """Read prompts and weights; errors name `flag` and the file."""
     try:
-        prompts = _read(path, column)
+        prompts, weights = _read(path, columns)
     except UnicodeDecodeError:
         raise ValueError(f"{flag} {path}: {_encoding_fault(path.read_bytes())}; save the file as UTF-8") from None
     except OSError as error:
@@ -47,13 +63,13 @@ def read_prompts(path: Path, flag: str = "--prompt_txt", column: str | None = No
         raise ValueError(f"{flag} {path}: {error}") from None
     if not prompts:
         raise ValueError(f"{flag} {path}: no prompt in it; {ADVICE}")
-    return prompts
+    return prompts, weights
 
 
-def _read(path: Path, column: str | None) -> list[str]:
-    choose = partial(choose_column, wanted=column)
+def _read(path: Path, columns: Columns) -> tuple[list[str], array]:
+    weighted = columns.weight is not None
     if is_dataset(path):
-        return prompts_of_table(read_dataset(path, choose), "row")
+        return prompts_of_table(read_dataset(path, columns), "row", weighted=weighted)
     require_regular(path)
     ending = path.suffix.lower()
     if ending not in _BINARY:
@@ -62,11 +78,13 @@ def _read(path: Path, column: str | None) -> list[str]:
         raise ValueError(f"is YAML; {ADVICE}, or .csv, .tsv, .json, .jsonl or .parquet")
     if ending in READERS:
         unit, reader = READERS[ending]
-        return prompts_of_table(reader(path, choose), unit)
+        return prompts_of_table(reader(path, columns), unit, weighted=weighted)
     prompts = list(_text_lines(path))
     if prompts and _is_json(path, prompts[0]):
         raise ValueError(f"is JSON; {ADVICE}, or name the file .json or .jsonl")
-    return prompts
+    if weighted:
+        raise ValueError("is text without columns; leave out --prompt_weight_column, or give a file with that column")
+    return prompts, array("d")
 
 
 def _text_lines(path: Path) -> Iterator[str]:

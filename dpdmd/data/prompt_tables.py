@@ -1,12 +1,17 @@
 """Read the prompts of formats with columns: CSV, TSV, JSON, JSON lines, Parquet, and folders that `datasets` saved.
 
-A reader yields (number, value) for each row. Errors name neither the flag nor the file: `read_prompts` adds them.
+A reader yields (number, prompt, weight) for each row; without a column of weights, the weight is None. Errors name
+neither the flag nor the file: `read_prompts` adds them.
 """
 
 import csv
 import json
+import math
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,38 @@ ADVICE = "give a text file, one prompt per line"
 _BATCH = 65_536  # rows of a Parquet file in memory at a time
 _SHOWN = 20  # columns named in an error
 _LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
-Rows = Iterator[tuple[int, Any]]
-Choose = Callable[[Sequence[str]], str]
+Rows = Iterator[tuple[int, Any, Any]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a user names.
+
+    Attributes:
+        prompt: column of the prompts; None to guess it.
+        weight: column of their weights; None without weights.
+    """
+
+    prompt: str | None = None
+    weight: str | None = None
+
+    def choose(self, names: Sequence[str]) -> tuple[str, str | None]:
+        """Return the columns of the prompts and of the weights among a table's columns.
+
+        Raises:
+            ValueError: no such column, or several.
+        """
+        if self.weight is None:
+            return choose_column(names, self.prompt), None
+        if names.count(self.weight) != 1:
+            found = "no column" if self.weight not in names else "several columns named"
+            raise ValueError(f"has {found} {self.weight!r} (--prompt_weight_column); its columns are {_listed(names)}")
+        others = names if self.prompt == self.weight else [name for name in names if name != self.weight]
+        return choose_column(others, self.prompt), self.weight
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name[:40]) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def choose_column(names: Sequence[str], wanted: str | None) -> str:
@@ -27,7 +62,7 @@ def choose_column(names: Sequence[str], wanted: str | None) -> str:
     Raises:
         ValueError: no such column, or several.
     """
-    listed = ", ".join(repr(name[:40]) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    listed = _listed(names)
     if wanted is not None and wanted not in names:
         raise ValueError(f"has no column {wanted!r} (--prompt_column); its columns are {listed}")
     found = [name for name in names if (name.strip().lower() in CANDIDATES if wanted is None else name == wanted)]
@@ -40,14 +75,17 @@ def choose_column(names: Sequence[str], wanted: str | None) -> str:
     return found[0]
 
 
-def prompts_of_table(rows: Iterable[tuple[int, Any]], unit: str) -> list[str]:
-    """Return the prompts of rows. A line break becomes a space, and empty values are skipped.
+def prompts_of_table(rows: Iterable[tuple[int, Any, Any]], unit: str, *, weighted: bool) -> tuple[list[str], array]:
+    """Return the prompts of rows and their weights. A line break becomes a space, and empty values are skipped.
+
+    Prompts of weight 0 are skipped, too. The weights are empty if not `weighted`.
 
     Raises:
-        ValueError: a value is not text, is not Unicode, contains zero bytes, or is longer than a prompt.
+        ValueError: a value is not text, is not Unicode, contains zero bytes, or is longer than a prompt; or a weight is
+            no finite number, at least 0.
     """
-    prompts = []
-    for number, value in rows:
+    prompts, weights, unused = [], array("d"), 0
+    for number, value, weight in rows:
         if value is None:
             continue
         if not isinstance(value, str):
@@ -62,25 +100,59 @@ def prompts_of_table(rows: Iterable[tuple[int, Any]], unit: str) -> list[str]:
         if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise ValueError(f"{unit} {number} holds half of a surrogate pair, which is not Unicode text")
         if any(letter.isprintable() and not letter.isspace() for letter in prompt):
+            if weighted:
+                if not (found := _parse_weight(weight, f"{unit} {number}")):
+                    unused += 1
+                    continue
+                weights.append(found)
             prompts.append(prompt)
-    return prompts
+    if unused and not prompts:
+        raise ValueError("every weight is 0, so no prompt is ever drawn (--prompt_weight_column)")
+    return prompts, weights
 
 
-def read_csv(path: Path, choose: Choose) -> Rows:
-    """Yield (line number, prompt) of a CSV file with a header. The header shows if commas, semicolons or tabs separate.
+def _parse_weight(value: Any, place: str) -> float:
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        what = "no weight" if value is None else f"the weight {str(value)[:40]!r}"
+        raise ValueError(f"{place} has {what}; it must be a number, at least 0 (--prompt_weight_column)")
+    return weight
+
+
+def read_csv(path: Path, columns: Columns) -> Rows:
+    """Yield (line number, prompt, weight) of a CSV file with a header.
+
+    The header shows if commas, semicolons or tabs separate.
 
     Raises:
         ValueError: a quote that is not closed, or a row with more or fewer values than the header.
     """
-    yield from _separated(path, choose, ",;\t")
+    yield from _separated(path, columns, ",;\t")
 
 
-def read_tsv(path: Path, choose: Choose) -> Rows:
-    """Yield (line number, prompt) of a file with tabs between columns, a header, and quotes as in CSV."""
-    yield from _separated(path, choose, "\t")
+def read_tsv(path: Path, columns: Columns) -> Rows:
+    """Yield (line number, prompt, weight) of a file with tabs between columns, a header, and quotes as in CSV."""
+    yield from _separated(path, columns, "\t")
 
 
-def _separated(path: Path, choose: Choose, separators: str) -> Rows:
+def _separated(path: Path, columns: Columns, separators: str) -> Rows:
+    rows = separated_rows(path, separators)
+    if (header := next(rows, None)) is None:
+        return
+    prompt, weight = columns.choose(header[1])
+    place, other = header[1].index(prompt), None if weight is None else header[1].index(weight)
+    yield from ((number, row[place], None if other is None else row[other]) for number, row in rows)
+
+
+def separated_rows(path: Path, separators: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, values) of the header and of each row. The header shows which of `separators` is used.
+
+    Raises:
+        ValueError: a quote that is not closed, or a row with more or fewer values than the header.
+    """
     limit = csv.field_size_limit(2**31 - 1)  # the default is less than MAX_PROMPT_LETTERS, which is checked later
     number = 1
     try:
@@ -92,11 +164,11 @@ def _separated(path: Path, choose: Choose, separators: str) -> Rows:
             names = next(rows, None)
             if not names:
                 return
-            place = names.index(choose(names))
+            yield number, names
             for row in rows:
                 number = rows.line_num
                 if len(row) == len(names):
-                    yield number, row[place]
+                    yield number, row
                 elif row:
                     advice = "a value that contains the separator needs quotes"
                     raise ValueError(f"line {number} has {len(row)} values, the header {len(names)}; {advice}")
@@ -107,8 +179,8 @@ def _separated(path: Path, choose: Choose, separators: str) -> Rows:
         csv.field_size_limit(limit)
 
 
-def read_json(path: Path, choose: Choose) -> Rows:
-    """Yield (item number, prompt) of a JSON list of texts or objects, or of an object with a list of texts.
+def read_json(path: Path, columns: Columns) -> Rows:
+    """Yield (item number, prompt, weight) of a JSON list of texts or objects, or of an object with a list of texts.
 
     A file with one JSON value per line is read as JSON lines.
     """
@@ -117,22 +189,38 @@ def read_json(path: Path, choose: Choose) -> Rows:
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise ValueError(f"is not JSON ({error})") from None
-        yield from read_json_lines(path, choose)
+        yield from read_json_lines(path, columns)
         return
     except RecursionError:
         raise ValueError("is not JSON of prompts (nested too deeply)") from None
     if isinstance(value, dict):
-        column = value[choose(list(value))]
-        value = column if isinstance(column, list) else [column]
+        value = _unpacked(value, columns)
     if not isinstance(value, list):
         raise ValueError(f"is JSON of type {type(value).__name__}; give a list of texts or objects")
-    yield from _json_values(enumerate(value, 1), choose)
+    yield from _json_values(enumerate(value, 1), columns)
 
 
-def read_json_lines(path: Path, choose: Choose) -> Rows:
-    """Yield (line number, prompt) of a file with one JSON text or object per line."""
+def _unpacked(table: dict[str, Any], columns: Columns) -> list[Any]:
+    """Return the rows of an object of lists: the prompts, or with weights objects of both columns.
+
+    Raises:
+        ValueError: the lists have different lengths.
+    """
+    prompt, weight = columns.choose(list(table))
+    prompts, weights = (each if isinstance(each, list) else [each] for each in (table[prompt], table.get(weight)))
+    if weight is None:
+        return prompts
+    if len(prompts) != len(weights):
+        raise ValueError(f"{weight!r} has {len(weights)} values, {prompt!r} has {len(prompts)}")
+    return [{prompt: text, weight: number} for text, number in zip(prompts, weights, strict=True)]
+
+
+def read_json_lines(path: Path, columns: Columns) -> Rows:
+    """Yield (line number, prompt, weight) of a file with one JSON text or object per line."""
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        yield from _json_values(((n, _parsed(line, n)) for n, line in enumerate(file, 1) if not line.isspace()), choose)
+        yield from _json_values(
+            ((n, _parsed(line, n)) for n, line in enumerate(file, 1) if not line.isspace()), columns
+        )
 
 
 def _parsed(line: str, number: int) -> Any:
@@ -142,26 +230,29 @@ def _parsed(line: str, number: int) -> Any:
         raise ValueError(f"line {number} is not JSON ({error})") from None
 
 
-def _json_values(items: Rows, choose: Choose) -> Rows:
-    """Yield the prompts of texts and objects. The first object decides the column."""
-    column = None
+def _json_values(items: Iterator[tuple[int, Any]], columns: Columns) -> Rows:
+    """Yield the prompts of texts and objects, with their weights. The first object decides the columns."""
+    column = weight = None
     for number, item in items:
-        if isinstance(item, dict):
-            column = choose(list(item)) if column is None else column
-            if column not in item:
-                raise ValueError(f"object {number} has no {column!r}")
-            item = item[column]
-        yield number, item
+        if not isinstance(item, dict):
+            yield number, item, None
+            continue
+        if column is None:
+            column, weight = columns.choose(list(item))
+        for name in (column, weight):
+            if name is not None and name not in item:
+                raise ValueError(f"object {number} has no {name!r}")
+        yield number, item[column], None if weight is None else item[weight]
 
 
-def read_parquet(path: Path, choose: Choose) -> Rows:
-    """Yield (row number, prompt) of a Parquet file. Only its column is read."""
+def read_parquet(path: Path, columns: Columns) -> Rows:
+    """Yield (row number, prompt, weight) of a Parquet file. Only its columns are read."""
     pyarrow = _pyarrow()
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
-            column = _text_column(file.schema_arrow, choose)
-            batches = file.iter_batches(_BATCH, columns=[column], use_threads=False)
-            yield from enumerate((value for batch in batches for value in batch.column(0).to_pylist()), 1)
+            names = _text_column(file.schema_arrow, columns)
+            batches = file.iter_batches(_BATCH, columns=[name for name in names if name], use_threads=False)
+            yield from _numbered(_pairs(batches, names))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"is not a whole Parquet file ({error})") from None
 
@@ -171,8 +262,8 @@ def is_dataset(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def read_dataset(path: Path, choose: Choose) -> Rows:
-    """Yield (row number, prompt) of a folder that `save_to_disk` of `datasets` wrote.
+def read_dataset(path: Path, columns: Columns) -> Rows:
+    """Yield (row number, prompt, weight) of a folder that `save_to_disk` of `datasets` wrote.
 
     Raises:
         ValueError: it has several splits, or a file is damaged.
@@ -184,31 +275,42 @@ def read_dataset(path: Path, choose: Choose) -> Rows:
         files = [path / each["filename"] for each in json.loads((path / "state.json").read_text())["_data_files"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"state.json does not list the files of a dataset ({type(error).__name__})") from None
-    yield from enumerate((value for file in files for value in _arrow_values(file, choose)), 1)
+    yield from _numbered(pair for file in files for pair in _arrow_values(file, columns))
 
 
-def _arrow_values(path: Path, choose: Choose) -> Iterator[str | None]:
+def _arrow_values(path: Path, columns: Columns) -> Iterator[tuple[Any, Any]]:
     pyarrow = _pyarrow()
     try:
         with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
-            column = _text_column(stream.schema, choose)
-            for batch in stream:
-                yield from batch.column(batch.schema.get_field_index(column)).to_pylist()
+            yield from _pairs(stream, _text_column(stream.schema, columns))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is not a whole Arrow file ({error})") from None
 
 
-def _text_column(schema: Any, choose: Choose) -> str:
-    """Return the column of the prompts in a schema of pyarrow.
+def _pairs(batches: Iterable[Any], names: tuple[str, str | None]) -> Iterator[tuple[Any, Any]]:
+    """Yield (prompt, weight) of record batches of pyarrow."""
+    prompt, weight = names
+    for batch in batches:
+        weights = repeat(None) if weight is None else batch.column(weight).to_pylist()
+        yield from zip(batch.column(prompt).to_pylist(), weights, strict=False)
+
+
+def _numbered(pairs: Iterable[tuple[Any, Any]]) -> Rows:
+    for number, (prompt, weight) in enumerate(pairs, 1):
+        yield number, prompt, weight
+
+
+def _text_column(schema: Any, columns: Columns) -> tuple[str, str | None]:
+    """Return the columns of the prompts and of the weights in a schema of pyarrow.
 
     Raises:
-        ValueError: it is not text.
+        ValueError: the prompts are not text.
     """
-    column = choose(schema.names)
+    column, weight = columns.choose(schema.names)
     kind = schema.field(column).type
     if not re.search(r"\bstring|\blarge_string|string_view", str(kind)) or kind.num_fields:
         raise ValueError(f"column {column!r} is of type {kind}, not text")
-    return column
+    return column, weight
 
 
 def _pyarrow() -> Any:
@@ -220,7 +322,7 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-READERS: dict[str, tuple[str, Callable[[Path, Choose], Rows]]] = {
+READERS: dict[str, tuple[str, Callable[[Path, Columns], Rows]]] = {
     ".csv": ("line", read_csv),
     ".tsv": ("line", read_tsv),
     ".json": ("item", read_json),

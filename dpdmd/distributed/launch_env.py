@@ -96,6 +96,32 @@ def check_launch() -> Launch:
     return launch
 
 
+def check_single_process(reason: str) -> None:
+    """Check that a program that works on one process was not launched on several; `reason` says why it does.
+
+    Raises:
+        ValueError: several processes were launched, or a variable of the launcher is wrong.
+    """
+    processes = check_launch().processes
+    if processes > 1:
+        raise ValueError(f"{processes} processes were launched: start it on one process: {reason}")
+
+
+def single_process_warning() -> str:
+    """Return a warning if accelerate's launcher was to start several processes but started one; else "".
+
+    For one process, this launcher sets no MASTER_ADDR. For several processes without `--multi_gpu`, as on a CPU, it
+    sets MASTER_ADDR and starts one process, without RANK and WORLD_SIZE.
+    """
+    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if not asked or any(name in os.environ for name in ("WORLD_SIZE", "RANK")):
+        return ""
+    return (
+        "accelerate launch was to start several processes (--num_processes or num_processes in its file) but started "
+        "one; on a CPU use ACCELERATE_USE_CPU=true torchrun --nproc_per_node N"
+    )
+
+
 def is_on(name: str) -> bool:
     """Return whether the variable `name`, one of accelerate's switches, is true."""
     return os.environ.get(name, "").lower() in TRUE

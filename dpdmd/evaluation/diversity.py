@@ -22,3 +22,15 @@ def diversity_per_image(features: Tensor) -> list[float]:
     unit = torch.nn.functional.normalize(features.double(), dim=-1)
     cosine = unit @ unit.T
     return (1 - (cosine.sum(1) - cosine.diagonal()) / (count - 1)).clamp(min=0).tolist()
+
+
+def pixel_distance(images: Tensor) -> float:
+    """Return the mean over all pairs of images of sqrt(mean((x_i - x_j)^2)), the root mean square of their difference.
+
+    It needs no network, and it sees colours and positions, not content. Two black images have 0, black and white 1.
+
+    Args:
+        images: [R, 3, H, W] in [0, 1], at least two.
+    """
+    flat = images.flatten(1).double()
+    return (torch.pdist(flat).mean() / flat.shape[1] ** 0.5).item()

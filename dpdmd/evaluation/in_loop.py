@@ -154,6 +154,7 @@ class InLoopEvaluation:
         mine = collectives.share(batches, self.accelerator.process_index, self.accelerator.num_processes)
         progress = f"scoring {title}" if self.accelerator.is_main_process else ""
         rows: list[ImageScores] = []
+        sampler = sampler.at_size(image_set.size) if image_set.size else sampler
         swept = sampler.sweep(self.encoder, image_set.prompts, mine, self.config.eval.eval_seed, progress=progress)
         for keys, made in swept:
             samples = [

@@ -1,8 +1,10 @@
 """Set up evaluation in the loop: check its scorers and read its prompts before any model loads."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.options import EvalConfig
 from dpdmd.config.sampling_flags import check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, IN_LOOP_SCORERS, SCORERS
@@ -19,15 +21,21 @@ class ImageSet:
     """Images that are generated once and scored by several scorers.
 
     Attributes:
-        name: the prompt file's stem, or the release's name of that file.
+        name: the prompt file's stem, or the release's name of that file; with `size`, the size follows.
         num_samples: images of each prompt.
         scorers: names of the scorers.
+        size: size of the images; None for the run's first.
     """
 
     name: str
     prompts: list[str]
     num_samples: int
     scorers: tuple[str, ...]
+    size: ImageSize | None = None
+
+    def at_size(self, size: ImageSize) -> "ImageSet":
+        """Return the same images at another size, under a name of their own."""
+        return replace(self, name=f"{self.name}_{size}", size=size)
 
     def metric_key(self, metric: str) -> str:
         """Return the key of metrics.jsonl, as in the release: eval/pic_div_clip, eval/coco_preference_pickscore."""
@@ -50,10 +58,11 @@ class EvalSetup:
     skipped: str
 
 
-def set_up_evaluation(config: EvalConfig, prompt_column: str | None) -> EvalSetup:
+def set_up_evaluation(config: EvalConfig, prompt_column: str | None, sizes: Sequence[ImageSize] = ()) -> EvalSetup:
     """Check the scorers' files and read the prompts.
 
-    Diversity and preference share their images if they share the prompt file.
+    Diversity and preference share their images if they share the prompt file. With `--eval_sizes all` each of the run's
+    `sizes` after the first has image sets of its own.
 
     Raises:
         ValueError: one line that names the flag and what to do.
@@ -80,6 +89,8 @@ def set_up_evaluation(config: EvalConfig, prompt_column: str | None) -> EvalSetu
         for flag, file, count, scorers in wanted
         if scorers
     ]
+    if config.eval_sizes == "all":
+        sets += [images.at_size(size) for size in sizes[1:] for images in sets]
     for images in sets:
         check_total("num_div_seeds", len(images.prompts), images.num_samples)
     return EvalSetup(sets, paths, skipped)

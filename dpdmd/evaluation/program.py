@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.sampling_flags import add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.program_job import Job
-from dpdmd.evaluation.scorer_files import check_scorer_paths
-from dpdmd.sampling.image_folder import PICTURES, ImageFile, find_images, is_whole, odd_names, read_settings
+from dpdmd.evaluation.scorer_files import check_scorer_paths, scorer_sources
+from dpdmd.models.hub_models import locate_all
+from dpdmd.sampling.given_images import GivenImages, find_images, is_table, odd_names, read_table
+from dpdmd.sampling.image_folder import PICTURES, ImageFile, is_whole, read_settings
+from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
 
@@ -80,8 +84,10 @@ class Program:
             else:
                 options = {"type": type(value) if isinstance(value, (int, float)) else _path}
             parser.add_argument(f"--{flag}", default=value, help=f"{described[flag]} (default: %(default)s)", **options)
+        parser.add_argument("--images_per_prompt", type=int, help=PER_PROMPT_HELP)
         parser.add_argument("--prompt_column", help=COLUMN_HELP)
-        add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "bf16")
+        add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "size", "bf16")
+        add_hub_flags(parser)
         return parser
 
     def check(self, args: argparse.Namespace) -> Job:
@@ -92,17 +98,21 @@ class Program:
         """
         check_launch()
         check_ranges(vars(args))
+        apply_size(args)
         if not args.output_dir:
             raise ValueError("--output_dir: is empty; give a folder")
         out = Path(args.output_dir)
         check_writable("--output_dir", out)
-        paths = check_scorer_paths(vars(args), self.scorers)
+        if not args.images and not args.model:
+            raise ValueError("--model or --images: give what to score")
+        if args.download and not args.images:  # checked once more below: a wrong path must not cost a download
+            self.prompts(args, self.scorers)
+        model, base_model, paths = self.locate(args)
         if not paths:
             flags = [f"--{SCORERS[name].files[0].flag}" for name in self.scorers]
             raise ValueError(f"no scorer is given: {' or '.join(flags)}")
-        if not args.images and not args.model:
-            raise ValueError("--model or --images: give what to score")
-        prompts = self.prompts(args, paths)
+        table = _table(args, default_prompts=self.defaults["prompts_txt"])
+        prompts = list(dict.fromkeys(image.prompt for image in table)) or self.prompts(args, paths)
         if not args.images and not prompts:
             raise ValueError("--prompts_txt: give the prompts to make images of")
         if set(paths) & PREFERENCE_SCORERS and not prompts:
@@ -110,7 +120,10 @@ class Program:
         options = {
             name: {option.argument: getattr(args, option.flag) for option in SCORERS[name].options} for name in paths
         }
-        images = find_images(Path(args.images), prompts) if args.images else []
+        given = GivenImages(table)
+        if args.images and not table:
+            given = find_images(Path(args.images), prompts, args.images_per_prompt)
+        images = given.images
         if args.images:
             _check_readable(Path(args.images), images)
         else:
@@ -118,7 +131,23 @@ class Program:
             read_settings(out / PICTURES, "--output_dir")
         if set(paths) <= DIVERSITY_SCORERS:
             _check_pairs(args, images)
-        return Job(args, paths, options, prompts, images, out)
+        return Job(args, model, base_model, paths, options, prompts, images, given.note, out)
+
+    def locate(self, args: argparse.Namespace) -> tuple[Path | None, Path | None, dict[str, dict[str, Path]]]:
+        """Return the local paths of --model and --base_model, None if images are given, and of each scorer's flags.
+
+        Raises:
+            ValueError: a path does not hold what its flag needs, or a model is neither here nor in the Hub's cache.
+            OSError: a model cannot be fetched from the Hub.
+        """
+        sources, hub = scorer_sources(vars(args), self.scorers), HubOptions.of(args)
+        model = base_model = None
+        if args.images:
+            found = locate_all(list(sources.values()), hub)
+        else:
+            model, base_model, found = locate_model(args.model, args.base_model, hub, list(sources.values()))
+        local = {flag: str(one.path) for flag, one in zip(sources, found, strict=True)}
+        return model, base_model, check_scorer_paths(vars(args) | local, self.scorers)
 
     def prompts(self, args: argparse.Namespace, scorers: Collection[str]) -> list[str]:
         """Return the prompts of --prompts_txt if images are generated, a scorer needs them, or the flag was given.
@@ -139,6 +168,23 @@ def _path(text: str) -> str:
     return str(user_path(text)) if text else text
 
 
+def _table(args: argparse.Namespace, default_prompts: str) -> list[ImageFile]:
+    """Return the images of a CSV file given as --images; [] for a folder or without --images.
+
+    Raises:
+        ValueError: the file cannot be used, or a flag is given that has no meaning with it.
+    """
+    table = bool(args.images) and is_table(Path(args.images))
+    if args.images_per_prompt and (table or not args.images):
+        reason = "the CSV file of --images says which image is of which prompt" if table else "--images is not given"
+        raise ValueError(f"--images_per_prompt {args.images_per_prompt}: {reason}; leave it out")
+    if not table:
+        return []
+    if args.prompts_txt and args.prompts_txt != default_prompts:
+        raise ValueError(f"--prompts_txt {args.prompts_txt}: the CSV file of --images has the prompts; leave it out")
+    return read_table(Path(args.images), args.prompt_column)
+
+
 def _check_readable(folder: Path, images: list[ImageFile]) -> None:
     """Check that at least one image can be read; the others are counted as missing."""
     if not any(is_whole(image.path) for image in images):
@@ -154,15 +200,20 @@ def _check_pairs(args: argparse.Namespace, images: list[ImageFile]) -> None:
     if args.images and len({image.key[0] for image in images}) == len(images):
         raise ValueError(
             f"--images {args.images}: no two images are of one prompt, and diversity compares such "
-            f"({odd_names([image.path for image in images])}); name them 00012_000.png and 00012_001.png"
+            f"({odd_names([image.path for image in images])}); name them 00012_000.png and 00012_001.png, or give "
+            "--images_per_prompt"
         )
 
 
+PER_PROMPT_HELP = (
+    "with a folder as --images: take its images in their order, 2 before 10, this many for each prompt (default: their "
+    "names say the prompts)"
+)
 BATCH_SIZES = {"gen_batch_size": 4, "batch_size": 32}
 HELP = {
-    "model": "run folder, checkpoint, pipeline folder, or with --base_model a .pt, .pth, .bin or .safetensors",
-    "base_model": "pipeline folder that a LoRA or a network alone belongs to",
-    "images": "score the images of this folder instead of a model's",
+    "model": "run, checkpoint or pipeline folder, org/name, or with --base_model a .pt, .pth, .bin or .safetensors",
+    "base_model": "pipeline that a LoRA or a network alone belongs to: a folder, or org/name on the Hub",
+    "images": "score the images of this folder, or those in a CSV file with the columns file and prompt",
     "prompts_txt": "prompts, one a line or in a column; the default is read with --images only if scorers need it",
     "output_dir": "pictures/, per_image.csv, summary.json and table.txt",
     "num_samples": "images a prompt",

@@ -1,6 +1,7 @@
 """Run a root program's job: generate the missing images, score all of them, write the results."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,6 +14,8 @@ from tqdm import tqdm
 from dpdmd.config.scorer_table import metric_names
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
+from dpdmd.distributed.launch_env import single_process_warning
+from dpdmd.distributed.topology import check_joined, describe
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
 from dpdmd.evaluation.scorers.base import Sample, Scorer
@@ -39,8 +42,10 @@ from dpdmd.sampling.sampler import batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
+from dpdmd.utils.logging import logger
 from dpdmd.utils.tables import latex_row, latex_text
 from dpdmd.utils.versions import versions
+from dpdmd.utils.wording import counted
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
 FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
@@ -57,8 +62,10 @@ def run(job: Job) -> ScoreReport:
     """
     check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no")
+    check_joined(accelerator.num_processes)
     precision.set_up(job.args.bf16)
     if accelerator.is_main_process:
+        _introduce(job, accelerator)
         clear_leftovers([job.out / PICTURES, job.out / GRIDS])
     images, settings = (job.images, {}) if job.images else _generate(job, accelerator)
     with _raised_everywhere(accelerator, FEWER_SCORERS):
@@ -70,8 +77,22 @@ def run(job: Job) -> ScoreReport:
     result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
-            _write(job, result, metrics, settings)
+            _write(job, result, metrics, settings, accelerator.num_processes)
     return result
+
+
+def _introduce(job: Job, accelerator: Accelerator) -> None:
+    """Say on stderr how many processes work on how many images."""
+    if warning := single_process_warning():
+        logger.warning("%s", warning)
+    if job.note:
+        logger.warning("%s", job.note)
+    images, prompts = len(job.images), len({image.key[0] for image in job.images})
+    if not job.images:
+        prompts = len(job.prompts)
+        images = prompts * job.args.num_samples
+    work = f"{counted(images, 'image')} of {counted(prompts, 'prompt')}"
+    tqdm.write(f"{describe(accelerator.num_processes, accelerator.device)}: {work}", file=sys.stderr)
 
 
 def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict[str, Any]]:
@@ -79,9 +100,9 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     args, folder = job.args, job.out / PICTURES
     with _raised_everywhere(accelerator, LOWER):
         sampler, encoder = load_sampler(
-            Path(args.model),
+            job.model,
             accelerator.device,
-            base_model=Path(args.base_model) if args.base_model else None,
+            base_model=job.base_model,
             dtype=precision.compute_dtype(args.bf16),
             steps=args.steps,
             guidance_scale=args.guidance_scale,
@@ -98,8 +119,7 @@ def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict
     }
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
-            model = find_model(Path(args.model), Path(args.base_model) if args.base_model else None)
-            settings |= model_settings(model)
+            settings |= model_settings(find_model(job.model, job.base_model))
             check_or_write_settings(folder, settings, "--output_dir")
     batches = batches_of(len(job.prompts), args.num_samples, args.gen_batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
@@ -151,12 +171,13 @@ def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator
     return rows
 
 
-def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str, Any]) -> None:
+def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str, Any], processes: int) -> None:
     """Write the result files and an image grid for each of the first prompts, and print the summaries."""
     write_csv(job.out / "per_image.csv", result.rows, metrics)
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
         "settings": {**{name: value for name, value in vars(job.args).items() if value is not None}, **settings},
+        "processes": processes,
         "versions": versions(),
     }
     write_text(job.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")

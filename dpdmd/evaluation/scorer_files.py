@@ -4,6 +4,7 @@ Imports neither torch nor transformers, so a wrong path is reported within a sec
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from dpdmd.config.scorer_table import (
@@ -16,6 +17,8 @@ from dpdmd.config.scorer_table import (
     TOKENIZER,
     ScorerFile,
 )
+from dpdmd.models.hub_files import folder_files, one_file
+from dpdmd.models.hub_models import Source
 from dpdmd.models.weight_files import (
     check_model_folder,
     check_pickle,
@@ -27,6 +30,18 @@ from dpdmd.utils.text_files import read_json
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+
+
+def scorer_sources(paths: Mapping[str, str | None], names: Iterable[str]) -> dict[str, Source]:
+    """Return flag -> source of each path in `paths` (flag -> value) that a scorer in `names` reads."""
+    files = {file.flag: file for name in names for file in SCORERS[name].files if paths.get(file.flag)}
+    return {flag: _source(paths[flag], file) for flag, file in files.items()}
+
+
+def _source(value: str, file: ScorerFile) -> Source:
+    if file.name:
+        return Source(f"--{file.flag}", value, partial(one_file, name=file.name), file=file.name)
+    return Source(f"--{file.flag}", value, partial(folder_files, weights=MODEL in file.holds))
 
 
 def check_scorer_paths(paths: Mapping[str, str | None], names: Iterable[str]) -> dict[str, dict[str, Path]]:

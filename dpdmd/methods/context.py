@@ -1,6 +1,7 @@
 """The inputs and the result of an update's loss: micro-batch, networks, grids and named random draws."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from dpdmd.config.options import MethodConfig
 from dpdmd.methods.discriminator import DiscriminatorContext
 from dpdmd.methods.networks import Networks
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding
+from dpdmd.models.lora import AdapterView
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.sampling.rollout import rollout
 from dpdmd.utils import rng
@@ -27,6 +29,7 @@ class MicroBatch:
             shares the roll-out of an earlier one.
         pool_indices: index of each prompt in the pool of teacher samples, [B], which names the start noise; None if
             the update does not use the pool.
+        size_index: place of the images' size among the run's sizes.
     """
 
     text: TextEmbedding
@@ -34,6 +37,7 @@ class MicroBatch:
     samples: Sequence[int]
     rollout_step: int
     pool_indices: Sequence[int] | None = None
+    size_index: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,14 @@ class DistillationContext:
     Attributes:
         student_forward, fake_forward: the networks to call with gradient, wrapped or not.
         null: embedding of the empty prompt, one row.
-        latent_shape: (C, H, W).
+        latent_shapes: (C, H, W) of each of the run's image sizes.
         student_sigmas, teacher_sigmas: sampling grids, [N + 1].
         score_sigmas: the noise levels of the scores, [1000].
         decoder, perceptual: latents -> images [B, 3, H, W], and two batches of images -> distances [B]; for a method
             that compares images.
         discriminator: for a method that trains a discriminator.
-        stored_samples: pool indices -> teacher samples that were generated before the run; None to generate teacher
-            samples when an update needs them.
+        stored_samples: for each image size, pool indices -> teacher samples that were generated before the run; None to
+            generate teacher samples when an update needs them.
         student_sample_cache: student samples that several fake-score updates share, by roll-out step and samples.
     """
 
@@ -86,7 +90,7 @@ class DistillationContext:
     student_forward: nn.Module
     fake_forward: nn.Module
     null: TextEmbedding
-    latent_shape: tuple[int, int, int]
+    latent_shapes: Sequence[tuple[int, int, int]]
     student_sigmas: Tensor
     teacher_sigmas: Tensor
     score_sigmas: Tensor
@@ -94,7 +98,7 @@ class DistillationContext:
     decoder: ImageDecoder | None = None
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
     discriminator: DiscriminatorContext | None = None
-    stored_samples: Callable[[Sequence[int]], Tensor] | None = None
+    stored_samples: Sequence[Callable[[Sequence[int]], Tensor]] | None = None
     student_sample_cache: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @staticmethod
@@ -110,15 +114,21 @@ class DistillationContext:
             "score_sigmas": schedule.score_sigmas(config.teacher_infer_steps).to(device),
         }
 
+    def dropout(self, network: nn.Module, batch: MicroBatch) -> AbstractContextManager[None]:
+        """Run the calls that train `network` on this batch with its LoRA dropout, if it has any."""
+        if isinstance(network, AdapterView):
+            return network.dropping_out(self.seed, batch.step, batch.samples)
+        return nullcontext()
+
     def start_noise(self, batch: MicroBatch) -> Tensor:
         """Return eps, from which student and teacher both start, [B, C, H, W]."""
         if batch.pool_indices is not None:
-            return self.pool_noise(batch.pool_indices)
-        return self._normal("start noise", batch.rollout_step, batch.samples)
+            return self.pool_noise(batch.pool_indices, batch.size_index)
+        return self._normal("start noise", batch.rollout_step, batch.samples, self.latent_shapes[batch.size_index])
 
-    def pool_noise(self, pool_indices: Sequence[int]) -> Tensor:
-        """Return eps of samples of the pool, [B, C, H, W]: the same in every step."""
-        return self._normal("pool noise", 0, pool_indices)
+    def pool_noise(self, pool_indices: Sequence[int], size_index: int = 0) -> Tensor:
+        """Return eps of samples of the pool at one of the image sizes, [B, C, H, W]: the same in every step."""
+        return self._normal("pool noise", 0, pool_indices, self.latent_shapes[size_index])
 
     def score_input(self, batch: MicroBatch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise the samples `x` for the teacher and the fake score; return (z_t, sigma, noise)."""
@@ -140,7 +150,7 @@ class DistillationContext:
         indices = rng.integers_per_sample(
             len(sigmas), self.seed, f"{purpose} time", batch.step, samples, device=sigmas.device
         )
-        sigma, noise = sigmas[indices], self._normal(noise_purpose, batch.step, batch.samples)
+        sigma, noise = sigmas[indices], self._normal(noise_purpose, batch.step, batch.samples, x.shape[1:])
         return self.schedule.add_noise(x, noise, sigma), sigma, noise
 
     @torch.no_grad()
@@ -159,7 +169,7 @@ class DistillationContext:
     def teacher_samples(self, batch: MicroBatch) -> Tensor:
         """Return the teacher's samples of the batch's prompts and start noises, [B, C, H, W]."""
         if self.stored_samples is not None:
-            return self.stored_samples(batch.pool_indices)
+            return self.stored_samples[batch.size_index](batch.pool_indices)
         return self.sample_teacher(batch.text, self.start_noise(batch))
 
     @torch.no_grad()
@@ -175,6 +185,5 @@ class DistillationContext:
         ]
         return torch.cat(rows)
 
-    def _normal(self, purpose: str, step: int, samples: Sequence[int]) -> Tensor:
-        device = self.student_sigmas.device
-        return rng.normal_per_sample(self.latent_shape, self.seed, purpose, step, samples, device=device)
+    def _normal(self, purpose: str, step: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
+        return rng.normal_per_sample(shape, self.seed, purpose, step, samples, device=self.student_sigmas.device)

@@ -110,7 +110,8 @@ def fake_score_term(context: DistillationContext, student: FakeScoreBatch) -> Lo
     """Return the denoising loss of the fake score on student samples (paper, section 3)."""
     with torch.no_grad():
         z_t, sigma, noise = context.score_input(student.batch, student.x)
-    prediction = context.family.bind(context.fake_forward, student.batch.text)(z_t, sigma)
+    with context.dropout(context.networks.fake, student.batch):
+        prediction = context.family.bind(context.fake_forward, student.batch.text)(z_t, sigma)
     loss = losses.fake_score_loss(prediction, context.schedule.target(student.x, noise, sigma))
     return LossResult(loss, {"loss_fake": loss.detach()}, {"student": student.x})
 

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dpdmd.config import Config
 from dpdmd.models import lora
+from dpdmd.models.attention_backend import use_attention_backend
 from dpdmd.models.base import Family
 from dpdmd.models.compilation import compile_blocks
 from dpdmd.models.registry import adapters
@@ -36,23 +37,23 @@ def blocks_owner(network: nn.Module) -> nn.Module:
 
 
 def load_networks(config: Config, family: Family, resumed_student: Path | None = None) -> Networks:
-    """Load the three networks; the student from a checkpoint's export `resumed_student` if it is given.
+    """Load the three networks; without LoRA the student from a checkpoint's export `resumed_student` if it is given.
 
-    All networks stay in evaluation mode. No family's network has dropout or batch statistics, and the teacher must not
-    differ in mode from its copies.
+    All networks stay in evaluation mode. No family's network has dropout or batch statistics, the dropout of adapters
+    does not depend on the mode, and the teacher must not differ in mode from its copies.
     """
 
     def load(folder: Path, dtype: torch.dtype) -> nn.Module:
         network = family.load_network(folder, dtype)
+        if config.optim.attention_backend:
+            use_attention_backend(network, config.optim.attention_backend, family.compute_dtype)
         if config.optim.compile:
-            compile_blocks(network, family.block_classes)
+            compile_blocks(network, family.block_classes, num_sizes=len(config.data.image_sizes))
         return network
 
     teacher = load(Path(config.model.teacher_id), family.compute_dtype).requires_grad_(False).to(family.device)
     if pair := adapters(config.model):
         teacher, student, fake = lora.share(teacher, pair.student, pair.fake, config.run.seed)
-        if resumed_student:
-            student.load_state_dict(family.read_lora(resumed_student), strict=True)
     else:
         student = train_parameters(load(resumed_student or Path(config.model.student_id), torch.float32), family)
         fake = train_parameters(load(Path(config.model.fake_id), torch.float32), family)

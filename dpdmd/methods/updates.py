@@ -59,15 +59,16 @@ def _draw_one(steps: Sequence[int], seed: int, purpose: str, step: int) -> int:
 def roll_out_student(context: DistillationContext, batch: MicroBatch) -> StudentRollout:
     """Roll the student out with gradient from the batch's start noise."""
     eps, options = context.start_noise(batch), rollout_options(context.config, context.seed, batch.rollout_step)
-    result = rollout(
-        context.family.bind(context.student_forward, batch.text),
-        context.schedule,
-        eps,
-        context.student_sigmas,
-        detach_first_step=options.detach_first_step,
-        gradient_steps=options.gradient_steps,
-        jump_at=options.jump_at,
-    )
+    with context.dropout(context.networks.student, batch):
+        result = rollout(
+            context.family.bind(context.student_forward, batch.text),
+            context.schedule,
+            eps,
+            context.student_sigmas,
+            detach_first_step=options.detach_first_step,
+            gradient_steps=options.gradient_steps,
+            jump_at=options.jump_at,
+        )
     return StudentRollout(batch, eps, result.x, result.first_prediction)
 
 

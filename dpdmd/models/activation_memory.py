@@ -22,6 +22,7 @@ class CallShape:
         bf16: the call computes in bf16 under autocast.
         casts: the weights are fp32 masters, so autocast makes bf16 copies of them.
         adapter_rank: rank of the LoRA adapters (on all linear layers of the blocks) if only these are trained.
+        adapter_dropout: whether each adapter's layer keeps a dropped input and its mask.
     """
 
     batch: int
@@ -31,6 +32,7 @@ class CallShape:
     bf16: bool
     casts: bool
     adapter_rank: int | None = None
+    adapter_dropout: bool = False
 
     @property
     def trained(self) -> bool:

@@ -14,6 +14,7 @@ from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.tensor_files import Weights
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,11 @@ class Family(ABC):
         """Read the noise schedule of a pipeline folder."""
 
     @abstractmethod
-    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        """Return the grid [N + 1] of the library's own scheduler of a pipeline folder.
+    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+        """Return the grid [N + 1] of the library's scheduler of a pipeline folder.
 
-        The scheduler gets `sigmas` (with the final 0) as a user would give them, or only `steps` if they are None.
+        With `steps` it is that of the model's own scheduler. Without, it is that of the scheduler in the folder, called
+        as a user of an exported student calls it, with the `sigmas_argument` or the steps in dpdmd.json.
         """
 
     @abstractmethod
@@ -166,25 +168,50 @@ class Family(ABC):
 
     @abstractmethod
     def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
+        self,
+        folder: Path,
+        weights: Weights,
+        source: Path,
+        defaults: SamplingDefaults,
+        *,
+        copy: bool,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Write a complete pipeline folder: the network from `network_state`, all else from `source`, and `defaults`.
+        """Write a complete pipeline folder: the network from `weights`, all else from `source`, and `defaults`.
 
-        If `copy` is false, the unchanged components are symbolic links to `source`.
+        If `copy` is false, the unchanged components are symbolic links to `source`. `dtype` as in `export_pipeline`.
+        """
+
+    @abstractmethod
+    def export_single_file(
+        self,
+        path: Path,
+        weights: Weights,
+        source: Path,
+        defaults: SamplingDefaults,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Write all weights to one file in the original layout, and a pipeline folder without weights around it.
+
+        `dtype` as in `export_pipeline`.
+
+        Raises:
+            ValueError: the original layout has no place for a part.
         """
 
     @abstractmethod
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        """Write a LoRA of `source`'s network that diffusers loads, one for ComfyUI, the scheduler, and `defaults`.
+        """Write a LoRA of `source`'s network that diffusers and ComfyUI load, the scheduler, and `defaults`.
 
         `state` has the adapter's weights under the names of their layers (`lora.AdapterView.state_dict`).
         """
 
     @abstractmethod
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
-        """Return the `state` that `export_lora` wrote."""
+        """Return the weights that `export_lora` wrote, with alpha / rank in them, under the names of their layers."""
 
     @abstractmethod
     def load_lora(self, network: nn.Module, folder: Path) -> None:
@@ -192,6 +219,14 @@ class Family(ABC):
 
         Raises:
             ValueError: the LoRA does not fit.
+        """
+
+    @abstractmethod
+    def merge_lora(self, weights: Weights, folder: Path) -> Weights:
+        """Return the network's weights with a LoRA file in diffusers' layout added to them; strict.
+
+        Raises:
+            ValueError: the LoRA does not fit, or is of another kind than B A alpha / rank.
         """
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:

@@ -29,13 +29,20 @@ def check_compiler(device: torch.device) -> None:
         raise ValueError(f"--compile: it needs {name}, and there is no {needed}; install it, or leave the flag out")
 
 
-def compile_blocks(network: nn.Module, block_classes: Sequence[str], backend: str = "inductor") -> None:
+def compile_blocks(
+    network: nn.Module, block_classes: Sequence[str], backend: str = "inductor", *, num_sizes: int = 1
+) -> None:
     """Compile every block of `network`, each as one graph. Call it before the network is wrapped.
+
+    With several image sizes each size has graphs of its own. A graph for any size would depend on the order in which
+    sizes come, so a resumed run would compute with other kernels than a run in one piece.
 
     Blocks are compiled one by one, so that equal blocks share their graphs, and sharding and gradient checkpointing
     stay between the graphs. In place: no name in the state dict changes, and hooks added later by sharding still run.
     """
-    torch._dynamo.config.recompile_limit = max(NUM_GRAPHS, torch._dynamo.config.recompile_limit)
+    options, graphs = torch._dynamo.config, NUM_GRAPHS * num_sizes
+    options.recompile_limit = max(graphs, options.recompile_limit)
+    options.accumulated_recompile_limit = max(4 * graphs, options.accumulated_recompile_limit)
     for module in network.modules():
         if type(module).__name__ in block_classes:
-            module.compile(fullgraph=True, backend=backend)
+            module.compile(fullgraph=True, backend=backend, dynamic=False if num_sizes > 1 else None)

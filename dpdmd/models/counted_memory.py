@@ -221,7 +221,7 @@ class Call:
         text = TextEmbedding(
             torch.empty(batch, shape.text_tokens, context, dtype=dtype),
             None if pooled is None else torch.empty(batch, pooled, dtype=dtype),
-            (shape.text_tokens,) * batch if "lengths" in layout.text_tensors else None,
+            (shape.text_tokens,) * batch if layout.lengths_differ else None,
         )
         z = torch.empty(batch, config["in_channels"], shape.height // factor, shape.width // factor)
         return Call(family, network, caller, z, torch.empty(batch), text)

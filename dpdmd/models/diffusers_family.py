@@ -1,32 +1,40 @@
-"""What the families have in common whose pipeline, network and autoencoder are classes of diffusers."""
+"""What the families have in common whose pipeline, network, scheduler and autoencoder are classes of diffusers."""
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
 from dpdmd.models import lora_files
 from dpdmd.models.base import Family, ImageDecoder
+from dpdmd.models.comfyui_workflow import build_workflow, write_workflow
 from dpdmd.models.image_decoder import KLImageDecoder
 from dpdmd.models.loading import load_strict
 from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Schedule
-from dpdmd.models.pipeline_export import export_network, export_unchanged
-from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.pipeline_export import export_pipeline, export_settings, makes_grid, set_steps
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.tensor_files import LazyTensor, Weights, open_weights, write_tensors
+from dpdmd.models.weight_files import stem_of
+
+SchedulerValues = dict[str, float | None]  # entries of scheduler_config.json
 
 
 class DiffusersFamily(Family):
     """A family of diffusers' classes, with an AutoencoderKL.
 
     Attributes:
-        network_class, pipeline_class: diffusers' classes of the distilled network and of the pipeline.
+        network_class, pipeline_class, scheduler_class: diffusers' classes of the distilled network, the pipeline and
+            its scheduler.
     """
 
     network_class: type[ModelMixin]
     pipeline_class: type[DiffusionPipeline]
+    scheduler_class: type[SchedulerMixin]
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         return load_strict(self.network_class, folder / self.layout.network, dtype, exact=True)
@@ -37,35 +45,147 @@ class DiffusersFamily(Family):
     def load_schedule(self, folder: Path) -> Schedule:
         return self.layout.read_schedule(folder)
 
+    def load_scheduler(self, folder: Path, values: SchedulerValues | None = None) -> Any:
+        """Load the scheduler of a folder, with `values` in its configuration."""
+        return self.scheduler_class.from_pretrained(
+            folder, subfolder="scheduler", local_files_only=True, **(values or {})
+        )
+
+    def pipeline_times(self, steps: int) -> list[float] | None:
+        """Return the times that the pipeline gives its scheduler to shift; None if the scheduler spaces them itself."""
+        return None
+
+    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+        defaults = read_sampling_defaults(folder, self.layout.defaults)
+        own = self.own_values(self.load_schedule(folder)) if steps else None
+        scheduler = self.load_scheduler(folder, own)
+        if steps is None and defaults.sigmas_argument:
+            set_steps(scheduler, defaults.steps, defaults.sigmas_argument)
+        else:
+            number = steps or defaults.steps
+            set_steps(scheduler, number, self.pipeline_times(number))
+        return scheduler.sigmas
+
     @abstractmethod
+    def own_values(self, schedule: Schedule) -> SchedulerValues:
+        """Return the values of the model's own scheduler that an exported scheduler may change."""
+
+    @abstractmethod
+    def fit_scheduler(self, schedule: Schedule, sigmas: Sequence[float]) -> SchedulerValues:
+        """Propose values with which the scheduler may make the grid `sigmas` [N + 1] from the number of steps.
+
+        Raises:
+            ValueError: no values do.
+        """
+
+    @abstractmethod
+    def for_given_sigmas(
+        self, schedule: Schedule, sigmas: tuple[float, ...], defaults: SamplingDefaults
+    ) -> tuple[SchedulerValues, SamplingDefaults]:
+        """Return the values of a scheduler that takes the grid `sigmas` as an argument, and `defaults` with both."""
+
     def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-        """Write scheduler/ of an exported student or LoRA of `source`. Return `defaults` with what it changes."""
+        """Write scheduler/ of an exported student or LoRA, which makes its grid from the number of steps if it can.
+
+        A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every grid that the scheduler makes
+        with other values. Any other grid is given as `sigmas=`.
+
+        Returns:
+            `defaults` with what the scheduler needs (`SamplingDefaults.on_grid`).
+        """
+        schedule, sigmas = self.load_schedule(source), defaults.sigmas
+        own = values = self.own_values(schedule)
+        defaults = defaults.on_grid()
+        if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
+            fitted = self._fitted(source, schedule, sigmas)
+            if fitted:
+                values, defaults = fitted, defaults.on_grid(own_scheduler=own)
+            else:
+                values, defaults = self.for_given_sigmas(schedule, sigmas, defaults)
+        self.load_scheduler(source, values).save_pretrained(folder / "scheduler")
+        return defaults
+
+    def _fitted(self, source: Path, schedule: Schedule, sigmas: Sequence[float]) -> SchedulerValues | None:
+        """Return the values with which the scheduler makes `sigmas` from the number of steps; None if none do."""
+        try:
+            values = self.fit_scheduler(schedule, sigmas)
+        except ValueError:
+            return None
+        times = self.pipeline_times(len(sigmas) - 1)
+        return values if makes_grid(self.load_scheduler(source, values), sigmas, times) else None
 
     def export(
-        self, folder: Path, network_state: dict[str, Tensor], source: Path, defaults: SamplingDefaults, *, copy: bool
+        self,
+        folder: Path,
+        weights: Weights,
+        source: Path,
+        defaults: SamplingDefaults,
+        *,
+        copy: bool,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        components = self.layout.components(source, no_t5=defaults.no_t5)
-        unchanged = [name for name in components if name not in (self.layout.network, "scheduler")]
-        export_unchanged(folder, source, unchanged, without=self.layout.t5 if defaults.no_t5 else (), copy=copy)
-        network = self.layout.network
-        export_network(self.network_class, folder / network, network_state, source / network)
+        export_pipeline(self.layout, folder, weights, source, no_t5=defaults.no_t5, copy=copy, dtype=dtype)
         self.export_scheduler(folder, source, defaults).write(folder)
+
+    @abstractmethod
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        """Return the weights of all components under the names of the family's original checkpoints.
+
+        Args:
+            parts: weights of each component under the library's names.
+            source: pipeline folder with the configurations.
+
+        Raises:
+            ValueError: the original layout has no place for a part.
+        """
+
+    def export_single_file(
+        self,
+        path: Path,
+        weights: Weights,
+        source: Path,
+        defaults: SamplingDefaults,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        layout = self.layout
+        export_settings(layout, path.parent, source, no_t5=defaults.no_t5)
+        parts = {
+            name: open_weights(source / name, stem_of(name, layout.network))
+            for name in layout.components(source, no_t5=defaults.no_t5)
+            if name in layout.classes and name != layout.network
+        }
+        parts[layout.network] = {name: value.to(torch.float32) for name, value in weights.items()}
+        tensors = self.original_layout(parts, source)
+        write_tensors(path, {name: value.to(dtype) if dtype else value for name, value in tensors.items()})
+        self.export_scheduler(path.parent, source, defaults).write(path.parent)
+        self._write_workflow(path.parent, source, defaults, checkpoint=path.name)
 
     def export_lora(
         self, folder: Path, state: dict[str, Tensor], adapter: Adapter, source: Path, defaults: SamplingDefaults
     ) -> None:
-        lora_files.save_lora(folder, state, adapter, self.pipeline_class, self.layout.network, self.comfyui_name)
+        lora_files.save_lora(folder, state, adapter, self.layout.network, self.layout.comfyui_name)
         self.export_scheduler(folder, source, defaults).with_base(source, folder).write(folder)
+        read_by_comfyui = lora_files.COMFYUI_WEIGHTS if self.layout.comfyui_name else lora_files.LORA_WEIGHTS
+        self._write_workflow(folder, source, defaults, lora=read_by_comfyui)
 
-    def comfyui_name(self, name: str) -> str:
-        """Return ComfyUI's name of a LoRA weight with diffusers' name `name`."""
-        return name
+    def _write_workflow(self, folder: Path, source: Path, defaults: SamplingDefaults, **files: str) -> None:
+        """Write a ComfyUI workflow beside an export, if the family has one. `files` as in `build_workflow`."""
+        if names := self.layout.comfyui:
+            side = self.layout.default_size(source)
+            size = defaults.height or side, defaults.width or side
+            schedule = self.load_schedule(source).at_size(*size)
+            sigmas = defaults.sigmas or schedule.named_sigmas(defaults.grid, defaults.steps).tolist()
+            write_workflow(folder, build_workflow(names, defaults, sigmas, size, **files))
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         return lora_files.read_lora(folder, self.layout.network)
 
     def load_lora(self, network: nn.Module, folder: Path) -> None:
         lora_files.load_lora(network, folder, self.pipeline_class, self.layout.network)
+
+    def merge_lora(self, weights: Weights, folder: Path) -> Weights:
+        return lora_files.merge_lora(weights, folder, self.pipeline_class, self.layout.network)
 
     def autocast(self, device: torch.device, **options: Any) -> torch.autocast:
         """Return the context in which a network computes in the compute type."""

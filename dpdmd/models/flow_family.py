@@ -1,46 +1,40 @@
 """Families of rectified flows that sample with diffusers' FlowMatchEulerDiscreteScheduler."""
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
-from dpdmd.models.diffusers_family import DiffusersFamily
+from dpdmd.models.diffusers_family import DiffusersFamily, SchedulerValues
+from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.scheduler_fit import fit_even_flow_scheduler, fit_flow_scheduler
 
 
 class FlowFamily(DiffusersFamily):
-    """A rectified flow with one shift."""
+    """A rectified flow with one shift, whose scheduler spaces the times."""
 
-    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        if sigmas:
-            scheduler, times = _load_scheduler(folder), list(sigmas[:-1])
-        else:
-            scheduler = _load_scheduler(folder, shift=self.load_schedule(folder).shift)
-            times = self.pipeline_times(steps)
-        scheduler.set_timesteps(**({"num_inference_steps": steps} if times is None else {"sigmas": times}))
-        return scheduler.sigmas
+    scheduler_class = FlowMatchEulerDiscreteScheduler
 
-    def pipeline_times(self, steps: int) -> list[float] | None:
-        """Return the times that the pipeline gives its scheduler to shift; None if the scheduler spaces them itself."""
-        return None
+    def own_values(self, schedule: FlowSchedule) -> SchedulerValues:
+        return {"shift": schedule.shift, "shift_terminal": None}
 
-    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-        """Write the scheduler. Return `defaults` with the shift that its file no longer has.
+    def fit_scheduler(self, schedule: FlowSchedule, sigmas: Sequence[float]) -> SchedulerValues:
+        return fit_flow_scheduler(sigmas)
 
-        On the default grid a plain `pipe(num_inference_steps=N)` is right. Any other grid is given as `sigmas=`, which
-        the scheduler would shift once more. So the file's shift is then 1, and the sigmas of `defaults` are final.
-        """
-        schedule, sigmas = self.load_schedule(source), defaults.sigmas
-        final = sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps))
-        _load_scheduler(source, shift=1.0 if final else schedule.shift).save_pretrained(folder / "scheduler")
-        return replace(defaults, shift=schedule.shift if final else None)
+    def for_given_sigmas(
+        self, schedule: FlowSchedule, sigmas: tuple[float, ...], defaults: SamplingDefaults
+    ) -> tuple[SchedulerValues, SamplingDefaults]:
+        """Return a shift of 1: the scheduler would shift the given sigmas, which are final, once more."""
+        values = self.own_values(schedule) | {"shift": 1.0}
+        return values, defaults.on_grid(shift=schedule.shift, sigmas_argument=sigmas[:-1])
 
 
-def _load_scheduler(folder: Path, **values: float) -> FlowMatchEulerDiscreteScheduler:
-    """Load the scheduler of a folder, with `values` in its configuration."""
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(
-        folder, subfolder="scheduler", local_files_only=True, **values
-    )
+class EvenFlowFamily(FlowFamily):
+    """A rectified flow with one shift, whose pipeline gives its scheduler even times (`EvenFlowSchedule`)."""
+
+    def pipeline_times(self, steps: int) -> list[float]:
+        return torch.linspace(1.0, 1 / steps, steps).tolist()
+
+    def fit_scheduler(self, schedule: FlowSchedule, sigmas: Sequence[float]) -> SchedulerValues:
+        return fit_even_flow_scheduler(sigmas)

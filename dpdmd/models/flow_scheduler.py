@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.layout import read_scheduler_config
-from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _OTHER_GRIDS = (  # options of the scheduler that change the grid
@@ -37,13 +36,13 @@ def read_flow_scheduler(folder: Path, used: Collection[str] = ()) -> tuple[Path,
 
 
 def read_shift(folder: Path) -> float:
-    """Return the one shift of the scheduler: the one in dpdmd.json, else in its own file.
+    """Return the one shift of the model's own scheduler.
 
     Raises:
         ValueError: the scheduler has more than one shift (`read_flow_scheduler`), or the shift is no number above 0.
     """
     path, config = read_flow_scheduler(folder)
-    shift = read_sampling_defaults(folder, SamplingDefaults()).shift or config.get("shift", 1.0)
+    shift = config.get("shift", 1.0)
     if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
         raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
     return float(shift)

@@ -4,6 +4,7 @@ Results that are kept on disk (caches, images, scores, checkpoints) carry the id
 a model that was changed in place is recognised. Imports neither torch nor diffusers.
 """
 
+import filecmp
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE
-from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
+from dpdmd.models.weight_files import DIFFUSERS_STEM, SETTINGS_FILES, TRANSFORMERS_STEM
 from dpdmd.utils.file_digests import sha256_of_files
 from dpdmd.utils.paths import MODEL_INDEX
 from dpdmd.utils.text_files import read_json
@@ -20,7 +21,7 @@ from dpdmd.utils.versions import library_versions
 
 Identity = dict[str, str]  # part of a model -> digest of its content
 
-_SETTINGS = (".json", ".txt", ".model", ".jinja")  # configurations and tokenizers
+_TYPES = ("dtype", "torch_dtype")  # entries of config.json that a loader's own type overrides
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -79,6 +80,25 @@ def _identify_components(folder: Path, components: Iterable[str]) -> Identity:
     return {MODEL_INDEX: digest(options), **identify(paths)}
 
 
+def same_content(one: Path, other: Path) -> bool:
+    """Return whether two component folders load as the same model, whatever type their config.json gives the weights.
+
+    An exported student has its teacher's text encoders with another type in config.json (`pipeline_export.py`).
+    """
+    files = [{file.relative_to(folder): file for file in _deciding_files(folder)} for folder in (one, other)]
+    return files[0].keys() == files[1].keys() and all(
+        _same_file(file, files[1][name]) for name, file in files[0].items()
+    )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.name != "config.json":
+        return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+    configs = [read_json(path) for path in (one, other)]
+    kept = [{name: value for name, value in config.items() if name not in _TYPES} for config in configs]
+    return kept[0] == kept[1]
+
+
 def cache_key(identity: Identity) -> str:
     """Return the string that ties a cache to the model that made it, and to the versions of the libraries."""
     return digest([identity, library_versions()])
@@ -107,7 +127,7 @@ def _deciding_files(path: Path) -> list[Path]:
         weights |= {f"{stem}.safetensors", *_shards(path / f"{stem}.safetensors.index.json")}
     if not any(file.name in weights for file in files):
         weights |= {file.name for file in files if file.suffix in _WEIGHTS}
-    return [file for file in files if file.suffix in _SETTINGS or file.name in weights]
+    return [file for file in files if file.suffix in SETTINGS_FILES or file.name in weights]
 
 
 def _shards(index: Path) -> Iterable[str]:

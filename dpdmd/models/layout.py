@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.activation_memory import CallMemory, CallShape, decode_bytes
+from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.noise_schedule import Schedule
-from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, Shape, read_weight_shapes
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.weight_files import Shape, read_weight_shapes, stem_of
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 DEFAULT_SIZE = 1024  # pixels a side, of a network whose configuration does not say
@@ -24,7 +25,9 @@ def count_numbers(shapes: Mapping[str, Shape]) -> int:
 
 
 def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str, Any]]:
-    """Return the path and the values of a pipeline's scheduler_config.json.
+    """Return the path of a pipeline's scheduler_config.json, and the values of the model's own scheduler.
+
+    The file of an exported student may have others, that make the student's grid (`SamplingDefaults.own_scheduler`).
 
     Raises:
         ValueError: the file is missing, unreadable, or of another class than `scheduler`.
@@ -33,7 +36,8 @@ def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str,
     config = read_json(path)
     if config.get("_class_name") != scheduler:
         raise ValueError(f"{path} is of a {config.get('_class_name')}, but a {scheduler} is needed")
-    return path, config
+    defaults = read_sampling_defaults(folder, SamplingDefaults())
+    return path, config | ({"shift": defaults.shift} if defaults.shift else {}) | (defaults.own_scheduler or {})
 
 
 def _is_named(name: str, endings: Sequence[str]) -> bool:
@@ -94,6 +98,7 @@ class Layout:
         classes: component -> required class, for the components whose weights are loaded.
         other_classes: component -> further classes that model_index.json may name, whose weights `classes` loads.
         repository: source of the official weights, for messages.
+        licence: entries about the licence in the head of the official weights' model card.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
         blocks: the numbered lists of transformer blocks by its configuration, in the order of a call: name prefix ->
             count.
@@ -115,6 +120,9 @@ class Layout:
         autoencoder: what the autoencoder's configuration says about latents.
         text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
+        beside_single_file: components that diffusers does not find in the single file, though it holds them.
+        comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
+        comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
     """
 
@@ -122,6 +130,7 @@ class Layout:
     network: str
     classes: Mapping[str, str]
     repository: str
+    licence: Mapping[str, str]
     shapes: Callable[[Mapping[str, Any]], dict[str, Shape]]
     blocks: Callable[[Mapping[str, Any]], dict[str, int]]
     latents: Callable[[Mapping[str, Any]], tuple[int, float]]
@@ -141,7 +150,15 @@ class Layout:
     lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     autoencoder: Autoencoder = Autoencoder()
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
+    beside_single_file: tuple[str, ...] = ()
+    comfyui_name: Callable[[str], str] | None = None
+    comfyui: ComfyUINames | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
+
+    @property
+    def lengths_differ(self) -> bool:
+        """Return whether the prompts of a batch have different lengths, so that attention needs a mask."""
+        return "lengths" in self.text_tensors
 
     def components(self, folder: Path, *, no_t5: bool = False) -> dict[str, str]:
         """Return the components of model_index.json that are not null, each with its class; no T5 if `no_t5`."""
@@ -174,8 +191,7 @@ class Layout:
 
     def weight_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
         """Return the shapes of a component's weights, from the file name that the component's library reads."""
-        diffusers = component in (self.network, "vae")
-        return read_weight_shapes(folder / component, (DIFFUSERS_STEM if diffusers else TRANSFORMERS_STEM,))
+        return read_weight_shapes(folder / component, (stem_of(component, self.network),))
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Return the configuration of the network, without the entries about where it came from."""
@@ -254,16 +270,22 @@ class Layout:
         size = self.network_config(folder).get("sample_size")
         return DEFAULT_SIZE if size is None else int(size) * self.read_vae_factor(folder)
 
-    def check_size(self, folder: Path, height: int, width: int) -> None:
+    def check_size(self, folder: Path, height: int, width: int, flag: str = "") -> None:
         """Check that the network can make images of this size.
+
+        Args:
+            flag: the flag with its value, if it gives both sides.
 
         Raises:
             ValueError: no multiple of the autoencoder's factor times the patch, or beyond the position table.
         """
         factor, config = self.read_vae_factor(folder), self.network_config(folder)
         multiple, largest = (factor * number for number in self.latents(config))
-        for flag, value in (("--height", height), ("--width", width)):
+        for side, value in (("height", height), ("width", width)):
+            place = f"{flag}: {side} {value}" if flag else f"--{side} {value}:"
             if value <= 0 or value % multiple:
-                raise ValueError(f"{flag} {value}: must be a multiple of {multiple} for this model")
+                raise ValueError(f"{place} must be a multiple of {multiple} for this model")
             if value > largest:
-                raise ValueError(f"{flag} {value}: this model has positions for {largest} pixels at most")
+                raise ValueError(
+                    f"{place}{' is too large;' if flag else ''} this model has positions for {largest} pixels at most"
+                )

@@ -4,21 +4,24 @@ The teacher is the base with its adapters off; student and fake score are an ada
 (`set_adapter`, `disable_adapters`) toggle requires_grad, and a switch between a forward pass and its backward then
 loses gradients without an error. Here requires_grad stays on, and a switch only changes the layers' active adapter.
 
+Dropout is on in calls with gradient inside `AdapterView.dropping_out`, and in no other call: the networks stay in
+evaluation mode, in which peft's own dropout does nothing.
+
 peft takes seconds to import: only when an adapter is made, so that wrong input is reported at once.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dpdmd.utils.rng import torch_generator
+from dpdmd.utils.rng import mask_per_sample, torch_generator
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -35,12 +38,14 @@ class Adapter:
         alpha: the update is B A alpha / rank.
         targets: endings of the names of its layers.
         excluded: endings of the names of layers that get no adapter, though a target names them.
+        dropout: probability that a number of a layer's input is dropped.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
     excluded: tuple[str, ...] = ()
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,49 @@ def peft_config(adapter: Adapter) -> "LoraConfig":
     )
 
 
+@dataclass(frozen=True)
+class DropoutCall:
+    """The name of the dropout masks of one network call: a call that is recomputed draws the same masks.
+
+    Attributes:
+        samples: index of each row of the call in the step's global batch, [B].
+        index: of the call in its micro-batch.
+    """
+
+    seed: int
+    step: int
+    samples: Sequence[int]
+    index: int = 0
+
+
+class NamedDropout(nn.Module):
+    """The dropout of one adapter's layer; it does nothing in a call of the shared base without a `DropoutCall`."""
+
+    def __init__(self, base: "SharedBaseModel", purpose: str, rate: float):
+        super().__init__()
+        self.base, self.purpose, self.rate = base, purpose, rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop numbers of `x` [B, ...] and scale the rest by 1 / (1 - rate)."""
+        call = self.base.dropout
+        if call is None:
+            return x
+        if len(x) != len(call.samples):
+            raise ValueError(f"--lora_dropout: a layer has {len(x)} rows for {len(call.samples)} samples")
+        dropped = mask_per_sample(
+            self.rate, x.shape[1:], call.seed, self.purpose, (call.step, call.index), call.samples, x.device
+        )
+        return x.masked_fill(dropped, 0) / (1 - self.rate)
+
+
 class SharedBaseModel:
-    """The frozen network and the name of its active adapter (None: the network's own weights alone)."""
+    """The frozen network, the name of its active adapter (None: the network's own weights alone), and its dropout."""
 
     def __init__(self, network: nn.Module):
         self.network = network
         self.layers: list[BaseTunerLayer] = []
         self.active: str | None = None
+        self.dropout: DropoutCall | None = None
 
     def add(self, name: str, adapter: Adapter, seed: int) -> None:
         """Add an adapter: A drawn from (seed, name, layer), B zero, both fp32 (beside a bf16 base peft makes bf16)."""
@@ -85,6 +126,10 @@ class SharedBaseModel:
             if ".lora_A." in layer:  # as in peft and in the LoRA paper
                 nn.init.kaiming_uniform_(values, math.sqrt(5), generator=torch_generator(seed, f"lora {name} {layer}"))
             weight.data = values.to(weight.device)
+        if adapter.dropout:
+            for path, layer in self.network.named_modules():
+                if isinstance(layer, BaseTunerLayer):
+                    layer.lora_dropout[name] = NamedDropout(self, f"dropout {name} {path}", adapter.dropout)
         self._activate(None)
 
     def weights(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -94,14 +139,16 @@ class SharedBaseModel:
                 yield path.replace(f".{name}.", "."), parameter
 
     @contextmanager
-    def active_adapter(self, name: str | None) -> Iterator[None]:
-        """Run calls of the network with this adapter."""
-        before = self.active
+    def active_adapter(self, name: str | None, dropout: DropoutCall | None = None) -> Iterator[None]:
+        """Run calls of the network with this adapter and these dropout masks."""
+        before = self.active, self.dropout
         self._activate(name)
+        self.dropout = dropout
         try:
             yield
         finally:
-            self._activate(before)
+            self._activate(before[0])
+            self.dropout = before[1]
 
     def _activate(self, name: str | None) -> None:
         for layer in self.layers:
@@ -110,13 +157,13 @@ class SharedBaseModel:
         self.active = name
 
     def checkpointed(self, module: nn.Module, *arguments: Any) -> Tensor:
-        """Call a module with gradient checkpointing; the recomputation uses the adapter of the forward pass."""
-        name = self.active
+        """Call a module with gradient checkpointing; the recomputation uses adapter and masks of the forward pass."""
+        name, dropout = self.active, self.dropout
         return checkpoint(
             module.__call__,
             *arguments,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), self.active_adapter(name)),
+            context_fn=lambda: (nullcontext(), self.active_adapter(name, dropout)),
         )
 
 
@@ -130,12 +177,25 @@ class AdapterView(nn.Module):
     def __init__(self, base: SharedBaseModel, name: str | None):
         super().__init__()
         self.base, self.name = base, name
+        self._next_call: DropoutCall | None = None
         for path, parameter in base.weights(name) if name else ():
             _register(self, path, parameter)
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        with self.base.active_adapter(self.name):
+        dropout = None
+        if self._next_call and torch.is_grad_enabled():
+            dropout, self._next_call = self._next_call, replace(self._next_call, index=self._next_call.index + 1)
+        with self.base.active_adapter(self.name, dropout):
             return self.base.network(*arguments, **named)
+
+    @contextmanager
+    def dropping_out(self, seed: int, step: int, samples: Sequence[int]) -> Iterator[None]:
+        """Run calls with the adapter's dropout if they have gradient; the masks are named by (seed, step, samples)."""
+        self._next_call = DropoutCall(seed, step, samples)
+        try:
+            yield
+        finally:
+            self._next_call = None
 
     def enable_gradient_checkpointing(self, checkpointed: Callable[..., Any] | None = None) -> None:
         """Enable it as diffusers' networks do, through `checkpointed(module, *arguments)`; by default the base's."""
@@ -166,10 +226,3 @@ def share(
         for _, parameter in base.weights(name):
             parameter.requires_grad_(True)  # peft switched it off when the second adapter was added
     return AdapterView(base, None), AdapterView(base, STUDENT), AdapterView(base, FAKE)
-
-
-def merged(network: nn.Module) -> nn.Module:
-    """Add the network's one adapter to its weights, remove the adapter, and return the network."""
-    network.fuse_lora(safe_fusing=True)
-    network.unload_lora()
-    return network

@@ -8,51 +8,100 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dpdmd.models.lora import Adapter, peft_config
+from dpdmd.models.lora import Adapter
+from dpdmd.models.tensor_files import LazyTensor, Weights
 from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.paths import LORA_WEIGHTS
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 COMFYUI_WEIGHTS = "comfyui_lora.safetensors"
+_B = ".lora_B.weight"
 
 
 def save_lora(
     folder: Path,
     state: dict[str, Tensor],
     adapter: Adapter,
-    pipeline: Any,
     component: str,
-    comfyui_name: Callable[[str], str] = str,
+    comfyui_name: Callable[[str], str] | None = None,
 ) -> None:
-    """Write an adapter's weights for diffusers, and once more for ComfyUI.
+    """Write an adapter's weights for diffusers, and once more for ComfyUI if ComfyUI does not read the same names.
+
+    alpha / rank is multiplied into the weights, so alpha equals the rank: loaders assume that without metadata. The
+    bytes depend on nothing but the weights. safetensors writes metadata of several entries in a random order.
 
     Args:
         state: the weights under the names of their layers.
-        pipeline: diffusers' class of the pipeline.
         component: the network that the adapter changes.
-        comfyui_name: converts diffusers' name of a weight to ComfyUI's, if the two differ.
+        comfyui_name: converts diffusers' name of a weight or alpha to ComfyUI's; None if they are the same.
     """
-    state = {name: value.contiguous() for name, value in state.items()}
-    metadata = peft_config(adapter).to_dict()
-    pipeline.save_lora_weights(
-        folder, **{f"{component}_lora_layers": state, f"{component}_lora_adapter_metadata": metadata}
-    )
-    named = _with_alphas(state, adapter.alpha, component)
-    save_file({comfyui_name(name): value for name, value in named.items()}, folder / COMFYUI_WEIGHTS)
-
-
-def _with_alphas(state: dict[str, Tensor], alpha: float, component: str) -> dict[str, Tensor]:
-    """Return the weights under diffusers' names with alpha as a tensor beside each pair.
-
-    ComfyUI does not read the file's metadata, and without such tensors takes alpha for the rank.
-    """
-    named = {f"{component}.{path}": value for path, value in state.items()}
-    layers = {path.removesuffix(".lora_A.weight") for path in named if path.endswith(".lora_A.weight")}
-    return named | {f"{layer}.alpha": torch.tensor(float(alpha)) for layer in sorted(layers)}
+    scale = adapter.alpha / adapter.rank
+    named = {
+        f"{component}.{name}": (value * scale if name.endswith(_B) and scale != 1 else value).contiguous()
+        for name, value in state.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(named, folder / LORA_WEIGHTS, metadata={"format": "pt"})
+    if comfyui_name:
+        layers = (name.removesuffix(_B) for name in named if name.endswith(_B))
+        named |= {f"{layer}.alpha": torch.tensor(float(adapter.rank)) for layer in layers}
+        save_file({comfyui_name(name): value for name, value in named.items()}, folder / COMFYUI_WEIGHTS)
 
 
 def read_lora(folder: Path, component: str) -> dict[str, Tensor]:
     """Return an adapter's weights from a file in diffusers' layout, under the names of the component's layers."""
     return {name.removeprefix(f"{component}."): value for name, value in load_file(folder / LORA_WEIGHTS).items()}
+
+
+def merge_lora(weights: Weights, folder: Path, pipeline: Any, component: str) -> dict[str, LazyTensor]:
+    """Return a network's weights with B A alpha / rank of a LoRA in diffusers' layout added to its layers, in fp32.
+
+    Args:
+        pipeline: diffusers' class of the pipeline.
+        component: the name of the network in the pipeline.
+
+    Raises:
+        ValueError: the LoRA changes a layer that the network does not have, or holds more than two matrices a layer.
+    """
+    state, settings = _read_any_lora(folder, pipeline, component)
+    merged = dict(weights)
+    for name in state:
+        layer, _, half = name.partition(".lora_")
+        if f"{layer}.weight" not in weights:
+            raise ValueError(_no_such_layer(folder, layer))
+        if half not in ("A.weight", "B.weight") or f"{layer}{_B}" not in state or settings.get("use_dora"):
+            raise ValueError(f"{folder / LORA_WEIGHTS} holds {name}, which cannot be merged")
+        if half == "A.weight":
+            merged[f"{layer}.weight"] = _changed(weights[f"{layer}.weight"], *_halves(state, settings, layer))
+    return merged
+
+
+def _halves(state: dict[str, Tensor], settings: dict[str, Any], layer: str) -> tuple[Tensor, Tensor, float]:
+    """Return A, B and alpha / rank of a layer."""
+    a, b = state[f"{layer}.lora_A.weight"], state[f"{layer}{_B}"]
+    rank = a.shape[0]
+    alpha = settings.get("alpha_pattern", {}).get(layer, settings.get("lora_alpha", rank))
+    return a, b, alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
+def _changed(weight: LazyTensor, a: Tensor, b: Tensor, scale: float) -> LazyTensor:
+    def add(value: Tensor) -> Tensor:
+        return value + (b.float().flatten(1) @ a.float().flatten(1)).reshape(value.shape) * scale
+
+    return weight.to(torch.float32).map(add)
+
+
+def _read_any_lora(folder: Path, pipeline: Any, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a LoRA's weights by the names of their layers, and the settings in the file's metadata."""
+    state, *_, metadata = pipeline.lora_state_dict(
+        folder, weight_name=LORA_WEIGHTS, return_lora_metadata=True, local_files_only=True, use_safetensors=True
+    )
+    start = f"{component}."
+    settings = {name.removeprefix(start): value for name, value in (metadata or {}).items() if name.startswith(start)}
+    return {name.removeprefix(start): value for name, value in state.items()}, settings
+
+
+def _no_such_layer(folder: Path, layer: str) -> str:
+    return f"{folder / LORA_WEIGHTS} changes {layer}, which the network does not have"
 
 
 def load_lora(network: nn.Module, folder: Path, pipeline: Any, component: str) -> None:
@@ -72,7 +121,7 @@ def load_lora(network: nn.Module, folder: Path, pipeline: Any, component: str) -
     for name in state:
         layer = name.removeprefix(f"{component}.").partition(".lora_")[0]
         if layer not in layers:  # diffusers only warns
-            raise ValueError(f"{folder / LORA_WEIGHTS} changes {layer}, which the network does not have")
+            raise ValueError(_no_such_layer(folder, layer))
     try:
         network.load_lora_adapter(state, prefix=component, metadata=metadata)
     except RuntimeError as error:

@@ -5,34 +5,83 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import ModelMixin
-from torch import Tensor
+import torch
 
+from dpdmd.models.layout import Layout
+from dpdmd.models.tensor_files import Weights, open_weights, write_tensors
+from dpdmd.models.weight_files import stem_of
 from dpdmd.utils.folders import copy_tree, link_or_copy
 from dpdmd.utils.text_files import read_json
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".index.json")
 
-def export_unchanged(
-    folder: Path, source: Path, components: Sequence[str], *, without: Sequence[str] = (), copy: bool
+
+def export_pipeline(
+    layout: Layout,
+    folder: Path,
+    weights: Weights,
+    source: Path,
+    *,
+    no_t5: bool,
+    copy: bool,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Create a pipeline folder with model_index.json and the `components` of `source` that stay as they are.
-
-    Only the configurations of text encoders that are stored in 16 bits are changed: to load in fp32, like the network.
+    """Create a pipeline folder, without its scheduler: the network from `weights`, all else from `source`.
 
     Args:
-        without: components that are null in model_index.json.
-        copy: copy the components; if false, link to what does not change, if the file system has links.
+        copy: copy what does not change; if false, link to it, if the file system has links.
+        dtype: type of all weights; without it the network is fp32, and the other parts stay as they are.
     """
     source = source.resolve()
-    folder.mkdir(parents=True)
-    for component in components:
-        config = _fp32_config(source / component)
-        if config is None:
-            (copy_tree if copy else link_or_copy)(source / component, folder / component)
+    start_pipeline(layout, folder, source, no_t5=no_t5)
+    for name in other_components(layout, source, no_t5=no_t5):
+        place, origin = folder / name, source / name
+        if dtype and name in layout.classes:
+            stem = stem_of(name, layout.network)
+            write_component(place, origin, open_weights(origin, stem), stem, dtype)
+        elif (config := _fp32_config(origin)) is None:
+            (copy_tree if copy else link_or_copy)(origin, place)
         else:
-            _write_with_config(folder / component, source / component, config, copy=copy)
+            _write_with_config(place, origin, config, copy=copy)
+    stem = stem_of(layout.network, layout.network)
+    write_component(folder / layout.network, source / layout.network, weights, stem, dtype or torch.float32)
+
+
+def export_settings(layout: Layout, folder: Path, source: Path, *, no_t5: bool) -> None:
+    """Create a pipeline folder without weights and scheduler: configurations and tokenizers."""
+    start_pipeline(layout, folder, source, no_t5=no_t5)
+    for name in (layout.network, *other_components(layout, source, no_t5=no_t5)):
+        _copy_settings(folder / name, source / name)
+
+
+def start_pipeline(layout: Layout, folder: Path, source: Path, *, no_t5: bool) -> None:
+    """Create the folder with model_index.json, where the components of a T5 are null if `no_t5`."""
+    folder.mkdir(parents=True)
+    without = layout.t5 if no_t5 else ()
     index = read_json(source / "model_index.json") | {component: [None, None] for component in without}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def other_components(layout: Layout, source: Path, *, no_t5: bool) -> list[str]:
+    """Return the components of a pipeline but the network and the scheduler."""
+    return [name for name in layout.components(source, no_t5=no_t5) if name not in (layout.network, "scheduler")]
+
+
+def write_component(folder: Path, source: Path, weights: Weights, stem: str, dtype: torch.dtype) -> None:
+    """Create a component with the settings of `source` and one file of `weights`, in `dtype`."""
+    _copy_settings(folder, source)
+    write_tensors(folder / f"{stem}.safetensors", {name: value.to(dtype) for name, value in weights.items()})
+
+
+def _copy_settings(folder: Path, source: Path) -> None:
+    """Create a component with all files of `source` but the weights."""
+    folder.mkdir()
+    config = _fp32_config(source)
+    for path in source.iterdir():
+        if path.name == "config.json" and config is not None:
+            (folder / path.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        elif not path.name.endswith(_WEIGHTS):
+            copy_tree(path, folder / path.name)
 
 
 def _write_with_config(folder: Path, source: Path, config: dict[str, Any], *, copy: bool) -> None:
@@ -57,8 +106,21 @@ def _fp32_config(component: Path) -> dict[str, Any] | None:
     return {name: value for name, value in config.items() if name != "torch_dtype"} | {"dtype": "float32"}
 
 
-def export_network(kind: type[ModelMixin], folder: Path, state: dict[str, Tensor], source: Path) -> None:
-    """Write one component with the configuration of `source` and the weights of `state`."""
-    network = kind.from_config(kind.load_config(source))
-    network.load_state_dict(state, strict=True, assign=True)
-    network.save_pretrained(folder)
+def set_steps(scheduler: Any, steps: int, times: Sequence[float] | None) -> None:
+    """Set a scheduler's steps as diffusers' pipeline does: by `times`, or by the number alone if they are None."""
+    if times is None:
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(sigmas=list(times))
+
+
+def makes_grid(scheduler: Any, sigmas: Sequence[float], times: Sequence[float] | None = None) -> bool:
+    """Return whether a scheduler of diffusers makes the grid `sigmas` [N + 1] from the number of steps alone.
+
+    Args:
+        times: what the pipeline gives the scheduler for this number of steps (`set_steps`).
+    """
+    set_steps(scheduler, len(sigmas) - 1, times)
+    wanted = torch.tensor(sigmas)
+    found = scheduler.sigmas.cpu()
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)

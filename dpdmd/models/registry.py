@@ -67,6 +67,6 @@ def adapters(model: ModelConfig) -> Adapters | None:
     # A fake score of another rank keeps the student's ratio of alpha to rank, so that both learn at one pace.
     ratio = (model.lora_alpha or model.lora_rank) / model.lora_rank
     return Adapters(
-        Adapter(model.lora_rank, ratio * model.lora_rank, targets, excluded),
-        Adapter(fake_rank, ratio * fake_rank, targets, excluded),
+        Adapter(model.lora_rank, ratio * model.lora_rank, targets, excluded, model.lora_dropout),
+        Adapter(fake_rank, ratio * fake_rank, targets, excluded, model.lora_dropout),
     )

@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
+from dpdmd.utils.paths import DEFAULTS_FILE
 from dpdmd.utils.text_files import read_json
-
-DEFAULTS_FILE = "dpdmd.json"  # beside model_index.json
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,17 @@ class SamplingDefaults:
         sigmas: the exact grid [steps + 1] with the final 0; None for the scheduler's own.
         grid: name of the grid (`noise_schedule.GRIDS`) for any other number of steps.
         shift: the model's own shift, if its scheduler's file has 1 because `sigmas` are already shifted.
-        base: absolute path of the pipeline folder that a LoRA changes; None in a pipeline folder.
+        own_scheduler: values of the model's own scheduler, if its file has others to make `sigmas` from `steps`.
+        sigmas_argument: `sigmas=` of diffusers' pipeline; None if `num_inference_steps` alone gives `sigmas`.
+        base: absolute path of the pipeline folder that a LoRA changes, or its id on the Hub, "org/name"; None in a
+            pipeline folder.
         base_from_here: the same as a path relative to the LoRA folder, used if `base` is gone, as in a moved tree.
         no_t5: the model was trained with `--no_t5`, and its folder has no T5.
         height, width: size in pixels that a student was trained at; None for the size that the network was made for.
+        base_revision: commit of `base` on the Hub.
+        base_variant: variant of the weights of `base` that a LoRA was trained with, such as fp16.
+        sizes: all sizes that a student was trained at, each WIDTHxHEIGHT, if they are several; the first is `height`
+            and `width`.
     """
 
     steps: int = 30
@@ -39,10 +46,28 @@ class SamplingDefaults:
     height: int | None = None
     width: int | None = None
     base_from_here: str | None = None
+    base_revision: str | None = None
+    base_variant: str | None = None
+    sizes: tuple[str, ...] | None = None
+    own_scheduler: dict[str, float | None] | None = None
+    sigmas_argument: tuple[float, ...] | None = None
+
+    @property
+    def trained_sizes(self) -> list[ImageSize]:
+        """The sizes that a student was trained at; empty if they are not known, as for a teacher."""
+        if self.sizes:
+            return [ImageSize.parse(size, "sizes") for size in self.sizes]
+        return [ImageSize(self.height, self.width)] if self.height and self.width else []
+
+    def on_grid(self, **values: Any) -> "SamplingDefaults":
+        """Return the defaults with what an exported scheduler needs: `shift`, `own_scheduler`, `sigmas_argument`."""
+        return replace(self, **({"shift": None, "own_scheduler": None, "sigmas_argument": None} | values))
 
     def with_base(self, base: Path, folder: Path) -> "SamplingDefaults":
-        """Return the defaults of a LoRA of `base` that is saved in `folder`."""
-        absolute = os.path.abspath(base)
+        """Return the defaults of a LoRA of `base` that is saved in `folder`. A base on the Hub stays."""
+        if self.base_revision:
+            return self
+        absolute = self.base or os.path.abspath(base)  # `base` may be the folder of a variant's links
         return replace(self, base=absolute, base_from_here=os.path.relpath(absolute, os.path.realpath(folder)))
 
     def find_base(self, folder: Path) -> Path | None:
@@ -64,8 +89,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_path(value: Any) -> bool:
+def _is_word(value: Any) -> bool:
     return value is None or (isinstance(value, str) and bool(value))
+
+
+def _are_sizes(value: Any) -> bool:
+    """Return whether `value` is a list of at least one size, each WIDTHxHEIGHT."""
+    try:
+        return isinstance(value, list | tuple) and bool([ImageSize.parse(size, "") for size in value])
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_numbers(value: Any) -> bool:
+    return value is None or (isinstance(value, list | tuple) and all(map(_is_number, value)))
+
+
+def _is_settings(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict) and all(each is None or _is_number(each) for each in value.values())
+    )
 
 
 def _is_grid(value: Any, steps: int) -> bool:
@@ -87,11 +130,16 @@ def _check(values: SamplingDefaults) -> None:
         ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
         ("shift", values.shift is None or (_is_number(values.shift) and values.shift > 0), "a number above 0, or null"),
-        ("base", _is_path(values.base), "a path, or null"),
-        ("base_from_here", _is_path(values.base_from_here), "a path, or null"),
+        ("own_scheduler", _is_settings(values.own_scheduler), "numbers or null by name, or null"),
+        ("sigmas_argument", _is_numbers(values.sigmas_argument), "numbers, or null"),
+        ("base", _is_word(values.base), "a path, or null"),
+        ("base_from_here", _is_word(values.base_from_here), "a path, or null"),
+        ("base_revision", _is_word(values.base_revision), "a commit, or null"),
+        ("base_variant", _is_word(values.base_variant), "a name, or null"),
         ("no_t5", isinstance(values.no_t5, bool), "true or false"),
         ("height", values.height is None or _is_count(values.height), "a whole number, at least 1, or null"),
         ("width", values.width is None or _is_count(values.width), "a whole number, at least 1, or null"),
+        ("sizes", values.sizes is None or _are_sizes(values.sizes), "texts such as 832x1216, or null"),
     ):
         if not holds:
             raise ValueError(f"{name} is {getattr(values, name)!r}, which must be {wanted}")
@@ -119,4 +167,5 @@ def read_sampling_defaults(folder: Path, family_defaults: SamplingDefaults) -> S
         _check(defaults)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return replace(defaults, sigmas=None if defaults.sigmas is None else tuple(defaults.sigmas))
+    lists = {name: getattr(defaults, name) for name in ("sigmas", "sigmas_argument", "sizes")}
+    return replace(defaults, **{name: None if value is None else tuple(value) for name, value in lists.items()})

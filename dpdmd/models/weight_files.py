@@ -3,6 +3,7 @@
 Imports neither torch nor diffusers, so a wrong file is reported within a second.
 """
 
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +18,16 @@ from dpdmd.utils.text_files import read_json, require_regular
 TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # the libraries' names of a weights file
 Shape = tuple[int, ...]
 _GIT_LFS = b"version https://git-lfs"
+SETTINGS_FILES = (".json", ".txt", ".model", ".jinja")  # endings of configurations and of tokenizers' files
 NETWORK_FILES = (".pt", ".pth", ".bin", ".safetensors")  # endings of files that may hold one network
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch adds them to names of weights
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
 _IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def stem_of(component: str, network: str) -> str:
+    """Return the name of a component's weights file, without the ending, as the component's library reads it."""
+    return DIFFUSERS_STEM if component in (network, "vae") else TRANSFORMERS_STEM
 
 
 def where_to_get(path: Path, repository: str) -> str:
@@ -99,25 +106,36 @@ def read_weight_shapes(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, 
     Raises:
         ValueError: a file is missing or not whole.
     """
+    shapes: dict[str, Shape] = {}
+    for path in weight_files(folder, *stems):
+        shapes |= read_shapes(path)
+    return shapes
+
+
+def weight_files(folder: Path, *stems: str) -> list[Path]:
+    """Return the files of one component's weights: one .safetensors file or all shards of an index.
+
+    Raises:
+        ValueError: a file is missing.
+    """
     for stem in stems:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if single.exists():
-            return read_shapes(single)
+            return [single]
         if index.exists():
-            return _read_shards(index)
+            return _find_shards(index)
     raise ValueError(_explain_missing(folder, stems))
 
 
-def _read_shards(index: Path) -> dict[str, Shape]:
+def _find_shards(index: Path) -> list[Path]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{index} does not say which weight is in which file (its weight_map)")
-    shapes: dict[str, Shape] = {}
-    for shard in sorted(set(shards.values())):
-        if not (index.parent / shard).exists():
-            raise ValueError(f"{index.parent / shard} is missing (a shard of {index.name})")
-        shapes |= read_shapes(index.parent / shard)
-    return shapes
+    paths = [index.parent / shard for shard in sorted(set(shards.values()))]
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path} is missing (a shard of {index.name})")
+    return paths
 
 
 def _explain_missing(folder: Path, stems: Sequence[str]) -> str:
@@ -128,8 +146,11 @@ def _explain_missing(folder: Path, stems: Sequence[str]) -> str:
     for stem in stems:  # model.fp16.safetensors, model.fp16-00001-of-00002..., model-00001-of-00002.fp16...
         for variant in sorted([*folder.glob(f"{stem}.*.safetensors"), *folder.glob(f"{stem}-*.*.safetensors")]):
             whole = variant.name.count("-of-") == 0
-            return f"{variant} is a variant, which is not read: get {stem}.safetensors instead" + (
-                f", or rename it to {stem}.safetensors" if whole else ""
+            rename = f", or rename it to {stem}.safetensors" if whole else ""
+            name = re.sub(r"-\d{5}-of-\d{5}", "", variant.name).split(".")[1]
+            return (
+                f"{variant} is a variant, which is not read: get {stem}.safetensors instead{rename}; "
+                f"--variant {name} reads it in --teacher_id and --model"
             )
     for stem in (*stems, "pytorch_model"):  # the last is transformers' name for a pickle
         for pickled in sorted([*folder.glob(f"{stem}.bin"), *folder.glob(f"{stem}*.bin.index.json")]):
@@ -241,11 +262,11 @@ def read_network(path: Path, prefixes: Sequence[str]) -> dict[str, Any]:
         ValueError: the file is not readable, or holds something else.
     """
     if path.suffix.lower() != ".safetensors":
-        return _unwrapped(read_checkpoint(path), prefixes)
+        return unwrapped(read_checkpoint(path), prefixes)
     read_shapes(path)  # its errors are of one line
     from safetensors.torch import load_file
 
-    return _unwrapped(load_file(path), prefixes)
+    return unwrapped(load_file(path), prefixes)
 
 
 def read_network_shapes(path: Path, prefixes: Sequence[str]) -> dict[str, Shape]:
@@ -255,11 +276,11 @@ def read_network_shapes(path: Path, prefixes: Sequence[str]) -> dict[str, Shape]
         ValueError: as `read_network`.
     """
     if path.suffix.lower() == ".safetensors":
-        return _unwrapped(read_shapes(path), prefixes)
+        return unwrapped(read_shapes(path), prefixes)
     return {name: tuple(value.shape) for name, value in read_network(path, prefixes).items()}
 
 
-def _unwrapped(weights: dict[str, Any], prefixes: Sequence[str]) -> dict[str, Any]:
+def unwrapped(weights: dict[str, Any], prefixes: Sequence[str]) -> dict[str, Any]:
     """Return the weights under the network's own names, without what torch's wrappers and pipelines add to them."""
     plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): weights[name] for name in weights}
     weights = plain if len(plain) == len(weights) else weights

@@ -1,5 +1,7 @@
 """`python -m dpdmd.report RUN [RUN ...] [--out FILE]`: write one HTML page that compares runs with their teacher.
 
+A RUN may be the output folder of a sweep (`dpdmd.compare`): the page then has all its runs, its table and its plane.
+
 The page is self-contained: it needs no network and no other file. Training writes the page of a single run as
 RUN/report.html. Exit status: 0 done, 2 wrong input.
 """
@@ -28,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folder")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folder, or a sweep's folder")
     parser.add_argument(
-        "--out", type=user_path, help="file (default: RUN/report.html of a single run, else ./report.html)"
+        "--out", type=user_path, help="file (default: RUN/report.html of a single run or sweep, else ./report.html)"
     )
     args = parser.parse_args(argv)
     out = args.out or (RunFolder.of(args.runs[0]).report if len(args.runs) == 1 else Path("report.html"))

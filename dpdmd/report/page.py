@@ -1,8 +1,7 @@
 """Collect everything that a report shows and render the template in `template/`."""
 
-import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -11,97 +10,50 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from dpdmd import __version__
-from dpdmd.evaluation.seed_grids import TEACHER, SeedGrid
-from dpdmd.report import plots, tables
+from dpdmd.report import explanations, plots, tables
 from dpdmd.report.oracle_metrics import COLUMNS, OracleMetrics, categories
+from dpdmd.report.page_images import load_image, process_images, prompt_sheets
 from dpdmd.report.runs import Run, score_of
 from dpdmd.report.scores import Metric, Score
-from dpdmd.report.style import EMA_DASH, TEACHER_STYLE, Style, run_style
+from dpdmd.report.shown_runs import ShownRun, average
+from dpdmd.report.style import TEACHER_STYLE, Style, run_style
+from dpdmd.report.sweeps import Sweep
 from dpdmd.utils.paths import same_place
 
 TEMPLATE = Path(__file__).parent / "template"
 # Keys of an update's record that are not plotted: they identify the update, or are in the table of time and memory.
 _NOT_PLOTTED = {"step", "turn", "seconds", "samples_per_second", "memory_gb", "skipped"}
-_TITLES = {
-    "loss_student": "Student loss",
-    "loss_dmd": "DMD loss",
-    "loss_div": "Diversity loss",
-    "loss_fake": "Fake-score loss",
-    "dmd_gradient_norm": "DMD gradient norm",
-    "score_error_cosine": "Cosine of real and fake errors",
-    "grad_norm": "Gradient norm",
-    "grad_norm_discriminator": "Gradient norm of the discriminator",
-    "loss_perceptual": "Perceptual loss",
-    "loss_gan": "Generator loss (GAN)",
-    "loss_discriminator": "Discriminator loss",
-    "logit_real": "Discriminator's logit, teacher samples",
-    "logit_fake": "Discriminator's logit, student samples",
-    "lr": "Learning rate",
-}
-# Metrics that only one kind of update has: their titles do not name it.
-_ONE_KIND = ("loss", "logit", "discriminator", "dmd", "score")
-
-
-@dataclass(frozen=True)
-class ShownRun:
-    """A run, or the moving average of a run, as the report shows it.
-
-    Attributes:
-        key: names the run in ids and classes; a moving average has the key of its run.
-        average: whether it is a moving average, which has only evaluations.
-    """
-
-    key: str
-    style: Style
-    run: Run
-    cost: tables.Cost
-    average: bool = False
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with its title and alternative text."""
+    """A plot with its title, alternative text, and one line on what it shows."""
 
     title: str
     svg: Markup
     alt: str
+    about: str = ""
 
 
-@dataclass(frozen=True)
-class ModelSheets:
-    """One model's sheets for one prompt: step -> data URI. The teacher has one sheet, at step None."""
-
-    key: str
-    label: str
-    style: Style
-    num_seeds: int
-    size: tuple[int, int]
-    sheets: dict[int | None, str]
-
-
-@dataclass(frozen=True)
-class PromptSheets:
-    """The sheets of all models for one prompt."""
-
-    image_set: str
-    prompt: str
-    models: list[ModelSheets]
-
-
-def render(runs: Sequence[Run]) -> str:
-    """Return the page of these runs. It is self-contained: no script, style, font or image is loaded."""
-    shown = [ShownRun(f"run{index}", run_style(index), run, tables.cost(run)) for index, run in enumerate(runs)]
-    scored = [item for each in shown for item in (each, *_average(each))]
+def render(runs: Sequence[Run], sweeps: Sequence[Sweep] = ()) -> str:
+    """Return the page of these runs and sweeps. It is self-contained: no script, style, font or image is loaded."""
+    shown = [
+        ShownRun(f"run{index}", run_style(run.entry.style, run.entry.member), run, tables.cost(run))
+        for index, run in enumerate(runs)
+    ]
+    scored = [item for each in shown for item in (each, *average(each))]
     metrics = list(dict.fromkeys(metric for run in runs for metric in run.metrics))
     oracle = _oracle_rows(shown)
     labels = _labels(metrics)
-    options, prompts = tables.options(runs), _prompt_sheets(shown)
+    options, prompts = tables.options(runs), prompt_sheets(shown)
     models = [model for prompt in prompts for model in prompt.models]
     return _template().render(
         css=Markup((TEMPLATE / "report.css").read_text(encoding="utf-8")),
         js=Markup((TEMPLATE / "report.js").read_text(encoding="utf-8")),
         version=__version__,
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        settings=explanations.settings(runs),
+        sweeps=[(sweep, load_image(sweep.plane, "Plane of the sweep")) for sweep in sweeps],
         shown=shown,
         scored=scored,
         share=tables.share,
@@ -119,6 +71,7 @@ def render(runs: Sequence[Run]) -> str:
         training=_training_plots(shown),
         smoothing=plots.SMOOTHING,
         prompts=prompts,
+        process_images=process_images(shown),
         steps=sorted({step for model in models for step in model.sheets if step is not None}),
         # The last sheet of each model is in the page itself.
         sheets={model.key: dict(list(model.sheets.items())[:-1]) for model in models if None not in model.sheets},
@@ -141,13 +94,6 @@ def _template() -> Template:
         number=tables.number, interval=tables.interval, duration=tables.duration, breakable=tables.breakable
     )
     return environment.get_template("report.html")
-
-
-def _average(item: ShownRun) -> list[ShownRun]:
-    """Return the moving average of a run, if it was evaluated: the run's colour and marker with other dashes."""
-    run = item.run.of_average()
-    style = replace(item.style, dash=EMA_DASH)
-    return [replace(item, run=run, style=style, cost=tables.cost(run), average=True)] if run else []
 
 
 def _oracle_rows(shown: Sequence[ShownRun]) -> list[tuple[str, Style, OracleMetrics]]:
@@ -205,7 +151,8 @@ def _score_plots(shown: Sequence[ShownRun], metrics: Sequence[Metric], labels: d
         texts += [f"teacher {tables.number(score.mean)}" for score in teachers]
         svg = plots.plot_score(f"score{index}", curves, teachers)
         label = labels[metric.name]
-        drawn.append(Plot(label, Markup(svg), f"{label} over steps: {'; '.join(texts)}."))
+        alt = f"{label} over steps: {'; '.join(texts)}."
+        drawn.append(Plot(label, Markup(svg), alt, explanations.score_curve(metric)))
     return drawn
 
 
@@ -247,42 +194,8 @@ def _training_plots(shown: Sequence[ShownRun]) -> list[Plot]:
             if records:
                 steps, values = (plots.as_array([record[key] for record in records]) for key in ("step", name))
                 curves.append(plots.Curve(item.key, item.style, steps, values))
-        title = _TITLES.get(name, name.replace("_", " ").capitalize())
-        title += "" if any(part in name for part in _ONE_KIND) else f", {kind} update"
+        title, about = explanations.curve(kind, name)
         svg = plots.plot_training(f"training{index}", curves)
-        drawn.append(Plot(title, Markup(svg), f"{title} over steps, of {len(curves)} run{'s'[: len(curves) > 1]}."))
+        alt = f"{title} over steps, of {len(curves)} run{'s'[: len(curves) > 1]}."
+        drawn.append(Plot(title, Markup(svg), alt, about))
     return drawn
-
-
-def _prompt_sheets(shown: Sequence[ShownRun]) -> list[PromptSheets]:
-    """Return the sheets of every prompt: first those of different teachers, then those of each run."""
-    # (image set, prompt) -> run number -> step or TEACHER -> sheet
-    found: dict[tuple[str, str], dict[int, dict[int | str, SeedGrid]]] = {}
-    for number, item in enumerate(shown):
-        for step, grids in item.run.grids.items():
-            for grid in grids:
-                by_run = found.setdefault((grid.image_set, grid.prompt), {})
-                by_run.setdefault(number, {}).setdefault(step, grid)
-    prompts = []
-    for index, ((image_set, prompt), by_run) in enumerate(found.items()):
-        teachers: list[ModelSheets] = []
-        students = []
-        for number, grids in by_run.items():
-            item = shown[number]
-            if teacher := grids.pop(TEACHER, None):
-                uri = _data_uri(teacher.file)
-                if all(other.sheets[None] != uri for other in teachers):
-                    key = f"sheet{index}-teacher{len(teachers)}"
-                    style = TEACHER_STYLE
-                    teachers.append(ModelSheets(key, "teacher", style, teacher.num_seeds, teacher.size, {None: uri}))
-            if grids:
-                last = grids[max(grids)]
-                sheets = {step: _data_uri(grid.file) for step, grid in grids.items()}
-                key = f"sheet{index}-{item.key}"
-                students.append(ModelSheets(key, item.run.name, item.style, last.num_seeds, last.size, sheets))
-        prompts.append(PromptSheets(image_set, prompt, teachers + students))
-    return prompts
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"

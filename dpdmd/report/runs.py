@@ -1,6 +1,5 @@
 """Read a run's folder for a report. Missing or broken files are left out and listed in `warnings`."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,26 @@ from dpdmd.config.options import DEFAULT_MAX_STEPS
 from dpdmd.evaluation import seed_grids
 from dpdmd.report.oracle_metrics import OracleMetrics, read_oracle_metrics
 from dpdmd.report.scores import EMA_PREFIX, PREFIX, Metric, Score
-from dpdmd.run_folder import EVAL_TURN, RunFolder, read_records
+from dpdmd.run_folder import EVAL_TURN, LATEST_IMAGE, RunFolder, read_records
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
+from dpdmd.utils.paths import distinct_names
 from dpdmd.utils.text_files import read_json
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run folder to read.
+
+    Attributes:
+        label: name of the run; "" for that of its folder.
+        style, member: number of its colour, and its place among the runs of this colour.
+    """
+
+    folder: Path
+    label: str = ""
+    style: int = 0
+    member: int = 0
 
 
 @dataclass(frozen=True)
@@ -21,7 +36,8 @@ class Run:
     """One run.
 
     Attributes:
-        name: of its folder, with parent folders if two runs would have the same name.
+        entry: where it lies and how it is drawn.
+        name: its label, else that of its folder, with parent folders if two runs would have the same name.
         updates, evaluations: records of metrics.jsonl, sorted by step, one per step.
         metrics: all metrics of its evaluations, in their order.
         teacher: metric's name -> the teacher's score.
@@ -29,10 +45,12 @@ class Run:
         environment: content of environment.json, else the versions in a checkpoint.
         oracle: metrics of the small world's oracle.
         grids: step or `seed_grids.TEACHER` -> sheets.
+        process_image: process_vis/latest.png, or None.
         best: step of the checkpoint that `best` points to.
         warnings: one line per file that could not be read.
     """
 
+    entry: RunEntry
     name: str
     updates: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
@@ -42,6 +60,7 @@ class Run:
     environment: dict[str, Any]
     oracle: list[OracleMetrics]
     grids: dict[int | str, list[seed_grids.SeedGrid]]
+    process_image: Path | None
     best: int | None
     warnings: list[str]
 
@@ -82,28 +101,30 @@ def score_of(record: dict[str, Any], metric: Metric) -> Score:
     return Score(record.get(name), record.get(f"{name}_low"), record.get(f"{name}_high"), missing)
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is the folder of a run."""
+    paths = RunFolder.of(folder)
+    return paths.config.is_file() or paths.metrics.is_file()
+
+
+def read_runs(entries: Sequence[RunEntry]) -> list[Run]:
     """Read the runs in these folders, each once.
 
     Raises:
         ValueError: a folder is not a run folder; the message names it.
     """
-    unique = list({folder.resolve(): folder for folder in folders}.values())
-    return [_read(folder, name) for folder, name in zip(unique, _names(unique), strict=True)]
+    unique: dict[Path, RunEntry] = {}
+    for entry in entries:
+        unique.setdefault(entry.folder.resolve(), entry)
+    folders = [entry.folder for entry in unique.values() if not entry.label]
+    names = dict(zip(folders, distinct_names(folders), strict=True))
+    return [_read(entry, entry.label or names[entry.folder]) for entry in unique.values()]
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return folder names, with as many parent folders as needed to make them different."""
-    parts = [folder.resolve().parts for folder in folders]
-    depth = 1
-    while max(Counter(part[-depth:] for part in parts).values(), default=1) > 1:
-        depth += 1
-    return ["/".join(part[-depth:]).removeprefix("//") for part in parts]
-
-
-def _read(root: Path, name: str) -> Run:
+def _read(entry: RunEntry, name: str) -> Run:
+    root = entry.folder
     folder, warnings = RunFolder.of(root), []
-    if not folder.config.is_file() and not folder.metrics.is_file():
+    if not is_run(root):
         raise ValueError(f"{root}: is not a run folder ({folder.config.name} and {folder.metrics.name} are missing)")
     records, oracle = [], []
     try:
@@ -117,8 +138,9 @@ def _read(root: Path, name: str) -> Run:
     updates = {record["step"]: record for record in records if record["turn"] != EVAL_TURN}
     evaluations = {record["step"]: record for record in records if record["turn"] == EVAL_TURN}
     metrics = {key: Metric.of(key) for record in evaluations.values() for key in record}
-    best = folder.best()
+    best, process_image = folder.best(), folder.process_vis / LATEST_IMAGE
     return Run(
+        entry=entry,
         name=name,
         updates=[updates[step] for step in sorted(updates)],
         evaluations=[evaluations[step] for step in sorted(evaluations)],
@@ -128,6 +150,7 @@ def _read(root: Path, name: str) -> Run:
         environment=_read_environment(folder),
         oracle=oracle,
         grids=seed_grids.read(folder.seed_grids),
+        process_image=process_image if process_image.is_file() else None,
         best=_step_of(best) if best else None,
         warnings=warnings,
     )

@@ -64,9 +64,13 @@ EMA_DASH = (0, (2, 1.5))
 TEACHER_STYLE = Style(TEACHER_COLOUR, "*", (0, (4, 2)))
 
 
-def run_style(index: int) -> Style:
-    """Return the style of run number `index`. From the seventh run on, colours repeat with other dashes and markers."""
-    cycle = index // len(_COLOURS)
+def run_style(index: int, member: int = 0) -> Style:
+    """Return the style of run number `index`. From the seventh run on, colours repeat with other dashes and markers.
+
+    Args:
+        member: number of the run among runs of one colour, as the seeds of a configuration are.
+    """
+    place = index // len(_COLOURS) + member
     return Style(
-        _COLOURS[index % len(_COLOURS)], _MARKERS[(index + cycle) % len(_MARKERS)], _DASHES[cycle % len(_DASHES)]
+        _COLOURS[index % len(_COLOURS)], _MARKERS[(index + place) % len(_MARKERS)], _DASHES[place % len(_DASHES)]
     )

@@ -12,17 +12,27 @@ logger = logging.getLogger("dpdmd")
 
 
 def write(folders: Sequence[Path], out: Path) -> None:
-    """Write the report of these run folders.
+    """Write the report of run folders and of sweeps' folders, which stand for all of their runs.
 
     Raises:
-        ValueError: a folder is not a run folder.
+        ValueError: a folder is neither, or a sweep has no run.
         OSError: `out` cannot be written.
     """
     # Imported here, since matplotlib takes half a second to import.
     from dpdmd.report.page import render
-    from dpdmd.report.runs import read_runs
+    from dpdmd.report.runs import RunEntry, read_runs
+    from dpdmd.report.sweeps import is_sweep, read_sweep
 
-    write_text(out, render(read_runs(folders)))
+    entries, sweeps = [], []
+    several = sum(map(is_sweep, folders)) > 1
+    for folder in dict.fromkeys(folders):
+        style = max((entry.style + 1 for entry in entries), default=0)
+        if is_sweep(folder):
+            sweeps.append(read_sweep(folder, style, f"{folder.name}: " if several else ""))
+            entries += sweeps[-1].runs
+        else:
+            entries.append(RunEntry(folder, style=style))
+    write_text(out, render(read_runs(entries), sweeps))
 
 
 def refresh(folder: RunFolder) -> None:

@@ -1,13 +1,35 @@
-"""Export a model as one complete diffusers pipeline."""
+"""Export a model as one complete diffusers pipeline, or as one file in its original layout."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpdmd.utils.folders import creating_folder
 
+if TYPE_CHECKING:
+    from dpdmd.models.base import Family
+    from dpdmd.models.tensor_files import Weights
+    from dpdmd.sampling.load_model import Model
 
-def export(path: Path, base_model: Path | None, out: Path) -> None:
-    """Write the pipeline folder atomically.
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # `--dtype` -> torch's name
+
+
+def export(
+    path: Path,
+    base_model: Path | None,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    single_file: bool = False,
+    finish: Callable[["Model", Path], None] = lambda model, folder: None,
+) -> None:
+    """Write the export atomically, tensor by tensor: memory holds the largest tensor, not the model.
+
+    Args:
+        dtype: type of all weights, one of DTYPES; without it the network is fp32, and the rest stays as it is.
+        single_file: write all weights to OUT/<name of OUT>.safetensors, with the pipeline's settings beside it.
+        finish: called with the model and the folder before it gets its name, to add files.
 
     Raises:
         ValueError: `path` is not a model, or weights do not fit.
@@ -15,16 +37,37 @@ def export(path: Path, base_model: Path | None, out: Path) -> None:
     """
     import torch
 
-    from dpdmd.sampling.load_model import find_model, load_network, model_family, warn_of_unused_base
+    from dpdmd.sampling.load_model import find_model, model_family, warn_of_unused_base
 
     model = find_model(path, base_model)
     warn_of_unused_base(model, base_model)
     family = model_family(model, torch.device("cpu"), torch.float32)
-    network = load_network(family, model, torch.float32)
-    if model.lora:
-        from dpdmd.models.lora import merged
-
-        network = merged(network)
+    weights = _network_weights(family, model)
+    kind = getattr(torch, DTYPES[dtype]) if dtype else None
+    defaults = replace(model.defaults, base=None, base_from_here=None, base_revision=None, base_variant=None)
     with creating_folder(out) as folder:
-        defaults = replace(model.defaults, base=None, base_from_here=None)
-        family.export(folder, dict(network.state_dict()), model.folder, defaults, copy=True)
+        if single_file:
+            file = folder / f"{out.name}.safetensors"
+            family.export_single_file(file, weights, model.folder, defaults, dtype=kind)
+        else:
+            family.export(folder, weights, model.folder, defaults, copy=True, dtype=kind)
+        finish(model, folder)
+
+
+def _network_weights(family: "Family", model: "Model") -> "Weights":
+    """Return the weights of a model's network, a LoRA added to them, without reading them.
+
+    Raises:
+        ValueError: a LoRA does not fit.
+    """
+    from dpdmd.models.tensor_files import in_memory, open_tensors, open_weights
+    from dpdmd.models.weight_files import read_network, stem_of, unwrapped
+    from dpdmd.sampling.load_model import network_prefixes
+
+    network = family.layout.network
+    if file := model.state_dict:
+        if file.suffix.lower() == ".safetensors":
+            return unwrapped(open_tensors(file), network_prefixes(family.layout))
+        return in_memory(read_network(file, network_prefixes(family.layout)))  # mapped from the file, not read
+    weights = open_weights(model.folder / network, stem_of(network, network))
+    return family.merge_lora(weights, model.lora) if model.lora else weights

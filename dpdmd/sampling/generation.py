@@ -1,13 +1,17 @@
 """The work of `dpdmd.generate`: sample images of checked arguments, and write them with grids."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from dpdmd.data.prompts import fingerprint
+from dpdmd.distributed.launch_env import single_process_warning
+from dpdmd.distributed.topology import describe
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling import geneval
 from dpdmd.sampling.image_folder import SAMPLES, SHEET, check_or_write_settings, is_whole, open_image
@@ -18,6 +22,7 @@ from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger
+from dpdmd.utils.wording import counted
 
 COLUMNS = 9
 GRID_PIXELS = 2**26  # 64 images of 1024 x 1024; a grid of thousands would not fit in memory or in a viewer
@@ -38,9 +43,10 @@ def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
 def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     model = find_model(args.model, args.base_model)
     warn_of_unused_base(model, args.base_model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampler, encoder = load_sampler(
         args.model,
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device,
         base_model=args.base_model,
         dtype=precision.set_up(args.bf16),
         steps=args.steps,
@@ -50,6 +56,10 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
         max_sequence_length=args.max_sequence_length,
     )
     clear_leftovers([args.out])
+    if warning := single_process_warning():
+        logger.warning("%s", warning)
+    work = f"{counted(len(prompts) * args.num_images, 'image')} of {counted(len(prompts), 'prompt')}"
+    tqdm.write(f"{describe(1, device)}: {work}", file=sys.stderr)
     if args.geneval:
         return _write_geneval(args, model, sampler, encoder)
     return _write_flat(args, prompts, sampler, encoder)

@@ -1,8 +1,6 @@
 """Folders of images: sampled by a program, with their settings in pictures.json, or given by the user."""
 
 import json
-import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,6 @@ SHEET = "grid.png"  # written by `dpdmd.generate` beside its images
 SAMPLES = "samples"  # folder of an entry's images in GenEval's layout
 PICTURES, GRIDS = "pictures", "grids"  # folders of the root programs: images, and sheets of them
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")
-_OUR_NAME = re.compile(r"(\d+)_(\d+)")
-_RELEASE_NAME = re.compile(r"(\d+)")
 _WHITE = (255, 255, 255)
 
 
@@ -93,7 +89,7 @@ def read_settings(folder: Path, flag: str) -> dict[str, Any] | None:
             raise ValueError(
                 f"{flag}: {error}, so the settings of the images beside it are unknown; give another folder"
             ) from None
-    if folder.is_dir() and any(_is_image(path) for path in folder.iterdir()):
+    if folder.is_dir() and any(is_image(path) for path in folder.iterdir()):
         raise ValueError(f"{flag} {folder}: holds images that are not this program's; give another folder")
     return None
 
@@ -135,78 +131,8 @@ def _differing(found: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return sorted(name for name in found.keys() | now.keys() if found.get(name) != now.get(name))
 
 
-def find_images(folder: Path, prompts: Sequence[str]) -> list[ImageFile]:
-    """Find all images below a folder, in the order of their names.
-
-    The file 00012_003 is sample 3 of prompt 12, and the file 12 is the only image of prompt 12, as in the authors'
-    release. GenEval's 00012/samples/0003 is sample 3 of prompt 12. If any name has another form, or two images have the
-    same key, each image counts as a prompt of its own; with `prompts`, this is an error. Hidden files, files of file
-    managers and this program's own sheets do not count.
-
-    Raises:
-        ValueError: no image, a name without a prompt number, or a number beyond `prompts`.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"--images {folder}: no such folder")
-    paths = _without_sheets(sorted(path for path in folder.rglob("*") if _is_image(path, folder) and path.is_file()))
-    if not paths:
-        raise ValueError(f"--images {folder}: no image in it ({', '.join(SUFFIXES)})")
-    keys = [_key(path) for path in paths]
-    if None in keys or len(set(keys)) < len(keys):
-        if prompts:
-            raise ValueError(
-                f"--images {folder}: which prompt is of which image? {odd_names(paths)}. Name images 00012_003.png "
-                "(prompt 12, sample 3) or 12.png, counting from 0"
-            )
-        keys = [(index, 0) for index in range(len(paths))]
-    beyond = [path.name for path, key in zip(paths, keys, strict=True) if prompts and key[0] >= len(prompts)]
-    if beyond:
-        raise ValueError(
-            f"--images {folder}: {beyond[0]} is of prompt {_key(Path(beyond[0]))[0]}, "
-            f"but there are {len(prompts)} prompts, from 0"
-        )
-    return [ImageFile(key, prompts[key[0]] if prompts else "", path) for key, path in zip(keys, paths, strict=True)]
-
-
-def odd_names(paths: Sequence[Path]) -> str:
-    """Return a sentence on the first name that has no number, or else on two images with the same number."""
-    first: dict[tuple[int, int] | None, Path] = {}
-    for path in paths:
-        if _key(path) is None:
-            return f"{path.name} has no number"
-        if (other := first.setdefault(_key(path), path)) != path:
-            return f"{other} and {path} have the same number"
-    return "each number is there once"
-
-
-def _is_image(path: Path, below: Path | None = None) -> bool:
+def is_image(path: Path, below: Path | None = None) -> bool:
     """Return whether a path has the name of an image. Hidden files and folders below a folder hold none."""
     place = path.relative_to(below or path.parent)
     hidden = any(part.startswith(".") for part in place.parts)
     return path.suffix.lower() in SUFFIXES and not hidden and not is_system_file(place)
-
-
-def _without_sheets(paths: Sequence[Path]) -> list[Path]:
-    """Return the images without the sheets that `generate` and the root programs write beside numbered images.
-
-    A sheet is grid.png in a folder of numbered images or above GenEval's samples/, or any image in grids/ beside
-    pictures/. If an image beside grid.png has no number, grid.png may be an image like the others, and counts.
-    """
-    images = [path for path in paths if not (path.parent.name == GRIDS and (path.parent.parent / PICTURES).is_dir())]
-    folders: dict[Path, list[Path]] = {}
-    for path in images:
-        if path.name != SHEET:
-            folders.setdefault(path.parent, []).append(path)
-    numbered = {folder for folder, members in folders.items() if all(map(_key, members))}
-    above = {folder.parent for folder in numbered if folder.name == SAMPLES}
-    return [path for path in images if path.name != SHEET or path.parent not in numbered | above]
-
-
-def _key(path: Path) -> tuple[int, int] | None:
-    """Return (prompt index, sample index): 00012_003.png, 12.png, or GenEval's 00012/samples/0003.png."""
-    if match := _OUR_NAME.fullmatch(path.stem):
-        return int(match[1]), int(match[2])
-    match, entry = _RELEASE_NAME.fullmatch(path.stem), _RELEASE_NAME.fullmatch(path.parent.parent.name)
-    if match and entry and path.parent.name == SAMPLES:
-        return int(entry[1]), int(match[1])
-    return (int(match[1]), 0) if match else None

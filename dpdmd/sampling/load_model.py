@@ -6,22 +6,29 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dpdmd.config.hub_flags import HubOptions
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.base import Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.hub_models import locate
 from dpdmd.models.layout import Layout
 from dpdmd.models.lora_files import LORA_WEIGHTS
-from dpdmd.models.noise_schedule import DEFAULT
+from dpdmd.models.noise_schedule import DEFAULT, Schedule
 from dpdmd.models.registry import LAYOUTS, family_class, family_of, sampling_defaults
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import NETWORK_FILES, check_weights, read_network, read_network_shapes, read_shapes
-from dpdmd.run_folder import LORA, STUDENT, RunFolder
+from dpdmd.sampling.model_source import base_source, model_place, model_places
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.logging import logger
-from dpdmd.utils.paths import same_place
+from dpdmd.utils.paths import MODEL_INDEX, same_place
 
 STUDENT_STEPS = 4  # paper
-NETWORK_PREFIXES = ("module", "model")  # of DDP and of trainers, before the names of a network's weights
+
+
+def network_prefixes(layout: Layout) -> tuple[str, ...]:
+    """Return what may stand before the names of all weights of a network's file: of DDP, trainers and pipelines."""
+    return ("module", "model", layout.network)
 
 
 @dataclass(frozen=True)
@@ -76,22 +83,14 @@ def _find(path: Path, base_model: Path | None) -> Model:
         if base_model is None:
             raise ValueError(f"--model {path}: is a network alone; give the pipeline it is of as --base_model")
         return Model(base_model, _defaults_of_network(path, base_model), state_dict=path)
-    for place in _places(path):
-        if (place / "model_index.json").is_file():
+    if place := model_place(path):
+        if (place / MODEL_INDEX).is_file():
             return Model(place, sampling_defaults(place))
-        if (place / LORA_WEIGHTS).is_file():
-            return _with_base(place, base_model)
+        return _with_base(place, base_model)
     raise ValueError(
         f"--model {path}: neither a pipeline folder (no model_index.json) nor a LoRA (no {LORA_WEIGHTS}) nor a "
         "checkpoint nor a run with one"
     )
-
-
-def _places(folder: Path) -> list[Path]:
-    """Return where the model of a pipeline or LoRA folder, a checkpoint or a run may be."""
-    latest = RunFolder.of(folder).latest()
-    checkpoints = [folder, latest] if latest else [folder]
-    return [folder, *(checkpoint / name for checkpoint in checkpoints for name in (STUDENT, LORA))]
 
 
 def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
@@ -101,7 +100,7 @@ def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
     the base itself does not count: it has the teacher's steps.
     """
     for folder in path.absolute().parents[:2]:
-        for place in _places(folder):
+        for place in model_places(folder):
             if (place / DEFAULTS_FILE).is_file() and not same_place(place, base):
                 return read_sampling_defaults(place, SamplingDefaults())
     return _student_defaults(base)
@@ -114,22 +113,27 @@ def _student_defaults(base: Path) -> SamplingDefaults:
 
 
 def _with_base(lora: Path, base_model: Path | None) -> Model:
-    """Return a LoRA with its pipeline: `base_model`, or the one in its dpdmd.json."""
+    """Return a LoRA with its pipeline: `base_model`, or the one in its dpdmd.json, a folder or in the Hub's cache."""
     read_shapes(lora / LORA_WEIGHTS)
     own = read_sampling_defaults(lora, SamplingDefaults())
     base = base_model or own.find_base(lora)
+    if base_model is None and (source := base_source(lora)):
+        base = locate(source, HubOptions()).path
     if base is None or not base.is_dir():
         raise ValueError(f"--model {lora}: is a LoRA of {base or 'a pipeline'}, which is not there; give --base_model")
     return Model(base, own if (lora / DEFAULTS_FILE).exists() else _student_defaults(base), lora=lora)
 
 
-def model_family(model: Model, device: torch.device, dtype: torch.dtype) -> Family:
+def model_family(model: Model, device: torch.device, dtype: torch.dtype, *, flag: str = "--model") -> Family:
     """Check a model's files, and return its family.
+
+    Args:
+        flag: the flag that names the model, for messages.
 
     Raises:
         ValueError: a file is missing or broken, or weights do not fit.
     """
-    name, flag = family_of(model.folder), "--model" if model.source == model.folder else "--base_model"
+    name, flag = family_of(model.folder), flag if model.source == model.folder else "--base_model"
     check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
     from dpdmd.models.checks.contents import check_contents  # imports diffusers
 
@@ -146,7 +150,7 @@ def _check_source(model: Model, layout: Layout) -> None:
     """
     expected = layout.weight_shapes(model.folder, layout.network)
     if model.state_dict:
-        found = read_network_shapes(model.state_dict, (*NETWORK_PREFIXES, layout.network))
+        found = read_network_shapes(model.state_dict, network_prefixes(layout))
         try:
             check_weights(found, expected, model.state_dict, exact=True)
         except ValueError as error:
@@ -172,7 +176,7 @@ def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
     if model.state_dict:
         try:
             layout = LAYOUTS[family_of(model.folder)]
-            network.load_state_dict(read_network(model.state_dict, (*NETWORK_PREFIXES, layout.network)), strict=True)
+            network.load_state_dict(read_network(model.state_dict, network_prefixes(layout)), strict=True)
         except RuntimeError as error:
             raise ValueError(
                 f"--model {model.state_dict}: does not fit {model.folder} ({shorten_error(error)})"
@@ -180,6 +184,45 @@ def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
     if model.lora:
         family.load_lora(network, model.lora)
     return network
+
+
+def _warn_of_untrained_size(size: ImageSize, defaults: SamplingDefaults) -> None:
+    trained = defaults.trained_sizes
+    if trained and size not in trained:
+        logger.warning("size %s: the student was trained at %s", size, ", ".join(map(str, trained)))
+
+
+def image_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:
+    """Return the image size in pixels: as given, else that of the sampling defaults, else the network's own.
+
+    Raises:
+        ValueError: the model cannot make images of this size.
+    """
+    layout = LAYOUTS[family_of(model.folder)]
+    default = layout.default_size(model.folder)
+    height, width = height or model.defaults.height or default, width or model.defaults.width or default
+    layout.check_size(model.folder, height, width)
+    return height, width
+
+
+def sampler_settings(
+    model: Model,
+    schedule: Schedule,
+    height: int,
+    width: int,
+    *,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> SamplerSettings:
+    """Return how to sample a model; `steps` and `guidance_scale` come from its sampling defaults if they are None."""
+    defaults = model.defaults
+    own = defaults.sigmas and steps in (None, len(defaults.sigmas) - 1)
+    return SamplerSettings(
+        torch.tensor(defaults.sigmas) if own else schedule.named_sigmas(defaults.grid, steps or defaults.steps),
+        defaults.guidance_scale if guidance_scale is None else guidance_scale,
+        height,
+        width,
+    )
 
 
 def load_sampler(
@@ -207,18 +250,11 @@ def load_sampler(
     model = find_model(path, base_model)
     family = model_family(model, device, dtype)
     folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
-    default_size = layout.default_size(folder)
-    height, width = height or defaults.height or default_size, width or defaults.width or default_size
-    layout.check_size(folder, height, width)
+    height, width = image_size(model, height, width)
+    _warn_of_untrained_size(ImageSize(height, width), defaults)
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
     schedule = family.load_schedule(folder).at_size(height, width)
-    own = defaults.sigmas and steps in (None, len(defaults.sigmas) - 1)
-    settings = SamplerSettings(
-        torch.tensor(defaults.sigmas) if own else schedule.named_sigmas(defaults.grid, steps or defaults.steps),
-        defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        height,
-        width,
-    )
+    settings = sampler_settings(model, schedule, height, width, steps=steps, guidance_scale=guidance_scale)
     encoder = family.load_text_encoder(folder, max_sequence_length, no_t5=defaults.no_t5)
     network = load_network(family, model, dtype).requires_grad_(False).to(device)
     decoder = family.load_image_decoder(folder)

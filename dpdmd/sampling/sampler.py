@@ -1,13 +1,14 @@
 """Sample images of prompts and seeds with a loaded network."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding, TextEncoder
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.sampling.rollout import rollout
@@ -63,6 +64,10 @@ class Sampler:
     null: TextEmbedding
     settings: SamplerSettings
 
+    def at_size(self, size: ImageSize) -> "Sampler":
+        """Return a sampler of the same network that makes images of another size."""
+        return replace(self, settings=replace(self.settings, height=size.height, width=size.width))
+
     @torch.no_grad()
     def latents(self, text: TextEmbedding, eps: Tensor) -> Tensor:
         """Sample latents from the start noise `eps` [B, C, h, w]."""
@@ -74,9 +79,13 @@ class Sampler:
 
         The noise of image i depends only on `seed` and keys[i] = (prompt index, sample index), not on the batch.
         """
+        return self.decoder.decode(self.latents(text, self.start_noise(keys, seed)))
+
+    def start_noise(self, keys: Batch, seed: int) -> Tensor:
+        """Return the start noise [B, C, h, w] of `images`, on the family's device."""
         shape = self.decoder.latent_shape(self.settings.height, self.settings.width)
         eps = torch.cat([normal_per_sample(shape, seed, "picture", prompt, [sample]) for prompt, sample in keys])
-        return self.decoder.decode(self.latents(text, eps.to(self.family.device)))
+        return eps.to(self.family.device)
 
     def sweep(
         self, encoder: TextEncoder, prompts: Sequence[str], batches: Sequence[Batch], seed: int, *, progress: str = ""

@@ -5,7 +5,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_se
 
 from dpdmd.config import Config
 from dpdmd.config.method_table import METHODS
-from dpdmd.distributed.launch_env import read_launch
+from dpdmd.distributed.topology import check_joined
 from dpdmd.utils.error_lines import shorten_error
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
@@ -33,12 +33,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def _check_topology(accelerator: Accelerator, config: Config) -> None:
-    launched = read_launch().processes
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"{launched} processes were launched but accelerate joined {accelerator.num_processes}: on a CPU set "
-            "ACCELERATE_USE_CPU=true and launch with torchrun or accelerate launch --multi_gpu"
-        )
+    check_joined(accelerator.num_processes)
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise ValueError(

@@ -65,6 +65,9 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
     # The same count on all ranks, whatever their devices: sharded blocks are gathered when they are recomputed.
     config.optim.recomputed_blocks = collectives.broadcast_from_main(accelerator, config.optim.recomputed_blocks)
     networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
+    if resumed and config.model.lora_rank:
+        folder = checkpoint.student_folder(resumed, config)
+        networks.student.load_state_dict(checkpoint.load_adapter(resumed, STUDENT, folder, family), strict=True)
     if config.optim.shard_teacher:
         sharding.shard_frozen(networks.teacher, family.block_classes)
     trained = {
@@ -84,7 +87,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
         student_forward=trained[STUDENT].network,
         fake_forward=trained[FAKE].network,
         null=text_encoder.encode([family.layout.guidance.null_prompt]),
-        latent_shape=decoder.latent_shape(config.data.height, config.data.width),
+        latent_shapes=[decoder.latent_shape(*size) for size in config.data.image_sizes],
         seed=config.run.seed,
         decoder=decoder,
         **DistillationContext.grids(config.method, schedule, accelerator.device),
@@ -133,7 +136,7 @@ def _processes(accelerator: Any) -> Processes:
 def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, lr: float) -> TrainedNetwork:
     """Wrap a network with its optimizer, both in the state of the checkpoint if there is one.
 
-    The student already has its weights, since they are loaded from the checkpoint's export.
+    The student already has its weights.
     """
     resumed = setup.resume.path
     if resumed and name != STUDENT:
@@ -153,7 +156,7 @@ def _load_discriminator(
     """Build the discriminator on some blocks of the network that `--gan_features` names."""
     network = getattr(run.networks, run.config.gan_features)
     blocks = choose_blocks(run.family, blocks_owner(network))
-    widths = token_widths(run.family, network, blocks, run.null, run.latent_shape)
+    widths = token_widths(run.family, network, blocks, run.null, run.latent_shapes[0])
     discriminator = Discriminator(widths, run.seed).to(accelerator.device)
     trained = _prepare(setup, accelerator, DISCRIMINATOR, discriminator, setup.config.optim.lr_discriminator)
     return trained, DiscriminatorContext(accelerator.unwrap_model(trained.network), trained.network, network, blocks)
@@ -164,8 +167,10 @@ def _load_average(setup: RunSetup, family: Family, student: TrainedNetwork) -> M
     config, state = setup.config, None
     if setup.resume.path:
         folder = checkpoint.average_folder(setup.resume.path, config)
-        lora = config.model.lora_rank is not None
-        state = family.read_lora(folder) if lora else family.load_network(folder, torch.float32).state_dict()
+        if config.model.lora_rank:
+            state = checkpoint.load_adapter(setup.resume.path, checkpoint.AVERAGE, folder, family)
+        else:
+            state = family.load_network(folder, torch.float32).state_dict()
     average = MovingAverage(student.parameters, config.optim.ema_decay)
     if state is not None:
         with average.in_place():
@@ -175,44 +180,50 @@ def _load_average(setup: RunSetup, family: Family, student: TrainedNetwork) -> M
 
 def _store_samples(
     setup: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder
-) -> Callable[[Sequence[int]], Tensor]:
-    """Open the cache of teacher samples; missing samples are made first."""
+) -> list[Callable[[Sequence[int]], Tensor]]:
+    """Open the cache of teacher samples at each image size; missing samples are made first."""
     config = setup.config
-
-    def make(prompts: Sequence[str], entries: Sequence[int]) -> Tensor:
-        return run.sample_teacher(text_encoder.encode(list(prompts)), run.pool_noise(entries))
 
     def model() -> str:  # the samples are latents
         layout, folder = LAYOUTS[config.model.family], Path(config.model.teacher_id)
         return cache_key(identify_pipeline(layout, folder, no_t5=config.model.no_t5, without=("vae",)))
 
-    return teacher_sample_cache.stored_samples(
-        Path(config.method.teacher_cache),
-        pool_prompts(setup.prompts, run.seed, config.method.teacher_cache_size),
-        teacher_sample_cache.PoolSettings(
-            model=collectives.call_on_main(accelerator, model),
-            dtype=str(run.family.compute_dtype),
-            sigmas=tuple(run.teacher_sigmas.tolist()),
-            guidance_scale=run.config.teacher_guidance_scale,
-            latent_shape=run.latent_shape,
-            max_sequence_length=config.data.max_sequence_length,
-            no_t5=config.model.no_t5,
-            seed=run.seed,
-        ),
-        accelerator.device,
-        make,
-        _processes(accelerator),
+    pool = pool_prompts(setup.prompts, run.seed, config.method.teacher_cache_size, setup.weights)
+    settings = teacher_sample_cache.PoolSettings(
+        model=collectives.call_on_main(accelerator, model),
+        dtype=str(run.family.compute_dtype),
+        sigmas=tuple(run.teacher_sigmas.tolist()),
+        guidance_scale=run.config.teacher_guidance_scale,
+        latent_shape=run.latent_shapes[0],
+        max_sequence_length=config.data.max_sequence_length,
+        no_t5=config.model.no_t5,
+        seed=run.seed,
     )
+
+    def stored(size_index: int, latent_shape: tuple[int, int, int]) -> Callable[[Sequence[int]], Tensor]:
+        def make(prompts: Sequence[str], entries: Sequence[int]) -> Tensor:
+            return run.sample_teacher(text_encoder.encode(list(prompts)), run.pool_noise(entries, size_index))
+
+        return teacher_sample_cache.stored_samples(
+            Path(config.method.teacher_cache),
+            pool,
+            replace(settings, latent_shape=latent_shape),
+            accelerator.device,
+            make,
+            _processes(accelerator),
+        )
+
+    return [stored(index, shape) for index, shape in enumerate(run.latent_shapes)]
 
 
 def _load_evaluation(
     setup: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder, decoder: ImageDecoder
 ) -> InLoopEvaluation:
     """Load the scorers, with samplers of student and teacher."""
-    data, networks = setup.config.data, run.networks
+    size, networks = next(iter(setup.config.data.image_sizes)), run.networks
 
     def sampler(network: nn.Module, sigmas: Tensor, guidance_scale: float) -> Sampler:
-        settings = SamplerSettings(sigmas, guidance_scale, data.height, data.width)
+        settings = SamplerSettings(sigmas, guidance_scale, *size)
         return Sampler(run.family, network, run.schedule, decoder, run.null, settings)
 
     return InLoopEvaluation(

@@ -2,9 +2,11 @@
 
 STEP/manifest.json               progress, configuration, versions; size and checksum of every file
 STEP/student/                    a complete pipeline folder: diffusers loads it, and a resumed run starts from it
-STEP/lora/                       instead of student/ with --lora_rank: the student's adapter for diffusers and ComfyUI
+STEP/lora/                       instead of student/ with --lora_rank: the student's adapter for diffusers and ComfyUI,
+                                 with alpha / rank in its weights
 STEP/student_ema/ or lora_ema/   with --ema_decay: the student's moving average, exported like the student
-STEP/state/*.safetensors         every other trained network, and optimizer_* of every trained network
+STEP/state/*.safetensors         every other trained network, and optimizer_* of every trained network; with
+                                 --lora_rank also the student's adapter as it is trained, and student_ema
 
 Random draws, the data position and the schedules are functions of the step, so they need no saving.
 """
@@ -24,6 +26,9 @@ from dpdmd.models.base import Family
 from dpdmd.models.identity import Identity, identify, identify_pipeline
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.tensor_files import in_memory
+from dpdmd.report.card_facts import PIPELINE, Card, Training, stored_dtype
+from dpdmd.report.model_card import write_card
 from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.atomic_files import is_temporary
@@ -32,7 +37,7 @@ from dpdmd.utils.logging import logger
 from dpdmd.utils.manifest import is_whole, write_manifest
 from dpdmd.utils.versions import versions
 
-STATE, OPTIMIZER = "state", "optimizer_"
+STATE, OPTIMIZER, AVERAGE = "state", "optimizer_", "student_ema"
 
 
 class SaveError(RuntimeError):
@@ -107,7 +112,8 @@ def size_in_bytes(config: Config) -> int:
         student, fake = (
             layout.count_adapter_parameters(teacher, part.targets, part.rank) for part in (pair.student, pair.fake)
         )
-        weights = 2 * exports * student + fake  # twice: for diffusers and for ComfyUI
+        copies = 3 if layout.comfyui_name else 2  # in state/, for diffusers, and for ComfyUI if its file differs
+        weights = copies * exports * student + fake
         return FP32 * weights + int(moments * (student + fake))
     return FP32 * (exports + 1) * layout.count_parameters(teacher) + int(2 * moments * layout.count_trained(teacher))
 
@@ -120,15 +126,40 @@ def export_student(
     if pair := adapters(config.model):
         family.export_lora(folder, state, pair.student, teacher, defaults)
     else:
-        family.export(folder, state, teacher, defaults, copy=copy)
+        family.export(folder, in_memory(state), teacher, defaults, copy=copy)
+
+
+def _write_card(folder: Path, step: int, num_prompts: int | None, config: Config, defaults: SamplingDefaults) -> None:
+    """Write the model card of an exported student, without scores and images: those of its step come later."""
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    lora = adapters(config.model) is not None
+    flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
+    card = Card(
+        name=folder.name,
+        kind=LORA if lora else PIPELINE,
+        layout=layout,
+        defaults=defaults,
+        base=teacher,
+        dtype=stored_dtype(layout, teacher) if lora else "float32",
+        training=Training(flat, step, num_prompts),
+    )
+    write_card(folder, card, images=False)
 
 
 def save(
-    folder: RunFolder, snapshot: Snapshot, config: Config, family: Family, defaults: SamplingDefaults, *, last: bool
+    folder: RunFolder,
+    snapshot: Snapshot,
+    config: Config,
+    family: Family,
+    defaults: SamplingDefaults,
+    *,
+    last: bool,
+    num_prompts: int | None = None,
 ) -> Path:
     """Write one checkpoint under a temporary name, rename it, then move `latest` to it. Rank 0 only.
 
-    The exported pipeline links to the teacher's other parts; the `last` checkpoint has copies of them.
+    The exported pipeline links to the teacher's other parts; the `last` checkpoint has copies of them. The student's
+    card says `num_prompts`.
 
     Raises:
         SaveError: the disk is full or gone; nothing half-written remains.
@@ -142,7 +173,8 @@ def save(
             exports[average_folder(temporary, config)] = snapshot.average
         for export, state in exports.items():
             export_student(export, state, config, family, defaults, copy=last)
-        _write_state(temporary / STATE, snapshot)
+            _write_card(export, snapshot.progress.step, num_prompts, config, defaults)
+        _write_state(temporary / STATE, snapshot, adapter=adapters(config.model) is not None)
         about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
         write_manifest(temporary, about)
         finish_folder(temporary, sync=True)
@@ -159,10 +191,12 @@ def save(
     return target
 
 
-def _write_state(folder: Path, snapshot: Snapshot) -> None:
-    """Write what a resumed run needs beside the exports."""
+def _write_state(folder: Path, snapshot: Snapshot, *, adapter: bool) -> None:
+    """Write what a resumed run needs beside the exports; the weights of an exported adapter are rounded with alpha."""
     folder.mkdir()
-    states = {name: state for name, state in snapshot.networks.items() if name != STUDENT}
+    states = {name: state for name, state in snapshot.networks.items() if adapter or name != STUDENT}
+    if adapter and snapshot.average is not None:
+        states[AVERAGE] = snapshot.average
     states |= {f"{OPTIMIZER}{name}": state for name, state in snapshot.optimizers.items()}
     for name, state in states.items():
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
@@ -203,3 +237,9 @@ def step_of(checkpoint: Path) -> int:
 def load_state(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """Load a state by its name: that of a trained network, or OPTIMIZER + that of an optimizer's network."""
     return load_file(checkpoint / STATE / f"{name}.safetensors")
+
+
+def load_adapter(checkpoint: Path, name: str, export: Path, family: Family) -> dict[str, Tensor]:
+    """Load the student's adapter, or its average (AVERAGE), as it is trained; older versions have it in `export`."""
+    stored = (checkpoint / STATE / f"{name}.safetensors").exists()
+    return load_state(checkpoint, name) if stored else family.read_lora(export)

@@ -1,5 +1,6 @@
 """Take snapshots of a run's state, write them in the background as checkpoints, and keep the link `best`."""
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
+from dpdmd.models.registry import adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.run_folder import BEST
 from dpdmd.training import checkpoint, optimizer_state
@@ -22,6 +24,7 @@ from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.preflight import RunSetup
 from dpdmd.training.run_log import RunLog
 from dpdmd.utils.background import in_background
+from dpdmd.utils.hub import parse_id
 from dpdmd.utils.logging import logger
 
 
@@ -51,7 +54,7 @@ class Checkpointer:
                 step,
                 {name: each.updates for name, each in self.trained.items()},
                 self.setup.global_batch_size,
-                fingerprint(self.setup.prompts),
+                fingerprint(self.setup.prompts, self.setup.weights),
                 models,
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
@@ -70,7 +73,7 @@ class Checkpointer:
 
     def sampling_defaults(self) -> SamplingDefaults:
         """Return how the exported student is sampled."""
-        grid = self.config.method.student_sigmas
+        grid, sizes = self.config.method.student_sigmas, list(self.config.data.image_sizes)
         return SamplingDefaults(
             steps=self.config.method.stu_inference_steps,
             guidance_scale=self.run.family.layout.guidance.off,
@@ -78,9 +81,21 @@ class Checkpointer:
             sigmas=tuple(self.run.student_sigmas.tolist()),
             grid=grid if grid in GRIDS else DEFAULT,
             no_t5=self.config.model.no_t5,
-            height=self.config.data.height,
-            width=self.config.data.width,
+            height=sizes[0].height,
+            width=sizes[0].width,
+            sizes=tuple(map(str, sizes)) if len(sizes) > 1 else None,
+            **self._base(),
         )
+
+    def _base(self) -> dict[str, str | None]:
+        """Return what a LoRA's sampling defaults say about a teacher that is not simply a folder; else nothing."""
+        teacher = self.config.recorded.get("teacher_id")
+        if teacher is None or adapters(self.config.model) is None:
+            return {}
+        base = {"base": os.path.abspath(teacher), "base_variant": self.config.hub.variant}
+        if model := parse_id(teacher):
+            base |= {"base": model.repository, "base_revision": model.revision}
+        return base
 
     def save(self, step: int) -> None:
         """Wait for the checkpoint before, then take a snapshot, which rank 0 writes while training continues.
@@ -91,8 +106,9 @@ class Checkpointer:
         self.wait()
         snapshot, last = self.snapshot(step), step == self.setup.total_steps
         if self.accelerator.is_main_process:
-            family, defaults = self.run.family, self.sampling_defaults()
-            self.writer.start(partial(checkpoint.save, self.folder, snapshot, self.config, family, defaults, last=last))
+            known = {"last": last, "num_prompts": len(self.setup.prompts)}
+            arguments = (self.folder, snapshot, self.config, self.run.family, self.sampling_defaults())
+            self.writer.start(partial(checkpoint.save, *arguments, **known))
 
     def wait(self) -> None:
         """Wait until every checkpoint that was begun is whole.

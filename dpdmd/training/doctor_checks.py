@@ -67,8 +67,7 @@ def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
         defaults,
         copy=False,
     )
-    given = None if method.student_sigmas == "default" else defaults.sigmas
-    student = relative(run.student_sigmas, run.family.library_sigmas(export, defaults.steps, given))
+    student = relative(run.student_sigmas, run.family.library_sigmas(export))
     grid = ", ".join(f"{sigma:.3f}" for sigma in run.student_sigmas.tolist())
     return CheckResult(
         "sigma grids",
@@ -149,7 +148,7 @@ def check_detach(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
 def check_noise(trainer: Trainer) -> CheckResult:
     run, found = trainer.run, 0.0
     for purpose in ("start noise", "score noise"):
-        rows = rng.normal_per_sample(run.latent_shape, run.seed, purpose, STUDENT_STEP, range(8)).flatten(1)
+        rows = rng.normal_per_sample(run.latent_shapes[0], run.seed, purpose, STUDENT_STEP, range(8)).flatten(1)
         correlation = torch.corrcoef(rows) - torch.eye(8)
         found = max(found, largest(correlation))
     limit = 6 / rows.shape[1] ** 0.5

@@ -15,10 +15,15 @@ from dpdmd.training.memory_items import PHASES, MemoryItem, Topology, memory_ite
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """All uses of memory, and the bytes that the device has (None: no GPU)."""
+    """All uses of memory, and the bytes that the device has (None: no GPU).
+
+    Attributes:
+        size: the image size that needs most, if the run has several; else "".
+    """
 
     items: tuple[MemoryItem, ...]
     device: int | None
+    size: str = ""
 
     def bytes_in_phase(self, phase: str) -> int:
         return sum(item.bytes or 0 for item in self.items if phase in item.phases)
@@ -40,7 +45,8 @@ class MemoryEstimate:
         """Return total, phase and device in one line."""
         least = "at least " if any(item.bytes is None for item in self.items) else ""
         device = f"the device has {self.device / 1e9:.1f} GB" if self.device else "no GPU to compare with"
-        return f"estimated {least}{self.total / 1e9:.1f} GB, most in: {self.peak}; {device}"
+        size = f" at {self.size}" if self.size else ""
+        return f"estimated {least}{self.total / 1e9:.1f} GB, most in: {self.peak}{size}; {device}"
 
     def table(self) -> str:
         """Return a line for each use; those that count toward the total are marked."""
@@ -69,8 +75,17 @@ class MemoryEstimate:
 def estimate_memory(
     config: Config, evaluation: EvalSetup, topology: Topology, device: int | None = None
 ) -> MemoryEstimate:
-    """Estimate the memory of one process; `device` is what its GPU has, in bytes."""
-    return MemoryEstimate(tuple(memory_items(config, evaluation, topology)), device)
+    """Estimate the memory of one process at the image size that needs most.
+
+    Args:
+        device: bytes of the GPU; None without one.
+    """
+    sizes, estimates = list(config.data.image_sizes), []
+    for size in sizes:
+        data = replace(config.data, height=size.height, width=size.width, sizes=None)
+        items = memory_items(replace(config, data=data), evaluation, topology)
+        estimates.append(MemoryEstimate(tuple(items), device, str(size) if len(sizes) > 1 else ""))
+    return max(estimates, key=lambda estimate: estimate.total)
 
 
 def fewest_recomputed_blocks(config: Config, evaluation: EvalSetup, topology: Topology, device: int | None) -> str:

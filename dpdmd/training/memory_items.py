@@ -213,7 +213,8 @@ def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained:
     tokens = layout.text_tokens(teacher, data.max_sequence_length or 256)
     rank = config.model.lora_rank if trained else None
     casts = trained and rank is None
-    shape = CallShape(batch, data.height, data.width, tokens, config.optim.bf16, casts, rank)
+    dropout = trained and config.model.lora_dropout > 0
+    shape = CallShape(batch, data.height, data.width, tokens, config.optim.bf16, casts, rank, dropout)
     return layout.memory_of_call(teacher, shape)
 
 

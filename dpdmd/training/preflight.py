@@ -5,12 +5,14 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dpdmd.config import Config
-from dpdmd.config.options import DEFAULT_MAX_STEPS
+from dpdmd.config.options import DEFAULT_MAX_STEPS, DataConfig
 from dpdmd.config.validation import unused_flag_warnings
-from dpdmd.data.prompt_files import read_prompts
-from dpdmd.data.prompts import fingerprint
-from dpdmd.distributed.launch_env import read_launch
+from dpdmd.data.prompt_files import read_prompts, read_weighted_prompts
+from dpdmd.data.prompts import PromptWeights, fingerprint
+from dpdmd.distributed.launch_env import read_launch, single_process_warning
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.update_schedule import num_student_updates
 from dpdmd.models.checks.distilled import why_distilled
@@ -19,9 +21,11 @@ from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint, resume
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
+from dpdmd.training.model_sources import locate_models
 from dpdmd.training.preflight_machine import check_host_memory, check_machine, device_bytes
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
+from dpdmd.utils.hub_upload import check_upload
 from dpdmd.utils.paths import check_writable, nearest_existing
 
 
@@ -35,6 +39,7 @@ class RunSetup:
         global_batch_size: samples of one update, over all processes and micro-batches.
         total_steps: the update after which the run ends.
         warnings: one line each, for the log.
+        weights: how often each prompt is drawn; None if all are drawn equally often.
     """
 
     config: Config
@@ -46,22 +51,29 @@ class RunSetup:
     global_batch_size: int
     total_steps: int
     warnings: list[str]
+    weights: PromptWeights | None = None
 
 
 def check(config: Config) -> RunSetup:
-    """Check everything that `config` points to.
+    """Check everything that `config` points to. Models of the Hub become local folders.
 
     The files of a checkpoint are not read here, only their sizes: `resume_from` takes a point that was read.
 
     Raises:
         ValueError: one line that names the flag or file and what to do.
+        OSError: a model cannot be fetched from the Hub.
     """
     check_machine(config)
+    folder = RunFolder.from_config(config.run)
+    check_upload(config.run.push_to_hub, config.run.hub_model_id, config.run.private, ("--run_dir", folder.root))
+    if config.hub.download:  # checked once more below: a wrong path must not cost a download
+        _read_prompts(config.data)
+        _check_folder(config, folder)
+    locate_models(config)
     check_models(config)
     _check_caches(config)
-    prompts = read_prompts(Path(config.data.prompt_txt), column=config.data.prompt_column)
-    evaluation = set_up_evaluation(config.eval, config.data.prompt_column)
-    folder = RunFolder.from_config(config.run)
+    prompts, weights = _read_prompts(config.data)
+    evaluation = set_up_evaluation(config.eval, config.data.prompt_column, list(config.data.image_sizes))
     _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes
     steps = _total_steps(config, len(prompts), batch_size)
@@ -70,7 +82,7 @@ def check(config: Config) -> RunSetup:
     point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
     memory, memory_warnings = _estimate_memory(config, evaluation)
     warnings = [*_warnings(config, folder, point, evaluation, steps), *memory_warnings]
-    setup = RunSetup(config, folder, prompts, evaluation, point, memory, batch_size, steps, warnings)
+    setup = RunSetup(config, folder, prompts, evaluation, point, memory, batch_size, steps, warnings, weights)
     _check_resume_point(setup)
     check_weights(config, evaluation)  # last: it imports what takes seconds
     return setup
@@ -85,6 +97,14 @@ def resume_from(setup: RunSetup, point: ResumePoint) -> RunSetup:
     setup = replace(setup, resume=point)
     _check_resume_point(setup)
     return setup
+
+
+def _read_prompts(data: DataConfig) -> tuple[list[str], PromptWeights | None]:
+    path, column = Path(data.prompt_txt), data.prompt_column
+    if data.prompt_weight_column is None:
+        return read_prompts(path, column=column), None
+    prompts, weights = read_weighted_prompts(path, column, data.prompt_weight_column)
+    return prompts, PromptWeights(np.asarray(weights))
 
 
 def _total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:
@@ -148,6 +168,8 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
     warnings = [
         f"{path} does not lie under {folder.root}: this run's files are scattered" for path in folder.scattered()
     ]
+    if warning := single_process_warning():
+        warnings.append(warning)
     if config.run.resume_from_checkpoint and not point.path:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
     if reason := why_distilled(config.model.family, Path(config.model.teacher_id)):
@@ -182,9 +204,10 @@ def _check_resume_point(setup: RunSetup) -> None:
     """Check that the run continues the same list of prompts, and that the checkpoints to come fit the disk."""
     config, point = setup.config, setup.resume
     if point.progress:
-        if point.progress.prompts and point.progress.prompts != fingerprint(setup.prompts):
+        if point.progress.prompts and point.progress.prompts != fingerprint(setup.prompts, setup.weights):
+            those = "the prompts" if setup.weights is None else "the prompts and weights"
             raise ValueError(
-                f"--prompt_txt {config.data.prompt_txt}: not the prompts that {point.path} was trained on; give "
+                f"--prompt_txt {config.data.prompt_txt}: not {those} that {point.path} was trained on; give "
                 "those, or another --run_dir"
             )
         if point.progress.global_batch_size != setup.global_batch_size:

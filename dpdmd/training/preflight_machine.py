@@ -66,6 +66,11 @@ def _check_packages(config: Config) -> None:
         )
 
 
+def local_device() -> torch.device:
+    """Return the device of this process."""
+    return torch.device("cuda", read_launch().local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def device_bytes() -> int | None:
     """Return the memory of this process's GPU; None on a CPU."""
     if not torch.cuda.is_available():
@@ -88,5 +93,6 @@ def check_host_memory(memory: MemoryEstimate) -> list[str]:
         return []
     comparison = f"{memory.summary()}; this machine has {host / 1e9:.1f} GB of memory; {memory.advice()}"
     if memory.total > HOST_LIMIT * host:
-        raise ValueError(f"--batch_size, --height, --width: the run cannot fit: {comparison}")
+        sides = "--sizes" if memory.size else "--height, --width"
+        raise ValueError(f"--batch_size, {sides}: the run cannot fit: {comparison}")
     return [f"the run may not fit this machine: {comparison}"] if memory.total > host else []

@@ -8,11 +8,14 @@ from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
 from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.methods.perceptual_files import check_perceptual
+from dpdmd.models.attention_backend import check_attention_backend
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_sampling_defaults
+from dpdmd.training.preflight_machine import local_device
+from dpdmd.utils.precision import compute_dtype
 
 
 @contextmanager
@@ -61,7 +64,8 @@ def _check_networks(config: Config) -> None:
         if differing:
             raise ValueError(f"{flag} {folder}: not the teacher's architecture ({', '.join(differing)} differ)")
         _check_prediction(layout, teacher, flag, Path(folder))
-    layout.check_size(teacher, data.height, data.width)
+    for size in data.image_sizes:
+        layout.check_size(teacher, *size, flag=f"--sizes {size}" if data.sizes else "")
     if pair := adapters(model):
         try:
             layout.adapted_layers(teacher, pair.student.targets)
@@ -98,7 +102,7 @@ def _check_grids(method: MethodConfig, schedule: Schedule) -> None:
 
 
 def check_weights(config: Config, evaluation: EvalSetup) -> None:
-    """Check that the weights of models, scorers and perceptual network fit their architectures. Takes seconds.
+    """Check that weights fit their architectures, and that the attention backend works. Takes seconds.
 
     Raises:
         ValueError: one line that names the flag or file and what to do.
@@ -113,5 +117,8 @@ def check_weights(config: Config, evaluation: EvalSetup) -> None:
         if folder != model.teacher_id:
             check_contents(layout, Path(folder), flag, network_only=True)
     check_scorer_contents(evaluation.paths)
+    if config.optim.attention_backend:
+        dtype = compute_dtype(config.optim.bf16)
+        check_attention_backend(config.optim.attention_backend, local_device(), dtype, masked=layout.lengths_differ)
     if config.method.perceptual_path:
         check_perceptual_contents(config.method.perceptual, Path(config.method.perceptual_path))

@@ -8,6 +8,7 @@ from dpdmd.config import Config, from_dict
 from dpdmd.models.identity import Identity, changed_parts
 from dpdmd.run_folder import LATEST, RunFolder, read_records
 from dpdmd.training.checkpoint import Progress, identify_models, step_of
+from dpdmd.utils.hub import parse_id
 from dpdmd.utils.manifest import MANIFEST, check_files, check_sizes, read_manifest
 
 
@@ -111,7 +112,8 @@ def _read(checkpoint: Path, config: Config, sizes_only: bool) -> Progress:
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: not of this version ({error})") from None
     if differences := config.differences(theirs):
         teacher = theirs.model.teacher_id
-        moved = "" if os.path.isdir(teacher) else f"; was the model {teacher} moved? Put it back, or a link to it"
+        there = os.path.isdir(teacher) or parse_id(teacher)  # a commit of the Hub cannot be moved
+        moved = "" if there else f"; was the model {teacher} moved? Put it back, or a link to it"
         raise ValueError(
             f"--resume_from_checkpoint {checkpoint}: of another configuration ({'; '.join(differences)}){moved}"
         )

@@ -16,12 +16,15 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from dpdmd.config import Config
+from dpdmd.distributed.topology import device_name
 from dpdmd.evaluation import seed_grids
 from dpdmd.run_folder import EVAL_TURN, RunFolder, read_records
 from dpdmd.training import trackers
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.logging import logger
 from dpdmd.utils.versions import versions
+
+_TIME_AND_MEMORY = ("seconds", "samples_per_second", "memory_gb")
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -34,10 +37,8 @@ def peak_memory_gb(device: torch.device) -> float:
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """Return the content of environment.json: device, processes, system, versions."""
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
     return {
-        "device": name,
+        "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions(),
@@ -57,12 +58,14 @@ class RunLog:
             total=total_steps, initial=first_step, desc=config.method.method, disable=not self.active, unit="step"
         )
         self.evaluations: list[dict[str, Any]] = []  # including those before a resume
+        self._latest: dict[str, dict[str, Any]] = {}  # update's name -> its last record, also from before a resume
         if not self.active:
             return
         recorded = 0
         if folder.metrics.exists():
             kept, recorded = _drop_later_steps(folder.metrics, first_step)
             self.evaluations = [record for record in kept if record["turn"] == EVAL_TURN]
+            self._latest = {record["turn"]: record for record in kept if record["turn"] != EVAL_TURN}
         seed_grids.drop_later(folder.seed_grids, first_step)
         self.file = folder.metrics.open("a", encoding="utf-8")
         self.folder, self.tracker = folder, None
@@ -75,19 +78,34 @@ class RunLog:
         if not self.active:
             return
         self._write(record)
-        metrics = {name: value for name, value in record.items() if isinstance(value, float)}
+        self._latest[record["turn"]] = record
+        metrics = _metrics(record)
         self.bar.update()
         self.bar.set_postfix(
-            {name: f"{value:.4g}" for name, value in metrics.items() if name.startswith("loss")}, refresh=False
+            {
+                name: f"{value:.4g}"
+                for latest in self._latest.values()
+                for name, value in _metrics(latest).items()
+                if name.startswith("loss")
+            },
+            refresh=False,
         )
         named = {f"{record['turn']}/{name}": value for name, value in metrics.items()}
         if self.tracker:
             with self._tracking():
                 self.tracker.log(named, record["step"])
         if record["step"] % self.every == 0:
-            logger.info(
-                "step %d %s %s", record["step"], record["turn"], " ".join(f"{k}={v:.5g}" for k, v in metrics.items())
-            )
+            logger.info("%s", self._line(record))
+
+    def _line(self, record: dict[str, Any]) -> str:
+        """Return the metrics of an update, and those of the latest update of the other network."""
+        size = f"size={record['size']} " if "size" in record else ""
+        parts = [f"step {record['step']} {record['turn']} {size}{_listed(_metrics(record))}"]
+        for turn, latest in self._latest.items():
+            if turn != record["turn"]:
+                own = {name: value for name, value in _metrics(latest).items() if name not in _TIME_AND_MEMORY}
+                parts.append(f"{turn} at step {latest['step']}: {_listed(own)}")
+        return " | ".join(parts)
 
     def evaluation(self, record: dict[str, Any], table: str) -> None:
         """Record one evaluation: `record` has `step`, `turn`, and scores whose names begin with eval/ or eval_ema/."""
@@ -144,6 +162,14 @@ class RunLog:
             if self.tracker:
                 with self._tracking():
                     self.tracker.close(failed=failed)
+
+
+def _metrics(record: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in record.items() if isinstance(value, float)}
+
+
+def _listed(metrics: dict[str, float]) -> str:
+    return " ".join(f"{name}={value:.5g}" for name, value in metrics.items())
 
 
 def _drop_later_steps(path: Path, last_step: int) -> tuple[list[dict[str, Any]], int]:

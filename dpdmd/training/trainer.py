@@ -16,8 +16,10 @@ from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry, updates
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
+from dpdmd.models.hub_models import check_equal_pins
 from dpdmd.report import writer
-from dpdmd.training import preflight, resume
+from dpdmd.run_folder import LATEST_IMAGE
+from dpdmd.training import introduction, preflight, resume
 from dpdmd.training.accelerator import make_accelerator
 from dpdmd.training.batches import Batches
 from dpdmd.training.build import build_training_state
@@ -51,13 +53,14 @@ class Trainer:
 
     def __init__(self, setup: RunSetup):
         self.accelerator = make_accelerator(setup.config)
+        check_equal_pins(collectives.gather(self.accelerator, [dict(setup.config.recorded)]))
         self.setup = _confirm_resume_point(setup, self.accelerator)
         self.config, self.folder = setup.config, setup.folder
         self.start, self.stop = self.setup.resume.step, setup.total_steps
         self.schedule = StepSchedule(self.config, self.stop, scored=bool(setup.evaluation.sets))
         self.signals = StopSignals()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank)
+        self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank, setup.weights)
         self._open_folder()
         state = build_training_state(self.setup, self.accelerator)
         self.trained, self.average, self.run = state.trained, state.average, state.run
@@ -76,6 +79,7 @@ class Trainer:
         collectives.call_on_main(self.accelerator, self._write_start)
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
+            logger.info("%s", introduction.opening(self.setup, self.accelerator.num_processes, self.accelerator.device))
             logger.info("%s", self.setup.memory.table())
             for warning in (*self.setup.resume.passed_over, *self.setup.warnings):
                 logger.warning("%s", warning)
@@ -119,6 +123,8 @@ class Trainer:
                 if evaluates:
                     self._evaluate(done, log)
             self.checkpointer.wait()
+        if self.accelerator.is_main_process:
+            logger.info("%s", introduction.closing(self.setup))
 
     def _interrupt(self, done: int) -> NoReturn:
         """Wait for the checkpoint, then end the run on every rank with the signal that any rank received."""
@@ -209,6 +215,7 @@ class Trainer:
         record = {
             "step": pending.step + 1,
             "turn": pending.network,
+            **({"size": str(self.batches.image_size(pending.step))} if self.config.data.sizes else {}),
             **metrics,
             "lr": pending.learning_rate,
             "seconds": seconds,
@@ -265,7 +272,7 @@ class Trainer:
         decoded = to_pil(self.decoder.decode(torch.cat([value[:count] for value in pending.latents.values()])))
         rows = [decoded[start : start + count] for start in range(0, len(decoded), count)]
         title = f"step {pending.step + 1}: {' | '.join(self.batches.prompts(pending.step, pending.samples[:count]))}"
-        save_image(labelled_grid(rows, list(pending.latents), title), self.folder.process_vis / "latest.png")
+        save_image(labelled_grid(rows, list(pending.latents), title), self.folder.process_vis / LATEST_IMAGE)
 
     def _was_evaluated(self, log: RunLog, step: int) -> bool:
         """Return whether rank 0's record has an evaluation of this step."""

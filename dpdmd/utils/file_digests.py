@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.text_files import read_json, require_regular
+from dpdmd.utils.user_cache import user_cache
 
 NUM_THREADS = 4  # hashing releases the GIL, and a model has a few large files
 MIN_BYTES = 2**20  # smaller files are read each time
@@ -64,8 +65,7 @@ def _key(file: int) -> str:
 
 
 def _kept_file() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "dpdmd" / "file_digests.json"
+    return user_cache() / "file_digests.json"
 
 
 def _read_kept() -> dict[str, str]:

@@ -9,9 +9,13 @@ from tqdm import tqdm
 logger = logging.getLogger("dpdmd")
 
 
-def set_up_logging(log_file: Path | None) -> None:
-    """Log to the terminal and to `log_file`. If it is None, as on other ranks, log only warnings, to the terminal."""
-    logger.setLevel(logging.INFO if log_file else logging.WARNING)
+def set_up_logging(log_file: Path | None, *, every_line: bool = False) -> None:
+    """Log to the terminal and to `log_file`. If it is None, as on other ranks, log only warnings, to the terminal.
+
+    Args:
+        every_line: without `log_file`, log everything to the terminal.
+    """
+    logger.setLevel(logging.INFO if log_file or every_line else logging.WARNING)
     logger.propagate = False
     for old in list(logger.handlers):
         logger.removeHandler(old)

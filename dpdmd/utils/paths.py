@@ -3,9 +3,13 @@
 import argparse
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 MODEL_INDEX = "model_index.json"  # in the folder of a diffusers pipeline
+DEFAULTS_FILE = "dpdmd.json"  # sampling defaults, beside model_index.json or a LoRA
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 LATEST, BEST = "latest", "best"  # links beside the checkpoints of a run
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")  # of macOS's archives, Synology's thumbnails and fsck
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # of Windows
@@ -77,6 +81,15 @@ def user_path(text: str) -> Path:
 def same_place(one: str, other: str) -> bool:
     """Return whether two paths name one file or folder: ./a, a/ and links count as a. It may not exist."""
     return os.path.realpath(one) == os.path.realpath(other)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of different files or folders, with as many parent folders as make the names different."""
+    parts = [path.resolve().parts for path in paths]
+    depth = 1
+    while max(Counter(part[-depth:] for part in parts).values(), default=1) > 1:
+        depth += 1
+    return ["/".join(part[-depth:]).removeprefix("//") for part in parts]
 
 
 def check_writable(flag: str, path: Path) -> None:

@@ -33,12 +33,40 @@ def numpy_generator(seed: int, purpose: str, *indices: int) -> np.random.Generat
     return np.random.default_rng(derive_seed(seed, purpose, *indices))
 
 
+def weighted_index(weights: Sequence[float], seed: int, purpose: str, step: int) -> int:
+    """Draw an index with probabilities in proportion to `weights`; it depends only on (seed, purpose, step)."""
+    bounds = np.cumsum(weights)
+    drawn = np.searchsorted(bounds, numpy_generator(seed, purpose, step).random() * bounds[-1], side="right")
+    return min(int(drawn), len(bounds) - 1)  # a product may round up to the last bound
+
+
 def normal_per_sample(
     shape: Sequence[int], seed: int, purpose: str, step: int, samples: Sequence[int], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """Draw normal noise, fp32 [len(samples), *shape]. Row i depends only on (seed, purpose, step, samples[i])."""
     rows = [torch.randn(*shape, generator=torch_generator(seed, purpose, step, sample)) for sample in samples]
     return to_device(torch.stack(rows), device)
+
+
+def mask_per_sample(
+    rate: float,
+    shape: Sequence[int],
+    seed: int,
+    purpose: str,
+    indices: Sequence[int],
+    samples: Sequence[int],
+    device: torch.device,
+) -> torch.Tensor:
+    """Draw a mask that is true with probability `rate`, bool [len(samples), *shape].
+
+    Row i depends only on (seed, purpose, indices, samples[i]) and on the kind of device: masks are as large as
+    activations, so they are drawn on the device itself.
+    """
+    rows = []
+    for sample in samples:
+        generator = torch.Generator(device).manual_seed(derive_seed(seed, purpose, *indices, sample))
+        rows.append(torch.rand(*shape, generator=generator, device=device) < rate)
+    return torch.stack(rows)
 
 
 def integers_per_sample(

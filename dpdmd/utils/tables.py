@@ -1,5 +1,6 @@
 """Tables in Markdown and LaTeX."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 _LATEX = str.maketrans(
@@ -24,6 +25,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _markdown_row(cells: Sequence[str]) -> str:
     escaped = (" ".join(cell.split()).replace("|", r"\|") for cell in cells)
     return f"| {' | '.join(escaped)} |"
+
+
+def read_markdown_row(line: str) -> list[str]:
+    """Return the cells of a row that `markdown_table` wrote."""
+    return [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
 
 
 def latex_text(text: str) -> str:

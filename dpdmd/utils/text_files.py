@@ -54,6 +54,19 @@ def check_prompt_length(prompt: str, place: str) -> None:
         )
 
 
+def check_prompt(prompt: str, place: str) -> None:
+    """Check that a prompt from outside a file is text, is not empty, and is not a whole document.
+
+    Raises:
+        ValueError: one line that begins with `place`.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # Python decodes invalid bytes to these
+        raise ValueError(f"{place} {ascii(prompt)[:60]}: is not UTF-8")
+    if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
+        raise ValueError(f"{place}: is empty")
+    check_prompt_length(prompt, f"{place} {prompt[:60]}...:")
+
+
 def read_any_json(path: Path) -> Any:
     """Read the value of a JSON file.
 

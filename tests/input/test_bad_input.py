@@ -35,7 +35,24 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
         ("--recomputed_blocks", "few", "--recomputed_blocks few: must be a number of blocks, auto or all"),
         ("--recomputed_blocks", "2", "--recomputed_blocks 2: give --gradient_checkpointing"),
         ("--fake_head_start", "5995", "--fake_head_start 5995: the run ends at step 6000, before the student's first"),
-        ("--lr_scheduler", "polynomial", "--lr_scheduler"),
+        ("--lr_scheduler", "piecewise_constant", "--lr_scheduler"),
+        (
+            "--lr_num_cycles",
+            "3",
+            "--lr_num_cycles 3: give --lr_scheduler cosine_with_restarts with it, or leave it out",
+        ),
+        ("--lr_num_cycles", "0", "--lr_num_cycles 0: must be 1 to 1000000000"),
+        ("--lr_power", "2", "--lr_power 2.0: give --lr_scheduler polynomial with it, or leave it out"),
+        ("--lora_dropout", "0.1", "--lora_dropout 0.1: give --lora_rank with it"),
+        ("--attention_backend", "zebra", "--attention_backend zebra: choose one of flash, "),
+        ("--attention_backend", "", "argument --attention_backend: expected one argument"),
+        ("--attention_backend", "sage", "--attention_backend sage: does not work here (Sage Attention backend"),
+        ("--attention_backend", "flex", "--attention_backend flex: does not work here (FlexAttention does not support"),
+        ("--attention_backend", "_native_cudnn", "--attention_backend _native_cudnn: does not work here (No viable"),
+        ("--output_dir", "elsewhere", "--output_dir elsewhere and --run_dir "),
+        ("--resolution", "32", "--resolution 32 and --height 64: contradict each other; give one of them"),
+        ("--rank", "0", "--rank 0: must be 1 to 16384"),
+        ("--learning_rate", "1e-4", "unrecognized arguments: --learning_rate 1e-4 (give --lr_student and --lr_fake)"),
         ("--lr_warmup_steps", "-1", "--lr_warmup_steps -1: must be 0 to 1000000000"),
         ("--lr_warmup_steps", "1000", "--lr_warmup_steps 1000: one network has 1000 updates in 6000 steps"),
         ("--teacher_infer_steps", "4", "--k_anchor 5: must be 1 to --teacher_infer_steps (4)"),
@@ -155,6 +172,8 @@ def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch
     [
         ("--lora_targets", "to_z", "--lora_targets: no linear layer of"),
         ("--lora_targets", "to_q,,", "must be names such as to_q,to_k,to_v"),
+        ("--lora_dropout", "1", "--lora_dropout 1.0: must be at least 0 and below 1"),
+        ("--lora_dropout", "nan", "--lora_dropout nan: must be at least 0 and below 1"),
         ("--student_id", "weights/tiny/sd35", "with --lora_rank all three networks are the teacher's"),
     ],
 )
@@ -166,6 +185,14 @@ def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says
     ("changes", "says"),
     [
         ({"--rollout": "dmd2", "--grad_steps": "last"}, "only one step has gradient"),
+        (
+            {"--lora_rank": "4", "--lora_dropout": "0.1", "--compile": ""},
+            "--lora_dropout 0.1: not possible with --compile, since each sample draws its own mask",
+        ),
+        (
+            {"--lr_scheduler": "polynomial", "--lr_fake": "1e-7"},
+            "--lr_fake 1e-07: must be above 1e-07, where --lr_scheduler polynomial ends",
+        ),
         ({"--method": "dmd", "--detach_first_step": "", "--stu_inference_steps": "1"}, "leaves no step to train"),
         (
             {"--method": "dmd_lpips", "--perceptual": "dino", "--perceptual_path": "data"},
@@ -568,3 +595,29 @@ def test_read_only_folders(refused_by, tiny_pipeline, diversity, tmp_path, monke
     ):
         line = refused_by(name, main, command)
         assert line == f"{flag} {out}: {tmp_path} is not writable"
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--images_per_prompt", "0"], "--images_per_prompt 0: must be 1 to 100000"),
+        (["--images_per_prompt", "2"], "--images_per_prompt 2: --images is not given; leave it out"),
+        (
+            ["--images", "images.csv", "--images_per_prompt", "2"],
+            "the CSV file of --images says which image is of which",
+        ),
+        (["--images", "images.csv"], "prompts.txt: the CSV file of --images has the prompts; leave it out"),
+        (["--images", "images.csv", "--prompts_txt", ""], "images.csv: line 3: none.png: no such file"),
+        (
+            ["--images", ".", "--images_per_prompt", "3"],
+            "there are 2 images in ., but 1 prompts have 3; give the",
+        ),
+    ],
+)
+def test_images_and_prompts_that_do_not_fit(refused_by, diversity, tmp_path, monkeypatch, extra, says):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "images.csv").write_text("file,prompt\na.png,a red circle\nnone.png,a cross\n")
+    assert says in refused_by("test_diversity.py", program("test_diversity.py"), [*diversity, *extra])
+    assert not (tmp_path / "out").exists()

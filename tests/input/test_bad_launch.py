@@ -1,10 +1,15 @@
 """A wrong variable of the launcher gets one line from each program; `tests/unit/distributed` has every variable."""
 
 import os
+import subprocess
+import sys
 
 import pytest
+from bad_input import ROOT
+from processes import LAUNCHER as TORCHRUN
+from processes import cpu_environment, free_port
 
-from dpdmd import doctor
+from dpdmd import doctor, generate
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -51,3 +56,23 @@ def test_the_doctor_names_the_variable_too(refused_by, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "x")
     given = ["--out", str(tmp_path / "doctor")]
     assert "WORLD_SIZE is 'x'" in refused_by("dpdmd.doctor", doctor.main, given)
+
+
+def test_generate_runs_on_one_process(refused_by, monkeypatch, tmp_path):
+    two = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, text in two.items():
+        monkeypatch.setenv(name, text)
+    given = ["--model", str(tmp_path), "--prompt", "a red circle", "--out", str(tmp_path / "out")]
+    line = refused_by("dpdmd.generate", generate.main, given)
+    assert line == "2 processes were launched: start it on one process: several would write the same images"
+
+
+def test_processes_that_do_not_see_each_other_score_nothing(diversity, tmp_path):
+    """`torchrun` on a CPU without ACCELERATE_USE_CPU: each process would write all images, over those of the others."""
+    environment = {name: value for name, value in cpu_environment().items() if name != "ACCELERATE_USE_CPU"}
+    launch = [sys.executable, "-m", *TORCHRUN, "--master_port", free_port(), "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "test_diversity.py", *diversity], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "2 processes were launched but accelerate joined 1" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -74,7 +74,8 @@ def test_what_autograd_keeps_is_what_the_formula_says(name, bf16):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_what_autograd_keeps_for_adapters_is_what_the_formula_says(name, bf16):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_autograd_keeps_for_adapters_is_what_the_formula_says(name, bf16, dropout):
     """On a base in the compute type: what only frozen weights would need is not kept."""
     rank, before = 4, torch.get_default_dtype()
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
@@ -83,16 +84,18 @@ def test_what_autograd_keeps_for_adapters_is_what_the_formula_says(name, bf16):
             base = transformer(*ARCHITECTURES[name])
         finally:
             torch.set_default_dtype(before)
-        adapter = Adapter(rank, float(rank), LAYOUTS["sd35"].lora_targets)
+        adapter = Adapter(rank, float(rank), LAYOUTS["sd35"].lora_targets, dropout)
         # peft moves new layers to their base's device and type; tensors without data cannot be moved in place.
         with patch.object(nn.Module, "to", lambda module, *_, **__: module):
             _, student, _ = lora.share(base, adapter, adapter, 0)
         family, blocks = SD35(torch.device("cpu"), torch.float32), len(base.transformer_blocks)
         for shape, recomputed in product(SHAPES, (0, 1, blocks)):
             recompute_blocks(student, family, str(recomputed))
-            counted = kept_bytes(base, lambda shape=shape: call(student, shape, bf16))
             batch, side, tokens = shape
-            memory = call_memory(base.config, CallShape(batch, 8 * side, 8 * side, tokens, bf16, False, rank), 8)
+            with student.dropping_out(0, 0, range(batch)):
+                counted = kept_bytes(base, lambda shape=shape: call(student, shape, bf16))
+            sizes = CallShape(batch, 8 * side, 8 * side, tokens, bf16, False, rank, dropout > 0)
+            memory = call_memory(base.config, sizes, 8)
             assert memory.kept(recomputed) == pytest.approx(counted, rel=0.1)
 
 

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from small_sweep import call, starts, two_methods
 from dpdmd.compare import jobs, outputs
 from dpdmd.compare.__main__ import main
 from dpdmd.compare.metrics import read_metrics
+from dpdmd.report import __main__ as report
 from dpdmd.shapes import measure
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +44,11 @@ def test_everything_runs_once_and_the_table_is_right(values, tmp_path, capsys):
     assert float(teacher["difference"]) == pytest.approx(0.9 - 0.505) and rows["dmd", "accuracy"]["difference"] == ""
     # nine prompts, all differences alike: only the signs ++... and --... are as far from 0, 2 of 512
     assert float(ours["p_prompts"]) == pytest.approx(2 / 512, abs=0.003)
-    assert "| dpdmd | 0.755 ± 0.064 (paper 0.800) | 0.755 ± 0.064 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| dpdmd | 0.755 ± 0.064 (paper 0.800) | 0.755 ± 0.064 |" in printed
+    command = shlex.split(printed.strip().splitlines()[-1].removeprefix("report: "))
+    assert command[:3] == ["python", "-m", "dpdmd.report"] and report.main(command[3:]) == 0
+    assert "dpdmd, seed 1" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert r"dpdmd & $0.755 \pm 0.064$ (0.800) & $0.755 \pm 0.064$ \\" in (tmp_path / "out" / "table.tex").read_text()
     assert r"teacher & $0.900$ & $0.900$ \\" in (tmp_path / "out" / "table.tex").read_text()
     assert main(call(values, tmp_path)) == 0 and starts(tmp_path) == counts

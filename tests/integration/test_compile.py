@@ -109,7 +109,9 @@ def test_every_call_of_a_run_fits_its_graphs(short_run, tmp_path, monkeypatch, m
     """A cycle with graphs that are run as they are, whole networks and roles of one base: the eager bits. A graph that
     took another adapter for its own, or a call that broke it in two, would show."""
     torch._dynamo.reset()
-    monkeypatch.setattr(networks, "compile_blocks", lambda network, blocks: compile_blocks(network, blocks, "eager"))
+    monkeypatch.setattr(
+        networks, "compile_blocks", lambda network, blocks, **more: compile_blocks(network, blocks, "eager", **more)
+    )
     flags = [*short_run, "--vis_every", "0", "--max_steps", "7", *more]
     for name, compiled in (("eager", []), ("compiled", ["--compile"])):
         assert train.main([*flags, "--run_dir", str(tmp_path / name), *compiled]) == 0

@@ -1,5 +1,6 @@
 """`dpdmd.doctor`: every check passes on a sound trainer, and each fails when its fault is put in."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,11 @@ def test_a_compared_method_passes(run_doctor, tiny_scorers, method, more):
 @pytest.mark.parametrize("more", [[], ["--student_sigmas", "1.0,0.7"], ["--lora_rank", "4"]], ids=str)
 def test_a_sound_trainer_passes(run_doctor, tmp_path, capsys, method, more):
     assert run_doctor("--method", method, *more) == (0, set())
-    assert "| resume | ok |" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "doctor").iterdir()) == ["memory.txt", "pictures.png", "table.md"]
+    out = capsys.readouterr().out
+    assert "| resume | ok |" in out and "1 process on cpu, " in out
+    written = ["environment.json", "memory.txt", "pictures.png", "table.md"]
+    assert sorted(path.name for path in (tmp_path / "doctor").iterdir()) == written
+    assert json.loads((tmp_path / "doctor" / "environment.json").read_text())["processes"] == 1
 
 
 def wrong_guidance(monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 from pathlib import Path
 
@@ -194,7 +195,9 @@ def test_programs_write_their_files_and_keep_images(preference, tmp_path, capsys
 def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):
     """The shards are uneven; images are equal, and scores are equal to 1e-6."""
     for count, folder in ((1, "one"), (2, "two")):
-        run_processes(["test_preference.py", *preference, "--output_dir", str(tmp_path / folder)], count)
+        done = run_processes(["test_preference.py", *preference, "--output_dir", str(tmp_path / folder)], count)
+        assert json.loads((tmp_path / folder / "summary.json").read_text())["processes"] == count
+        assert re.search(rf"^{count} process(es, each)? on cpu, .*: 9 images of 3 prompts$", done.stderr, re.MULTILINE)
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert len(one) == len(two) == 9
     for first, second in zip(one, two, strict=True):
@@ -223,6 +226,36 @@ def test_diversity_of_given_images(tiny_scorers, tmp_path):
     assert rows[1, 4]["div_dino"] == "" and "cannot be read as an image" in rows[1, 4]["notes"]
     summary = json.loads((out / "summary.json").read_text())["metrics"]["div_dino"]
     assert (summary["num_scored"], summary["num_missing"], summary["num_prompts"]) == (8, 1, 2)
+
+
+def test_images_of_any_names_are_scored_with_their_prompts(tiny_scorers, tmp_path, caplog):
+    """A CSV file, --images_per_prompt and the files' own order give one result; the order is told to the user."""
+    images = tmp_path / "pictures"
+    images.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    for pixels, number in zip(noise, (1, 2, 9, 10), strict=True):
+        Image.fromarray(pixels).save(images / f"shot {number}.png")
+    prompts = ["a red circle", "a cross"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    rows = [f"shot {number}.png,{prompts[number > 2]}\n" for number in (1, 2, 9, 10)]
+    (images / "images.csv").write_text("file,prompt\n" + "".join(rows))
+    texts = ["--prompts_txt", str(tmp_path / "prompts.txt")]
+    found = []
+    for given in (
+        ["--images", str(images / "images.csv")],
+        ["--images", str(images), *texts],
+        ["--images", str(images), *texts, "--images_per_prompt", "2"],
+    ):
+        out, scorer = tmp_path / f"out{len(found)}", ["--clip_score_path", tiny_scorers["clip_score_path"]]
+        others = [f"--{name}=" for name in ("ir_model_path", "pick_model_path", "pick_processor_path")]
+        assert program("test_preference").main([*given, *scorer, *others, "--output_dir", str(out)]) == 0
+        found.append([(row["prompt"], Path(row["file"]).name, row["clip_score"]) for row in rows_of(out)])
+    assert found[0] == found[1] == found[2] and len({score for _, _, score in found[0]}) == 4
+    assert [row[:2] for row in found[0]] == [
+        *((prompts[0], f"shot {number}.png") for number in (1, 2)),
+        *((prompts[1], f"shot {number}.png") for number in (9, 10)),
+    ]
+    assert caplog.text.count("no name says its prompt, so the images are taken in their order, 2 for each prompt") == 1
 
 
 def test_a_batch_of_unreadable_images_reaches_no_scorer(tiny_scorers, tmp_path, caplog):

@@ -25,7 +25,6 @@ from dpdmd.methods.discriminator import choose_blocks
 from dpdmd.methods.networks import load_networks, recompute_blocks
 from dpdmd.models.base import Family, TextEmbedding, TextEncoder
 from dpdmd.models.compilation import compile_blocks
-from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.run_folder import LATEST, RunFolder
@@ -360,12 +359,8 @@ def sample_as_told(small: Small, folder: Path, pipe: DiffusionPipeline, eps: Ten
     """Return what a pipeline samples with the options in a folder's dpdmd.json, as docs/export.md describes them."""
     how = json.loads((folder / "dpdmd.json").read_text())
     options = {name: how[name] for name in ("height", "width", *small.text_options)}
-    if not isinstance(small.family.load_schedule(small.folder), FlowSchedule):
-        options["sigmas"] = how["sigmas"]
-    elif how["shift"]:
-        options["sigmas"] = how["sigmas"][:-1]
-    else:
-        options["num_inference_steps"] = how["steps"]
+    given = how["sigmas_argument"]
+    options |= {"sigmas": given} if given else {"num_inference_steps": how["steps"]}
     return pipeline_latents(pipe, PROMPTS, eps, how["guidance_scale"], **options)
 
 

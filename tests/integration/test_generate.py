@@ -1,6 +1,7 @@
 """`dpdmd.generate` and the sampler: images depend on (seed, prompt, sample) alone, and agree with diffusers."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -201,3 +202,15 @@ def test_an_offloaded_decoder_makes_the_same_images_one_at_a_time(tiny_pipeline,
     assert moves == ["cpu"] and resting.latent_shape(64, 64) == decoder.latent_shape(64, 64)
     torch.testing.assert_close(resting.decode(latents), together, rtol=0, atol=1e-5)
     assert moves == ["cpu", "cuda", "cpu"] and batches == [1, 1, 1]
+
+
+def test_the_command_at_the_end_of_a_run_generates_images(finished, tmp_path):
+    """The last lines of the log name the student, the report, and a command that can be pasted into a shell."""
+    run = Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+    closing = (run / "log" / "log.txt").read_text().partition("INFO done:\n")[2].replace(str(finished), str(run))
+    said = dict(line.split(maxsplit=1) for line in closing.splitlines())
+    assert (Path(said["student"]) / "model_index.json").is_file() and Path(said["report"]).is_file()
+    python, *words = shlex.split(said["generate"])
+    assert python == "python" and words[:2] == ["-m", "dpdmd.generate"]
+    assert generate.main(words[2:]) == 0
+    assert len(list((run / "images").glob("00000_*.png"))) == 9

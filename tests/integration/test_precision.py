@@ -33,7 +33,7 @@ def test_every_product_of_a_cycle_is_in_the_compute_type(short_run, tmp_path, fl
     with Products() as products:
         for step in (0, 5):  # a fake-score update and a student update, which decodes images
             trainer.take_step(step)
-        trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shape))
+        trainer.decoder.decode(torch.zeros(1, *trainer.run.latent_shapes[0]))
     names = {name for name, _ in products.factors}
     assert {"addmm", "mm", "convolution", "convolution_backward"} <= names
     assert any(name.startswith("scaled_dot_product") for name in names)

@@ -17,7 +17,7 @@ from dpdmd.data.prompt_files import read_prompts
 from dpdmd.data.prompts import fingerprint
 from dpdmd.methods import updates
 from dpdmd.models.noise_schedule import FlowSchedule
-from dpdmd.models.sd35.family import SD35TextEncoder
+from dpdmd.models.sd35.family import SD35, SD35TextEncoder
 from dpdmd.models.sd35.layout import read_schedule
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.sampling.load_model import load_sampler
@@ -130,17 +130,19 @@ def test_only_the_right_networks_move(flags, tmp_path, tiny_pipeline, method):
     assert before == {path: path.read_bytes() for path in tiny_pipeline.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("sigmas", ["default", "trailing", "1.0,0.6"])
+@pytest.mark.parametrize("sigmas", ["default", "trailing", "1.0,0.6", "1.0,0.86,0.6,0.3"])
 def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
-    """diffusers loads the export and, called as its dpdmd.json says, samples what our own sampler samples."""
-    run = tmp_path / "run"
-    assert train.main([*flags, "--run_dir", str(run), "--max_steps", "6", "--student_sigmas", sigmas]) == 0
+    """diffusers loads the export and samples what our own sampler samples, from the number of steps if it can."""
+    run, steps = tmp_path / "run", sigmas.count(",") + 1 if "," in sigmas else 2
+    more = ["--student_sigmas", sigmas, "--stu_inference_steps", str(steps)]
+    assert train.main([*flags, *more, "--run_dir", str(run), "--max_steps", "6"]) == 0
     student = run / "ckpts" / "latest" / "student"
     pipe = StableDiffusion3Pipeline.from_pretrained(student)
     pipe.set_progress_bar_config(disable=True)
     defaults = json.loads((student / "dpdmd.json").read_text())
     eps = normal_per_sample((8, 8, 8), 0, "picture", 0, [0])
-    call = {"num_inference_steps": 2} if sigmas == "default" else {"sigmas": defaults["sigmas"][:-1]}
+    call = {"num_inference_steps": steps} if steps == 2 else {"sigmas": [1.0, 0.86, 0.6, 0.3]}
+    assert (defaults["sigmas_argument"] is None) == (steps == 2)
     theirs = pipe(
         "a red circle", latents=eps, guidance_scale=1.0, max_sequence_length=10, output_type="latent", **call
     ).images
@@ -151,7 +153,7 @@ def test_exported_student_is_a_diffusers_pipeline(flags, tmp_path, sigmas):
 
 
 def test_another_number_of_steps_is_taken_on_the_grid_of_that_name(flags, tmp_path):
-    """The exported scheduler's shift is 1 for the student's own two sigmas: not for eight, nor for another student."""
+    """The exported scheduler is made for the student's own two sigmas: not for eight, nor for another student."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     shift = read_schedule(Path(flags[flags.index("--teacher_id") + 1])).shift
     assert train.main([*flags, "--run_dir", str(run), "--max_steps", "1", "--student_sigmas", "trailing"]) == 0
@@ -159,13 +161,31 @@ def test_another_number_of_steps_is_taken_on_the_grid_of_that_name(flags, tmp_pa
     for model in (run, whole):
         sampler, _ = load_sampler(model, CPU, steps=8)
         assert shift != 1 and torch.equal(sampler.settings.sigmas, FlowSchedule(shift).trailing_sigmas(8))
-    assert json.loads((whole / "scheduler" / "scheduler_config.json").read_text())["shift"] == 1
+    stored = json.loads((whole / "scheduler" / "scheduler_config.json").read_text())
+    assert stored["shift_terminal"] == pytest.approx(FlowSchedule(shift).trailing_sigmas(2)[1].item())
     again = [*flags, "--teacher_id", str(whole), "--run_dir", str(tmp_path / "again"), "--max_steps", "1"]
     assert train.main(again) == 0
     grids = [load_sampler(tmp_path / "again", CPU)[0].settings.sigmas, FlowSchedule(shift).default_sigmas(2)]
     assert torch.equal(*grids)
     back = json.loads((tmp_path / "again/ckpts/latest/student/scheduler/scheduler_config.json").read_text())
-    assert back["shift"] == shift
+    assert (back["shift"], back["shift_terminal"]) == (shift, None)
+
+
+@pytest.mark.parametrize("grid", ["trailing", "default"])
+def test_exports_of_older_versions_keep_their_meaning(tiny_pipeline, tmp_path, grid):
+    """They have shift 1 in the scheduler's file, and the model's own in dpdmd.json, or the model's own in both."""
+    shift = read_schedule(tiny_pipeline).shift
+    sigmas = FlowSchedule(shift).named_sigmas(grid, 2).tolist()
+    old = Path(shutil.copytree(tiny_pipeline, tmp_path / "old"))
+    written = {"steps": 2, "guidance_scale": 1.0, "max_sequence_length": 10, "sigmas": sigmas, "grid": grid}
+    (old / "dpdmd.json").write_text(json.dumps(written | {"shift": shift if grid == "trailing" else None}))
+    path = old / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | ({"shift": 1.0} if grid == "trailing" else {})))
+    assert load_sampler(old, CPU)[0].settings.sigmas.tolist() == pytest.approx(sigmas)
+    eight = load_sampler(old, CPU, steps=8)[0].settings.sigmas
+    assert torch.equal(eight, FlowSchedule(shift).named_sigmas(grid, 8))
+    assert export.main(["--model", str(old), "--out", str(tmp_path / "new")]) == 0
+    assert SD35(CPU, torch.float32).library_sigmas(tmp_path / "new").tolist() == pytest.approx(sigmas, abs=1e-5)
 
 
 def test_a_nonfinite_loss_stops_before_the_optimizer(flags, tmp_path, monkeypatch, capsys):

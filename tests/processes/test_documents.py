@@ -65,9 +65,10 @@ SHORT = {
 }
 SHORT["dpdmd.doctor"] = SHORT["dpdmd.train"]
 STEPS = 2
-# What a command line that cannot run here names: presets of GPUs, official weights, what was trained with them.
+# What a command line that cannot run here names: presets of GPUs, official weights, what was trained with them, sweeps.
 ELSEWHERE = re.compile(
-    r"--help|--preset|weights/(?!tiny)|\.pt\b|sd35_lora|outputs/(sd35|release|lora)|sweeps/|benchmarks/|RUN\b"
+    r"--help|--preset|weights/(?!tiny)|\.pt\b|sd35_lora|outputs/(sd35|release|lora|table)|sweeps/|benchmarks/|RUN\b"
+    r"|--push_to_hub"
 )
 
 
@@ -271,7 +272,9 @@ def test_paths_and_modules_exist(document: Path):
 
 
 def test_flags_exist():
-    programs = [("-m", f"dpdmd.{name}") for name in ("train", "generate", "export", "doctor", "report", "compare")]
+    programs = [
+        ("-m", f"dpdmd.{name}") for name in ("train", "generate", "export", "doctor", "report", "compare", "demo")
+    ]
     programs += [("-m", f"dpdmd.shapes.{name}") for name in ("build", "measure", "measure_scorers")]
     programs += [(path.name,) for path in ROOT.glob("test_*.py")] + [("benchmarks/time_to_result.py",)]
     known = {"--fix", "--cpu", "--config_file", "--machine_rank", "--main_process_ip", "--num_processes", "--logdir"}

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+NEEDS_GRADIO = pytest.mark.skipif(find_spec("gradio") is None, reason="pip install -e '.[demo]'")
 ROOT = Path(__file__).parents[2]
 # Calls the main function of a module or of a root program, and prints the libraries that this imported.
 CALL = """
@@ -16,7 +18,7 @@ try:
     status = main(sys.argv[2:])
 except SystemExit as error:
     status = error.code
-print(status, *sorted({"accelerate", "diffusers", "peft", "torch", "transformers"} & sys.modules.keys()))
+print(status, *sorted({"accelerate", "diffusers", "gradio", "peft", "torch", "transformers"} & sys.modules.keys()))
 """
 TIME = """
 import time, torch
@@ -39,7 +41,10 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
         ("dpdmd.export --model no/such --out README.md/g", []),
         ("dpdmd.compare.__main__ no/such.yaml --out README.md/g", []),
         ("dpdmd.report.__main__ no/such", []),
-        ("dpdmd.generate --model no/such --prompt a --out no/such", ["torch"]),
+        ("dpdmd.generate --model no/such --prompt a --out no/such", []),
+        ("dpdmd.generate --model weights/no_such --prompt a --out no/such", ["torch"]),
+        pytest.param("dpdmd.demo.__main__ --model no/such --port 70000", [], marks=NEEDS_GRADIO),
+        pytest.param("dpdmd.demo.__main__ --model weights/no_such --port 0", ["torch"], marks=NEEDS_GRADIO),
         ("dpdmd.train --teacher_id no/such", ["torch"]),
         ("dpdmd.doctor --teacher_id no/such", ["torch"]),
         ("dpdmd.shapes.measure --model no/such", ["torch"]),

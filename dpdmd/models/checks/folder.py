@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpdmd.config.variants import VARIANTS, find_variant
+from dpdmd.config.variants import find_variant
 from dpdmd.models.layout import Layout
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
@@ -39,12 +39,8 @@ def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
 
 def _repository(layout: Layout, folder: Path) -> str:
     """Return the repository of the model that a folder holds or, if it is missing, that its path names."""
-    name = next(name for name, other in LAYOUTS.items() if other is layout)
-    named = [each.repository for each in VARIANTS if each.family == name and each.repository]
-    variant = find_variant(name, folder)
-    found = [variant.repository] if variant and variant.repository else []
-    found += [repository for repository in named if folder.as_posix().endswith(repository)]
-    return next(iter(found), layout.repository)
+    variant = find_variant(next(name for name, other in LAYOUTS.items() if other is layout), folder)
+    return variant.repository if variant and variant.repository else layout.repository
 
 
 def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:

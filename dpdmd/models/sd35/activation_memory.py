@@ -77,6 +77,8 @@ def call_memory(config: Mapping[str, Any], shape: CallShape, vae_factor: int) ->
     rank = shape.adapter_rank or 0
     stream = _Stream(shape.bf16, config.get("qk_norm") is not None, frozen=rank > 0)
     cast = BF16 if shape.bf16 and shape.casts else 0
+    # Masks have a byte a number. q, k and v keep an input each, as they do under autocast anyway.
+    mask, inputs = (width, 0 if shape.bf16 else 2 * FP32 * width) if shape.adapter_dropout else (0, 0)
     modulation = shape.batch * width * stream.number  # one chunk of it
     # Numbers beside the width: means and deviations of the norms, a number a head and row of q, k and the kernel.
     beside = FP32 * (4 + 3 * heads)
@@ -84,12 +86,14 @@ def call_memory(config: Mapping[str, Any], shape: CallShape, vae_factor: int) ->
     def block(index: int) -> int:
         """Activations, modulation of image and text in twelve chunks, and bf16 copies of fp32 weights."""
         size = (image + text) * (stream.block * width + beside + 6 * rank * stream.number) + 12 * modulation
+        size += (image + text) * (9 * mask + inputs)  # of q, k, v, out, and 1 + 4 of the feed-forward
         size += 36 * rank * width * (BF16 if shape.bf16 else 0)  # the adapters: 8 + 8 squares in attention, 10 + 10
         if index in dual:  # a second attention, on the image alone, and three chunks more
             size += image * (stream.attention(joint=False) * width + FP32 * 3 * heads + 4 * rank * stream.number)
+            size += image * (4 * mask + inputs)
             size += 3 * modulation + 8 * rank * width * (BF16 if shape.bf16 else 0)
         if index == config["num_layers"] - 1:  # only reads the text
-            size -= text * width * (stream.block - stream.last_text)
+            size -= text * (width * (stream.block - stream.last_text) + 6 * mask)
         return size + cast * _block_numbers(config, index)
 
     blocks = tuple(block(index) for index in range(config["num_layers"]))

@@ -1,5 +1,6 @@
 """Stable Diffusion 3.5 (Medium first; any StableDiffusion3Pipeline folder in the official layout)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from dpdmd.models.flow_family import FlowFamily
 from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
 from dpdmd.models.sd35.layout import LAYOUT
+from dpdmd.models.sd35.original_layout import original_layout
+from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
 class SD35TextEncoder(TextEncoder):
@@ -67,6 +70,9 @@ class SD35(FlowFamily):
                 return_dict=False,
             )[0]
         return prediction.float()
+
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        return original_layout(parts, source)
 
 
 FAMILY = SD35

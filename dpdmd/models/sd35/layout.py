@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.flow_scheduler import read_shift
 from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import FlowSchedule
@@ -48,6 +49,11 @@ LAYOUT = Layout(
         "text_encoder_3": "T5EncoderModel",
     },
     repository="stabilityai/stable-diffusion-3.5-medium",
+    licence={
+        "license": "other",
+        "license_name": "stabilityai-ai-community",
+        "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
+    },
     shapes=_shapes,
     blocks=lambda config: {"transformer_blocks.": config["num_layers"]},
     latents=_latents,
@@ -63,4 +69,10 @@ LAYOUT = Layout(
     t5=("text_encoder_3", "tokenizer_3"),
     buffers=("pos_embed.pos_embed",),
     call_memory=call_memory,
+    comfyui=ComfyUINames(
+        checkpoint="sd3.5_medium.safetensors",
+        text_encoders=("clip_l.safetensors", "clip_g.safetensors", "t5xxl_fp16.safetensors"),
+        latent="EmptySD3LatentImage",
+        pads_t5=True,
+    ),
 )

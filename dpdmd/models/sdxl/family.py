@@ -1,5 +1,6 @@
 """Stable Diffusion XL (any StableDiffusionXLPipeline folder of the base model's layout; not the refiner)."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -7,12 +8,14 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from torch import Tensor, nn
 
 from dpdmd.models.base import TextEmbedding, TextEncoder
-from dpdmd.models.diffusers_family import DiffusersFamily
+from dpdmd.models.diffusers_family import DiffusersFamily, SchedulerValues
 from dpdmd.models.discrete_schedule import DiscreteSchedule
 from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.scheduler_fit import fit_euler_scheduler
 from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
-from dpdmd.utils.folders import copy_tree
+from dpdmd.models.sdxl.original_layout import original_layout
+from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
 class SDXLTextEncoder(TextEncoder):
@@ -60,6 +63,7 @@ class SDXL(DiffusersFamily):
     layout = LAYOUT
     network_class = UNet2DConditionModel
     pipeline_class = StableDiffusionXLPipeline
+    scheduler_class = EulerDiscreteScheduler
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
 
     def __init__(self, device: torch.device, compute_dtype: torch.dtype):
@@ -72,14 +76,6 @@ class SDXL(DiffusersFamily):
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # the tokenizers have the length
-
-    def library_sigmas(self, folder: Path, steps: int, sigmas: tuple[float, ...] | None = None) -> Tensor:
-        scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-        if sigmas:
-            scheduler.set_timesteps(sigmas=list(sigmas))
-        else:
-            scheduler.set_timesteps(steps)
-        return scheduler.sigmas
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # Original size, corner of the crop and target size, in pixels: the whole image at the size of the latents.
@@ -95,25 +91,21 @@ class SDXL(DiffusersFamily):
             )[0]
         return prediction.float()
 
-    def export_scheduler(self, folder: Path, source: Path, defaults: SamplingDefaults) -> SamplingDefaults:
-        """Copy the teacher's scheduler, which has its prediction type and its noise levels.
+    def own_values(self, schedule: DiscreteSchedule) -> SchedulerValues:
+        return {"steps_offset": schedule.steps_offset}
 
-        On its default grid a plain `pipe(num_inference_steps=N)` is right. Any other grid is given as `sigmas=`, which
-        the scheduler takes as they are, the final 0 included.
-        """
-        copy_tree(source / "scheduler", folder / "scheduler")
-        return defaults
+    def fit_scheduler(self, schedule: DiscreteSchedule, sigmas: Sequence[float]) -> SchedulerValues:
+        """Propose another `steps_offset`. The spacing "trailing" would start from noise of a smaller variance."""
+        return fit_euler_scheduler(schedule.times(torch.tensor(sigmas[:-1])).tolist())
 
-    def comfyui_name(self, name: str) -> str:
-        return _kohya_name(name)
+    def for_given_sigmas(
+        self, schedule: DiscreteSchedule, sigmas: tuple[float, ...], defaults: SamplingDefaults
+    ) -> tuple[SchedulerValues, SamplingDefaults]:
+        """Return the model's own values: the scheduler takes sigmas as they are, the final 0 included."""
+        return self.own_values(schedule), defaults.on_grid(sigmas_argument=sigmas)
 
-
-def _kohya_name(name: str) -> str:
-    """Return ComfyUI's name of a UNet weight: unet.x.lora_A.weight -> lora_unet_x.lora_down.weight, dots as _."""
-    for ending, theirs in ((".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")):
-        if name.endswith(ending):
-            return f"lora_{name.removesuffix(ending).replace('.', '_')}{theirs}"
-    return f"lora_{name.removesuffix('.alpha').replace('.', '_')}.alpha"
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        return original_layout(parts, source)
 
 
 FAMILY = SDXL

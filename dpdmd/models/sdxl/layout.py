@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.counted_memory import counted
 from dpdmd.models.discrete_schedule import SPACINGS, DiscreteSchedule, EpsilonSchedule, VPredictionSchedule
 from dpdmd.models.layout import Layout, clip_tokens, read_scheduler_config
@@ -109,6 +110,14 @@ def read_schedule(folder: Path) -> DiscreteSchedule:
     return _SCHEDULES[prediction](**_BETAS, steps_offset=offset, spacing=spacing, zero_snr=zero_snr)
 
 
+def _kohya_name(name: str) -> str:
+    """Return ComfyUI's name of a UNet weight: unet.x.lora_A.weight -> lora_unet_x.lora_down.weight, dots as _."""
+    for ending, theirs in ((".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")):
+        if name.endswith(ending):
+            return f"lora_{name.removesuffix(ending).replace('.', '_')}{theirs}"
+    return f"lora_{name.removesuffix('.alpha').replace('.', '_')}.alpha"
+
+
 LAYOUT = Layout(
     pipeline="StableDiffusionXLPipeline",
     network="unet",
@@ -119,6 +128,7 @@ LAYOUT = Layout(
         "text_encoder_2": "CLIPTextModelWithProjection",
     },
     repository="stabilityai/stable-diffusion-xl-base-1.0",
+    licence={"license": "openrail++"},
     shapes=_shapes,
     blocks=_blocks,
     latents=lambda _: (1, math.inf),
@@ -131,4 +141,6 @@ LAYOUT = Layout(
     vae_factor=8,
     text_tokens=lambda folder, _: clip_tokens(folder, 77),
     call_memory=counted("sdxl"),
+    comfyui_name=_kohya_name,
+    comfyui=ComfyUINames(checkpoint="sd_xl_base_1.0.safetensors", zeros_for_empty_prompt=True),
 )

@@ -1,5 +1,6 @@
 """Z-Image (any ZImagePipeline folder in the official layout)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,10 +8,12 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor, nn
 
 from dpdmd.models.base import TextEmbedding, TextEncoder
-from dpdmd.models.flow_family import FlowFamily
+from dpdmd.models.flow_family import EvenFlowFamily
 from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
+from dpdmd.models.tensor_files import LazyTensor, Weights
 from dpdmd.models.zimage.layout import LAYOUT, PATCH
+from dpdmd.models.zimage.original_layout import original_layout
 
 
 class ZImageTextEncoder(TextEncoder):
@@ -34,7 +37,7 @@ class ZImageTextEncoder(TextEncoder):
         return TextEmbedding.of_lengths(contexts)
 
 
-class ZImage(FlowFamily):
+class ZImage(EvenFlowFamily):
     """ZImagePipeline: rectified flow, a ZImageTransformer2DModel that predicts the velocity with the other sign.
 
     The network fills the tokens of each prompt to a multiple of 32 with a trained token that the image attends to. So
@@ -48,9 +51,6 @@ class ZImage(FlowFamily):
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> ZImageTextEncoder:
         return ZImageTextEncoder(folder, self.device, self.compute_dtype, max_sequence_length)
-
-    def pipeline_times(self, steps: int) -> list[float]:
-        return torch.linspace(1.0, 1 / steps, steps).tolist()
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
@@ -71,6 +71,9 @@ class ZImage(FlowFamily):
     def image_tokens(self, output: Tensor, z: Tensor) -> Tensor:
         """Return the first tokens; those of the prompt, and those that fill up, come after them."""
         return output[:, : z.shape[-2] * z.shape[-1] // PATCH**2]
+
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        return original_layout(parts)
 
 
 FAMILY = ZImage

@@ -45,6 +45,7 @@ LAYOUT = Layout(
     classes={"transformer": "ZImageTransformer2DModel", "vae": "AutoencoderKL", "text_encoder": "Qwen3Model"},
     other_classes={"text_encoder": ("Qwen3ForCausalLM",)},
     repository="Tongyi-MAI/Z-Image",
+    licence={"license": "apache-2.0"},
     shapes=_shapes,
     blocks=lambda config: {
         "noise_refiner.": config["n_refiner_layers"],
@@ -59,6 +60,7 @@ LAYOUT = Layout(
     text_widths=lambda config: (config["cap_feat_dim"], None),
     guidance=Guidance("c + s (c - u)", off=0.0),
     text_tensors=("context", "lengths"),
+    beside_single_file=("vae", "text_encoder"),  # the converter of the network takes all weights
     call_memory=counted("zimage"),
     text_tokens=lambda _, length: -(-length // MULTIPLE) * MULTIPLE,
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dpdmd.config import Config, from_dict, parse, read_yaml, write_yaml
 from dpdmd.config.method_table import METHODS
 from dpdmd.config.options import NORMALIZERS
-from dpdmd.config.parser import option_groups, value_type
+from dpdmd.config.schema import option_groups, value_type
 
 few = settings(max_examples=60, deadline=None)
 

@@ -5,7 +5,15 @@ import re
 
 import pytest
 
-from dpdmd.distributed.launch_env import Launch, check_launch, is_on, read_launch
+from dpdmd.distributed.launch_env import (
+    Launch,
+    check_launch,
+    check_single_process,
+    is_on,
+    read_launch,
+    single_process_warning,
+)
+from dpdmd.distributed.topology import check_joined
 
 TWO = {
     "WORLD_SIZE": "2",
@@ -119,3 +127,36 @@ def test_a_launch_that_fits(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "-1")
     assert check_launch().local_rank == 0
     assert is_on("ACCELERATE_USE_CPU") and not is_on("ACCELERATE_USE_FSDP")
+
+
+@pytest.mark.parametrize(("count", "warns"), [("1", False), ("2", True)])
+def test_accelerate_that_starts_one_process_of_several_is_noticed(monkeypatch, count, warns):
+    """With the variables that accelerate's launcher itself sets for `accelerate launch --cpu --num_processes N`."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    given = ["--cpu", "--num_processes", count, "--num_machines", "1", "--mixed_precision", "no"]
+    args = launch_command_parser().parse_args([*given, "--dynamo_backend", "no", "script.py"])
+    _, environment = prepare_simple_launcher_cmd_env(_validate_launch_command(args)[0])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert check_launch().processes == 1
+    assert bool(single_process_warning()) == warns
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun
+    assert single_process_warning() == ""
+
+
+def test_processes_that_do_not_see_each_other_are_an_error(monkeypatch):
+    """As without ACCELERATE_USE_CPU on a CPU: each of them would do all the work."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_joined(2)
+    with pytest.raises(ValueError, match="2 processes were launched but accelerate joined 1: on a CPU set ACCELERATE_"):
+        check_joined(1)
+
+
+def test_a_program_for_one_process_rejects_several(monkeypatch):
+    check_single_process("why")
+    for name, text in TWO.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(ValueError, match="2 processes were launched: start it on one process: why"):
+        check_single_process("why")

@@ -70,7 +70,7 @@ def make(trio: Networks, folder: Path) -> Make:
             student_forward=networks.student,
             fake_forward=networks.fake,
             null=null,
-            latent_shape=SHAPE,
+            latent_shapes=[SHAPE],
             seed=0,
             decoder=family.load_image_decoder(folder),
             perceptual=squared_distance,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dpdmd.models.identity import changed_parts, identify, identify_pipeline, identify_text
+from dpdmd.models.identity import changed_parts, identify, identify_pipeline, identify_text, same_content
 from dpdmd.models.registry import LAYOUTS
 
 SD35 = LAYOUTS["sd35"]
@@ -81,3 +81,16 @@ def test_a_checkpoint_in_one_file(tmp_path):
     assert changed_parts(before, identify({"file": tmp_path / "reward.pt", "folder": tmp_path})) == ["file", "folder"]
     with pytest.raises(ValueError, match=r"none\.pt cannot be read"):
         identify({"file": tmp_path / "none.pt"})
+
+
+def test_the_same_content_but_for_the_type_of_the_weights(model, tiny_pipeline):
+    encoder, original = model / "text_encoder", tiny_pipeline / "text_encoder"
+    assert same_content(encoder, original)
+    edit(encoder / "config.json", dtype="float16")
+    assert same_content(encoder, original)
+    edit(encoder / "config.json", hidden_act="gelu")
+    assert not same_content(encoder, original)
+    scale(model / "vae" / "diffusion_pytorch_model.safetensors", 1.5)
+    assert not same_content(model / "vae", tiny_pipeline / "vae")
+    (model / "tokenizer" / "added_tokens.json").write_text("{}")
+    assert not same_content(model / "tokenizer", tiny_pipeline / "tokenizer")

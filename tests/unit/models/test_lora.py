@@ -1,11 +1,13 @@
 """LoRA on one frozen base: three views that must act as three networks would."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from dpdmd.config import Config
 from dpdmd.config.options import ModelConfig
@@ -150,3 +152,88 @@ def test_recomputation_that_sees_another_adapter_would_be_noticed(shared, inputs
     shared.student.base.network.enable_gradient_checkpointing()
     broken = gradient()
     assert broken.shape != plain.shape or not torch.allclose(broken, plain)
+
+
+DROPOUT = 0.5
+
+
+@pytest.fixture
+def dropping(tiny_pipeline: Path) -> Networks:
+    """Return networks whose adapters change the output and drop half of their inputs."""
+    networks = load_networks(configuration(tiny_pipeline, lora_dropout=DROPOUT), SD35(CPU, torch.float32))
+    draw_b(networks.student, 1)
+    draw_b(networks.fake, 2)
+    return networks
+
+
+def test_dropout_is_in_calls_with_gradient_of_the_trained_adapter_alone(dropping, shared, inputs):
+    """Evaluation, the other adapter and the teacher compute what they compute without dropout, to the bit."""
+    draw_b(shared.student, 1)
+    draw_b(shared.fake, 2)
+    student = dropping.student
+    with student.dropping_out(0, 5, [0, 1]):
+        for other in ("teacher", "fake"):
+            assert torch.equal(call(getattr(dropping, other), inputs), call(getattr(shared, other), inputs))
+        with torch.no_grad():
+            assert torch.equal(call(student, inputs), call(shared.student, inputs))
+        assert (call(student, inputs) - call(shared.student, inputs)).abs().max() > 1e-3
+    assert torch.equal(call(student, inputs), call(shared.student, inputs))
+    student.train()
+    assert torch.equal(call(student, inputs), call(shared.student, inputs))
+
+
+def test_masks_are_named_by_seed_step_sample_and_call(dropping, inputs):
+    def outputs(seed: int, step: int, samples: list[int]) -> list[Tensor]:
+        rows = {name: value[: len(samples)] for name, value in inputs.items()}
+        with dropping.student.dropping_out(seed, step, samples):
+            return [call(dropping.student, rows).detach() for _ in range(2)]
+
+    first, second = outputs(0, 5, [0, 1])
+    torch.manual_seed(7)  # global state does not matter
+    again = outputs(0, 5, [0, 1])
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1]) and not torch.equal(first, second)
+    for other in ((1, 5, [0, 1]), (0, 6, [0, 1]), (0, 5, [2, 3])):
+        assert not torch.equal(outputs(*other)[0], first)
+    torch.testing.assert_close(outputs(0, 5, [0])[0], first[:1])  # a sample's masks do not depend on its batch
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share(dropping):
+    layer = next(m for m in dropping.student.base.layers if "student" in m.lora_dropout)
+    drop, x = layer.lora_dropout["student"], torch.ones(3, 200, 50)
+    with dropping.student.base.active_adapter("student", lora.DropoutCall(0, 1, [4, 5, 6])):
+        dropped = drop(x)
+        with pytest.raises(ValueError, match="2 rows for 3 samples"):
+            drop(x[:2])
+    assert dropped.unique().tolist() == [0, 1 / (1 - DROPOUT)]
+    assert dropped.mean().item() == pytest.approx(1, abs=0.03)
+    assert not torch.equal(dropped[0], dropped[1])
+
+
+def test_recomputation_draws_the_masks_of_the_forward_pass(dropping, inputs):
+    """Two calls are in flight, and their backward pass runs outside of the context, after calls of another step."""
+
+    def gradients() -> Tensor:
+        dropping.student.zero_grad()
+        with dropping.student.dropping_out(0, 5, [0, 1]):
+            output = call(dropping.student, inputs)
+            output = output + call(dropping.student, {**inputs, "hidden_states": output})
+        with dropping.fake.dropping_out(0, 6, [0, 1]):
+            call(dropping.fake, inputs)
+            output.square().mean().backward()
+        return torch.cat([p.grad.flatten() for p in dropping.student.parameters() if p.grad is not None])
+
+    plain = gradients()
+    dropping.student.enable_gradient_checkpointing()
+    assert torch.equal(gradients(), plain)
+
+    def without_masks(module: nn.Module, *arguments) -> Tensor:
+        contexts = nullcontext(), dropping.student.base.active_adapter("student")
+        return checkpoint(module.__call__, *arguments, use_reentrant=False, context_fn=lambda: contexts)
+
+    dropping.student.enable_gradient_checkpointing(without_masks)
+    with pytest.raises(CheckpointError, match="A different number of tensors was saved"):
+        gradients()
+
+
+def test_without_dropout_the_layers_are_pefts(shared):
+    assert not any(isinstance(module, lora.NamedDropout) for module in shared.student.base.network.modules())

@@ -9,10 +9,12 @@ import pytest
 from made_up_runs import METRICS, PROMPTS, Page, make_run
 
 from dpdmd.evaluation import seed_grids
-from dpdmd.report import tables
+from dpdmd.report import explanations, tables
 from dpdmd.report.__main__ import main
-from dpdmd.report.runs import read_runs
+from dpdmd.report.runs import RunEntry, read_runs
 from dpdmd.utils.manifest import write_manifest
+
+ROOT = Path(__file__).parents[3]
 
 
 def page_of(*runs: Path, tmp_path: Path) -> Page:
@@ -61,7 +63,8 @@ def test_the_page_shows_what_the_files_contain(tmp_path):
     assert "12 s" in text  # 12 updates of 0.5 s and 3 evaluations of 2 s
     assert "fake updates 5 s, 42%" in text and "evaluation 6 s, 50%" in text
     assert "1.120 GB" in text and "Abacus <1>" in text and "torch 2.99 2.99" in text
-    differing = [option.name for option in tables.options(read_runs([run, other])) if option.differs]
+    runs = read_runs([RunEntry(run), RunEntry(other)])
+    differing = [option.name for option in tables.options(runs) if option.differs]
     assert differing == ["k_anchor", "max_steps"]
     assert re.search(r"k_anchor teacher steps to the anchor, K 5 7 5", text)
 
@@ -82,7 +85,7 @@ def test_the_moving_average_is_shown_beside_its_run(tmp_path):
     assert page.text.count("first, average") == 2  # in the overview, and in the tables of all evaluations
     assert {"score0-mean-run0", "score0-2.mean-run0", "plane0-2.path-run0"} <= set(page.attributes("id"))
     assert "score0-2.mean-run1" not in page.attributes("id")
-    assert read_runs([other])[0].of_average() is None
+    assert read_runs([RunEntry(other)])[0].of_average() is None
 
 
 def test_metrics_of_the_oracle_are_a_table(tmp_path):
@@ -159,7 +162,7 @@ def test_incomplete_runs_are_shown(tmp_path):
     whole = make_run(tmp_path / "whole", steps=18)
     (whole / "seed_grids" / "step_000006" / "grids.json").write_text("{}")
 
-    runs = read_runs([cut, bare, started, broken, whole, whole / ".." / "whole"])
+    runs = read_runs(list(map(RunEntry, [cut, bare, started, broken, whole, whole / ".." / "whole"])))
     assert [run.name for run in runs[:2]] == ["one/run", "two/run"] and len(runs) == 5
     assert runs[0].last_step == 12 and runs[0].evaluations == []
     assert list(runs[4].grids) == ["teacher", 0, 12, 18]
@@ -190,3 +193,37 @@ def test_a_folder_that_is_not_a_run_is_an_error(tmp_path, capsys):
         assert line.startswith("dpdmd.report: error: ") and says in line
     assert list((tmp_path / "empty").iterdir()) == [] and not (run / "report.html").exists()
     assert main([str(run)]) == 0 and capsys.readouterr().out.strip() == str(run / "report.html")
+
+
+def test_a_run_without_evaluation_shows_its_last_update(tmp_path):
+    """In place of the seed grids, which a run with evaluations shows. A damaged file is left out."""
+    run = make_run(tmp_path / "run", every=0, process_image=True)
+    scored = make_run(tmp_path / "scored", process_image=True)
+    page = page_of(run, tmp_path=tmp_path)
+    assert "Images during training" in page.text
+    assert page.attributes("alt") == ["Images of the last shown update of run", ""]  # "" of the dialog
+    both = page_of(run, scored, tmp_path=tmp_path)
+    assert sum(alt.startswith("Images of the last") for alt in both.attributes("alt")) == 1
+    assert "Images during training" not in page_of(scored, tmp_path=tmp_path).text
+    (run / "process_vis" / "latest.png").write_bytes(b"no image")
+    assert "Images during training" not in page_of(run, tmp_path=tmp_path).text
+
+
+def test_steps_and_guidance_stand_at_the_top(tmp_path):
+    """Once if all runs agree; else each group of runs has its line."""
+    runs = [make_run(tmp_path / name, images=False, teacher_guidance_scale=g) for name, g in (("a", 3.5), ("b", 4.5))]
+    text = page_of(*runs, tmp_path=tmp_path).text
+    line = "Teacher: 30 sampling steps with guidance {}. Student: 4 sampling steps without guidance. A step of training"
+    assert f"a: {line.format(3.5)}" in text and f"b: {line.format(4.5)}" in text
+    one = page_of(runs[0], tmp_path=tmp_path).text
+    assert one.index(line.format(3.5)) < one.index("Overview") and f"a: {line.format(3.5)}" not in one
+    assert "one update of one network: 5 of the fake score, then 1 of the student." in one
+
+
+def test_every_curve_of_a_method_has_a_line_on_it():
+    """Every metric that a loss term or the trainer records is known to the page."""
+    source = "".join(path.read_text() for path in (ROOT / "dpdmd" / "methods").glob("*.py"))
+    recorded = set(re.findall(r'"((?:loss|logit|dmd_gradient|score_error)_\w+)":', source))
+    recorded |= {"loss_student", "grad_norm", "grad_norm_discriminator", "lr"}
+    assert {"loss_dmd", "loss_div", "loss_fake", "logit_real"} <= recorded
+    assert [name for name in recorded if not explanations.curve("fake", name)[1]] == []

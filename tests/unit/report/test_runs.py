@@ -3,7 +3,7 @@
 import pytest
 from made_up_runs import make_run
 
-from dpdmd.report.runs import read_runs
+from dpdmd.report.runs import RunEntry, read_runs
 
 
 @pytest.mark.parametrize(
@@ -19,5 +19,5 @@ from dpdmd.report.runs import read_runs
 def test_a_damaged_configuration_is_a_warning_in_the_report(tmp_path, config, warning):
     run = make_run(tmp_path / "run", images=False)
     (run / "config.yaml").write_text(config)
-    (line,) = read_runs([run])[0].warnings
+    (line,) = read_runs([RunEntry(run)])[0].warnings
     assert warning in line

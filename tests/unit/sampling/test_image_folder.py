@@ -9,7 +9,6 @@ from PIL import Image
 from dpdmd.sampling.image_folder import (
     check_or_write_settings,
     file_name,
-    find_images,
     is_whole,
     open_image,
     read_settings,
@@ -84,15 +83,6 @@ def test_an_image_without_a_defined_white_is_unreadable(tmp_path, mode):
         open_image(tmp_path / "0.tiff")
 
 
-def test_names_of_given_images(tmp_path):
-    for name in ("2.png", "10.jpg", "0.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    found = find_images(tmp_path, [str(i) for i in range(11)])
-    assert {(item.key, item.prompt) for item in found} == {((0, 0), "0"), ((2, 0), "2"), ((10, 0), "10")}
-    with pytest.raises(ValueError, match=r"10\.jpg is of prompt 10"):
-        find_images(tmp_path, ["a", "b", "c"])
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**4)), min_size=2, max_size=2, unique=True))
 def test_no_two_images_share_a_name(keys):
@@ -115,74 +105,6 @@ def test_images_without_settings_are_an_error(tmp_path):
         read_settings(tmp_path, "--out")
 
 
-def test_names_give_prompts_and_samples(tmp_path):
-    prompts = ["a red circle", "a cross"]
-    for name in ("00000_001", "00001_000", "1_2"):
-        save_image(Image.new("RGB", (8, 8)), tmp_path / f"{name}.png")
-    found = find_images(tmp_path, prompts)
-    assert [(image.key, image.prompt) for image in found] == [
-        ((0, 1), prompts[0]),
-        ((1, 0), prompts[1]),
-        ((1, 2), prompts[1]),
-    ]
-    with pytest.raises(ValueError, match=r"00001_000\.png is of prompt 1, but there are 1 prompts"):
-        find_images(tmp_path, prompts[:1])
-
-
-def place(folder, *names):
-    for name in names:
-        save_image(Image.new("RGB", (8, 8)), folder / name)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        "grid.png",
-        "._00000_000.png",
-        ".hidden.png",
-        ".thumbnails/00000_000.png",
-        "__MACOSX/._00000_000.png",
-        "@eaDir/a.png",
-    ],
-)
-@pytest.mark.parametrize("prompts", [[], ["a", "b"]])
-def test_sheets_and_files_of_file_managers_are_no_images(tmp_path, other, prompts):
-    """`dpdmd.generate` writes grid.png itself; macOS and Synology write the others."""
-    names = ["00000_000.png", "00000_001.png", "00001_000.png"]
-    place(tmp_path, *names, other)
-    (tmp_path / "Thumbs.db").touch()
-    (tmp_path / ".DS_Store").touch()
-    found = find_images(tmp_path, prompts)
-    assert [image.path.name for image in found] == names
-    assert [image.key for image in found] == [(0, 0), (0, 1), (1, 0)]
-
-
-def test_a_root_programs_folder_holds_its_pictures_and_no_grids(tmp_path):
-    place(tmp_path, "pictures/00000_000.png", "pictures/00000_001.png", "grids/00000.png")
-    assert [image.key for image in find_images(tmp_path, ["a"])] == [(0, 0), (0, 1)]
-
-
-def test_genevals_layout_gives_prompts_and_samples(tmp_path):
-    place(tmp_path, *(f"0000{n}/samples/000{m}.png" for n in range(2) for m in range(2)), "00000/grid.png")
-    assert [image.key for image in find_images(tmp_path, ["a", "b"])] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-
-
-def test_an_image_named_grid_among_other_names_counts(tmp_path):
-    place(tmp_path, "cat.png", "dog.png", "grid.png")
-    assert len(find_images(tmp_path, [])) == 3
-    place(tmp_path / "alone", "grid.png")
-    assert len(find_images(tmp_path / "alone", [])) == 1
-
-
-def test_an_ambiguous_name_is_named(tmp_path):
-    place(tmp_path, "00000_000.png", "cover.png")
-    with pytest.raises(ValueError, match=r"which prompt is of which image\? cover\.png has no number"):
-        find_images(tmp_path, ["a"])
-    place(tmp_path / "more", "a/00000_000.png", "b/00000_000.png")
-    with pytest.raises(ValueError, match=r"a/00000_000\.png and .*b/00000_000\.png have the same number"):
-        find_images(tmp_path / "more", ["a"])
-
-
 def test_files_of_file_managers_are_no_foreign_images(tmp_path):
-    place(tmp_path, "._00000_000.png")
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "._00000_000.png")
     assert read_settings(tmp_path, "--out") is None

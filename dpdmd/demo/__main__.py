@@ -1,0 +1,117 @@
+"""Compare students with their teacher on a web page: `python -m dpdmd.demo --model RUN [--model RUN2 ...]`.
+
+Type a prompt, and see the images of every model from the same start noises, with steps, seconds and diversity. The
+page is at http://127.0.0.1:7860 until the program is stopped (Ctrl-C). It needs `pip install -e ".[demo]"`.
+"""
+
+from dpdmd.utils import signals
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    signals.install_exit_handlers("dpdmd.demo")
+
+import argparse
+import errno
+import importlib.util
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges
+from dpdmd.config.scorer_table import DIVERSITY_SCORERS, SCORERS
+from dpdmd.evaluation.scorer_files import check_scorer_paths
+from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.paths import user_path
+
+MAX_PORT = 65535
+SCORER_FILES = [file for name in sorted(DIVERSITY_SCORERS) for file in SCORERS[name].files]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `dpdmd.demo`."""
+    parser = argparse.ArgumentParser(
+        prog="dpdmd.demo",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        type=user_path,
+        action="append",
+        required=True,
+        help="run folder, checkpoint, pipeline or LoRA folder, or a network's file; give it once for each student",
+    )
+    parser.add_argument(
+        "--teacher", type=user_path, help="the teacher's pipeline folder (default: the one in the run's config.yaml)"
+    )
+    parser.add_argument(
+        "--base_model", type=user_path, help="pipeline folder that a LoRA or a network alone was trained from"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0 for any (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=4, help="images sampled at a time (default: %(default)s)")
+    for file in SCORER_FILES:
+        parser.add_argument(f"--{file.flag}", type=user_path, help=f"{file.help}: show this diversity, too")
+    add_sampling_flags(parser, "height", "width", "bf16")
+    return parser
+
+
+def check(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
+    """Check what needs no model. Return the files of the diversity scorers: scorer -> flag -> path.
+
+    Raises:
+        ValueError: one line that names the flag and what to do.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs gradio: pip install -e '.[demo]' first")
+    check_ranges(vars(args))
+    if not 0 <= args.port <= MAX_PORT:
+        raise ValueError(f"--port {args.port}: must be 0 to {MAX_PORT}")
+    places = [path.resolve() for path in args.model]
+    for number, path in enumerate(args.model):
+        if places[number] in places[:number]:
+            raise ValueError(f"--model {path}: is given twice")
+    return check_scorer_paths({file.flag: getattr(args, file.flag) for file in SCORER_FILES}, sorted(DIVERSITY_SCORERS))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket at the address, before any model loads. It does not listen yet.
+
+    Raises:
+        ValueError: the port is in use or not allowed, or this machine does not have the address.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just in use
+        bound.bind(address)
+    except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+            raise ValueError(f"--port {port}: {os.strerror(error.errno)}; give another, or 0 for any") from None
+        raise ValueError(f"--host {host}: is no address of this machine ({error})") from None
+    return bound
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program until it is stopped. Return exit status 2 for wrong input, 1 for an error while loading."""
+    args = build_parser().parse_args(argv)
+    try:
+        scorer_paths = check(args)
+        with bind(args.host, args.port) as bound:
+            # Imported late: it takes seconds, and wrong input is reported before.
+            from dpdmd.demo.server import run
+
+            run(args, scorer_paths, bound)
+    except ValueError as error:
+        print(f"dpdmd.demo: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except (OSError, MemoryError) as error:
+        print(f"dpdmd.demo: stopped: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(signals.final_status(main()))

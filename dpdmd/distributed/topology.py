@@ -1,0 +1,34 @@
+"""How many processes a program really runs on, and on which device: checked, described and recorded."""
+
+import platform
+
+import torch
+
+from dpdmd.distributed.launch_env import read_launch
+from dpdmd.utils.wording import counted
+
+
+def check_joined(joined: int) -> None:
+    """Check that accelerate joined all launched processes into one group; `joined` is the size of the group.
+
+    Raises:
+        ValueError: it did not, so that each process would do all the work and write the same files.
+    """
+    launched = read_launch().processes
+    if launched != joined:
+        raise ValueError(
+            f"{launched} processes were launched but accelerate joined {joined}: on a CPU set "
+            "ACCELERATE_USE_CPU=true and launch with torchrun or accelerate launch --multi_gpu"
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or "cpu" and the machine's architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.machine()}"
+
+
+def describe(processes: int, device: torch.device) -> str:
+    """Return a phrase such as "2 processes, each on cpu, x86_64"."""
+    return f"{counted(processes, 'process', 'es')}{', each' * (processes > 1)} on {device_name(device)}"

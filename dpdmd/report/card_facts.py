@@ -1,0 +1,114 @@
+"""What a model card says of a student: its name, base, licence, type and training."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpdmd.models.layout import Layout
+from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.report.runs import Run, RunEntry, read_runs
+from dpdmd.run_folder import RunFolder
+from dpdmd.utils.hub import parse_id
+from dpdmd.utils.manifest import read_manifest
+
+CARD = "README.md"
+PIPELINE, SINGLE_FILE = "pipeline", "single file"  # kinds of exports, beside run_folder's LORA
+_LICENCE = ("license", "license_name", "license_link")  # entries of a card's head
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a card says about a student's training.
+
+    Attributes:
+        config: option -> value, without groups.
+        step: updates of both networks that the student has had.
+        num_prompts: number of training prompts; None if unknown.
+        run: the run with its scores and seed grids; None if they are not known yet, or the run is gone.
+    """
+
+    config: Mapping[str, Any]
+    step: int
+    num_prompts: int | None = None
+    run: Run | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card is made from.
+
+    Attributes:
+        name: of the folder, or of the repository on the Hub; the snippet loads the student by it.
+        kind: PIPELINE, LORA or SINGLE_FILE.
+        file: of a SINGLE_FILE, the name of its weights.
+        base: pipeline folder that the student was trained from, or is made from.
+        dtype: torch's name of the type in which the snippet loads the student.
+    """
+
+    name: str
+    kind: str
+    layout: Layout
+    defaults: SamplingDefaults
+    base: Path
+    dtype: str = "float32"
+    training: Training | None = None
+    file: str = ""
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+
+
+def training_of(student: Path) -> Training | None:
+    """Return the training of a student in a checkpoint's folder; None of a folder elsewhere."""
+    checkpoint = student.resolve().parent
+    try:
+        manifest = read_manifest(checkpoint)
+        config = {name: value for group in manifest["config"].values() for name, value in group.items()}
+        step = int(manifest["progress"]["step"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    root = Path(config["run_dir"]) if config.get("run_dir") else checkpoint.parent.parent
+    places = [place for place in (checkpoint.parent.parent, root) if RunFolder.of(place).metrics.is_file()]
+    run = read_runs([RunEntry(places[0])])[0] if places else None
+    return Training(config, step, _count_prompts(config), run)
+
+
+def _count_prompts(config: Mapping[str, Any]) -> int | None:
+    from dpdmd.data.prompt_files import read_prompts
+
+    try:
+        return len(read_prompts(Path(config["prompt_txt"]), column=config.get("prompt_column")))
+    except (ValueError, OSError, KeyError):
+        return None
+
+
+def stored_dtype(layout: Layout, folder: Path) -> str:
+    """Return torch's name of the type in which a pipeline's network is stored."""
+    from dpdmd.models.tensor_files import open_weights
+    from dpdmd.models.weight_files import stem_of
+
+    weights = open_weights(folder / layout.network, stem_of(layout.network, layout.network))
+    return str(next(iter(weights.values())).dtype).removeprefix("torch.")
+
+
+def hub_id(base: Path, layout: Layout) -> str | None:
+    """Return the repository of a pipeline folder, by its path: org/name at its end, or the Hub's cache; else None."""
+    path = base.as_posix()
+    if model := parse_id(path):
+        return model.repository
+    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{base.resolve().as_posix()}/"):
+        return f"{cached[1]}/{cached[2]}"
+    return layout.repository if f"/{path}".endswith(f"/{layout.repository}") else None
+
+
+def licence_of(base: Path, layout: Layout, known: str | None) -> dict[str, str]:
+    """Return the licence in the head of the base's own card, else that of the family's official weights, else {}."""
+    try:
+        text = (base / CARD).read_text(encoding="utf-8")
+        own = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
+        found = {name: str(own[name]) for name in _LICENCE if own.get(name)}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError, IndexError):
+        found = {}
+    return found or (dict(layout.licence) if known == layout.repository else {})

@@ -1,0 +1,242 @@
+"""The model card of an exported student: README.md with the YAML head that the Hub reads.
+
+It says what the student is, how diffusers samples it, what it scored, and how it was trained. A card names no path of
+the machine, but for the base of a LoRA that is not on the Hub.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpdmd.config.method_table import METHODS
+from dpdmd.evaluation.seed_grids import TEACHER
+from dpdmd.models.sampling_defaults import read_sampling_defaults
+from dpdmd.report.card_facts import CARD, SINGLE_FILE, Card, Training, hub_id, licence_of
+from dpdmd.report.runs import score_of
+from dpdmd.report.tables import DASH, interval, number
+from dpdmd.run_folder import LORA
+from dpdmd.utils.tables import markdown_table
+from dpdmd.utils.text_files import read_json
+
+IMAGES = "images"
+PAPER = "2602.03139"
+PROMPT = "a red circle"  # of the snippet, if the run has no images
+_METHODS = {"dpdmd": "DP-DMD", "dmd": "DMD", "dmd_lpips": "DMD-LPIPS", "dmd_gan": "DMD-GAN"}
+_OF_TRANSFORMERS = ("CLIP", "T5", "Qwen")  # how its classes of text encoders begin
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+
+
+def write_card(folder: Path, card: Card, *, images: bool) -> None:
+    """Write README.md into an exported folder, with copies of the run's seed grids of this step if `images`.
+
+    The folder's own dpdmd.json and scheduler decide the snippet.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    defaults = read_sampling_defaults(folder, card.defaults)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    card = Card(**(vars(card) | {"defaults": defaults, "scheduler": scheduler}))
+    shown = _copy_images(folder / IMAGES, card.training) if images else []
+    (folder / CARD).write_text(render(card, shown), encoding="utf-8")
+
+
+def _copy_images(target: Path, training: Training | None) -> list[tuple[str, list[str]]]:
+    """Copy the seed grids of the student's step. Return (prompt, names of the teacher's and the student's) of each."""
+    grids = training.run.grids if training and training.run else {}
+    found = []
+    for index, student in enumerate(grids.get(training.step, []) if training else []):
+        key = (student.image_set, student.prompt)
+        same = (grid for grid in grids.get(TEACHER, []) if (grid.image_set, grid.prompt) == key)
+        pair = [(TEACHER, next(same, None)), ("student", student)]
+        names = []
+        for who, grid in pair:
+            if grid is not None:
+                target.mkdir(exist_ok=True)
+                names.append(f"{IMAGES}/{index:02d}_{who}{grid.file.suffix}")
+                shutil.copyfile(grid.file, target.parent / names[-1])
+        found.append((student.prompt, names))
+    return [(prompt, names) for prompt, names in found if len(names) == 2]
+
+
+def render(card: Card, shown: list[tuple[str, list[str]]]) -> str:
+    """Return the card's text; `shown` as `_copy_images` returns it."""
+    method = card.training.config.get("method", "dpdmd") if card.training else "dpdmd"
+    steps, what = card.defaults.steps, "LoRA of" if card.kind == LORA else "student of"
+    known = hub_id(card.base, card.layout)
+    teacher = f"[{known}](https://huggingface.co/{known})" if known else f"`{card.base.name}`"
+    few = "one step" if steps == 1 else f"{steps} steps"
+    many = f" in place of {card.training.config['teacher_infer_steps']}" if card.training else ""
+    about = (
+        f"A {what} {teacher}, distilled with {_METHODS.get(method, method)} "
+        f"([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})): {few} without guidance{many}."
+    )
+    parts = [_head(card, known), f"# {card.name.rpartition('/')[2]}", about, *_image_table(shown)]
+    prompt = shown[0][0] if shown else PROMPT
+    parts += ["## Use it", f"```python\n{snippet(card, prompt, known)}```", *_notes(card)]
+    parts += _scores(card.training)
+    parts += _training_table(card)
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(card: Card, known: str | None) -> str:
+    values: dict[str, Any] = licence_of(card.base, card.layout, known)
+    values |= {"base_model": known} if known else {}
+    values |= {"base_model_relation": "adapter" if card.kind == LORA else "finetune"} if known else {}
+    values |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    tags = ["text-to-image", "distillation", "few-step", "dp-dmd", *(["lora"] if card.kind == LORA else [])]
+    values |= {"tags": [*tags, f"arxiv:{PAPER}"]}
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
+
+
+def snippet(card: Card, prompt: str, known: str | None) -> str:
+    """Return Python code that samples the student with diffusers alone."""
+    layout, defaults = card.layout, card.defaults
+    imports, lines = _loading(card, known or str(card.base.absolute()))
+    lines = [*imports, "", f"{_student_line(card.name)}  # this folder, or its name on the Hub", *lines]
+    lines += ['pipe.to("cuda" if torch.cuda.is_available() else "cpu")', ""]
+    sigmas = defaults.sigmas_argument
+    options = [f"sigmas={[round(value, 6) for value in sigmas]}" if sigmas else f"num_inference_steps={defaults.steps}"]
+    options += [f"guidance_scale={defaults.guidance_scale}"]
+    options += [] if layout.fixed_text_length else [f"max_sequence_length={defaults.max_sequence_length}"]
+    options += [f"{name}={getattr(defaults, name)}" for name in ("height", "width") if getattr(defaults, name)]
+    lines += ["image = pipe(", f"    {_quoted(prompt)},", *(f"    {option}," for option in options), ").images[0]"]
+    return "\n".join([*lines, 'image.save("image.png")', ""])
+
+
+def _loading(card: Card, base: str) -> tuple[list[str], list[str]]:
+    """Return the imports of the snippet, and the lines that load `pipe` from `student`."""
+    layout, dtype = card.layout, f"dtype=torch.{card.dtype}"
+    if card.kind == LORA:
+        scheduler = card.scheduler.get("_class_name", _FLOW)
+        without = "".join(f", {name}=None" for name in layout.t5 if card.defaults.no_t5)
+        return _imports(layout.pipeline, scheduler), [
+            f"pipe = {layout.pipeline}.from_pretrained({_quoted(base)}, {dtype}{without})",
+            "pipe.load_lora_weights(student)",
+            f'pipe.scheduler = {scheduler}.from_pretrained(student, subfolder="scheduler")',
+        ]
+    if card.kind != SINGLE_FILE:
+        return _imports(layout.pipeline), [f"pipe = {layout.pipeline}.from_pretrained(student, {dtype})"]
+    beside = {name: layout.classes[name] for name in layout.beside_single_file}
+    imports = _imports(layout.pipeline, *beside.values())
+    arguments = ["file", "config=folder", *(f"{name}={name}" for name in beside), dtype]
+    return ["import os", "", *imports, "from huggingface_hub import snapshot_download"], [
+        "folder = student if os.path.isdir(student) else snapshot_download(student)",  # the next call takes no name
+        f"file = os.path.join(folder, {_quoted(card.file)})",
+        *(
+            f"{name} = {kind}.from_pretrained({_quoted(base)}, subfolder={_quoted(name)}, {dtype})"
+            for name, kind in beside.items()
+        ),
+        f"pipe = {layout.pipeline}.from_single_file({', '.join(arguments)})",
+    ]
+
+
+def _imports(*classes: str) -> list[str]:
+    """Return the lines that import these classes of diffusers and transformers."""
+    own = [name for name in classes if not name.startswith(_OF_TRANSFORMERS)]
+    others = sorted(set(classes) - set(own))
+    lines = ["import torch", f"from diffusers import {', '.join(sorted(own))}"]
+    return [*lines, f"from transformers import {', '.join(others)}"] if others else lines
+
+
+def _student_line(name: str) -> str:
+    return f"student = {_quoted(name)}"
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Change the name by which the code of a folder's card loads the student.
+
+    Raises:
+        OSError: the card cannot be written.
+    """
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace(_student_line(old), _student_line(new)), encoding="utf-8")
+
+
+def _quoted(text: str) -> str:
+    """Return a string of Python in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _notes(card: Card) -> list[str]:
+    """Return what a user should know who changes the snippet."""
+    steps, notes = card.defaults.steps, []
+    if card.defaults.sigmas_argument:
+        notes.append(
+            "**Keep `sigmas=`.** No scheduler of diffusers makes this student's noise levels from a number of steps. "
+            "With `num_inference_steps` alone, the images are of other noise levels, without an error."
+        )
+    elif card.defaults.own_scheduler:
+        own = ", ".join(f"{name}={value}" for name, value in card.defaults.own_scheduler.items())
+        notes.append(
+            f"The scheduler in this folder makes the student's noise levels for {steps} steps. For another number of "
+            f"steps, take the base model's: `pipe.scheduler.from_config(pipe.scheduler.config, {own})`."
+        )
+    if card.kind == LORA:
+        notes.append("The scheduler belongs to the student: the base model's own would make other noise levels.")
+        notes.append(
+            "In ComfyUI, load "
+            + ("`comfyui_lora.safetensors`" if card.layout.comfyui_name else "`pytorch_lora_weights.safetensors`")
+            + f" and sample with CFG 1 and {steps} steps."
+        )
+    if card.kind == SINGLE_FILE:
+        if parts := " and ".join(card.layout.beside_single_file):
+            notes.append(f"diffusers reads the network alone from this file: the code takes {parts} of the base model.")
+        notes.append(f"In ComfyUI, load the file as a checkpoint, and sample with CFG 1 and {steps} steps.")
+    return notes
+
+
+def _image_table(shown: list[tuple[str, list[str]]]) -> list[str]:
+    if not shown:
+        return []
+    rows = [[prompt, f"![teacher]({names[0]})", f"![student]({names[1]})"] for prompt, names in shown]
+    table = markdown_table(["prompt", "teacher", "this student"], rows)
+    return [table, "*The same start noises in both grids.*"]
+
+
+def _scores(training: Training | None) -> list[str]:
+    """Return the section of the student's scores at its step, beside the teacher's; [] without any."""
+    run = training.run if training else None
+    record = next((each for each in (run.evaluations if run else ()) if each["step"] == training.step), None)
+    if record is None:
+        return []
+    rows = []
+    for metric in (metric for metric in run.metrics if not metric.rescaled):
+        scores = score_of(record, metric), run.teacher.get(metric.name)
+        cells = [f"{number(each.mean)} ({interval(each) or DASH})" if each else DASH for each in scores]
+        rows.append([metric.label, metric.image_set, *cells])
+    header = ["score", "prompts", "this student (95% interval)", "teacher (95% interval)"]
+    return ["## Scores", markdown_table(header, rows)] if rows else []
+
+
+def _training_table(card: Card) -> list[str]:
+    training = card.training
+    if training is None:
+        return []
+    config, method = training.config, training.config.get("method", "dpdmd")
+    rows = [
+        ("method", method),
+        ("teacher", f"{config.get('teacher_infer_steps')} steps, guidance {config.get('teacher_guidance_scale')}"),
+        ("steps of the student, N", card.defaults.steps),
+    ]
+    if method in METHODS and "diversity" in METHODS[method].student_terms:
+        rows += [("teacher steps to the anchor, K", config.get("k_anchor"))]
+        rows += [("weight of the diversity loss, λ", config.get("div_weight"))]
+    if card.kind == LORA:
+        rank = config.get("lora_rank")
+        rows += [("LoRA rank, alpha", f"{rank}, {config.get('lora_alpha') or rank}")]
+    if card.defaults.sigmas:
+        rows += [("noise levels (sigmas)", ", ".join(f"{sigma:.4g}" for sigma in card.defaults.sigmas))]
+    rows += [
+        ("updates, student and fake score together", training.step),
+        ("prompts (no images were used)", training.num_prompts or DASH),
+        ("batch size x accumulation, of each process", f"{config.get('batch_size')} x {config.get('grad_accum')}"),
+        ("learning rate of student, fake score", f"{config.get('lr_student')}, {config.get('lr_fake')}"),
+        ("image sizes, width x height", ", ".join(map(str, card.defaults.trained_sizes)) or DASH),
+        ("seed", config.get("seed")),
+    ]
+    return ["## Training", markdown_table(["setting", "value"], [[name, str(value)] for name, value in rows])]

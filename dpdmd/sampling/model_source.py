@@ -1,0 +1,78 @@
+"""Find where the model that a user names lies, before anything heavy is imported: on disk, or on the Hub."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from dpdmd.config.hub_flags import HubOptions
+from dpdmd.models.hub_files import model_files
+from dpdmd.models.hub_models import Located, Source, locate_all
+from dpdmd.models.weight_files import NETWORK_FILES
+from dpdmd.run_folder import LORA, STUDENT, RunFolder
+from dpdmd.utils.hub import HubId, parse_id
+from dpdmd.utils.paths import DEFAULTS_FILE, LORA_WEIGHTS, MODEL_INDEX
+from dpdmd.utils.text_files import read_json
+
+
+def model_places(folder: Path) -> list[Path]:
+    """Return where the model of a pipeline or LoRA folder, a checkpoint or a run may be."""
+    latest = RunFolder.of(folder).latest()
+    checkpoints = [folder, latest] if latest else [folder]
+    return [folder, *(checkpoint / name for checkpoint in checkpoints for name in (STUDENT, LORA))]
+
+
+def model_place(folder: Path) -> Path | None:
+    """Return the folder of a pipeline or LoRA that `folder` holds; None if there is none."""
+    files = (MODEL_INDEX, LORA_WEIGHTS)
+    return next((place for place in model_places(folder) if any((place / name).is_file() for name in files)), None)
+
+
+def base_source(lora: Path, variant: str | None = None) -> Source | None:
+    """Return the pipeline that a LoRA changes, by its dpdmd.json, if it is on the Hub or a variant; else None."""
+    try:
+        own = read_json(lora / DEFAULTS_FILE)
+    except ValueError:
+        return None  # `read_sampling_defaults` reports a file that is damaged
+    base, revision, variant = own.get("base"), own.get("base_revision"), variant or own.get("base_variant")
+    if not isinstance(base, str) or not (revision or variant):
+        return None
+    model = parse_id(base) and HubId(base, str(revision)) if revision else None
+    return Source(f"--model {lora}: its base", str(model or base), variant=variant)
+
+
+def locate_model(
+    model: str, base_model: str | None, options: HubOptions, others: Sequence[Source] = ()
+) -> tuple[Path, Path | None, list[Located]]:
+    """Return the local paths of --model and --base_model, and of `others`. Call on every rank.
+
+    `--variant` is that of the pipeline whose weights are read: of --model, or of the base of a LoRA or a network alone.
+
+    Raises:
+        ValueError, OSError: as `locate_all`.
+    """
+    own = partial(Source, "--model", select=model_files, variant=options.variant)
+    remote = parse_id(model) is not None and not _is_network(model)
+    sources = [own(model, revision=options.revision)] if remote or options.revision else []
+    found = locate_all([*sources, *others], options)
+    path, found = (found[0].path, found[1:]) if sources else (Path(model), found)
+    place = _place_or_none(path)
+    if place and (place / MODEL_INDEX).is_file():
+        again = locate_all([own(str(place))] if options.variant and not sources else [], options)
+        return again[0].path if again else path, Path(base_model) if base_model else None, found
+    base = base_source(place, options.variant) if place else None
+    if base_model:
+        base = Source("--base_model", base_model, variant=options.variant)
+    located = locate_all([base] if base else [], options)
+    return path, located[0].path if located else None, found
+
+
+def _place_or_none(path: Path) -> Path | None:
+    """Return `model_place`; None for a network's file, and for a folder that cannot be read, reported later."""
+    try:
+        return None if _is_network(str(path)) else model_place(path)
+    except OSError:
+        return None
+
+
+def _is_network(model: str) -> bool:
+    return model.lower().endswith(NETWORK_FILES) and not Path(model).is_dir()

@@ -1,0 +1,48 @@
+"""Upload a run's student to the Hub when training has ended (`--push_to_hub`)."""
+
+from pathlib import Path
+
+from dpdmd.models.registry import LAYOUTS
+from dpdmd.report.card_facts import CARD, PIPELINE, Card, stored_dtype, training_of
+from dpdmd.report.model_card import rename, write_card
+from dpdmd.run_folder import LORA
+from dpdmd.training import checkpoint
+from dpdmd.training.preflight import RunSetup
+from dpdmd.utils.folders import creating_folder, delete_tree, link_or_copy
+from dpdmd.utils.hub_upload import upload
+
+
+def publish(setup: RunSetup) -> str:
+    """Write RUN/hub, the last student with its scores and images in the card, upload it, and return its address.
+
+    Raises:
+        OSError: the upload failed, or RUN/hub cannot be written; the run itself is complete.
+    """
+    folder, run = setup.folder.hub, setup.config.run
+    repository = run.hub_model_id or setup.folder.root.absolute().name
+    student = checkpoint.student_folder(setup.folder.latest(), setup.config)
+    delete_tree(folder)
+    with creating_folder(folder) as new:
+        _link_files(student.resolve(), new)
+        layout, base = LAYOUTS[setup.config.model.family], Path(setup.config.model.teacher_id)
+        card = Card(
+            name=repository,
+            kind=LORA if student.name == LORA else PIPELINE,
+            layout=layout,
+            defaults=layout.defaults,
+            base=base,
+            dtype=stored_dtype(layout, base) if student.name == LORA else "float32",
+            training=training_of(student),
+        )
+        write_card(new, card, images=True)
+    return upload(folder, repository, private=run.private, message="Student of a training run", on_name=rename)
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """Create a folder of links to the files of `source`, without its card; the Hub's client does not enter links."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_dir():
+            _link_files(path.resolve(), target / path.name)
+        elif path.name != CARD:
+            link_or_copy(path.resolve(), target / path.name)
