@@ -1,10 +1,10 @@
-"""Configurations of SDXL and Z-Image, and their folders without weights, as sd35_medium.py has them of SD3.5-Medium."""
+"""Configurations of SD3's other models, SDXL and Z-Image, and their folders without weights, as sd35_medium.py has them of SD3.5-Medium."""
 
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, ZImageTransformer2DModel
-from sd35_medium import CLIP_G, CLIP_L, VAE, save_hollow_parts
+from sd35_medium import CLIP_G, CLIP_L, VAE, save_hollow, save_hollow_parts
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3Model
 
 UNET = {
@@ -45,6 +45,17 @@ QWEN3_4B = {
     "num_key_value_heads": 8,
     "head_dim": 128,
 }
+
+
+def save_hollow_sd35_large(folder: Path) -> None:
+    """Write SD3.5-Large's folder without its weights."""
+    width = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432}
+    save_hollow(folder, **width, pos_embed_max_size=192, dual_attention_layers=())
+
+
+def save_hollow_sd3_medium(folder: Path) -> None:
+    """Write SD3-Medium's folder without its weights."""
+    save_hollow(folder, pos_embed_max_size=192, qk_norm=None, dual_attention_layers=())
 
 
 def save_hollow_sdxl(folder: Path) -> None:

@@ -50,11 +50,15 @@ T5_XXL = {
 }
 
 
-def save_hollow(folder: Path) -> None:
-    """Write the folder: what checks and plans read of it, in a few hundred kB of disk."""
+def save_hollow(folder: Path, **other: Any) -> None:
+    """Write the folder: what checks and plans read of it, in a few hundred kB of disk.
+
+    `other` are other values of the transformer, as Stable Diffusion 3's other models have them.
+    """
+    transformer = TRANSFORMER | other
     with torch.device("meta"):
         parts = {
-            "transformer": SD3Transformer2DModel(**TRANSFORMER),
+            "transformer": SD3Transformer2DModel(**transformer),
             "vae": AutoencoderKL(**VAE),
             "text_encoder": CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_L, projection_dim=768)),
             "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G, projection_dim=1280)),
@@ -64,7 +68,7 @@ def save_hollow(folder: Path) -> None:
         folder,
         "StableDiffusion3Pipeline",
         parts,
-        {"transformer": TRANSFORMER, "vae": VAE},
+        {"transformer": transformer, "vae": VAE},
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
     )
 

@@ -56,7 +56,8 @@ VARIANTS = (
         "sdxl",
         _SCHEDULER,
         lambda config: config.get("prediction_type") == "v_prediction",
-        values={
+        "Laxhar/noobai-XL-Vpred-1.0",
+        {
             "teacher_infer_steps": 28,  # NoobAI-XL's card: 28 to 35
             "teacher_guidance_scale": 5.0,  # NoobAI-XL's card: 4 to 5
             "k_anchor": 5,
