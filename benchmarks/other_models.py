@@ -1,4 +1,4 @@
-"""Configurations of SD3's other models, SDXL and Z-Image, and their folders without weights, as sd35_medium.py has them of SD3.5-Medium."""
+"""Configurations of SD3's other models, SDXL and Z-Image, and their folders without weights, as in sd35_medium.py."""
 
 from pathlib import Path
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dpdmd import doctor, export, generate, train
 from dpdmd.config import Config
+from dpdmd.config.variants import find_variant
 from dpdmd.data.tensor_cache import Processes
 from dpdmd.data.text_embedding_cache import EmbeddingSettings, cached_encoder
 from dpdmd.methods.discriminator import choose_blocks
@@ -448,4 +449,7 @@ def test_a_wrong_folder_is_one_line(small, tmp_path, capsys, damage, says):
     assert train.main([*command, "--height", "64", "--width", "64", "--run_dir", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"dpdmd.train: error: --teacher_id {folder}: ") and says in line
-    assert small.family.layout.repository in line and not (tmp_path / "run").exists()
+    variant = find_variant(small.name, small.folder)
+    assert (variant.repository if variant else small.family.layout.repository) in line and not (
+        tmp_path / "run"
+    ).exists()
