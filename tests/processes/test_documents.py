@@ -31,7 +31,6 @@ from dpdmd.config.presets import PRESETS
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
 from dpdmd.models.base import Family
-from dpdmd.models.registry import LAYOUTS
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory
 from dpdmd.training.memory_items import Topology
