@@ -17,6 +17,9 @@ usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all that
   dinov2        0.3 GB  weights/dinov2-base
   clip          1.7 GB  weights/clip-vit-large-patch14
   sdxl         13.9 GB  weights/stabilityai/stable-diffusion-xl-base-1.0: for run_train_sdxl.sh, in place of sd35
+  sd35_large   27.4 GB  weights/stabilityai/stable-diffusion-3.5-large: for run_train.sh sd35_large (accept the licence)
+  sd3_medium   15.4 GB  weights/stabilityai/stable-diffusion-3-medium-diffusers: run_train.sh sd3_medium (licence too)
+  sdxl_v       13.9 GB  weights/Laxhar/noobai-XL-Vpred-1.0, or half of it if in 16 bits: for run_train.sh sdxl_v
   zimage       20.5 GB  weights/Tongyi-MAI/Z-Image: for run_train.sh zimage, in place of sd35
   dinov3        1.2 GB  weights/dinov3-vitl16-pretrain-lvd1689m: test_diversity.py (accept the licence first)
   maniqa        0.5 GB  weights/MANIQA_PIPAL-ae6d356b.pth: test_quality.py
@@ -72,6 +75,16 @@ fetch_all() {
     hf download "$repo" --local-dir "$folder" || fail "$repo failed (see above); run this again to resume"
 }
 
+# fetch_parts NAME REPO FOLDER: the folders of a pipeline, without single files, 16-bit twins and pictures beside them.
+fetch_parts() {
+    local name=$1 repo=$2 folder=weights/$3
+    command -v hf >/dev/null || fail "the hf command is missing; pip install 'huggingface_hub>=1.33'"
+    echo "$name: $repo -> $folder"
+    hf download "$repo" --local-dir "$folder" --include model_index.json '*.md' '*/*.json' '*/*.txt' '*/*.model' \
+        '*/*.safetensors' --exclude 'text_encoders/*' '*.fp16.*' '*.fp16-*' ||
+        fail "$repo failed; accept the licence on huggingface.co/$repo if it has one, run: hf auth login, and try again"
+}
+
 download() {
     case $1 in
     # The repository also holds sd3.5_medium.safetensors, a text_encoders folder for other programs, fp16 twins of the
@@ -90,6 +103,10 @@ download() {
         {text_encoder,text_encoder_2}/{config.json,model.safetensors} \
         {tokenizer,tokenizer_2}/{merges.txt,special_tokens_map.json,tokenizer_config.json,vocab.json} \
         {unet,vae}/{config.json,diffusion_pytorch_model.safetensors} ;;
+    sd35_large) fetch_parts sd35_large stabilityai/stable-diffusion-3.5-large stabilityai/stable-diffusion-3.5-large ;;
+    sd3_medium) fetch_parts sd3_medium stabilityai/stable-diffusion-3-medium-diffusers \
+        stabilityai/stable-diffusion-3-medium-diffusers ;;
+    sdxl_v) fetch_parts sdxl_v Laxhar/noobai-XL-Vpred-1.0 Laxhar/noobai-XL-Vpred-1.0 ;;
     # A whole repository: the names of its shards and text files are its own.
     zimage) fetch_all zimage Tongyi-MAI/Z-Image Tongyi-MAI/Z-Image ;;
     # Of this model PickScore takes the processor alone: 4 GB of weights stay there.
@@ -115,7 +132,7 @@ download() {
 }
 
 training=(sd35 pick-clip pickscore imagereward dinov2 clip)
-all=("${training[@]}" sdxl zimage dinov3 maniqa vq lpips)
+all=("${training[@]}" sd35_large sd3_medium sdxl sdxl_v zimage dinov3 maniqa vq lpips)
 for name in "$@"; do
     case $name in
     -h | --help) usage && exit ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Distils the model of a family on 8 GPUs: bash scripts/run_train.sh FAMILY, with FAMILY sd35, sdxl or zimage.
-# The settings are in scripts/configs/FAMILY.yaml. Set the paths here or in the environment:
+# Distils the model of a family on 8 GPUs: bash scripts/run_train.sh MODEL, with MODEL one of sd35, sd35_large, sd3_medium,
+# sdxl, sdxl_v and zimage. The settings are in scripts/configs/MODEL.yaml. Set the paths here or in the environment:
 #   RUN=outputs/mine TEACHER=/data/z-image bash scripts/run_train.sh zimage
 # Further flags of dpdmd.train override the settings: bash scripts/run_train.sh zimage --resume_from_checkpoint latest
 set -euo pipefail
@@ -8,16 +8,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-FAMILY="${1:-}"
-SETTINGS="scripts/configs/$FAMILY.yaml"
-if ! grep -qs "^  family: $FAMILY\$" "$SETTINGS"; then
-    families=$(sed -n 's/^  family: //p' scripts/configs/*.yaml | sort | tr '\n' ' ')
-    echo "run_train.sh '$FAMILY': give a family first: ${families% }" >&2
+MODEL="${1:-}"
+SETTINGS="scripts/configs/$MODEL.yaml"
+FAMILY=$(sed -n 's/^  family: //p' "$SETTINGS" 2>/dev/null || true)
+if [ -z "$FAMILY" ]; then
+    models=$(grep -l '^  family: ' scripts/configs/*.yaml | sed 's|.*/||; s|\.yaml$||' | tr '\n' ' ')
+    echo "run_train.sh '$MODEL': give a model first: ${models% }" >&2
     exit 2
 fi
 shift
 
-RUN="${RUN:-outputs/${FAMILY}_dpdmd}"
+RUN="${RUN:-outputs/${MODEL}_dpdmd}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-$(sed -n 's/^  teacher_id: \([^ ]*\).*/\1/p' "$SETTINGS")}"
 STUDENT="${STUDENT:-$TEACHER}"
@@ -37,9 +38,9 @@ need() { # path, its name in download_weights.sh
     echo "missing: $1 — bash scripts/download_weights.sh $2" >&2
     missing=1
 }
-need "$TEACHER/model_index.json" "$FAMILY"
-need "$STUDENT" "$FAMILY"
-need "$FAKE" "$FAMILY"
+need "$TEACHER/model_index.json" "$MODEL"
+need "$STUDENT" "$MODEL"
+need "$FAKE" "$MODEL"
 need "$PICK_PROCESSOR" pick-clip
 need "$PICK_MODEL" pickscore
 need "$IR_MODEL" imagereward

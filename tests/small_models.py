@@ -1,6 +1,8 @@
 """Small random pipelines and scorers in the official layouts; conftest.py keeps what the `save_` functions write."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -37,8 +39,8 @@ def _strengthen(transformer: nn.Module) -> None:
                 parameter.mul_(2)
 
 
-def build_sd35_pipeline() -> StableDiffusion3Pipeline:
-    """Return a small SD3.5 pipeline: 64 x 64 images, two blocks of width 32."""
+def build_sd35_pipeline(**transformer: Any) -> StableDiffusion3Pipeline:
+    """Return a small SD3.5 pipeline: 64 x 64 images, two blocks of width 32; with other values of the `transformer`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = build_autoencoder()
@@ -50,6 +52,7 @@ def build_sd35_pipeline() -> StableDiffusion3Pipeline:
             "num_attention_heads": 2,
             "attention_head_dim": 16,
             "caption_projection_dim": 32,
+            **transformer,
         }
         pipe.register_modules(transformer=SD3Transformer2DModel.from_config({**pipe.transformer.config, **smaller}))
     _strengthen(pipe.transformer)
@@ -201,9 +204,41 @@ def save_tiny_sd35(folder: Path) -> None:
     SamplingDefaults(steps=30, guidance_scale=3.5, max_sequence_length=MAX_LENGTH).write(folder)
 
 
-def save_tiny_sdxl(folder: Path) -> None:
-    """Write the SDXL pipeline."""
-    build_sdxl_pipeline().save_pretrained(folder)
+def save_tiny_sd35_large(folder: Path) -> None:
+    """Write a small SD3.5-Large: one attention in each block, three heads."""
+    shape = {"num_layers": 3, "num_attention_heads": 3, "caption_projection_dim": 48, "dual_attention_layers": ()}
+    build_sd35_pipeline(**shape).save_pretrained(folder)
+
+
+def save_tiny_sd3_medium(folder: Path) -> None:
+    """Write a small SD3-Medium, whose attention does not norm q and k, with the file of its first version."""
+    build_sd35_pipeline(qk_norm=None, dual_attention_layers=()).save_pretrained(folder)
+    path = folder / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in config.items() if k not in ("qk_norm", "dual_attention_layers")}))
+
+
+def save_tiny_sdxl(folder: Path, **scheduler: Any) -> None:
+    """Write the SDXL pipeline, with other values of the `scheduler`."""
+    pipe = build_sdxl_pipeline()
+    pipe.register_modules(scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config, **scheduler))
+    pipe.save_pretrained(folder)
+
+
+def save_tiny_sdxl_trailing(folder: Path) -> None:
+    """Write the SDXL pipeline with the other spacing of the times."""
+    save_tiny_sdxl(folder, timestep_spacing="trailing")
+
+
+def save_tiny_sdxl_v(folder: Path) -> None:
+    """Write an SDXL pipeline that predicts v, with zero terminal SNR, as NoobAI-XL does."""
+    save_tiny_sdxl(folder, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+def save_tiny_sdxl_v_trailing(folder: Path) -> None:
+    """Write an SDXL pipeline that predicts v and samples from the last time on, where there is noise alone."""
+    spaced = {"timestep_spacing": "trailing", "steps_offset": 0}
+    save_tiny_sdxl(folder, prediction_type="v_prediction", rescale_betas_zero_snr=True, **spaced)
 
 
 def save_tiny_zimage(folder: Path) -> None:

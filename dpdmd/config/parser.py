@@ -11,9 +11,10 @@ import yaml
 
 from dpdmd.config.flag_names import ALIASES, Alias, suggestion, unknown_arguments
 from dpdmd.config.image_sizes import format_sizes
-from dpdmd.config.presets import FAMILIES, PRESETS
+from dpdmd.config.presets import FAMILIES, PRESETS, preset_values
 from dpdmd.config.schema import Config, equal_values, group_of_each_option, option_groups, value_type
 from dpdmd.config.validation import check_range, check_relations, check_tracker_names
+from dpdmd.config.variants import find_variant
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded
@@ -136,7 +137,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help=f"flags for SD3.5-Medium at 1024 x 1024 on a GPU of this size; --config and flags override them ({sets})",
+        help=f"flags for SD3.5-Medium at 1024 x 1024 on a GPU of this size; --config and flags override them ({sets}); "
+        "a larger model has other flags, or no preset of this size",
     )
     aliases = {alias.flags[-1]: name for name, alias in ALIASES.items()}
     for kind, items in option_groups().values():
@@ -175,7 +177,7 @@ def _add_alias(group: Any, name: str, alias: Alias, wanted: type) -> None:
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """Combine defaults (the family's, if it has its own), --preset, the files of --config, and flags, in this order.
+    """Combine the model's defaults, --preset, the files of --config, and flags, in this order.
 
     Raises:
         ValueError: an unknown or malformed flag, an unusable file, or values that `validate` rejects.
@@ -184,9 +186,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     given = vars(build_parser().parse_args(argv))
     paths = given.pop("config", [])
     preset = given.pop("preset", None)
-    config = _layered(Config(), preset, paths)
-    if defaults := FAMILIES.get(given.get("family", config.model.family)):  # `validate` rejects an unknown one
-        config = _layered(from_dict(defaults, "--family"), preset, paths)
+    config = _on_defaults_of_the_model(preset, paths, given)
     group_of = group_of_each_option()
     given = _without_aliases(given, config)
     for name, value in given.items():
@@ -228,10 +228,27 @@ def _without_aliases(given: dict[str, Any], config: Config) -> dict[str, Any]:
     return own
 
 
-def _layered(config: Config, preset: str | None, paths: Sequence[str]) -> Config:
+def _on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Mapping[str, Any]) -> Config:
+    """Return the defaults of the family, then of the teacher's variant, with the values of a preset and files set.
+
+    Family and teacher may come from a flag, a file or a default, so the files are read before they are known.
+    """
+    family = given.get("family", _layered(Config(), {}, preset, paths).model.family)
+    defaults = FAMILIES.get(family, {})  # `validate` rejects an unknown one
+    teacher = given.get("teacher_id", _layered(from_dict(defaults, "--family"), {}, preset, paths).model.teacher_id)
+    try:
+        variant = find_variant(family, Path(expanded(teacher)))
+    except ValueError:  # `_expand_paths` says what is wrong
+        variant = None
+    values = preset_values(preset, family, variant and variant.name) if preset else {}
+    own = {**defaults, **(variant.values if variant else {})}
+    return _layered(from_dict(own, "--family"), values, preset, paths)
+
+
+def _layered(config: Config, values: Mapping[str, Any], preset: str | None, paths: Sequence[str]) -> Config:
     """Return the configuration with the values of a preset, then of files, set."""
-    if preset:
-        config = from_dict(PRESETS[preset].values, f"--preset {preset}", config)
+    if values:
+        config = from_dict(dict(values), f"--preset {preset}", config)
     for path in paths:
         config = read_yaml(Path(_expanded("config", path)), config)
         for name in ("student_id", "fake_id"):  # older versions wrote the teacher's folder where none was given

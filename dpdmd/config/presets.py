@@ -1,7 +1,8 @@
 """Defaults of each family, and the presets of `--preset`.
 
-A preset fits a run of SD3.5-Medium at 1024 x 1024 into a GPU of a given size. All presets keep the paper's global batch
-of 32 (4 on each of 8 GPUs) by gradient accumulation, compute in bf16, recompute activations and encode prompts ahead.
+A preset fits a run of SD3.5-Medium or SDXL at 1024 x 1024 into a GPU of a given size. A larger model has other flags
+under the same name (`LARGER_MODELS`), or no preset of this size. All presets keep the paper's global batch of 32
+(4 on each of 8 GPUs) by gradient accumulation, compute in bf16, recompute activations and encode prompts ahead.
 All in-loop scorers fit as well; 16gb has no room for PickScore, whose network takes 3.9 GB (test_preference.py scores
 checkpoints later). tests/unit/config/test_presets.py compares the sizes with `dpdmd.training.memory_estimate`.
 """
@@ -9,6 +10,8 @@ checkpoints later). tests/unit/config/test_presets.py compares the sizes with `d
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from dpdmd.config.variants import SD35_LARGE
 
 FAMILIES = {  # family -> defaults that differ from those of the options, which are SD3.5's
     "sd35": {},
@@ -57,3 +60,30 @@ PRESETS = {
     "80gb": Preset(80, 1, {**_ALWAYS, "batch_size": 4, "grad_accum": 8, "optimizer": "adamw_8bit", **_OFFLOADED}),
     "8gpu": Preset(80, 8, {**_ALWAYS, "batch_size": 4, "grad_accum": 1, "offload_vae": True}),
 }
+
+_BY_LORA = {"16gb": None, "24gb": None, "48gb": PRESETS["24gb"].values, "80gb": PRESETS["48gb"].values}
+LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or variant -> preset -> its flags, if any fit
+    SD35_LARGE: _BY_LORA,
+    "zimage": {
+        **_BY_LORA,
+        "8gpu": {**PRESETS["8gpu"].values, "shard_teacher": True, "batch_size": 2, "grad_accum": 2},
+    },
+}
+
+
+def preset_values(preset: str, family: str, variant: str | None) -> dict[str, Any]:
+    """Return the flags of a preset for a model.
+
+    Raises:
+        ValueError: the model does not fit a GPU of this size.
+    """
+    name = variant if variant in LARGER_MODELS else family
+    values = LARGER_MODELS.get(name, {}).get(preset, PRESETS[preset].values)
+    if values is None:
+        fitting = [other for other in PRESETS if LARGER_MODELS[name].get(other, {}) is not None]
+        model = name if name == variant else f"--family {name}"
+        raise ValueError(
+            f"--preset {preset}: {model} does not fit {PRESETS[preset].gigabytes} GB at 1024 x 1024; take --preset "
+            f"{' or '.join(fitting)}, or give the flags one by one"
+        )
+    return values

@@ -112,7 +112,7 @@ def fake_score_term(context: DistillationContext, student: FakeScoreBatch) -> Lo
         z_t, sigma, noise = context.score_input(student.batch, student.x)
     with context.dropout(context.networks.fake, student.batch):
         prediction = context.family.bind(context.fake_forward, student.batch.text)(z_t, sigma)
-    loss = losses.fake_score_loss(prediction, context.schedule.target(student.x, noise))
+    loss = losses.fake_score_loss(prediction, context.schedule.target(student.x, noise, sigma))
     return LossResult(loss, {"loss_fake": loss.detach()}, {"student": student.x})
 
 

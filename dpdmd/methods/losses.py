@@ -32,6 +32,8 @@ def fake_score_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
     loss = mse(v_fake(z_t, t), noise - x_theta), or mse(eps_fake(z_t, t), noise)
 
+    `Schedule.target` has the form of each schedule.
+
     Args:
         prediction: the fake score's prediction at z_t, [B, C, H, W].
         target: the prediction of a perfect network, [B, C, H, W], detached.

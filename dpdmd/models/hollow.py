@@ -16,13 +16,18 @@ from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
 
 
-def write_hollow(layout: Layout, folder: Path) -> None:
+def write_hollow(layout: Layout, folder: Path, model: str = "") -> None:
     """Write the pipeline folder of `layout.official`, with weights in bf16 that take no disk space.
 
     The tokenizers are placeholders. The file system must support sparse files.
+
+    Args:
+        model: another model of the family (`layout.other_official`).
     """
     index: dict[str, Any] = {"_class_name": layout.pipeline}
-    for name, config in layout.official.items():
+    others = layout.other_official.get(model, {})
+    for name, values in layout.official.items():
+        config = {**values, **others.get(name, {})}
         (folder / name).mkdir(parents=True)
         if name in layout.classes:
             index[name] = _write_network(folder / name, layout.classes[name], config)

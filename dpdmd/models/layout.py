@@ -100,6 +100,7 @@ class Layout:
         repository: source of the official weights, for messages.
         licence: entries about the licence in the head of the official weights' model card.
         official: configurations of that repository's components, by component; the classes' defaults may be left out.
+        other_official: name of another model of the family -> component -> what differs from `official`.
         shapes: shapes of some of the network's weights by its configuration, enough to recognise another model.
         blocks: the numbered lists of transformer blocks by its configuration, in the order of a call: name prefix ->
             count.
@@ -141,6 +142,7 @@ class Layout:
     defaults: SamplingDefaults
     lora_targets: tuple[str, ...]
     text_widths: Callable[[Mapping[str, Any]], tuple[int, int | None]]
+    other_official: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     other_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     guidance: Guidance = Guidance()
     text_tensors: tuple[str, ...] = ("context", "pooled")

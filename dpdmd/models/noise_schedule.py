@@ -5,10 +5,11 @@ scheduler calls sigma. Along a grid [N + 1] it falls strictly, and the last entr
 sampling defaults and exports use sigma. Only a schedule computes with it, and only a family converts it to the time of
 its network:
 
-FlowSchedule     the time t itself, from 1 (noise) to 0: z = (1 - sigma) x0 + sigma eps
-EpsilonSchedule  noise over signal, sqrt((1 - a) / a), from about 14.6: z = (x0 + sigma eps) / sqrt(1 + sigma^2)
+FlowSchedule      the time t itself, from 1 (noise) to 0: z = (1 - sigma) x0 + sigma eps
+DiscreteSchedule  noise over signal, sqrt((1 - a) / a), from 14.6 or 4096: z = (x0 + sigma eps) / sqrt(1 + sigma^2)
 
-Latents z have the scale of the network's input: at the first sigma of any grid z is eps itself, of unit variance.
+Latents z have the scale of the network's input: at the first sigma of a grid z is eps (`Schedule.start`), of unit
+variance.
 """
 
 from abc import ABC, abstractmethod
@@ -31,6 +32,8 @@ def expand(sigma: Tensor, like: Tensor) -> Tensor:
 
 class Schedule(ABC):
     """The meaning of a network's prediction at each sigma, and the grids of sigmas. Latents are [B, C, H, W]."""
+
+    predicts: str  # the quantity that the network predicts, in words
 
     @abstractmethod
     def default_sigmas(self, num_steps: int) -> Tensor:
@@ -65,6 +68,10 @@ class Schedule(ABC):
     def rule(self) -> str:
         """Return the condition on a grid of given numbers, in words."""
 
+    def start(self, eps: Tensor, sigma: Tensor) -> Tensor:
+        """Return z at the first sigma of a grid for the start noise `eps`, as the library's pipeline begins."""
+        return eps
+
     @abstractmethod
     def add_noise(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
         """Return z at `sigma` for the pair (x0, eps)."""
@@ -74,8 +81,8 @@ class Schedule(ABC):
         """Return the x0 that a prediction at `z` implies."""
 
     @abstractmethod
-    def target(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """Return the prediction of a perfect network for one known pair."""
+    def target(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+        """Return the prediction of a perfect network at `sigma` for one known pair."""
 
     @abstractmethod
     def step(self, z: Tensor, prediction: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def anchored(self, eps: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
-        """Return the student's side of the diversity loss, from its prediction at z = eps and its first sigma."""
+        """Return the student's side of the diversity loss, from its prediction at `start` of its first sigma."""
 
     @abstractmethod
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
@@ -141,6 +148,8 @@ class FlowSchedule(Schedule):
     All grids are in sigma, the shift applied, from 1 to 0.
     """
 
+    predicts = "velocity"
+
     def __init__(self, shift: float):
         self.shift = shift
 
@@ -177,8 +186,8 @@ class FlowSchedule(Schedule):
         """x0 = z - sigma v."""
         return z - expand(sigma, z) * prediction
 
-    def target(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """v = eps - x0."""
+    def target(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+        """v = eps - x0, at every sigma."""
         return eps - x0
 
     def step(self, z: Tensor, prediction: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
@@ -196,113 +205,3 @@ class FlowSchedule(Schedule):
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
         """The velocity that carries eps to z_k in one step, (eps - z_k) / (1 - t_k) (paper, section 4.1)."""
         return self.solve_step(eps, z_k, sigma_s, sigma_k)
-
-
-class EpsilonSchedule(Schedule):
-    """Diffusion with discrete times 0 to 999 and scaled-linear betas; the network predicts eps (paper, appendix C).
-
-    a_t = prod_(i<=t) (1 - beta_i), sigma = sqrt((1 - a) / a), so sqrt(a) = 1 / c and sqrt(1 - a) = sigma / c with
-    c = sqrt(1 + sigma^2), and the latent z = sqrt(a) x0 + sqrt(1 - a) eps is (x0 + sigma eps) / c. diffusers'
-    EulerDiscreteScheduler uses c z as its sample; there the DDIM step is an Euler step.
-
-    Attributes:
-        table: sigma of each time 0 to 999, rising, float64 [1000].
-        lowest: the first entry of the table.
-    """
-
-    def __init__(self, beta_start: float, beta_end: float, steps_offset: int):
-        self.beta_start, self.beta_end, self.steps_offset = beta_start, beta_end, steps_offset
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
-        kept = torch.cumprod(1 - betas, dim=0)
-        # Made here and not on demand: a first call on tensors without data would keep such a tensor.
-        self.table = ((1 - kept) / kept).sqrt()
-        self.lowest = self.table[0].item()
-
-    def times(self, sigma: Tensor) -> Tensor:
-        """Return the network's time at each sigma, fp32 of the same shape: linear in log sigma between table entries.
-
-        As in diffusers, but rounded to a thousandth, so that the table's sigmas give whole times also after rounding to
-        fp32. Sigmas beyond the table have the nearest time.
-        """
-        known = self.table.log().to(sigma.device)
-        wanted = sigma.double().clamp_min(self.lowest).log()
-        upper = torch.searchsorted(known, wanted.contiguous()).clamp(1, len(known) - 1)
-        share = (wanted - known[upper - 1]) / (known[upper] - known[upper - 1])
-        return (upper - 1 + share).clamp(0, len(known) - 1).mul(1000).round().div(1000).float()
-
-    def default_sigmas(self, num_steps: int) -> Tensor:
-        """The grid of diffusers' EulerDiscreteScheduler with timestep_spacing "leading": whole times, 1000 // N apart.
-
-        With few steps the first time is far from pure noise: with steps_offset 1 it is 751 for N = 4, 981 for N = 50.
-        """
-        if num_steps >= NUM_TRAIN_TIMESTEPS:
-            raise ValueError(f"this model has {NUM_TRAIN_TIMESTEPS} times: take fewer steps")
-        spacing = NUM_TRAIN_TIMESTEPS // num_steps
-        return self._grid(torch.arange(num_steps).flip(0) * spacing + self.steps_offset)
-
-    def trailing_sigmas(self, num_steps: int) -> Tensor:
-        """The grid of diffusers' spacing "trailing": whole times from the last one on; N = 4 is 999, 749, 499, 249.
-
-        If an exact time is midway between two whole ones, as four times are for N = 48, diffusers may round to the
-        other one. For some N, such as 61, diffusers' own grid has a step too many; this grid never does.
-        """
-        if num_steps > NUM_TRAIN_TIMESTEPS:
-            raise ValueError(f"this model has {NUM_TRAIN_TIMESTEPS} times: take no more steps")
-        left = torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps
-        return self._grid((left * NUM_TRAIN_TIMESTEPS).round().long() - 1)
-
-    def _grid(self, times: Tensor) -> Tensor:
-        return torch.cat([self.table[times], torch.zeros(1, dtype=torch.float64)]).float()
-
-    def score_sigmas(self, teacher_steps: int) -> Tensor:
-        """The sigma of every training time, 999 to 0."""
-        return self.table.flip(0).float()
-
-    @property
-    def rule(self) -> str:
-        return f"fall strictly, from {self.table[-1]:.4f} (time 999) at most to {self.table[0]:.4f} (time 0) at least"
-
-    def covers(self, first: float, last: float) -> bool:
-        slack = 1e-4  # for numbers with as few digits as in `rule`
-        return first <= self.table[-1] + slack and last >= self.table[0] - slack
-
-    def add_noise(self, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-        """z = (x0 + sigma eps) / c."""
-        sigma = expand(sigma, x0)
-        return (x0 + sigma * eps) / _c(sigma)
-
-    def to_x0(self, z: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
-        """x0 = c z - sigma eps = (z - sqrt(1 - a) eps) / sqrt(a)."""
-        sigma = expand(sigma, z)
-        return _c(sigma) * z - sigma * prediction
-
-    def target(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """eps."""
-        return eps
-
-    def step(self, z: Tensor, prediction: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
-        """DDIM without noise: c_t z_t = c_s z_s + (sigma_t - sigma_s) eps."""
-        sigma_s, sigma_t = expand(sigma_s, z), expand(sigma_t, z)
-        return (_c(sigma_s) * z + (sigma_t - sigma_s) * prediction) / _c(sigma_t)
-
-    def solve_step(self, z_s: Tensor, z_t: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> Tensor:
-        """(c_t z_t - c_s z_s) / (sigma_t - sigma_s)."""
-        sigma_s, sigma_t = expand(sigma_s, z_s), expand(sigma_t, z_s)
-        return (_c(sigma_t) * z_t - _c(sigma_s) * z_s) / (sigma_t - sigma_s)
-
-    def anchored(self, eps: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
-        """The x0 that the student implies (paper, appendix C)."""
-        return self.to_x0(eps, prediction, sigma)
-
-    def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
-        """The x0 that the teacher implies at z_k, (z_k - sqrt(1 - a_k) eps_k) / sqrt(a_k): one more guided call.
-
-        At sigma_k = 0 that is z_k, without a call (paper, appendix C).
-        """
-        if sigma_k == 0:
-            return z_k
-        return self.to_x0(z_k, teacher(z_k, sigma_k.expand(len(z_k))), sigma_k)
-
-
-def _c(sigma: Tensor) -> Tensor:
-    return (1 + sigma.square()).sqrt()

@@ -5,17 +5,21 @@ model's configurations (both import neither diffusers nor transformers), and `fa
 `config.presets.FAMILIES` has the defaults of its flags.
 """
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from dpdmd.config.options import ModelConfig
+from dpdmd.config.variants import find_variant
 from dpdmd.models.base import Family
 from dpdmd.models.lora import Adapter, Adapters
+from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.sd35.layout import LAYOUT as SD35
 from dpdmd.models.sdxl.layout import LAYOUT as SDXL
 from dpdmd.models.zimage.layout import LAYOUT as ZIMAGE
 from dpdmd.utils.text_files import read_json
 
+_SAMPLING_FLAGS = {"steps": "teacher_infer_steps", "guidance_scale": "teacher_guidance_scale"}
 LAYOUTS = {"sd35": SD35, "sdxl": SDXL, "zimage": ZIMAGE}
 
 
@@ -26,6 +30,20 @@ def family_of(folder: Path) -> str:
     except ValueError:
         found = None
     return next((name for name, layout in LAYOUTS.items() if layout.pipeline == found), next(iter(LAYOUTS)))
+
+
+def sampling_defaults(folder: Path) -> SamplingDefaults:
+    """Return the sampling defaults of a pipeline folder: those in its dpdmd.json, else its model's, else its family's.
+
+    Raises:
+        ValueError: the dpdmd.json is unreadable, or holds unknown entries or invalid values.
+    """
+    name = family_of(folder)
+    defaults, variant = LAYOUTS[name].defaults, find_variant(name, folder)
+    if variant:
+        values = {ours: variant.values[flag] for ours, flag in _SAMPLING_FLAGS.items() if flag in variant.values}
+        defaults = replace(defaults, **values)
+    return read_sampling_defaults(folder, defaults)
 
 
 def family_class(name: str) -> type[Family]:

@@ -18,7 +18,7 @@ from dpdmd.models.hub_models import locate
 from dpdmd.models.layout import Layout
 from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.noise_schedule import DEFAULT, Schedule
-from dpdmd.models.registry import LAYOUTS, family_class, family_of
+from dpdmd.models.registry import LAYOUTS, family_class, family_of, sampling_defaults
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import (
     NETWORK_FILES,
@@ -101,7 +101,7 @@ def _find(path: Path, base_model: Path | None) -> Model:
         return Model(base_model, _defaults_of_network(path, base_model), state_dict=path)
     if place := model_place(path):
         if (place / MODEL_INDEX).is_file():
-            return Model(place, read_sampling_defaults(place, LAYOUTS[family_of(place)].defaults))
+            return Model(place, sampling_defaults(place))
         return _with_base(place, base_model)
     raise ValueError(
         f"--model {path}: neither a pipeline folder (no model_index.json) nor a LoRA (no {LORA_WEIGHTS}) nor a "
@@ -124,9 +124,7 @@ def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
 
 def _student_defaults(base: Path) -> SamplingDefaults:
     """Return the sampling defaults of a student of `base` that has no dpdmd.json: text as in `base`, and 4 steps."""
-    layout = LAYOUTS[family_of(base)]
-    own = read_sampling_defaults(base, layout.defaults)
-    off = layout.guidance.off  # paper
+    own, off = sampling_defaults(base), LAYOUTS[family_of(base)].guidance.off  # paper
     return replace(own, steps=STUDENT_STEPS, guidance_scale=off, sigmas=None, grid=DEFAULT, base=None, shift=None)
 
 

@@ -26,14 +26,14 @@ class Rollout:
 def rollout(
     predict: Predictor,
     schedule: Schedule,
-    z: Tensor,
+    eps: Tensor,
     sigmas: Tensor,
     *,
     detach_first_step: bool = False,
     gradient_steps: Collection[int] | None = None,
     jump_at: int | None = None,
 ) -> Rollout:
-    """Run the ODE sampler from `z` at sigmas[0] along the grid `sigmas` [N + 1].
+    """Run the ODE sampler from the start noise `eps` [B, C, H, W] along the grid `sigmas` [N + 1].
 
     Args:
         detach_first_step: detach the latent after step 1, so that a loss on `x` has no gradient to the first prediction
@@ -44,7 +44,7 @@ def rollout(
         jump_at: end the trajectory at this step with the student's x0 prediction as `x`. The latent before this step is
             detached (DMD2's simulation, section 4.5, along the ODE).
     """
-    first_prediction = None
+    z, first_prediction = schedule.start(eps, sigmas[0]), None
     for index, (sigma_s, sigma_t) in enumerate(pairwise(sigmas)):
         if jump_at == index:
             z = z.detach()

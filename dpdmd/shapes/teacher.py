@@ -224,7 +224,7 @@ def loss_and_gradients(
         pooled_projections=pooled,
         return_dict=False,
     )[0]
-    loss = F.mse_loss(velocity, flow.target(x0, eps))
+    loss = F.mse_loss(velocity, flow.target(x0, eps, sigma))
     return loss.detach(), torch.autograd.grad(loss, list(transformer.parameters()))
 
 

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from dpdmd.config import Config
+from dpdmd.config.variants import find_variant
 from dpdmd.evaluation.in_loop_setup import set_up_evaluation
 from dpdmd.models.memory_estimate import MemoryEstimate
 from dpdmd.models.registry import LAYOUTS
@@ -16,24 +17,27 @@ from dpdmd.training.preflight_models import check_models
 def preview_memory(config: Config, topology: Topology) -> tuple[MemoryEstimate, str]:
     """Return the estimate of one process, and the source of the model's shapes.
 
-    If the default teacher is not there, its shapes are those of the family's official model (`Layout.official`).
+    If the teacher is not there, but its path or id is that of an official model, the shapes are those of this model
+    (`Layout.official`, `Layout.other_official`).
 
     Raises:
         ValueError: one line that names the flag or file and what to do.
     """
     model, layout = config.model, LAYOUTS[config.model.family]
-    if "teacher_id" in config.given or Path(model.teacher_id).exists():
+    variant = find_variant(model.family, Path(model.teacher_id))
+    repository = variant.repository if variant else layout.repository
+    if Path(model.teacher_id).exists() or not model.teacher_id.partition("@")[0].endswith(repository):
         locate_models(config)
         return _estimate(config, topology), model.teacher_id
     from dpdmd.models.hollow import write_hollow  # imports diffusers, which takes seconds
 
     with tempfile.TemporaryDirectory() as work:
         missing, hollow = model.teacher_id, Path(work, "teacher")
-        write_hollow(layout, hollow)
+        write_hollow(layout, hollow, variant.name if variant else "")
         for name in ("teacher_id", "student_id", "fake_id"):
             if getattr(model, name) == missing:
                 setattr(model, name, str(hollow))
-        return _estimate(config, topology), f"those of {layout.repository}, since {missing} is not there"
+        return _estimate(config, topology), f"those of {repository}, since {missing} is not there"
 
 
 def _estimate(config: Config, topology: Topology) -> MemoryEstimate:

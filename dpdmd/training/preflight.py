@@ -15,6 +15,7 @@ from dpdmd.data.prompts import PromptWeights, fingerprint
 from dpdmd.distributed.launch_env import read_launch, single_process_warning
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.update_schedule import num_student_updates
+from dpdmd.models.checks.distilled import why_distilled
 from dpdmd.models.memory_estimate import MemoryEstimate, device_bytes
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.run_folder import RunFolder
@@ -178,6 +179,12 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
         warnings.append(warning)
     if config.run.resume_from_checkpoint and not point.path:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
+    if reason := why_distilled(config.model.family, Path(config.model.teacher_id)):
+        warnings.append(
+            f"--teacher_id {config.model.teacher_id}: {reason}. A distilled teacher has less variety to pass on, and "
+            f"--teacher_guidance_scale {config.method.teacher_guidance_scale} was not part of its training: give the "
+            "model that it was distilled from"
+        )
     if point.progress and point.progress.models is None:
         warnings.append(
             f"{point.path}: an older version wrote it without the content of its teacher; whether "

@@ -10,6 +10,7 @@ from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.methods.perceptual_files import check_perceptual
 from dpdmd.models.attention_backend import check_attention_backend
 from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_sampling_defaults
@@ -62,6 +63,7 @@ def _check_networks(config: Config) -> None:
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if differing:
             raise ValueError(f"{flag} {folder}: not the teacher's architecture ({', '.join(differing)} differ)")
+        _check_prediction(layout, teacher, flag, Path(folder))
     for size in data.image_sizes:
         layout.check_size(teacher, *size, flag=f"--sizes {size}" if data.sizes else "")
     if pair := adapters(model):
@@ -70,6 +72,22 @@ def _check_networks(config: Config) -> None:
         except ValueError as error:
             raise ValueError(f"--lora_targets: {error}") from None
     _check_grids(config.method, layout.read_schedule(teacher).at_size(data.height, data.width))
+
+
+def _check_prediction(layout: Layout, teacher: Path, flag: str, folder: Path) -> None:
+    """Check that a network that comes with a scheduler predicts what the teacher's does, at the same noise levels.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if folder == teacher or not (folder / "scheduler" / "scheduler_config.json").is_file():
+        return
+    try:
+        found = layout.read_schedule(folder).predicts
+    except ValueError:  # the scheduler of such a folder is not used
+        return
+    if found != (wanted := layout.read_schedule(teacher).predicts):
+        raise ValueError(f"{flag} {folder}: its network predicts {found}, the teacher's {wanted}; give one that fits")
 
 
 def _check_grids(method: MethodConfig, schedule: Schedule) -> None:

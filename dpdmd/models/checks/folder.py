@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from dpdmd.config.variants import find_variant
 from dpdmd.models.layout import Layout
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
@@ -25,7 +26,7 @@ class MovedError(ValueError):
 @contextmanager
 def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
     """Add to errors about the files of a folder the flag that gave it, and where to get a whole one."""
-    hint = where_to_get(folder, layout.repository)
+    hint = where_to_get(folder, _repository(layout, folder))
     try:
         yield
     except MovedError as error:  # no download would help
@@ -34,6 +35,12 @@ def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
         raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
     except OSError as error:
         raise ValueError(f"{flag} {folder}: {error.filename} cannot be read ({error.strerror})") from None
+
+
+def _repository(layout: Layout, folder: Path) -> str:
+    """Return the repository of the model that a folder holds or, if it is missing, that its path names."""
+    variant = find_variant(next(name for name, other in LAYOUTS.items() if other is layout), folder)
+    return variant.repository if variant and variant.repository else layout.repository
 
 
 def check_folder(layout: Layout, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:

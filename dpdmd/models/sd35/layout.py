@@ -10,7 +10,7 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.activation_memory import call_memory
-from dpdmd.models.sd35.official import OFFICIAL
+from dpdmd.models.sd35.official import OFFICIAL, OTHERS
 from dpdmd.models.weight_files import Shape
 
 
@@ -56,6 +56,7 @@ LAYOUT = Layout(
         "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
     },
     official=OFFICIAL,
+    other_official=OTHERS,
     shapes=_shapes,
     blocks=lambda config: {"transformer_blocks.": config["num_layers"]},
     latents=_latents,

@@ -1,5 +1,7 @@
 """Configurations of Stable Diffusion 3.5-Medium's components, as in its repository; libraries' defaults left out."""
 
+from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE
+
 OFFICIAL = {
     "transformer": {
         "sample_size": 128,
@@ -58,4 +60,17 @@ OFFICIAL = {
     "tokenizer": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"},
     "tokenizer_2": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "!"},
     "tokenizer_3": {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "pad_token": "<pad>"},
+}
+
+OTHERS = {  # what differs in other models of the family
+    SD35_LARGE: {
+        "transformer": {
+            "num_layers": 38,
+            "num_attention_heads": 38,
+            "caption_projection_dim": 2432,
+            "pos_embed_max_size": 192,
+            "dual_attention_layers": (),
+        }
+    },
+    SD3_MEDIUM: {"transformer": {"pos_embed_max_size": 192, "qk_norm": None, "dual_attention_layers": ()}},
 }

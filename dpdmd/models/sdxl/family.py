@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.models.diffusers_family import DiffusersFamily, SchedulerValues
+from dpdmd.models.discrete_schedule import DiscreteSchedule
 from dpdmd.models.loading import load_text_encoders
-from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.scheduler_fit import fit_euler_scheduler
-from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE
+from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
 from dpdmd.models.sdxl.original_layout import original_layout
 from dpdmd.models.tensor_files import LazyTensor, Weights
 
@@ -51,9 +51,12 @@ class SDXLTextEncoder(TextEncoder):
 
 
 class SDXL(DiffusersFamily):
-    """StableDiffusionXLPipeline: discrete-time diffusion, a UNet2DConditionModel that predicts the noise.
+    """StableDiffusionXLPipeline: discrete-time diffusion, a UNet2DConditionModel that predicts the noise or v.
 
-    Its autoencoder overflows in fp16, so diffusers computes it in fp32. Here it runs in fp32 or bf16, which has the
+    The scheduler's file says what the network predicts, and which noise level each of its times has. Until
+    `load_schedule` is called, the times are the base model's.
+
+    The autoencoder overflows in fp16, so diffusers computes it in fp32. Here it runs in fp32 or bf16, which has the
     range of fp32.
     """
 
@@ -62,6 +65,14 @@ class SDXL(DiffusersFamily):
     pipeline_class = StableDiffusionXLPipeline
     scheduler_class = EulerDiscreteScheduler
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
+
+    def __init__(self, device: torch.device, compute_dtype: torch.dtype):
+        super().__init__(device, compute_dtype)
+        self._schedule: DiscreteSchedule = SCHEDULE
+
+    def load_schedule(self, folder: Path) -> DiscreteSchedule:
+        self._schedule = read_schedule(folder)
+        return self._schedule
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
         return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # the tokenizers have the length
@@ -73,22 +84,22 @@ class SDXL(DiffusersFamily):
         with self.autocast(z.device):
             prediction = network(
                 sample=z,
-                timestep=SCHEDULE.times(sigma),
+                timestep=self._schedule.times(sigma),
                 encoder_hidden_states=text.context,
                 added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids.expand(len(z), -1)},
                 return_dict=False,
             )[0]
         return prediction.float()
 
-    def own_values(self, schedule: EpsilonSchedule) -> SchedulerValues:
+    def own_values(self, schedule: DiscreteSchedule) -> SchedulerValues:
         return {"steps_offset": schedule.steps_offset}
 
-    def fit_scheduler(self, schedule: EpsilonSchedule, sigmas: Sequence[float]) -> SchedulerValues:
+    def fit_scheduler(self, schedule: DiscreteSchedule, sigmas: Sequence[float]) -> SchedulerValues:
         """Propose another `steps_offset`. The spacing "trailing" would start from noise of a smaller variance."""
         return fit_euler_scheduler(schedule.times(torch.tensor(sigmas[:-1])).tolist())
 
     def for_given_sigmas(
-        self, schedule: EpsilonSchedule, sigmas: tuple[float, ...], defaults: SamplingDefaults
+        self, schedule: DiscreteSchedule, sigmas: tuple[float, ...], defaults: SamplingDefaults
     ) -> tuple[SchedulerValues, SamplingDefaults]:
         """Return the model's own values: the scheduler takes sigmas as they are, the final 0 included."""
         return self.own_values(schedule), defaults.on_grid(sigmas_argument=sigmas)

@@ -7,14 +7,16 @@ from typing import Any
 
 from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.counted_memory import counted
+from dpdmd.models.discrete_schedule import SPACINGS, DiscreteSchedule, EpsilonSchedule, VPredictionSchedule
 from dpdmd.models.layout import Layout, clip_tokens, read_scheduler_config
-from dpdmd.models.noise_schedule import EpsilonSchedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.sdxl.official import OFFICIAL
+from dpdmd.models.sdxl.official import OFFICIAL, OTHERS
 from dpdmd.models.weight_files import Shape
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    if config.get("time_cond_proj_dim") is not None:
+        raise ValueError("time_cond_proj_dim: a network that embeds the guidance scale, as LCMs do, is not supported")
     first, last = config["block_out_channels"][0], config["block_out_channels"][-1]
     return {
         "conv_in.weight": (first, config["in_channels"], 3, 3),
@@ -54,7 +56,12 @@ def _text_widths(config: Mapping[str, Any]) -> tuple[int, int]:
 
 _EULER_DEFAULTS = {  # diffusers' values for what the file does not set
     "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
     "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
     "interpolation_type": "linear",
     "timestep_type": "discrete",
     "final_sigmas_type": "zero",
@@ -64,24 +71,44 @@ _EULER_DEFAULTS = {  # diffusers' values for what the file does not set
     "use_beta_sigmas": False,
     "rescale_betas_zero_snr": False,
 }
-_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-_GRID = {"beta_schedule": "scaled_linear", "timestep_spacing": "leading"}
-SCHEDULE = EpsilonSchedule(**_BETAS)  # the same for every model of the family
+_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_CHOICES: dict[str, tuple[Any, ...]] = {  # values that the schedules reproduce, the base model's first
+    "prediction_type": ("epsilon", "v_prediction"),
+    "timestep_spacing": SPACINGS,
+    "steps_offset": (1, 0),
+    "rescale_betas_zero_snr": (False, True),
+}
+_SCHEDULES = {"epsilon": EpsilonSchedule, "v_prediction": VPredictionSchedule}
+SCHEDULE = EpsilonSchedule(**_BETAS, steps_offset=1)  # the base model's
 
 
-def read_schedule(folder: Path) -> EpsilonSchedule:
-    """Return the schedule of an EulerDiscreteScheduler with SDXL's betas and grid.
+def read_schedule(folder: Path) -> DiscreteSchedule:
+    """Return the schedule of an EulerDiscreteScheduler with SDXL's betas, for networks that predict eps or v.
 
     Raises:
-        ValueError: the scheduler is of another class, or has other values.
+        ValueError: the scheduler is of another class, has values that no schedule reproduces, or combines epsilon with
+            zero terminal SNR, where the noise does not determine x0.
     """
     path, config = read_scheduler_config(folder, "EulerDiscreteScheduler")
-    found, wanted = {**_EULER_DEFAULTS, **config}, {**_EULER_DEFAULTS, **_BETAS, **_GRID}
-    other = [name for name, value in wanted.items() if (found.get(name) or False) != (value or False)]
+    found = {**_EULER_DEFAULTS, **config}
+    wanted = {name: (value,) for name, value in _EULER_DEFAULTS.items()}
+    wanted |= {"beta_schedule": ("scaled_linear",), **{name: (value,) for name, value in _BETAS.items()}, **_CHOICES}
+    other = [
+        name for name, values in wanted.items() if (found[name] or False) not in [each or False for each in values]
+    ]
     if other:
-        values = ", ".join(f"{name} {found.get(name)!r} in place of {wanted[name]!r}" for name in other)
+        values = ", ".join(
+            f"{name} {found[name]!r} in place of {' or '.join(repr(each) for each in wanted[name])}" for name in other
+        )
         raise ValueError(f"{path} sets {values}, which this family does not use")
-    return SCHEDULE
+    zero_snr, prediction = bool(found["rescale_betas_zero_snr"]), found["prediction_type"]
+    if zero_snr and prediction == "epsilon":
+        raise ValueError(
+            f"{path} sets rescale_betas_zero_snr with prediction_type 'epsilon': where there is no signal, the noise "
+            "says nothing about the image; set prediction_type 'v_prediction' if the network predicts v"
+        )
+    offset, spacing = int(found["steps_offset"] or 0), found["timestep_spacing"]
+    return _SCHEDULES[prediction](**_BETAS, steps_offset=offset, spacing=spacing, zero_snr=zero_snr)
 
 
 def _kohya_name(name: str) -> str:
@@ -104,6 +131,7 @@ LAYOUT = Layout(
     repository="stabilityai/stable-diffusion-xl-base-1.0",
     licence={"license": "openrail++"},
     official=OFFICIAL,
+    other_official=OTHERS,
     shapes=_shapes,
     blocks=_blocks,
     latents=lambda _: (1, math.inf),

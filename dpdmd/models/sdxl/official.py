@@ -1,5 +1,7 @@
 """Configurations of the components of SDXL base 1.0, as in its repository; libraries' defaults left out."""
 
+from dpdmd.config.variants import SDXL_V
+
 OFFICIAL = {
     "unet": {
         "sample_size": 128,
@@ -53,4 +55,8 @@ OFFICIAL = {
     },
     "tokenizer": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"},
     "tokenizer_2": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "!"},
+}
+
+OTHERS = {  # what differs in other models of the family
+    SDXL_V: {"scheduler": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}}
 }

@@ -6,9 +6,23 @@ import pytest
 import yaml
 
 from dpdmd import config
+from dpdmd.config.variants import find_variant
 from dpdmd.models.registry import LAYOUTS, family_class
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
+
+
+@pytest.mark.parametrize(("name", "family"), [("sd35_large", "sd35"), ("sd3_medium", "sd35"), ("sdxl_v", "sdxl")])
+def test_settings_are_the_variants_own_defaults(name, family):
+    """A run by its script and one with `--teacher_id` alone have the same method, before a download too."""
+    chosen = config.parse(["--config", str(SCRIPTS / "configs" / f"{name}.yaml")])
+    variant = find_variant(family, Path(chosen.model.teacher_id))
+    assert variant and chosen.model.teacher_id == f"weights/{variant.repository}"
+    plain = config.parse(["--family", family, "--teacher_id", chosen.model.teacher_id])
+    assert chosen.model == plain.model and chosen.method == plain.method
+    assert chosen.optim.batch_size * chosen.optim.grad_accum == 4  # of 32, on 8 GPUs
+    by_id = config.parse(["--family", family, "--teacher_id", f"{variant.repository}@main"])
+    assert by_id.method == plain.method
 
 
 @pytest.mark.parametrize("family", LAYOUTS)

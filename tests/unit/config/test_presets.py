@@ -7,14 +7,30 @@ import pytest
 import yaml
 
 from dpdmd import config
-from dpdmd.config.presets import FAMILIES, PRESETS
+from dpdmd.config.presets import FAMILIES, LARGER_MODELS, PRESETS
+from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE, find_variant
 from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
+from dpdmd.models.hollow import write_hollow
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.training.memory_estimate import estimate_memory
 from dpdmd.training.memory_items import IMAGES, Topology
 
 ROOT = Path(__file__).parents[3]
 # PickScore 3.95, ImageReward 1.8, CLIP 1.7, DINOv2 0.35 GB in fp32, rounded up.
 ALL_SCORERS, WITHOUT_PICKSCORE = 8_000_000_000, 4_050_000_000
+
+
+@pytest.fixture(scope="module", params=["", SD35_LARGE, SD3_MEDIUM])
+def model(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model of the family sd35 without its weights."""
+    folder = tmp_path_factory.mktemp("weights") / "sd35"
+    write_hollow(LAYOUTS["sd35"], folder, request.param)
+    return folder
+
+
+def name_of(folder: Path) -> str | None:
+    variant = find_variant("sd35", folder)
+    return variant and variant.name
 
 
 def evaluation(folder: Path, num_bytes: int) -> EvalSetup:
@@ -26,11 +42,16 @@ def evaluation(folder: Path, num_bytes: int) -> EvalSetup:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_fits_its_device_beside_the_scorers(medium, tmp_path, name):
-    """5% of the device stay free for workspaces and fragmentation."""
+def test_a_preset_fits_its_device_beside_the_scorers(model, tmp_path, name):
+    """5% of the device stay free for workspaces and fragmentation. A preset that is no fit for a model is an error."""
     preset = PRESETS[name]
     scored = evaluation(tmp_path, WITHOUT_PICKSCORE if name == "16gb" else ALL_SCORERS)
-    chosen = config.parse(["--teacher_id", str(medium), "--preset", name])
+    command = ["--teacher_id", str(model), "--preset", name]
+    if LARGER_MODELS[SD35_LARGE].get(name, {}) is None and name_of(model) == SD35_LARGE:
+        with pytest.raises(ValueError, match="take --preset 48gb or 80gb or 8gpu"):
+            config.parse(command)
+        return
+    chosen = config.parse(command)
     planned = estimate_memory(chosen, scored, Topology(preset.devices, sharded=preset.devices > 1))
     assert planned.bytes_in_phase(IMAGES) > scored.paths["imagereward"]["ir_model_path"].stat().st_size
     assert planned.total < 0.95 * preset.gigabytes * 1e9, planned.table()

@@ -1,4 +1,7 @@
-"""The losses with SDXL: each is computed once more by hand, in the noise-prediction form of the paper's appendix C."""
+"""The losses with SDXL: each is computed once more by hand, in the noise-prediction form of the paper's appendix C.
+
+A network that predicts v, with zero terminal SNR, has the same losses in x0: its v is converted to noise, in float64.
+"""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_distillation import make_discriminator, squared_distance
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpdmd.config import Config
 from dpdmd.config.method_table import DISCRIMINATOR, METHODS
@@ -19,6 +22,7 @@ from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.networks import Networks, load_networks
 from dpdmd.methods.updates import fake_score_loss, student_loss
 from dpdmd.models.base import TextEmbedding
+from dpdmd.models.discrete_schedule import EpsilonSchedule
 from dpdmd.models.sdxl.family import SDXL
 
 CPU = torch.device("cpu")
@@ -27,11 +31,16 @@ K, SCALE = 2, 8.0
 SHAPE = (4, 8, 8)
 
 
+@pytest.fixture(scope="module", params=["sdxl", "sdxl_v"])
+def folder(request, tiny_folder: Callable[[str], Path]) -> Path:
+    return tiny_folder(request.param)
+
+
 @pytest.fixture(scope="module")
-def trio(tiny_sdxl: Path) -> Networks:
+def trio(folder: Path) -> Networks:
     """Return teacher, student and fake score with weights that differ by 10%; tests work on copies."""
     config = Config()
-    config.model.teacher_id = config.model.student_id = config.model.fake_id = str(tiny_sdxl)
+    config.model.teacher_id = config.model.student_id = config.model.fake_id = str(folder)
     networks, random = load_networks(config, SDXL(CPU, torch.float32)), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for network in (networks.student, networks.fake):
@@ -44,13 +53,13 @@ Make = Callable[..., DistillationContext]
 
 
 @pytest.fixture
-def make(trio: Networks, tiny_sdxl: Path) -> Make:
+def make(trio: Networks, folder: Path) -> Make:
     def build(**options) -> DistillationContext:
         family, networks = SDXL(CPU, torch.float32), copy.deepcopy(trio)
         values = {"teacher_infer_steps": 6, "k_anchor": K, "teacher_guidance_scale": SCALE, **options}
         config = MethodConfig(student_sigmas="trailing", **values)
-        schedule = family.load_schedule(tiny_sdxl)
-        null, discriminator = family.load_text_encoder(tiny_sdxl, 10).encode([""]), None
+        schedule = family.load_schedule(folder)
+        null, discriminator = family.load_text_encoder(folder, 10).encode([""]), None
         if DISCRIMINATOR in registry.trained_networks(config):
             discriminator = make_discriminator(family, networks.fake, null, SHAPE)
         return DistillationContext(
@@ -63,7 +72,7 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
             null=null,
             latent_shapes=[SHAPE],
             seed=0,
-            decoder=family.load_image_decoder(tiny_sdxl),
+            decoder=family.load_image_decoder(folder),
             perceptual=squared_distance,
             discriminator=discriminator,
             **DistillationContext.grids(config, schedule, CPU),
@@ -73,14 +82,20 @@ def make(trio: Networks, tiny_sdxl: Path) -> Make:
 
 
 @pytest.fixture(scope="module")
-def batch(tiny_sdxl: Path) -> MicroBatch:
-    text = SDXL(CPU, torch.float32).load_text_encoder(tiny_sdxl, 10).encode(PROMPTS)
+def batch(folder: Path) -> MicroBatch:
+    text = SDXL(CPU, torch.float32).load_text_encoder(folder, 10).encode(PROMPTS)
     return MicroBatch(text, 5, [0, 1], 5)
 
 
 def noise_of(run: DistillationContext, network, z: Tensor, sigma: float, text: TextEmbedding) -> Tensor:
+    """Return the noise that the network finds in z, float64: its prediction, or (sigma z + v) / c."""
     with torch.no_grad():
-        return run.family.predict(network, z, torch.full((len(z),), sigma), text)
+        found = run.family.predict(network, z.float(), torch.full((len(z),), sigma), text).double()
+    return found if predicts_noise(run) else (sigma * z.double() + found) / (1 + sigma**2) ** 0.5
+
+
+def predicts_noise(run: DistillationContext) -> bool:
+    return isinstance(run.schedule, EpsilonSchedule)
 
 
 def guided(run: DistillationContext, z: Tensor, sigma: float, text: TextEmbedding) -> Tensor:
@@ -93,22 +108,27 @@ def guided(run: DistillationContext, z: Tensor, sigma: float, text: TextEmbeddin
 def ddim(z: Tensor, eps: Tensor, sigma_s: float, sigma_t: float) -> Tensor:
     """sqrt(a_t) x0 + sqrt(1 - a_t) eps with x0 = (z - sqrt(1 - a_s) eps) / sqrt(a_s)."""
     a_s, a_t = 1 / (1 + sigma_s**2), 1 / (1 + sigma_t**2)
-    return a_t**0.5 * (z - (1 - a_s) ** 0.5 * eps) / a_s**0.5 + (1 - a_t) ** 0.5 * eps
+    return a_t**0.5 * (z.double() - (1 - a_s) ** 0.5 * eps) / a_s**0.5 + (1 - a_t) ** 0.5 * eps
 
 
 def test_the_tiny_network_depends_on_its_inputs(make, batch):
     """Noise, time, each kind of text and the weights change the output by over 10%, so that the tests can fail."""
     run = make()
+
+    def predict(network: nn.Module, z: Tensor, sigma: float, text: TextEmbedding) -> Tensor:
+        with torch.no_grad():
+            return run.family.predict(network, z, torch.full((len(z),), sigma), text)
+
     z, text, teacher = run.start_noise(batch), batch.text, run.networks.teacher
-    reference = noise_of(run, teacher, z, 3.0, text)
+    reference = predict(teacher, z, 3.0, text)
     others = {
-        "noise": noise_of(run, teacher, z.flip(0), 3.0, text),
-        "time": noise_of(run, teacher, z, 0.5, text),
-        "context": noise_of(run, teacher, z, 3.0, replace(text, context=text.context.flip(0))),
-        "pooled": noise_of(run, teacher, z, 3.0, replace(text, pooled=text.pooled.flip(0))),
-        "empty": noise_of(run, teacher, z, 3.0, run.null.expand(2)),
-        "student": noise_of(run, run.networks.student, z, 3.0, text),
-        "fake": noise_of(run, run.networks.fake, z, 3.0, text),
+        "noise": predict(teacher, z.flip(0), 3.0, text),
+        "time": predict(teacher, z, 0.5, text),
+        "context": predict(teacher, z, 3.0, replace(text, context=text.context.flip(0))),
+        "pooled": predict(teacher, z, 3.0, replace(text, pooled=text.pooled.flip(0))),
+        "empty": predict(teacher, z, 3.0, run.null.expand(2)),
+        "student": predict(run.networks.student, z, 3.0, text),
+        "fake": predict(run.networks.fake, z, 3.0, text),
     }
     for name, value in others.items():
         assert (value - reference).std() > 0.1 * reference.std(), name
@@ -130,7 +150,7 @@ def test_diversity_loss_is_in_x0_space(make, batch, k_anchor):
 
 
 def test_fake_loss_is_noise_prediction_on_the_students_samples(make, batch):
-    """mse(eps_fake(z_t, t), noise) at z_t = sqrt(a) x_theta + sqrt(1 - a) noise."""
+    """mse(eps_fake(z_t, t), noise) at z_t = sqrt(a) x_theta + sqrt(1 - a) noise; v's target is a mixture of both."""
     run = make()
     x, grid = run.start_noise(batch), run.student_sigmas.tolist()
     for sigma_s, sigma_t in pairwise(grid):
@@ -138,9 +158,11 @@ def test_fake_loss_is_noise_prediction_on_the_students_samples(make, batch):
     _, sigma, noise = run.score_input(batch, x)
     a = (1 / (1 + sigma**2)).reshape(2, 1, 1, 1)
     with torch.no_grad():
-        prediction = run.family.predict(run.networks.fake, a.sqrt() * x + (1 - a).sqrt() * noise, sigma, batch.text)
+        z_t = (a.sqrt() * x + (1 - a).sqrt() * noise).float()
+        prediction = run.family.predict(run.networks.fake, z_t, sigma, batch.text)
+    target = noise if predicts_noise(run) else a.sqrt() * noise - (1 - a).sqrt() * x
     found = fake_score_loss(run, batch).loss.item()
-    assert found == pytest.approx((prediction - noise).square().mean().item(), rel=1e-4)
+    assert found == pytest.approx((prediction - target).square().mean().item(), rel=1e-4)
 
 
 def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
@@ -152,8 +174,8 @@ def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
         one, s = replace(batch.text, context=batch.text.context[[i]], pooled=batch.text.pooled[[i]]), sigma[i].item()
         real = ddim(z_t[[i]], guided(run, z_t[[i]], s, one), s, 0)
         fake = ddim(z_t[[i]], noise_of(run, run.networks.fake, z_t[[i]], s, one), s, 0)
-        torch.testing.assert_close(result.images["x0_real"][[i]], real, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(result.images["x0_fake"][[i]], fake, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(result.images["x0_real"][[i]].double(), real, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(result.images["x0_fake"][[i]].double(), fake, rtol=1e-3, atol=1e-3)
     direction = result.images["x0_fake"] - result.images["x0_real"]
     direction /= (z_t - result.images["x0_real"]).abs().mean(dim=(1, 2, 3), keepdim=True)
     assert result.loss.item() == pytest.approx(0.5 * direction.square().mean().item(), rel=1e-5)
@@ -170,3 +192,13 @@ def test_gradient_of_the_dmd_term_stops_where_the_method_detaches(make, batch, m
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in run.networks.student.parameters())
     assert all(p.grad is None for n in (run.networks.teacher, run.networks.fake) for p in n.parameters())
+
+
+def test_losses_are_finite_where_there_is_noise_alone(make, batch, monkeypatch):
+    """At time 999 of zero terminal SNR sigma is 4096: x0 of teacher and fake score, and the losses, stay of order 1."""
+    run = make(method="dmd")
+    run = replace(run, score_sigmas=run.score_sigmas[:1].expand(1000))
+    student, fake = student_loss(run, batch), fake_score_loss(run, batch)
+    assert student.loss.isfinite() and fake.loss.isfinite()
+    if not predicts_noise(run):
+        assert run.score_sigmas[0] > 4000 and student.images["x0_real"].abs().max() < 100 and fake.loss < 100

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from dpdmd.methods.anchor import anchor_target
-from dpdmd.models.noise_schedule import EpsilonSchedule
+from dpdmd.models.discrete_schedule import EpsilonSchedule
 from dpdmd.sampling.rollout import rollout
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
@@ -103,7 +103,7 @@ def test_algebra_in_terms_of_a(time):
     sigma = SDXL.table[time].repeat(3)
     z = SDXL.add_noise(x0, eps, sigma)
     torch.testing.assert_close(z, a**0.5 * x0 + (1 - a) ** 0.5 * eps, rtol=0, atol=1e-12)
-    torch.testing.assert_close(SDXL.to_x0(z, SDXL.target(x0, eps), sigma), x0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(SDXL.to_x0(z, SDXL.target(x0, eps, sigma), sigma), x0, rtol=0, atol=1e-12)
     by_hand = (z - (1 - a) ** 0.5 * x0) / a**0.5  # for another prediction than the true one
     torch.testing.assert_close(SDXL.to_x0(z, x0, sigma), by_hand, rtol=1e-12, atol=1e-12)
 

@@ -111,8 +111,8 @@ def test_add_noise_to_x0_round_trip():
     z = FLOW.add_noise(x0, eps, sigma)
     by_hand = torch.stack([(1 - s) * x + s * e for x, e, s in zip(x0, eps, sigma.tolist(), strict=True)])
     torch.testing.assert_close(z, by_hand, rtol=0, atol=1e-15)
-    torch.testing.assert_close(FLOW.to_x0(z, FLOW.target(x0, eps), sigma), x0, rtol=0, atol=1e-14)
-    assert torch.equal(FLOW.target(x0, eps), eps - x0)
+    torch.testing.assert_close(FLOW.to_x0(z, FLOW.target(x0, eps, sigma), sigma), x0, rtol=0, atol=1e-14)
+    assert torch.equal(FLOW.target(x0, eps, sigma), eps - x0)
     assert torch.equal(FLOW.add_noise(x0, eps, torch.tensor(1.0)), eps)  # a scalar sigma is for all samples
     assert torch.equal(FLOW.add_noise(x0, eps, torch.tensor(0.0)), x0)
 
@@ -121,7 +121,7 @@ def test_step_follows_the_path_and_solve_step_inverts_it():
     """With the true velocity one step of any length stays on the path; solve_step finds that velocity again."""
     x0, eps, sigma_s = _pair()
     sigma_t = sigma_s / 3
-    z_s, velocity = FLOW.add_noise(x0, eps, sigma_s), FLOW.target(x0, eps)
+    z_s, velocity = FLOW.add_noise(x0, eps, sigma_s), FLOW.target(x0, eps, sigma_s)
     z_t = FLOW.step(z_s, velocity, sigma_s, sigma_t)
     torch.testing.assert_close(z_t, FLOW.add_noise(x0, eps, sigma_t), rtol=0, atol=1e-14)
     # The difference of neighbouring latents loses digits: 1e-16 / (0.05 - 0.0167) is 3e-15, times a few.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE, find_variant
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.hollow import write_hollow
 from dpdmd.models.layout import count_numbers
@@ -40,6 +41,14 @@ def test_an_official_model_has_its_published_size(family, tmp_path):
     found = {name: count_numbers(layout.weight_shapes(tmp_path, name)) for name in layout.classes}
     assert found == NUMBERS[family]
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*")) < 5e6
+
+
+@pytest.mark.parametrize(("model", "numbers"), [(SD35_LARGE, 8_056_627_520), (SD3_MEDIUM, 2_028_328_000)])
+def test_another_model_of_a_family_has_its_published_size(model, numbers, tmp_path):
+    """And is found to be this model."""
+    write_hollow(LAYOUTS["sd35"], tmp_path, model)
+    assert find_variant("sd35", tmp_path).name == model
+    assert LAYOUTS["sd35"].count_parameters(tmp_path) == pytest.approx(numbers, rel=0.03)
 
 
 @pytest.mark.parametrize("family", LAYOUTS)

@@ -1,0 +1,86 @@
+"""Models of a family with defaults of their own, found by the small files of the teacher's folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpdmd.utils.text_files import read_json
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of a family that differs from the family's first one.
+
+    Attributes:
+        name: the model's name, for messages.
+        family: the family's name.
+        file: a configuration file of the pipeline folder.
+        matches: whether the values of this file are this model's.
+        repository: source of the official weights; empty if there are several.
+        values: defaults of training flags, in place of the family's.
+        distilled: the model is itself a few-step student.
+    """
+
+    name: str
+    family: str
+    file: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    repository: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    distilled: bool = False
+
+
+SD35_LARGE, SD3_MEDIUM, SDXL_V, ZIMAGE_TURBO = "SD3.5-Large", "SD3-Medium", "SDXL with v-prediction", "Z-Image-Turbo"
+_TRANSFORMER, _SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
+VARIANTS = (
+    Variant(
+        SD35_LARGE,
+        "sd35",
+        _TRANSFORMER,
+        lambda config: not config.get("dual_attention_layers") and config.get("qk_norm") is not None,
+        "stabilityai/stable-diffusion-3.5-large",
+        {"teacher_infer_steps": 28, "teacher_guidance_scale": 3.5},  # model card
+    ),
+    Variant(
+        SD3_MEDIUM,
+        "sd35",
+        _TRANSFORMER,
+        # Its first file has neither entry.
+        lambda config: not config.get("dual_attention_layers") and config.get("qk_norm") is None,
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        {"teacher_infer_steps": 28, "teacher_guidance_scale": 7.0},  # diffusers' pipeline
+    ),
+    Variant(
+        SDXL_V,
+        "sdxl",
+        _SCHEDULER,
+        lambda config: config.get("prediction_type") == "v_prediction",
+        "Laxhar/noobai-XL-Vpred-1.0",
+        {
+            "teacher_infer_steps": 28,  # NoobAI-XL's card: 28 to 35
+            "teacher_guidance_scale": 5.0,  # NoobAI-XL's card: 4 to 5
+            "k_anchor": 5,
+        },
+    ),
+    Variant(ZIMAGE_TURBO, "zimage", _SCHEDULER, lambda config: config.get("shift") == 3.0, distilled=True),
+)
+
+
+def find_variant(family: str, folder: Path) -> Variant | None:
+    """Return the variant of a pipeline folder; None for the family's first model and for unknown ones.
+
+    If the file that tells it cannot be read, as before a download, the variant is the one that the path or the id of
+    the Hub names.
+    """
+    path = folder.as_posix().partition("@")[0]
+    for variant in VARIANTS:
+        if variant.family != family:
+            continue
+        try:
+            found = variant.matches(read_json(folder / variant.file))
+        except (ValueError, OSError):  # the checks of the folder say what is wrong
+            found = bool(variant.repository) and path.endswith(variant.repository)
+        if found:
+            return variant
+    return None
