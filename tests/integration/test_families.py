@@ -27,6 +27,7 @@ from dpdmd.data.text_embedding_cache import EmbeddingSettings, cached_encoder
 from dpdmd.demo.__main__ import build_parser
 from dpdmd.demo.comparison import Comparison
 from dpdmd.demo.models import check_models, load_models
+from dpdmd.demo.sources import find_sources
 from dpdmd.methods.discriminator import choose_blocks
 from dpdmd.methods.networks import load_networks, recompute_blocks
 from dpdmd.models.base import Family, TextEmbedding, TextEncoder
@@ -397,7 +398,7 @@ def test_images_are_generated_from_a_run(runs, tmp_path):
 def test_the_demo_shows_the_samplers_images(runs, small):
     """Teacher and student side by side, from the noises of `dpdmd.generate`."""
     given = build_parser().parse_args(["--model", str(runs.whole), "--batch_size", "1"])
-    models = load_models(check_models(given, CPU, torch.float32), torch.float32)
+    models = load_models(check_models(given, find_sources(given), CPU))
     for result in Comparison(models, [], 1).sample(PROMPTS[1], [3, 4]):
         path, options = (runs.whole, {}) if result.index else (small.folder, {"steps": 4, "height": 64, "width": 96})
         sampler, encoder = load_sampler(path, CPU, **options)
