@@ -1,0 +1,69 @@
+"""`--k_anchor auto`: K measured on the teacher, once before a run."""
+
+from typing import Any
+
+from dpdmd.config.anchor_search import AUTO, NUM_PROMPTS, NUM_SEEDS, THRESHOLD
+from dpdmd.config.method_table import METHODS
+from dpdmd.data.prompts import pool_prompts
+from dpdmd.distributed import collectives
+from dpdmd.methods.context import DistillationContext
+from dpdmd.methods.decidedness import CurveSettings, cheap_space, curve_steps, measure_curves, smallest_decided
+from dpdmd.models.base import ImageDecoder, TextEncoder
+from dpdmd.sampling.sampler import Sampler, SamplerSettings
+from dpdmd.training.preflight import RunSetup
+from dpdmd.utils.logging import logger
+
+
+def set_k_anchor(
+    setup: RunSetup, accelerator: Any, run: DistillationContext, encoder: TextEncoder, decoder: ImageDecoder
+) -> None:
+    """Replace `--k_anchor auto` by the measured K, the same on every rank, if the method has an anchor. Collective.
+
+    A run that resumes already has the K of its checkpoint. Each rank measures its share of the prompts.
+
+    Raises:
+        ValueError: the teacher's samples are not finite, or do not vary with the seed.
+    """
+    method, teacher = setup.config.method, setup.config.model.teacher_id
+    if method.k_anchor != AUTO or "k_anchor" not in METHODS[method.method].options:
+        return
+    size = next(iter(setup.config.data.image_sizes))
+    prompts = list(
+        enumerate(pool_prompts(setup.prompts, run.seed, min(NUM_PROMPTS, len(setup.prompts)), setup.weights))
+    )
+    settings = CurveSettings(
+        curve_steps(method.teacher_infer_steps), cheap_space(*size), NUM_SEEDS, run.seed, setup.config.optim.batch_size
+    )
+    sampler = Sampler(
+        run.family,
+        run.networks.teacher,
+        run.schedule,
+        decoder,
+        run.null,
+        SamplerSettings(run.teacher_sigmas, method.teacher_guidance_scale, *size),
+    )
+    mine = collectives.share(prompts, accelerator.process_index, accelerator.num_processes)
+    try:
+        curves = measure_curves(sampler, encoder, mine, settings, progress=accelerator.is_main_process)
+        failure = ""
+    except ValueError as error:
+        curves, failure = {}, f"--k_anchor auto: --teacher_id {teacher}: {error}"
+    shares = collectives.gather(accelerator, [(curves, failure)])
+    if failures := [failure for _, failure in shares if failure]:
+        raise ValueError(failures[0])
+    by_prompt = {index: curve for share, _ in shares for index, curve in share.items()}
+    means = [
+        sum(values) / len(by_prompt) for values in zip(*(by_prompt[i].decidedness for i, _ in prompts), strict=True)
+    ]
+    k_anchor = smallest_decided(settings.steps, means, THRESHOLD, method.anchor_steps)
+    method.k_anchor = collectives.broadcast_from_main(accelerator, k_anchor)
+    if accelerator.is_main_process:
+        logger.info(
+            "--k_anchor auto: %d of %d steps, the first with decidedness %.2f or more (%d prompts x %d seeds, in %s)",
+            method.k_anchor,
+            method.teacher_infer_steps,
+            THRESHOLD,
+            len(prompts),
+            NUM_SEEDS,
+            settings.space,
+        )
