@@ -26,6 +26,7 @@ from dpdmd.models.noise_schedule import Schedule
 from dpdmd.sampling.rollout import rollout
 from dpdmd.sampling.sampler import Sampler, batches_of
 
+ROUNDING = 1e-6  # of fp32: samples that differ by less are equal
 MAX_CURVE = 60  # values of K on one curve: of a prompt's seeds, the latents of each K are kept on the host
 MAX_DECODED = 512 * 512  # pixels of an image: decoding larger ones for every K takes about as long as sampling them
 
@@ -95,8 +96,9 @@ def compare_ends(ends: Tensor, finals: Tensor) -> tuple[float, float]:
     Raises:
         ValueError: x_N is the same for all seeds.
     """
-    ends, finals = (values.flatten(1).float() - values.flatten(1).float().mean(0) for values in (ends, finals))
-    if not finals.any():
+    ends, samples = ends.flatten(1).float(), finals.flatten(1).float()
+    ends, finals = ends - ends.mean(0), samples - samples.mean(0)
+    if finals.norm() <= ROUNDING * samples.norm():
         raise ValueError("the teacher's samples of all seeds are equal: there is no variety to keep")
     cosines = torch.nn.functional.cosine_similarity(ends, finals, dim=1, eps=1e-12)
     return cosines.double().mean().item(), (ends.norm() / finals.norm()).item()
