@@ -29,7 +29,7 @@ def draw(result: Result, samples: Samples) -> Image.Image:
                 axes.imshow(image)
                 axes.set_axis_off()
         for axes, k in zip(grid[0], samples.steps, strict=True):
-            name = f"K = {k}" if k != samples.steps[-1] else "teacher's end"
+            name = f"K = {k}" if k != samples.steps[-1] else "teacher"
             axes.set_title(name, size=8, weight="bold" if k == result.k_anchor else "normal")
         png = io.BytesIO()
         figure.savefig(png, format="png")
