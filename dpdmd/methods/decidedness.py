@@ -28,7 +28,8 @@ from dpdmd.sampling.sampler import Sampler, batches_of
 
 ROUNDING = 1e-6  # of fp32: samples that differ by less are equal
 MAX_CURVE = 60  # values of K on one curve: of a prompt's seeds, the latents of each K are kept on the host
-MAX_DECODED = 512 * 512  # pixels of an image: decoding larger ones for every K takes about as long as sampling them
+MAX_DECODED = 512 * 512  # pixels of an image: one decoding for each seed and K of larger ones costs too much
+DECODED = 4  # images at a time
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class CurveSettings:
     Attributes:
         steps: the values of K, rising; the last is the number of the teacher's steps, N.
         space: PIXELS or LATENTS, in which samples are compared.
-        batch_size: samples of one network call, or of one call of the decoder.
+        batch_size: samples of every network call.
     """
 
     steps: tuple[int, ...]
@@ -130,9 +131,10 @@ def measure_curves(
         for index, prompt in prompts:
             row, ends = encoder.encode([prompt]), []
             for batch in batches:
-                eps = sampler.start_noise([(index, sample) for _, sample in batch], settings.seed)
-                text = row.expand(len(batch))
-                ends.append(straight_line_ends(sampler, text, eps, settings.steps))
+                filled = batch + batch[-1:] * (settings.batch_size - len(batch))  # a compiled network knows one size
+                eps = sampler.start_noise([(index, sample) for _, sample in filled], settings.seed)
+                text = row.expand(len(filled))
+                ends.append(straight_line_ends(sampler, text, eps, settings.steps)[:, : len(batch)])
                 bar.update()
             try:
                 curves[index] = _curve(sampler, torch.cat(ends, dim=1), settings)
@@ -151,7 +153,7 @@ def _curve(sampler: Sampler, ends: Tensor, settings: CurveSettings) -> Curve:
     def in_space(latents: Tensor) -> Tensor:
         if settings.space == LATENTS:
             return latents
-        parts = latents.split(settings.batch_size)
+        parts = latents.split(min(settings.batch_size, DECODED))
         return torch.cat([sampler.decoder.decode(part.to(sampler.family.device)).cpu() for part in parts])
 
     finals = in_space(ends[-1])

@@ -126,7 +126,14 @@ def test_decidedness_is_the_cosine_and_spread_the_ratio_of_sizes():
 
 
 def test_the_curve_does_not_depend_on_the_batches_and_follows_the_seed():
-    one, other = measure(make_sampler(bent, SDXL)), measure(make_sampler(bent, SDXL), batch_size=7)
+    sizes = set()
+
+    def teacher(z: Tensor, sigma: Tensor) -> Tensor:
+        sizes.add(len(z))
+        return bent(z, sigma)
+
+    one, other = measure(make_sampler(teacher, SDXL)), measure(make_sampler(bent, SDXL), batch_size=7)
+    assert sizes == {3}  # 7 seeds: also in the last call
     assert one.decidedness == pytest.approx(other.decidedness, abs=1e-6)
     assert measure(make_sampler(bent, SDXL), seed=1).decidedness != one.decidedness
 
