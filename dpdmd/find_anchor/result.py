@@ -68,8 +68,19 @@ class Result:
     @cached_property
     def k_anchor(self) -> int:
         """The smallest K whose mean decidedness reaches the threshold."""
-        means = [point.decidedness.mean for point in self.points]
-        return smallest_decided(self.settings.steps, means, self.threshold, self.config.method.anchor_steps)
+        return self._smallest([point.decidedness.mean for point in self.points])
+
+    @cached_property
+    def k_interval(self) -> tuple[int, int] | None:
+        """The K that the upper and the lower bound of decidedness give; None with one prompt."""
+        bounds = [(point.decidedness.high, point.decidedness.low) for point in self.points]
+        if None in bounds[0]:
+            return None
+        highs, lows = zip(*bounds, strict=True)
+        return self._smallest(highs), self._smallest(lows)
+
+    def _smallest(self, decidedness: Sequence[float]) -> int:
+        return smallest_decided(self.settings.steps, decidedness, self.threshold, self.config.method.anchor_steps)
 
     def calls(self, k_anchor: int) -> int:
         """Return the calls of the guided teacher for one anchor of K steps, or of `--anchor_steps` longer ones."""
@@ -90,6 +101,7 @@ class Result:
         layout, teacher = LAYOUTS[model.family], Path(model.teacher_id)
         return {
             "k_anchor": self.k_anchor,
+            "k_interval": self.k_interval,
             "threshold": self.threshold,
             "guided_calls_per_anchor": self.calls(self.k_anchor),
             "anchor_steps": method.anchor_steps,
@@ -120,10 +132,11 @@ class Result:
         ]
         passes = 1 if self.sampler.settings.guidance_scale == 1 else 2
         calls = self.calls(self.k_anchor)
+        interval = "" if self.k_interval is None else " ({} to {} by the interval)".format(*self.k_interval)
         return (
             f"{markdown_table(['K', 'sigma', 'decidedness', 'spread', 'guided calls'], rows)}\n\n"
             f"--k_anchor {self.k_anchor}: the smallest with a decidedness of {self.threshold:g} or more in "
-            f"{self.settings.space}; one anchor costs {counted(calls, 'guided call')} of the teacher, "
+            f"{self.settings.space}{interval}; one anchor costs {counted(calls, 'guided call')} of the teacher, "
             f"{counted(passes * calls, 'pass', 'es')} of its network"
         )
 

@@ -15,7 +15,7 @@ from dpdmd.methods import decidedness
 from dpdmd.training import anchor_choice
 from dpdmd.utils.strict_yaml import read
 
-DRIVER = Path(__file__).parents[1] / "processes" / "drivers" / "found_anchor.py"
+DRIVERS = Path(__file__).parents[1] / "processes" / "drivers"
 STEPS = 4
 Find = Callable[..., dict]
 
@@ -58,6 +58,8 @@ def test_the_program_reports_the_curve_the_cost_and_an_image(find, tmp_path, cap
     k = found["k_anchor"]
     assert next(point["k"] for point in curve if point["decidedness"]["mean"] >= 0.9) == k
     assert found["guided_calls_per_anchor"] == k and found["space"] == "pixels"
+    first, last = found["k_interval"]
+    assert first <= k <= last and curve[last - 1]["decidedness"]["low"] >= 0.9 > curve[first - 2]["decidedness"]["high"]
     assert f"--k_anchor {k}: the smallest with a decidedness of 0.9 or more in pixels" in capsys.readouterr().out
     with Image.open(tmp_path / "found" / "anchor.png") as image:
         assert image.width > 1000
@@ -139,9 +141,14 @@ def test_two_processes_find_the_k_of_one(auto, find, tmp_path, run_processes, mo
     """Each measures its share of the prompts, and both train with the same K."""
     k = find("--num_seeds", str(NUM_SEEDS), "--teacher_infer_steps", str(STEPS))["k_anchor"]
     monkeypatch.setenv("FOUND", str(tmp_path / "ranks"))
-    run_processes([str(DRIVER), *auto, "--run_dir", str(tmp_path / "run"), "--max_steps", "2"])
+    run, short = tmp_path / "run", ["--max_steps", "2"]
+    run_processes([str(DRIVERS / "found_anchor.py"), *auto, *short, "--run_dir", str(run)])
     assert sorted((tmp_path / "ranks").read_text().splitlines()) == [f"0 {k}", f"1 {k}"]
-    assert read_yaml(tmp_path / "run" / "config.yaml").method.k_anchor == k
+    assert read_yaml(run / "config.yaml").method.k_anchor == k
+    sharded = tmp_path / "sharded"
+    flags = [*auto, *short, "--shard_teacher", "--run_dir", str(sharded)]
+    run_processes([str(DRIVERS / "fsdp_cpu.py"), *flags])  # five prompts: rank 1 repeats one, since ranks call together
+    assert read_yaml(sharded / "config.yaml").method.k_anchor == k
 
 
 @pytest.mark.usefixtures("few_seeds")
