@@ -10,7 +10,7 @@ from PIL import Image
 
 from dpdmd.config import Config
 from dpdmd.evaluation.statistics import Summary, summarise
-from dpdmd.methods.decidedness import Curve, CurveSettings, anchor_calls, smallest_decided
+from dpdmd.methods.decidedness import Curve, CurveSettings, anchor_calls, mean_decidedness, smallest_decided
 from dpdmd.models.identity import identify_pipeline
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.sampling.sampler import Sampler
@@ -68,7 +68,7 @@ class Result:
     @cached_property
     def k_anchor(self) -> int:
         """The smallest K whose mean decidedness reaches the threshold."""
-        return self._smallest([point.decidedness.mean for point in self.points])
+        return self._smallest(mean_decidedness(self.curves))
 
     @cached_property
     def k_interval(self) -> tuple[int, int] | None:

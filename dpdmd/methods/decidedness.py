@@ -14,6 +14,7 @@ do not have.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -160,6 +161,11 @@ def _curve(sampler: Sampler, ends: Tensor, settings: CurveSettings) -> Curve:
     values = [compare_ends(in_space(each), finals) for each in ends[:-1]]
     decidedness, spread = zip(*values, (1.0, 1.0), strict=True)
     return Curve(decidedness, spread)
+
+
+def mean_decidedness(curves: Sequence[Curve]) -> list[float]:
+    """Return the mean over prompts of D(K), for each K."""
+    return [fmean(values) for values in zip(*(curve.decidedness for curve in curves), strict=True)]
 
 
 def smallest_decided(
