@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from dpdmd.config import hub_flags
+from dpdmd.config.anchor_search import AUTO
 from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize, parse_sizes
 from dpdmd.config.method_table import METHODS
 from dpdmd.config.presets import FAMILIES, as_typed
@@ -47,6 +48,7 @@ def _flag(
     empty: bool = False,
     path: bool = False,
     may_change_on_resume: bool = False,
+    words: tuple[str, ...] = (),
 ) -> Any:
     """Return a field that is also a flag.
 
@@ -56,8 +58,9 @@ def _flag(
         empty: whether an empty string is allowed and means None.
         path: whether the value is a path, so that `a` and `./a/` are equal.
         may_change_on_resume: whether a resumed run may have another value.
+        words: allowed in place of a number; the run replaces a word by the number that it finds.
     """
-    values = {"choices": choices, "ge": ge, "gt": gt, "lt": lt, "le": le, "empty": empty, "path": path}
+    values = {"choices": choices, "ge": ge, "gt": gt, "lt": lt, "le": le, "empty": empty, "path": path, "words": words}
     return field(
         default=default,
         metadata={"help": help, "source": source, "may_change_on_resume": may_change_on_resume, **values},
@@ -127,7 +130,12 @@ class MethodConfig:
     )
     teacher_infer_steps: int = _flag(30, "steps of the teacher's grid", "paper", ge=1, le=MAX_GRID_STEPS)
     stu_inference_steps: int = _flag(4, "steps of the student, N", "paper", ge=1, le=MAX_GRID_STEPS)
-    k_anchor: int = _flag(5, "teacher steps to the anchor, K", "paper, table 3")
+    k_anchor: int | str = _flag(
+        5,
+        "teacher steps to the anchor, K; auto: measured on the teacher before training",
+        "paper, table 3",
+        words=(AUTO,),
+    )
     anchor_steps: int | None = _flag(
         None, "number of longer teacher steps to the anchor; without it the teacher's own k_anchor steps", "ours"
     )

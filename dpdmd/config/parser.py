@@ -2,7 +2,7 @@
 
 import argparse
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ MAX_MESSAGE = 400  # letters of argparse's messages
 def _convert(value: Any, kind: type, name: str, place: str) -> Any:
     """Convert a YAML value to its field's type. YAML reads 1e-5 as text, and a,b may be written as a list."""
     wanted, optional = value_type(kind, name)
+    words = option_groups()[group_of_each_option()[name]][1][name].metadata["words"]
+    if value in words:
+        return value
     if wanted is str and isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
         return ",".join(map(str, value))
     if value is None and optional:
@@ -39,7 +42,8 @@ def _convert(value: Any, kind: type, name: str, place: str) -> Any:
             raise ValueError
         return wanted(str(value)) if wanted is not bool else value
     except ValueError:
-        raise ValueError(f"{place}: {name} must be {wanted.__name__}, not {value!r}") from None
+        other = f"; or give {', '.join(words)}" if words else ""
+        raise ValueError(f"{place}: {name} must be {wanted.__name__}, not {value!r}{other}") from None
 
 
 def from_dict(values: dict[str, Any], place: str, onto: Config | None = None) -> Config:
@@ -160,10 +164,22 @@ def _add_flag(group: Any, name: str, metadata: Mapping[str, Any], default: Any, 
     elif wanted is bool:
         options["action"] = argparse.BooleanOptionalAction
     else:
-        options.update(type=wanted, metavar=wanted.__name__.upper())
+        options.update(type=_number_or(metadata["words"], wanted), metavar=wanted.__name__.upper())
         if metadata["choices"]:
             options.update(choices=metadata["choices"], metavar=None)
     group.add_argument(f"--{name}", **options)
+
+
+def _number_or(words: Collection[str], wanted: type) -> Callable[[str], Any]:
+    """Return argparse's conversion to a type, or to one of `words`. Its name is in argparse's message."""
+    if not words:
+        return wanted
+
+    def convert(text: str) -> Any:
+        return text if text in words else wanted(text)
+
+    convert.__name__ = f"{wanted.__name__} or {' or '.join(words)}"
+    return convert
 
 
 def _add_alias(group: Any, name: str, alias: Alias, wanted: type) -> None:

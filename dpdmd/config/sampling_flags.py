@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize
-from dpdmd.config.options import MAX_BATCH, MAX_GRID_STEPS, MAX_IMAGES
+from dpdmd.config.options import MAX_BATCH, MAX_COUNT, MAX_GRID_STEPS, MAX_IMAGES
 from dpdmd.config.scorer_table import SCORERS
 from dpdmd.config.validation import shown
 
@@ -29,6 +29,7 @@ RANGES = {
     "num_images": (1, MAX_IMAGES),
     "num_samples": (1, MAX_IMAGES),
     "num_seeds": (1, MAX_IMAGES),
+    "num_prompts": (1, MAX_COUNT),
     "images_per_prompt": (1, MAX_IMAGES),
     "batch_size": (1, MAX_BATCH),
     "gen_batch_size": (1, MAX_BATCH),

@@ -41,6 +41,13 @@ class Config:
         if recorded is not None:
             self.recorded = {**self.recorded, name: recorded}
 
+    def take_found(self, other: "Config") -> None:
+        """Replace each word that stands for a number to be found (`words` of a field) by the number of another run."""
+        for group, (_, items) in option_groups().items():
+            for name, item in items.items():
+                if getattr(getattr(self, group), name) in item.metadata["words"]:
+                    setattr(getattr(self, group), name, getattr(getattr(other, group), name))
+
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Return plain values by group, as in config.yaml."""
         groups = {group.name: vars(getattr(self, group.name)) for group in fields(self)}
@@ -69,10 +76,11 @@ def option_groups() -> dict[str, tuple[type, dict[str, Any]]]:
 
 @cache
 def value_type(kind: type, name: str) -> tuple[type, bool]:
-    """Return the type of a field (int, float, str or bool), and whether it may be None."""
+    """Return the type of a field (int, float, str or bool) apart from its words, and whether it may be None."""
     hint = typing.get_type_hints(kind)[name]
     if isinstance(hint, types.UnionType):
-        return next(part for part in typing.get_args(hint) if part is not type(None)), True
+        parts = typing.get_args(hint)
+        return parts[0], type(None) in parts
     return hint, False
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dpdmd.config.anchor_search import AUTO
 from dpdmd.config.method_table import METHODS, detaches_first_step
 from dpdmd.config.options import (
     MAX_BATCH,
@@ -164,12 +165,13 @@ def _is_count(text: str) -> bool:
 
 
 def _check_anchor(method: MethodConfig) -> None:
-    if not 1 <= method.k_anchor <= method.teacher_infer_steps:
-        raise ValueError(
-            f"--k_anchor {method.k_anchor}: must be 1 to --teacher_infer_steps ({method.teacher_infer_steps})"
-        )
-    if method.anchor_steps is not None and not 1 <= method.anchor_steps <= method.k_anchor:
-        raise ValueError(f"--anchor_steps {method.anchor_steps}: must be 1 to --k_anchor ({method.k_anchor})")
+    limit, flag = method.k_anchor, "k_anchor"
+    if limit == AUTO:
+        limit, flag = method.teacher_infer_steps, "teacher_infer_steps"
+    elif not 1 <= limit <= method.teacher_infer_steps:
+        raise ValueError(f"--k_anchor {limit}: must be 1 to --teacher_infer_steps ({method.teacher_infer_steps})")
+    if method.anchor_steps is not None and not 1 <= method.anchor_steps <= limit:
+        raise ValueError(f"--anchor_steps {method.anchor_steps}: must be 1 to --{flag} ({limit})")
 
 
 def _check_rollout(method: MethodConfig) -> None:

@@ -111,6 +111,10 @@ class DiscreteSchedule(Schedule):
         """The x0 that the student implies (paper, appendix C), whatever its network predicts."""
         return self.to_x0(self.start(eps, sigma), prediction, sigma)
 
+    def anchored_x0(self, eps: Tensor, anchored: Tensor, sigma: Tensor) -> Tensor:
+        """The same x0."""
+        return anchored
+
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
         """The x0 that the teacher implies at z_k, (z_k - sqrt(1 - a_k) eps_k) / sqrt(a_k): one more guided call.
 

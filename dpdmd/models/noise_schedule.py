@@ -97,6 +97,10 @@ class Schedule(ABC):
         """Return the student's side of the diversity loss, from its prediction at `start` of its first sigma."""
 
     @abstractmethod
+    def anchored_x0(self, eps: Tensor, anchored: Tensor, sigma: Tensor) -> Tensor:
+        """Return the x0 that the student's first prediction implies, from its side of the diversity loss."""
+
+    @abstractmethod
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
         """Return the teacher's side of that loss, when the teacher went from eps at sigma_s to z_k at sigma_k."""
 
@@ -201,6 +205,10 @@ class FlowSchedule(Schedule):
     def anchored(self, eps: Tensor, prediction: Tensor, sigma: Tensor) -> Tensor:
         """v."""
         return prediction
+
+    def anchored_x0(self, eps: Tensor, anchored: Tensor, sigma: Tensor) -> Tensor:
+        """x0 = eps - sigma v."""
+        return self.to_x0(eps, anchored, sigma)
 
     def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
         """The velocity that carries eps to z_k in one step, (eps - z_k) / (1 - t_k) (paper, section 4.1)."""

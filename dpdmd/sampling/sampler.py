@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding, TextEncoder
-from dpdmd.models.noise_schedule import Schedule
+from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.sampling.rollout import rollout
 from dpdmd.utils.rng import normal_per_sample
 
@@ -71,8 +71,11 @@ class Sampler:
     @torch.no_grad()
     def latents(self, text: TextEmbedding, eps: Tensor) -> Tensor:
         """Sample latents from the start noise `eps` [B, C, h, w]."""
-        predict = self.family.bind_guided(self.network, text, self.null, self.settings.guidance_scale)
-        return rollout(predict, self.schedule, eps, self.settings.sigmas.to(eps.device)).x
+        return rollout(self.predictor(text), self.schedule, eps, self.settings.sigmas.to(eps.device)).x
+
+    def predictor(self, text: TextEmbedding) -> Predictor:
+        """Return the guided network with its prompts bound."""
+        return self.family.bind_guided(self.network, text, self.null, self.settings.guidance_scale)
 
     def images(self, text: TextEmbedding, keys: Batch, seed: int) -> Tensor:
         """Sample images [B, 3, H, W] in [0, 1] of B encoded prompts.

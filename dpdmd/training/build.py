@@ -25,7 +25,7 @@ from dpdmd.models.image_decoder import OffloadedDecoder
 from dpdmd.models.registry import LAYOUTS, family_class
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
-from dpdmd.training import checkpoint, optimizer_state
+from dpdmd.training import anchor_choice, checkpoint, optimizer_state
 from dpdmd.training.ema import MovingAverage
 from dpdmd.training.optimizers import make_optimizer
 from dpdmd.training.preflight import RunSetup
@@ -100,6 +100,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
         run = replace(run, perceptual=perceptual)
     if config.method.teacher_cache:
         run = replace(run, stored_samples=_store_samples(setup, accelerator, run, text_encoder))
+    anchor_choice.set_k_anchor(setup, accelerator, run, text_encoder, decoder)
     average = _load_average(setup, family, trained[STUDENT]) if config.optim.ema_decay is not None else None
     evaluation = _load_evaluation(setup, accelerator, run, text_encoder, decoder) if setup.evaluation.sets else None
     return TrainingState(trained, average, run, text_encoder, decoder, evaluation)

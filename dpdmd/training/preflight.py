@@ -68,12 +68,12 @@ def check(config: Config) -> RunSetup:
     folder = RunFolder.from_config(config.run)
     check_upload(config.run.push_to_hub, config.run.hub_model_id, config.run.private, ("--run_dir", folder.root))
     if config.hub.download:  # checked once more below: a wrong path must not cost a download
-        _read_prompts(config.data)
+        read_training_prompts(config.data)
         _check_folder(config, folder)
     locate_models(config)
     check_models(config)
     _check_caches(config)
-    prompts, weights = _read_prompts(config.data)
+    prompts, weights = read_training_prompts(config.data)
     evaluation = set_up_evaluation(config.eval, config.data.prompt_column, list(config.data.image_sizes))
     _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes
@@ -103,7 +103,12 @@ def resume_from(setup: RunSetup, point: ResumePoint) -> RunSetup:
     return setup
 
 
-def _read_prompts(data: DataConfig) -> tuple[list[str], PromptWeights | None]:
+def read_training_prompts(data: DataConfig) -> tuple[list[str], PromptWeights | None]:
+    """Read the prompts, and their weights if `--prompt_weight_column` is given.
+
+    Raises:
+        ValueError: the file cannot be read; the message names it.
+    """
     path, column = Path(data.prompt_txt), data.prompt_column
     if data.prompt_weight_column is None:
         return read_prompts(path, column=column), None

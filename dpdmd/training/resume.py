@@ -94,6 +94,8 @@ def _written_at(checkpoint: Path) -> float:
 def _read(checkpoint: Path, config: Config, sizes_only: bool) -> Progress:
     """Return the progress of a whole checkpoint that `config` continues.
 
+    Numbers that the run would have to find anew, such as that of `--k_anchor auto`, are set to the checkpoint's.
+
     Raises:
         DamagedError: a file is missing, truncated or altered.
         ValueError: a run of another configuration or another version wrote the checkpoint.
@@ -110,6 +112,7 @@ def _read(checkpoint: Path, config: Config, sizes_only: bool) -> Progress:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: not of this version ({error})") from None
+    config.take_found(theirs)
     if differences := config.differences(theirs):
         teacher = theirs.model.teacher_id
         there = os.path.isdir(teacher) or parse_id(teacher)  # a commit of the Hub cannot be moved

@@ -63,6 +63,8 @@ class Trainer:
         self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank, setup.weights)
         self._open_folder()
         state = build_training_state(self.setup, self.accelerator)
+        if self.accelerator.is_main_process:
+            write_yaml(self.config, self.folder.config)  # once more: loading may have found numbers, such as K
         self.trained, self.average, self.run = state.trained, state.average, state.run
         self.text_encoder, self.decoder, self.evaluation = state.text_encoder, state.decoder, state.evaluation
         self.checkpointer = Checkpointer(self.setup, self.accelerator, state)

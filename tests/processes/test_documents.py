@@ -29,6 +29,7 @@ from dpdmd.config.presets import PRESETS
 from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.evaluation.in_loop_setup import EvalSetup, ImageSet
+from dpdmd.find_anchor import __main__ as find_anchor
 from dpdmd.models.base import Family
 from dpdmd.models.hollow import write_hollow
 from dpdmd.models.registry import LAYOUTS
@@ -64,6 +65,7 @@ SHORT = {
     "test_diversity.py": ("--num_samples", "2"),
 }
 SHORT["dpdmd.doctor"] = SHORT["dpdmd.train"]
+SHORT["dpdmd.find_anchor"] = ("--num_prompts", "1", "--num_seeds", "2", *SHORT["dpdmd.train"])
 STEPS = 2
 # What a command line that cannot run here names: presets of GPUs, official weights, what was trained with them, sweeps.
 ELSEWHERE = re.compile(
@@ -281,6 +283,7 @@ def test_flags_exist():
     for program in programs:
         main = documents.program_of(program)
         known |= documents.fits(lambda main=main: main([]), read=False)
+    known |= find_anchor.build_parser()._option_string_actions.keys()  # beside those of dpdmd.train
     for document in ALL:
         for text in documents.INLINE.findall(documents.prose(document)):
             flags = set(re.findall(r"(?<!\S)--[a-z][\w-]*", text))

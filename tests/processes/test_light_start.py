@@ -47,6 +47,8 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
         pytest.param("dpdmd.demo.__main__ --model weights/no_such --port 0", ["torch"], marks=NEEDS_GRADIO),
         ("dpdmd.train --teacher_id no/such", ["torch"]),
         ("dpdmd.doctor --teacher_id no/such", ["torch"]),
+        ("dpdmd.find_anchor.__main__ --num_seeds 1", []),
+        ("dpdmd.find_anchor.__main__ --teacher_id no/such", ["torch"]),
         ("dpdmd.shapes.measure --model no/such", ["torch"]),
         ("test_diversity.py --model no/such", []),
     ],

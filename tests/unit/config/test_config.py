@@ -166,3 +166,17 @@ def test_what_may_change_on_resume():
     ours = config.parse(["--max_steps", "10", "--k_anchor", "5"])
     assert ours.differences(config.parse(["--max_steps", "20", "--run_dir", "x", "--prompt_txt", "y.txt"])) == []
     assert ours.differences(config.parse(["--k_anchor", "6"])) == ["k_anchor: 5 here, 6 there"]
+
+
+def test_a_word_in_place_of_a_number_is_replaced_by_what_another_run_found(tmp_path):
+    ours = config.parse(["--k_anchor", "auto", "--anchor_steps", "8"])
+    assert ours.method.k_anchor == "auto"
+    config.write_yaml(ours, tmp_path / "auto.yaml")
+    assert config.read_yaml(tmp_path / "auto.yaml").method.k_anchor == "auto"
+    theirs = config.parse(["--k_anchor", "9", "--teacher_infer_steps", "20", "--anchor_steps", "8"])
+    assert "k_anchor: 'auto' here, 9 there" in ours.differences(theirs)
+    ours.take_found(theirs)
+    assert (ours.method.k_anchor, ours.method.teacher_infer_steps) == (9, 30)  # only the word
+    theirs.method.k_anchor = 12
+    ours.take_found(theirs)
+    assert ours.method.k_anchor == 9  # a number stays

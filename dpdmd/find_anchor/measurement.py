@@ -1,0 +1,112 @@
+"""The work of `dpdmd.find_anchor`: check and load the teacher, measure its curve, write the files."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dpdmd.config import Config
+from dpdmd.data.prompts import pool_prompts
+from dpdmd.distributed.topology import describe
+from dpdmd.evaluation.in_loop_setup import set_up_evaluation
+from dpdmd.find_anchor.result import Result, Samples
+from dpdmd.methods.decidedness import CurveSettings, cheap_space, curve_steps, measure_curves, straight_line_ends
+from dpdmd.models.attention_backend import use_attention_backend
+from dpdmd.models.base import TextEncoder
+from dpdmd.models.registry import family_class
+from dpdmd.sampling.sampler import Sampler, SamplerSettings
+from dpdmd.training.model_sources import locate_models
+from dpdmd.training.preflight import read_training_prompts
+from dpdmd.training.preflight_machine import check_machine, local_device
+from dpdmd.training.preflight_models import check_models, check_weights
+from dpdmd.utils import out_of_memory, precision
+from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.image_grid import save_image, to_pil
+from dpdmd.utils.wording import counted
+
+SHOWN_SEEDS = 4  # rows of images in anchor.png
+
+
+def run(config: Config, own: argparse.Namespace) -> str:
+    """Measure, write the files, and return the table and the result for the terminal.
+
+    Raises:
+        ValueError: one line that names the flag or file and what to do.
+        OSError: a file cannot be written.
+        MemoryError: the device has too little memory.
+    """
+    prompts = _check_teacher(config, own.num_prompts)
+    with out_of_memory.explained("lower --batch_size, --height or --width, or give --bf16 or --space latents"):
+        return _run(config, own, prompts)
+
+
+def _check_teacher(config: Config, num_prompts: int) -> list[str]:
+    """Check the teacher and everything that the flags name, and return the prompts to measure with."""
+    check_machine(config)
+    locate_models(config)
+    check_models(config)
+    prompts, weights = read_training_prompts(config.data)
+    if num_prompts > len(prompts):
+        raise ValueError(
+            f"--num_prompts {num_prompts}: --prompt_txt {config.data.prompt_txt} has {len(prompts)}; give fewer"
+        )
+    check_weights(config, set_up_evaluation(config.eval, None, list(config.data.image_sizes)))
+    return pool_prompts(prompts, config.run.seed, num_prompts, weights)
+
+
+def load_teacher(config: Config) -> tuple[Sampler, TextEncoder]:
+    """Load the teacher as `dpdmd.train` does, with the grid and the guidance of its anchors."""
+    family = family_class(config.model.family)(local_device(), precision.set_up(config.optim.bf16))
+    folder, method = Path(config.model.teacher_id), config.method
+    encoder = family.load_text_encoder(folder, config.data.max_sequence_length, no_t5=config.model.no_t5)
+    network = family.load_network(folder, family.compute_dtype).requires_grad_(False).to(family.device)
+    if config.optim.attention_backend:
+        use_attention_backend(network, config.optim.attention_backend)
+    size = next(iter(config.data.image_sizes))
+    schedule, decoder = family.load_schedule(folder).at_size(*size), family.load_image_decoder(folder)
+    null = encoder.encode([family.layout.guidance.null_prompt])
+    grid = schedule.default_sigmas(method.teacher_infer_steps)
+    settings = SamplerSettings(grid, method.teacher_guidance_scale, *size)
+    return Sampler(family, network, schedule, decoder, null, settings), encoder
+
+
+def _run(config: Config, own: argparse.Namespace, prompts: Sequence[str]) -> str:
+    started = time.perf_counter()
+    sampler, encoder = load_teacher(config)
+    steps = curve_steps(config.method.teacher_infer_steps)
+    space = own.space or cheap_space(sampler.settings.height, sampler.settings.width)
+    settings = CurveSettings(steps, space, own.num_seeds, config.run.seed, config.optim.batch_size)
+    work = f"{counted(len(prompts), 'prompt')} x {counted(own.num_seeds, 'seed')}, compared in {space}"
+    tqdm.write(f"{describe(1, sampler.family.device)}: {work}", file=sys.stderr)
+    try:
+        curves = measure_curves(sampler, encoder, list(enumerate(prompts)), settings)
+    except ValueError as error:
+        raise ValueError(f"--teacher_id {config.model.teacher_id}: {error}") from None
+    result = Result(config, settings, sampler, prompts, [curves[index] for index in range(len(prompts))], own.threshold)
+    samples = _sample(sampler, encoder, prompts[0], settings, result.shown_steps())
+    return _write(result, samples, own.out, time.perf_counter() - started)
+
+
+def _write(result: Result, samples: Samples, out: Path, seconds: float) -> str:
+    """Write anchor.json and anchor.png to `out`, and return the text for the terminal."""
+    from dpdmd.find_anchor.plot import draw  # imports matplotlib
+
+    save_image(draw(result, samples), out / "anchor.png")
+    write_text(out / "anchor.json", json.dumps({**result.as_dict(), "seconds": round(seconds, 1)}, indent=2) + "\n")
+    return f"{result.table()}\n{out / 'anchor.json'}, {out / 'anchor.png'}"
+
+
+def _sample(
+    sampler: Sampler, encoder: TextEncoder, prompt: str, settings: CurveSettings, steps: Sequence[int]
+) -> Samples:
+    """Decode what the anchors of a prompt's first seeds point at, for each K of `steps`."""
+    keys = [(0, sample) for sample in range(min(SHOWN_SEEDS, settings.num_seeds))]
+    eps, text = sampler.start_noise(keys, settings.seed), encoder.encode([prompt])
+    rows = [straight_line_ends(sampler, text, eps[i : i + 1], steps).flatten(0, 1) for i in range(len(keys))]
+    decoded = [[sampler.decoder.decode(each[None].to(eps.device)).cpu() for each in row] for row in rows]
+    return Samples(prompt, steps, [to_pil(torch.cat(row)) for row in decoded])
