@@ -73,13 +73,6 @@ def test_only_families_decide_by_family():
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
-def test_only_models_and_presets_name_the_second_family():
-    """Outside `models`, a family other than the default one is a row of the presets and nothing else."""
-    added = [family for family in LAYOUTS if family != "sd35"]
-    found = {name for name, source in SOURCES.items() if any(family in source.lower() for family in added)}
-    assert added and {name for name in found if not name.startswith("dpdmd.models")} == {"dpdmd.config.presets"}
-
-
 def test_only_methods_decide_by_method():
     """No `if method ==` anywhere: a method is a row of METHODS."""
     found = {name: find_decisions(tree, "method", set(METHODS)) for name, tree in TREES.items()}

@@ -19,7 +19,8 @@ from dpdmd.methods.decidedness import (
     straight_line_ends,
 )
 from dpdmd.models.base import TextEmbedding
-from dpdmd.models.noise_schedule import EpsilonSchedule, FlowSchedule, Predictor, Schedule, expand
+from dpdmd.models.discrete_schedule import EpsilonSchedule
+from dpdmd.models.noise_schedule import FlowSchedule, Predictor, Schedule, expand
 from dpdmd.sampling.rollout import rollout
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 

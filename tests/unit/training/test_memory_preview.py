@@ -37,6 +37,6 @@ def test_another_model_of_a_family_is_known_by_its_name(tmp_path, monkeypatch):
     large = "stabilityai/stable-diffusion-3.5-large"
     memory, source = preview_memory(config.parse(["--teacher_id", large, "--preset", "48gb"]), Topology())
     whole = next(item for item in memory.items if item.name.startswith("teacher"))
-    assert whole.bytes == pytest.approx(2 * 8.057e9, rel=0.01) and large in source
+    assert whole.bytes == 2 * 8_146_280_768 and large in source
     with pytest.raises(ValueError, match="--teacher_id weights/mine: no such folder"):
         preview_memory(config.parse(["--teacher_id", "weights/mine"]), Topology())
