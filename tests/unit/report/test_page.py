@@ -66,7 +66,7 @@ def test_the_page_shows_what_the_files_contain(tmp_path):
     runs = read_runs([RunEntry(run), RunEntry(other)])
     differing = [option.name for option in tables.options(runs) if option.differs]
     assert differing == ["k_anchor", "max_steps"]
-    assert re.search(r"k_anchor teacher steps to the anchor, K 5 7 5", text)
+    assert re.search(r"k_anchor teacher steps to the anchor, K; auto: [^;]+ 5 7 5", text)
 
 
 def test_the_moving_average_is_shown_beside_its_run(tmp_path):
