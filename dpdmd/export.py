@@ -24,7 +24,7 @@ from dpdmd.utils.hub_upload import check_upload, upload
 from dpdmd.utils.paths import check_writable, user_path
 
 if TYPE_CHECKING:
-    from dpdmd.sampling.load_model import Model  # its module imports torch
+    from dpdmd.sampling.find_model import Model  # its module imports torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:

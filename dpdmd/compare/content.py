@@ -21,7 +21,7 @@ def measure_inputs(command: Sequence[str]) -> dict[str, Path]:
 def identify_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:
     """Return name -> digest of the content. What cannot be read is left out, since it is checked elsewhere."""
     from dpdmd.models.identity import digest, identify  # imports torch, which takes seconds
-    from dpdmd.sampling.load_model import find_model
+    from dpdmd.sampling.find_model import find_model
     from dpdmd.sampling.model_identity import identify_model
 
     found = {}

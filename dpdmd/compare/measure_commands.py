@@ -17,7 +17,7 @@ from dpdmd.evaluation.program import Program
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.registry import LAYOUTS, family_of
-from dpdmd.sampling.load_model import find_model
+from dpdmd.sampling.find_model import find_model
 from dpdmd.shapes import measure
 from dpdmd.shapes.categories import category
 from dpdmd.shapes.oracle import PromptMetrics

@@ -16,16 +16,8 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import DEFAULT
 from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.sampling.load_model import (
-    Model,
-    find_model,
-    image_size,
-    load_network,
-    model_family,
-    sampler_settings,
-    uses_bf16,
-    warn_of_unused_base,
-)
+from dpdmd.sampling.find_model import Model, find_model, warn_of_unused_base
+from dpdmd.sampling.load_model import image_size, load_network, model_family, sampler_settings, uses_bf16
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.utils import precision
 from dpdmd.utils.logging import logger

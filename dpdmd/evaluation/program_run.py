@@ -29,6 +29,7 @@ from dpdmd.evaluation.scoring import (
     write_csv,
 )
 from dpdmd.models.memory_estimate import MemoryItem
+from dpdmd.sampling.find_model import find_model
 from dpdmd.sampling.image_folder import (
     GRIDS,
     PICTURES,
@@ -38,7 +39,7 @@ from dpdmd.sampling.image_folder import (
     is_whole,
     open_image,
 )
-from dpdmd.sampling.load_model import SamplerPlan, find_model, plan_sampler, uses_bf16
+from dpdmd.sampling.load_model import SamplerPlan, plan_sampler, uses_bf16
 from dpdmd.sampling.memory_estimate import report_memory
 from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import Batch, batches_of, check_finite

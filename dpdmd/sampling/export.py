@@ -10,7 +10,7 @@ from dpdmd.utils.folders import creating_folder
 if TYPE_CHECKING:
     from dpdmd.models.base import Family
     from dpdmd.models.tensor_files import Weights
-    from dpdmd.sampling.load_model import Model
+    from dpdmd.sampling.find_model import Model
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # `--dtype` -> torch's name
 
@@ -37,7 +37,8 @@ def export(
     """
     import torch
 
-    from dpdmd.sampling.load_model import find_model, model_family, warn_of_unused_base
+    from dpdmd.sampling.find_model import find_model, warn_of_unused_base
+    from dpdmd.sampling.load_model import model_family
     from dpdmd.sampling.memory_estimate import report_export_memory
 
     model = find_model(path, base_model)

@@ -13,8 +13,9 @@ from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed.launch_env import single_process_warning
 from dpdmd.distributed.topology import describe
 from dpdmd.sampling import geneval
+from dpdmd.sampling.find_model import find_model, warn_of_unused_base
 from dpdmd.sampling.image_folder import SAMPLES, SHEET, check_or_write_settings, is_whole, open_image
-from dpdmd.sampling.load_model import SamplerPlan, find_model, plan_sampler, uses_bf16, warn_of_unused_base
+from dpdmd.sampling.load_model import SamplerPlan, plan_sampler, uses_bf16
 from dpdmd.sampling.memory_estimate import report_memory
 from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import Batch, batches_of, check_finite

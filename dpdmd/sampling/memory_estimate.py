@@ -12,7 +12,8 @@ from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.memory_estimate import MemoryEstimate, MemoryItem, device_bytes, libraries
 from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.models.weight_files import read_shapes
-from dpdmd.sampling.load_model import Model, SamplerPlan
+from dpdmd.sampling.find_model import Model
+from dpdmd.sampling.load_model import SamplerPlan
 from dpdmd.utils.logging import logger
 from dpdmd.utils.text_files import read_json
 

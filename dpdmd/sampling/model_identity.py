@@ -6,8 +6,8 @@ from dpdmd.models.identity import Identity, identify, identify_pipeline
 from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE
+from dpdmd.sampling.find_model import Model
 from dpdmd.sampling.image_folder import CONTENT, LIBRARIES, MODEL
-from dpdmd.sampling.load_model import Model
 from dpdmd.utils.versions import library_versions
 
 

@@ -24,7 +24,8 @@ from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
-from dpdmd.sampling.load_model import find_model, load_sampler
+from dpdmd.sampling.find_model import find_model
+from dpdmd.sampling.load_model import load_sampler
 from dpdmd.sampling.sampler import Sampler, batches_of, check_finite
 from dpdmd.shapes.categories import accuracy_by_category, category
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_images, summarise

@@ -229,7 +229,7 @@ def test_diversity_of_given_images(tiny_scorers, tmp_path):
 
 
 def test_images_of_any_names_are_scored_with_their_prompts(tiny_scorers, tmp_path, caplog):
-    """A CSV file, --images_per_prompt and the files' own order give one result; the order is told to the user."""
+    """A CSV file, --images_per_prompt and the files' own order give one result; a message names the order."""
     images = tmp_path / "pictures"
     images.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)

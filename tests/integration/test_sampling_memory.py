@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from dpdmd import export, generate
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.family import SD35
-from dpdmd.sampling.load_model import Model, find_model, plan_sampler, uses_bf16
+from dpdmd.sampling.find_model import Model, find_model
+from dpdmd.sampling.load_model import plan_sampler, uses_bf16
 from dpdmd.sampling.memory_estimate import sampling_items
 
 WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")

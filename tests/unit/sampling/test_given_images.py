@@ -92,7 +92,7 @@ def keys_of(images) -> dict[str, tuple[int, int]]:
 
 
 def test_names_that_count_from_one(tmp_path):
-    """As many images as prompts, 1 to N: prompt 1 is the first. The user is told; other numbers are an error."""
+    """As many images as prompts, 1 to N: prompt 1 is the first. A message says so; other numbers are an error."""
     place(tmp_path, "0001.png", "0002.png")
     given = find_images(tmp_path, ["a", "b"])
     assert keys_of(given.images) == {"0001.png": (0, 0), "0002.png": (1, 0)}
@@ -127,7 +127,7 @@ def test_one_name_of_no_prompt_is_an_error(tmp_path):
 
 
 def test_names_that_say_nothing_are_taken_in_their_order(tmp_path):
-    """2 comes before 10, each prompt has as many, and the user is told the first and the last."""
+    """2 comes before 10, each prompt has as many, and a message names the first and the last."""
     place(tmp_path, *(f"image{n}.png" for n in (1, 2, 9, 10)))
     given = find_images(tmp_path, ["a", "b"])
     assert [image.path.name for image in given.images] == ["image1.png", "image2.png", "image9.png", "image10.png"]
