@@ -268,7 +268,12 @@ def test_every_sweep_of_the_repository_is_valid(path, monkeypatch):
 
 def test_the_repository_has_a_sweep_per_table_of_the_paper():
     papers = {f"{name}_{world}" for name in ("table1", "table3", "table4", "figure5") for world in ("tiny", "sd35")}
-    assert {path.stem for path in SWEEPS} - {"defaults_tiny", "geneval_tiny"} == papers
+    assert {path.stem for path in SWEEPS} - {
+        "defaults_tiny",
+        "geneval_tiny",
+        "anchor_tiny",
+        "anchor_pairs_tiny",
+    } == papers
     assert set(OWN_FLAGS) & set(OUTPUT_FLAGS) == {"run_dir"}
 
 

@@ -25,7 +25,7 @@ def arguments(*given: object) -> argparse.Namespace:
 
 def checked(*given: object) -> list[CheckedModel]:
     args = arguments(*given)
-    return check_models(args, find_sources(args), torch.device("cpu"), torch.float32)
+    return check_models(args, find_sources(args), torch.device("cpu"))
 
 
 def error_of(*given: object) -> str:

