@@ -11,6 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 SETUP_EXTRA=test
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # a worker runs on each core; more threads would only wait for each other
 if [ "${1:-}" = quick ]; then
     shift
     set -- tests/unit "$@"
