@@ -92,10 +92,11 @@ def exports(run: Path) -> dict[str, str]:
 
 def compare(name: str, ours: Path, theirs: Path) -> bool:
     """Print one line on two runs; returns whether they are equal."""
-    metrics, files = record(ours) == record(theirs), exports(ours) == exports(theirs)
+    metrics, files, others = record(ours) == record(theirs), exports(ours), exports(theirs)
+    different = sorted(path for path in files.keys() | others.keys() if files.get(path) != others.get(path))
     print(f"{name}: {len(record(ours))} records {'equal' if metrics else 'DIFFER'}, ", end="")
-    print(f"{len(exports(ours))} weight files {'equal' if files else 'DIFFER'}", flush=True)
-    return metrics and files and len(record(ours)) > 0 and len(exports(ours)) > 0
+    print(f"{len(files)} weight files {'but for ' + ', '.join(different) + ' ' if different else ''}equal", flush=True)
+    return metrics and not different and len(record(ours)) > 0 and len(files) > 0
 
 
 def main() -> None:
