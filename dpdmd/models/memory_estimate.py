@@ -1,4 +1,4 @@
-"""The estimate of a process's memory: counted items in phases, of which the largest phase is the total.
+"""The estimate of a process's memory: counted items in phases. The largest phase is the total.
 
 `dpdmd.training.memory_items` lists the items of a run, `dpdmd.sampling.memory_estimate` those of sampling
 and of an export.

@@ -1,6 +1,7 @@
 """Configurations of Stable Diffusion 3.5-Medium's components, as in its repository; libraries' defaults left out."""
 
 from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE
+from dpdmd.models.official_parts import CLIP_G, CLIP_G_TOKENIZER, CLIP_L, CLIP_L_TOKENIZER, VAE
 
 OFFICIAL = {
     "transformer": {
@@ -19,33 +20,15 @@ OFFICIAL = {
         "dual_attention_layers": tuple(range(13)),
     },
     "vae": {
+        **VAE,
         "latent_channels": 16,
-        "block_out_channels": (128, 256, 512, 512),
-        "layers_per_block": 2,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "sample_size": 1024,
         "scaling_factor": 1.5305,
         "shift_factor": 0.0609,
         "use_quant_conv": False,
         "use_post_quant_conv": False,
     },
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-        "hidden_act": "quick_gelu",
-    },
-    "text_encoder_2": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "projection_dim": 1280,
-        "hidden_act": "gelu",
-    },
+    "text_encoder": CLIP_L,
+    "text_encoder_2": CLIP_G,
     "text_encoder_3": {
         "d_model": 4096,
         "d_ff": 10240,
@@ -57,8 +40,8 @@ OFFICIAL = {
         "tie_word_embeddings": False,
     },
     "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
-    "tokenizer": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"},
-    "tokenizer_2": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "!"},
+    "tokenizer": CLIP_L_TOKENIZER,
+    "tokenizer_2": CLIP_G_TOKENIZER,
     "tokenizer_3": {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "pad_token": "<pad>"},
 }
 

@@ -1,6 +1,7 @@
 """Configurations of the components of SDXL base 1.0, as in its repository; libraries' defaults left out."""
 
 from dpdmd.config.variants import SDXL_V
+from dpdmd.models.official_parts import CLIP_G, CLIP_G_TOKENIZER, CLIP_L, CLIP_L_TOKENIZER, VAE
 
 OFFICIAL = {
     "unet": {
@@ -20,31 +21,13 @@ OFFICIAL = {
         "projection_class_embeddings_input_dim": 2816,
     },
     "vae": {
+        **VAE,
         "latent_channels": 4,
-        "block_out_channels": (128, 256, 512, 512),
-        "layers_per_block": 2,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "sample_size": 1024,
         "scaling_factor": 0.13025,
         "force_upcast": True,
     },
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-        "hidden_act": "quick_gelu",
-    },
-    "text_encoder_2": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "projection_dim": 1280,
-        "hidden_act": "gelu",
-    },
+    "text_encoder": CLIP_L,
+    "text_encoder_2": CLIP_G,
     "scheduler": {
         "_class_name": "EulerDiscreteScheduler",
         "beta_start": 0.00085,
@@ -53,8 +36,8 @@ OFFICIAL = {
         "steps_offset": 1,
         "timestep_spacing": "leading",
     },
-    "tokenizer": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"},
-    "tokenizer_2": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "!"},
+    "tokenizer": CLIP_L_TOKENIZER,
+    "tokenizer_2": CLIP_G_TOKENIZER,
 }
 
 OTHERS = {  # what differs in other models of the family

@@ -1,5 +1,7 @@
 """Configurations of Z-Image's components, as in its repository; libraries' defaults left out."""
 
+from dpdmd.models.official_parts import VAE
+
 OFFICIAL = {
     "transformer": {
         "in_channels": 16,
@@ -13,12 +15,8 @@ OFFICIAL = {
         "axes_lens": (1536, 512, 512),
     },
     "vae": {
+        **VAE,
         "latent_channels": 16,
-        "block_out_channels": (128, 256, 512, 512),
-        "layers_per_block": 2,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "sample_size": 1024,
         "scaling_factor": 0.3611,
         "shift_factor": 0.1159,
         "use_quant_conv": False,
