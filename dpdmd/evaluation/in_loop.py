@@ -5,7 +5,7 @@ Nothing is reloaded: the student is the one in memory, and the scorers are loade
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dpdmd.config import Config
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, metric_names
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import seed_grids
@@ -49,6 +50,7 @@ class InLoopEvaluation:
     """Evaluates one run's student at any step, and its teacher once.
 
     Attributes:
+        student, teacher: the samplers of each image size of the run, its first size first.
         teacher_scores: metric -> summary; empty before the first evaluation.
     """
 
@@ -58,8 +60,8 @@ class InLoopEvaluation:
         setup: EvalSetup,
         accelerator: Any,
         folder: RunFolder,
-        student: Sampler,
-        teacher: Sampler,
+        student: Mapping[ImageSize, Sampler],
+        teacher: Mapping[ImageSize, Sampler],
         encoder: TextEncoder,
     ):
         self.config, self.setup, self.accelerator, self.folder = config, setup, accelerator, folder
@@ -123,7 +125,7 @@ class InLoopEvaluation:
 
     def _settings(self) -> dict[str, Any]:
         """Return everything that the teacher's scores depend on: of models the content, whatever their paths."""
-        config, settings = self.config, self.teacher.settings
+        config, settings = self.config, next(iter(self.teacher.values())).settings
         model, layout = config.model, LAYOUTS[config.model.family]
         return {
             "teacher": identify_pipeline(layout, Path(model.teacher_id), no_t5=model.no_t5),
@@ -138,9 +140,12 @@ class InLoopEvaluation:
             "scorers": {name: identify(paths) for name, paths in self.setup.paths.items()},
         }
 
-    def _score(self, sampler: Sampler, title: str, images: Path, *, show: bool) -> dict[str, Summary]:
+    def _score(
+        self, samplers: Mapping[ImageSize, Sampler], title: str, images: Path, *, show: bool
+    ) -> dict[str, Summary]:
         scores = {}
         for image_set in self.setup.sets:
+            sampler = samplers[image_set.size or next(iter(samplers))]
             report = self._score_set(sampler, image_set, title, images / image_set.name)
             scores |= {image_set.metric_key(name): summary for name, summary in report.summaries.items()}
             if show and self.accelerator.is_main_process:
@@ -154,7 +159,6 @@ class InLoopEvaluation:
         mine = collectives.share(batches, self.accelerator.process_index, self.accelerator.num_processes)
         progress = f"scoring {title}" if self.accelerator.is_main_process else ""
         rows: list[ImageScores] = []
-        sampler = sampler.at_size(image_set.size) if image_set.size else sampler
         swept = sampler.sweep(self.encoder, image_set.prompts, mine, self.config.eval.eval_seed, progress=progress)
         for keys, made in swept:
             samples = [

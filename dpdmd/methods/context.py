@@ -1,12 +1,13 @@
 """The inputs and the result of an update's loss: micro-batch, networks, grids and named random draws."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.discriminator import DiscriminatorContext
 from dpdmd.methods.networks import Networks
@@ -73,8 +74,9 @@ class DistillationContext:
         student_forward, fake_forward: the networks to call with gradient, wrapped or not.
         null: embedding of the empty prompt, one row.
         latent_shapes: (C, H, W) of each of the run's image sizes.
-        student_sigmas, teacher_sigmas: sampling grids, [N + 1].
-        score_sigmas: the noise levels of the scores, [1000].
+        schedule, student_sigmas, teacher_sigmas, score_sigmas: of the run's first image size, or of another one in what
+            `at_size` returns. Sampling grids are [N + 1], the noise levels of the scores [1000].
+        grids_by_size: these four for each image size, by name; one entry if the schedule is the same at all sizes.
         decoder, perceptual: latents -> images [B, 3, H, W], and two batches of images -> distances [B]; for a method
             that compares images.
         discriminator: for a method that trains a discriminator.
@@ -95,6 +97,7 @@ class DistillationContext:
     teacher_sigmas: Tensor
     score_sigmas: Tensor
     seed: int
+    grids_by_size: Sequence[dict[str, Schedule | Tensor]] = ()
     decoder: ImageDecoder | None = None
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
     discriminator: DiscriminatorContext | None = None
@@ -113,6 +116,18 @@ class DistillationContext:
             "teacher_sigmas": schedule.default_sigmas(config.teacher_infer_steps).to(device),
             "score_sigmas": schedule.score_sigmas(config.teacher_infer_steps).to(device),
         }
+
+    @staticmethod
+    def sized_grids(
+        config: MethodConfig, schedule: Schedule, sizes: Iterable[ImageSize], device: torch.device
+    ) -> list[dict[str, Schedule | Tensor]]:
+        """Return `grids_by_size` of images of these sizes."""
+        at_sizes = [schedule.at_size(*size) for size in sizes] if schedule.depends_on_size else [schedule]
+        return [{"schedule": each, **DistillationContext.grids(config, each, device)} for each in at_sizes]
+
+    def at_size(self, size_index: int) -> "DistillationContext":
+        """Return the context with the schedule and the grids of one of the run's image sizes."""
+        return replace(self, **self.grids_by_size[size_index]) if len(self.grids_by_size) > 1 else self
 
     def dropout(self, network: nn.Module, batch: MicroBatch) -> AbstractContextManager[None]:
         """Run the calls that train `network` on this batch with its LoRA dropout, if it has any."""

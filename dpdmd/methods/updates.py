@@ -101,6 +101,7 @@ def _sum(results: Sequence[LossResult]) -> LossResult:
 
 def student_loss(context: DistillationContext, batch: MicroBatch) -> LossResult:
     """Roll the student out with gradient and sum the method's student terms."""
+    context = context.at_size(batch.size_index)
     rolled_out = roll_out_student(context, batch)
     terms = [STUDENT_TERMS[name] for name in METHODS[context.config.method].student_terms]
     result = _sum([term(context, rolled_out) for term in terms])
@@ -112,6 +113,7 @@ def fake_score_loss(context: DistillationContext, batch: MicroBatch) -> LossResu
 
     Each term gives gradient to one network only, so the sum trains each network as its own term would.
     """
+    context = context.at_size(batch.size_index)
     samples = FakeScoreBatch(batch, student_samples(context, batch))
     terms = [FAKE_TERMS[name] for name in METHODS[context.config.method].fake_terms]
     return _sum([term(context, samples) for term in terms])

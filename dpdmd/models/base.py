@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.lora import Adapter
@@ -155,8 +156,10 @@ class Family(ABC):
         """Read the noise schedule of a pipeline folder."""
 
     @abstractmethod
-    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+    def library_sigmas(self, folder: Path, steps: int | None = None, size: ImageSize | None = None) -> Tensor:
         """Return the grid [N + 1] of the library's scheduler of a pipeline folder.
+
+        `size` is that of the images; None for the folder's own. Most grids do not depend on it.
 
         With `steps` it is that of the model's own scheduler. Without, it is that of the scheduler in the folder, called
         as a user of an exported student calls it, with the `sigmas_argument` or the steps in dpdmd.json.

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models import lora_files
 from dpdmd.models.base import Family, ImageDecoder
 from dpdmd.models.comfyui_workflow import build_workflow, write_workflow
@@ -21,7 +22,7 @@ from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defau
 from dpdmd.models.tensor_files import LazyTensor, Weights, open_weights, write_tensors
 from dpdmd.models.weight_files import stem_of
 
-SchedulerValues = dict[str, float | None]  # entries of scheduler_config.json
+SchedulerValues = dict[str, float | bool | None]  # entries of scheduler_config.json
 
 
 class DiffusersFamily(Family):
@@ -55,15 +56,24 @@ class DiffusersFamily(Family):
         """Return the times that the pipeline gives its scheduler to shift; None if the scheduler spaces them itself."""
         return None
 
-    def library_sigmas(self, folder: Path, steps: int | None = None) -> Tensor:
+    def pipeline_mu(self, scheduler: Any, steps: int, size: ImageSize) -> float | None:
+        """Return the dynamic shift that the pipeline computes for its scheduler; None if it computes none."""
+        return None
+
+    def _image_size(self, folder: Path, defaults: SamplingDefaults) -> ImageSize:
+        """Return the size of the sampling defaults, else the one that the network was made for."""
+        if defaults.height and defaults.width:
+            return ImageSize(defaults.height, defaults.width)
+        side = self.layout.default_size(folder)
+        return ImageSize(defaults.height or side, defaults.width or side)
+
+    def library_sigmas(self, folder: Path, steps: int | None = None, size: ImageSize | None = None) -> Tensor:
         defaults = read_sampling_defaults(folder, self.layout.defaults)
         own = self.own_values(self.load_schedule(folder)) if steps else None
-        scheduler = self.load_scheduler(folder, own)
-        if steps is None and defaults.sigmas_argument:
-            set_steps(scheduler, defaults.steps, defaults.sigmas_argument)
-        else:
-            number = steps or defaults.steps
-            set_steps(scheduler, number, self.pipeline_times(number))
+        scheduler, number = self.load_scheduler(folder, own), steps or defaults.steps
+        mu = self.pipeline_mu(scheduler, number, size or self._image_size(folder, defaults))
+        given = defaults.sigmas_argument if steps is None else None
+        set_steps(scheduler, number, given or self.pipeline_times(number), mu)
         return scheduler.sigmas
 
     @abstractmethod
@@ -88,16 +98,18 @@ class DiffusersFamily(Family):
         """Write scheduler/ of an exported student or LoRA, which makes its grid from the number of steps if it can.
 
         A plain `pipe(num_inference_steps=N)` is right on the default grid, and on every grid that the scheduler makes
-        with other values. Any other grid is given as `sigmas=`.
+        with other values. Any other grid is given as `sigmas=`. A named grid that depends on the image size keeps the
+        model's own dynamic shift, so the pipeline makes it at every size; given numbers are the same at every size.
 
         Returns:
             `defaults` with what the scheduler needs (`SamplingDefaults.on_grid`).
         """
-        schedule, sigmas = self.load_schedule(source), defaults.sigmas
+        size, sigmas = self._image_size(source, defaults), defaults.sigmas
+        schedule = self.load_schedule(source).at_size(*size)
         own = values = self.own_values(schedule)
         defaults = defaults.on_grid()
         if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
-            fitted = self._fitted(source, schedule, sigmas)
+            fitted = self._fitted(source, schedule, sigmas, size)
             if fitted:
                 values, defaults = fitted, defaults.on_grid(own_scheduler=own)
             else:
@@ -105,14 +117,17 @@ class DiffusersFamily(Family):
         self.load_scheduler(source, values).save_pretrained(folder / "scheduler")
         return defaults
 
-    def _fitted(self, source: Path, schedule: Schedule, sigmas: Sequence[float]) -> SchedulerValues | None:
+    def _fitted(
+        self, source: Path, schedule: Schedule, sigmas: Sequence[float], size: ImageSize
+    ) -> SchedulerValues | None:
         """Return the values with which the scheduler makes `sigmas` from the number of steps; None if none do."""
         try:
             values = self.fit_scheduler(schedule, sigmas)
         except ValueError:
             return None
-        times = self.pipeline_times(len(sigmas) - 1)
-        return values if makes_grid(self.load_scheduler(source, values), sigmas, times) else None
+        scheduler, steps = self.load_scheduler(source, values), len(sigmas) - 1
+        mu = self.pipeline_mu(scheduler, steps, size)
+        return values if makes_grid(scheduler, sigmas, self.pipeline_times(steps), mu) else None
 
     def export(
         self,
@@ -172,8 +187,7 @@ class DiffusersFamily(Family):
     def _write_workflow(self, folder: Path, source: Path, defaults: SamplingDefaults, **files: str) -> None:
         """Write a ComfyUI workflow beside an export, if the family has one. `files` as in `build_workflow`."""
         if names := self.layout.comfyui:
-            side = self.layout.default_size(source)
-            size = defaults.height or side, defaults.width or side
+            size = self._image_size(source, defaults)
             schedule = self.load_schedule(source).at_size(*size)
             sigmas = defaults.sigmas or schedule.named_sigmas(defaults.grid, defaults.steps).tolist()
             write_workflow(folder, build_workflow(names, defaults, sigmas, size, **files))

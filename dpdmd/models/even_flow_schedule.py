@@ -30,8 +30,12 @@ class EvenFlowSchedule(FlowSchedule):
     def __init__(self, shift: float | ShiftRule, terminal: float | None = None, pixels: int | None = None):
         self._shift, self.terminal, self.pixels = shift, terminal, pixels
 
+    @property
+    def depends_on_size(self) -> bool:
+        return callable(self._shift)
+
     def at_size(self, height: int, width: int) -> "EvenFlowSchedule":
-        return EvenFlowSchedule(self._shift, self.terminal, height * width)
+        return EvenFlowSchedule(self._shift, self.terminal, height * width) if self.depends_on_size else self
 
     def shift_of(self, num_steps: int) -> float:
         """Return the shift of a grid of `num_steps`.
@@ -39,7 +43,7 @@ class EvenFlowSchedule(FlowSchedule):
         Raises:
             ValueError: the shift depends on the image size, and the schedule is not of a size.
         """
-        if not callable(self._shift):
+        if not self.depends_on_size:
             return self._shift
         if self.pixels is None:
             raise ValueError("this grid depends on the image size: take the schedule `at_size`")

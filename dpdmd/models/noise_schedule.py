@@ -34,6 +34,7 @@ class Schedule(ABC):
     """The meaning of a network's prediction at each sigma, and the grids of sigmas. Latents are [B, C, H, W]."""
 
     predicts: str  # the quantity that the network predicts, in words
+    depends_on_size = False  # whether the grids of two image sizes differ
 
     @abstractmethod
     def default_sigmas(self, num_steps: int) -> Tensor:
@@ -56,7 +57,7 @@ class Schedule(ABC):
         """
 
     def at_size(self, height: int, width: int) -> "Schedule":
-        """Return the schedule of images of this size in pixels; most schedules are the same at all sizes."""
+        """Return the schedule of images of this size in pixels: itself, unless it `depends_on_size`."""
         return self
 
     @abstractmethod

@@ -106,21 +106,29 @@ def _fp32_config(component: Path) -> dict[str, Any] | None:
     return {name: value for name, value in config.items() if name != "torch_dtype"} | {"dtype": "float32"}
 
 
-def set_steps(scheduler: Any, steps: int, times: Sequence[float] | None) -> None:
-    """Set a scheduler's steps as diffusers' pipeline does: by `times`, or by the number alone if they are None."""
+def set_steps(scheduler: Any, steps: int, times: Sequence[float] | None, mu: float | None = None) -> None:
+    """Set a scheduler's steps as diffusers' pipeline does: by `times`, or by the number alone if they are None.
+
+    Args:
+        mu: the dynamic shift that the pipeline computes, if it gives the scheduler one. A scheduler without
+            `use_dynamic_shifting` ignores it.
+    """
+    dynamic = {} if mu is None else {"mu": mu}
     if times is None:
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, **dynamic)
     else:
-        scheduler.set_timesteps(sigmas=list(times))
+        scheduler.set_timesteps(sigmas=list(times), **dynamic)
 
 
-def makes_grid(scheduler: Any, sigmas: Sequence[float], times: Sequence[float] | None = None) -> bool:
+def makes_grid(
+    scheduler: Any, sigmas: Sequence[float], times: Sequence[float] | None = None, mu: float | None = None
+) -> bool:
     """Return whether a scheduler of diffusers makes the grid `sigmas` [N + 1] from the number of steps alone.
 
     Args:
-        times: what the pipeline gives the scheduler for this number of steps (`set_steps`).
+        times, mu: what the pipeline gives the scheduler for this number of steps (`set_steps`).
     """
-    set_steps(scheduler, len(sigmas) - 1, times)
+    set_steps(scheduler, len(sigmas) - 1, times, mu)
     wanted = torch.tensor(sigmas)
     found = scheduler.sigmas.cpu()
     return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)

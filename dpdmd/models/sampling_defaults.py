@@ -19,7 +19,7 @@ class SamplingDefaults:
     """Sampling options of a folder: those in its `dpdmd.json`, else those of its family's layout.
 
     Attributes:
-        sigmas: the exact grid [steps + 1] with the final 0; None for the scheduler's own.
+        sigmas: the exact grid [steps + 1] with the final 0, at `height` and `width`; None for the scheduler's own.
         grid: name of the grid (`noise_schedule.GRIDS`) for any other number of steps.
         shift: the model's own shift, if its scheduler's file has 1 because `sigmas` are already shifted.
         own_scheduler: values of the model's own scheduler, if its file has others to make `sigmas` from `steps`.
@@ -51,7 +51,7 @@ class SamplingDefaults:
     base_revision: str | None = None
     base_variant: str | None = None
     sizes: tuple[str, ...] | None = None
-    own_scheduler: dict[str, float | None] | None = None
+    own_scheduler: dict[str, float | bool | None] | None = None
     sigmas_argument: tuple[float, ...] | None = None
 
     @property
@@ -109,7 +109,8 @@ def _is_numbers(value: Any) -> bool:
 
 def _is_settings(value: Any) -> bool:
     return value is None or (
-        isinstance(value, dict) and all(each is None or _is_number(each) for each in value.values())
+        isinstance(value, dict)
+        and all(each is None or isinstance(each, bool) or _is_number(each) for each in value.values())
     )
 
 
@@ -132,7 +133,7 @@ def _check(values: SamplingDefaults) -> None:
         ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
         ("shift", values.shift is None or (_is_number(values.shift) and values.shift > 0), "a number above 0, or null"),
-        ("own_scheduler", _is_settings(values.own_scheduler), "numbers or null by name, or null"),
+        ("own_scheduler", _is_settings(values.own_scheduler), "numbers, true, false or null by name, or null"),
         ("sigmas_argument", _is_numbers(values.sigmas_argument), "numbers, or null"),
         ("base", _is_word(values.base), "a path, or null"),
         ("base_from_here", _is_word(values.base_from_here), "a path, or null"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpdmd.config.image_sizes import ImageSize
 from dpdmd.data.encoded_prompts import EncodedPrompts
@@ -126,15 +126,33 @@ def sampler_settings(
     steps: int | None = None,
     guidance_scale: float | None = None,
 ) -> SamplerSettings:
-    """Return how to sample a model; `steps` and `guidance_scale` come from its sampling defaults if they are None."""
+    """Return how to sample a model; `steps` and `guidance_scale` come from its sampling defaults if they are None.
+
+    Args:
+        schedule: at this image size.
+    """
     defaults = model.defaults
-    own = defaults.sigmas and steps in (None, len(defaults.sigmas) - 1)
     return SamplerSettings(
-        torch.tensor(defaults.sigmas) if own else schedule.named_sigmas(defaults.grid, steps or defaults.steps),
+        _grid(defaults, schedule, ImageSize(height, width), steps or defaults.steps),
         defaults.guidance_scale if guidance_scale is None else guidance_scale,
         height,
         width,
     )
+
+
+def _grid(defaults: SamplingDefaults, schedule: Schedule, size: ImageSize, steps: int) -> Tensor:
+    """Return the grid [steps + 1] of images of a `size`: that in the sampling defaults, unless it is of another size.
+
+    Numbers that `--student_sigmas` gave are the grid of every size. A named grid may depend on the size.
+    """
+    if not defaults.sigmas or steps != len(defaults.sigmas) - 1:
+        return schedule.named_sigmas(defaults.grid, steps)
+    sigmas, trained = torch.tensor(defaults.sigmas), next(iter(defaults.trained_sizes), size)
+    if schedule.depends_on_size and trained != size:
+        named = schedule.at_size(*trained).named_sigmas(defaults.grid, steps)
+        if torch.allclose(sigmas, named, rtol=0, atol=1e-6):
+            return schedule.named_sigmas(defaults.grid, steps)
+    return sigmas
 
 
 def uses_bf16(model: Model, requested: bool | None) -> bool:

@@ -1,14 +1,13 @@
 """Sample images of prompts and seeds with a loaded network."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.base import Family, ImageDecoder, TextEmbedding, TextEncoder
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.sampling.rollout import rollout
@@ -63,10 +62,6 @@ class Sampler:
     decoder: ImageDecoder
     null: TextEmbedding
     settings: SamplerSettings
-
-    def at_size(self, size: ImageSize) -> "Sampler":
-        """Return a sampler of the same network that makes images of another size."""
-        return replace(self, settings=replace(self.settings, height=size.height, width=size.width))
 
     @torch.no_grad()
     def latents(self, text: TextEmbedding, eps: Tensor) -> Tensor:

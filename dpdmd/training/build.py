@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.method_table import DISCRIMINATOR, FAKE, STUDENT
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.prompts import pool_prompts
@@ -77,20 +78,21 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
     decoder = family.load_image_decoder(teacher_folder)
     if config.optim.offload_vae:
         decoder = OffloadedDecoder(decoder, accelerator.device)
-    schedule = family.load_schedule(teacher_folder).at_size(config.data.height, config.data.width)
+    schedule, sizes = family.load_schedule(teacher_folder), config.data.image_sizes
+    grids = DistillationContext.sized_grids(config.method, schedule, sizes, accelerator.device)
     unwrap = accelerator.unwrap_model
     run = DistillationContext(
         config=config.method,
         family=family,
-        schedule=schedule,
         networks=Networks(networks.teacher, unwrap(trained[STUDENT].network), unwrap(trained[FAKE].network)),
         student_forward=trained[STUDENT].network,
         fake_forward=trained[FAKE].network,
         null=text_encoder.encode([family.layout.guidance.null_prompt]),
-        latent_shapes=[decoder.latent_shape(*size) for size in config.data.image_sizes],
+        latent_shapes=[decoder.latent_shape(*size) for size in sizes],
         seed=config.run.seed,
         decoder=decoder,
-        **DistillationContext.grids(config.method, schedule, accelerator.device),
+        grids_by_size=grids,
+        **grids[0],
     )
     if DISCRIMINATOR in registry.trained_networks(config.method):
         trained[DISCRIMINATOR], discriminator = _load_discriminator(setup, accelerator, run)
@@ -202,13 +204,15 @@ def _store_samples(
     )
 
     def stored(size_index: int, latent_shape: tuple[int, int, int]) -> Callable[[Sequence[int]], Tensor]:
+        sized = run.at_size(size_index)
+
         def make(prompts: Sequence[str], entries: Sequence[int]) -> Tensor:
-            return run.sample_teacher(text_encoder.encode(list(prompts)), run.pool_noise(entries, size_index))
+            return sized.sample_teacher(text_encoder.encode(list(prompts)), run.pool_noise(entries, size_index))
 
         return teacher_sample_cache.stored_samples(
             Path(config.method.teacher_cache),
             pool,
-            replace(settings, latent_shape=latent_shape),
+            replace(settings, latent_shape=latent_shape, sigmas=tuple(sized.teacher_sigmas.tolist())),
             accelerator.device,
             make,
             _processes(accelerator),
@@ -221,18 +225,21 @@ def _load_evaluation(
     setup: RunSetup, accelerator: Any, run: DistillationContext, text_encoder: TextEncoder, decoder: ImageDecoder
 ) -> InLoopEvaluation:
     """Load the scorers, with samplers of student and teacher."""
-    size, networks = next(iter(setup.config.data.image_sizes)), run.networks
 
-    def sampler(network: nn.Module, sigmas: Tensor, guidance_scale: float) -> Sampler:
-        settings = SamplerSettings(sigmas, guidance_scale, *size)
-        return Sampler(run.family, network, run.schedule, decoder, run.null, settings)
+    def samplers(network: nn.Module, grid: str, guidance_scale: float) -> dict[ImageSize, Sampler]:
+        found = {}
+        for index, size in enumerate(setup.config.data.image_sizes):
+            sized = run.at_size(index)
+            settings = SamplerSettings(getattr(sized, grid), guidance_scale, *size)
+            found[size] = Sampler(run.family, network, sized.schedule, decoder, run.null, settings)
+        return found
 
     return InLoopEvaluation(
         setup.config,
         setup.evaluation,
         accelerator,
         setup.folder,
-        student=sampler(networks.student, run.student_sigmas, run.family.layout.guidance.off),
-        teacher=sampler(networks.teacher, run.teacher_sigmas, run.config.teacher_guidance_scale),
+        student=samplers(run.networks.student, "student_sigmas", run.family.layout.guidance.off),
+        teacher=samplers(run.networks.teacher, "teacher_sigmas", run.config.teacher_guidance_scale),
         encoder=text_encoder,
     )

@@ -54,21 +54,29 @@ def relative(grid: Tensor, other: Tensor) -> float:
 
 
 def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
-    run, method = trainer.run, trainer.config.method
-    teacher = relative(
-        run.teacher_sigmas,
-        run.family.library_sigmas(Path(trainer.config.model.teacher_id), method.teacher_infer_steps),
-    )
+    run, config = trainer.run, trainer.config
     defaults, export = trainer.checkpointer.sampling_defaults(), folder / "student"
     checkpoint.export_student(
         export,
         trainer.checkpointer.snapshot(0).networks[registry.STUDENT],
-        trainer.config,
+        config,
         run.family,
         defaults,
         copy=False,
     )
-    student = relative(run.student_sigmas, run.family.library_sigmas(export))
+    source, steps, library = Path(config.model.teacher_id), config.method.teacher_infer_steps, run.family.library_sigmas
+    sized = [(size, run.at_size(index)) for index, size in enumerate(config.data.image_sizes)]
+    # The largest difference of a list, unlike max(), is NaN if one of them is.
+    differences = torch.tensor(
+        [
+            (
+                relative(at.teacher_sigmas, library(source, steps, size)),
+                relative(at.student_sigmas, library(export, None, size)),
+            )
+            for size, at in sized
+        ]
+    )
+    teacher, student = differences.amax(0).tolist()
     grid = ", ".join(f"{sigma:.3f}" for sigma in run.student_sigmas.tolist())
     return CheckResult(
         "sigma grids",
@@ -88,8 +96,10 @@ class DoctorBatch:
 
 
 def prepare_batch(trainer: Trainer) -> DoctorBatch:
-    student = updates.roll_out_student(trainer.run, trainer.micro_batches(STUDENT_STEP)[0])
-    return DoctorBatch(student.batch, student, trainer.run.predict_scores(student.batch, student.x.detach()))
+    micro_batch = trainer.micro_batches(STUDENT_STEP)[0]
+    run = trainer.run.at_size(micro_batch.size_index)
+    student = updates.roll_out_student(run, micro_batch)
+    return DoctorBatch(micro_batch, student, run.predict_scores(micro_batch, student.x.detach()))
 
 
 @torch.no_grad()

@@ -71,7 +71,9 @@ def _check_networks(config: Config) -> None:
             layout.adapted_layers(teacher, pair.student.targets)
         except ValueError as error:
             raise ValueError(f"--lora_targets: {error}") from None
-    _check_grids(config.method, layout.read_schedule(teacher).at_size(data.height, data.width))
+    schedule = layout.read_schedule(teacher)
+    for size in data.image_sizes:
+        _check_grids(config.method, schedule.at_size(*size))
 
 
 def _check_prediction(layout: Layout, teacher: Path, flag: str, folder: Path) -> None:

@@ -1,17 +1,21 @@
 """Grids, random draws and teacher samples: each depends on the sample's place, not on the batch that it is in."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from small_distillation import CPU, STEPS
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.context import DistillationContext
+from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.utils import rng
 
 FLOW = FlowSchedule(shift=3.0)
+BY_SIZE = EvenFlowSchedule(lambda pixels, steps: math.exp(pixels / 2**20 + 1 / steps))
 
 
 def test_each_role_has_its_own_grid():
@@ -23,6 +27,36 @@ def test_each_role_has_its_own_grid():
     assert torch.equal(DistillationContext.grids(MethodConfig(), FLOW, CPU)["student_sigmas"], FLOW.default_sigmas(4))
     with pytest.raises(ValueError, match="3 sigmas, but the student takes 4"):
         DistillationContext.grids(MethodConfig(student_sigmas="1,0.9,0.5"), FLOW, CPU)
+
+
+def test_each_image_size_has_its_own_schedule():
+    """Schedule and grids of each size, if they differ; else one of them, which `load_schedule` returned."""
+    sizes, config = [ImageSize(1024, 1024), ImageSize(512, 768)], MethodConfig(student_sigmas="trailing")
+    sized = DistillationContext.sized_grids(config, BY_SIZE, sizes, CPU)
+    for size, grids in zip(sizes, sized, strict=True):
+        own = BY_SIZE.at_size(*size)
+        assert torch.equal(grids["schedule"].trailing_sigmas(4), own.trailing_sigmas(4))
+        assert torch.equal(grids["student_sigmas"], own.trailing_sigmas(4))
+        assert torch.equal(grids["teacher_sigmas"], own.default_sigmas(30))
+        assert torch.equal(grids["score_sigmas"], own.score_sigmas(30))
+    for name in ("student_sigmas", "teacher_sigmas", "score_sigmas"):
+        assert not torch.equal(sized[0][name], sized[1][name])
+    numbers = DistillationContext.sized_grids(MethodConfig(student_sigmas="1,.8,.5,.3"), BY_SIZE, sizes, CPU)
+    assert torch.equal(numbers[0]["student_sigmas"], numbers[1]["student_sigmas"])
+    (only,) = DistillationContext.sized_grids(config, FLOW, sizes, CPU)
+    assert only["schedule"] is FLOW
+
+
+def test_a_context_of_another_size_shares_all_else(make):
+    run = make()
+    assert run.at_size(0) is run and run.at_size(1) is run  # one schedule for all sizes
+    sizes = [ImageSize(64, 64), ImageSize(32, 64)]
+    grids = DistillationContext.sized_grids(run.config, BY_SIZE, sizes, CPU)
+    run = replace(run, grids_by_size=grids, **grids[0])
+    other = run.at_size(1)
+    assert other.schedule is grids[1]["schedule"] and other.teacher_sigmas is grids[1]["teacher_sigmas"]
+    assert other.networks is run.networks and other.student_sample_cache is run.student_sample_cache
+    assert torch.equal(other.at_size(0).student_sigmas, run.student_sigmas)
 
 
 def test_score_times_per_sample_and_per_batch(make, batch):

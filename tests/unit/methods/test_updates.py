@@ -1,16 +1,20 @@
 """The two updates of each method on a small random SD3: what is computed, what gets gradient, what must not change."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from small_distillation import STEPS, UNUSED, K, SpyFamily, gradients, only, same, weights
+from small_distillation import CPU, STEPS, UNUSED, K, SpyFamily, gradients, only, same, weights
 from torch import nn
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.method_table import METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import updates
+from dpdmd.methods.context import DistillationContext
 from dpdmd.methods.updates import fake_score_loss, student_loss
+from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 
 
 def test_the_tiny_networks_can_tell_differences(make, batch):
@@ -156,6 +160,37 @@ def test_network_calls_of_an_update(make, batch):
     fake_score_loss(run, mine)
     assert len(run.family.of(run.networks.student)) == STEPS
     assert len(run.family.of(run.networks.fake)) == 1 and not run.family.of(run.networks.teacher)
+
+
+def test_each_image_size_has_its_own_grids(make, batch):
+    """Student, anchor, scores, shared samples and teacher samples take the grids of the batch's size."""
+    run, sizes = make(fake_rollout_reuse=2), [ImageSize(64, 64), ImageSize(32, 64)]
+    schedule = EvenFlowSchedule(lambda pixels, steps: math.exp(pixels / 64**2 + 1 / steps))
+    grids = DistillationContext.sized_grids(run.config, schedule, sizes, CPU)
+    run = replace(run, grids_by_size=grids, latent_shapes=[(8, 8, 8), (8, 4, 8)], **grids[0])
+    for index in (1, 0):
+        mine, own = replace(batch(0, 1, step=5 + index), rollout_step=5 + index, size_index=index), grids[index]
+        run.family.calls.clear()
+        student_loss(run, mine)
+        student, teacher, fake = (run.family.of(getattr(run.networks, name)) for name in ("student", "teacher", "fake"))
+        assert [call.sigma[0].item() for call in student] == own["student_sigmas"][:-1].tolist()
+        assert [call.sigma[0].item() for call in teacher[1:]] == own["teacher_sigmas"][:K].tolist()
+        assert torch.isin(teacher[0].sigma, own["score_sigmas"]).all() and student[0].z.shape[2:] == (
+            4 * (2 - index),
+            8,
+        )
+        assert torch.equal(fake[0].sigma, teacher[0].sigma[:2])
+        assert not torch.isin(fake[0].sigma, grids[1 - index]["score_sigmas"]).any()
+        run.family.calls.clear()
+        fake_score_loss(run, mine)
+        assert [call.sigma[0].item() for call in run.family.of(run.networks.student)] == [c.sigma[0] for c in student]
+        assert torch.isin(run.family.of(run.networks.fake)[0].sigma, own["score_sigmas"]).all()
+        fake_score_loss(run, mine)  # the shared samples
+        assert len(run.family.of(run.networks.student)) == STEPS
+        run.family.calls.clear()
+        run.at_size(index).teacher_samples(mine)
+        sampled = [call.sigma[0].item() for call in run.family.of(run.networks.teacher)]
+        assert sampled == own["teacher_sigmas"][:-1].tolist() * 2
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])

@@ -52,7 +52,7 @@ def test_sampling_defaults_are_read_as_written(tmp_path):
         sigmas=(14.6, 0.5, 0),
         grid="trailing",
         shift=3.0,
-        own_scheduler={"shift": 3.0, "shift_terminal": None},
+        own_scheduler={"shift": 3.0, "shift_terminal": None, "use_dynamic_shifting": True},
         sigmas_argument=(14.6, 0.5),
         base="x",
         no_t5=True,
