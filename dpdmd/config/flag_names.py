@@ -69,6 +69,8 @@ _ADAM_ONLY = "leave it out: the optimizer is AdamW, see --optimizer"
 _PRIOR = "leave it out: no prior is preserved; the teacher itself guides the student"
 _SCORED = "give --div_prompts or --pref_prompts, a file of prompts, and a scorer such as --clip_path"
 _BF16 = "give --bf16; fp16 is not supported"
+_BASE_PRECISION = "give --lora_rank with --base_precision fp8, int8 or nf4"
+_TEXT_PRECISION = "give --text_encoder_precision fp8, int8 or nf4"
 _ONE_LENGTH = "give --max_sequence_length"
 _LAUNCHER = "leave it out: the launcher sets it"
 _SAVE = "give --ckpt_every"
@@ -128,6 +130,17 @@ HINTS = {
     "fp16": _BF16,
     "precision": _BF16,
     "weight_dtype": _BF16,
+    "fp8_base": _BASE_PRECISION,
+    "fp8_scaled": _BASE_PRECISION,
+    "base_model_precision": _BASE_PRECISION,
+    "load_in_4bit": _BASE_PRECISION,
+    "load_in_8bit": _BASE_PRECISION,
+    "bnb_quantization_config_path": _BASE_PRECISION,
+    "quantize": _BASE_PRECISION,
+    "fp8_t5": _TEXT_PRECISION,
+    "fp8_llm": _TEXT_PRECISION,
+    "text_encoder_1_precision": _TEXT_PRECISION,
+    "quantize_te": _TEXT_PRECISION,
     "upcast_before_saving": "leave it out: trained weights are always fp32",
     "prior_generation_precision": _PRIOR,
     "enable_xformers_memory_efficient_attention": "give --attention_backend xformers; torch's own kernels need no flag",

@@ -11,6 +11,7 @@ from dpdmd.config import hub_flags
 from dpdmd.config.anchor_search import AUTO
 from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize, parse_sizes
 from dpdmd.config.method_table import METHODS
+from dpdmd.config.precisions import PRECISIONS, UNQUANTIZED
 from dpdmd.config.presets import FAMILIES, as_typed
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
 
@@ -100,6 +101,19 @@ class ModelConfig:
         "ours",
         ge=1,
         le=MAX_RANK,
+    )
+    base_precision: str = _flag(
+        UNQUANTIZED,
+        "with --lora_rank: type in which the linear layers of the frozen base are kept; bf16 is not quantised, and nf4 "
+        "needs bitsandbytes",
+        "ours",
+        choices=PRECISIONS,
+    )
+    text_encoder_precision: str = _flag(
+        UNQUANTIZED,
+        "type in which the linear layers of the text encoders are kept, as in --base_precision",
+        "ours",
+        choices=PRECISIONS,
     )
     no_t5: bool = _flag(
         False, "do not load SD3's third text encoder, a T5; its tokens are replaced by zeros", "diffusers"

@@ -16,6 +16,7 @@ from dpdmd.config.options import (
     OptimConfig,
     RunConfig,
 )
+from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.utils.paths import same_place
 
 FP32_MAX = 3.4e38  # larger numbers are infinite in fp32
@@ -139,6 +140,11 @@ def _check_lora(model: ModelConfig, optim: OptimConfig) -> None:
         raise ValueError(
             f"--lora_dropout {model.lora_dropout}: not possible with --compile, since each sample draws its own mask; "
             "give --no-compile, or leave it out"
+        )
+    if model.lora_rank is None and model.base_precision != UNQUANTIZED:
+        raise ValueError(
+            f"--base_precision {model.base_precision}: give --lora_rank with it; a network that is trained whole has "
+            "fp32 weights"
         )
     if model.lora_rank is None:
         for name in ("lora_alpha", "lora_targets", "fake_lora_rank"):

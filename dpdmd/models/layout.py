@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpdmd.models.activation_memory import CallMemory, CallShape, decode_bytes
+from dpdmd.config.precisions import UNQUANTIZED, bytes_of_linear
+from dpdmd.models.activation_memory import FP32, CallMemory, CallShape, decode_bytes
 from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import Shape, find_weight_files, read_all_shapes, stem_of
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
+_TABLES = ("relative_attention_bias.weight",)  # in a block of a T5, but an embedding
 DEFAULT_SIZE = 1024  # pixels a side, of a network whose configuration does not say
 
 
@@ -56,6 +58,28 @@ def clip_tokens(folder: Path, default: int) -> int:
 def _clip_and_t5_tokens(folder: Path, max_sequence_length: int) -> int:
     """Return CLIP's tokens and T5's."""
     return clip_tokens(folder, 77) + max_sequence_length
+
+
+def in_numbered_block(name: str) -> bool:
+    """Return whether the dotted name of a weight or layer leads through a numbered list, as those of blocks do."""
+    return any(part.isdigit() for part in name.split("."))
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """The device memory of the weights of one or more components.
+
+    Attributes:
+        held: bytes of all weights.
+        at_work: bytes of the largest quantised weight while it is dequantised, in fp32 and in its final type.
+        quantized: how many numbers are quantised.
+        others: how many are not.
+    """
+
+    held: int
+    at_work: int
+    quantized: int
+    others: int
 
 
 @dataclass(frozen=True)
@@ -200,6 +224,36 @@ class Layout:
     def weight_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
         """Return the shapes of a component's weights."""
         return read_all_shapes(self.weight_files(folder, component))
+
+    def block_prefixes(self, folder: Path) -> tuple[str, ...]:
+        """Return how the names of all weights in the network's blocks begin."""
+        return tuple(self.blocks(self.network_config(folder)))
+
+    def linear_of_blocks(self, folder: Path, component: str) -> dict[str, Shape]:
+        """Return the shapes of the weights of linear layers in the blocks of the network or of a text encoder."""
+        prefixes = self.block_prefixes(folder) if component == self.network else None
+        return {
+            name: shape
+            for name, shape in self.weight_shapes(folder, component).items()
+            if len(shape) == 2 and name.endswith(".weight") and not name.endswith(_TABLES)
+            if (in_numbered_block(name) if prefixes is None else name.startswith(prefixes))
+        }
+
+    def weight_bytes(self, folder: Path, components: Sequence[str], precision: str, number: int) -> WeightBytes:
+        """Return the memory of the weights of some components.
+
+        Args:
+            precision: one of `PRECISIONS`, of the linear layers in the blocks.
+            number: bytes of a number that is not quantised.
+        """
+        whole = sum(count_numbers(self.weight_shapes(folder, component)) for component in components)
+        if precision == UNQUANTIZED:
+            return WeightBytes(whole * number, 0, 0, whole)
+        shapes = [shape for each in components for shape in self.linear_of_blocks(folder, each).values()]
+        sizes = [math.prod(shape) for shape in shapes]
+        others = whole - sum(sizes)
+        held = sum(bytes_of_linear(precision, shape) for shape in shapes) + others * number
+        return WeightBytes(held, max(sizes, default=0) * (FP32 + number), sum(sizes), others)
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Return the configuration of the network, without the entries about where it came from."""

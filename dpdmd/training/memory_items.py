@@ -14,7 +14,7 @@ from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape
-from dpdmd.models.layout import Layout, count_numbers
+from dpdmd.models.layout import Layout, WeightBytes, count_numbers
 from dpdmd.models.memory_estimate import MemoryItem, libraries
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.weight_files import read_weight_shapes
@@ -71,6 +71,12 @@ def _number(config: Config) -> tuple[int, str]:
     return (BF16, "bf16") if config.optim.bf16 else (FP32, "fp32")
 
 
+def numbers_in(weights: WeightBytes, kind: str, precision: str) -> str:
+    """Say how many numbers of a component are kept in which type; `kind` is that of those that are not quantised."""
+    quantized = f"{weights.quantized / 1e6:.1f} M numbers in {precision}, " if weights.quantized else ""
+    return f"{quantized}{weights.others / 1e6:.1f} M{'' if quantized else ' numbers'} in {kind}"
+
+
 def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
     """Return how many numbers an update of each trained network changes."""
     if pair := adapters(config.model):
@@ -89,11 +95,14 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     frozen = shards if config.optim.shard_teacher else 1
     base = "teacher, the base of all three" if lora else "teacher"
     smaller = () if lora else ("--lora_rank", f"sharding by scripts/accelerate_{config.model.family}_fsdp.yaml")
-    held = (whole - buffers) * number // frozen + buffers * number
+    precision = config.model.base_precision
+    weights = layout.weight_bytes(teacher, (layout.network,), precision, number)
+    held = (weights.held - buffers * number) // frozen + buffers * number
+    what = f"{numbers_in(weights, kind, precision)}{_over(frozen, buffers)}"
+    lowering = (*_bf16_flag(config), *(("--base_precision",) if lora and not weights.quantized else ()))
     items = [
-        MemoryItem(
-            base, held, f"{whole / 1e6:.1f} M numbers in {kind}{_over(frozen, buffers)}", LOADED, _bf16_flag(config)
-        )
+        MemoryItem(base, held, what, LOADED, lowering),
+        MemoryItem("a dequantised weight", weights.at_work, "the largest, in fp32 and in its own type", LOADED),
     ]
     moment_flags = smaller if config.optim.optimizer == "adamw_8bit" else ("--optimizer adamw_8bit", *smaller)
     moment = bytes_of_moments(config.optim)
@@ -160,7 +169,8 @@ def _other_models(config: Config, layout: Layout, teacher: Path, evaluation: Eva
     """Count text encoders, autoencoder and scorers."""
     number, kind = _number(config)
     encoders = layout.text_encoders(teacher, no_t5=config.model.no_t5)
-    text = sum(count_numbers(read_weight_shapes(teacher / part)) for part in encoders)
+    precision = config.model.text_encoder_precision
+    text = layout.weight_bytes(teacher, encoders, precision, number)
     cached = bool(config.data.cache_text_embeddings)
     vae = count_numbers(read_weight_shapes(teacher / "vae"))
     vae_offloaded, scorers_offloaded = config.optim.offload_vae, config.eval.offload_scorers
@@ -168,10 +178,15 @@ def _other_models(config: Config, layout: Layout, teacher: Path, evaluation: Eva
     return [
         MemoryItem(
             "text encoders",
-            text * number,
-            f"{text / 1e6:.1f} M numbers in {kind}" + (", deleted before the networks load" if cached else ""),
+            text.held + text.at_work,
+            numbers_in(text, kind, precision)
+            + (", one weight dequantised" if text.quantized else "")
+            + (", deleted before the networks load" if cached else ""),
             (ENCODING,) if cached else LOADED,
-            flags=_bf16_flag(config) if cached else ("--cache_text_embeddings",),
+            flags=(
+                *(_bf16_flag(config) if cached else ("--cache_text_embeddings",)),
+                *(() if text.quantized else ("--text_encoder_precision",)),
+            ),
         ),
         MemoryItem(
             "autoencoder",

@@ -6,9 +6,12 @@ import torch
 
 from dpdmd.config import Config
 from dpdmd.config.options import OptimConfig
-from dpdmd.distributed.launch_env import check_launch, read_launch
+from dpdmd.config.precisions import FP8, INT8, NF4, UNQUANTIZED
+from dpdmd.distributed.launch_env import check_launch, is_on, read_launch
 from dpdmd.models.compilation import check_compiler
 from dpdmd.utils.library_settings import COMPILATION, Setting, check_settings
+
+FP8_CAPABILITY = (8, 9)  # of GPUs for which Triton compiles numbers in fp8
 
 
 def check_machine(config: Config) -> None:
@@ -20,6 +23,7 @@ def check_machine(config: Config) -> None:
     check_launch()
     check_settings(_settings(config.optim))
     _check_device(config)
+    _check_quantization(config)
     if config.optim.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _check_packages(config)
@@ -51,15 +55,37 @@ def _check_device(config: Config) -> None:
         raise ValueError(f"--bf16: {torch.cuda.get_device_name()} has no bf16; leave the flag out")
 
 
+def _check_quantization(config: Config) -> None:
+    """Check that this launch and device can hold and compute with quantised weights."""
+    model = config.model
+    if model.base_precision != UNQUANTIZED and is_on("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            f"--base_precision {model.base_precision}: not under FSDP, which divides parameters and not quantised "
+            "weights; use scripts/accelerate_ddp.yaml, or leave the flag out"
+        )
+    compiles_fp8 = model.base_precision == FP8 and config.optim.compile and torch.cuda.is_available()
+    if compiles_fp8 and torch.cuda.get_device_capability(read_launch().local_rank) < FP8_CAPABILITY:
+        raise ValueError(
+            f"--base_precision fp8: compiled kernels on {torch.cuda.get_device_name()} have no fp8; give "
+            "--base_precision int8, or --no-compile"
+        )
+
+
 def _check_packages(config: Config) -> None:
     tracker = config.run.report_to
     if tracker != "none" and find_spec(tracker) is None:
         raise ValueError(f"--report_to {tracker}: the package is not installed; pip install {tracker}, or give none")
-    if config.optim.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
-            "adamw"
-        )
+    model = config.model
+    for flag, value, needs, other in (
+        ("optimizer", config.optim.optimizer, "adamw_8bit", "adamw"),
+        ("base_precision", model.base_precision, NF4, INT8),
+        ("text_encoder_precision", model.text_encoder_precision, NF4, INT8),
+    ):
+        if value == needs and find_spec("bitsandbytes") is None:
+            raise ValueError(
+                f"--{flag} {value}: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
+                f"{other}"
+            )
 
 
 def local_device() -> torch.device:

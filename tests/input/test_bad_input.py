@@ -44,6 +44,11 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
         ("--lr_num_cycles", "0", "--lr_num_cycles 0: must be 1 to 1000000000"),
         ("--lr_power", "2", "--lr_power 2.0: give --lr_scheduler polynomial with it, or leave it out"),
         ("--lora_dropout", "0.1", "--lora_dropout 0.1: give --lora_rank with it"),
+        (
+            "--base_precision",
+            "int8",
+            "--base_precision int8: give --lora_rank with it; a network that is trained whole",
+        ),
         ("--attention_backend", "zebra", "--attention_backend zebra: choose one of flash, "),
         ("--attention_backend", "", "argument --attention_backend: expected one argument"),
         ("--attention_backend", "sage", "--attention_backend sage: does not work here (Sage Attention backend"),
@@ -466,6 +471,24 @@ def test_an_8_bit_optimizer_without_its_package(refused, monkeypatch):
     )
     line = refused({"--optimizer": "adamw_8bit"})
     assert "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install" in line
+    for flag in ("--base_precision", "--text_encoder_precision"):
+        line = refused({"--lora_rank": "4", flag: "nf4"})
+        assert (
+            f"{flag} nf4: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give int8" in line
+        )
+
+
+def test_a_quantised_base_where_it_cannot_be(refused, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    line = refused({"--lora_rank": "4", "--base_precision": "int8"})
+    assert "--base_precision int8: not under FSDP" in line and "scripts/accelerate_ddp.yaml" in line
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "an older GPU")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda rank: (8, 0))
+    line = refused({"--lora_rank": "4", "--base_precision": "fp8", "--compile": ""})
+    assert "--base_precision fp8: compiled kernels on an older GPU have no fp8; give --base_precision int8" in line
 
 
 def test_sharding_the_teacher_without_fsdp(refused):
