@@ -36,6 +36,6 @@ def anchor_metrics(prediction: Tensor, target: Tensor, weight: float) -> dict[st
     """
     error = prediction.float() - target.float()
     return {
-        "anchor_error": error.square().mean() / target.float().square().mean(),
+        "anchor_error": error.square().mean() / target.float().square().mean().clamp_min(1e-12),
         "div_gradient_norm": 2 * weight * error.flatten(1).norm(dim=1).mean(),
     }
