@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpdmd.methods import losses
+from dpdmd.methods import health, losses
 from dpdmd.methods.anchor import anchor_target
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 
@@ -54,6 +54,7 @@ def dmd_term(context: DistillationContext, student: StudentRollout) -> LossResul
         "loss_dmd": dmd.loss.detach(),
         "dmd_gradient_norm": dmd.gradient.flatten(1).norm(dim=1).mean(),
         "score_error_cosine": losses.score_error_cosine(x.detach(), scores.x0_real, scores.x0_fake),
+        **health.sample_metrics(x.detach(), scores.x0_real),
     }
     return LossResult(dmd.loss, metrics, {"student": x.detach(), "x0_real": scores.x0_real, "x0_fake": scores.x0_fake})
 
@@ -68,7 +69,8 @@ def diversity_term(context: DistillationContext, student: StudentRollout) -> Los
     teacher = context.teacher(student.batch.text)
     target = anchor_target(teacher, schedule, eps, context.teacher_sigmas, config.k_anchor, config.anchor_steps)
     loss = losses.diversity_loss(first, target)
-    return LossResult(config.div_weight * loss, {"loss_div": loss.detach()}, {})
+    metrics = {"loss_div": loss.detach(), **health.anchor_metrics(first.detach(), target, config.div_weight)}
+    return LossResult(config.div_weight * loss, metrics, {})
 
 
 def perceptual_term(context: DistillationContext, student: StudentRollout) -> LossResult:

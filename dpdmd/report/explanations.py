@@ -28,6 +28,22 @@ _CURVES = {
         "Cosine of real and fake errors",
         "Near 1, the fake score knows the student’s samples as well as the teacher does.",
     ),
+    "div_gradient_norm": (
+        "Diversity gradient norm",
+        "Of the weighted diversity loss on the student’s first step; to be compared with the DMD gradient norm.",
+    ),
+    "anchor_error": (
+        "Anchor error",
+        "Diversity loss relative to the mean square of the anchor. 0: the first step reaches it.",
+    ),
+    "latent_mean": ("Mean of the student’s latents", "It should stay near that of the teacher’s predictions."),
+    "latent_mean_real": ("Mean of the teacher’s predictions", "Of the student’s noised samples."),
+    "latent_std": (
+        "Standard deviation of the student’s latents",
+        "A little above that of the teacher’s predictions, which are smoother than samples.",
+    ),
+    "latent_std_real": ("Standard deviation of the teacher’s predictions", "Of the student’s noised samples."),
+    "latent_saturated": ("Share of saturated latents", "Of the student’s latents, those farther than 4 from 0."),
     "grad_norm": ("Gradient norm", "Of the updated network, before clipping."),
     "grad_norm_discriminator": ("Gradient norm of the discriminator", "Before clipping."),
     "loss_perceptual": ("Perceptual loss", "Distance of the student’s images from the teacher’s of the same noise."),
@@ -41,7 +57,7 @@ _CURVES = {
     "lr": ("Learning rate", "Of the network that the update trains."),
 }
 # Metrics that only one kind of update has: their titles do not name it.
-_ONE_KIND = ("loss", "logit", "discriminator", "dmd", "score")
+_ONE_KIND = ("loss", "logit", "discriminator", "dmd", "div", "score", "anchor", "latent")
 _SHOWN_NAMES = 3
 
 
