@@ -10,9 +10,9 @@ SATURATED = 4.0  # latents of all families have a standard deviation near 1: bey
 def sample_metrics(x_student: Tensor, x0_real: Tensor) -> dict[str, Tensor]:
     """Return the statistics of the student's samples, and those of the teacher's prediction of them.
 
-    `latent_saturated` is the share of latents beyond `SATURATED`. The teacher's prediction is smoother than a sample.
-    So the ratio of the two standard deviations is above 1, and grows if the student's samples leave what the teacher
-    knows. Both arguments: [B, C, H, W].
+    `latent_saturated` is the share of latents beyond `SATURATED`. Guidance widens the teacher's prediction, and noise
+    smooths it, so the two standard deviations need not be equal. Their ratio keeps its value in a run that goes well,
+    and grows if the student's samples leave what the teacher knows. Both arguments: [B, C, H, W].
     """
     x, real = x_student.float(), x0_real.float()
     (std, mean), (real_std, real_mean) = torch.std_mean(x), torch.std_mean(real)

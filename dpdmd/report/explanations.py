@@ -36,11 +36,11 @@ _CURVES = {
         "Anchor error",
         "Diversity loss relative to the mean square of the anchor. 0: the first step reaches it.",
     ),
-    "latent_mean": ("Mean of the student’s latents", "It should stay near that of the teacher’s predictions."),
+    "latent_mean": ("Mean of the student’s latents", "It stays near that of the teacher’s predictions if a run goes well."),
     "latent_mean_real": ("Mean of the teacher’s predictions", "Of the student’s noised samples."),
     "latent_std": (
         "Standard deviation of the student’s latents",
-        "A little above that of the teacher’s predictions, which are smoother than samples.",
+        "Steady if a run goes well. The teacher’s predictions differ from it, because guidance widens them.",
     ),
     "latent_std_real": ("Standard deviation of the teacher’s predictions", "Of the student’s noised samples."),
     "latent_saturated": ("Share of saturated latents", "Of the student’s latents, those farther than 4 from 0."),
