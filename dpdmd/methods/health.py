@@ -1,4 +1,4 @@
-"""Measures of a run's health: a few means of tensors that an update has anyway. `dpdmd.report.health` judges them."""
+"""Measures of a run's health: a few means of tensors that an update has anyway."""
 
 import torch
 from torch import Tensor
