@@ -28,6 +28,13 @@ FAMILIES = {  # family -> defaults that differ from those of the options, which 
         "teacher_guidance_scale": 5.0,
         "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
     },
+    "qwen_image": {
+        "teacher_id": "weights/Qwen/Qwen-Image",
+        "teacher_infer_steps": 50,
+        "teacher_guidance_scale": 4.0,
+        "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
+        "student_sigmas": "trailing",  # the default grid ends at 0.02, from where a step changes almost nothing
+    },
 }
 
 

@@ -227,7 +227,7 @@ class Call:
             None if pooled is None else torch.empty(batch, pooled, dtype=dtype),
             (shape.text_tokens,) * batch if layout.lengths_differ else None,
         )
-        z = torch.empty(batch, config["in_channels"], shape.height // factor, shape.width // factor)
+        z = torch.empty(batch, layout.latent_channels(config), shape.height // factor, shape.width // factor)
         return Call(family, network, caller, z, torch.empty(batch), text)
 
     @property

@@ -82,18 +82,28 @@ class WeightBytes:
     others: int
 
 
+def _check_scaling(config: Mapping[str, Any]) -> None:
+    for name, positive in (("scaling_factor", True), ("shift_factor", False)):
+        value = config.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (value is None or number) or (positive and number and value <= 0):
+            raise ValueError(f"sets {name} {value!r}, which must be a number")
+
+
 @dataclass(frozen=True)
 class Autoencoder:
     """What the configuration of an autoencoder says about latents; the defaults are an AutoencoderKL's.
 
     Attributes:
         factor: pixels a side of one latent of the sampler.
-        channels: channels of the network's input.
+        channels: channels of the sampler's latents.
+        check: raises a ValueError if a value that decoding needs is wrong.
         decode_bytes: device memory of decoding one image, by (configuration, pixels, bf16).
     """
 
     factor: Callable[[Mapping[str, Any]], int] = lambda config: 2 ** (len(config["block_out_channels"]) - 1)
     channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("latent_channels", 4)
+    check: Callable[[Mapping[str, Any]], None] = _check_scaling
     decode_bytes: Callable[[Mapping[str, Any], int, bool], int] = decode_bytes
 
 
@@ -105,11 +115,13 @@ class Guidance:
         formula: the guided prediction by the unconditional u, the conditional c and the scale s, in words.
         off: the scale at which the formula gives c, so that one branch is enough.
         null_prompt: the prompt of the unconditional branch.
+        argument: what the pipeline calls the scale.
     """
 
     formula: str = "u + s (c - u)"
     off: float = 1.0
     null_prompt: str = ""
+    argument: str = "guidance_scale"
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,9 @@ class Layout:
         lora_targets: layers that get a LoRA adapter, by the endings of their names.
         guidance: formula and scale of guidance, and the unconditional prompt.
         text_tensors: the tensors of an embedding (`TextEmbedding.to_cache`).
+        latent_channels: channels of the sampler's latents, by the network's configuration.
+        check_tokenizer: raises a ValueError if a loaded tokenizer is another model's; None for no such check.
+        unread: beginnings of the names of the text encoder's weights that are not loaded.
         fixed_text_length: the length of a prompt is the tokenizer's and cannot be chosen.
         vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
@@ -146,6 +161,7 @@ class Layout:
         autoencoder: what the autoencoder's configuration says about latents.
         text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
+        longest_text: the most tokens of a prompt, by the network's configuration.
         beside_single_file: components that diffusers does not find in the single file, though it holds them.
         comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
         comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
@@ -170,6 +186,9 @@ class Layout:
     other_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     guidance: Guidance = Guidance()
     text_tensors: tuple[str, ...] = ("context", "pooled")
+    latent_channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("in_channels")
+    check_tokenizer: Callable[[Any], None] | None = None
+    unread: tuple[str, ...] = ()
     fixed_text_length: bool = False
     vae_factor: int | None = None
     t5: tuple[str, ...] = ()
@@ -178,6 +197,7 @@ class Layout:
     lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     autoencoder: Autoencoder = Autoencoder()
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
+    longest_text: Callable[[Mapping[str, Any]], int] = lambda _: 512
     beside_single_file: tuple[str, ...] = ()
     comfyui_name: Callable[[str], str] | None = None
     comfyui: ComfyUINames | None = None
@@ -234,7 +254,7 @@ class Layout:
         prefixes = self.block_prefixes(folder) if component == self.network else None
         return {
             name: shape
-            for name, shape in self.weight_shapes(folder, component).items()
+            for name, shape in self.loaded_shapes(folder, component).items()
             if len(shape) == 2 and name.endswith(".weight") and not name.endswith(_TABLES)
             if (in_numbered_block(name) if prefixes is None else name.startswith(prefixes))
         }
@@ -246,7 +266,7 @@ class Layout:
             precision: one of `PRECISIONS`, of the linear layers in the blocks.
             number: bytes of a number that is not quantised.
         """
-        whole = sum(count_numbers(self.weight_shapes(folder, component)) for component in components)
+        whole = sum(count_numbers(self.loaded_shapes(folder, component)) for component in components)
         if precision == UNQUANTIZED:
             return WeightBytes(whole * number, 0, 0, whole)
         shapes = [shape for each in components for shape in self.linear_of_blocks(folder, each).values()]
@@ -254,6 +274,13 @@ class Layout:
         others = whole - sum(sizes)
         held = sum(bytes_of_linear(precision, shape) for shape in shapes) + others * number
         return WeightBytes(held, max(sizes, default=0) * (FP32 + number), sum(sizes), others)
+
+    def loaded_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
+        """Return the shapes of the weights of a component that are loaded (`unread`)."""
+        shapes = self.weight_shapes(folder, component)
+        if component.startswith("text_encoder"):
+            return {name: shape for name, shape in shapes.items() if not name.startswith(self.unread)}
+        return shapes
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Return the configuration of the network, without the entries about where it came from."""
@@ -312,10 +339,13 @@ class Layout:
         """Return the tokens of a prompt: as `requested`, else as in `defaults`; or the tokenizer's if that is fixed.
 
         Raises:
-            ValueError: the length is fixed and another one is requested.
+            ValueError: the length is fixed and another one is requested, or the network takes fewer tokens.
         """
         if not self.fixed_text_length:
-            return requested or defaults.max_sequence_length
+            length, longest = requested or defaults.max_sequence_length, self.longest_text(self.network_config(folder))
+            if length > longest:
+                raise ValueError(f"--max_sequence_length {length}: this model takes {longest} tokens at most")
+            return length
         length = clip_tokens(folder, self.defaults.max_sequence_length)
         if requested not in (None, length):
             raise ValueError(

@@ -36,7 +36,10 @@ _CURVES = {
         "Anchor error",
         "Diversity loss relative to the mean square of the anchor. 0: the first step reaches it.",
     ),
-    "latent_mean": ("Mean of the student’s latents", "It stays near that of the teacher’s predictions if a run goes well."),
+    "latent_mean": (
+        "Mean of the student’s latents",
+        "It stays near that of the teacher’s predictions if a run goes well.",
+    ),
     "latent_mean_real": ("Mean of the teacher’s predictions", "Of the student’s noised samples."),
     "latent_std": (
         "Standard deviation of the student’s latents",

@@ -76,7 +76,7 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
     loaded, size_flags = (SAMPLING, DECODING), (batch_flag, "--height", "--width")
 
     def weights(name: str, components: list[str], phases: tuple[str, ...]) -> MemoryItem:
-        numbers = sum(count_numbers(layout.weight_shapes(folder, part)) for part in components)
+        numbers = sum(count_numbers(layout.loaded_shapes(folder, part)) for part in components)
         return MemoryItem(name, numbers * number, f"{numbers / 1e6:.1f} M numbers in {kind}", phases, bf16_flag)
 
     items = [
