@@ -28,6 +28,7 @@ FAMILIES = {  # family -> defaults that differ from those of the options, which 
         "teacher_guidance_scale": 5.0,
         "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
     },
+    "lumina2": {"teacher_id": "weights/Alpha-VLLM/Lumina-Image-2.0", "teacher_guidance_scale": 4.0},
 }
 
 

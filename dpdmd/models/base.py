@@ -238,8 +238,8 @@ class Family(ABC):
         """Return the blocks, in order, whose output can serve as features, since it has tokens of the image."""
         return self.blocks(network)
 
-    def image_tokens(self, output: Tensor | tuple[Tensor, ...], z: Tensor) -> Tensor:
-        """Return the image's tokens [B, T, D] in the output of a block in a call at `z`.
+    def image_tokens(self, output: Tensor | tuple[Tensor, ...], z: Tensor, text: TextEmbedding) -> Tensor:
+        """Return the image's tokens [B, T, D] in the output of a block in a call at `z` with these prompts.
 
         If a block returns several streams, the image's is the last one.
         """
@@ -252,7 +252,7 @@ class Family(ABC):
         outputs: dict[nn.Module, Tensor] = {}
 
         def keep(block: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            outputs[block] = self.image_tokens(output, z)
+            outputs[block] = self.image_tokens(output, z, text)
 
         handles = [block.register_forward_hook(keep) for block in blocks]
         try:
@@ -268,7 +268,11 @@ class Family(ABC):
 
     def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
         """Return the guided prediction, all [B, C, H, W], by the formula in the layout."""
-        return guide(unconditional, conditional, scale)
+        return self.rescale(guide(unconditional, conditional, scale), conditional)
+
+    def rescale(self, guided: Tensor, conditional: Tensor) -> Tensor:
+        """Return the guided prediction at the length that the family gives it by the conditional one; here its own."""
+        return guided
 
     def bind_guided(self, network: nn.Module, text: TextEmbedding, null: TextEmbedding, scale: float) -> Predictor:
         """Return the network under classifier-free guidance: both branches in one call, unconditional rows first.

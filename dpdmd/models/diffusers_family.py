@@ -127,7 +127,6 @@ class DiffusersFamily(Family):
         export_pipeline(self.layout, folder, weights, source, no_t5=defaults.no_t5, copy=copy, dtype=dtype)
         self.export_scheduler(folder, source, defaults).write(folder)
 
-    @abstractmethod
     def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
         """Return the weights of all components under the names of the family's original checkpoints.
 
@@ -136,8 +135,9 @@ class DiffusersFamily(Family):
             source: pipeline folder with the configurations.
 
         Raises:
-            ValueError: the original layout has no place for a part.
+            ValueError: the original layout has no place for a part, or the family has no such file.
         """
+        raise ValueError(f"--single_file: diffusers reads no {self.layout.pipeline} from one file; leave the flag out")
 
     def export_single_file(
         self,

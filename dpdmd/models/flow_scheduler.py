@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.layout import read_scheduler_config
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -46,3 +47,12 @@ def read_shift(folder: Path) -> float:
     if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
         raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
     return float(shift)
+
+
+def read_even_schedule(folder: Path) -> EvenFlowSchedule:
+    """Return the schedule of a pipeline that gives its scheduler, which has one shift, even times.
+
+    Raises:
+        ValueError: the scheduler is of another class, or sets an option that this schedule does not reproduce.
+    """
+    return EvenFlowSchedule(read_shift(folder))

@@ -122,6 +122,7 @@ class Layout:
         autoencoder: what the autoencoder's configuration says about latents.
         text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
+        longest_text: the most tokens of a prompt for which the network has positions, by its configuration.
         beside_single_file: components that diffusers does not find in the single file, though it holds them.
         comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
         comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
@@ -154,6 +155,7 @@ class Layout:
     lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     autoencoder: Autoencoder = Autoencoder()
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
+    longest_text: Callable[[Mapping[str, Any]], float] = lambda _: math.inf
     beside_single_file: tuple[str, ...] = ()
     comfyui_name: Callable[[str], str] | None = None
     comfyui: ComfyUINames | None = None
@@ -258,10 +260,15 @@ class Layout:
         """Return the tokens of a prompt: as `requested`, else as in `defaults`; or the tokenizer's if that is fixed.
 
         Raises:
-            ValueError: the length is fixed and another one is requested.
+            ValueError: the length is fixed and another one is requested, or the network has fewer positions.
         """
         if not self.fixed_text_length:
-            return requested or defaults.max_sequence_length
+            length, longest = requested or defaults.max_sequence_length, self.longest_text(self.network_config(folder))
+            if length > longest:
+                raise ValueError(
+                    f"--max_sequence_length {length}: this model has positions for {longest} tokens at most"
+                )
+            return length
         length = clip_tokens(folder, self.defaults.max_sequence_length)
         if requested not in (None, length):
             raise ValueError(
