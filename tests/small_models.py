@@ -10,6 +10,8 @@ from diffusers import (
     AutoencoderKLQwenImage,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -23,6 +25,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
     CLIPTextModel,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -258,6 +263,64 @@ def build_qwen_image_pipeline() -> QwenImagePipeline:
     )
 
 
+def build_gemma_tokenizer() -> GemmaTokenizer:
+    """Return a Gemma tokenizer without merges: a token for each ASCII character, and for each byte of others.
+
+    The long words of Lumina's system prompt are tokens too. Prompts would hardly differ behind 170 common letters.
+    """
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    tokens += [chr(code) for code in range(33, 127)]
+    tokenizer = GemmaTokenizer(vocab={token: n for n, token in enumerate(tokens)}, merges=[])
+    tokenizer.add_tokens(["assistant", "designed", "generate", "superior", "images", "degree", "image-text"])
+    tokenizer.add_tokens(["alignment", "based", "textual", "prompts", "<Prompt Start>"])
+    tokenizer.add_bos_token = True  # as the official files say; without it an empty prompt has no token
+    return tokenizer
+
+
+def build_lumina2_pipeline() -> Lumina2Pipeline:
+    """Return a small Lumina-Image 2.0 pipeline: one refiner of each kind and two joint blocks of width 32."""
+    tokenizer = build_gemma_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        text_encoder = Gemma2Model(
+            Gemma2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=24,
+                intermediate_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=12,
+                query_pre_attn_scalar=12,
+            )
+        )
+        transformer = Lumina2Transformer2DModel(
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=8,
+            ffn_dim_multiplier=0.5,
+            cap_feat_dim=24,
+            axes_dim_rope=[4, 6, 6],
+            axes_lens=[300, 32, 32],
+        )
+        vae = _build_kl_vae(4, shift=0.1159)
+        with torch.no_grad():
+            for name, parameter in transformer.named_parameters():  # see _strengthen
+                if name.startswith(("time_caption_embed", "norm_out")) or ".norm1.linear" in name:
+                    parameter.mul_(3)
+    return Lumina2Pipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )
+
+
 def save_tiny_sd35(folder: Path) -> None:
     """Write the SD3.5 pipeline with its sampling defaults."""
     build_sd35_pipeline().save_pretrained(folder)
@@ -311,6 +374,12 @@ def save_tiny_qwen_image(folder: Path) -> None:
     """Write the Qwen-Image pipeline with a short text length."""
     build_qwen_image_pipeline().save_pretrained(folder)
     SamplingDefaults(steps=50, guidance_scale=4.0, max_sequence_length=96).write(folder)
+
+
+def save_tiny_lumina2(folder: Path) -> None:
+    """Write the Lumina-Image 2.0 pipeline with a short text length."""
+    build_lumina2_pipeline().save_pretrained(folder)
+    SamplingDefaults(steps=30, guidance_scale=4.0, max_sequence_length=160).write(folder)
 
 
 def save_scorers(root: Path) -> None:

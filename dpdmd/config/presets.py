@@ -35,6 +35,7 @@ FAMILIES = {  # family -> defaults that differ from those of the options, which 
         "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
         "student_sigmas": "trailing",  # the default grid ends at 0.02, from where a step changes almost nothing
     },
+    "lumina2": {"teacher_id": "weights/Alpha-VLLM/Lumina-Image-2.0", "teacher_guidance_scale": 4.0},
 }
 
 

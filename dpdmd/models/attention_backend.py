@@ -1,12 +1,13 @@
 """`--attention_backend`: the attention of a diffusers network through one of diffusers' attention backends.
 
-diffusers' own processors of SD3 and of UNets call torch's scaled_dot_product_attention directly. Our processor computes
-the same and calls diffusers' dispatcher. The processors of newer networks call the dispatcher themselves, and get the
-name of the backend. Without the flag a network keeps its own processors.
+diffusers' own processors of SD3, of UNets and of Lumina-Image 2.0 call torch's scaled_dot_product_attention directly.
+Our processor computes the same and calls diffusers' dispatcher. The processors of newer networks call the dispatcher
+themselves, and get the name of the backend. Without the flag a network keeps its own processors.
 
 diffusers takes seconds to import: only when a backend is given.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +23,25 @@ class BackendAttention:
 
     def __init__(self, backend: str):
         from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+        from diffusers.models.embeddings import apply_rotary_emb
 
         self.backend, self.dispatch = AttentionBackendName(backend), dispatch_attention_fn
+        self.rotate = partial(apply_rotary_emb, use_real=False)
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Tensor | None = None,
+        *_: Any,
+        **__: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend from `hidden_states` [B, T, D]; joint attention returns the outputs of image and text."""
+        """Attend from `hidden_states` [B, T, D]; joint attention returns the outputs of image and text.
+
+        Lumina-Image 2.0 adds a mask of the tokens [B, T], complex rotations [B, T, D / 2H], and fewer heads of k and v.
+        """
         joint = encoder_hidden_states is not None and attn.added_kv_proj_dim is not None
         source = hidden_states if encoder_hidden_states is None or joint else encoder_hidden_states
         query = _heads(attn, attn.to_q(hidden_states), attn.norm_q)
@@ -38,9 +51,14 @@ class BackendAttention:
             query = torch.cat([query, _heads(attn, attn.add_q_proj(encoder_hidden_states), attn.norm_added_q)], dim=1)
             key = torch.cat([key, _heads(attn, attn.add_k_proj(encoder_hidden_states), attn.norm_added_k)], dim=1)
             value = torch.cat([value, _heads(attn, attn.add_v_proj(encoder_hidden_states))], dim=1)
+        if image_rotary_emb is not None:
+            query, key = (self.rotate(each, image_rotary_emb) for each in (query, key))
         # Under autocast the norms leave q and k in fp32; torch's attention would cast them, other kernels do not.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        output = self.dispatch(query, key, value, backend=self.backend).flatten(2).to(query.dtype)
+        if (shared := query.shape[2] // key.shape[2]) > 1:  # several heads of q have one of k and v
+            key, value = (each.repeat_interleave(shared, dim=2) for each in (key, value))
+        mask = None if attention_mask is None else attention_mask.bool()[:, None, None]
+        output = self.dispatch(query, key, value, attn_mask=mask, backend=self.backend).flatten(2).to(query.dtype)
         image = attn.to_out[0](output[:, : hidden_states.shape[1]])
         if not joint:
             return image
@@ -49,8 +67,8 @@ class BackendAttention:
 
 
 def _heads(attn: Any, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
-    """Divide [B, T, D] into heads [B, T, H, D / H], each normed."""
-    heads = projected.unflatten(-1, (attn.heads, -1))
+    """Divide [B, T, D] into heads [B, T, H, D / H], each normed; k and v may have fewer heads, of the same size."""
+    heads = projected.unflatten(-1, (-1, attn.inner_dim // attn.heads))
     return heads if norm is None else norm(heads)
 
 

@@ -251,8 +251,8 @@ class Family(ABC):
         """Return the blocks, in order, whose output can serve as features, since it has tokens of the image."""
         return self.blocks(network)
 
-    def image_tokens(self, output: Tensor | tuple[Tensor, ...], z: Tensor) -> Tensor:
-        """Return the image's tokens [B, T, D] in the output of a block in a call at `z`.
+    def image_tokens(self, output: Tensor | tuple[Tensor, ...], z: Tensor, text: TextEmbedding) -> Tensor:
+        """Return the image's tokens [B, T, D] in the output of a block in a call at `z` with these prompts.
 
         If a block returns several streams, the image's is the last one.
         """
@@ -265,7 +265,7 @@ class Family(ABC):
         outputs: dict[nn.Module, Tensor] = {}
 
         def keep(block: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            outputs[block] = self.image_tokens(output, z)
+            outputs[block] = self.image_tokens(output, z, text)
 
         handles = [block.register_forward_hook(keep) for block in blocks]
         try:

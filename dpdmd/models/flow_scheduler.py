@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.layout import read_scheduler_config
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -43,6 +44,15 @@ def read_shift(folder: Path) -> float:
     """
     path, config = read_flow_scheduler(folder)
     return _number(path, config, "shift", 1.0, positive=True)
+
+
+def read_even_schedule(folder: Path) -> EvenFlowSchedule:
+    """Return the schedule of a pipeline that gives its scheduler, which has one shift, even times.
+
+    Raises:
+        ValueError: the scheduler is of another class, or sets an option that this schedule does not reproduce.
+    """
+    return EvenFlowSchedule(read_shift(folder))
 
 
 def read_dynamic_shift(folder: Path) -> tuple[float | Callable[[float], float], float | None]:

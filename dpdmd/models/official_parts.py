@@ -7,6 +7,14 @@ VAE = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "sample_size": 1024,
 }
+FLUX_VAE = {  # of FLUX.1
+    **VAE,
+    "latent_channels": 16,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
 CLIP_L = {
     "hidden_size": 768,
     "intermediate_size": 3072,

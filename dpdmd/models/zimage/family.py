@@ -68,7 +68,7 @@ class ZImage(EvenFlowFamily):
     def feature_blocks(self, network: nn.Module) -> list[nn.Module]:
         return list(network.layers)
 
-    def image_tokens(self, output: Tensor, z: Tensor) -> Tensor:
+    def image_tokens(self, output: Tensor, z: Tensor, text: TextEmbedding) -> Tensor:
         """Return the first tokens; those of the prompt, and those that fill up, come after them."""
         return output[:, : z.shape[-2] * z.shape[-1] // PATCH**2]
 

@@ -1,12 +1,10 @@
 """Folder layout, shapes and noise schedule of Z-Image."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dpdmd.models.counted_memory import counted
-from dpdmd.models.even_flow_schedule import EvenFlowSchedule
-from dpdmd.models.flow_scheduler import read_shift
+from dpdmd.models.flow_scheduler import read_even_schedule
 from dpdmd.models.layout import Guidance, Layout
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import Shape
@@ -31,15 +29,6 @@ def _latents(config: Mapping[str, Any]) -> tuple[int, float]:
     return PATCH, PATCH * min(config["axes_lens"][1:])
 
 
-def read_schedule(folder: Path) -> EvenFlowSchedule:
-    """Return the schedule of a FlowMatchEulerDiscreteScheduler with one shift, to which the pipeline gives even times.
-
-    Raises:
-        ValueError: the scheduler is of another class, or sets an option that this schedule does not reproduce.
-    """
-    return EvenFlowSchedule(read_shift(folder))
-
-
 LAYOUT = Layout(
     pipeline="ZImagePipeline",
     network="transformer",
@@ -56,7 +45,7 @@ LAYOUT = Layout(
     },
     latents=_latents,
     required=("vae", "scheduler", "text_encoder", "tokenizer"),
-    read_schedule=read_schedule,
+    read_schedule=read_even_schedule,
     defaults=SamplingDefaults(steps=50, guidance_scale=5.0, max_sequence_length=512),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
     text_widths=lambda config: (config["cap_feat_dim"], None),

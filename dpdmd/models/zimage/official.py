@@ -1,6 +1,6 @@
 """Configurations of Z-Image's components, as in its repository; libraries' defaults left out."""
 
-from dpdmd.models.official_parts import VAE
+from dpdmd.models.official_parts import FLUX_VAE
 
 OFFICIAL = {
     "transformer": {
@@ -14,14 +14,7 @@ OFFICIAL = {
         "axes_dims": (32, 48, 48),
         "axes_lens": (1536, 512, 512),
     },
-    "vae": {
-        **VAE,
-        "latent_channels": 16,
-        "scaling_factor": 0.3611,
-        "shift_factor": 0.1159,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    },
+    "vae": FLUX_VAE,
     "text_encoder": {
         "vocab_size": 151936,
         "hidden_size": 2560,
