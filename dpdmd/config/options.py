@@ -11,7 +11,7 @@ from dpdmd.config import hub_flags
 from dpdmd.config.anchor_search import AUTO
 from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize, parse_sizes
 from dpdmd.config.method_table import METHODS
-from dpdmd.config.precisions import PRECISIONS, UNQUANTIZED
+from dpdmd.config.precisions import PRECISIONS, UNQUANTIZED, Precisions
 from dpdmd.config.presets import FAMILIES, as_typed
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS, in_loop_files
 
@@ -118,6 +118,11 @@ class ModelConfig:
     no_t5: bool = _flag(
         False, "do not load SD3's third text encoder, a T5; its tokens are replaced by zeros", "diffusers"
     )
+
+    @property
+    def precisions(self) -> Precisions:
+        """The precisions of the frozen weights."""
+        return Precisions(self.base_precision, self.text_encoder_precision)
 
 
 @dataclass

@@ -1,12 +1,31 @@
 """The precisions of frozen weights: `--base_precision` and `--text_encoder_precision`. Imports nothing heavy."""
 
 import math
+from dataclasses import dataclass
 
 UNQUANTIZED = "bf16"  # weights in the type of the computation, which is fp32 without --bf16
 FP8, INT8, NF4 = "fp8", "int8", "nf4"
 PRECISIONS = (UNQUANTIZED, FP8, INT8, NF4)
 NF4_BLOCK = 64  # numbers that share a scale; bitsandbytes' default
 SCALE_BYTES = 4  # scales are fp32
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """The precisions of a model's frozen weights, each one of PRECISIONS.
+
+    Attributes:
+        base: of the network, if only adapters beside it are trained.
+        text_encoders: of all text encoders.
+    """
+
+    base: str = UNQUANTIZED
+    text_encoders: str = UNQUANTIZED
+
+    def described(self, dtype: str) -> str:
+        """Return the type of the computation, and how the weights behind it are quantised, for the key of a cache."""
+        parts = {"base": self.base, "text encoders": self.text_encoders}
+        return dtype + "".join(f", {name} in {value}" for name, value in parts.items() if value != UNQUANTIZED)
 
 
 def bytes_of_linear(precision: str, shape: tuple[int, ...]) -> int:

@@ -61,7 +61,8 @@ def _check_teacher(config: Config, num_prompts: int) -> list[str]:
 
 def load_teacher(config: Config) -> tuple[Sampler, TextEncoder]:
     """Load the teacher as `dpdmd.train` does, with the grid and the guidance of its anchors."""
-    family = family_class(config.model.family)(local_device(), precision.set_up(config.optim.bf16))
+    dtype = precision.set_up(config.optim.bf16)
+    family = family_class(config.model.family)(local_device(), dtype, config.model.precisions)
     folder, method = Path(config.model.teacher_id), config.method
     encoder = family.load_text_encoder(folder, config.data.max_sequence_length, no_t5=config.model.no_t5)
     network = family.load_network(folder, family.compute_dtype).requires_grad_(False).to(family.device)

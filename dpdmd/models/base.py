@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from dpdmd.config.image_sizes import ImageSize
+from dpdmd.config.precisions import Precisions
 from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.lora import Adapter
@@ -18,6 +19,8 @@ from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.tensor_files import Weights
 from dpdmd.utils.device_transfer import to_device
+
+UNQUANTIZED_MODEL = Precisions()
 
 
 @dataclass(frozen=True)
@@ -139,19 +142,24 @@ class Family(ABC):
     Attributes:
         layout: the folder layout.
         block_classes: classes of the blocks that are compiled and sharded one by one.
+        precisions: how the network and the text encoders that are loaded are quantised.
     """
 
     layout: Layout
     block_classes: tuple[str, ...]
 
-    def __init__(self, device: torch.device, compute_dtype: torch.dtype):
+    def __init__(self, device: torch.device, compute_dtype: torch.dtype, precisions: Precisions = UNQUANTIZED_MODEL):
         self.device = device
         self.compute_dtype = compute_dtype
+        self.precisions = precisions
         quieten_libraries()
 
     @abstractmethod
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        """Load the generator network of a pipeline folder, strictly, in evaluation mode, with weights in `dtype`."""
+        """Load the generator network of a pipeline folder, strictly, in evaluation mode, with weights in `dtype`.
+
+        If `precisions.base` asks for it, the linear layers of its blocks are quantised, and all weights on the device.
+        """
 
     @abstractmethod
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> TextEncoder:

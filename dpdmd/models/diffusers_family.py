@@ -10,11 +10,12 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
 from dpdmd.config.image_sizes import ImageSize
+from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.models import lora_files
 from dpdmd.models.base import Family, ImageDecoder
 from dpdmd.models.comfyui_workflow import build_workflow, write_workflow
 from dpdmd.models.image_decoder import KLImageDecoder
-from dpdmd.models.loading import load_strict
+from dpdmd.models.loading import load_quantized_network, load_strict
 from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.pipeline_export import export_pipeline, export_settings, makes_grid, set_steps
@@ -38,7 +39,11 @@ class DiffusersFamily(Family):
     scheduler_class: type[SchedulerMixin]
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
-        return load_strict(self.network_class, folder / self.layout.network, dtype, exact=True)
+        network, precision = folder / self.layout.network, self.precisions.base
+        if precision == UNQUANTIZED:
+            return load_strict(self.network_class, network, dtype, exact=True)
+        prefixes = self.layout.block_prefixes(folder)
+        return load_quantized_network(self.network_class, network, prefixes, precision, dtype, self.device)
 
     def load_image_decoder(self, folder: Path) -> ImageDecoder:
         return KLImageDecoder(folder, self.device, self.compute_dtype)

@@ -3,7 +3,8 @@
 diffusers and transformers take seconds to import: only when something loads.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.models.layout import Layout
-from dpdmd.models.weight_files import raise_on_misfits
+from dpdmd.models.quantization import QuantizedLinear, quantize_layers
+from dpdmd.models.tensor_files import open_weights
+from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, check_weights, raise_on_misfits
 from dpdmd.utils.out_of_memory import is_out_of_memory
 
 
@@ -47,6 +51,69 @@ def load_strict(
     return network.eval()
 
 
+def load_quantized_network(
+    kind: Any, folder: Path, prefixes: Sequence[str], precision: str, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """Load a diffusers network as `load_strict` does, but with quantised linear layers in its blocks.
+
+    Each weight is read, moved to the device and quantised before the next one, so the whole network is nowhere in a
+    larger type.
+
+    Args:
+        prefixes: how the names of the blocks' weights begin.
+
+    Raises:
+        ValueError: as `load_strict`, or a weight holds a number that is not finite.
+    """
+    from accelerate import init_empty_weights
+
+    weights, before = open_weights(folder, DIFFUSERS_STEM), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # of buffers that are in no file
+    try:
+        with raise_as_value_error(f"{folder} does not load as a {kind.__name__}"), init_empty_weights():
+            network = kind.from_config(kind.load_config(folder, local_files_only=True))
+    finally:
+        torch.set_default_dtype(before)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    check_weights({name: weight.shape for name, weight in weights.items()}, expected, folder, exact=True)
+    _quantize(network, folder, lambda name: weights[name].read(), prefixes, precision, dtype, device)
+    for name, weight in weights.items():
+        path, _, leaf = name.rpartition(".")
+        place = network.get_submodule(path)
+        if not isinstance(place, QuantizedLinear):
+            value = weight.to(dtype).read().to(device)
+            setattr(place, leaf, nn.Parameter(value, False) if leaf in place._parameters else value)
+    return network.to(device).eval()
+
+
+def load_encoder(
+    kind: Any, folder: Path, dtype: torch.dtype, precision: str, device: torch.device, **options: Any
+) -> nn.Module:
+    """Load a text encoder of transformers (`load_strict`), quantised on the device if `precision` asks for it.
+
+    It is loaded in the type of its file, in which transformers maps it from the file, and each weight is quantised
+    before the next one.
+
+    Raises:
+        ValueError: as `load_strict`, or a weight holds a number that is not finite.
+    """
+    if precision == UNQUANTIZED:
+        return load_strict(kind, folder, dtype, **options)
+    stored = max(open_weights(folder, TRANSFORMERS_STEM).values(), key=lambda weight: math.prod(weight.shape)).dtype
+    network = load_strict(kind, folder, stored, **options).requires_grad_(False)
+    _quantize(network, folder, lambda name: network.get_parameter(name).data, None, precision, dtype, device)
+    for value in network.parameters():
+        value.data = value.data.to(device, dtype)
+    return network.to(device)
+
+
+def _quantize(network: nn.Module, folder: Path, *arguments: Any) -> None:
+    try:
+        quantize_layers(network, *arguments)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; get the file again") from None
+
+
 @contextmanager
 def raise_as_value_error(what: str) -> Iterator[None]:
     """Raise a ValueError of one line in place of whatever the libraries raise about a wrong file.
@@ -64,13 +131,15 @@ def raise_as_value_error(what: str) -> Iterator[None]:
 
 
 def load_text_encoders(
-    layout: Layout, folder: Path, dtype: torch.dtype, *, no_t5: bool = False
+    layout: Layout, folder: Path, dtype: torch.dtype, precision: str, device: torch.device, *, no_t5: bool = False
 ) -> dict[str, nn.Module]:
     """Load the text encoders of a pipeline folder, by component; the pipeline class itself would load leniently."""
     import transformers
 
-    components = layout.text_encoders(folder, no_t5=no_t5)
-    return {name: load_strict(getattr(transformers, layout.classes[name]), folder / name, dtype) for name in components}
+    return {
+        name: load_encoder(getattr(transformers, layout.classes[name]), folder / name, dtype, precision, device)
+        for name in layout.text_encoders(folder, no_t5=no_t5)
+    }
 
 
 def quieten_libraries() -> None:

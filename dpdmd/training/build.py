@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.method_table import DISCRIMINATOR, FAKE, STUDENT
+from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.data import teacher_sample_cache, text_embedding_cache
 from dpdmd.data.prompts import pool_prompts
 from dpdmd.data.tensor_cache import Processes
@@ -59,7 +60,8 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
         ValueError: weights do not fit, or a cache does not fit its disk.
     """
     config, resumed = setup.config, setup.resume.path
-    family = family_class(config.model.family)(accelerator.device, precision.set_up(config.optim.bf16))
+    kind = family_class(config.model.family)
+    family = kind(accelerator.device, precision.set_up(config.optim.bf16), config.model.precisions)
     teacher_folder = Path(config.model.teacher_id)
     # Text comes first: with a cache its encoders are deleted before the networks need their memory.
     text_encoder = _load_text_encoder(setup, accelerator, family)
@@ -118,13 +120,14 @@ def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> Tex
 
     if not data.cache_text_embeddings:
         return load()
+    dtype = replace(family.precisions, base=UNQUANTIZED).described(str(family.compute_dtype))
     image_set = [prompt for images in setup.evaluation.sets for prompt in images.prompts]
     layout = LAYOUTS[setup.config.model.family]
     model = collectives.call_on_main(accelerator, lambda: cache_key(identify_text(layout, folder, no_t5=no_t5)))
     return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
         [layout.guidance.null_prompt, *setup.prompts, *image_set],
-        text_embedding_cache.EmbeddingSettings(model, data.max_sequence_length, str(family.compute_dtype), no_t5),
+        text_embedding_cache.EmbeddingSettings(model, data.max_sequence_length, dtype, no_t5),
         accelerator.device,
         load,
         _processes(accelerator),
@@ -194,7 +197,7 @@ def _store_samples(
     pool = pool_prompts(setup.prompts, run.seed, config.method.teacher_cache_size, setup.weights)
     settings = teacher_sample_cache.PoolSettings(
         model=collectives.call_on_main(accelerator, model),
-        dtype=str(run.family.compute_dtype),
+        dtype=run.family.precisions.described(str(run.family.compute_dtype)),
         sigmas=tuple(run.teacher_sigmas.tolist()),
         guidance_scale=run.config.teacher_guidance_scale,
         latent_shape=run.latent_shapes[0],

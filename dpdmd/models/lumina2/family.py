@@ -23,9 +23,11 @@ class Lumina2TextEncoder(TextEncoder):
     A system prompt stands before each prompt, but not before the unconditional one.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int):
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str, max_sequence_length: int
+    ):
         self.device, self.max_sequence_length = device, max_sequence_length
-        encoders = load_text_encoders(LAYOUT, folder, dtype)
+        encoders = load_text_encoders(LAYOUT, folder, dtype, precision, device)
         self.pipe = Lumina2Pipeline.from_pretrained(
             folder, transformer=None, vae=None, dtype=dtype, local_files_only=True, **encoders
         ).to(device)
@@ -98,7 +100,8 @@ class Lumina2(EvenFlowFamily):
     block_classes = ("Lumina2TransformerBlock",)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> Lumina2TextEncoder:
-        return Lumina2TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length)
+        precision = self.precisions.text_encoders
+        return Lumina2TextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length)
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.

@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLTextModel
 from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.models.flow_family import EvenFlowFamily
-from dpdmd.models.loading import load_strict
+from dpdmd.models.loading import load_encoder
 from dpdmd.models.qwen_image.image_decoder import QwenImageDecoder
 from dpdmd.models.qwen_image.layout import LAYOUT, PATCH, TOKEN_SIDE
 
@@ -21,12 +21,14 @@ from dpdmd.models.qwen_image.layout import LAYOUT, PATCH, TOKEN_SIDE
 class QwenImageTextEncoder(TextEncoder):
     """The language model of a Qwen2.5-VL, run by diffusers' own `encode_prompt`; its vision tower is not loaded."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int):
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str, max_sequence_length: int
+    ):
         self.device, self.max_sequence_length = device, max_sequence_length
         part = folder / "text_encoder"
         config = Qwen2_5_VLConfig.from_pretrained(part, local_files_only=True).text_config
         names = {r"^model\.language_model\.": ""}  # of some versions of transformers
-        encoder = load_strict(Qwen2_5_VLTextModel, part, dtype, config=config, key_mapping=names)
+        encoder = load_encoder(Qwen2_5_VLTextModel, part, dtype, precision, device, config=config, key_mapping=names)
         self.pipe = QwenImagePipeline.from_pretrained(
             folder, transformer=None, vae=None, text_encoder=encoder, dtype=dtype, local_files_only=True
         ).to(device)
@@ -78,7 +80,8 @@ class QwenImage(EvenFlowFamily):
         return network
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> QwenImageTextEncoder:
-        return QwenImageTextEncoder(folder, self.device, self.compute_dtype, max_sequence_length)
+        precision = self.precisions.text_encoders
+        return QwenImageTextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length)
 
     def load_image_decoder(self, folder: Path) -> QwenImageDecoder:
         return QwenImageDecoder(folder, self.device, self.compute_dtype)

@@ -20,13 +20,21 @@ from dpdmd.models.tensor_files import LazyTensor, Weights
 class SD35TextEncoder(TextEncoder):
     """Two CLIPs and a T5, run by diffusers' own `encode_prompt`; without the T5 its tokens are zeros."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int, no_t5: bool):
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: str,
+        max_sequence_length: int,
+        no_t5: bool,
+    ):
         self.device = device
         self.max_sequence_length = max_sequence_length
         # diffusers needs an explicit None for a missing T5, even if the folder's own index has it as null.
         present = LAYOUT.components(folder, no_t5=no_t5)
         left_out = dict.fromkeys(["transformer", "vae", *(name for name in LAYOUT.t5 if name not in present)])
-        encoders = load_text_encoders(LAYOUT, folder, dtype, no_t5=no_t5)
+        encoders = load_text_encoders(LAYOUT, folder, dtype, precision, device, no_t5=no_t5)
         self.pipe = StableDiffusion3Pipeline.from_pretrained(
             folder, dtype=dtype, local_files_only=True, **left_out, **encoders
         ).to(device)
@@ -56,7 +64,8 @@ class SD35(FlowFamily):
     block_classes = ("JointTransformerBlock",)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SD35TextEncoder:
-        return SD35TextEncoder(folder, self.device, self.compute_dtype, max_sequence_length, no_t5)
+        precision = self.precisions.text_encoders
+        return SD35TextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length, no_t5)
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # sigma reaches the network in fp32: bf16 would merge the 1000 times into 351.

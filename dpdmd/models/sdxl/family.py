@@ -7,7 +7,8 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.config.precisions import Precisions
+from dpdmd.models.base import UNQUANTIZED_MODEL, TextEmbedding, TextEncoder
 from dpdmd.models.diffusers_family import DiffusersFamily, SchedulerValues
 from dpdmd.models.discrete_schedule import DiscreteSchedule
 from dpdmd.models.loading import load_text_encoders
@@ -26,7 +27,7 @@ class SDXLTextEncoder(TextEncoder):
     never seen the CLIPs' embedding of "".
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str):
         self.device = device
         self.pipe = StableDiffusionXLPipeline.from_pretrained(
             folder,
@@ -35,7 +36,7 @@ class SDXLTextEncoder(TextEncoder):
             dtype=dtype,
             add_watermarker=False,
             local_files_only=True,
-            **load_text_encoders(LAYOUT, folder, dtype),
+            **load_text_encoders(LAYOUT, folder, dtype, precision, device),
         ).to(device)
         self.empty_is_zero = self.pipe.config.force_zeros_for_empty_prompt
 
@@ -66,8 +67,8 @@ class SDXL(DiffusersFamily):
     scheduler_class = EulerDiscreteScheduler
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
 
-    def __init__(self, device: torch.device, compute_dtype: torch.dtype):
-        super().__init__(device, compute_dtype)
+    def __init__(self, device: torch.device, compute_dtype: torch.dtype, precisions: Precisions = UNQUANTIZED_MODEL):
+        super().__init__(device, compute_dtype, precisions)
         self._schedule: DiscreteSchedule = SCHEDULE
 
     def load_schedule(self, folder: Path) -> DiscreteSchedule:
@@ -75,7 +76,8 @@ class SDXL(DiffusersFamily):
         return self._schedule
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
-        return SDXLTextEncoder(folder, self.device, self.compute_dtype)  # the tokenizers have the length
+        precision = self.precisions.text_encoders
+        return SDXLTextEncoder(folder, self.device, self.compute_dtype, precision)  # the tokenizers have the length
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # Original size, corner of the crop and target size, in pixels: the whole image at the size of the latents.

@@ -19,9 +19,11 @@ from dpdmd.models.zimage.original_layout import original_layout
 class ZImageTextEncoder(TextEncoder):
     """A Qwen3, run by diffusers' own `encode_prompt`: the last layer but one, without the padding of a prompt."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int):
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str, max_sequence_length: int
+    ):
         self.device, self.max_sequence_length = device, max_sequence_length
-        encoders = load_text_encoders(LAYOUT, folder, dtype)
+        encoders = load_text_encoders(LAYOUT, folder, dtype, precision, device)
         self.pipe = ZImagePipeline.from_pretrained(
             folder, transformer=None, vae=None, dtype=dtype, local_files_only=True, **encoders
         ).to(device)
@@ -50,7 +52,8 @@ class ZImage(EvenFlowFamily):
     block_classes = ("ZImageTransformerBlock",)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> ZImageTextEncoder:
-        return ZImageTextEncoder(folder, self.device, self.compute_dtype, max_sequence_length)
+        precision = self.precisions.text_encoders
+        return ZImageTextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length)
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
