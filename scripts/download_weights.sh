@@ -22,6 +22,7 @@ usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all that
   sdxl_v       13.9 GB  weights/Laxhar/noobai-XL-Vpred-1.0, or half of it if in 16 bits: for run_train.sh sdxl_v
   zimage       20.5 GB  weights/Tongyi-MAI/Z-Image: for run_train.sh zimage, in place of sd35
   lumina2      10.6 GB  weights/Alpha-VLLM/Lumina-Image-2.0, or up to twice that if in fp32: for run_train.sh lumina2
+  qwen_image   57.7 GB  weights/Qwen/Qwen-Image: for run_train.sh qwen_image
   dinov3        1.2 GB  weights/dinov3-vitl16-pretrain-lvd1689m: test_diversity.py (accept the licence first)
   maniqa        0.5 GB  weights/MANIQA_PIPAL-ae6d356b.pth: test_quality.py
   vq           16.6 GB  weights/VisualQuality-R1-7B: test_quality.py
@@ -108,9 +109,10 @@ download() {
     sd3_medium) fetch_parts sd3_medium stabilityai/stable-diffusion-3-medium-diffusers \
         stabilityai/stable-diffusion-3-medium-diffusers ;;
     sdxl_v) fetch_parts sdxl_v Laxhar/noobai-XL-Vpred-1.0 Laxhar/noobai-XL-Vpred-1.0 ;;
-    # A whole repository: the names of its shards and text files are its own.
+    # Whole repositories: the names of their shards and text files are their own.
     zimage) fetch_all zimage Tongyi-MAI/Z-Image Tongyi-MAI/Z-Image ;;
     lumina2) fetch_parts lumina2 Alpha-VLLM/Lumina-Image-2.0 Alpha-VLLM/Lumina-Image-2.0 ;;
+    qwen_image) fetch_all qwen_image Qwen/Qwen-Image Qwen/Qwen-Image ;;
     # Of this model PickScore takes the processor alone: 4 GB of weights stay there.
     pick-clip) fetch pick-clip laion/CLIP-ViT-H-14-laion2B-s32B-b79K CLIP-ViT-H-14-laion2B-s32B-b79K \
         config.json preprocessor_config.json special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json ;;
@@ -134,7 +136,7 @@ download() {
 }
 
 training=(sd35 pick-clip pickscore imagereward dinov2 clip)
-all=("${training[@]}" sd35_large sd3_medium sdxl sdxl_v zimage lumina2 dinov3 maniqa vq lpips)
+all=("${training[@]}" sd35_large sd3_medium sdxl sdxl_v zimage qwen_image lumina2 dinov3 maniqa vq lpips)
 for name in "$@"; do
     case $name in
     -h | --help) usage && exit ;;

@@ -76,6 +76,13 @@ LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or vari
         **_BY_LORA,
         "8gpu": {**PRESETS["8gpu"].values, "shard_teacher": True, "batch_size": 2, "grad_accum": 2},
     },
+    "qwen_image": {
+        "16gb": None,
+        "24gb": None,
+        "48gb": None,
+        "80gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16},
+        "8gpu": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 2},  # under DDP: all weights need 99 GB
+    },
 }
 
 

@@ -297,6 +297,11 @@ class Layout:
         untrained = {*self.buffers, *(self.frozen(self.network_config(folder)) if self.frozen else ())}
         return count_numbers({name: shape for name, shape in shapes.items() if name not in untrained})
 
+    def count_buffers(self, folder: Path) -> int:
+        """Return how many numbers of the network's weights are no parameters."""
+        shapes = self.weight_shapes(folder, self.network)
+        return count_numbers({name: shapes[name] for name in self.buffers if name in shapes})
+
     def count_blocks(self, folder: Path) -> int:
         """Return the number of blocks (`blocks`)."""
         return sum(self.blocks(self.network_config(folder)).values())

@@ -17,6 +17,7 @@ from dpdmd.models.registry import LAYOUTS, sampling_defaults
         ("sdxl", "sdxl", None, 50, 8.0, 8),
         ("sdxl_v", "sdxl", SDXL_V, 28, 5.0, 5),
         ("zimage", "zimage", None, 50, 5.0, 8),
+        ("qwen_image", "qwen_image", None, 50, 4.0, 8),
         ("lumina2", "lumina2", None, 30, 4.0, 5),
     ],
 )
