@@ -69,6 +69,10 @@ LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or vari
         **_BY_LORA,
         "8gpu": {**PRESETS["8gpu"].values, "shard_teacher": True, "batch_size": 2, "grad_accum": 2},
     },
+    "lumina2": {
+        "24gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16},
+        "48gb": {**PRESETS["48gb"].values, "offload_scorers": True},
+    },
 }
 
 
