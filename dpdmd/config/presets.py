@@ -83,6 +83,10 @@ LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or vari
         "80gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16},
         "8gpu": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 2},  # under DDP: all weights need 99 GB
     },
+    "lumina2": {
+        "24gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16},
+        "48gb": {**PRESETS["48gb"].values, "offload_scorers": True},
+    },
 }
 
 

@@ -140,6 +140,12 @@ def test_another_models_tokenizer_is_an_error(refused, tiny_folder, tmp_path):
     assert "of which the pipeline cuts off 34: another model's?" in message
 
 
+def test_a_prompt_longer_than_the_positions_of_a_model_is_an_error(refused, tiny_folder):
+    given = {"--family": "lumina2", "--teacher_id": str(tiny_folder("lumina2"))}
+    message = refused({**given, "--max_sequence_length": "300"})
+    assert message == "--max_sequence_length 300: this model takes 299 tokens at most"
+
+
 @pytest.mark.parametrize("model", ["stable-diffusion-3.5-large", "stable-diffusion-3-medium-diffusers"])
 def test_a_missing_model_says_where_to_get_this_model(refused, model):
     message = refused({"--teacher_id": f"weights/stabilityai/{model}"})

@@ -236,6 +236,13 @@ def test_a_clip_with_a_projection_has_no_place_in_sd3s_file(tiny_pipeline, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_family_without_a_single_file_says_so(tiny_folder, tmp_path, capsys):
+    command = ["--model", str(tiny_folder("lumina2")), "--out", str(tmp_path / "out"), "--single_file"]
+    assert export.main(command) == 2
+    says = "--single_file: diffusers reads no Lumina2Pipeline from one file; leave the flag out"
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_weights_that_fp16_cannot_hold_are_an_error(tiny_pipeline, tmp_path, capsys):
     folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "large"))
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
