@@ -8,12 +8,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dpdmd import doctor, train
+from dpdmd import doctor, export, generate, train
 from dpdmd.config.precisions import FP8, INT8, NF4, PRECISIONS, UNQUANTIZED, Precisions
 from dpdmd.methods.networks import recompute_blocks
 from dpdmd.models import lora
@@ -213,6 +215,38 @@ def test_a_run_resumes_to_the_same_bytes_and_in_one_precision_alone(command, tmp
     other = [*command, *cache, "--text_encoder_precision", UNQUANTIZED, "--run_dir", str(tmp_path / "other")]
     assert train.main([*other, "--max_steps", "1"]) == 0
     assert len(list((tmp_path / "cache").iterdir())) == 2 * before
+
+
+def pixels(path: Path) -> Tensor:
+    return torch.from_numpy(np.asarray(Image.open(path)).astype(np.float32))
+
+
+def test_a_student_is_sampled_on_both_bases_and_merged_into_the_unquantised_one(command, tmp_path, capsys):
+    run, out = str(tmp_path / "run"), tmp_path / "images"
+    assert train.main([*command, "--run_dir", run, "--max_steps", "3"]) == 0
+    sample = ["--model", run, "--prompt", "a red circle", "a cross", "--num_images", "2", "--no-bf16"]
+    both = [*sample, "--base_precision", INT8, "--beside_bf16"]
+    assert generate.main([*both, "--out", str(out)]) == 0
+    assert generate.main([*sample, "--out", str(tmp_path / "plain")]) == 0
+    for name in ("00000_000", "00001_001"):
+        quantized, beside = pixels(out / f"{name}.png"), pixels(out / f"{name}_bf16.png")
+        assert torch.equal(beside, pixels(tmp_path / "plain" / f"{name}.png"))
+        assert 0 < (quantized - beside).abs().max() < 60
+    grids = [pixels(folder / "grid.png").shape for folder in (out, tmp_path / "plain")]
+    assert grids[0][0] > 1.9 * grids[1][0] and grids[0][1] == grids[1][1]
+    assert generate.main([*sample, "--base_precision", INT8, "--out", str(out)]) == 2
+    assert "4 images of an earlier call would stay" in capsys.readouterr().err
+
+    merged = tmp_path / "merged"
+    assert export.main(["--model", run, "--out", str(merged)]) == 0
+    card = (merged / "README.md").read_text()
+    assert "**Trained on a base in int8.**" in card and "and it is merged into the base model as it is stored" in card
+    assert "| linear layers of the frozen base | int8 |" in card
+    beside = (tmp_path / "run" / "ckpts" / "latest" / "lora" / "README.md").read_text()
+    assert "and the code above puts it beside the base model as it is stored" in beside
+    assert generate.main([*sample[2:], "--model", str(merged), "--out", str(tmp_path / "of_merged")]) == 0
+    image, same = (pixels(tmp_path / each / "00000_000.png") for each in ("of_merged", "plain"))
+    assert (image - same).abs().max() <= 1
 
 
 def test_the_doctor_shows_the_student_on_both_bases(command, tmp_path, capsys):
