@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.precisions import PRECISIONS, UNQUANTIZED, check_installed
 from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_single_process
@@ -52,6 +53,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=user_path, required=True, help="folder for the images and grid.png")
     parser.add_argument("--batch_size", type=int, default=9, help="images sampled at a time (default: %(default)s)")
     add_sampling_flags(parser, *FLAGS)
+    parser.add_argument(
+        "--base_precision",
+        choices=PRECISIONS,
+        default=UNQUANTIZED,
+        help="type in which the linear layers of the network are kept, as in training; a LoRA beside them is not "
+        "quantised, and with bf16 nothing is (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--beside_bf16",
+        action="store_true",
+        help="with another --base_precision: sample once more from the same noises on the unquantised network",
+    )
     add_hub_flags(parser)
     return parser
 
@@ -68,6 +81,11 @@ def check(args: argparse.Namespace) -> list[str]:
     apply_size(args)
     if sum(given is not None for given in (args.prompt, args.prompt_txt, args.geneval)) != 1:
         raise ValueError("--prompt, --prompt_txt or --geneval: give one of them")
+    check_installed("base_precision", args.base_precision)
+    if args.beside_bf16 and args.base_precision == UNQUANTIZED:
+        raise ValueError("--beside_bf16: nothing is quantised; give --base_precision fp8, int8 or nf4 with it")
+    if args.beside_bf16 and args.geneval:
+        raise ValueError("--beside_bf16: GenEval's layout has one set of images; leave it out")
     check_writable("--out", args.out)
     args.num_images = args.num_images or (geneval.NUM_IMAGES if args.geneval else NUM_IMAGES)
     if args.geneval:
@@ -79,14 +97,18 @@ def check(args: argparse.Namespace) -> list[str]:
         check_prompt(prompt, "--prompt")
     prompts = args.prompt or read_prompts(args.prompt_txt, column=args.prompt_column)
     check_total("num_images", len(prompts), args.num_images)
-    _check_leftovers(args.out, len(prompts), args.num_images)
+    _check_leftovers(args.out, len(prompts), args.num_images, beside=args.beside_bf16)
     return prompts
 
 
-def _check_leftovers(out: Path, num_prompts: int, num_images: int) -> None:
+def _check_leftovers(out: Path, num_prompts: int, num_images: int, *, beside: bool) -> None:
     """Check that no image of an earlier call would stay, since it would look like one of this call."""
-    numbers = ((re.fullmatch(r"(\d{5,})_(\d{3,})\.png", path.name), path.name) for path in out.glob("*.png"))
-    left = [name for key, name in numbers if key and not (int(key[1]) < num_prompts and int(key[2]) < num_images)]
+    numbers = ((re.fullmatch(r"(\d{5,})_(\d{3,})(_bf16)?\.png", path.name), path.name) for path in out.glob("*.png"))
+    left = [
+        name
+        for key, name in numbers
+        if key and not (int(key[1]) < num_prompts and int(key[2]) < num_images and (beside or not key[3]))
+    ]
     if left:
         raise ValueError(
             f"--out {out}: {len(left)} images of an earlier call would stay between the new ones, such as "

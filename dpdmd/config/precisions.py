@@ -2,12 +2,26 @@
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 UNQUANTIZED = "bf16"  # weights in the type of the computation, which is fp32 without --bf16
 FP8, INT8, NF4 = "fp8", "int8", "nf4"
 PRECISIONS = (UNQUANTIZED, FP8, INT8, NF4)
 NF4_BLOCK = 64  # numbers that share a scale; bitsandbytes' default
 SCALE_BYTES = 4  # scales are fp32
+
+
+def check_installed(flag: str, precision: str) -> None:
+    """Check that the package of a precision is there.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if precision == NF4 and find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"--{flag} {precision}: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
+            f"{INT8}"
+        )
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,12 @@ class WeightBytes:
     quantized: int
     others: int
 
+    def described(self, kind: str, precision: str) -> str:
+        """Return how many numbers are kept in which type; `kind` is that of the ones that are not quantised."""
+        if not self.quantized:
+            return f"{self.others / 1e6:.1f} M numbers in {kind}"
+        return f"{self.quantized / 1e6:.1f} M numbers in {precision}, {self.others / 1e6:.1f} M in {kind}"
+
 
 def _check_scaling(config: Mapping[str, Any]) -> None:
     for name, positive in (("scaling_factor", True), ("shift_factor", False)):

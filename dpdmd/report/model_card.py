@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dpdmd.config.method_table import METHODS
+from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.report.card_facts import CARD, SINGLE_FILE, Card, Training, hub_id, licence_of
@@ -185,11 +186,21 @@ def _notes(card: Card) -> list[str]:
             + ("`comfyui_lora.safetensors`" if card.layout.comfyui_name else "`pytorch_lora_weights.safetensors`")
             + f" and sample with CFG 1 and {steps} steps."
         )
+    if (precision := _base_precision(card)) != UNQUANTIZED:
+        merged = "the code above puts it beside" if card.kind == LORA else "it is merged into"
+        notes.append(
+            f"**Trained on a base in {precision}.** The LoRA was trained on quantised linear layers, and {merged} the "
+            "base model as it is stored, so the images differ a little from those of the training."
+        )
     if card.kind == SINGLE_FILE:
         if parts := " and ".join(card.layout.beside_single_file):
             notes.append(f"diffusers reads the network alone from this file: the code takes {parts} of the base model.")
         notes.append(f"In ComfyUI, load the file as a checkpoint, and sample with CFG 1 and {steps} steps.")
     return notes
+
+
+def _base_precision(card: Card) -> str:
+    return card.training.config.get("base_precision", UNQUANTIZED) if card.training else UNQUANTIZED
 
 
 def _image_table(shown: list[tuple[str, list[str]]]) -> list[str]:
@@ -231,6 +242,8 @@ def _training_table(card: Card) -> list[str]:
     if card.kind == LORA:
         rank = config.get("lora_rank")
         rows += [("LoRA rank, alpha", f"{rank}, {config.get('lora_alpha') or rank}")]
+    if (precision := _base_precision(card)) != UNQUANTIZED:
+        rows += [("linear layers of the frozen base", precision)]
     if card.defaults.sigmas:
         rows += [("noise levels (sigmas)", ", ".join(f"{sigma:.4g}" for sigma in card.defaults.sigmas))]
     rows += [

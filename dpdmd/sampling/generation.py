@@ -3,15 +3,20 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dpdmd.config.precisions import UNQUANTIZED, Precisions
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed.launch_env import single_process_warning
 from dpdmd.distributed.topology import describe
+from dpdmd.models.quantization import original_weights
+from dpdmd.models.tensor_files import open_weights
+from dpdmd.models.weight_files import DIFFUSERS_STEM
 from dpdmd.sampling import geneval
 from dpdmd.sampling.find_model import find_model, warn_of_unused_base
 from dpdmd.sampling.image_folder import SAMPLES, SHEET, check_or_write_settings, is_whole, open_image
@@ -26,6 +31,7 @@ from dpdmd.utils.logging import logger
 from dpdmd.utils.wording import counted
 
 COLUMNS = 9
+BESIDE = "_bf16"  # ending of the names of images on a network that is not quantised
 GRID_PIXELS = 2**26  # 64 images of 1024 x 1024; a grid of thousands would not fit in memory or in a viewer
 
 
@@ -55,6 +61,7 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
         height=args.height,
         width=args.width,
         max_sequence_length=args.max_sequence_length,
+        precisions=Precisions(args.base_precision),
     )
     report_memory(plan, min(args.batch_size, len(prompts) * args.num_images), "--batch_size")
     clear_leftovers([args.out])
@@ -67,31 +74,45 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
 
 def _sample(
     args: argparse.Namespace, plan: SamplerPlan, prompts: Sequence[str], batches: Sequence[Batch]
-) -> Iterator[tuple[Batch, list[Image.Image]]]:
-    """Yield (keys, images) of each batch, after a check that the images are finite. Loads nothing for no batch."""
+) -> Iterator[tuple[str, Batch, list[Image.Image]]]:
+    """Yield (ending, keys, images) of each batch, after a check that the images are finite. Loads nothing for no batch.
+
+    The ending of the images' names is empty, or with `--beside_bf16` in a second pass over all batches "_bf16".
+    """
     if not batches:
         return
     wanted = {prompt for batch in batches for prompt, _ in batch}
     sampler, encoder = plan.load([prompts[prompt] for prompt in sorted(wanted)], progress="encoding prompts")
-    for keys, images in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
-        check_finite(images, args.model)
-        yield keys, to_pil(images)
+    passes = {"": nullcontext()}
+    if args.beside_bf16:
+        folder = plan.model.folder / plan.family.layout.network
+        passes[BESIDE] = original_weights(sampler.network, open_weights(folder, DIFFUSERS_STEM))
+    for ending, base in passes.items():
+        with base:
+            for keys, images in sampler.sweep(encoder, prompts, batches, args.seed, progress="generating"):
+                check_finite(images, args.model)
+                yield ending, keys, to_pil(images)
 
 
 def _write_flat(args: argparse.Namespace, prompts: Sequence[str], plan: SamplerPlan) -> Path:
-    """Write OUT/00000_000.png ... and grid.png, with one row per prompt and at most GRID_PIXELS. Return its path."""
-    rows: list[list[Image.Image]] = [[] for _ in prompts]
+    """Write OUT/00000_000.png ... and grid.png, with one row per prompt and at most GRID_PIXELS. Return its path.
+
+    With `--beside_bf16` a prompt has two rows.
+    """
+    bases = {"": f" (base in {args.base_precision})", BESIDE: " (base not quantised)"} if args.beside_bf16 else {"": ""}
+    rows: dict[tuple[int, str], list[Image.Image]] = {(n, base): [] for n in range(len(prompts)) for base in bases}
     total = len(prompts) * args.num_images
     shown = min(total, max(1, GRID_PIXELS // (plan.settings.height * plan.settings.width)))
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
-    for keys, images in _sample(args, plan, prompts, batches):
+    for base, keys, images in _sample(args, plan, prompts, batches):
         for (prompt, sample), image in zip(keys, images, strict=True):
             if prompt * args.num_images + sample < shown:
-                rows[prompt].append(image)
-            save_image(image, args.out / f"{prompt:05d}_{sample:03d}.png")
-    columns = COLUMNS if len(prompts) > 1 else max(3, round(shown**0.5))
-    rows = [row for row in rows if row]
-    grid = labelled_grid(rows, prompts[: len(rows)], columns=min(columns, args.num_images))
+                rows[prompt, base].append(image)
+            save_image(image, args.out / f"{prompt:05d}_{sample:03d}{base}.png")
+    columns = COLUMNS if len(rows) > 1 else max(3, round(shown**0.5))
+    filled = {key: row for key, row in rows.items() if row}
+    labels = [prompts[prompt] + bases[base] for prompt, base in filled]
+    grid = labelled_grid(list(filled.values()), labels, columns=min(columns, args.num_images))
     save_image(grid, args.out / SHEET)
     if shown < total:
         logger.warning("%s shows the first %d of %d images", args.out / SHEET, shown, total)
@@ -118,6 +139,7 @@ def _write_geneval(args: argparse.Namespace, plan: SamplerPlan) -> Path:
         "num_images": args.num_images,
         "batch_size": args.batch_size,
         "prompts": fingerprint(prompts),
+        **({} if args.base_precision == UNQUANTIZED else {"base_precision": args.base_precision}),
     }
     check_or_write_settings(out, settings, "--out")
     for index, entry in enumerate(entries):
@@ -126,7 +148,7 @@ def _write_geneval(args: argparse.Namespace, plan: SamplerPlan) -> Path:
         write_text(folder / "metadata.jsonl", entry.line + "\n")
     batches = batches_of(len(prompts), args.num_images, args.batch_size)
     todo = [batch for batch in batches if not all(is_whole(geneval.sample_of(out, *key)) for key in batch)]
-    for keys, images in _sample(args, plan, prompts, todo):
+    for _, keys, images in _sample(args, plan, prompts, todo):
         for key, image in zip(keys, images, strict=True):
             save_image(image, geneval.sample_of(out, *key))
     columns = max(1, round(args.num_images**0.5))

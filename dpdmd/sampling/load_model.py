@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dpdmd.config.image_sizes import ImageSize
+from dpdmd.config.precisions import UNQUANTIZED, Precisions
 from dpdmd.data.encoded_prompts import EncodedPrompts
-from dpdmd.models.base import Family, TextEncoder
+from dpdmd.models.base import UNQUANTIZED_MODEL, Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import Layout
 from dpdmd.models.lora_files import LORA_WEIGHTS
@@ -36,11 +37,19 @@ def network_prefixes(layout: Layout) -> tuple[str, ...]:
     return ("module", "model", layout.network)
 
 
-def model_family(model: Model, device: torch.device, dtype: torch.dtype, *, flag: str = "--model") -> Family:
+def model_family(
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    flag: str = "--model",
+    precisions: Precisions = UNQUANTIZED_MODEL,
+) -> Family:
     """Check a model's files, and return its family.
 
     Args:
         flag: the flag that names the model, for messages.
+        precisions: how the family quantises what it loads.
 
     Raises:
         ValueError: a file is missing or broken, or weights do not fit.
@@ -51,7 +60,12 @@ def model_family(model: Model, device: torch.device, dtype: torch.dtype, *, flag
 
     check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
     _check_source(model, LAYOUTS[name])
-    return family_class(name)(device, dtype)
+    if model.state_dict and precisions.base != UNQUANTIZED:
+        raise ValueError(
+            f"--base_precision {precisions.base}: not possible with a network alone; export it with its pipeline "
+            "(python -m dpdmd.export), and give that as --model"
+        )
+    return family_class(name)(device, dtype, precisions)
 
 
 def _check_source(model: Model, layout: Layout) -> None:
@@ -224,13 +238,14 @@ def plan_sampler(
     height: int | None = None,
     width: int | None = None,
     max_sequence_length: int | None = None,
+    precisions: Precisions = UNQUANTIZED_MODEL,
 ) -> SamplerPlan:
     """Check a model to sample from; options not given come from the folder's sampling defaults, else the family's.
 
     Raises:
         ValueError: missing or broken files, weights that do not fit, or an image size that the model does not allow.
     """
-    family = model_family(model, device, dtype)
+    family = model_family(model, device, dtype, precisions=precisions)
     folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
     height, width = image_size(model, height, width)
     _warn_of_untrained_size(ImageSize(height, width), defaults)

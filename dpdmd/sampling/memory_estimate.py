@@ -6,6 +6,7 @@ import sys
 import torch
 from tqdm import tqdm
 
+from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.models.activation_memory import BF16, FP32, CallShape
 from dpdmd.models.layout import count_numbers
 from dpdmd.models.lora_files import LORA_WEIGHTS
@@ -75,13 +76,13 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
     number, kind, bf16_flag = (BF16, "bf16", ()) if bf16 else (FP32, "fp32", ("--bf16",))
     loaded, size_flags = (SAMPLING, DECODING), (batch_flag, "--height", "--width")
 
-    def weights(name: str, components: list[str], phases: tuple[str, ...]) -> MemoryItem:
-        numbers = sum(count_numbers(layout.loaded_shapes(folder, part)) for part in components)
-        return MemoryItem(name, numbers * number, f"{numbers / 1e6:.1f} M numbers in {kind}", phases, bf16_flag)
+    def weights(name: str, components: list[str], phases: tuple[str, ...], precision: str = UNQUANTIZED) -> MemoryItem:
+        found = layout.weight_bytes(folder, components, precision, number)
+        return MemoryItem(name, found.held + found.at_work, found.described(kind, precision), phases, bf16_flag)
 
     items = [
         weights("text encoders", layout.text_encoders(folder, no_t5=model.defaults.no_t5), (ENCODING,)),
-        weights("network", [layout.network], loaded),
+        weights("network", [layout.network], loaded, plan.family.precisions.base),
         weights("autoencoder", ["vae"], loaded),
         *_lora(model, *loaded),
     ]

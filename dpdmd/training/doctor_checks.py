@@ -18,6 +18,7 @@ from dpdmd.methods import losses, registry, updates
 from dpdmd.methods.context import MicroBatch, ScorePredictions
 from dpdmd.methods.loss_terms import StudentRollout
 from dpdmd.training import checkpoint, optimizer_state
+from dpdmd.training.base_error import LIMIT, describe_base_error, unquantized_base
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
@@ -121,6 +122,15 @@ def check_guidance(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
         error < limit and effect > 1e-3,
         f"relative difference {error:.0e}; the prompt moves the prediction by {effect:.1%}",
         f"the teacher predicts {guidance.formula}, with u of {shown}, and its prediction depends on the prompt",
+    )
+
+
+def check_base(trainer: Trainer) -> CheckResult:
+    return CheckResult(
+        "quantised base",
+        True,  # a large error is a warning
+        describe_base_error(trainer.config.model.base_precision, trainer.base_error),
+        f"the guided prediction is close to that on the base before its quantisation; a run warns above {LIMIT:.0%}",
     )
 
 
@@ -268,7 +278,11 @@ def check_memory(trainer: Trainer) -> CheckResult:
 
 
 def save_images(trainer: Trainer, batch: DoctorBatch, path: Path) -> CheckResult:
-    latents = {"student": batch.rollout.x.detach(), "x0_real": batch.scores.x0_real, "x0_fake": batch.scores.x0_fake}
+    latents = {"student": batch.rollout.x.detach()}
+    if trainer.base_error is not None:
+        with torch.no_grad(), unquantized_base(trainer.config, trainer.run):
+            latents["student, base not quantised"] = updates.roll_out_student(trainer.run, batch.micro_batch).x
+    latents |= {"x0_real": batch.scores.x0_real, "x0_fake": batch.scores.x0_fake}
     images = trainer.decoder.decode(torch.cat(list(latents.values())))
     rows = [to_pil(part) for part in images.chunk(len(latents))]
     sigmas = ", ".join(f"{sigma:.2f}" for sigma in batch.scores.sigma.tolist())
@@ -288,6 +302,7 @@ def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> lis
     return [
         check_grids(trainer, scratch),
         check_guidance(trainer, batch),
+        *([check_base(trainer)] if trainer.base_error is not None else []),
         check_sign(trainer, batch),
         check_detach(trainer, batch),
         check_noise(trainer),

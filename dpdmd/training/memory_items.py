@@ -14,7 +14,7 @@ from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.methods import registry
 from dpdmd.models.activation_memory import BF16, FP32, CallMemory, CallShape
-from dpdmd.models.layout import Layout, WeightBytes, count_numbers
+from dpdmd.models.layout import Layout, count_numbers
 from dpdmd.models.memory_estimate import MemoryItem, libraries
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.weight_files import read_weight_shapes
@@ -71,12 +71,6 @@ def _number(config: Config) -> tuple[int, str]:
     return (BF16, "bf16") if config.optim.bf16 else (FP32, "fp32")
 
 
-def numbers_in(weights: WeightBytes, kind: str, precision: str) -> str:
-    """Say how many numbers of a component are kept in which type; `kind` is that of those that are not quantised."""
-    quantized = f"{weights.quantized / 1e6:.1f} M numbers in {precision}, " if weights.quantized else ""
-    return f"{quantized}{weights.others / 1e6:.1f} M{'' if quantized else ' numbers'} in {kind}"
-
-
 def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
     """Return how many numbers an update of each trained network changes."""
     if pair := adapters(config.model):
@@ -98,7 +92,7 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     precision = config.model.base_precision
     weights = layout.weight_bytes(teacher, (layout.network,), precision, number)
     held = (weights.held - buffers * number) // frozen + buffers * number
-    what = f"{numbers_in(weights, kind, precision)}{_over(frozen, buffers)}"
+    what = f"{weights.described(kind, precision)}{_over(frozen, buffers)}"
     lowering = (*_bf16_flag(config), *(("--base_precision",) if lora and not weights.quantized else ()))
     items = [
         MemoryItem(base, held, what, LOADED, lowering),
@@ -179,9 +173,7 @@ def _other_models(config: Config, layout: Layout, teacher: Path, evaluation: Eva
         MemoryItem(
             "text encoders",
             text.held + text.at_work,
-            numbers_in(text, kind, precision)
-            + (", one weight dequantised" if text.quantized else "")
-            + (", deleted before the networks load" if cached else ""),
+            text.described(kind, precision) + (", deleted before the networks load" if cached else ""),
             (ENCODING,) if cached else LOADED,
             flags=(
                 *(_bf16_flag(config) if cached else ("--cache_text_embeddings",)),

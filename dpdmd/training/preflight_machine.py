@@ -6,7 +6,7 @@ import torch
 
 from dpdmd.config import Config
 from dpdmd.config.options import OptimConfig
-from dpdmd.config.precisions import FP8, INT8, NF4, UNQUANTIZED
+from dpdmd.config.precisions import FP8, UNQUANTIZED, check_installed
 from dpdmd.distributed.launch_env import check_launch, is_on, read_launch
 from dpdmd.models.compilation import check_compiler
 from dpdmd.utils.library_settings import COMPILATION, Setting, check_settings
@@ -75,17 +75,13 @@ def _check_packages(config: Config) -> None:
     tracker = config.run.report_to
     if tracker != "none" and find_spec(tracker) is None:
         raise ValueError(f"--report_to {tracker}: the package is not installed; pip install {tracker}, or give none")
-    model = config.model
-    for flag, value, needs, other in (
-        ("optimizer", config.optim.optimizer, "adamw_8bit", "adamw"),
-        ("base_precision", model.base_precision, NF4, INT8),
-        ("text_encoder_precision", model.text_encoder_precision, NF4, INT8),
-    ):
-        if value == needs and find_spec("bitsandbytes") is None:
-            raise ValueError(
-                f"--{flag} {value}: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
-                f"{other}"
-            )
+    if config.optim.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
+            "adamw"
+        )
+    for flag in ("base_precision", "text_encoder_precision"):
+        check_installed(flag, getattr(config.model, flag))
 
 
 def local_device() -> torch.device:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.config import write_yaml
+from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
 from dpdmd.methods import registry, updates
@@ -21,6 +22,7 @@ from dpdmd.report import writer
 from dpdmd.run_folder import LATEST_IMAGE
 from dpdmd.training import introduction, preflight, resume
 from dpdmd.training.accelerator import make_accelerator
+from dpdmd.training.base_error import report_base_error
 from dpdmd.training.batches import Batches
 from dpdmd.training.build import build_training_state
 from dpdmd.training.checkpointer import Checkpointer
@@ -44,6 +46,7 @@ class Trainer:
 
     Attributes:
         signals: entered by the caller around `train`, and left after the caller has printed how the run ended.
+        base_error: relative error of a quantised base, measured on rank 0; None without one.
         lag: steps whose metrics may still be on their way to the host when the next step begins; 0 if the host must
             know them first.
 
@@ -68,6 +71,9 @@ class Trainer:
         self.trained, self.average, self.run = state.trained, state.average, state.run
         self.text_encoder, self.decoder, self.evaluation = state.text_encoder, state.decoder, state.evaluation
         self.checkpointer = Checkpointer(self.setup, self.accelerator, state)
+        quantized = self.config.model.base_precision != UNQUANTIZED and self.accelerator.is_main_process
+        first = self.micro_batches(0)[0] if quantized else None
+        self.base_error = report_base_error(self.config, self.run, first) if first else None
         self.lag = int(all(skips_on_device(trained.optimizer) for trained in self.trained.values()))
 
     def _open_folder(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -466,9 +467,8 @@ def test_a_tracker_that_is_not_installed(refused, monkeypatch):
 
 
 def test_an_8_bit_optimizer_without_its_package(refused, monkeypatch):
-    monkeypatch.setattr(
-        "dpdmd.training.preflight_machine.find_spec", lambda name: None if name == "bitsandbytes" else True
-    )
+    for module in ("dpdmd.training.preflight_machine", "dpdmd.config.precisions"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None if name == "bitsandbytes" else True)
     line = refused({"--optimizer": "adamw_8bit"})
     assert "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install" in line
     for flag in ("--base_precision", "--text_encoder_precision"):
@@ -515,6 +515,7 @@ GENERATION = [
         ("--num_images", "0", "--num_images 0: must be 1 to 100000"),
         ("--batch_size", "0", "--batch_size 0: must be 1 to 65536"),
         ("--max_sequence_length", "0", "--max_sequence_length 0: must be 1 to 1024"),
+        ("--base_precision", "fp4", "argument --base_precision: invalid choice: 'fp4'"),
         ("--prompt_txt", "prompts.txt", "--prompt, --prompt_txt or --geneval: give one of them"),
         ("--prompt", " ", "--prompt: is empty"),
         ("--prompt", "\udcff", "is not UTF-8"),
@@ -535,6 +536,18 @@ def test_generate_rejects_wrong_input(refused_by, tiny_pipeline, tmp_path, monke
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a", f"{flag}={value}"]
     assert says in refused_by("dpdmd.generate", generate.main, given)
     assert not (tmp_path / "out").exists()
+
+
+def test_generate_compares_bases_only_where_there_are_two(refused_by, tiny_pipeline, tmp_path):
+    given = ["--model", str(tiny_pipeline), "--out", str(tmp_path / "out"), "--prompt", "a"]
+    line = refused_by("dpdmd.generate", generate.main, [*given, "--beside_bf16"])
+    assert "--beside_bf16: nothing is quantised; give --base_precision fp8, int8 or nf4 with it" in line
+    network = tmp_path / "network.safetensors"
+    shutil.copyfile(tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors", network)
+    alone = ["--model", str(network), "--base_model", str(tiny_pipeline), *given[2:], "--base_precision", "int8"]
+    assert "--base_precision int8: not possible with a network alone; export it" in refused_by(
+        "dpdmd.generate", generate.main, alone
+    )
 
 
 def test_generate_does_not_mix_the_images_of_two_calls(refused_by, tiny_pipeline, tmp_path):
