@@ -28,6 +28,12 @@ FAMILIES = {  # family -> defaults that differ from those of the options, which 
         "teacher_guidance_scale": 5.0,
         "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
     },
+    "flux2_klein": {
+        "teacher_id": "weights/black-forest-labs/FLUX.2-klein-base-4B",
+        "teacher_infer_steps": 50,
+        "teacher_guidance_scale": 4.0,
+        "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
+    },
 }
 
 
