@@ -242,8 +242,10 @@ def build_flux2_klein_pipeline() -> Flux2KleinPipeline:
         vae.bn.running_var.uniform_(0.5, 4)
         with torch.no_grad():
             for name, parameter in transformer.named_parameters():  # see _strengthen
-                if name.startswith(("time_guidance_embed", "context_embedder", "norm_out")) or "_modulation" in name:
+                if name.startswith(("time_guidance_embed", "context_embedder", "norm_out")) or ".attn.to_" in name:
                     parameter.mul_(2)
+                elif "_modulation" in name:
+                    parameter.mul_(3)
     return Flux2KleinPipeline(
         vae=vae,
         text_encoder=text_encoder,
