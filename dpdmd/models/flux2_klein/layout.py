@@ -106,5 +106,6 @@ LAYOUT = Layout(
         ),
     ),
     text_tokens=lambda _, length: length,
+    single_file_network=True,
     call_memory=counted("flux2_klein"),
 )
