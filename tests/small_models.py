@@ -21,7 +21,7 @@ from diffusers import (
 )
 from tokenizers import pre_tokenizers
 from torch import nn
-from transformers import CLIPTextModel, Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from transformers import CLIPTextModel, Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes import scorer_models, world
@@ -208,7 +208,7 @@ def build_flux2_klein_pipeline() -> Flux2KleinPipeline:
     tokenizer.chat_template += "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        text_encoder = Qwen3ForCausalLM(
+        text_encoder = Qwen3Model(
             Qwen3Config(
                 vocab_size=len(tokenizer),
                 hidden_size=16,
@@ -218,7 +218,6 @@ def build_flux2_klein_pipeline() -> Flux2KleinPipeline:
                 num_key_value_heads=1,
                 head_dim=8,
                 max_position_embeddings=1024,
-                tie_word_embeddings=True,
             )
         )
         transformer = Flux2Transformer2DModel(

@@ -1,12 +1,17 @@
 """FLUX.2-klein's own parts: its shift, text encoder, latents, layers and original names, against diffusers."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import save_file
+from transformers import Qwen3ForCausalLM
 
 from dpdmd.config.options import ModelConfig
+from dpdmd.models.checks.contents import check_contents
 from dpdmd.models.flux2_klein.family import Flux2Klein
 from dpdmd.models.flux2_klein.layout import LAYOUT, shift_of
 from dpdmd.models.flux2_klein.original_layout import original_transformer
@@ -35,15 +40,23 @@ def test_the_shift_is_the_pipelines(size, steps):
     assert shift_of(size[0] * size[1], steps) == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_only_the_layers_that_are_read_are_loaded_and_counted(family, folder):
-    """The states of the whole encoder come out of its first 28 layers."""
-    encoder = family.load_text_encoder(folder, 96)
-    network = encoder.pipe.text_encoder
-    assert len(network.layers) == 28
-    assert sum(p.numel() for p in network.parameters()) == LAYOUT.count_text_encoder(folder, "text_encoder")
+@pytest.mark.parametrize("tied", [None, True, False])
+def test_only_the_layers_that_are_read_are_loaded_and_counted(family, folder, tmp_path, tied):
+    """Of a bare Qwen3, and of a causal one, as in the official folders, whose head is a weight of its own or not."""
+    place, prompts = Path(shutil.copytree(folder, tmp_path / "klein")), ["a red circle", ""]
     whole = Flux2KleinPipeline.from_pretrained(folder)
-    assert len(whole.text_encoder.model.layers) == 29
-    prompts = ["a red circle", ""]
+    if tied is not None:
+        whole.text_encoder.config.tie_word_embeddings = tied
+        causal = Qwen3ForCausalLM(whole.text_encoder.config)
+        causal.model.load_state_dict(whole.text_encoder.state_dict())
+        whole.register_modules(text_encoder=causal)
+        shutil.rmtree(place)
+        whole.save_pretrained(place)
+        check_contents(LAYOUT, place, "--teacher_id")
+    encoder = family.load_text_encoder(place, 96)
+    network = encoder.pipe.text_encoder
+    assert len(network.layers) == 28 and whole.text_encoder.config.num_hidden_layers == 29
+    assert sum(p.numel() for p in network.parameters()) == LAYOUT.count_text_encoder(place, "text_encoder")
     expected, _ = whole.encode_prompt(prompts, max_sequence_length=96)
     assert torch.equal(encoder.encode(prompts).context, expected)
 
