@@ -4,6 +4,7 @@ Does not import diffusers, which takes seconds, so a wrong path is reported at o
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,11 +165,15 @@ class Layout:
             loss reaches all of them.
         lora_excluded: layers without a LoRA adapter though a target names them, by the configuration, as endings of
             their names; None if there are none.
+        lora_full_names: layers whose ending is also that of a module without weights, by the configuration; peft must
+            get their full names. None if there are none.
+        text_layers: the first layers of the text encoder, which alone are loaded; None for all.
         autoencoder: what the autoencoder's configuration says about latents.
         text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
         longest_text: the most tokens of a prompt, by the network's configuration.
         beside_single_file: components that diffusers does not find in the single file, though it holds them.
+        single_file_network: the original files hold the network alone, so the single file does too.
         comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
         comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
@@ -201,10 +206,13 @@ class Layout:
     buffers: tuple[str, ...] = ()
     frozen: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    lora_full_names: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    text_layers: int | None = None
     autoencoder: Autoencoder = Autoencoder()
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
     longest_text: Callable[[Mapping[str, Any]], int] = lambda _: 512
     beside_single_file: tuple[str, ...] = ()
+    single_file_network: bool = False
     comfyui_name: Callable[[str], str] | None = None
     comfyui: ComfyUINames | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
@@ -282,11 +290,16 @@ class Layout:
         return WeightBytes(held, max(sizes, default=0) * (FP32 + number), sum(sizes), others)
 
     def loaded_shapes(self, folder: Path, component: str) -> dict[str, Shape]:
-        """Return the shapes of the weights of a component that are loaded (`unread`)."""
+        """Return the shapes of the weights of a component that are loaded (`unread`, `text_layers`)."""
         shapes = self.weight_shapes(folder, component)
         if component.startswith("text_encoder"):
-            return {name: shape for name, shape in shapes.items() if not name.startswith(self.unread)}
+            return {name: shape for name, shape in shapes.items() if self._is_read(name)}
         return shapes
+
+    def _is_read(self, name: str) -> bool:
+        layer = re.match(r"(?:model\.)?layers\.(\d+)\.", name)
+        beyond = bool(self.text_layers and layer) and int(layer[1]) >= self.text_layers
+        return not (beyond or name.startswith(self.unread))
 
     def network_config(self, folder: Path) -> dict[str, Any]:
         """Return the configuration of the network, without the entries about where it came from."""
@@ -330,6 +343,12 @@ class Layout:
             if not any(_is_named(name, (target,)) for name in linear):
                 raise ValueError(f"no linear layer of {folder / self.network} is called {target}")
         return {name: shape for name, shape in linear.items() if _is_named(name, targets)}
+
+    def peft_targets(self, config: Mapping[str, Any], targets: Sequence[str]) -> tuple[str, ...]:
+        """Return the names by which peft finds the layers of `targets` in a network of this configuration."""
+        full = self.lora_full_names(config) if self.lora_full_names else ()
+        found = ([name for name in full if _is_named(name, (target,))] or [target] for target in targets)
+        return tuple(dict.fromkeys(name for names in found for name in names))
 
     def count_adapter_parameters(self, folder: Path, targets: Sequence[str], rank: int) -> int:
         """Return how many numbers a LoRA adapter of `rank` holds."""

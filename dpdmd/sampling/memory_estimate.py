@@ -80,8 +80,9 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
         found = layout.weight_bytes(folder, components, precision, number)
         return MemoryItem(name, found.held + found.at_work, found.described(kind, precision), phases, bf16_flag)
 
+    encoders = layout.text_encoders(folder, no_t5=model.defaults.no_t5)
     items = [
-        weights("text encoders", layout.text_encoders(folder, no_t5=model.defaults.no_t5), (ENCODING,)),
+        weights("text encoders", encoders, (ENCODING,)),
         weights("network", [layout.network], loaded, plan.family.precisions.base),
         weights("autoencoder", ["vae"], loaded),
         *_lora(model, *loaded),

@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline, QwenImagePipeline
 from PIL import ImageChops
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import pixel_unshuffle
 
 from dpdmd import doctor, export, generate, train
 from dpdmd.config import Config
@@ -134,9 +135,20 @@ def call_pipeline(
     return pipe._unpack_latents(found, 8 * height, 8 * width, 8)[:, :, 0] if kind == "latent" else found
 
 
+def normalised_patches(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
+    """Return the latents that FLUX.2's pipeline samples, from those that its autoencoder decodes."""
+    norm, patches = pipe.vae.bn, pixel_unshuffle(latents, 2)
+    deviation = (norm.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    return (patches - norm.running_mean[:, None, None]) / deviation[:, None, None]
+
+
+SAMPLED = {"Flux2KleinPipeline": normalised_patches}  # pipelines whose "latent" is not what they sample
+
+
 def pipeline_latents(pipe: DiffusionPipeline, prompts: list[str], eps: Tensor, scale: float, **options: Any) -> Tensor:
     """Return the latents that the family's own pipeline samples."""
-    return call_pipeline(pipe, prompts, eps, scale, "latent", **options)
+    found = call_pipeline(pipe, prompts, eps, scale, "latent", **options)
+    return SAMPLED.get(type(pipe).__name__, lambda pipe, latents: latents)(pipe, found)
 
 
 @pytest.mark.parametrize("steps", [3, 6])
