@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.config import Config
+from dpdmd.run_folder import LORA_EMA, STUDENT_EMA, RunFolder
+from dpdmd.utils.paths import LATEST
 
 # Options that the sweep sets for each run, and the output paths derived from them.
 OWN_FLAGS = ("seed", "run_dir", "resume_from_checkpoint")
@@ -25,6 +27,7 @@ class Configuration:
         flags: of `dpdmd.train`, on top of the sweep's `config`.
         resolved: every option of a run except those that the sweep sets.
         paper: column -> the paper's number.
+        average: whether the student's moving average is measured instead of the student.
     """
 
     name: str
@@ -33,6 +36,13 @@ class Configuration:
     flags: dict[str, Any]
     resolved: dict[str, Any]
     paper: dict[str, float]
+    average: bool = False
+
+    def measured_model(self, run: Path) -> Path:
+        """Return the path of what is measured of a run: the run, or its newest checkpoint's moving average."""
+        if not self.average:
+            return run
+        return RunFolder.of(run).ckpts / LATEST / (STUDENT_EMA if self.resolved["lora_rank"] is None else LORA_EMA)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpdmd.methods import losses
+from dpdmd.methods import losses, update_schedule
 from dpdmd.methods.anchor import anchor_target
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 
@@ -59,7 +59,7 @@ def dmd_term(context: DistillationContext, student: StudentRollout) -> LossResul
 
 
 def diversity_term(context: DistillationContext, student: StudentRollout) -> LossResult:
-    """Return lambda times the loss of the student's first step against the teacher's anchor.
+    """Return lambda, by its schedule, times the loss of the student's first step against the teacher's anchor.
 
     The schedule compares velocities (paper, section 4.1) or x0 (appendix C).
     """
@@ -68,7 +68,8 @@ def diversity_term(context: DistillationContext, student: StudentRollout) -> Los
     teacher = context.teacher(student.batch.text)
     target = anchor_target(teacher, schedule, eps, context.teacher_sigmas, config.k_anchor, config.anchor_steps)
     loss = losses.diversity_loss(first, target)
-    return LossResult(config.div_weight * loss, {"loss_div": loss.detach()}, {})
+    weight = update_schedule.diversity_weight(student.batch.step, context.total_steps, config)
+    return LossResult(weight * loss, {"loss_div": loss.detach()}, {})
 
 
 def perceptual_term(context: DistillationContext, student: StudentRollout) -> LossResult:

@@ -90,6 +90,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
         latent_shapes=[decoder.latent_shape(*size) for size in config.data.image_sizes],
         seed=config.run.seed,
         decoder=decoder,
+        total_steps=setup.total_steps,
         **DistillationContext.grids(config.method, schedule, accelerator.device),
     )
     if DISCRIMINATOR in registry.trained_networks(config.method):
