@@ -14,6 +14,7 @@ from dpdmd.utils.paths import LATEST
 # Options that the sweep sets for each run, and the output paths derived from them.
 OWN_FLAGS = ("seed", "run_dir", "resume_from_checkpoint")
 OUTPUT_FLAGS = ("run_dir", "log_path", "ckpt_dir", "eval_dir", "process_folder_name", "diversity_folder_name")
+CALLS = "calls"  # the cost of a training in network calls, as the size of a marker
 PLACEHOLDER = re.compile(r"\{(\w*)\}")  # {model} and {out} in a measure's command
 
 
@@ -72,10 +73,15 @@ class SampleGrid:
 
 @dataclass(frozen=True)
 class Plane:
-    """A scatter plot: the columns of its two axes."""
+    """A scatter plot: the columns of its two axes.
+
+    Attributes:
+        size: CALLS if the area of a row's marker is the cost of its training; None for equal markers.
+    """
 
     x: str
     y: str
+    size: str | None = None
 
 
 @dataclass(frozen=True)

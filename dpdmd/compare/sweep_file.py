@@ -21,7 +21,8 @@
     picture:                            # optional: picture.png, rows with the same start noises
       prompts: [a red circle]
       rows: [teacher, dmd, dpdmd]
-    plane: {x: entropy, y: accuracy}    # optional: plane.png, all rows in the plane of two columns
+    plane: {x: entropy, y: accuracy}    # optional: plane.png, all rows in the plane of two columns; with size: calls,
+                                        # a marker's area is the cost of the row's training in network calls
 
 `python` is the interpreter that runs the sweep. {model} is the run folder or the configuration's `model`. {out} is the
 folder of this measure; other measures of the same run are beside it, such as {out}/../oracle. `python -m
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.compare.sweep import (
+    CALLS,
     OUTPUT_FLAGS,
     OWN_FLAGS,
     PLACEHOLDER,
@@ -241,8 +243,10 @@ def _sample_grid(values: Any, place: str) -> SampleGrid:
 
 
 def _plane(values: Any, columns: list[str], place: str) -> Plane:
-    plane = Plane(**_checked(values, {"x": str, "y": str}, place, required=("x", "y")))
+    plane = Plane(**_checked(values, {"x": str, "y": str, "size": str}, place, required=("x", "y")))
     for column in (plane.x, plane.y):
         if column not in columns:
             raise ValueError(f"{place}: no column is called {column!r}; there are {', '.join(columns)}")
+    if plane.size not in (None, CALLS):
+        raise ValueError(f"{place}: size must be {CALLS}, not {plane.size!r}")
     return plane
