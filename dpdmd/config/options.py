@@ -19,7 +19,8 @@ GAN_FEATURES = ("fake", "teacher")
 GRAD_STEPS = ("all", "last", "random")
 ROLLOUTS = ("ode", "dmd2")
 NORMALIZERS = ("z_t", "x_student")
-DIV_WEIGHT_SCHEDULES = ("constant", "decreasing", "increasing")
+ADAPTIVE = "adaptive"
+DIV_WEIGHT_SCHEDULES = ("constant", "decreasing", "increasing", ADAPTIVE)
 DMD_TIMES = ("per_sample", "per_batch")
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 POLYNOMIAL_END = 1e-7  # the learning rate at the end of "polynomial", as in diffusers
@@ -146,7 +147,8 @@ class MethodConfig:
     div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", ge=0)
     div_weight_schedule: str = _flag(
         "constant",
-        "lambda over the student updates: constant, linear from lambda to 0 (decreasing), or from 0 (increasing)",
+        "lambda over the student updates: constant, linear from lambda to 0 (decreasing), from 0 (increasing), or "
+        "adaptive: raised after each evaluation by what the student's diversity scores lack of the teacher's",
         "paper",
         choices=DIV_WEIGHT_SCHEDULES,
     )

@@ -81,6 +81,7 @@ class DistillationContext:
         stored_samples: for each image size, pool indices -> teacher samples that were generated before the run; None to
             generate teacher samples when an update needs them.
         total_steps: the update after which the run ends; for a weight that changes over the run.
+        div_weight_factor: factor of lambda, which `--div_weight_schedule adaptive` changes after each evaluation.
         student_sample_cache: student samples that several fake-score updates share, by roll-out step and samples.
     """
 
@@ -101,6 +102,7 @@ class DistillationContext:
     discriminator: DiscriminatorContext | None = None
     stored_samples: Sequence[Callable[[Sequence[int]], Tensor]] | None = None
     total_steps: int = 0
+    div_weight_factor: float = 1.0
     student_sample_cache: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @staticmethod

@@ -69,7 +69,11 @@ def diversity_term(context: DistillationContext, student: StudentRollout) -> Los
     target = anchor_target(teacher, schedule, eps, context.teacher_sigmas, config.k_anchor, config.anchor_steps)
     loss = losses.diversity_loss(first, target)
     weight = update_schedule.diversity_weight(student.batch.step, context.total_steps, config)
-    return LossResult(weight * loss, {"loss_div": loss.detach()}, {})
+    weight *= context.div_weight_factor
+    metrics = {"loss_div": loss.detach()}
+    if config.div_weight_schedule != "constant":
+        metrics["div_weight"] = torch.full_like(metrics["loss_div"], weight)
+    return LossResult(weight * loss, metrics, {})
 
 
 def perceptual_term(context: DistillationContext, student: StudentRollout) -> LossResult:

@@ -4,7 +4,7 @@ Steps count from 0. The first `fake_head_start` updates train the fake score. Cy
 `per_train_fake_num` fake-score updates and one student update.
 """
 
-from dpdmd.config.options import MethodConfig
+from dpdmd.config.options import ADAPTIVE, MethodConfig
 
 
 def num_student_updates(steps: int, config: MethodConfig) -> int:
@@ -39,10 +39,10 @@ def last_student_step(step: int, config: MethodConfig) -> int:
 def diversity_weight(step: int, total_steps: int, config: MethodConfig) -> float:
     """Return lambda at student update `step` of a run of `total_steps` updates.
 
-    A schedule other than "constant" is a line over the student updates, which would reach its end one update after the
-    last, as the learning-rate schedules do.
+    "adaptive" is the constant, which the caller multiplies by `DistillationContext.div_weight_factor`. The others are a
+    line over the student updates, which would reach its end one update after the last, as learning-rate schedules do.
     """
-    if config.div_weight_schedule == "constant":
+    if config.div_weight_schedule in ("constant", ADAPTIVE):
         return config.div_weight
     progress = num_student_updates(step, config) / max(1, num_student_updates(total_steps, config))
     return config.div_weight * (progress if config.div_weight_schedule == "increasing" else 1 - progress)
