@@ -55,6 +55,7 @@ from dpdmd.data.prompt_files import read_prompts
 from dpdmd.distributed import sharding
 from dpdmd.methods import update_schedule
 from dpdmd.methods.anchor import anchor_target
+from dpdmd.methods.network_calls import CallCounter
 from dpdmd.sampling.rollout import rollout
 from dpdmd.training import preflight
 from dpdmd.training.run_log import RunLog, peak_memory_gb
@@ -191,10 +192,9 @@ def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Pa
 
 def calls_a_cycle(method: options.MethodConfig) -> int:
     """Return the network calls of a cycle for each sample; a backward pass counts as two forward calls."""
-    steps, fake = method.stu_inference_steps, method.per_train_fake_num
-    anchor = 2 * (method.anchor_steps or method.k_anchor) if method.method == "dpdmd" else 0
-    rollouts = sum(update_schedule.rollout_step(step, method) == step for step in range(fake))
-    return rollouts * steps + fake * 3 + 3 * steps + 3 + anchor
+    counter = CallCounter(method, 0, method.anchor_steps or method.k_anchor, unguided_scale=1.0)
+    start = method.fake_head_start
+    return sum(counter.of_update(step) for step in range(start, start + method.per_train_fake_num + 1))
 
 
 def matrix_rate(clock: Clock, dtype: torch.dtype) -> float:

@@ -21,6 +21,7 @@ from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
+STUDENT_EMA, LORA_EMA = f"{STUDENT}_ema", f"{LORA}_ema"  # the same of the moving average, with --ema_decay
 LATEST_IMAGE = "latest.png"  # in process_vis/
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
 _STEP = re.compile("step_([0-9]+)")

@@ -171,9 +171,10 @@ def _job(sweep: Sweep, name: str, seed: int | None, out: Path, reuse: Sequence[P
         train = Stage(TRAIN, folder, command, settings, sweep.on_cores, training_inputs(configuration.resolved))
         model = _find_trained(train, reuse)
         stages += [train] if model is None else []
-    path = folder / "run" if model is None else Path(model)
+    path = configuration.measured_model(folder / "run" if model is None else Path(model))
     for measure in sweep.measures.values():
         settings = {"command": list(measure.command), "model": model}
+        settings |= {"average": True} if configuration.average else {}  # older records have no such key
         command = sweep.measure_command(measure.name, str(path), folder / measure.name)
         inputs = measure_inputs(measure.command)
         if model is not None:  # one that is trained here is known by its training

@@ -3,10 +3,11 @@
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpdmd.compare.cost import calls_of_training
 from dpdmd.compare.jobs import Job
 from dpdmd.compare.metrics import MeasuredMetric, read_metrics
 from dpdmd.compare.plane import draw_plane
@@ -43,13 +44,14 @@ def write_tables(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> 
     for job in finished:
         results.setdefault(job.configuration, {})[job.seed] = _read_columns(sweep, job, problems)
     table = compare(sweep, results)
-    markdown = as_markdown(sweep, table, _head(jobs, finished, command))
+    calls = _calls(sweep) if sweep.plane and sweep.plane.size else {}
+    markdown = as_markdown(sweep, table, _head(jobs, finished, command, calls))
     write_text(out / "table.md", markdown)
     write_text(out / "table.csv", as_csv(table))
     write_text(out / "table.tex", as_latex(sweep, table))
     if sweep.plane:
         try:
-            draw_plane(sweep, table, out / "plane.png")
+            draw_plane(sweep, table, out / "plane.png", calls)
         except Exception as error:  # the tables are there, so any error of the plotting library is only reported
             problems.append(f"plane.png: {type(error).__name__}: {shorten_error(error)}")
     return WrittenTables(markdown, problems)
@@ -96,8 +98,14 @@ def _read_columns(sweep: Sweep, job: Job, problems: list[str]) -> dict[str, Meas
     return columns
 
 
-def _head(jobs: Sequence[Job], finished: Sequence[Job], command: str) -> str:
-    """Return date, command, machine and versions, and the unfinished jobs."""
+def _calls(sweep: Sweep) -> dict[str, int]:
+    """Return row -> network calls of a training for each sample, for the trained rows with a known number."""
+    counted = {name: calls_of_training(row.resolved) for name, row in sweep.configurations.items() if not row.model}
+    return {name: calls for name, calls in counted.items() if calls is not None}
+
+
+def _head(jobs: Sequence[Job], finished: Sequence[Job], command: str, calls: Mapping[str, int]) -> str:
+    """Return date, command, machine and versions, the unfinished jobs, and the cost of the trainings."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     lines = [
         f"{datetime.date.today().isoformat()}, `{command}`",
@@ -105,4 +113,7 @@ def _head(jobs: Sequence[Job], finished: Sequence[Job], command: str) -> str:
     ]
     if missing := [job.label for job in jobs if job not in finished]:
         lines.append(f"Not finished: {'; '.join(missing)}.")
+    if calls:
+        costs = ", ".join(f"{name} {number:,}" for name, number in calls.items())
+        lines.append(f"Network calls of a training for each sample, a backward pass as two: {costs}.")
     return "\n\n".join(lines)

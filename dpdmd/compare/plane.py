@@ -3,6 +3,7 @@
 import io
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -21,10 +22,14 @@ from dpdmd.utils.image_grid import save_image
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 160  # inches without the legend; dots per inch
 HANDLE, LINE = 0.5, 0.18  # inches: width of marker and gaps beside a name, and height of a line of names
 MEAN, TRAINING = 7.5, 3.8  # points: side of a square with the area of a mean's marker, and of a training's
+LARGEST = 14  # points: the same of the mean's marker of the most expensive row, if areas are costs
+AREA = "area of a marker: network calls of a training"
 
 
-def draw_plane(sweep: Sweep, table: Table, path: Path) -> None:
+def draw_plane(sweep: Sweep, table: Table, path: Path, calls: Mapping[str, int] | None = None) -> None:
     """Write the plane as PNG; a row without both metrics is left out.
+
+    `calls` is row -> network calls of a training, the area of the row's marker. Other rows have the usual marker.
 
     The axes show all points. The interval of two or three trainings may reach far beyond them: it then ends in an
     arrowhead at the edge.
@@ -38,18 +43,23 @@ def draw_plane(sweep: Sweep, table: Table, path: Path) -> None:
     labels = {name: _shorten(name) for name in shown}
     columns = max(1, min(len(shown), int(WIDTH / (HANDLE + max(map(_inches, labels.values()))))))
     height = HEIGHT + LINE * math.ceil(len(shown) / columns)
+    sides = _sides({name: calls[name] for name in shown if name in calls} if calls else {})
+    if sides:
+        height += LINE  # of the legend's title
     with matplotlib.rc_context(PLOT_SETTINGS):
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         axes.margins(0.15)
         for name, cells in shown.items():
-            _draw_points(axes, labels[name], *cells, row_styles[name])
+            _draw_points(axes, labels[name], *cells, row_styles[name], sides.get(name, MEAN))
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
         for name, (x, y) in shown.items():
             _draw_intervals(axes, x.mean, y.mean, row_styles[name].colour)
         axes.set_xlabel(f"{plane.x} →", loc="right")
         axes.set_ylabel(f"{plane.y} →", loc="top")
-        figure.legend(loc="outside lower left", ncols=columns, frameon=False, handletextpad=0.3, columnspacing=1)
+        layout = {"ncols": columns, "frameon": False, "handletextpad": 0.3, "columnspacing": 1}
+        legend = figure.legend(loc="outside lower left", title=AREA if sides else None, alignment="left", **layout)
+        legend.get_title().set_fontsize(PLOT_SETTINGS["font.size"])
         png = io.BytesIO()
         figure.savefig(png, format="png")
     save_image(Image.open(png), path)
@@ -82,14 +92,20 @@ def _inches(text: str) -> float:
     return TextPath((0, 0), text, size=PLOT_SETTINGS["font.size"]).get_extents().width / 72
 
 
-def _draw_points(axes: Axes, name: str, x: Cell, y: Cell, style: Style) -> None:
+def _sides(calls: Mapping[str, int]) -> dict[str, float]:
+    """Return the side of each mean's marker: the area is proportional to the calls, and the largest is LARGEST wide."""
+    most = max(calls.values(), default=1)
+    return {name: LARGEST * math.sqrt(number / most) for name, number in calls.items()}
+
+
+def _draw_points(axes: Axes, name: str, x: Cell, y: Cell, style: Style, side: float) -> None:
     """Draw the trainings with both values, and their mean."""
     both = [seed for seed in x.by_seed if seed in y.by_seed]
     if len(both) > 1:
         points = ([cell.by_seed[seed] for seed in both] for cell in (x, y))
         size = marker_size(style.marker, TRAINING)
         axes.plot(*points, style.marker, color=style.colour, alpha=0.35, ms=size, mew=0, zorder=2)
-    size = marker_size(style.marker, MEAN)
+    size = marker_size(style.marker, side)
     axes.plot(x.mean.mean, y.mean.mean, style.marker, color=style.colour, ms=size, mec="white", zorder=3, label=name)
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.config import Config
+from dpdmd.run_folder import LORA_EMA, STUDENT_EMA, RunFolder
+from dpdmd.utils.paths import LATEST
 
 # Options that the sweep sets for each run, and the output paths derived from them.
 OWN_FLAGS = ("seed", "run_dir", "resume_from_checkpoint")
 OUTPUT_FLAGS = ("run_dir", "log_path", "ckpt_dir", "eval_dir", "process_folder_name", "diversity_folder_name")
+CALLS = "calls"  # the cost of a training in network calls, as the size of a marker
 PLACEHOLDER = re.compile(r"\{(\w*)\}")  # {model} and {out} in a measure's command
 
 
@@ -25,6 +28,7 @@ class Configuration:
         flags: of `dpdmd.train`, on top of the sweep's `config`.
         resolved: every option of a run except those that the sweep sets.
         paper: column -> the paper's number.
+        average: whether the student's moving average is measured instead of the student.
     """
 
     name: str
@@ -33,6 +37,13 @@ class Configuration:
     flags: dict[str, Any]
     resolved: dict[str, Any]
     paper: dict[str, float]
+    average: bool = False
+
+    def measured_model(self, run: Path) -> Path:
+        """Return the path of what is measured of a run: the run, or its newest checkpoint's moving average."""
+        if not self.average:
+            return run
+        return RunFolder.of(run).ckpts / LATEST / (STUDENT_EMA if self.resolved["lora_rank"] is None else LORA_EMA)
 
 
 @dataclass(frozen=True)
@@ -62,10 +73,15 @@ class SampleGrid:
 
 @dataclass(frozen=True)
 class Plane:
-    """A scatter plot: the columns of its two axes."""
+    """A scatter plot: the columns of its two axes.
+
+    Attributes:
+        size: CALLS if the area of a row's marker is the cost of its training; None for equal markers.
+    """
 
     x: str
     y: str
+    size: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@
       dmd: {flags: {method: dmd}}
       dpdmd: {paper: {entropy: 0.8}}       # the paper's number of a column
       dmd_gan: {flags: {method: dmd_gan}, launcher: python}  # launcher of this row
+      ema: {flags: {ema_decay: 0.95}, average: true}         # measures the student's moving average
     measure:                            # in this order, after each training
       oracle:
         command: python -m dpdmd.shapes.measure --model {model} --out {out}/figures.json
@@ -20,7 +21,8 @@
     picture:                            # optional: picture.png, rows with the same start noises
       prompts: [a red circle]
       rows: [teacher, dmd, dpdmd]
-    plane: {x: entropy, y: accuracy}    # optional: plane.png, all rows in the plane of two columns
+    plane: {x: entropy, y: accuracy}    # optional: plane.png, all rows in the plane of two columns; with size: calls,
+                                        # a marker's area is the cost of the row's training in network calls
 
 `python` is the interpreter that runs the sweep. {model} is the run folder or the configuration's `model`. {out} is the
 folder of this measure; other measures of the same run are beside it, such as {out}/../oracle. `python -m
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.compare.sweep import (
+    CALLS,
     OUTPUT_FLAGS,
     OWN_FLAGS,
     PLACEHOLDER,
@@ -67,6 +70,7 @@ _KINDS = {
     dict: "a mapping",
     list: "a list",
     int: "an integer",
+    bool: "true or false",
     list | dict: "a list, or column: name in the result",
 }
 _RESERVED = ("train", "run")  # names of the training's files, beside the folders of the measures
@@ -117,7 +121,7 @@ def _checked(values: Any, keys: dict[str, Any], place: str, required: tuple[str,
         if key not in keys:
             near = difflib.get_close_matches(str(key), keys, n=1)
             raise ValueError(f"{place}: unknown key {key!r}" + (f" (did you mean {near[0]}?)" if near else ""))
-        if not isinstance(value, keys[key]) or isinstance(value, bool):
+        if not isinstance(value, keys[key]) or (isinstance(value, bool) and keys[key] is not bool):
             raise ValueError(f"{place}: {key} must be {_KINDS[keys[key]]}, not {value!r}")
         if value in ("", [], {}) and key in required:
             raise ValueError(f"{place}: {key} is empty")
@@ -171,7 +175,8 @@ def _measure(name: Any, values: Any, place: str) -> Measure:
 
 def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[str], place: str) -> Configuration:
     _check_name(name, place)
-    values = _checked(values or {}, {"model": str, "launcher": str, "flags": dict, "paper": dict}, place)
+    keys = {"model": str, "launcher": str, "flags": dict, "paper": dict, "average": bool}
+    values = _checked(values or {}, keys, place)
     paper = values.get("paper", {})
     for column, number in paper.items():
         if column not in columns:
@@ -179,13 +184,16 @@ def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             raise ValueError(f"{place}: paper: {column} must be a number, not {number!r}")
     if "model" in values:
-        for key in ("flags", "launcher"):
+        for key in ("flags", "launcher", "average"):
             if key in values:
                 raise ValueError(f"{place}: has model, so nothing is trained; remove {key}")
         return Configuration(name, _model(values["model"], place), (), {}, {}, paper)
     launcher = _words(values.get("launcher", sweep.get("launcher", "python")), f"{place}: launcher")
     flags = {**sweep.get("flags", {}), **values.get("flags", {})}
-    return Configuration(name, None, launcher, flags, _resolve(sweep.get("config"), flags, place), paper)
+    resolved, average = _resolve(sweep.get("config"), flags, place), values.get("average", False)
+    if average and resolved["ema_decay"] is None:
+        raise ValueError(f"{place}: average: nothing is averaged; give ema_decay in flags, or remove it")
+    return Configuration(name, None, launcher, flags, resolved, paper, average)
 
 
 def _model(text: str, place: str) -> str:
@@ -235,8 +243,10 @@ def _sample_grid(values: Any, place: str) -> SampleGrid:
 
 
 def _plane(values: Any, columns: list[str], place: str) -> Plane:
-    plane = Plane(**_checked(values, {"x": str, "y": str}, place, required=("x", "y")))
+    plane = Plane(**_checked(values, {"x": str, "y": str, "size": str}, place, required=("x", "y")))
     for column in (plane.x, plane.y):
         if column not in columns:
             raise ValueError(f"{place}: no column is called {column!r}; there are {', '.join(columns)}")
+    if plane.size not in (None, CALLS):
+        raise ValueError(f"{place}: size must be {CALLS}, not {plane.size!r}")
     return plane

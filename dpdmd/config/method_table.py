@@ -39,7 +39,7 @@ METHODS = {
     "dpdmd": Method(
         student_terms=("dmd", "diversity"),
         detach_first_step=True,
-        options=("div_weight", "k_anchor", "anchor_steps"),
+        options=("div_weight", "div_weight_schedule", "k_anchor", "anchor_steps"),
     ),
     "dmd": Method(student_terms=("dmd",)),
     "dmd_lpips": Method(

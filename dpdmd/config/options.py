@@ -20,6 +20,8 @@ GAN_FEATURES = ("fake", "teacher")
 GRAD_STEPS = ("all", "last", "random")
 ROLLOUTS = ("ode", "dmd2")
 NORMALIZERS = ("z_t", "x_student")
+ADAPTIVE = "adaptive"
+DIV_WEIGHT_SCHEDULES = ("constant", "decreasing", "increasing", ADAPTIVE)
 DMD_TIMES = ("per_sample", "per_batch")
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 POLYNOMIAL_END = 1e-7  # the learning rate at the end of "polynomial", as in diffusers
@@ -162,10 +164,24 @@ class MethodConfig:
     per_train_fake_num: int = _flag(5, "fake-score updates before each student update", "paper", ge=1)
     fake_head_start: int = _flag(0, "fake-score updates before the first cycle", "ours", ge=0)
     div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", ge=0)
+    div_weight_schedule: str = _flag(
+        "constant",
+        "lambda over the student updates: constant, linear from lambda to 0 (decreasing), from 0 (increasing), or "
+        "adaptive: raised after each evaluation by what the student's diversity scores lack of the teacher's",
+        "paper",
+        choices=DIV_WEIGHT_SCHEDULES,
+    )
     teacher_guidance_scale: float = _flag(
         3.5,
         "guidance scale s of the teacher, as the family's pipeline counts it: u + s (c - u) for SD3.5",
         "paper",
+        ge=0,
+    )
+    real_guidance_scale: float | None = _flag(
+        None,
+        "guidance scale of the teacher in the scores of the DMD loss; without it teacher_guidance_scale, which the "
+        "anchor and the teacher's samples always have",
+        "paper; apart as in DMD2",
         ge=0,
     )
     student_sigmas: str = _flag(

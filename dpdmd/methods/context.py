@@ -82,6 +82,8 @@ class DistillationContext:
         discriminator: for a method that trains a discriminator.
         stored_samples: for each image size, pool indices -> teacher samples that were generated before the run; None to
             generate teacher samples when an update needs them.
+        total_steps: the update after which the run ends; for a weight that changes over the run.
+        div_weight_factor: factor of lambda, which `--div_weight_schedule adaptive` changes after each evaluation.
         student_sample_cache: student samples that several fake-score updates share, by roll-out step and samples.
     """
 
@@ -102,6 +104,8 @@ class DistillationContext:
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
     discriminator: DiscriminatorContext | None = None
     stored_samples: Sequence[Callable[[Sequence[int]], Tensor]] | None = None
+    total_steps: int = 0
+    div_weight_factor: float = 1.0
     student_sample_cache: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @staticmethod
@@ -172,14 +176,16 @@ class DistillationContext:
     def predict_scores(self, batch: MicroBatch, x: Tensor) -> ScorePredictions:
         """Add noise to the samples `x` and return the x0 predictions of the guided teacher and of the fake score."""
         z_t, sigma, _ = self.score_input(batch, x)
-        x0_real = self.schedule.to_x0(z_t, self.teacher(batch.text)(z_t, sigma), sigma)
+        real = self.teacher(batch.text, self.config.real_guidance_scale)
+        x0_real = self.schedule.to_x0(z_t, real(z_t, sigma), sigma)
         fake = self.family.bind(self.networks.fake, batch.text)
         x0_fake = self.schedule.to_x0(z_t, fake(z_t, sigma), sigma)
         return ScorePredictions(z_t, sigma, x0_real, x0_fake)
 
-    def teacher(self, text: TextEmbedding) -> Predictor:
-        """Return the guided teacher with its prompts bound."""
-        return self.family.bind_guided(self.networks.teacher, text, self.null, self.config.teacher_guidance_scale)
+    def teacher(self, text: TextEmbedding, scale: float | None = None) -> Predictor:
+        """Return the guided teacher with its prompts bound; `scale` replaces `--teacher_guidance_scale`."""
+        scale = self.config.teacher_guidance_scale if scale is None else scale
+        return self.family.bind_guided(self.networks.teacher, text, self.null, scale)
 
     def teacher_samples(self, batch: MicroBatch) -> Tensor:
         """Return the teacher's samples of the batch's prompts and start noises, [B, C, H, W]."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpdmd.methods import health, losses
+from dpdmd.methods import health, losses, update_schedule
 from dpdmd.methods.anchor import anchor_target
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 
@@ -60,7 +60,7 @@ def dmd_term(context: DistillationContext, student: StudentRollout) -> LossResul
 
 
 def diversity_term(context: DistillationContext, student: StudentRollout) -> LossResult:
-    """Return lambda times the loss of the student's first step against the teacher's anchor.
+    """Return lambda, by its schedule, times the loss of the student's first step against the teacher's anchor.
 
     The schedule compares velocities (paper, section 4.1) or x0 (appendix C).
     """
@@ -69,8 +69,12 @@ def diversity_term(context: DistillationContext, student: StudentRollout) -> Los
     teacher = context.teacher(student.batch.text)
     target = anchor_target(teacher, schedule, eps, context.teacher_sigmas, config.k_anchor, config.anchor_steps)
     loss = losses.diversity_loss(first, target)
-    metrics = {"loss_div": loss.detach(), **health.anchor_metrics(first.detach(), target, config.div_weight)}
-    return LossResult(config.div_weight * loss, metrics, {})
+    weight = update_schedule.diversity_weight(student.batch.step, context.total_steps, config)
+    weight *= context.div_weight_factor
+    metrics = {"loss_div": loss.detach(), **health.anchor_metrics(first.detach(), target, weight)}
+    if config.div_weight_schedule != "constant":
+        metrics["div_weight"] = torch.full_like(metrics["loss_div"], weight)
+    return LossResult(weight * loss, metrics, {})
 
 
 def perceptual_term(context: DistillationContext, student: StudentRollout) -> LossResult:

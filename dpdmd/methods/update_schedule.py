@@ -4,7 +4,7 @@ Steps count from 0. The first `fake_head_start` updates train the fake score. Cy
 `per_train_fake_num` fake-score updates and one student update.
 """
 
-from dpdmd.config.options import MethodConfig
+from dpdmd.config.options import ADAPTIVE, MethodConfig
 
 
 def num_student_updates(steps: int, config: MethodConfig) -> int:
@@ -34,3 +34,15 @@ def last_student_step(step: int, config: MethodConfig) -> int:
     """Return the number of updates up to the last student update before update `step`; 0 if there was none."""
     updates = num_student_updates(step, config)
     return config.fake_head_start + updates * (config.per_train_fake_num + 1) if updates else 0
+
+
+def diversity_weight(step: int, total_steps: int, config: MethodConfig) -> float:
+    """Return lambda at student update `step` of a run of `total_steps` updates.
+
+    "adaptive" is the constant, which the caller multiplies by `DistillationContext.div_weight_factor`. The others are a
+    line over the student updates, which would reach its end one update after the last, as learning-rate schedules do.
+    """
+    if config.div_weight_schedule in ("constant", ADAPTIVE):
+        return config.div_weight
+    progress = num_student_updates(step, config) / max(1, num_student_updates(total_steps, config))
+    return config.div_weight * (progress if config.div_weight_schedule == "increasing" else 1 - progress)

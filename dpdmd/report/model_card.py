@@ -254,9 +254,11 @@ def _training_table(card: Card) -> list[str]:
     if training is None:
         return []
     config, method = training.config, training.config.get("method", "dpdmd")
+    guidance, real = config.get("teacher_guidance_scale"), config.get("real_guidance_scale")
+    apart = f", {real} in the DMD loss" if real is not None else ""
     rows = [
         ("method", method),
-        ("teacher", f"{config.get('teacher_infer_steps')} steps, guidance {config.get('teacher_guidance_scale')}"),
+        ("teacher", f"{config.get('teacher_infer_steps')} steps, guidance {guidance}{apart}"),
         ("steps of the student, N", card.defaults.steps),
     ]
     if method in METHODS and "diversity" in METHODS[method].student_terms:

@@ -93,6 +93,7 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
         latent_shapes=[decoder.latent_shape(*size) for size in sizes],
         seed=config.run.seed,
         decoder=decoder,
+        total_steps=setup.total_steps,
         grids_by_size=grids,
         **grids[0],
     )

@@ -29,7 +29,7 @@ from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.tensor_files import in_memory
 from dpdmd.report.card_facts import PIPELINE, Card, Training, stored_dtype
 from dpdmd.report.model_card import write_card
-from dpdmd.run_folder import LATEST, LORA, STUDENT, RunFolder
+from dpdmd.run_folder import LATEST, LORA, LORA_EMA, STUDENT, STUDENT_EMA, RunFolder
 from dpdmd.training.optimizers import bytes_of_moments
 from dpdmd.utils.atomic_files import is_temporary
 from dpdmd.utils.folders import delete_tree, finish_folder
@@ -96,8 +96,7 @@ def student_folder(checkpoint: Path, config: Config) -> Path:
 
 def average_folder(checkpoint: Path, config: Config) -> Path:
     """Return the folder of the moving average's export in a checkpoint."""
-    folder = student_folder(checkpoint, config)
-    return folder.with_name(f"{folder.name}_ema")
+    return checkpoint / (STUDENT_EMA if adapters(config.model) is None else LORA_EMA)
 
 
 def size_in_bytes(config: Config) -> int:

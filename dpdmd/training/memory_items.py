@@ -211,7 +211,8 @@ def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained:
 def _updates(config: Config, layout: Layout, teacher: Path) -> list[MemoryItem]:
     """Count the graphs that are kept for a backward pass, and the most that is in use beside them."""
     batch, calls = config.optim.batch_size, config.method.stu_inference_steps
-    guided = 1 if config.method.teacher_guidance_scale == layout.guidance.off else 2
+    scales = {config.method.teacher_guidance_scale, config.method.real_guidance_scale} - {None, layout.guidance.off}
+    guided = 2 if scales else 1
     call = _call(config, layout, teacher, batch, trained=True)
     teacher_call = _call(config, layout, teacher, guided * batch, trained=False)
     recomputed = _recomputed_blocks(config, layout, teacher)

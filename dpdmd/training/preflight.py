@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dpdmd.config import Config
-from dpdmd.config.options import DEFAULT_MAX_STEPS, DataConfig
+from dpdmd.config.options import ADAPTIVE, DEFAULT_MAX_STEPS, DataConfig
+from dpdmd.config.scorer_table import DIVERSITY_SCORERS, SCORERS
 from dpdmd.config.validation import unused_flag_warnings
 from dpdmd.data.prompt_files import read_prompts, read_weighted_prompts
 from dpdmd.data.prompts import PromptWeights, fingerprint
@@ -75,6 +76,7 @@ def check(config: Config) -> RunSetup:
     _check_caches(config)
     prompts, weights = read_training_prompts(config.data)
     evaluation = set_up_evaluation(config.eval, config.data.prompt_column, list(config.data.image_sizes))
+    _check_adaptive_weight(config, evaluation)
     _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes
     steps = _total_steps(config, len(prompts), batch_size)
@@ -120,6 +122,17 @@ def _total_steps(config: Config, num_prompts: int, global_batch_size: int) -> in
     """Return the updates of a run: `max_steps` or `max_epoch` x ceil(prompts / global batch), whichever is less."""
     by_epoch = config.run.max_epoch and config.run.max_epoch * math.ceil(num_prompts / global_batch_size)
     return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=DEFAULT_MAX_STEPS)
+
+
+def _check_adaptive_weight(config: Config, evaluation: EvalSetup) -> None:
+    """Check that evaluations have a diversity score for lambda to follow."""
+    adaptive = config.method.div_weight_schedule == ADAPTIVE
+    if adaptive and not any(name in DIVERSITY_SCORERS for images in evaluation.sets for name in images.scorers):
+        flags = " or ".join(f"--{SCORERS[name].files[0].flag}" for name in sorted(DIVERSITY_SCORERS))
+        raise ValueError(
+            f"--div_weight_schedule {ADAPTIVE}: lambda follows the diversity scores of evaluations, and there is none; "
+            f"give {flags}, and not --eval_every 0"
+        )
 
 
 def _check_caches(config: Config) -> None:

@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import IO, Any, NoReturn
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpdmd.config import write_yaml
+from dpdmd.config.options import ADAPTIVE
 from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.distributed import collectives, sharding
 from dpdmd.evaluation import in_loop
@@ -22,6 +24,7 @@ from dpdmd.report import writer
 from dpdmd.run_folder import LATEST_IMAGE
 from dpdmd.training import introduction, preflight, resume
 from dpdmd.training.accelerator import make_accelerator
+from dpdmd.training.adaptive_weight import weight_factor
 from dpdmd.training.base_error import report_base_error
 from dpdmd.training.batches import Batches
 from dpdmd.training.build import build_training_state
@@ -115,6 +118,7 @@ class Trainer:
         pending: deque[PendingStep] = deque()
         with reported, log, self.checkpointer.writer:
             self.checkpointer.tidy(log)
+            self._adapt_weight(log)
             # A run may have been stopped between a checkpoint and its evaluation.
             if self.schedule.evaluates(self.start) and not self._was_evaluated(log, self.start):
                 self._evaluate(self.start, log)
@@ -296,11 +300,18 @@ class Trainer:
             with self.average.in_place():
                 student |= self.evaluation.evaluate_average(step)
         log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
+        self._adapt_weight(log)
         self.checkpointer.wait()
         self.checkpointer.point_best(log)
         if self.accelerator.is_main_process and step < self.stop:
             writer.refresh(self.folder)
         self.accelerator.wait_for_everyone()
+
+    def _adapt_weight(self, log: RunLog) -> None:
+        """Set the factor of lambda from all evaluations so far, if `--div_weight_schedule adaptive` is set."""
+        if self.config.method.div_weight_schedule == ADAPTIVE:
+            factor = collectives.broadcast_from_main(self.accelerator, weight_factor(log.evaluations))
+            self.run = replace(self.run, div_weight_factor=factor)
 
 
 def _confirm_resume_point(setup: RunSetup, accelerator: Any) -> RunSetup:

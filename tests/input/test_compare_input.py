@@ -50,6 +50,9 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
         ({"configurations": {"a/b": {}}}, "names are letters, digits"),
         ({"configurations": {"a": {"model": "m", "flags": {}}}}, "has model, so nothing is trained"),
         ({"configurations": {"a": {"model": "m", "launcher": "x"}}}, "nothing is trained; remove launcher"),
+        ({"configurations": {"a": {"model": "m", "average": True}}}, "nothing is trained; remove average"),
+        ({"configurations": {"a": {"average": "yes"}}}, "configuration a: average must be true or false, not 'yes'"),
+        ({"configurations": {"a": {"average": True}}}, "average: nothing is averaged; give ema_decay in flags"),
         (
             {"configurations": {"a": {"launcher": "x '"}}},
             'configuration a: launcher: "x \'" cannot be split into words',
@@ -58,6 +61,7 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
         ({"configurations": {"a": {"paper": {"accuracy": "x"}}}}, "accuracy must be a number"),
         ({"plane": {"x": "accuracy"}}, "plane: y is missing"),
         ({"plane": {"x": "accuracy", "y": "beauty"}}, "plane: no column is called 'beauty'; there are accuracy"),
+        ({"plane": {"x": "accuracy", "y": "entropy", "size": "cost"}}, "plane: size must be calls, not 'cost'"),
         ({"measure": {"train": {}}}, "that name is reserved for the training"),
         ({"measure": {"m": {"command": "x {out}", "result": "y"}}}, "measure m: metrics is missing"),
         ({"measure": {"m": {"command": "x", "result": "y", "metrics": ["a"]}}}, "must write into {out}"),
@@ -273,6 +277,7 @@ def test_the_repository_has_a_sweep_per_table_of_the_paper():
         "geneval_tiny",
         "anchor_tiny",
         "anchor_pairs_tiny",
+        "recipe_tiny",
     } == papers
     assert set(OWN_FLAGS) & set(OUTPUT_FLAGS) == {"run_dir"}
 

@@ -17,6 +17,7 @@ from dpdmd import train
 from dpdmd.evaluation import program_run
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.sampling.sampler import Sampler
+from dpdmd.training.adaptive_weight import weight_factor
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red circle", "ein grünes Dreieck, 猫 и кот", "a shape " * 250]
@@ -45,6 +46,30 @@ def flags(tiny_pipeline: Path, tiny_scorers: dict[str, str], prompts_txt: str, t
 def evaluations(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["turn"] == "eval"]
+
+
+def test_lambda_follows_the_diversity_of_the_evaluations(flags, tiny_scorers, tmp_path):
+    """Each student update has the factor of the evaluations before it, also in a run that was resumed between two."""
+    first = next(index for index, flag in enumerate(flags) if flag in {f"--{name}" for name in tiny_scorers})
+    flags = [*flags[:first], "--dino_path", tiny_scorers["dino_path"], "--div_weight_schedule", "adaptive"]
+    flags += ["--per_train_fake_num", "1", "--ckpt_every", "2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.main([*flags, "--max_steps", "6", "--run_dir", str(whole)]) == 0
+    for steps in ("2", "6"):
+        more = ["--max_steps", steps, "--resume_from_checkpoint", "latest"]
+        assert train.main([*flags, *more, "--run_dir", str(parts)]) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    resumed = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
+    students = [line for line in lines if line["turn"] == "student"]
+    scored = [line for line in lines if line["turn"] == "eval"]
+    expected = [0.05 * weight_factor(scored[:count]) for count in (1, 2, 3)]
+    assert [line["div_weight"] for line in students] == pytest.approx(expected, rel=1e-6)
+    assert students[0]["div_weight"] == pytest.approx(0.05) and len(set(expected)) == 3
+    for line in students:
+        loss = line["loss_dmd"] + line["div_weight"] * line["loss_div"]
+        assert line["loss_student"] == pytest.approx(loss, rel=1e-5)
+    kept = [line for line in resumed if line["turn"] == "student"]
+    assert [line["loss_student"] for line in kept] == [line["loss_student"] for line in students]
 
 
 def rows_of(folder: Path) -> list[dict]:

@@ -120,6 +120,7 @@ def test_a_card_has_the_runs_scores_images_and_settings(short_run, tiny_scorers,
     scorers = [part for name in ("clip_path", "dino_path") for part in (f"--{name}", tiny_scorers[name])]
     run, out = tmp_path / "run", tmp_path / "mine"
     more = ["--eval_prompts_limit", "2", "--num_div_seeds", "2", "--max_steps", "6", "--ckpt_every", "3"]
+    more += ["--real_guidance_scale", "5"]
     assert train.main([*short_run, *scorers, *more, "--run_dir", str(run)]) == 0
     assert export.main(["--model", str(run), "--out", str(out)]) == 0
     text = (out / CARD).read_text()
@@ -131,6 +132,7 @@ def test_a_card_has_the_runs_scores_images_and_settings(short_run, tiny_scorers,
     assert re.search(rf"\| {mean:#.4g} \([\d.]+ – [\d.]+\) \|", text)
     for row in (
         "| method | dpdmd |",
+        "| teacher | 4 steps, guidance 3.5, 5.0 in the DMD loss |",
         "| teacher steps to the anchor, K | 2 |",
         "| updates, student and fake score together | 6 |",
     ):

@@ -1,8 +1,10 @@
 """Records of a sweep's stages."""
 
 import pytest
+from small_sweep import call, two_methods
 
-from dpdmd.compare.jobs import Stage
+from dpdmd.compare.jobs import Stage, build_jobs
+from dpdmd.compare.sweep_file import read_sweep
 
 
 def test_a_stage_of_the_same_model_by_another_name_is_the_same(tmp_path, monkeypatch):
@@ -16,3 +18,23 @@ def test_a_stage_of_the_same_model_by_another_name_is_the_same(tmp_path, monkeyp
     for other in (stage("weights/sd36", "teacher"), stage("weights/sd35", "teacher2")):
         with pytest.raises(ValueError, match="was made with"):
             other.check()
+
+
+def test_a_moving_average_is_measured_in_place_of_its_student(tmp_path, tiny_pipeline):
+    """The measure names the average's export in the newest checkpoint; the training and its settings stay."""
+    values = two_methods(tmp_path, tiny_pipeline)
+    values["flags"]["ema_decay"] = 0.9
+    values["configurations"] = {
+        "student": {},
+        "average": {"average": True},
+        "lora": {"average": True, "flags": {"lora_rank": 2}},
+    }
+    values["baseline"], values["seeds"] = "student", [3]
+    call(values, tmp_path)
+    student, average, lora = build_jobs(read_sweep(tmp_path / "sweep.yaml"), tmp_path / "out")
+    assert student.model == student.folder / "run"
+    assert average.model == average.folder / "run" / "ckpts" / "latest" / "student_ema"
+    assert lora.model == lora.folder / "run" / "ckpts" / "latest" / "lora_ema"
+    (train, oracle), (same_train, same_oracle) = student.stages, average.stages
+    assert train.settings == same_train.settings
+    assert oracle.settings != same_oracle.settings and same_oracle.command[2] == str(average.model)

@@ -38,8 +38,8 @@ def drawn(monkeypatch, tmp_path):
     saved, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: saved.append(self) or save(self, *a, **k))
 
-    def draw(rows: dict, values: dict) -> Figure:
-        plane.draw_plane(sweep_of(rows), table_of(values), tmp_path / "plane.png")
+    def draw(rows: dict, values: dict, calls: dict | None = None) -> Figure:
+        plane.draw_plane(sweep_of(rows), table_of(values), tmp_path / "plane.png", calls)
         with Image.open(tmp_path / "plane.png") as made:
             made.verify()
         return saved[-1]
@@ -136,3 +136,17 @@ def test_a_plane_without_any_row_is_not_drawn(tmp_path):
     row = {"entropy": tables.Cell({}, None, None, None), "accuracy": tables.Cell({}, None, None, None)}
     plane.draw_plane(sweep_of({"dmd": None}), {"dmd": row}, tmp_path / "plane.png")
     assert not (tmp_path / "plane.png").exists()
+
+
+def test_the_area_of_a_marker_is_the_cost_of_its_row(drawn):
+    """Four times the calls, twice the side; a row that was not trained has the usual marker."""
+    figure = drawn(ROWS, VALUES, {"dmd": 1_000, "dpdmd": 4_000})
+    (teacher,), (dmd,), (dpdmd,) = (markers(figure)[name] for name in ("teacher", "dmd", "dpdmd"))
+
+    def side(line) -> float:
+        return line.get_markersize() / plane.marker_size(line.get_marker(), 1.0)
+
+    assert side(dpdmd) == pytest.approx(2 * side(dmd)) == pytest.approx(plane.LARGEST)
+    assert side(teacher) == pytest.approx(plane.MEAN)
+    assert figure.legends[0].get_title().get_text() == plane.AREA
+    assert not drawn(ROWS, VALUES).legends[0].get_title().get_text()

@@ -124,6 +124,25 @@ def test_guidance_of_scale_one_costs_one_branch(make, batch):
     assert torch.equal(images["x0_real"], real.z - t * conditional)
 
 
+def test_the_real_scores_guidance_is_apart_from_the_anchors(make, batch):
+    """u + s (c - u) is linear in s: 6 lies on the line through 3.5 and 1. The anchor's loss stays, bit for bit."""
+    results = {scale: student_loss(make(real_guidance_scale=scale), batch(0, 1)) for scale in (None, SCALE, 1.0, 6.0)}
+    real = {scale: result.images["x0_real"] for scale, result in results.items()}
+    assert torch.equal(real[None], real[SCALE])  # the anchor's, if the flag is not given
+    expected = real[1.0] + (6.0 - 1.0) / (SCALE - 1.0) * (real[SCALE] - real[1.0])
+    torch.testing.assert_close(real[6.0], expected, rtol=0, atol=1e-4)
+    assert (real[6.0] - real[SCALE]).abs().max() > 0.05
+    assert len({result.metrics["loss_div"].item() for result in results.values()}) == 1
+
+
+@pytest.mark.parametrize(("schedule", "share"), [("decreasing", 0.75), ("increasing", 0.25)])
+def test_lambda_follows_its_schedule(make, batch, schedule, share):
+    """Update 17 is the third of the student's eight: a quarter of the run is over."""
+    run = replace(make(div_weight=0.4, div_weight_schedule=schedule), total_steps=8 * 6)
+    metrics = {name: value.item() for name, value in student_loss(run, batch(0, 1, step=17)).metrics.items()}
+    assert metrics["loss_student"] == pytest.approx(metrics["loss_dmd"] + 0.4 * share * metrics["loss_div"], rel=1e-6)
+
+
 @pytest.mark.parametrize("div_weight", [0.05, 0.4])
 def test_student_loss_is_dmd_plus_lambda_diversity(make, batch, div_weight):
     """loss = dmd + lambda div, and both terms equal their formulas, from the update's own images and calls."""

@@ -5,7 +5,13 @@ from itertools import pairwise
 import pytest
 
 from dpdmd.config.options import MethodConfig
-from dpdmd.methods.update_schedule import is_student_update, last_student_step, num_student_updates, rollout_step
+from dpdmd.methods.update_schedule import (
+    diversity_weight,
+    is_student_update,
+    last_student_step,
+    num_student_updates,
+    rollout_step,
+)
 
 SCHEDULES = [(0, 5, 1), (0, 5, 2), (0, 1, 1), (7, 5, 1), (7, 5, 2), (7, 5, 5), (3, 2, 2), (1, 1, 1), (60, 5, 4)]
 
@@ -44,3 +50,17 @@ def test_the_students_last_update(head_start, fakes, reuse):
     assert last_student_step(students[0], config) == 0
     for earlier, step in pairwise(students):
         assert last_student_step(step, config) == earlier + 1
+
+
+def test_lambda_over_the_run():
+    """Constant, or a line over the student updates; the last update keeps one part of it, as a learning rate does."""
+    config = MethodConfig(fake_head_start=3, per_train_fake_num=1, div_weight=2.0)
+    students = [step for step in range(11) if is_student_update(step, config)]
+    assert students == [4, 6, 8, 10]
+    for schedule, expected in (
+        ("constant", [2.0, 2.0, 2.0, 2.0]),
+        ("decreasing", [2.0, 1.5, 1.0, 0.5]),
+        ("increasing", [0.0, 0.5, 1.0, 1.5]),
+    ):
+        config.div_weight_schedule = schedule
+        assert [diversity_weight(step, 11, config) for step in students] == expected

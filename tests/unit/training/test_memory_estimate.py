@@ -117,6 +117,18 @@ def test_a_discriminator_has_a_graph_of_its_own(medium):
     assert plain < fake == call.kept(24) + call.working(24) < teacher == call.kept(0) + call.working(0)
 
 
+def test_guidance_of_either_role_doubles_the_teachers_rows(medium):
+    """Both off: batch 4. Guidance in the DMD loss alone, or at the anchor alone: both branches, 8 rows."""
+
+    def working(*flags: str) -> str:
+        items = estimate(medium, *flags).items
+        return next(item.formula for item in items if item.name == "at work" and item.phases == (STUDENT,))
+
+    off = ("--teacher_guidance_scale", "1")
+    assert "4 rows of the teacher" in working(*off)
+    assert all("8 rows of the teacher" in working(*flags) for flags in ((), (*off, "--real_guidance_scale", "5")))
+
+
 def test_what_is_offloaded_or_encoded_ahead_is_not_there_in_an_update(medium):
     """Its item stays, in the phase that needs it."""
     before, after = estimate(medium), estimate(medium, "--cache_text_embeddings", "cache", "--offload_vae")

@@ -1,0 +1,32 @@
+"""The cost of a sweep's trainings in network calls, from their options."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpdmd.config import from_dict
+from dpdmd.config.anchor_search import AUTO
+from dpdmd.config.options import DEFAULT_MAX_STEPS
+from dpdmd.methods.decidedness import anchor_calls
+from dpdmd.methods.network_calls import CallCounter
+from dpdmd.models.registry import LAYOUTS
+
+
+def calls_of_training(options: Mapping[str, Any]) -> int | None:
+    """Return the network calls of a training for each sample of its batch (`dpdmd.methods.network_calls`).
+
+    Return None if only the run knows them: with `--max_epoch` or `--k_anchor auto`, or if the teacher is not on disk.
+    """
+    config = from_dict(dict(options), "")
+    method, layout = config.method, LAYOUTS[config.model.family]
+    if config.run.max_epoch or method.k_anchor == AUTO:
+        return None
+    try:
+        schedule = layout.read_schedule(Path(config.model.teacher_id))
+    except (OSError, ValueError):
+        return None
+    anchor = anchor_calls(
+        schedule, schedule.default_sigmas(method.teacher_infer_steps), method.k_anchor, method.anchor_steps
+    )
+    counter = CallCounter(method, config.run.seed, anchor, layout.guidance.off)
+    return counter.of_run(config.run.max_steps or DEFAULT_MAX_STEPS)

@@ -1,0 +1,34 @@
+"""The cost of a sweep's trainings."""
+
+from pathlib import Path
+
+import pytest
+
+from dpdmd.compare.cost import calls_of_training
+from dpdmd.compare.sweep_file import read_sweep
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_cost_of_the_bundled_search(monkeypatch):
+    """The paper's way costs 15,000 calls, and no row of the first search more than a quarter."""
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(Path("scripts/sweeps/recipe_tiny.yaml"))
+    calls = {name: calls_of_training(row.resolved) for name, row in sweep.configurations.items() if not row.model}
+    assert (calls["paper"], calls["base"]) == (15_000, 3_750)
+    assert {number for name, number in calls.items() if name.startswith("screen")} <= set(range(3_700, 3_751))
+
+
+def test_the_anchor_of_an_epsilon_model_costs_one_more_guided_call(tiny_pipeline, tiny_sdxl):
+    """The x0 at z_k is predicted once more; after all of the teacher's steps z_k is x0 itself."""
+    flow, epsilon = (
+        {"family": family, "teacher_id": str(folder), "teacher_infer_steps": 6, "max_steps": 6}
+        for family, folder in (("sd35", tiny_pipeline), ("sdxl", tiny_sdxl))
+    )
+    assert calls_of_training({**epsilon, "k_anchor": 5}) - calls_of_training({**flow, "k_anchor": 5}) == 2
+    assert calls_of_training({**epsilon, "k_anchor": 6}) == calls_of_training({**flow, "k_anchor": 6})
+
+
+@pytest.mark.parametrize("options", [{"max_epoch": 1}, {"k_anchor": "auto"}, {"teacher_id": "nowhere"}])
+def test_a_cost_that_only_the_run_knows_is_none(tiny_pipeline, options):
+    assert calls_of_training({"teacher_id": str(tiny_pipeline), **options}) is None
