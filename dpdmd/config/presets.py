@@ -1,9 +1,9 @@
 """Defaults of each family, and the presets of `--preset`.
 
 A preset fits a run of SD3.5-Medium or SDXL at 1024 x 1024 into a GPU of a given size. A larger model has other flags
-under the same name (`LARGER_MODELS`), or no preset of this size. All presets keep the paper's global batch of 32
+under the same name (`LARGER_MODELS`), such as a base in int8, or no preset of this size. All presets keep the paper's global batch of 32
 (4 on each of 8 GPUs) by gradient accumulation, compute in bf16, recompute activations and encode prompts ahead.
-All in-loop scorers fit as well; 16gb has no room for PickScore, whose network takes 3.9 GB (test_preference.py scores
+All in-loop scorers fit as well; 12gb and 16gb have no room for PickScore, whose network takes 3.9 GB (test_preference.py scores
 checkpoints later). tests/unit/config/test_presets.py compares the sizes with `dpdmd.training.memory_estimate`.
 """
 
@@ -67,7 +67,11 @@ _ALWAYS = {"bf16": True, "gradient_checkpointing": True, "cache_text_embeddings"
 _OFFLOADED = {"offload_scorers": True, "offload_vae": True}
 _LORA = {"lora_rank": 64, "lr_student": 1e-4, "lr_fake": 1e-4}  # LoRA needs larger learning rates than full networks
 
+_INT8 = {"base_precision": "int8", "text_encoder_precision": "int8"}
+_SMALL = {**_INT8, "lora_rank": 32, "eval_batch_size": 1}
+
 PRESETS = {
+    "12gb": Preset(12, 1, {**_ALWAYS, **_LORA, **_SMALL, "batch_size": 1, "grad_accum": 32, **_OFFLOADED}),
     "16gb": Preset(16, 1, {**_ALWAYS, **_LORA, "batch_size": 1, "grad_accum": 32, "eval_batch_size": 1, **_OFFLOADED}),
     "24gb": Preset(24, 1, {**_ALWAYS, **_LORA, "batch_size": 4, "grad_accum": 8, "eval_batch_size": 2, **_OFFLOADED}),
     "48gb": Preset(48, 1, {**_ALWAYS, **_LORA, "batch_size": 8, "grad_accum": 4, "offload_vae": True}),
@@ -75,7 +79,14 @@ PRESETS = {
     "8gpu": Preset(80, 8, {**_ALWAYS, "batch_size": 4, "grad_accum": 1, "offload_vae": True}),
 }
 
-_BY_LORA = {"16gb": None, "24gb": None, "48gb": PRESETS["24gb"].values, "80gb": PRESETS["48gb"].values}
+_LARGE_24GB = {**PRESETS["24gb"].values, **_SMALL, "batch_size": 2, "grad_accum": 16}
+_BY_LORA = {
+    "12gb": None,
+    "16gb": None,
+    "24gb": _LARGE_24GB,
+    "48gb": PRESETS["24gb"].values,
+    "80gb": PRESETS["48gb"].values,
+}
 LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or variant -> preset -> its flags, if any fit
     SD35_LARGE: _BY_LORA,
     "zimage": {
@@ -83,9 +94,10 @@ LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or vari
         "8gpu": {**PRESETS["8gpu"].values, "shard_teacher": True, "batch_size": 2, "grad_accum": 2},
     },
     "qwen_image": {
+        "12gb": None,
         "16gb": None,
         "24gb": None,
-        "48gb": None,
+        "48gb": {**PRESETS["24gb"].values, **_INT8, "batch_size": 1, "grad_accum": 32, "eval_batch_size": 1},
         "80gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16},
         "8gpu": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 2},  # under DDP: all weights need 99 GB
     },
@@ -94,14 +106,16 @@ LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or vari
         "48gb": {**PRESETS["48gb"].values, "offload_scorers": True},
     },
     "flux2_klein": {
-        "16gb": None,
+        "12gb": None,
+        "16gb": {**PRESETS["12gb"].values},
         "24gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16, "eval_batch_size": 1},
         "48gb": PRESETS["24gb"].values,
         "80gb": PRESETS["48gb"].values,
     },
     FLUX2_KLEIN_9B: {
+        "12gb": None,
         "16gb": None,
-        "24gb": None,
+        "24gb": _LARGE_24GB,
         "48gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16, "eval_batch_size": 1},
         "80gb": PRESETS["24gb"].values,
         "8gpu": {**PRESETS["8gpu"].values, "shard_teacher": True, "batch_size": 2, "grad_accum": 2},
