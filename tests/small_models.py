@@ -347,10 +347,10 @@ def build_flux2_klein_pipeline() -> Flux2KleinPipeline:
             in_channels=32,
             num_layers=2,
             num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
             joint_attention_dim=3 * 16,
-            axes_dims_rope=(4, 4, 4, 4),
+            axes_dims_rope=(2, 2, 2, 2),
             guidance_embeds=False,
         )
         vae = AutoencoderKLFlux2(
@@ -364,7 +364,7 @@ def build_flux2_klein_pipeline() -> Flux2KleinPipeline:
         vae.bn.running_var.uniform_(0.5, 4)
         with torch.no_grad():
             for name, parameter in transformer.named_parameters():  # see _strengthen
-                if name.startswith(("time_guidance_embed", "context_embedder", "norm_out")) or ".attn.to_" in name:
+                if name.startswith(("time_guidance_embed", "context_embedder", "norm_out")):
                     parameter.mul_(2)
                 elif "_modulation" in name:
                     parameter.mul_(3)

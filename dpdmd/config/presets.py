@@ -88,6 +88,7 @@ _BY_LORA = {
     "80gb": PRESETS["48gb"].values,
 }
 LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or variant -> preset -> its flags, if any fit
+    "sdxl": {"12gb": None},
     SD35_LARGE: _BY_LORA,
     "zimage": {
         **_BY_LORA,

@@ -173,6 +173,7 @@ class Layout:
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
         longest_text: the most tokens of a prompt, by the network's configuration.
         beside_single_file: components that diffusers does not find in the single file, though it holds them.
+        image_first: the first argument of the pipeline's call is an image, so the prompt needs its name.
         single_file_network: the original files hold the network alone, so the single file does too.
         comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
         comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
@@ -212,6 +213,7 @@ class Layout:
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
     longest_text: Callable[[Mapping[str, Any]], int] = lambda _: 512
     beside_single_file: tuple[str, ...] = ()
+    image_first: bool = False
     single_file_network: bool = False
     comfyui_name: Callable[[str], str] | None = None
     comfyui: ComfyUINames | None = None

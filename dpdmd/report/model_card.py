@@ -105,7 +105,8 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     options += [f"{layout.guidance.argument}={defaults.guidance_scale}"]
     options += [] if layout.fixed_text_length else [f"max_sequence_length={defaults.max_sequence_length}"]
     options += [f"{name}={getattr(defaults, name)}" for name in ("height", "width") if getattr(defaults, name)]
-    lines += ["image = pipe(", f"    {_quoted(prompt)},", *(f"    {option}," for option in options), ").images[0]"]
+    given = f"prompt={_quoted(prompt)}" if layout.image_first else _quoted(prompt)
+    lines += ["image = pipe(", f"    {given},", *(f"    {option}," for option in options), ").images[0]"]
     return "\n".join([*lines, 'image.save("image.png")', ""])
 
 

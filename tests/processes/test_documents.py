@@ -450,6 +450,7 @@ MODEL_COLUMNS = {  # column, also the name of its settings -> family, model of t
     "zimage": ("zimage", ""),
     "qwen_image": ("qwen_image", ""),
     "lumina2": ("lumina2", ""),
+    "flux2_klein": ("flux2_klein", ""),
 }
 
 

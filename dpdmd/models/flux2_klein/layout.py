@@ -107,6 +107,7 @@ LAYOUT = Layout(
         ),
     ),
     text_tokens=lambda _, length: length,
+    image_first=True,
     single_file_network=True,
     call_memory=counted("flux2_klein"),
 )
