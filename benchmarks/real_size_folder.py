@@ -1,44 +1,82 @@
 """Write a family's official model with random weights: real shapes and tokenizer files, nothing is downloaded."""
 
-import gzip
 import json
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import open_clip
-import sentencepiece
 import torch
+from tokenizer_folders import TOKENIZERS
 
 from dpdmd.models.hollow import write_hollow
 from dpdmd.models.registry import LAYOUTS
 
-ROOT = Path(__file__).parents[1]
 CHUNK = 2**24  # numbers that are drawn and written at a time
-NUM_MERGES = 49152 - 256 - 2  # of CLIP's vocabulary: its bytes and their word ends, the merges, and two specials
+SHARD_BYTES = 10**10  # of one file at most, as diffusers writes them
+Entries = Mapping[str, Mapping[str, Any]]  # of the header of a .safetensors file, by the weights' names
 
 
 def write_real_size(family: str, folder: Path) -> None:
-    """Write the pipeline folder of a family's official model, with random weights in bf16."""
+    """Write the pipeline folder of a family's official model, with random weights in bf16, tensor by tensor."""
     layout = LAYOUTS[family]
     write_hollow(layout, folder)
     torch.manual_seed(0)
     for path in sorted(folder.rglob("*.safetensors")):
-        fill_weights(path)
+        write_weights(path)
     for name, config in layout.official.items():
         if name.startswith("tokenizer"):
             (folder / name / "tokenizer.json").unlink()
             TOKENIZERS[config["tokenizer_class"]](folder / name, config)
 
 
-def fill_weights(path: Path) -> None:
-    """Fill the tensors of a .safetensors file in place: norms 1, biases 0, all else normal by the number of inputs."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            file.seek(8 + size + entry["data_offsets"][0])
+def write_weights(path: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the tensors of a .safetensors file that has only a header: norms 1, biases 0, all else normal.
+
+    The deviation is that of a layer's number of inputs. More than `shard_bytes` become shards with an index.
+    """
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    shards = list(_divide(header, shard_bytes))
+    if len(shards) == 1:
+        _write_file(path, header)
+        return
+    path.unlink()
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{path.stem}-{number:05}-of-{len(shards):05}.safetensors"
+        _write_file(path.with_name(name), shard)
+        places |= dict.fromkeys(shard, name)
+    index = {"metadata": {"total_size": sum(map(_size, header.values()))}, "weight_map": places}
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _size(entry: Mapping[str, Any]) -> int:
+    first, last = entry["data_offsets"]
+    return last - first
+
+
+def _divide(header: Entries, shard_bytes: int) -> Iterator[Entries]:
+    shard: dict[str, Mapping[str, Any]] = {}
+    for name, entry in header.items():
+        if shard and sum(map(_size, shard.values())) + _size(entry) > shard_bytes:
+            yield shard
+            shard = {}
+        shard[name] = entry
+    yield shard
+
+
+def _write_file(path: Path, entries: Entries) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, entry in entries.items():
+        header[name] = {**entry, "data_offsets": [end, end + _size(entry)]}
+        end += _size(entry)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in entries.items():
             for part in _values(name, entry["shape"]):
                 file.write(part.view(torch.uint8).numpy())
 
@@ -51,47 +89,6 @@ def _values(name: str, shape: list[int]) -> Iterator[torch.Tensor]:
             yield part.fill_(0 if name.endswith("bias") else 1)
         else:
             yield part.normal_(0, (shape[0] / count) ** 0.5)
-
-
-def _write_clip_tokenizer(folder: Path, config: dict) -> None:
-    """Write CLIP's vocab.json and merges.txt, from the vocabulary in open_clip."""
-    with gzip.open(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
-        merges = file.read().split("\n")[1 : NUM_MERGES + 1]
-    letters = list(open_clip.tokenizer.bytes_to_unicode().values())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    end = "<|endoftext|>"
-    specials = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | specials, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_t5_tokenizer(folder: Path, config: dict) -> None:
-    """Write a spiece.model with T5's special tokens, trained on this checkout's prompts."""
-    with tempfile.TemporaryDirectory() as work:
-        text = Path(work, "text.txt")
-        files = sorted((ROOT / "data").glob("*.txt"))
-        text.write_text("\n".join(path.read_text(encoding="utf-8") for path in files), encoding="utf-8")
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(text),
-            model_prefix=f"{work}/spiece",
-            model_type="unigram",
-            vocab_size=32000,
-            hard_vocab_limit=False,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            minloglevel=2,
-        )
-        (folder / "spiece.model").write_bytes(Path(work, "spiece.model").read_bytes())
-    specials = {"eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 100}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | specials, indent=2) + "\n", encoding="utf-8")
-
-
-TOKENIZERS = {"CLIPTokenizer": _write_clip_tokenizer, "T5Tokenizer": _write_t5_tokenizer}
 
 
 def known_families() -> list[str]:

@@ -2,7 +2,7 @@
 
     python benchmarks/rehearsal.py sd35 --work outputs/rehearsal --out benchmarks/results
 
-Writes the official architecture with random weights (sd35: 16 GB) and the official tokenizer files, so nothing is
+Writes the official architecture with random weights (sd35: 16 GB) and tokenizers of the official size, so nothing is
 downloaded, and runs each program in a process of its own: a short LoRA training at 256 x 256, generate, the root
 programs with small scorers (test_quality.py only if pyiqa is installed), export, and the doctor. Exit status 1 if a
 program failed or took more than --limit.

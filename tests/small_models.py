@@ -313,8 +313,10 @@ def build_lumina2_pipeline() -> Lumina2Pipeline:
         vae = _build_kl_vae(4, shift=0.1159)
         with torch.no_grad():
             for name, parameter in transformer.named_parameters():  # see _strengthen
-                if name.startswith(("time_caption_embed", "norm_out")) or ".norm1.linear" in name:
+                if name.startswith("time_caption_embed"):
                     parameter.mul_(3)
+                elif ".norm1.linear" in name:
+                    parameter.mul_(2)
     return Lumina2Pipeline(
         vae=vae,
         text_encoder=text_encoder,

@@ -1,10 +1,11 @@
 """Defaults of each family, and the presets of `--preset`.
 
 A preset fits a run of SD3.5-Medium or SDXL at 1024 x 1024 into a GPU of a given size. A larger model has other flags
-under the same name (`LARGER_MODELS`), such as a base in int8, or no preset of this size. All presets keep the paper's global batch of 32
-(4 on each of 8 GPUs) by gradient accumulation, compute in bf16, recompute activations and encode prompts ahead.
-All in-loop scorers fit as well; 12gb and 16gb have no room for PickScore, whose network takes 3.9 GB (test_preference.py scores
-checkpoints later). tests/unit/config/test_presets.py compares the sizes with `dpdmd.training.memory_estimate`.
+under the same name (`LARGER_MODELS`), such as a base in int8, or no preset of this size. All presets keep the paper's
+global batch of 32 (4 on each of 8 GPUs) by gradient accumulation, compute in bf16, recompute activations and encode
+prompts ahead. All in-loop scorers fit as well; 12gb and 16gb have no room for PickScore, whose network takes 3.9 GB
+(test_preference.py scores checkpoints later). tests/unit/config/test_presets.py compares the sizes with
+`dpdmd.training.memory_estimate`.
 """
 
 from collections.abc import Mapping
