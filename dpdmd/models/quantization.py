@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dpdmd.config.precisions import FP8, INT8, NF4, NF4_BLOCK
 from dpdmd.models.layout import in_numbered_block
+from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.models.tensor_files import Weights
 
 FP8_MAX, INT8_MAX = 448.0, 127.0  # largest values of e4m3 and of a symmetric int8
@@ -183,3 +184,28 @@ def original_weights(network: nn.Module, weights: Weights) -> Iterator[None]:
     finally:
         for layer in layers.values():
             layer.original = None
+
+
+@torch.no_grad()
+def guided_error(
+    predict: Predictor, schedule: Schedule, grid: Tensor, eps: Tensor, network: nn.Module, weights: Weights
+) -> float:
+    """Return the relative error |v' - v| / |v| of a guided prediction on a quantised network.
+
+    It is measured at two noise levels: at the start noise, and in the middle of the grid, with the noise added to the
+    x0 that the unquantised network predicts from the start noise. The larger error counts.
+
+    Args:
+        predict: the guided network with prompts bound, for the batch of `eps`.
+        grid: the teacher's sigmas, [N + 1].
+        eps: start noise, [B, C, H, W].
+        weights: as in `original_weights`.
+    """
+    start, middle = grid[:1], grid[len(grid) // 2 :][:1]
+    z, errors = eps, []
+    for sigma in (start, middle):
+        with original_weights(network, weights):
+            exact = predict(z, sigma.expand(len(z)))
+        errors.append(((predict(z, sigma.expand(len(z))) - exact).norm() / exact.norm()).item())
+        z = schedule.add_noise(schedule.to_x0(z, exact, sigma.expand(len(z))), eps, middle.expand(len(z)))
+    return max(errors)
