@@ -142,7 +142,7 @@ def default_hangup() -> Iterator[None]:
     signal.signal(signal.SIGHUP, previous)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_processes() -> Callable[..., subprocess.CompletedProcess]:
     """Return a function that runs a Python command line in one process group of CPU processes, from the checkout.
 

@@ -300,7 +300,7 @@ class OptimConfig:
     lr_power: float = _flag(1.0, "power of polynomial", "diffusers", gt=0)
     optimizer: str = _flag(
         "adamw",
-        "adamw, or adamw_8bit with both moments in 8 bits (bitsandbytes; not under FSDP)",
+        "adamw, or adamw_8bit with both moments in 8 bits (bitsandbytes; under FSDP only with LoRA)",
         "paper",
         choices=OPTIMIZERS,
     )
@@ -318,7 +318,7 @@ class OptimConfig:
     max_grad_norm: float = _flag(1.0, "clip gradients to this global norm", "paper", gt=0)
     bf16: bool = _flag(False, "run the networks in bf16 (weights, latents, times and losses stay in fp32)", "release")
     shard_teacher: bool = _changeable(
-        False, "under FSDP, also shard the frozen teacher: less memory, more communication", "ours"
+        False, "under FSDP, also shard the frozen teacher, as LoRA always does: less memory, more communication", "ours"
     )
     offload_vae: bool = _changeable(
         False, "keep the decoder on the CPU between uses, and decode one image at a time", "ours"

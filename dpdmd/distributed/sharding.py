@@ -6,12 +6,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def is_fsdp(accelerator: Accelerator) -> bool:
+    """Return whether the launch is FSDP."""
+    return accelerator.distributed_type is DistributedType.FSDP
 
 
 def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
@@ -22,15 +29,30 @@ def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim
     return accelerator.prepare(network, optimizer)
 
 
-def shard_frozen(network: nn.Module, block_classes: Sequence[str]) -> None:
-    """Shard a network that is not trained, block by block, in place. Collective: call on every rank.
+def replicate(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    """Place and wrap like `prepare`, but keep the network whole on every process under FSDP too. Collective.
 
-    Unlike `prepare`, this needs no optimizer and adds the network to no checkpoint.
+    Gradients are averaged by DDP.
     """
+    if not is_fsdp(accelerator):
+        return prepare(accelerator, network, optimizer)
+    return DistributedDataParallel(network.to(accelerator.device)), optimizer
+
+
+def shard_frozen(network: nn.Module, block_classes: Sequence[str], device: torch.device) -> None:
+    """Shard the frozen weights of a network, block by block, in place. Collective: call on every rank.
+
+    Unlike `prepare`, this needs no optimizer and adds the network to no checkpoint. The network may lie on the CPU: its
+    blocks are moved to `device` one by one, so no process holds the whole network there. Weights that are trained
+    (adapters) stay whole, and move to `device` too.
+    """
+    trained = {parameter for parameter in network.parameters() if parameter.requires_grad}
+    for parameter in trained:
+        parameter.data = parameter.data.to(device)
     for module in network.modules():
         if type(module).__name__ in block_classes:
-            fully_shard(module)
-    fully_shard(network)
+            fully_shard(module, ignored_params=trained)
+    fully_shard(network, ignored_params=trained)
 
 
 @contextmanager
@@ -39,7 +61,8 @@ def synchronise_when(accelerator: Accelerator, networks: Sequence[nn.Module], co
     with ExitStack() as stack:
         if not condition:
             for network in networks:
-                stack.enter_context(accelerator.no_sync(network))
+                whole = isinstance(network, DistributedDataParallel)
+                stack.enter_context(network.no_sync() if whole else accelerator.no_sync(network))
         yield
 
 

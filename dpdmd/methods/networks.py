@@ -36,8 +36,13 @@ def blocks_owner(network: nn.Module) -> nn.Module:
     return network.base.network if isinstance(network, lora.AdapterView) else network
 
 
-def load_networks(config: Config, family: Family, resumed_student: Path | None = None) -> Networks:
+def load_networks(
+    config: Config, family: Family, resumed_student: Path | None = None, *, place_frozen: bool = True
+) -> Networks:
     """Load the three networks; without LoRA the student from a checkpoint's export `resumed_student` if it is given.
+
+    If `place_frozen` is false, the teacher, with LoRA the shared base and its adapters, stays on the CPU: sharding
+    places it. The device may be too small for the whole network.
 
     All networks stay in evaluation mode. No family's network has dropout or batch statistics, the dropout of adapters
     does not depend on the mode, and the teacher must not differ in mode from its copies.
@@ -51,7 +56,8 @@ def load_networks(config: Config, family: Family, resumed_student: Path | None =
             compile_blocks(network, family.block_classes, num_sizes=len(config.data.image_sizes))
         return network
 
-    teacher = load(Path(config.model.teacher_id), family.compute_dtype).requires_grad_(False).to(family.device)
+    teacher = load(Path(config.model.teacher_id), family.compute_dtype).requires_grad_(False)
+    teacher = teacher.to(family.device) if place_frozen else teacher
     if pair := adapters(config.model):
         teacher, student, fake = lora.share(teacher, pair.student, pair.fake, config.run.seed)
     else:

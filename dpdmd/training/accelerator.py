@@ -49,12 +49,12 @@ def _check_topology(accelerator: Accelerator, config: Config) -> None:
     if not accelerator.is_fsdp2:
         raise ValueError("FSDP version 1 is not supported: set fsdp_version: 2 in accelerate's file")
     if config.model.lora_rank:
-        raise ValueError(
-            "--lora_rank: the launch is FSDP, which shards whole networks; adapters are small, use "
-            "scripts/accelerate_ddp.yaml or scripts/accelerate_single_gpu.yaml"
-        )
+        return  # only the frozen base is sharded
     if config.optim.optimizer == "adamw_8bit":
-        raise ValueError("--optimizer adamw_8bit: its state cannot be sharded; launch without FSDP, or give adamw")
+        raise ValueError(
+            "--optimizer adamw_8bit: its state cannot be sharded: 256 numbers share a scale, and a shard may end among "
+            "them; launch without FSDP, or give adamw, whose moments FSDP divides by the number of processes"
+        )
     why = METHODS[config.method.method].excludes_fsdp
     if why:
         raise ValueError(

@@ -67,12 +67,16 @@ def build_training_state(setup: RunSetup, accelerator: Any) -> TrainingState:
     text_encoder = _load_text_encoder(setup, accelerator, family)
     # The same count on all ranks, whatever their devices: sharded blocks are gathered when they are recomputed.
     config.optim.recomputed_blocks = collectives.broadcast_from_main(accelerator, config.optim.recomputed_blocks)
-    networks = load_networks(config, family, checkpoint.student_folder(resumed, config) if resumed else None)
+    # With LoRA under FSDP only the frozen base is sharded. Adapters are small: every process trains them whole.
+    sharded = sharding.is_fsdp(accelerator) and (config.optim.shard_teacher or config.model.lora_rank is not None)
+    networks = load_networks(
+        config, family, checkpoint.student_folder(resumed, config) if resumed else None, place_frozen=not sharded
+    )
     if resumed and config.model.lora_rank:
         folder = checkpoint.student_folder(resumed, config)
         networks.student.load_state_dict(checkpoint.load_adapter(resumed, STUDENT, folder, family), strict=True)
-    if config.optim.shard_teacher:
-        sharding.shard_frozen(networks.teacher, family.block_classes)
+    if sharded:
+        sharding.shard_frozen(blocks_owner(networks.teacher), family.block_classes, accelerator.device)
     trained = {
         STUDENT: _prepare(setup, accelerator, STUDENT, networks.student, config.optim.lr_student),
         FAKE: _prepare(setup, accelerator, FAKE, networks.fake, config.optim.lr_fake),
@@ -149,7 +153,8 @@ def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, l
     if resumed and name != STUDENT:
         network.load_state_dict(checkpoint.load_state(resumed, name), strict=True)
     optimizer = make_optimizer(trained_parameters(network), setup.config.optim, lr, accelerator.device)
-    network, optimizer = sharding.prepare(accelerator, network, optimizer)
+    wrap = sharding.prepare if setup.config.model.lora_rank is None else sharding.replicate
+    network, optimizer = wrap(accelerator, network, optimizer)
     if resumed:
         saved = checkpoint.load_state(resumed, f"{checkpoint.OPTIMIZER}{name}")
         optimizer_state.restore_optimizer_state(network, optimizer, saved)

@@ -80,13 +80,17 @@ def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
 
 
 def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) -> list[MemoryItem]:
-    """Count weights, gradients and moments: divided over processes if they are sharded, except buffers."""
+    """Count weights, gradients and moments: divided over processes if they are sharded, except buffers.
+
+    With LoRA only the frozen base is sharded.
+    """
     whole, trained = layout.count_parameters(teacher), _trained(config, layout, teacher)
     buffers = layout.count_buffers(teacher)
     number, kind = _number(config)
-    shards = topology.processes if topology.sharded else 1
-    share, lora = _over(shards), config.model.lora_rank is not None
-    frozen = shards if config.optim.shard_teacher else 1
+    lora, processes = config.model.lora_rank is not None, topology.processes if topology.sharded else 1
+    frozen = processes if config.optim.shard_teacher or lora else 1
+    shards = 1 if lora else processes
+    share = _over(shards)
     base = "teacher, the base of all three" if lora else "teacher"
     smaller = () if lora else ("--lora_rank", f"sharding by scripts/accelerate_{config.model.family}_fsdp.yaml")
     precision = config.model.base_precision
@@ -118,7 +122,7 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
                 moment_flags,
             ),
         ]
-        if topology.processes > 1 and not topology.sharded:
+        if topology.processes > 1 and (lora or not topology.sharded):
             items.append(MemoryItem(f"{name}, DDP's buckets", numbers * FP32, f"{count} in fp32", LOADED, smaller))
     if config.optim.ema_decay is not None:
         averaged = trained["student"]
@@ -127,8 +131,8 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
                 "student, average", averaged * FP32 // shards, f"{averaged / 1e6:.1f} M in fp32{share}", LOADED, smaller
             )
         )
-    if shards > 1:
-        items.append(_gathered(layout, teacher))
+    if processes > 1:
+        items.append(_gathered(config, layout, teacher))
     return items
 
 
@@ -139,20 +143,19 @@ def _over(processes: int, whole: int = 0) -> str:
     return f" / {processes} processes" + (f", {whole / 1e6:.1f} M of them on each" if whole else "")
 
 
-def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
+def _gathered(config: Config, layout: Layout, teacher: Path) -> MemoryItem:
     """Count what a sharded network has unsharded at a time, beside its buffers, which are never sharded."""
     shapes = read_weight_shapes(teacher / layout.network)
     prefixes = tuple(layout.blocks(layout.network_config(teacher)))
     in_blocks = count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefixes)})
     blocks = layout.count_blocks(teacher)
     outside = layout.count_parameters(teacher) - layout.count_buffers(teacher) - in_blocks
-    numbers = outside + 3 * in_blocks // blocks
-    return MemoryItem(
-        "gathered",
-        numbers * FP32,
-        "this block, the next, one block's gradients, and layers outside blocks, in fp32",
-        LOADED,
-    )
+    if config.model.lora_rank is None:
+        copies, what, (number, kind) = 3, "this block, the next, one block's gradients", (FP32, "fp32")
+    else:  # a frozen base has no gradients
+        copies, what, (number, kind) = 2, "this block, the next", _number(config)
+    numbers = outside + copies * in_blocks // blocks
+    return MemoryItem("gathered", numbers * number, f"{what}, and layers outside blocks, in {kind}", LOADED)
 
 
 def _bf16_flag(config: Config) -> tuple[str, ...]:

@@ -5,9 +5,11 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from bad_input import LONG, ROOT, program
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -496,6 +498,24 @@ def test_a_quantised_base_where_it_cannot_be(refused, monkeypatch):
 
 def test_sharding_the_teacher_without_fsdp(refused):
     assert "the launch is NO, not FSDP" in refused({"--shard_teacher": "", "--report_to": "none"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"--optimizer": "adamw_8bit"},
+            "--optimizer adamw_8bit: its state cannot be sharded: 256 numbers share a scale",
+        ),
+        ({"--method": "dmd_gan"}, "--method dmd_gan: the launch is FSDP: sharded blocks expose no features"),
+    ],
+)
+def test_whole_networks_under_fsdp_and_what_cannot_be_sharded(refused, monkeypatch, changes, says):
+    """With LoRA only the frozen base is sharded, so neither is an error (tests/processes/test_lora_sharding.py)."""
+    launch = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    monkeypatch.setattr("dpdmd.training.accelerator.Accelerator", lambda **_: launch)
+    monkeypatch.setattr("dpdmd.training.preflight_machine.find_spec", lambda name: True)
+    assert says in refused({**changes, "--report_to": "none"})
 
 
 GENERATION = [

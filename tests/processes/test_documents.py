@@ -435,9 +435,11 @@ def test_the_rows_of_an_8_gpu_run_are_those_of_the_estimate(medium):
 
 
 SHARDED = "--preset 8gpu --shard_teacher --batch_size 2 --grad_accum 2"
+SHARDED_LORA = "--lora_rank 64 --bf16 --gradient_checkpointing --batch_size 1 --offload_vae " + " ".join(CACHE)
 FAMILY_SETUPS = {  # row -> flags, processes; None: the settings of the family
     **{f"`--preset {name}`": (("--preset", name), preset.devices) for name, preset in PRESETS.items()},
     f"`{SHARDED}`": (tuple(SHARDED.split()), 8),
+    f"`{SHARDED_LORA}`, FSDP2": (tuple(SHARDED_LORA.split()), 8),
     "`scripts/run_train.sh` of the model": (None, 8),
 }
 

@@ -1,4 +1,8 @@
-"""Run `dpdmd.train` with FSDP2 on CPU processes, where accelerate ignores an FSDP plugin: its state is set by hand."""
+"""Run `dpdmd.train` with FSDP2 on CPU processes, where accelerate ignores an FSDP plugin: its state is set by hand.
+
+Arguments "+FSDP2" and "+DDP" divide the command lines of several runs, which follow each other in one process group,
+and name the topology of the next one. Each rank prints how many frozen numbers it holds after they were sharded.
+"""
 
 import os
 import sys
@@ -7,32 +11,58 @@ import accelerate
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 from dpdmd import train
+from dpdmd.distributed import collectives, sharding
 from dpdmd.models.registry import family_class
+from dpdmd.report import writer
 from dpdmd.training import accelerator as ours
-
-FAMILY = sys.argv[sys.argv.index("--family") + 1] if "--family" in sys.argv else "sd35"
 
 
 def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
     accelerator = accelerate.Accelerator(*args, **kwargs)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP if sharded else DistributedType.MULTI_CPU
+    if not sharded:
+        return accelerator
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=list(family_class(FAMILY).block_classes),
+        transformer_cls_names_to_wrap=list(family_class(family).block_classes),
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
     )
-    for state in (PartialState, AcceleratorState):
-        state._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = plugin
     assert accelerator.is_fsdp2
     return accelerator
 
 
+def reporting_shard_frozen(network, *arguments) -> None:
+    before = {name: parameter.numel() for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    shard_frozen(network, *arguments)
+    after = [parameter for name, parameter in network.named_parameters() if name in before]
+    held = sum(each.to_local().numel() if isinstance(each, DTensor) else each.numel() for each in after)
+    print(f"rank {os.environ['RANK']} holds {held} of {sum(before.values())} frozen numbers", file=sys.stderr)
+
+
+shard_frozen, sharding.shard_frozen = sharding.shard_frozen, reporting_shard_frozen
+writer.refresh = lambda _: None  # a quarter of a short run
 ours.Accelerator = sharding_accelerator
-status = train.main(sys.argv[1:])
+runs: list[tuple[bool, list[str]]] = [(True, [])]
+for argument in sys.argv[1:]:
+    if argument in ("+FSDP2", "+DDP"):
+        runs.append((argument == "+FSDP2", []))
+    else:
+        runs[-1][1].append(argument)
+destroy_process_group, collectives.destroy_process_group = collectives.destroy_process_group, lambda: None
+while runs:
+    sharded, command = runs.pop(0)
+    family = command[command.index("--family") + 1] if "--family" in command else "sd35"
+    if not runs:
+        collectives.destroy_process_group = destroy_process_group
+    if status := train.main(command):
+        break
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(status)  # torch keeps the sharded group and gloo's threads: see `collectives.destroy_process_group`

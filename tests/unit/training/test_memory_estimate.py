@@ -168,12 +168,32 @@ def test_sharding_divides_and_ddp_adds_buckets(medium):
     assert replicated["student, DDP's buckets"] == alone["student, gradients"]
 
 
-def test_what_is_gathered_is_parameters(medium):
-    """Those in no block, of SD3.5-M 19.5 M, and three blocks of the mean 92.7 M; the buffer is counted where it is."""
+def test_with_lora_sharding_divides_the_base_alone(medium):
+    """Adapters are whole on each process, as under DDP; of the base, two blocks are gathered in bf16, no gradients."""
+    alone, table = sizes(estimate(medium, "--lora_rank", "64")), 384 * 384 * 1536
+    sharded = sizes(estimate(medium, "--lora_rank", "64", topology=Topology(8, sharded=True)))
+    replicated = sizes(estimate(medium, "--lora_rank", "64", topology=Topology(8)))
+    base = "teacher, the base of all three"
+    assert sharded.pop(base) == (alone[base] - 2 * table) // 8 + 2 * table
+    assert replicated.pop(base) == alone[base]
+    gathered, whole = sharded.pop("gathered"), sizes(estimate(medium, topology=Topology(8, sharded=True)))["gathered"]
+    assert sharded == replicated and sharded["student, DDP's buckets"] == sharded["student, adapter"]
+    in_blocks = LAYOUTS["sd35"].count_trained(medium) - outside_blocks(medium)
+    assert gathered == 2 * (outside_blocks(medium) + 2 * in_blocks // 24) < whole / 2
+
+
+def outside_blocks(medium: Path) -> int:
     with torch.device("meta"):
         network = SD3Transformer2DModel(**OFFICIAL["transformer"])
-    in_blocks = sum(p.numel() for p in network.transformer_blocks.parameters())
-    outside = sum(p.numel() for p in network.parameters()) - in_blocks
+    return sum(p.numel() for p in network.parameters()) - sum(
+        p.numel() for p in network.transformer_blocks.parameters()
+    )
+
+
+def test_what_is_gathered_is_parameters(medium):
+    """Those in no block, of SD3.5-M 19.5 M, and three blocks of the mean 92.7 M; the buffer is counted where it is."""
+    outside = outside_blocks(medium)
+    in_blocks = LAYOUTS["sd35"].count_trained(medium) - outside
     sharded = sizes(estimate(medium, topology=Topology(8, sharded=True)))
     assert sharded["gathered"] == 4 * (outside + 3 * in_blocks // 24)
 
