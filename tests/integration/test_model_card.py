@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline
 
 from dpdmd import export, train
 from dpdmd.models.registry import LAYOUTS, family_class
@@ -49,7 +48,7 @@ def code_of(card: Path) -> str:
 def sampled_by_the_card(folder: Path, monkeypatch: pytest.MonkeyPatch, eps: torch.Tensor) -> np.ndarray:
     """Run the printed code beside the folder, from our start noise, as a user would, and return its image."""
     monkeypatch.chdir(folder.resolve().parent)
-    for kind in (StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline):
+    for kind in (family_class(name).pipeline_class for name in LAYOUTS):
         monkeypatch.setattr(
             kind,
             "prepare_latents",
