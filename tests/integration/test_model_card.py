@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import (
-    Flux2KleinPipeline,
-    QwenImagePipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionXLPipeline,
-    ZImagePipeline,
-)
+from diffusers import Flux2KleinPipeline, QwenImagePipeline
 
 from dpdmd import export, train
 from dpdmd.models.registry import LAYOUTS, family_class
@@ -55,15 +49,14 @@ def code_of(card: Path) -> str:
 def sampled_by_the_card(folder: Path, monkeypatch: pytest.MonkeyPatch, eps: torch.Tensor) -> np.ndarray:
     """Run the printed code beside the folder, from our start noise, as a user would, and return its image."""
     monkeypatch.chdir(folder.resolve().parent)
-    packed = QwenImagePipeline._pack_latents(eps, *eps.shape)
-    for kind in (StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline, QwenImagePipeline):
+    packed, whole = QwenImagePipeline._pack_latents(eps, *eps.shape), Flux2KleinPipeline.prepare_latents
+    for kind in (family_class(name).pipeline_class for name in LAYOUTS):
         start = packed if kind is QwenImagePipeline else eps
         monkeypatch.setattr(
             kind,
             "prepare_latents",
             lambda self, *given, start=start: start.to(given[4]) * getattr(self.scheduler, "init_noise_sigma", 1),
         )
-    whole = Flux2KleinPipeline.prepare_latents  # packs the noise
     monkeypatch.setattr(
         Flux2KleinPipeline, "prepare_latents", lambda self, **given: whole(self, **given | {"latents": eps})
     )

@@ -34,7 +34,7 @@ class Listed(family_class("sd35")):
     def predict(self, network, z, sigma, text):
         return network(z)
 
-    def image_tokens(self, output, z):
+    def image_tokens(self, output, z, text):
         return output[:, : z.shape[1] // 2]
 
 
