@@ -25,6 +25,7 @@ from document_commands import ROOT, Command
 from processes import LAUNCHER, cpu_environment, free_port
 
 from dpdmd import config, train
+from dpdmd.config.precisions import INT8, NF4, UNQUANTIZED
 from dpdmd.config.presets import PRESETS
 from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE
 from dpdmd.data.prompt_files import read_prompts
@@ -477,6 +478,13 @@ def test_the_memory_of_every_model_is_what_the_estimate_says(model, tmp_path):
     found = {name: cell(*FAMILY_SETUPS[name]) for name in names}
     assert rows.keys() == FAMILY_SETUPS.keys()
     assert {name: rows[name][list(MODEL_COLUMNS).index(model)] for name in names} == found
+    layout, quantized = LAYOUTS[family], {row[0]: row[1:] for row in rows_under(MEMORY, "| network + text encoders |")}
+    parts = ((layout.network,), layout.text_encoders(folder))
+    sizes = [
+        " + ".join(f"{layout.weight_bytes(folder, part, precision, 2).held / 1e9:.1f}" for part in parts)
+        for precision in (UNQUANTIZED, INT8, NF4)
+    ]
+    assert quantized.get(f"`{model}`", sizes) == sizes and set(quantized) <= {f"`{name}`" for name in MODEL_COLUMNS}
 
 
 def rows_under(document: Path, head: str) -> list[list[str]]:
