@@ -3,7 +3,7 @@
     python benchmarks/topologies.py --out benchmarks/results
 
 All runs use the same prompts and noises, so losses, gradient norms (clipped) and weights differ only by the order of
-fp32 sums. FSDP2 runs on CPU processes through tests/processes/drivers/fsdp_cpu.py.
+fp32 sums. All runs are on CPU processes, through tests/processes/drivers/fsdp_cpu.py.
 """
 
 import argparse
@@ -34,19 +34,19 @@ SMALL_WORLD = (
 STEPS = 6
 MIDDLE = STEPS // 2
 WEIGHTS = ("student/transformer/diffusion_pytorch_model.safetensors", "state/fake.safetensors")
-TRAIN, SHARDED = ["-m", "dpdmd.train"], ["tests/processes/drivers/fsdp_cpu.py"]
+DRIVER = "tests/processes/drivers/fsdp_cpu.py"
 REFERENCE = "1 process x 4"
 
 
-def launch(program: list[str], processes: int, flags: list[str]) -> None:
+def launch(processes: int, runs: list[list[str]]) -> None:
+    """Run command lines one after the other in one launch; each begins with its topology (see the driver)."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", *LAUNCHER, "--master_port", free_port(), "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*command, *program, *flags], env=cpu_environment(), capture_output=True, text=True, timeout=300, check=False
-    )
+    command += [DRIVER, *(word for run in runs for word in run)]
+    done = subprocess.run(command, env=cpu_environment(), capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(program)} on {processes}: {done.stderr[-3000:]}")
+        sys.exit(f"{shlex.join(command)}: {done.stderr[-3000:]}")
 
 
 def run_all(work: Path, common: list[str]) -> dict[str, RunFolder]:
@@ -55,28 +55,34 @@ def run_all(work: Path, common: list[str]) -> dict[str, RunFolder]:
     # Every step exceeds this norm, so clipping by only a part of the norm would show.
     common = [*common, *length, "--max_grad_norm", "0.05"]
     whole = {
-        REFERENCE: (TRAIN, 1, ["--batch_size", "4"]),
-        "1 process x 2, accumulation 2": (TRAIN, 1, ["--batch_size", "2", "--grad_accum", "2"]),
-        "2 processes x 2, DDP": (TRAIN, 2, ["--batch_size", "2"]),
-        "2 processes x 2, FSDP2, teacher sharded": (SHARDED, 2, ["--batch_size", "2", "--shard_teacher"]),
+        REFERENCE: (1, ["+whole", "--batch_size", "4"]),
+        "1 process x 2, accumulation 2": (1, ["+whole", "--batch_size", "2", "--grad_accum", "2"]),
+        "2 processes x 2, DDP": (2, ["+whole", "--batch_size", "2"]),
+        "2 processes x 2, FSDP2, teacher sharded": (2, ["+FSDP2", "--batch_size", "2", "--shard_teacher"]),
     }
     resumed = {
         "2 processes (DDP), then 1": ("2 processes x 2, DDP", REFERENCE),
         "1 process, then 2 (FSDP2)": (REFERENCE, "2 processes x 2, FSDP2, teacher sharded"),
         "2 processes (FSDP2), then 2 (DDP)": ("2 processes x 2, FSDP2, teacher sharded", "2 processes x 2, DDP"),
     }
-    folders = {}
-    for number, (name, (program, processes, flags)) in enumerate(whole.items()):
-        folders[name] = RunFolder.of(work / f"whole_{number}")
-        launch(program, processes, [*common, *flags, "--run_dir", str(folders[name].root)])
-    for number, (name, (first, second)) in enumerate(resumed.items()):
-        folder = RunFolder.of(work / f"resumed_{number}")
-        shutil.copytree(folders[first].root, folder.root, symlinks=True)
-        shutil.rmtree(folder.checkpoint(STEPS))
-        folder.point(LATEST, folder.checkpoint(MIDDLE))
-        program, processes, flags = whole[second]
-        launch(program, processes, [*common, *flags, "--run_dir", str(folder.root), "--resume_from_checkpoint", LATEST])
-        folders[name] = folder
+    folders = {name: RunFolder.of(work / f"run_{index}") for index, name in enumerate((*whole, *resumed))}
+
+    def run(second: dict[str, str], *more: str) -> None:
+        """Run each name as the whole run `second[name]` is run, in one launch for each number of processes."""
+        for processes in (1, 2):
+            commands = [
+                [*whole[other][1], *common, *more, "--run_dir", str(folders[name].root)]
+                for name, other in second.items()
+                if whole[other][0] == processes
+            ]
+            launch(processes, commands)
+
+    run({name: name for name in whole})
+    for name, (first, _) in resumed.items():
+        shutil.copytree(folders[first].root, folders[name].root, symlinks=True)
+        shutil.rmtree(folders[name].checkpoint(STEPS))
+        folders[name].point(LATEST, folders[name].checkpoint(MIDDLE))
+    run({name: second for name, (_, second) in resumed.items()}, "--resume_from_checkpoint", LATEST)
     return folders
 
 

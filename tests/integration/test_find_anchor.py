@@ -145,10 +145,11 @@ def test_two_processes_find_the_k_of_one(auto, find, tmp_path, run_processes, mo
     run_processes([str(DRIVERS / "found_anchor.py"), *auto, *short, "--run_dir", str(run)])
     assert sorted((tmp_path / "ranks").read_text().splitlines()) == [f"0 {k}", f"1 {k}"]
     assert read_yaml(run / "config.yaml").method.k_anchor == k
-    sharded = tmp_path / "sharded"
+    sharded, lora = tmp_path / "sharded", tmp_path / "lora"
     flags = [*auto, *short, "--shard_teacher", "--run_dir", str(sharded)]
+    flags += ["+FSDP2", *auto, *short, "--lora_rank", "2", "--run_dir", str(lora)]
     run_processes([str(DRIVERS / "fsdp_cpu.py"), *flags])  # five prompts: rank 1 repeats one, since ranks call together
-    assert read_yaml(sharded / "config.yaml").method.k_anchor == k
+    assert {read_yaml(each / "config.yaml").method.k_anchor for each in (sharded, lora)} == {k}
 
 
 @pytest.mark.usefixtures("few_seeds")

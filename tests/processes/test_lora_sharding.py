@@ -1,23 +1,17 @@
 """LoRA under FSDP2: the frozen base is sharded, each process trains whole adapters, and no result depends on that."""
 
-import json
 import re
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from trajectories import assert_equal_bits, assert_one_trajectory, copy_until
 
 from dpdmd import train
-from dpdmd.run_folder import LATEST, RunFolder
+from dpdmd.run_folder import LATEST
 
 DRIVER = "tests/processes/drivers/fsdp_cpu.py"
 STEPS, MIDDLE = 4, 2
-LOSS, EVALUATION, WEIGHT_MEAN, WEIGHT_MAX = 1e-4, 1e-3, 1e-6, 5e-3  # for the reasons in test_topologies.py
-MEASURED = {"seconds", "samples_per_second", "memory_gb"}
 SCORED = "sd35"  # the case that is evaluated in the loop
 CASES = {
     SCORED: ["--ema_decay", "0.9", "--lora_dropout", "0.1", "--gradient_checkpointing"],
@@ -27,39 +21,6 @@ UNDER_DDP = {  # compared with DDP: rounding to bf16 or to 8 bits depends on how
     "bf16": ["--bf16", "--gradient_checkpointing"],
     **({"8 bits": ["--optimizer", "adamw_8bit"]} if find_spec("bitsandbytes") else {}),
 }
-
-
-def records(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
-
-
-def tensors(run: Path) -> dict[str, Tensor]:
-    """Return every tensor of the last checkpoint: exports, trained networks and optimizers."""
-    folder = run / "ckpts" / f"step_{STEPS:06d}"
-    files = sorted(folder.rglob("*.safetensors"))
-    return {f"{path.relative_to(folder)} {name}": value for path in files for name, value in load_file(path).items()}
-
-
-def assert_one_trajectory(run: Path, other: Path) -> None:
-    for line, expected in zip(records(run), records(other), strict=True):
-        assert line.keys() == expected.keys()
-        for name, value in expected.items():
-            tolerance = EVALUATION if name.startswith("eval") else LOSS
-            near = pytest.approx(value, rel=tolerance, abs=1e-6) if isinstance(value, float) else value
-            assert line[name] == near, name
-    ours, theirs = tensors(run), tensors(other)
-    assert ours.keys() == theirs.keys() and all(ours[name].shape == theirs[name].shape for name in ours)
-    difference = torch.cat([(ours[name] - value).abs().flatten() for name, value in theirs.items()])
-    assert difference.mean() <= WEIGHT_MEAN and difference.max() <= WEIGHT_MAX
-
-
-def copy_half(run: Path, to: Path) -> None:
-    """Copy a run without its last checkpoint."""
-    shutil.copytree(run, to, symlinks=True)
-    folder = RunFolder.of(to)
-    shutil.rmtree(folder.checkpoint(STEPS))
-    folder.point(LATEST, folder.checkpoint(MIDDLE))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +44,7 @@ def runs(tiny_scorers, short_run, run_processes, tmp_path_factory) -> tuple[Path
     alone, resumed = (4, 1), ("--resume_from_checkpoint", LATEST)
     for case in CASES:
         assert train.main(command(case, f"{case}, one", batch=alone)) == 0
-    copy_half(root / f"{SCORED}, one", root / "one, then FSDP2")
+    copy_until(root / f"{SCORED}, one", MIDDLE, root / "one, then FSDP2")
     launched = [
         *command(SCORED, "parted", steps=MIDDLE),
         *("+FSDP2", *command(SCORED, "parted", *resumed), "+FSDP2", *command(SCORED, "one, then FSDP2", *resumed)),
@@ -91,9 +52,9 @@ def runs(tiny_scorers, short_run, run_processes, tmp_path_factory) -> tuple[Path
     for case in (*CASES, *UNDER_DDP):
         launched += ["+FSDP2", *command(case, f"{case}, FSDP2")]
     for case in UNDER_DDP:
-        launched += ["+DDP", *command(case, f"{case}, DDP")]
+        launched += ["+whole", *command(case, f"{case}, DDP")]
     printed = run_processes([DRIVER, *launched]).stderr
-    copy_half(root / f"{SCORED}, FSDP2", root / "FSDP2, then one")
+    copy_until(root / f"{SCORED}, FSDP2", MIDDLE, root / "FSDP2, then one")
     assert train.main(command(SCORED, "FSDP2, then one", *resumed, batch=alone)) == 0
     return root, printed
 
@@ -113,8 +74,7 @@ def test_sharding_the_base_changes_a_trajectory_by_rounding_alone(runs, run, oth
 
 
 def test_a_resumed_run_ends_in_the_same_bytes(runs):
-    ours, theirs = tensors(runs[0] / "parted"), tensors(runs[0] / f"{SCORED}, FSDP2")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_equal_bits(runs[0] / "parted", runs[0] / f"{SCORED}, FSDP2")
 
 
 def test_each_process_holds_its_share_of_the_base(runs):

@@ -1,7 +1,8 @@
 """Run `dpdmd.train` with FSDP2 on CPU processes, where accelerate ignores an FSDP plugin: its state is set by hand.
 
-Arguments "+FSDP2" and "+DDP" divide the command lines of several runs, which follow each other in one process group,
-and name the topology of the next one. Each rank prints how many frozen numbers it holds after they were sharded.
+Arguments "+FSDP2" and "+whole" divide the command lines of several runs, which follow each other in one process group,
+and say whether the next one is sharded or as launched: DDP, or one process. Without them the only run is sharded. Each
+rank prints how many frozen numbers it holds after sharding.
 """
 
 import os
@@ -22,8 +23,9 @@ from dpdmd.training import accelerator as ours
 
 def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
     accelerator = accelerate.Accelerator(*args, **kwargs)
+    launched.append(accelerator.distributed_type)  # later ones are set here
     for state in (PartialState, AcceleratorState):
-        state._shared_state["distributed_type"] = DistributedType.FSDP if sharded else DistributedType.MULTI_CPU
+        state._shared_state["distributed_type"] = DistributedType.FSDP if sharded else launched[0]
     if not sharded:
         return accelerator
     plugin = FullyShardedDataParallelPlugin(
@@ -49,9 +51,10 @@ def reporting_shard_frozen(network, *arguments) -> None:
 shard_frozen, sharding.shard_frozen = sharding.shard_frozen, reporting_shard_frozen
 writer.refresh = lambda _: None  # a quarter of a short run
 ours.Accelerator = sharding_accelerator
-runs: list[tuple[bool, list[str]]] = [(True, [])]
-for argument in sys.argv[1:]:
-    if argument in ("+FSDP2", "+DDP"):
+launched: list[DistributedType] = []
+runs: list[tuple[bool, list[str]]] = []
+for argument in sys.argv[1:] if sys.argv[1].startswith("+") else ["+FSDP2", *sys.argv[1:]]:
+    if argument in ("+FSDP2", "+whole"):
         runs.append((argument == "+FSDP2", []))
     else:
         runs[-1][1].append(argument)
