@@ -147,7 +147,7 @@ def test_a_grid_that_depends_on_the_size_is_that_of_each_size(short_run, tiny_fo
     run, prompts, folder = tmp_path / "run", short_run[short_run.index("--prompt_txt") + 1], tiny_folder("flux2_klein")
     command = [*sized(short_run, "64x64,48x64"), "--clip_path", tiny_scorers["clip_path"], "--eval_sizes", "all"]
     command += ["--family", "flux2_klein", "--teacher_id", str(folder), "--student_sigmas", "default"]
-    command += ["--div_prompts", prompts, "--eval_prompts_limit", "1", "--num_div_seeds", "1", "--run_dir", str(run)]
+    command += ["--div_prompts", prompts, "--eval_prompts_limit", "1", "--num_div_seeds", "2", "--run_dir", str(run)]
     assert train.main([*command, "--max_steps", "6", "--eval_every", "6"]) == 0
     pipe = Flux2KleinPipeline.from_pretrained(run / "ckpts/latest/student")
     pipe.set_progress_bar_config(disable=True)
