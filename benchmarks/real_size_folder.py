@@ -47,7 +47,7 @@ def _values(name: str, shape: list[int]) -> Iterator[torch.Tensor]:
     count = torch.Size(shape).numel()
     for start in range(0, count, CHUNK):
         part = torch.empty(min(CHUNK, count - start), dtype=torch.bfloat16)
-        if len(shape) == 1:
+        if len(shape) < 2:
             yield part.fill_(0 if name.endswith("bias") else 1)
         else:
             yield part.normal_(0, (shape[0] / count) ** 0.5)

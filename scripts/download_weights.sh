@@ -21,6 +21,8 @@ usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all that
   sd3_medium   15.4 GB  weights/stabilityai/stable-diffusion-3-medium-diffusers: run_train.sh sd3_medium (licence too)
   sdxl_v       13.9 GB  weights/Laxhar/noobai-XL-Vpred-1.0, or half of it if in 16 bits: for run_train.sh sdxl_v
   zimage       20.5 GB  weights/Tongyi-MAI/Z-Image: for run_train.sh zimage, in place of sd35
+  flux2_klein  16.0 GB  weights/black-forest-labs/FLUX.2-klein-base-4B: for run_train.sh flux2_klein
+  flux2_klein_9b 34.7 GB  weights/black-forest-labs/FLUX.2-klein-base-9B: run_train.sh flux2_klein_9b (accept the licence)
   dinov3        1.2 GB  weights/dinov3-vitl16-pretrain-lvd1689m: test_diversity.py (accept the licence first)
   maniqa        0.5 GB  weights/MANIQA_PIPAL-ae6d356b.pth: test_quality.py
   vq           16.6 GB  weights/VisualQuality-R1-7B: test_quality.py
@@ -80,7 +82,7 @@ fetch_parts() {
     local name=$1 repo=$2 folder=weights/$3
     command -v hf >/dev/null || fail "the hf command is missing; pip install 'huggingface_hub>=1.33'"
     echo "$name: $repo -> $folder"
-    hf download "$repo" --local-dir "$folder" --include model_index.json '*.md' '*/*.json' '*/*.txt' '*/*.model' \
+    hf download "$repo" --local-dir "$folder" --include model_index.json '*.md' '*/*.json' '*/*.txt' '*/*.model' '*/*.jinja' \
         '*/*.safetensors' --exclude 'text_encoders/*' '*.fp16.*' '*.fp16-*' ||
         fail "$repo failed; accept the licence on huggingface.co/$repo if it has one, run: hf auth login, and try again"
 }
@@ -109,6 +111,10 @@ download() {
     sdxl_v) fetch_parts sdxl_v Laxhar/noobai-XL-Vpred-1.0 Laxhar/noobai-XL-Vpred-1.0 ;;
     # A whole repository: the names of its shards and text files are its own.
     zimage) fetch_all zimage Tongyi-MAI/Z-Image Tongyi-MAI/Z-Image ;;
+    flux2_klein) fetch_parts flux2_klein black-forest-labs/FLUX.2-klein-base-4B \
+        black-forest-labs/FLUX.2-klein-base-4B ;;
+    flux2_klein_9b) fetch_parts flux2_klein_9b black-forest-labs/FLUX.2-klein-base-9B \
+        black-forest-labs/FLUX.2-klein-base-9B ;;
     # Of this model PickScore takes the processor alone: 4 GB of weights stay there.
     pick-clip) fetch pick-clip laion/CLIP-ViT-H-14-laion2B-s32B-b79K CLIP-ViT-H-14-laion2B-s32B-b79K \
         config.json preprocessor_config.json special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json ;;
@@ -132,7 +138,7 @@ download() {
 }
 
 training=(sd35 pick-clip pickscore imagereward dinov2 clip)
-all=("${training[@]}" sd35_large sd3_medium sdxl sdxl_v zimage dinov3 maniqa vq lpips)
+all=("${training[@]}" sd35_large sd3_medium sdxl sdxl_v zimage flux2_klein flux2_klein_9b dinov3 maniqa vq lpips)
 for name in "$@"; do
     case $name in
     -h | --help) usage && exit ;;

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
@@ -198,6 +201,59 @@ def build_zimage_pipeline() -> ZImagePipeline:
     )
 
 
+def build_flux2_klein_pipeline() -> Flux2KleinPipeline:
+    """Return a small FLUX.2-klein pipeline: two double and two single blocks of width 32."""
+    tokenizer = build_qwen_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template += "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        text_encoder = Qwen3Model(
+            Qwen3Config(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=29,  # one more than the pipeline reads
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+                max_position_embeddings=1024,
+            )
+        )
+        transformer = Flux2Transformer2DModel(
+            in_channels=32,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=3 * 16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        )
+        vae = AutoencoderKLFlux2(
+            block_out_channels=(8, 8, 16, 16),
+            layers_per_block=1,
+            latent_channels=8,
+            norm_num_groups=4,
+            sample_size=64,
+        )
+        vae.bn.running_mean.normal_()  # zeros and ones would hide a forgotten norm
+        vae.bn.running_var.uniform_(0.5, 4)
+        with torch.no_grad():
+            for name, parameter in transformer.named_parameters():  # see _strengthen
+                if name.startswith(("time_guidance_embed", "context_embedder", "norm_out")):
+                    parameter.mul_(2)
+                elif "_modulation" in name:
+                    parameter.mul_(3)
+    return Flux2KleinPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    )
+
+
 def save_tiny_sd35(folder: Path) -> None:
     """Write the SD3.5 pipeline with its sampling defaults."""
     build_sd35_pipeline().save_pretrained(folder)
@@ -245,6 +301,12 @@ def save_tiny_zimage(folder: Path) -> None:
     """Write the Z-Image pipeline with a short text length."""
     build_zimage_pipeline().save_pretrained(folder)
     SamplingDefaults(steps=50, guidance_scale=5.0, max_sequence_length=96).write(folder)
+
+
+def save_tiny_flux2_klein(folder: Path) -> None:
+    """Write the FLUX.2-klein pipeline with a short text length."""
+    build_flux2_klein_pipeline().save_pretrained(folder)
+    SamplingDefaults(steps=50, guidance_scale=4.0, max_sequence_length=96).write(folder)
 
 
 def save_scorers(root: Path) -> None:

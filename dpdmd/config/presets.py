@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpdmd.config.variants import SD35_LARGE
+from dpdmd.config.variants import FLUX2_KLEIN_9B, SD35_LARGE
 
 FAMILIES = {  # family -> defaults that differ from those of the options, which are SD3.5's
     "sd35": {},
@@ -26,6 +26,12 @@ FAMILIES = {  # family -> defaults that differ from those of the options, which 
         "teacher_id": "weights/Tongyi-MAI/Z-Image",
         "teacher_infer_steps": 50,
         "teacher_guidance_scale": 5.0,
+        "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
+    },
+    "flux2_klein": {
+        "teacher_id": "weights/black-forest-labs/FLUX.2-klein-base-4B",
+        "teacher_infer_steps": 50,
+        "teacher_guidance_scale": 4.0,
         "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
     },
 }
@@ -66,6 +72,19 @@ LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or vari
     SD35_LARGE: _BY_LORA,
     "zimage": {
         **_BY_LORA,
+        "8gpu": {**PRESETS["8gpu"].values, "shard_teacher": True, "batch_size": 2, "grad_accum": 2},
+    },
+    "flux2_klein": {
+        "16gb": None,
+        "24gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16, "eval_batch_size": 1},
+        "48gb": PRESETS["24gb"].values,
+        "80gb": PRESETS["48gb"].values,
+    },
+    FLUX2_KLEIN_9B: {
+        "16gb": None,
+        "24gb": None,
+        "48gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16, "eval_batch_size": 1},
+        "80gb": PRESETS["24gb"].values,
         "8gpu": {**PRESETS["8gpu"].values, "shard_teacher": True, "batch_size": 2, "grad_accum": 2},
     },
 }

@@ -32,6 +32,7 @@ class Variant:
 
 
 SD35_LARGE, SD3_MEDIUM, SDXL_V, ZIMAGE_TURBO = "SD3.5-Large", "SD3-Medium", "SDXL with v-prediction", "Z-Image-Turbo"
+FLUX2_KLEIN_9B = "FLUX.2-klein-base-9B"
 _TRANSFORMER, _SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
 VARIANTS = (
     Variant(
@@ -64,6 +65,13 @@ VARIANTS = (
         },
     ),
     Variant(ZIMAGE_TURBO, "zimage", _SCHEDULER, lambda config: config.get("shift") == 3.0, distilled=True),
+    Variant(
+        FLUX2_KLEIN_9B,
+        "flux2_klein",
+        _TRANSFORMER,
+        lambda config: config.get("joint_attention_dim") == 12288,  # three hidden states of Qwen3-8B
+        "black-forest-labs/FLUX.2-klein-base-9B",
+    ),
 )
 
 

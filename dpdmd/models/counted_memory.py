@@ -156,7 +156,8 @@ def add_adapters(
     """Return the network with the adapters of a run, seen as the student."""
     layout = family.layout
     excluded = layout.lora_excluded(config) if layout.lora_excluded else ()
-    adapter = lora.Adapter(rank, float(rank), layout.lora_targets, 0.5 if dropout else 0.0, excluded)
+    targets = layout.peft_targets(config, layout.lora_targets)
+    adapter = lora.Adapter(rank, float(rank), targets, 0.5 if dropout else 0.0, excluded)
     # peft moves new layers to their base's device and type; tensors without data cannot be moved in place. Drawing what
     # they hold only takes time.
     with (

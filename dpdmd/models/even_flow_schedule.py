@@ -66,7 +66,7 @@ class EvenFlowSchedule(FlowSchedule):
 
     def trailing_sigmas(self, num_steps: int) -> Tensor:
         """The shifted even times, without a stretch: the default grid, if there is no `terminal`."""
-        return _shifted(num_steps, self.shift_of(num_steps))
+        return self._shifted(num_steps, self.shift_of(num_steps))
 
     def score_sigmas(self, teacher_steps: int) -> Tensor:
         """1000 even times with the shift of the teacher's grid, without a stretch.
@@ -74,10 +74,13 @@ class EvenFlowSchedule(FlowSchedule):
         So scores look where the teacher samples, and below its last sigma. A rule for the number of steps is made for
         tens of steps: FLUX.2's would give 1000 steps a shift of 0.03, which leaves almost no noise.
         """
-        return _shifted(NUM_TRAIN_TIMESTEPS, self.shift_of(teacher_steps))[:-1]
+        return self._shifted(NUM_TRAIN_TIMESTEPS, self.shift_of(teacher_steps))[:-1]
 
-
-def _shifted(num_steps: int, shift: float) -> Tensor:
-    """Return the shifted even times and a final 0, in fp32 throughout: with one shift, diffusers' grid to the bit."""
-    even = torch.linspace(1.0, 1 / num_steps, num_steps)
-    return torch.cat([shift_sigmas(even, shift), torch.zeros(1)])
+    def _shifted(self, num_steps: int, shift: float) -> Tensor:
+        """Return the shifted even times and a final 0, in the arithmetic of diffusers: its grids to the bit."""
+        if self.depends_on_size:
+            even = torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float64).float()
+            shifted = torch.tensor(shift) / (shift + (1 / even - 1))  # torch divides a number by way of a reciprocal
+        else:
+            shifted = shift_sigmas(torch.linspace(1.0, 1 / num_steps, num_steps), shift)
+        return torch.cat([shifted, torch.zeros(1)])

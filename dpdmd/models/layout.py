@@ -4,6 +4,7 @@ Does not import diffusers, which takes seconds, so a wrong path is reported at o
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,10 +120,15 @@ class Layout:
             loss reaches all of them.
         lora_excluded: layers without a LoRA adapter though a target names them, by the configuration, as endings of
             their names; None if there are none.
+        lora_full_names: layers whose ending is also that of a module without weights, by the configuration; peft must
+            get their full names. None if there are none.
+        text_layers: the first layers of the text encoder, which alone are loaded; None for all.
         autoencoder: what the autoencoder's configuration says about latents.
         text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
         beside_single_file: components that diffusers does not find in the single file, though it holds them.
+        image_first: the first argument of the pipeline's call is an image, so the prompt needs its name.
+        single_file_network: the original files hold the network alone, so the single file does too.
         comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
         comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
@@ -152,9 +158,13 @@ class Layout:
     buffers: tuple[str, ...] = ()
     frozen: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    lora_full_names: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    text_layers: int | None = None
     autoencoder: Autoencoder = Autoencoder()
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
     beside_single_file: tuple[str, ...] = ()
+    image_first: bool = False
+    single_file_network: bool = False
     comfyui_name: Callable[[str], str] | None = None
     comfyui: ComfyUINames | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
@@ -192,6 +202,16 @@ class Layout:
     def text_encoders(self, folder: Path, *, no_t5: bool = False) -> list[str]:
         """Return the components that are text encoders."""
         return [name for name in self.components(folder, no_t5=no_t5) if name.startswith("text_encoder")]
+
+    def count_text_encoder(self, folder: Path, component: str) -> int:
+        """Return how many numbers of a text encoder are loaded."""
+        shapes = self.weight_shapes(folder, component)
+        if self.text_layers:
+            layers = {name: re.match(r"(?:model\.)?layers\.(\d+)\.", name) for name in shapes}
+            left_out = {name for name, found in layers.items() if found and int(found[1]) >= self.text_layers}
+            left_out |= {name for name in shapes if name.startswith("lm_head.")}
+            shapes = {name: shape for name, shape in shapes.items() if name not in left_out}
+        return count_numbers(shapes)
 
     def weight_files(self, folder: Path, component: str) -> list[Path]:
         """Return the files of a component's weights, by the name that the component's library reads."""
@@ -238,6 +258,12 @@ class Layout:
             if not any(_is_named(name, (target,)) for name in linear):
                 raise ValueError(f"no linear layer of {folder / self.network} is called {target}")
         return {name: shape for name, shape in linear.items() if _is_named(name, targets)}
+
+    def peft_targets(self, config: Mapping[str, Any], targets: Sequence[str]) -> tuple[str, ...]:
+        """Return the names by which peft finds the layers of `targets` in a network of this configuration."""
+        full = self.lora_full_names(config) if self.lora_full_names else ()
+        found = ([name for name in full if _is_named(name, (target,))] or [target] for target in targets)
+        return tuple(dict.fromkeys(name for names in found for name in names))
 
     def count_adapter_parameters(self, folder: Path, targets: Sequence[str], rank: int) -> int:
         """Return how many numbers a LoRA adapter of `rank` holds."""

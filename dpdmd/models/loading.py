@@ -69,8 +69,16 @@ def load_text_encoders(
     """Load the text encoders of a pipeline folder, by component; the pipeline class itself would load leniently."""
     import transformers
 
-    components = layout.text_encoders(folder, no_t5=no_t5)
-    return {name: load_strict(getattr(transformers, layout.classes[name]), folder / name, dtype) for name in components}
+    def load(name: str) -> nn.Module:
+        kind, options = getattr(transformers, layout.classes[name]), {}
+        if layout.text_layers:
+            with raise_as_value_error(f"{folder / name} does not describe a {kind.__name__}"):
+                config = kind.config_class.from_pretrained(folder / name, local_files_only=True)
+            config.num_hidden_layers, config.layer_types = layout.text_layers, config.layer_types[: layout.text_layers]
+            options = {"config": config}
+        return load_strict(kind, folder / name, dtype, **options)
+
+    return {name: load(name) for name in layout.text_encoders(folder, no_t5=no_t5)}
 
 
 def quieten_libraries() -> None:

@@ -23,5 +23,15 @@ CLIP_G = {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
+QWEN3_4B = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
 CLIP_L_TOKENIZER = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "<|endoftext|>"}
 CLIP_G_TOKENIZER = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": "!"}
+QWEN_TOKENIZER = {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 131072, "pad_token": "<|endoftext|>"}

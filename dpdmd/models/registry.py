@@ -12,6 +12,7 @@ from pathlib import Path
 from dpdmd.config.options import ModelConfig
 from dpdmd.config.variants import find_variant
 from dpdmd.models.base import Family
+from dpdmd.models.flux2_klein.layout import LAYOUT as FLUX2_KLEIN
 from dpdmd.models.lora import Adapter, Adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.sd35.layout import LAYOUT as SD35
@@ -20,7 +21,7 @@ from dpdmd.models.zimage.layout import LAYOUT as ZIMAGE
 from dpdmd.utils.text_files import read_json
 
 _SAMPLING_FLAGS = {"steps": "teacher_infer_steps", "guidance_scale": "teacher_guidance_scale"}
-LAYOUTS = {"sd35": SD35, "sdxl": SDXL, "zimage": ZIMAGE}
+LAYOUTS = {"sd35": SD35, "sdxl": SDXL, "zimage": ZIMAGE, "flux2_klein": FLUX2_KLEIN}
 
 
 def family_of(folder: Path) -> str:
@@ -63,7 +64,10 @@ def adapters(model: ModelConfig) -> Adapters | None:
         return None
     layout = LAYOUTS[model.family]
     targets = tuple(model.lora_targets.split(",")) if model.lora_targets else layout.lora_targets
-    excluded = layout.lora_excluded(layout.network_config(Path(model.teacher_id))) if layout.lora_excluded else ()
+    by_config = layout.lora_excluded or layout.lora_full_names
+    config = layout.network_config(Path(model.teacher_id)) if by_config else {}
+    targets = layout.peft_targets(config, targets)
+    excluded = layout.lora_excluded(config) if layout.lora_excluded else ()
     fake_rank = model.fake_lora_rank or model.lora_rank
     # A fake score of another rank keeps the student's ratio of alpha to rank, so that both learn at one pace.
     ratio = (model.lora_alpha or model.lora_rank) / model.lora_rank

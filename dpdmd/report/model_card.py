@@ -104,7 +104,8 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     options += [f"guidance_scale={defaults.guidance_scale}"]
     options += [] if layout.fixed_text_length else [f"max_sequence_length={defaults.max_sequence_length}"]
     options += [f"{name}={getattr(defaults, name)}" for name in ("height", "width") if getattr(defaults, name)]
-    lines += ["image = pipe(", f"    {_quoted(prompt)},", *(f"    {option}," for option in options), ").images[0]"]
+    given = f"prompt={_quoted(prompt)}" if layout.image_first else _quoted(prompt)
+    lines += ["image = pipe(", f"    {given},", *(f"    {option}," for option in options), ").images[0]"]
     return "\n".join([*lines, 'image.save("image.png")', ""])
 
 
@@ -122,17 +123,36 @@ def _loading(card: Card, base: str) -> tuple[list[str], list[str]]:
         ]
     if card.kind != SINGLE_FILE:
         return _imports(layout.pipeline), [f"pipe = {layout.pipeline}.from_pretrained(student, {dtype})"]
-    beside = {name: layout.classes[name] for name in layout.beside_single_file}
-    imports = _imports(layout.pipeline, *beside.values())
-    arguments = ["file", "config=folder", *(f"{name}={name}" for name in beside), dtype]
-    return ["import os", "", *imports, "from huggingface_hub import snapshot_download"], [
+    found = [
         "folder = student if os.path.isdir(student) else snapshot_download(student)",  # the next call takes no name
         f"file = os.path.join(folder, {_quoted(card.file)})",
+    ]
+    classes, lines = (_loading_network if layout.single_file_network else _loading_file)(card, base, from_base)
+    return ["import os", "", *_imports(*classes), "from huggingface_hub import snapshot_download"], [*found, *lines]
+
+
+def _loading_file(card: Card, base: str, from_base: str) -> tuple[list[str], list[str]]:
+    """Return the classes and the lines that load `pipe` from a single `file`, with parts of the base beside it."""
+    layout, dtype = card.layout, f"dtype=torch.{card.dtype}"
+    beside = {name: layout.classes[name] for name in layout.beside_single_file}
+    arguments = ["file", "config=folder", *(f"{name}={name}" for name in beside), dtype]
+    return [layout.pipeline, *beside.values()], [
         *(
             f"{name} = {kind}.from_pretrained({_quoted(base)}, subfolder={_quoted(name)}, {from_base})"
             for name, kind in beside.items()
         ),
         f"pipe = {layout.pipeline}.from_single_file({', '.join(arguments)})",
+    ]
+
+
+def _loading_network(card: Card, base: str, from_base: str) -> tuple[list[str], list[str]]:
+    """Return the classes and the lines that load `pipe` from the base, with the network of a single `file`."""
+    layout, dtype, scheduler = card.layout, f"dtype=torch.{card.dtype}", card.scheduler.get("_class_name", _FLOW)
+    network, kind = layout.network, layout.classes[layout.network]
+    return [layout.pipeline, kind, scheduler], [
+        f"{network} = {kind}.from_single_file(file, config=folder, subfolder={_quoted(network)}, {dtype})",
+        f"pipe = {layout.pipeline}.from_pretrained({_quoted(base)}, {network}={network}, {from_base})",
+        f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")',
     ]
 
 
@@ -188,7 +208,11 @@ def _notes(card: Card) -> list[str]:
     if card.kind == SINGLE_FILE:
         if parts := " and ".join(card.layout.beside_single_file):
             notes.append(f"diffusers reads the network alone from this file: the code takes {parts} of the base model.")
-        notes.append(f"In ComfyUI, load the file as a checkpoint, and sample with CFG 1 and {steps} steps.")
+        loaded = "a checkpoint"
+        if card.layout.single_file_network:
+            notes.append("The file holds the network alone: the code takes all other parts of the base model.")
+            loaded = "a diffusion model, with the base model's text encoder and autoencoder"
+        notes.append(f"In ComfyUI, load the file as {loaded}, and sample with CFG 1 and {steps} steps.")
     return notes
 
 

@@ -75,14 +75,14 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
     number, kind, bf16_flag = (BF16, "bf16", ()) if bf16 else (FP32, "fp32", ("--bf16",))
     loaded, size_flags = (SAMPLING, DECODING), (batch_flag, "--height", "--width")
 
-    def weights(name: str, components: list[str], phases: tuple[str, ...]) -> MemoryItem:
-        numbers = sum(count_numbers(layout.weight_shapes(folder, part)) for part in components)
+    def weights(name: str, numbers: int, phases: tuple[str, ...]) -> MemoryItem:
         return MemoryItem(name, numbers * number, f"{numbers / 1e6:.1f} M numbers in {kind}", phases, bf16_flag)
 
+    encoders = layout.text_encoders(folder, no_t5=model.defaults.no_t5)
     items = [
-        weights("text encoders", layout.text_encoders(folder, no_t5=model.defaults.no_t5), (ENCODING,)),
-        weights("network", [layout.network], loaded),
-        weights("autoencoder", ["vae"], loaded),
+        weights("text encoders", sum(layout.count_text_encoder(folder, part) for part in encoders), (ENCODING,)),
+        weights("network", layout.count_parameters(folder), loaded),
+        weights("autoencoder", count_numbers(layout.weight_shapes(folder, "vae")), loaded),
         *_lora(model, *loaded),
     ]
     rows = batch * (1 if settings.guidance_scale == layout.guidance.off else 2)

@@ -160,7 +160,7 @@ def _other_models(config: Config, layout: Layout, teacher: Path, evaluation: Eva
     """Count text encoders, autoencoder and scorers."""
     number, kind = _number(config)
     encoders = layout.text_encoders(teacher, no_t5=config.model.no_t5)
-    text = sum(count_numbers(read_weight_shapes(teacher / part)) for part in encoders)
+    text = sum(layout.count_text_encoder(teacher, part) for part in encoders)
     cached = bool(config.data.cache_text_embeddings)
     vae = count_numbers(read_weight_shapes(teacher / "vae"))
     vae_offloaded, scorers_offloaded = config.optim.offload_vae, config.eval.offload_scorers

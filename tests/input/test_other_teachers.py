@@ -51,6 +51,26 @@ def test_an_sdxl_whose_arithmetic_is_another_is_an_error(sdxl, tmp_path, file, v
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "values", "says"),
+    [
+        (SCHEDULER, {"use_dynamic_shifting": False}, "sets use_dynamic_shifting False, where this family uses True"),
+        (SCHEDULER, {"time_shift_type": "linear"}, "sets time_shift_type 'linear', where this family uses"),
+        (SCHEDULER, {"shift_terminal": 0.02}, "sets shift_terminal, which this family does not use"),
+        ("text_encoder/config.json", {"num_hidden_layers": 27}, "has 27 layers, but this family reads the first 28"),
+        ("text_encoder/config.json", {"num_hidden_layers": None}, ""),
+        ("vae/config.json", {"block_out_channels": [8, 8, 16]}, "a latent spans 8 pixels, not 16"),
+        ("vae/config.json", {"latent_channels": 4}, "its latents have 16 channels, the transformer's 32"),
+    ],
+)
+def test_a_flux2_klein_whose_arithmetic_is_another_is_an_error(refused, tiny_folder, tmp_path, file, values, says):
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_folder("flux2_klein"), folder)
+    set_json(folder / file, **values)
+    message = refused({"--family": "flux2_klein", "--teacher_id": str(folder)})
+    assert message.startswith(f"--teacher_id {folder}: {folder}/{file}") and says in message, message
+
+
 def test_steps_that_diffusers_counts_otherwise_are_an_error(sdxl):
     message = sdxl({SCHEDULER: {"timestep_spacing": "trailing"}}, **{"--teacher_infer_steps": "61"})
     assert message.startswith("--teacher_infer_steps 61: diffusers' grid with spacing 'trailing' has other steps")
@@ -104,6 +124,13 @@ def test_the_scheduler_of_z_image_turbo_is_a_warning(tiny_folder, tmp_path, flag
     assert any("scheduler_config.json is that of Z-Image-Turbo" in line for line in lines)
 
 
+def test_the_distilled_flux2_klein_is_a_warning(tiny_folder, tmp_path, flags):
+    given, folder = {**flags, "--family": "flux2_klein"}, tiny_folder("flux2_klein")
+    lines = check_copy(folder, tmp_path / "klein", given, model_index={"is_distilled": True})
+    assert any("model_index.json sets is_distilled" in line for line in lines)
+    assert not any("distilled" in line for line in check_copy(folder, tmp_path / "base", given))
+
+
 @pytest.mark.parametrize("lightning", [False, True])
 def test_a_teacher_that_is_not_distilled_has_no_warning(tiny_pipeline, tmp_path, flags, lightning):
     """A folder of lightning's logs on the way to the model says nothing."""
@@ -121,6 +148,12 @@ def test_a_preset_that_fits_no_run_of_the_model_is_an_error(refused, tiny_folder
     )
     message = refused({"--preset": "16gb", "--family": "zimage"})
     assert message.startswith("--preset 16gb: --family zimage does not fit 16 GB")
+    message = refused({"--preset": "16gb", "--family": "flux2_klein"})
+    assert (
+        "FLUX.2" not in message and "does not fit 16 GB at 1024 x 1024; take --preset 24gb or 48gb or 80gb" in message
+    )
+    nine = {"--family": "flux2_klein", "--teacher_id": "weights/black-forest-labs/FLUX.2-klein-base-9B"}
+    assert refused({"--preset": "24gb", **nine}).startswith("--preset 24gb: FLUX.2-klein-base-9B does not fit 24 GB")
 
 
 @pytest.mark.parametrize("model", ["stable-diffusion-3.5-large", "stable-diffusion-3-medium-diffusers"])

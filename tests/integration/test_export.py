@@ -186,6 +186,14 @@ def test_the_code_of_a_single_files_card_samples_the_students_grid(family, offic
     off = LAYOUTS[family].guidance.off
     how = {"steps": 2, "guidance_scale": off, "max_sequence_length": 10, "sigmas": sigmas.tolist(), "grid": "trailing"}
     (student / "dpdmd.json").write_text(json.dumps(how | {"height": 64, "width": 64}))
+    images = images_of_the_cards(student, tmp_path, monkeypatch, on_the_hub=on_the_hub)
+    assert abs(images[0] - images[1]).max() <= 1 and images[0].std() > 5
+
+
+def images_of_the_cards(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, on_the_hub: bool = False
+) -> list[np.ndarray]:
+    """Return what the code of the card samples, of the exported folder and of the single file."""
     images = []
     for name, flags in (("whole", []), ("one-file", ["--single_file"])):
         assert export.main(["--model", str(student), "--out", str(tmp_path / name), *flags]) == 0
@@ -198,7 +206,22 @@ def test_the_code_of_a_single_files_card_samples_the_students_grid(family, offic
         names: dict = {}
         exec(code, names)
         images.append(np.asarray(names["image"]).astype(int))
+    return images
+
+
+def test_flux2_kleins_file_holds_the_network_alone(tiny_folder, tmp_path, monkeypatch):
+    """As in Black Forest Labs' files. The code of its card takes all else from the base, but the scheduler."""
+    folder, student = tiny_folder("flux2_klein"), tmp_path / "student"
+    shutil.copytree(folder, student)
+    sigmas = (1.0, 0.7, 0.0)  # numbers, which the scheduler makes without a dynamic shift
+    how = {"steps": 2, "guidance_scale": 1.0, "max_sequence_length": 60, "sigmas": sigmas}
+    (student / "dpdmd.json").write_text(json.dumps(how | {"height": 64, "width": 64}))
+    images = images_of_the_cards(student, tmp_path, monkeypatch)
     assert abs(images[0] - images[1]).max() <= 1 and images[0].std() > 5
+    network = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    found = load_file(tmp_path / "one-file" / "one-file.safetensors")
+    assert sum(value.numel() for value in found.values()) == sum(value.numel() for value in network.values())
+    assert "The file holds the network alone" in (tmp_path / "one-file" / CARD).read_text()
 
 
 @pytest.mark.parametrize("single_file", [False, True])

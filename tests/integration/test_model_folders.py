@@ -70,6 +70,9 @@ WEIGHTS = [
     ("sdxl", "unet", DIFFUSION, "up_blocks.0.resnets.0.conv1.weight"),
     ("zimage", "text_encoder", MODEL, "layers.1.self_attn.q_norm.weight"),
     ("zimage", "transformer", DIFFUSION, "context_refiner.0.attention.to_q.weight"),
+    ("flux2_klein", "text_encoder", MODEL, "layers.27.self_attn.q_norm.weight"),
+    ("flux2_klein", "vae", DIFFUSION, "bn.running_var"),
+    ("flux2_klein", "transformer", DIFFUSION, "single_transformer_blocks.1.attn.to_out.weight"),
 ]
 
 

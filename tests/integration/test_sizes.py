@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import Flux2KleinPipeline
 from PIL import Image
 from small_distillation import method_flags
 
@@ -15,6 +17,7 @@ from dpdmd.models.registry import LAYOUTS
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training.batches import Batches
+from dpdmd.utils.image_grid import to_pil
 
 SIZES = "64x64,48x64,64x32:2"
 MEASURED = {"seconds", "samples_per_second", "memory_gb"}
@@ -137,6 +140,32 @@ def test_evaluation_at_the_first_size_or_at_all(short_run, tiny_scorers, tmp_pat
         assert Image.open(folder / "prompts_48x64" / "00000_000.png").size == (48, 64)
         assert Image.open(folder / "teacher" / "prompts_48x64" / "00000_000.png").size == (48, 64)
     assert ("48x64" in (run / "report.html").read_text()) and (run / "ckpts" / "best").exists()
+
+
+def test_a_grid_that_depends_on_the_size_is_that_of_each_size(short_run, tiny_folder, tiny_scorers, tmp_path):
+    """Evaluation in the loop, the run's student here and its export in diffusers make one image at each size."""
+    run, prompts, folder = tmp_path / "run", short_run[short_run.index("--prompt_txt") + 1], tiny_folder("flux2_klein")
+    command = [*sized(short_run, "64x64,48x64"), "--clip_path", tiny_scorers["clip_path"], "--eval_sizes", "all"]
+    command += ["--family", "flux2_klein", "--teacher_id", str(folder), "--student_sigmas", "default"]
+    command += ["--div_prompts", prompts, "--eval_prompts_limit", "1", "--num_div_seeds", "2", "--run_dir", str(run)]
+    assert train.main([*command, "--max_steps", "6", "--eval_every", "6"]) == 0
+    pipe = Flux2KleinPipeline.from_pretrained(run / "ckpts/latest/student")
+    pipe.set_progress_bar_config(disable=True)
+    grids, schedule = [], LAYOUTS["flux2_klein"].read_schedule(folder)
+    for width, name in ((64, "prompts"), (48, "prompts_48x64")):
+        sampler, encoder = load_sampler(run, torch.device("cpu"), height=64, width=width)
+        text, eps = encoder.encode([Path(prompts).read_text().splitlines()[0]]), sampler.start_noise([(0, 0)], 0)
+        ours = sampler.images(text, [(0, 0)], 0)
+        in_the_loop = Image.open(RunFolder.of(run).eval_images / name / "00000_000.png")
+        assert np.abs(np.asarray(in_the_loop).astype(int) - np.asarray(to_pil(ours)[0]).astype(int)).max() <= 1
+        more = {"num_inference_steps": len(sampler.settings.sigmas) - 1, "guidance_scale": 1.0, "output_type": "pt"}
+        theirs = pipe(prompt_embeds=text.context, latents=eps, height=64, width=width, **more).images
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+        assert torch.equal(
+            sampler.settings.sigmas, schedule.at_size(64, width).default_sigmas(len(pipe.scheduler.sigmas) - 1)
+        )
+        grids.append(sampler.settings.sigmas)
+    assert not torch.equal(*grids)
 
 
 def test_two_processes_are_one(short_run, tmp_path, run_processes: Callable):

@@ -448,6 +448,7 @@ MODEL_COLUMNS = {  # column, also the name of its settings -> family, model of t
     "sd3_medium": ("sd35", SD3_MEDIUM),
     "sdxl": ("sdxl", ""),
     "zimage": ("zimage", ""),
+    "flux2_klein": ("flux2_klein", ""),
 }
 
 

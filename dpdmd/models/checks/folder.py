@@ -100,6 +100,15 @@ def _check_component(layout: Layout, folder: Path, component: str) -> None:
             _check_network(layout, path, found)
         elif component == "vae":
             _check_vae(layout, folder)
+        elif component.startswith("text_encoder") and layout.text_layers:
+            _check_text_layers(path / "config.json", layout.text_layers)
+
+
+def _check_text_layers(path: Path, needed: int) -> None:
+    with expecting_mapping_keys(path):
+        found = int(read_json(path)["num_hidden_layers"])
+    if found < needed:
+        raise ValueError(f"{path}: its network has {found} layers, but this family reads the first {needed}")
 
 
 def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> None:

@@ -1,6 +1,6 @@
 """Configurations of Z-Image's components, as in its repository; libraries' defaults left out."""
 
-from dpdmd.models.official_parts import VAE
+from dpdmd.models.official_parts import QWEN3_4B, QWEN_TOKENIZER, VAE
 
 OFFICIAL = {
     "transformer": {
@@ -22,15 +22,7 @@ OFFICIAL = {
         "use_quant_conv": False,
         "use_post_quant_conv": False,
     },
-    "text_encoder": {
-        "vocab_size": 151936,
-        "hidden_size": 2560,
-        "intermediate_size": 9728,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
+    "text_encoder": QWEN3_4B,
     "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0},
-    "tokenizer": {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 131072, "pad_token": "<|endoftext|>"},
+    "tokenizer": QWEN_TOKENIZER,
 }

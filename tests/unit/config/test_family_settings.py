@@ -12,7 +12,10 @@ from dpdmd.models.registry import LAYOUTS, family_class
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
-@pytest.mark.parametrize(("name", "family"), [("sd35_large", "sd35"), ("sd3_medium", "sd35"), ("sdxl_v", "sdxl")])
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("sd35_large", "sd35"), ("sd3_medium", "sd35"), ("sdxl_v", "sdxl"), ("flux2_klein_9b", "flux2_klein")],
+)
 def test_settings_are_the_variants_own_defaults(name, family):
     """A run by its script and one with `--teacher_id` alone have the same method, before a download too."""
     chosen = config.parse(["--config", str(SCRIPTS / "configs" / f"{name}.yaml")])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE, find_variant
+from dpdmd.config.variants import FLUX2_KLEIN_9B, SD3_MEDIUM, SD35_LARGE, find_variant
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.hollow import write_hollow
 from dpdmd.models.layout import count_numbers
@@ -29,6 +29,7 @@ NUMBERS = {
         "text_encoder_2": 694_659_840,
     },
     "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
+    "flux2_klein": {"transformer": 3_875_544_576, "vae": 84_046_372, "text_encoder": 4_022_468_096},
 }
 
 
@@ -43,12 +44,19 @@ def test_an_official_model_has_its_published_size(family, tmp_path):
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*")) < 5e6
 
 
-@pytest.mark.parametrize(("model", "numbers"), [(SD35_LARGE, 8_146_280_768), (SD3_MEDIUM, 2_084_951_104)])
-def test_another_model_of_a_family_has_its_published_size(model, numbers, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "model", "numbers"),
+    [
+        ("sd35", SD35_LARGE, 8_146_280_768),
+        ("sd35", SD3_MEDIUM, 2_084_951_104),
+        ("flux2_klein", FLUX2_KLEIN_9B, 9_078_581_248),
+    ],
+)
+def test_another_model_of_a_family_has_its_published_size(family, model, numbers, tmp_path):
     """And is found to be this model."""
-    write_hollow(LAYOUTS["sd35"], tmp_path, model)
-    assert find_variant("sd35", tmp_path).name == model
-    assert LAYOUTS["sd35"].count_parameters(tmp_path) == numbers
+    write_hollow(LAYOUTS[family], tmp_path, model)
+    assert find_variant(family, tmp_path).name == model
+    assert LAYOUTS[family].count_parameters(tmp_path) == numbers
 
 
 @pytest.mark.parametrize("family", LAYOUTS)

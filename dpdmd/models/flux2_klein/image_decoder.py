@@ -1,0 +1,33 @@
+"""The decoder of FLUX.2's autoencoder."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLFlux2
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle
+
+from dpdmd.models.base import ImageDecoder
+from dpdmd.models.flux2_klein.layout import FACTOR, PATCH
+from dpdmd.models.loading import load_strict
+
+
+class Flux2ImageDecoder(ImageDecoder):
+    """The decoder half of an AutoencoderKLFlux2.
+
+    Latents of the sampler [B, 128, H / 16, W / 16] are 2 x 2 patches of the autoencoder's latents, each channel
+    normalised by the running mean and variance of the batch norm in the autoencoder's file.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
+        self.vae = load_strict(AutoencoderKLFlux2, folder / "vae", dtype)
+        self.vae.requires_grad_(False).to(device)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return PATCH**2 * self.vae.config.latent_channels, height // FACTOR, width // FACTOR
+
+    def decode_with_gradient(self, latents: Tensor) -> Tensor:
+        norm = self.vae.bn
+        deviation = (norm.running_var.float() + self.vae.config.batch_norm_eps).sqrt()
+        patches = latents.to(self.vae.device) * deviation[:, None, None] + norm.running_mean.float()[:, None, None]
+        return self.vae.decode(pixel_shuffle(patches, PATCH).to(self.vae.dtype)).sample.float() / 2 + 0.5
