@@ -26,9 +26,11 @@ class Flux2KleinTextEncoder(TextEncoder):
     Each prompt is filled to `max_sequence_length`, and the network attends to the filling too.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, max_sequence_length: int):
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str, max_sequence_length: int
+    ):
         self.device, self.max_sequence_length = device, max_sequence_length
-        encoders = load_text_encoders(LAYOUT, folder, dtype)
+        encoders = load_text_encoders(LAYOUT, folder, dtype, precision, device)
         self.pipe = Flux2KleinPipeline.from_pretrained(
             folder, transformer=None, vae=None, dtype=dtype, local_files_only=True, **encoders
         ).to(device)
@@ -56,7 +58,8 @@ class Flux2Klein(EvenFlowFamily):
     block_classes = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> TextEncoder:
-        return Flux2KleinTextEncoder(folder, self.device, self.compute_dtype, max_sequence_length)
+        precision = self.precisions.text_encoders
+        return Flux2KleinTextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length)
 
     def load_image_decoder(self, folder: Path) -> ImageDecoder:
         return Flux2ImageDecoder(folder, self.device, self.compute_dtype)
@@ -79,10 +82,10 @@ class Flux2Klein(EvenFlowFamily):
             )[0]
         return prediction.float().mT.unflatten(2, (height, width)).contiguous()
 
-    def image_tokens(self, output: Tensor | tuple[Tensor, ...], z: Tensor) -> Tensor:
+    def image_tokens(self, output: Tensor | tuple[Tensor, ...], z: Tensor, text: TextEmbedding) -> Tensor:
         """Return the image's stream of a double block, and the tokens after the text's of a single one."""
         if isinstance(output, tuple):
-            return super().image_tokens(output, z)
+            return super().image_tokens(output, z, text)
         return output[:, -z.shape[-2] * z.shape[-1] :]
 
     def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:

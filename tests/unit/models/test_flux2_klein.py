@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 from transformers import Qwen3ForCausalLM
 
 from dpdmd.config.options import ModelConfig
+from dpdmd.models.base import TextEmbedding
 from dpdmd.models.checks.contents import check_contents
 from dpdmd.models.flux2_klein.family import Flux2Klein
 from dpdmd.models.flux2_klein.layout import LAYOUT, shift_of
 from dpdmd.models.flux2_klein.original_layout import original_transformer
+from dpdmd.models.layout import count_numbers
 from dpdmd.models.lora import share
 from dpdmd.models.registry import adapters
 from dpdmd.models.tensor_files import in_memory
@@ -56,7 +58,7 @@ def test_only_the_layers_that_are_read_are_loaded_and_counted(family, folder, tm
     encoder = family.load_text_encoder(place, 96)
     network = encoder.pipe.text_encoder
     assert len(network.layers) == 28 and whole.text_encoder.config.num_hidden_layers == 29
-    assert sum(p.numel() for p in network.parameters()) == LAYOUT.count_text_encoder(place, "text_encoder")
+    assert sum(p.numel() for p in network.parameters()) == count_numbers(LAYOUT.loaded_shapes(place, "text_encoder"))
     expected, _ = whole.encode_prompt(prompts, max_sequence_length=96)
     assert torch.equal(encoder.encode(prompts).context, expected)
 
@@ -97,9 +99,10 @@ def test_the_layers_that_get_an_adapter_are_those_of_the_header(family, folder, 
 
 def test_the_image_is_the_end_of_a_single_blocks_tokens(family):
     z, text = torch.zeros(1, 32, 2, 3), torch.arange(5.0).reshape(1, 5, 1)
+    prompts = TextEmbedding(text)
     image = torch.arange(6.0).reshape(1, 6, 1)
-    assert torch.equal(family.image_tokens((text, image), z), image)
-    assert torch.equal(family.image_tokens(torch.cat([text, image], dim=1), z), image)
+    assert torch.equal(family.image_tokens((text, image), z, prompts), image)
+    assert torch.equal(family.image_tokens(torch.cat([text, image], dim=1), z, prompts), image)
 
 
 def test_diffusers_reads_the_original_names(family, folder, tmp_path):
