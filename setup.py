@@ -30,7 +30,7 @@ REQUIRES = [
 EXTRAS = {
     "quality": ["pyiqa>=0.1.16"],  # MANIQA; optional, since it installs 1.2 GB of packages
     "data": ["pyarrow"],  # prompts in .parquet or a folder of datasets; optional, since it installs 170 MB
-    "memory": ["bitsandbytes>=0.50"],  # --optimizer adamw_8bit; optional, with 43 MB of CUDA kernels
+    "memory": ["bitsandbytes>=0.50"],  # adamw_8bit, nf4; optional, with 43 MB of CUDA kernels
     "demo": ["gradio>=6.31,<7"],  # the web page; a major version renames arguments. It requires pillow<13
     "test": [
         "pytest>=9",

@@ -173,7 +173,7 @@ def main() -> None:
     work = args.work.resolve() if args.work else Path(tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
     shape = ["--kind", args.kind, "--size", str(args.size), "--tokens", str(args.tokens)]
-    ending = f"_{args.real_size}" if args.real_size else ""
+    ending = (f"_{args.real_size}" if args.real_size else "") + ("" if args.kind == "bf16" else f"_{args.kind}")
     result = args.out / f"{datetime.date.today().isoformat()}_quantized_base{ending}.md"
     rows: list[list[str]] = []
     try:

@@ -5,10 +5,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpdmd.config.precisions import FP8, INT8, NF4, UNQUANTIZED, Precisions, bytes_of_linear
 from dpdmd.models.quantization import QuantizedLinear, dequantize, quantize, quantize_layers
+from dpdmd.models.sd35.family import SD35
 
 CPU = torch.device("cpu")
 NEEDS_BITSANDBYTES = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="pip install 'dpdmd[memory]'")
@@ -91,6 +93,18 @@ def test_output_and_gradient_are_those_of_the_dequantised_weight(precision, auto
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)
+def test_the_gradient_of_an_adapter_below_a_quantised_layer_in_closed_form(precision):
+    """L = c . W2 (W1 + B A) x: dL/dB = W2^T c (A x)^T and dL/dA = B^T W2^T c x^T, with the dequantised W2."""
+    below, above = (QuantizedLinear(draw(64, 64, seed=n), None, precision, torch.float32, CPU) for n in (1, 2))
+    a, b = draw(4, 64, seed=3).requires_grad_(), draw(64, 4, seed=4).requires_grad_()
+    x, c = draw(64, seed=5), draw(64, seed=6)
+    (above(below(x) + b @ (a @ x)) @ c).backward()
+    reached = above.weight.T @ c
+    torch.testing.assert_close(b.grad, torch.outer(reached, a.detach() @ x))
+    torch.testing.assert_close(a.grad, torch.outer(b.detach().T @ reached, x))
+
+
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_autograd_keeps_no_dequantised_weight(precision):
     layer, kept = layer_of(precision, torch.bfloat16)[0], []
     x = draw(3, 64).bfloat16().requires_grad_()
@@ -126,3 +140,19 @@ def test_linear_layers_of_blocks_alone_are_quantised():
 def test_keys_of_caches_stay_as_they_were_without_quantisation():
     assert Precisions(UNQUANTIZED, UNQUANTIZED).described("torch.bfloat16") == "torch.bfloat16"
     assert Precisions(INT8, NF4).described("x") == "x, base in int8, text encoders in nf4"
+
+
+def test_a_network_with_a_number_that_is_not_finite_is_one_line(copied):
+    folder = copied("sd35")
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["transformer_blocks.1.attn.to_k.weight"][3, 4] = torch.inf
+    save_file(weights, path)
+    with pytest.raises(
+        ValueError, match=r"transformer: transformer_blocks\.1\.attn\.to_k\.weight holds a number that is"
+    ):
+        SD35(CPU, torch.float32, Precisions(INT8)).load_network(folder, torch.float32)
+    weights["transformer_blocks.1.attn.to_k.weight"] = weights["transformer_blocks.1.attn.to_k.weight"][:, :-1].clone()
+    save_file(weights, path)
+    with pytest.raises(ValueError, match="has shape"):
+        SD35(CPU, torch.float32, Precisions(INT8)).load_network(folder, torch.float32)
