@@ -223,7 +223,7 @@ def build_zimage_pipeline() -> ZImagePipeline:
 
 
 def build_qwen_image_pipeline() -> QwenImagePipeline:
-    """Return a small Qwen-Image pipeline: two blocks of width 32, a text encoder with its vision tower."""
+    """Return a small Qwen-Image pipeline: two blocks of width 64, a text encoder with its vision tower."""
     tokenizer = build_qwen_tokenizer(PROMPT_START)
     text = {
         "vocab_size": len(tokenizer),
@@ -244,7 +244,7 @@ def build_qwen_image_pipeline() -> QwenImagePipeline:
             out_channels=16,
             num_layers=2,
             attention_head_dim=16,
-            num_attention_heads=2,
+            num_attention_heads=4,
             joint_attention_dim=24,
             axes_dims_rope=(4, 6, 6),
         )

@@ -70,7 +70,6 @@ WEIGHTS = [
     ("sdxl", "unet", DIFFUSION, "up_blocks.0.resnets.0.conv1.weight"),
     ("zimage", "text_encoder", MODEL, "layers.1.self_attn.q_norm.weight"),
     ("zimage", "transformer", DIFFUSION, "context_refiner.0.attention.to_q.weight"),
-    ("qwen_image", "text_encoder", MODEL, "model.layers.1.self_attn.q_proj.weight"),
     ("qwen_image", "vae", DIFFUSION, "decoder.conv_in.weight"),
     ("qwen_image", "transformer", DIFFUSION, "transformer_blocks.1.img_mlp.net.2.weight"),
     ("flux2_klein", "text_encoder", MODEL, "layers.27.self_attn.q_norm.weight"),

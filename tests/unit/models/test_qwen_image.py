@@ -73,6 +73,14 @@ def test_only_the_language_model_is_loaded(family, copied, prefix):
     assert loaded == count_numbers(LAYOUT.loaded_shapes(folder, "text_encoder")) < whole
 
 
+def test_a_missing_weight_of_the_language_model_is_an_error(copied):
+    folder = copied("qwen_image")
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if "layers.1.mlp.up" not in name}, path)
+    with pytest.raises(ValueError, match=r"^--teacher_id .*layers\.1\.mlp\.up_proj\.weight"):
+        check_contents(LAYOUT, folder, "--teacher_id")
+
+
 def test_the_decoder_has_a_gradient_where_the_library_clamps(family, folder):
     decoder = family.load_image_decoder(folder)
     assert decoder.latent_shape(64, 96) == (16, 8, 12)
