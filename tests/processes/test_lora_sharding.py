@@ -19,7 +19,7 @@ CASES = {
 }
 UNDER_DDP = {  # compared with DDP: rounding to bf16 or to 8 bits depends on how a batch is divided
     "bf16": ["--bf16", "--gradient_checkpointing"],
-    **({"8 bits": ["--optimizer", "adamw_8bit"]} if find_spec("bitsandbytes") else {}),
+    **({"8 bits": ["--optimizer", "adamw_8bit", "--lora_rank", "64"]} if find_spec("bitsandbytes") else {}),
 }
 
 

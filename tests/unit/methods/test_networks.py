@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dpdmd.config import Config
 from dpdmd.methods.context import DistillationContext, MicroBatch
-from dpdmd.methods.networks import Networks, load_networks, recompute_blocks
+from dpdmd.methods.networks import Networks, blocks_owner, load_networks, recompute_blocks
 from dpdmd.methods.updates import fake_score_loss, student_loss
+from dpdmd.models.sd35.family import SD35
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
@@ -40,6 +41,18 @@ def adam_updates(run: DistillationContext, batch: MicroBatch, count: int, lr: fl
         optimizer.step()
         optimizer.zero_grad()
     return {name: value.double() - before[name].double() for name, value in weights(run.networks.student).items()}
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_base_that_will_be_sharded_stays_off_the_device(tiny_pipeline, rank):
+    """The device may be too small for the whole network. A device that holds no numbers stands for a GPU."""
+    family, config = SD35(torch.device("meta"), torch.float32), Config()
+    config.model.teacher_id = config.model.fake_id = str(tiny_pipeline)
+    config.model.lora_rank = rank
+    for placed, device in ((True, "meta"), (False, "cpu")):
+        networks = load_networks(config, family, tiny_pipeline, place_frozen=placed)
+        frozen = [weight for weight in blocks_owner(networks.teacher).parameters() if not weight.requires_grad]
+        assert {weight.device.type for weight in frozen} == {device}
 
 
 def test_fp32_master_weights_keep_updates_that_bf16_loses(tiny_pipeline, make, batch):
