@@ -80,6 +80,7 @@ def as_on_cuda() -> Iterator[None]:
     with (
         patch.object(F, "layer_norm", in_fp32(F.layer_norm)),
         patch.object(F, "group_norm", in_fp32(F.group_norm)),
+        patch.object(F, "rms_norm", in_fp32(F.rms_norm)),
     ):
         yield
 
