@@ -71,9 +71,17 @@ def as_on_cuda() -> Iterator[None]:
     def in_fp32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda x, *given, **named: norm(x.float() if torch.is_autocast_enabled("cpu") else x, *given, **named)
 
+    plain = F.rms_norm
+
+    def rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            x, weight = x.float(), None if weight is None else weight.float()
+        return plain(x, shape, weight, eps)
+
     with (
         patch.object(F, "layer_norm", in_fp32(F.layer_norm)),
         patch.object(F, "group_norm", in_fp32(F.group_norm)),
+        patch.object(F, "rms_norm", rms_norm),
     ):
         yield
 
