@@ -30,7 +30,7 @@ from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.networks import Networks, recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.base import TextEmbedding
-from dpdmd.models.counted_memory import LiveStorages, as_on_cuda
+from dpdmd.models.counted_memory import LiveStorages, as_on_cuda, held_by
 from dpdmd.models.hollow import write_hollow
 from dpdmd.models.noise_schedule import FlowSchedule
 from dpdmd.models.registry import LAYOUTS, adapters
@@ -46,7 +46,7 @@ TEXT_TOKENS = 77 + 256
 
 def kept_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
     """Return the bytes of the unique storages that autograd keeps from `call`, without those of the network."""
-    own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
+    own = {tensor.untyped_storage()._cdata for tensor in held_by(network)}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ usage: bash scripts/download_weights.sh [NAME ...]     (without a name: all that
   zimage       20.5 GB  weights/Tongyi-MAI/Z-Image: for run_train.sh zimage, in place of sd35
   flux2_klein  16.0 GB  weights/black-forest-labs/FLUX.2-klein-base-4B: for run_train.sh flux2_klein
   flux2_klein_9b 34.7 GB  weights/black-forest-labs/FLUX.2-klein-base-9B: run_train.sh flux2_klein_9b (accept the licence)
+  qwen_image   57.7 GB  weights/Qwen/Qwen-Image: for run_train.sh qwen_image
   dinov3        1.2 GB  weights/dinov3-vitl16-pretrain-lvd1689m: test_diversity.py (accept the licence first)
   maniqa        0.5 GB  weights/MANIQA_PIPAL-ae6d356b.pth: test_quality.py
   vq           16.6 GB  weights/VisualQuality-R1-7B: test_quality.py
@@ -109,12 +110,13 @@ download() {
     sd3_medium) fetch_parts sd3_medium stabilityai/stable-diffusion-3-medium-diffusers \
         stabilityai/stable-diffusion-3-medium-diffusers ;;
     sdxl_v) fetch_parts sdxl_v Laxhar/noobai-XL-Vpred-1.0 Laxhar/noobai-XL-Vpred-1.0 ;;
-    # A whole repository: the names of its shards and text files are its own.
+    # Whole repositories: the names of their shards and text files are their own.
     zimage) fetch_all zimage Tongyi-MAI/Z-Image Tongyi-MAI/Z-Image ;;
     flux2_klein) fetch_parts flux2_klein black-forest-labs/FLUX.2-klein-base-4B \
         black-forest-labs/FLUX.2-klein-base-4B ;;
     flux2_klein_9b) fetch_parts flux2_klein_9b black-forest-labs/FLUX.2-klein-base-9B \
         black-forest-labs/FLUX.2-klein-base-9B ;;
+    qwen_image) fetch_all qwen_image Qwen/Qwen-Image Qwen/Qwen-Image ;;
     # Of this model PickScore takes the processor alone: 4 GB of weights stay there.
     pick-clip) fetch pick-clip laion/CLIP-ViT-H-14-laion2B-s32B-b79K CLIP-ViT-H-14-laion2B-s32B-b79K \
         config.json preprocessor_config.json special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json ;;
@@ -138,7 +140,7 @@ download() {
 }
 
 training=(sd35 pick-clip pickscore imagereward dinov2 clip)
-all=("${training[@]}" sd35_large sd3_medium sdxl sdxl_v zimage flux2_klein flux2_klein_9b dinov3 maniqa vq lpips)
+all=("${training[@]}" sd35_large sd3_medium sdxl sdxl_v zimage flux2_klein flux2_klein_9b qwen_image dinov3 maniqa vq lpips)
 for name in "$@"; do
     case $name in
     -h | --help) usage && exit ;;

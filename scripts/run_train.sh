@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Distils the model of a family on 8 GPUs: bash scripts/run_train.sh MODEL, with MODEL one of sd35, sd35_large, sd3_medium,
-# sdxl, sdxl_v, zimage, flux2_klein and flux2_klein_9b. The settings are in scripts/configs/MODEL.yaml. Set the paths here or in the environment:
+# sdxl, sdxl_v, zimage, flux2_klein, flux2_klein_9b and qwen_image. The settings are in scripts/configs/MODEL.yaml. Set the
+# paths here or in the environment:
 #   RUN=outputs/mine TEACHER=/data/z-image bash scripts/run_train.sh zimage
 # Further flags of dpdmd.train override the settings: bash scripts/run_train.sh zimage --resume_from_checkpoint latest
 set -euo pipefail

@@ -8,10 +8,13 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
@@ -19,10 +22,18 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import CLIPTextModel, Qwen2Tokenizer, Qwen3Config, Qwen3Model
+from transformers import (
+    CLIPTextModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+)
 
+from dpdmd.models.qwen_image.layout import PROMPT_START
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes import scorer_models, world
 from dpdmd.shapes.autoencoder import build_autoencoder
@@ -130,11 +141,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_qwen_tokenizer() -> Qwen2Tokenizer:
-    """Return a Qwen tokenizer without merges: a token for each byte, and the special tokens of a chat."""
+def build_qwen_tokenizer(known: str = "") -> Qwen2Tokenizer:
+    """Return a Qwen tokenizer: a token for each byte and for each word of `known`, and the special tokens of a chat."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = Qwen2Tokenizer(vocab={}, merges=[])._tokenizer.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Qwen2Tokenizer(vocab={token: n for n, token in enumerate(alphabet)}, merges=[])
+    trainer = trainers.BpeTrainer(vocab_size=5000, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
+    raw.train_from_iterator([known], trainer)
+    learnt = json.loads(raw.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=learnt["vocab"], merges=[tuple(pair) for pair in learnt["merges"]])
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -254,6 +270,50 @@ def build_flux2_klein_pipeline() -> Flux2KleinPipeline:
     )
 
 
+def build_qwen_image_pipeline() -> QwenImagePipeline:
+    """Return a small Qwen-Image pipeline: two blocks of width 64, a text encoder with its vision tower."""
+    tokenizer = build_qwen_tokenizer(PROMPT_START)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 2]},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 24}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        text_encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+        transformer = QwenImageTransformer2DModel(
+            in_channels=64,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=4,
+            joint_attention_dim=24,
+            axes_dims_rope=(4, 6, 6),
+        )
+        vae = AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+        with torch.no_grad():
+            for name, parameter in transformer.named_parameters():  # see _strengthen
+                if name.startswith(("time_text_embed", "txt_in", "norm_out")) or "_mod." in name or "to_out.0" in name:
+                    parameter.mul_(2)
+                if "add_v_proj" in name:
+                    parameter.mul_(3)
+    return QwenImagePipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+    )
+
+
 def save_tiny_sd35(folder: Path) -> None:
     """Write the SD3.5 pipeline with its sampling defaults."""
     build_sd35_pipeline().save_pretrained(folder)
@@ -306,6 +366,12 @@ def save_tiny_zimage(folder: Path) -> None:
 def save_tiny_flux2_klein(folder: Path) -> None:
     """Write the FLUX.2-klein pipeline with a short text length."""
     build_flux2_klein_pipeline().save_pretrained(folder)
+    SamplingDefaults(steps=50, guidance_scale=4.0, max_sequence_length=96).write(folder)
+
+
+def save_tiny_qwen_image(folder: Path) -> None:
+    """Write the Qwen-Image pipeline with a short text length."""
+    build_qwen_image_pipeline().save_pretrained(folder)
     SamplingDefaults(steps=50, guidance_scale=4.0, max_sequence_length=96).write(folder)
 
 

@@ -232,7 +232,11 @@ class DataConfig:
         "ours",
     )
     max_sequence_length: int | None = _flag(
-        None, "T5 tokens per prompt; without it the value in the teacher's folder, else 256", "diffusers", ge=1, lt=513
+        None,
+        "text tokens per prompt (SD3: of the T5); without it the value in the teacher's folder, else the family's",
+        "diffusers",
+        ge=1,
+        lt=1025,
     )
 
     @property

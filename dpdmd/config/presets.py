@@ -34,6 +34,13 @@ FAMILIES = {  # family -> defaults that differ from those of the options, which 
         "teacher_guidance_scale": 4.0,
         "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
     },
+    "qwen_image": {
+        "teacher_id": "weights/Qwen/Qwen-Image",
+        "teacher_infer_steps": 50,
+        "teacher_guidance_scale": 4.0,
+        "k_anchor": 8,  # the same fraction of 50 steps as 5 of 30
+        "student_sigmas": "trailing",  # the default grid ends at 0.02, from where a step changes almost nothing
+    },
 }
 
 
@@ -86,6 +93,13 @@ LARGER_MODELS: dict[str, dict[str, dict[str, Any] | None]] = {  # family or vari
         "48gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16, "eval_batch_size": 1},
         "80gb": PRESETS["24gb"].values,
         "8gpu": {**PRESETS["8gpu"].values, "shard_teacher": True, "batch_size": 2, "grad_accum": 2},
+    },
+    "qwen_image": {
+        "16gb": None,
+        "24gb": None,
+        "48gb": None,
+        "80gb": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 16},
+        "8gpu": {**PRESETS["24gb"].values, "batch_size": 2, "grad_accum": 2},  # under DDP: all weights need 99 GB
     },
 }
 

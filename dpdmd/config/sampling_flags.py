@@ -11,7 +11,7 @@ from dpdmd.config.scorer_table import SCORERS
 from dpdmd.config.validation import shown
 
 MAX_SEED = 2**32 - 1  # limit of numpy and accelerate
-MAX_TOKENS = 512  # of T5, as in diffusers
+MAX_TOKENS = 1024  # of Qwen-Image; a layout may allow fewer
 MAX_IN_ALL = 10_000_000  # images of one call, each with an entry in memory
 # Flag -> (type, help, default). With default None the model's folder decides.
 FLAGS = {
@@ -21,7 +21,7 @@ FLAGS = {
     "height": (int, "image height in pixels", None),
     "width": (int, "image width in pixels", None),
     "size": (str, "image size in pixels, WIDTHxHEIGHT, instead of --height and --width", None),
-    "max_sequence_length": (int, "tokens of the T5 text encoder", None),
+    "max_sequence_length": (int, "text tokens of a prompt", None),
     "bf16": (bool, "run the networks in bf16", None),
 }
 # Flag -> (least, most).

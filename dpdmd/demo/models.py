@@ -48,7 +48,7 @@ class CheckedModel:
     def latents(self) -> tuple[int, int, int]:
         """Return the shape of the latents that a sample starts from: (channels, height, width)."""
         factor = self.layout.read_vae_factor(self.model.folder)
-        channels = int(self.layout.network_config(self.model.folder)["in_channels"])
+        channels = int(self.layout.latent_channels(self.layout.network_config(self.model.folder)))
         return channels, self.settings.height // factor, self.settings.width // factor
 
     def text_components(self) -> dict[str, Path]:

@@ -70,7 +70,8 @@ def use_attention_backend(network: nn.Module, backend: str, compute_dtype: torch
         processor = getattr(layer, "processor", None)
         if hasattr(processor, "_attention_backend"):
             processor._attention_backend = AttentionBackendName(backend)
-            for norm in filter(None, (layer.norm_q, layer.norm_k)):
+            norms = (getattr(layer, name, None) for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"))
+            for norm in filter(None, norms):
                 norm.register_forward_hook(lambda _, __, output: output.to(compute_dtype))
         elif isinstance(layer, Attention):
             more = (layer.group_norm, layer.spatial_norm, layer.norm_cross, layer.residual_connection)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.tensor_files import Weights
+from dpdmd.utils.device_transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ class TextEmbedding:
         """Return each prompt's context [L of its own, D]."""
         lengths = self.lengths or (self.context.shape[1],) * len(self)
         return [row[:length] for row, length in zip(self.context, lengths, strict=True)]
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """Which tokens of `context` are a prompt's own, [B, L]; None if all are."""
+        if self.lengths is None or min(self.lengths) == self.context.shape[1]:
+            return None
+        lengths = to_device(torch.tensor(self.lengths), self.context.device)
+        return torch.arange(self.context.shape[1], device=self.context.device) < lengths[:, None]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TextEmbedding":
         """Return the embedding with `function` applied to each of its tensors."""
@@ -271,7 +281,11 @@ class Family(ABC):
 
     def guide(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
         """Return the guided prediction, all [B, C, H, W], by the formula in the layout."""
-        return guide(unconditional, conditional, scale)
+        return self.rescale(guide(unconditional, conditional, scale), conditional)
+
+    def rescale(self, guided: Tensor, conditional: Tensor) -> Tensor:
+        """Return the guided prediction at the length that the family gives it by the conditional one; here its own."""
+        return guided
 
     def bind_guided(self, network: nn.Module, text: TextEmbedding, null: TextEmbedding, scale: float) -> Predictor:
         """Return the network under classifier-free guidance: both branches in one call, unconditional rows first.

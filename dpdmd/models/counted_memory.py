@@ -59,6 +59,12 @@ class LiveStorages(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
+def held_by(network: nn.Module) -> list[Tensor]:
+    """Return what a network holds between its calls: weights, buffers, and tables that are plain attributes."""
+    tables = [value for part in network.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    return [*network.parameters(), *network.buffers(), *tables]
+
+
 def tensors_in(values: Any) -> list[Tensor]:
     """Return the tensors in nested containers."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
@@ -109,7 +115,7 @@ class SavedStorages:
 
     def __init__(self, network: nn.Module):
         self.network, self.part = network, None
-        self.own = {tensor.untyped_storage()._cdata for tensor in [*network.parameters(), *network.buffers()]}
+        self.own = {tensor.untyped_storage()._cdata for tensor in held_by(network)}
         self.saved: dict[nn.Module | None, dict[int, torch.UntypedStorage]] = {None: {}}
         self.inputs: dict[nn.Module, dict[int, torch.UntypedStorage]] = {}
         self.arguments: dict[nn.Module, tuple[Any, ...]] = {}
@@ -184,7 +190,7 @@ def count_part(part: nn.Module, arguments: tuple[Any, ...], run: Run, recompute:
     """
 
     def leaf(value: Any) -> Any:
-        return value.detach().requires_grad_(value.is_floating_point()) if isinstance(value, Tensor) else value
+        return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
     arguments = tree_map(leaf, arguments)
     own = list(part.parameters())
@@ -197,7 +203,8 @@ def count_part(part: nn.Module, arguments: tuple[Any, ...], run: Run, recompute:
             # The backward pass makes the gradients of the outputs itself, and frees them as those of a next part.
             end = sum((each * 1.0).sum() for each in tensors_in(call(part, *arguments)))
             kept = live.now
-            end.backward()
+            if end.requires_grad:  # with adapters some parts have nothing to train, nor has what comes before them
+                end.backward()
         found.append(live.peak - kept)
         for each in tensors_in(arguments):
             each.grad = None
@@ -236,7 +243,7 @@ class Call:
             None if pooled is None else torch.empty(batch, pooled, dtype=dtype),
             (shape.text_tokens,) * batch if layout.lengths_differ else None,
         )
-        z = torch.empty(batch, config["in_channels"], shape.height // factor, shape.width // factor)
+        z = torch.empty(batch, layout.latent_channels(config), shape.height // factor, shape.width // factor)
         return Call(family, network, caller, z, torch.empty(batch), text)
 
     @property
@@ -251,13 +258,7 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """Return weights and inputs, which are counted elsewhere."""
-        return [
-            *self.network.parameters(),
-            *self.network.buffers(),
-            self.z,
-            self.sigma,
-            *self.text.tensors().values(),
-        ]
+        return [*held_by(self.network), self.z, self.sigma, *self.text.tensors().values()]
 
 
 def count_call(family: Family, config: Mapping[str, Any], shape: CallShape, factor: int) -> CallMemory:
@@ -275,7 +276,7 @@ def count_call(family: Family, config: Mapping[str, Any], shape: CallShape, fact
         kinds: dict[tuple[Any, ...], tuple[int, int]] = {}
         working = {}
         for part, arguments in saved.arguments.items():
-            shapes = [tuple(each.shape) for each in (*tensors_in(arguments), *part.parameters())]
+            shapes = [(tuple(each.shape), each.requires_grad) for each in (*tensors_in(arguments), *part.parameters())]
             kind = type(part), *shapes
             if kind not in kinds:
                 kinds[kind] = count_part(part, arguments, run, recompute)

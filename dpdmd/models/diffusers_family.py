@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import Tensor, nn
@@ -108,7 +109,9 @@ class DiffusersFamily(Family):
         schedule = self.load_schedule(source).at_size(*size)
         own = values = self.own_values(schedule)
         defaults = defaults.on_grid()
-        if sigmas and not torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps)):
+        is_default = bool(sigmas) and torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps))
+        # The scheduler may fail to make its own default grid: it divides 0 by 0 for one step with a `shift_terminal`.
+        if sigmas and not (is_default and self._makes(source, own, sigmas, size)):
             fitted = self._fitted(source, schedule, sigmas, size)
             if fitted:
                 values, defaults = fitted, defaults.on_grid(own_scheduler=own)
@@ -125,9 +128,14 @@ class DiffusersFamily(Family):
             values = self.fit_scheduler(schedule, sigmas)
         except ValueError:
             return None
+        return values if self._makes(source, values, sigmas, size) else None
+
+    def _makes(self, source: Path, values: SchedulerValues, sigmas: Sequence[float], size: ImageSize) -> bool:
+        """Return whether the scheduler of `source` with these values makes the grid `sigmas` from its steps alone."""
         scheduler, steps = self.load_scheduler(source, values), len(sigmas) - 1
         mu = self.pipeline_mu(scheduler, steps, size)
-        return values if makes_grid(scheduler, sigmas, self.pipeline_times(steps), mu) else None
+        with np.errstate(invalid="ignore"):
+            return makes_grid(scheduler, sigmas, self.pipeline_times(steps), mu)
 
     def export(
         self,
@@ -142,7 +150,6 @@ class DiffusersFamily(Family):
         export_pipeline(self.layout, folder, weights, source, no_t5=defaults.no_t5, copy=copy, dtype=dtype)
         self.export_scheduler(folder, source, defaults).write(folder)
 
-    @abstractmethod
     def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
         """Return the weights of all components under the names of the family's original checkpoints.
 
@@ -151,8 +158,9 @@ class DiffusersFamily(Family):
             source: pipeline folder with the configurations.
 
         Raises:
-            ValueError: the original layout has no place for a part.
+            ValueError: the original layout has no place for a part, or the family has no such file.
         """
+        raise ValueError(f"--single_file: diffusers reads no {self.layout.pipeline} from one file; leave the flag out")
 
     def export_single_file(
         self,

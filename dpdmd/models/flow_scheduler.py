@@ -1,7 +1,7 @@
 """The file of a FlowMatchEulerDiscreteScheduler. Imports no diffusers."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,40 @@ def read_shift(folder: Path) -> float:
         ValueError: the scheduler has more than one shift (`read_flow_scheduler`), or the shift is no number above 0.
     """
     path, config = read_flow_scheduler(folder)
-    shift = config.get("shift", 1.0)
-    if not (isinstance(shift, int | float) and math.isfinite(shift) and shift > 0):
-        raise ValueError(f"{path} sets shift {shift!r}, which must be a number above 0")
-    return float(shift)
+    return _number(path, config, "shift", 1.0, positive=True)
+
+
+def read_dynamic_shift(folder: Path) -> tuple[float | Callable[[float], float], float | None]:
+    """Return the shift of a scheduler that may set `use_dynamic_shifting`, and its terminal (`EvenFlowSchedule`).
+
+    diffusers' pipelines give a dynamic scheduler mu, linear in the number of the image's tokens, and its shift is e^mu.
+
+    Returns:
+        (the shift, or a function of the number of tokens that gives it; the terminal or None).
+
+    Raises:
+        ValueError: the scheduler is of another class, sets another option that changes the grid, or a value is no
+            number in its range.
+    """
+    path, config = read_flow_scheduler(folder, ("use_dynamic_shifting", "shift_terminal"))
+    if config.get("time_shift_type", "exponential") != "exponential":
+        raise ValueError(f"{path} sets time_shift_type {config['time_shift_type']}, which this family does not use")
+    terminal = _number(path, config, "shift_terminal", 0.0) if config.get("shift_terminal") else None
+    if terminal is not None and not 0 < terminal < 1:
+        raise ValueError(f"{path} sets shift_terminal {terminal!r}, which must be a number between 0 and 1")
+    if not config.get("use_dynamic_shifting"):
+        return _number(path, config, "shift", 1.0, positive=True), terminal
+    least, most = (_number(path, config, f"{end}_shift", mu) for end, mu in (("base", 0.5), ("max", 1.15)))
+    first, last = (_number(path, config, f"{end}_image_seq_len", n) for end, n in (("base", 256), ("max", 4096)))
+    if first == last:
+        raise ValueError(f"{path} sets base_image_seq_len and max_image_seq_len to {first:g}, which must differ")
+    slope = (most - least) / (last - first)
+    return lambda tokens: math.exp(least + slope * (tokens - first)), terminal
+
+
+def _number(path: Path, config: dict[str, Any], name: str, default: float, *, positive: bool = False) -> float:
+    value = config.get(name, default)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (positive and value <= 0):
+        raise ValueError(f"{path} sets {name} {value!r}, which must be a number{' above 0' if positive else ''}")
+    return float(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
@@ -45,6 +45,7 @@ def _write_network(folder: Path, kind: str, config: Mapping[str, Any]) -> list[s
     """Write one component's configuration and header. Return its library and class, as in model_index.json."""
     import diffusers
     import transformers
+    from transformers.core_model_loading import revert_weight_conversion
 
     quieten_libraries()
     if hasattr(transformers, kind):
@@ -52,23 +53,30 @@ def _write_network(folder: Path, kind: str, config: Mapping[str, Any]) -> list[s
         with torch.device("meta"):
             network = network_class(network_class.config_class(**config))
         network.config.save_pretrained(folder)
-        _write_header(folder / f"{TRANSFORMERS_STEM}.safetensors", network)
+        stored = revert_weight_conversion(network, _stored(network))  # some classes have other names in their files
+        _write_header(folder / f"{TRANSFORMERS_STEM}.safetensors", stored)
         return ["transformers", kind]
     with torch.device("meta"):
         network = getattr(diffusers, kind)(**config)
     network.save_config(folder)
-    _write_header(folder / f"{DIFFUSERS_STEM}.safetensors", network)
+    _write_header(folder / f"{DIFFUSERS_STEM}.safetensors", _stored(network))
     return ["diffusers", kind]
 
 
-def _write_header(path: Path, network: nn.Module) -> None:
-    """Write a .safetensors file of the network's weights in bf16 whose data is a hole in the file."""
+def _stored(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a network by name, a tied one once."""
+    first: dict[int, str] = {}
+    state = network.state_dict(keep_vars=True)
+    for name, value in state.items():
+        first.setdefault(id(value), name)
+    return {name: state[name] for name in first.values()}
+
+
+def _write_header(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a .safetensors file of `weights` in bf16 whose data is a hole in the file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end, seen = 0, set()
-    for name, value in network.state_dict(keep_vars=True).items():
-        if id(value) in seen:  # a tied weight is stored once
-            continue
-        seen.add(id(value))
+    end = 0
+    for name, value in weights.items():
         header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [end, end + 2 * value.numel()]}
         end += 2 * value.numel()
     text = json.dumps(header).encode()

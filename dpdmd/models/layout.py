@@ -59,18 +59,28 @@ def _clip_and_t5_tokens(folder: Path, max_sequence_length: int) -> int:
     return clip_tokens(folder, 77) + max_sequence_length
 
 
+def _check_scaling(config: Mapping[str, Any]) -> None:
+    for name, positive in (("scaling_factor", True), ("shift_factor", False)):
+        value = config.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (value is None or number) or (positive and number and value <= 0):
+            raise ValueError(f"sets {name} {value!r}, which must be a number")
+
+
 @dataclass(frozen=True)
 class Autoencoder:
     """What the configuration of an autoencoder says about latents; the defaults are an AutoencoderKL's.
 
     Attributes:
         factor: pixels a side of one latent of the sampler.
-        channels: channels of the network's input.
+        channels: channels of the sampler's latents.
+        check: raises a ValueError if a value that decoding needs is wrong.
         decode_bytes: device memory of decoding one image, by (configuration, pixels, bf16).
     """
 
     factor: Callable[[Mapping[str, Any]], int] = lambda config: 2 ** (len(config["block_out_channels"]) - 1)
     channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("latent_channels", 4)
+    check: Callable[[Mapping[str, Any]], None] = _check_scaling
     decode_bytes: Callable[[Mapping[str, Any], int, bool], int] = decode_bytes
 
 
@@ -82,11 +92,13 @@ class Guidance:
         formula: the guided prediction by the unconditional u, the conditional c and the scale s, in words.
         off: the scale at which the formula gives c, so that one branch is enough.
         null_prompt: the prompt of the unconditional branch.
+        argument: what the pipeline calls the scale.
     """
 
     formula: str = "u + s (c - u)"
     off: float = 1.0
     null_prompt: str = ""
+    argument: str = "guidance_scale"
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,9 @@ class Layout:
         lora_targets: layers that get a LoRA adapter, by the endings of their names.
         guidance: formula and scale of guidance, and the unconditional prompt.
         text_tensors: the tensors of an embedding (`TextEmbedding.to_cache`).
+        latent_channels: channels of the sampler's latents, by the network's configuration.
+        check_tokenizer: raises a ValueError if a loaded tokenizer is another model's; None for no such check.
+        unread: beginnings of the names of the text encoder's weights that are not loaded.
         fixed_text_length: the length of a prompt is the tokenizer's and cannot be chosen.
         vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
@@ -126,6 +141,7 @@ class Layout:
         autoencoder: what the autoencoder's configuration says about latents.
         text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
+        longest_text: the most tokens of a prompt, by the network's configuration.
         beside_single_file: components that diffusers does not find in the single file, though it holds them.
         image_first: the first argument of the pipeline's call is an image, so the prompt needs its name.
         single_file_network: the original files hold the network alone, so the single file does too.
@@ -152,6 +168,9 @@ class Layout:
     other_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     guidance: Guidance = Guidance()
     text_tensors: tuple[str, ...] = ("context", "pooled")
+    latent_channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("in_channels")
+    check_tokenizer: Callable[[Any], None] | None = None
+    unread: tuple[str, ...] = ()
     fixed_text_length: bool = False
     vae_factor: int | None = None
     t5: tuple[str, ...] = ()
@@ -162,6 +181,7 @@ class Layout:
     text_layers: int | None = None
     autoencoder: Autoencoder = Autoencoder()
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
+    longest_text: Callable[[Mapping[str, Any]], int] = lambda _: 512
     beside_single_file: tuple[str, ...] = ()
     image_first: bool = False
     single_file_network: bool = False
@@ -204,8 +224,9 @@ class Layout:
         return [name for name in self.components(folder, no_t5=no_t5) if name.startswith("text_encoder")]
 
     def count_text_encoder(self, folder: Path, component: str) -> int:
-        """Return how many numbers of a text encoder are loaded."""
-        shapes = self.weight_shapes(folder, component)
+        """Return how many numbers of a text encoder are loaded (`text_layers`, `unread`)."""
+        found = self.weight_shapes(folder, component)
+        shapes = {name: shape for name, shape in found.items() if not name.startswith(self.unread)}
         if self.text_layers:
             layers = {name: re.match(r"(?:model\.)?layers\.(\d+)\.", name) for name in shapes}
             left_out = {name for name, found in layers.items() if found and int(found[1]) >= self.text_layers}
@@ -235,6 +256,11 @@ class Layout:
         shapes = self.weight_shapes(folder, self.network)
         untrained = {*self.buffers, *(self.frozen(self.network_config(folder)) if self.frozen else ())}
         return count_numbers({name: shape for name, shape in shapes.items() if name not in untrained})
+
+    def count_buffers(self, folder: Path) -> int:
+        """Return how many numbers of the network's weights are no parameters."""
+        shapes = self.weight_shapes(folder, self.network)
+        return count_numbers({name: shapes[name] for name in self.buffers if name in shapes})
 
     def count_blocks(self, folder: Path) -> int:
         """Return the number of blocks (`blocks`)."""
@@ -284,10 +310,13 @@ class Layout:
         """Return the tokens of a prompt: as `requested`, else as in `defaults`; or the tokenizer's if that is fixed.
 
         Raises:
-            ValueError: the length is fixed and another one is requested.
+            ValueError: the length is fixed and another one is requested, or the network takes fewer tokens.
         """
         if not self.fixed_text_length:
-            return requested or defaults.max_sequence_length
+            length, longest = requested or defaults.max_sequence_length, self.longest_text(self.network_config(folder))
+            if length > longest:
+                raise ValueError(f"--max_sequence_length {length}: this model takes {longest} tokens at most")
+            return length
         length = clip_tokens(folder, self.defaults.max_sequence_length)
         if requested not in (None, length):
             raise ValueError(

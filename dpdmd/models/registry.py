@@ -14,6 +14,7 @@ from dpdmd.config.variants import find_variant
 from dpdmd.models.base import Family
 from dpdmd.models.flux2_klein.layout import LAYOUT as FLUX2_KLEIN
 from dpdmd.models.lora import Adapter, Adapters
+from dpdmd.models.qwen_image.layout import LAYOUT as QWEN_IMAGE
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.sd35.layout import LAYOUT as SD35
 from dpdmd.models.sdxl.layout import LAYOUT as SDXL
@@ -21,7 +22,7 @@ from dpdmd.models.zimage.layout import LAYOUT as ZIMAGE
 from dpdmd.utils.text_files import read_json
 
 _SAMPLING_FLAGS = {"steps": "teacher_infer_steps", "guidance_scale": "teacher_guidance_scale"}
-LAYOUTS = {"sd35": SD35, "sdxl": SDXL, "zimage": ZIMAGE, "flux2_klein": FLUX2_KLEIN}
+LAYOUTS = {"sd35": SD35, "sdxl": SDXL, "zimage": ZIMAGE, "flux2_klein": FLUX2_KLEIN, "qwen_image": QWEN_IMAGE}
 
 
 def family_of(folder: Path) -> str:

@@ -25,7 +25,7 @@ IMAGES = "images"
 PAPER = "2602.03139"
 PROMPT = "a red circle"  # of the snippet, if the run has no images
 _METHODS = {"dpdmd": "DP-DMD", "dmd": "DMD", "dmd_lpips": "DMD-LPIPS", "dmd_gan": "DMD-GAN"}
-_OF_TRANSFORMERS = ("CLIP", "T5", "Qwen")  # how its classes of text encoders begin
+_OF_TRANSFORMERS = ("CLIP", "T5", "Qwen2", "Qwen3")  # how its classes of text encoders begin
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
@@ -101,7 +101,7 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
     lines += ['pipe.to("cuda" if torch.cuda.is_available() else "cpu")', ""]
     sigmas = defaults.sigmas_argument
     options = [f"sigmas={[round(value, 6) for value in sigmas]}" if sigmas else f"num_inference_steps={defaults.steps}"]
-    options += [f"guidance_scale={defaults.guidance_scale}"]
+    options += [f"{layout.guidance.argument}={defaults.guidance_scale}"]
     options += [] if layout.fixed_text_length else [f"max_sequence_length={defaults.max_sequence_length}"]
     options += [f"{name}={getattr(defaults, name)}" for name in ("height", "width") if getattr(defaults, name)]
     given = f"prompt={_quoted(prompt)}" if layout.image_first else _quoted(prompt)

@@ -110,7 +110,8 @@ def check_guidance(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
     conditional = run.family.bind(run.networks.teacher, text)(z_t, sigma)
     unconditional = run.family.bind(run.networks.teacher, run.null.expand(len(text)))(z_t, sigma)
     guidance = run.family.layout.guidance
-    expected = conditional + (scale - guidance.off) * (conditional - unconditional)
+    extrapolated = conditional + (scale - guidance.off) * (conditional - unconditional)
+    expected = run.family.rescale(extrapolated, conditional)
     error = largest(guided - expected) / largest(guided)
     effect = largest(conditional - unconditional) / largest(conditional)
     limit = 0.05 if trainer.config.optim.bf16 else 1e-4

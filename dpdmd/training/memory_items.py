@@ -82,7 +82,7 @@ def _trained(config: Config, layout: Layout, teacher: Path) -> dict[str, int]:
 def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) -> list[MemoryItem]:
     """Count weights, gradients and moments: divided over processes if they are sharded, except buffers."""
     whole, trained = layout.count_parameters(teacher), _trained(config, layout, teacher)
-    buffers = whole - layout.count_trained(teacher)
+    buffers = layout.count_buffers(teacher)
     number, kind = _number(config)
     shards = topology.processes if topology.sharded else 1
     share, lora = _over(shards), config.model.lora_rank is not None
@@ -98,12 +98,12 @@ def _weights(config: Config, layout: Layout, teacher: Path, topology: Topology) 
     moment_flags = smaller if config.optim.optimizer == "adamw_8bit" else ("--optimizer adamw_8bit", *smaller)
     moment = bytes_of_moments(config.optim)
     for (name, numbers), phase in zip(trained.items(), (STUDENT, FAKE), strict=True):
-        besides = 0 if lora else buffers
-        masters = f"{(numbers + besides) / 1e6:.1f} M in fp32{_over(shards, besides)}"
+        besides, weights = (0, numbers) if lora else (buffers, whole - buffers)
+        masters = f"{(weights + besides) / 1e6:.1f} M in fp32{_over(shards, besides)}"
         what = "adapter" if lora else "master weights"
         count = f"{numbers / 1e6:.1f} M numbers"
         items += [
-            MemoryItem(f"{name}, {what}", numbers * FP32 // shards + besides * FP32, masters, LOADED, smaller),
+            MemoryItem(f"{name}, {what}", weights * FP32 // shards + besides * FP32, masters, LOADED, smaller),
             MemoryItem(
                 f"{name}, gradients", numbers * FP32 // shards, f"{count} in fp32{share}", (phase,), flags=smaller
             ),
@@ -142,7 +142,7 @@ def _gathered(layout: Layout, teacher: Path) -> MemoryItem:
     prefixes = tuple(layout.blocks(layout.network_config(teacher)))
     in_blocks = count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefixes)})
     blocks = layout.count_blocks(teacher)
-    outside = layout.count_trained(teacher) - in_blocks
+    outside = layout.count_parameters(teacher) - layout.count_buffers(teacher) - in_blocks
     numbers = outside + 3 * in_blocks // blocks
     return MemoryItem(
         "gathered",

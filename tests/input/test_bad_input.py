@@ -491,7 +491,7 @@ GENERATION = [
         *GENERATION,
         ("--num_images", "0", "--num_images 0: must be 1 to 100000"),
         ("--batch_size", "0", "--batch_size 0: must be 1 to 65536"),
-        ("--max_sequence_length", "0", "--max_sequence_length 0: must be 1 to 512"),
+        ("--max_sequence_length", "0", "--max_sequence_length 0: must be 1 to 1024"),
         ("--prompt_txt", "prompts.txt", "--prompt, --prompt_txt or --geneval: give one of them"),
         ("--prompt", " ", "--prompt: is empty"),
         ("--prompt", "\udcff", "is not UTF-8"),

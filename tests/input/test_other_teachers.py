@@ -156,6 +156,23 @@ def test_a_preset_that_fits_no_run_of_the_model_is_an_error(refused, tiny_folder
     assert refused({"--preset": "24gb", **nine}).startswith("--preset 24gb: FLUX.2-klein-base-9B does not fit 24 GB")
 
 
+def test_the_longest_prompt_is_the_models(refused, tiny_folder):
+    qwen = {"--family": "qwen_image", "--teacher_id": str(tiny_folder("qwen_image"))}
+    message = refused({"--max_sequence_length": "513"})
+    assert message == "--max_sequence_length 513: this model takes 512 tokens at most"
+    assert "--max_sequence_length 1025: must be" in refused({**qwen, "--max_sequence_length": "1025"})
+
+
+def test_another_models_tokenizer_is_an_error(refused, tiny_folder, tmp_path):
+    """Qwen-Image's pipeline cuts its template off by the number of tokens."""
+    folder = Path(shutil.copytree(tiny_folder("qwen_image"), tmp_path / "mixed"))
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(tiny_folder("zimage") / "tokenizer", folder / "tokenizer")
+    message = refused({"--family": "qwen_image", "--teacher_id": str(folder)})
+    assert message.startswith(f"--teacher_id {folder}: {folder / 'tokenizer'}: its tokenizer makes ")
+    assert "of which the pipeline cuts off 34: another model's?" in message
+
+
 @pytest.mark.parametrize("model", ["stable-diffusion-3.5-large", "stable-diffusion-3-medium-diffusers"])
 def test_a_missing_model_says_where_to_get_this_model(refused, model):
     message = refused({"--teacher_id": f"weights/stabilityai/{model}"})

@@ -5,20 +5,19 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage, SD3Transformer2DModel
 from memory_count import kept_bytes
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpdmd.methods.networks import recompute_blocks
 from dpdmd.models import lora
-from dpdmd.models.activation_memory import CallShape, decode_bytes
+from dpdmd.models.activation_memory import CallShape
 from dpdmd.models.counted_memory import LiveStorages, as_on_cuda
 from dpdmd.models.lora import Adapter
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sd35.activation_memory import call_memory
 from dpdmd.models.sd35.family import SD35
-from dpdmd.models.sd35.official import OFFICIAL
 
 ARCHITECTURES = {  # heads, width of a head, blocks, dual blocks, normed q and k
     "one dual of two": (2, 16, 2, 1, "rms_norm"),
@@ -125,14 +124,21 @@ def test_the_most_that_lives_in_a_backward_pass_is_what_the_formula_says(bf16, r
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_decoding_takes_what_the_formula_says(bf16):
-    before = torch.get_default_dtype()
+@pytest.mark.parametrize("family", ["sd35", "qwen_image"])
+def test_decoding_takes_what_the_formula_says(family, bf16):
+    layout, before = LAYOUTS[family], torch.get_default_dtype()
+    config = layout.official["vae"]
     torch.set_default_dtype(torch.bfloat16 if bf16 else before)
     try:
         with FakeTensorMode(), torch.no_grad():
-            vae, latents = AutoencoderKL(**OFFICIAL["vae"]), torch.randn(1, 16, 64, 64)
+            if family == "sd35":
+                vae, latents = AutoencoderKL(**config), torch.randn(1, 16, 64, 64)
+                decode = vae.decode
+            else:
+                vae, latents = AutoencoderKLQwenImage(**config), torch.randn(1, 16, 1, 64, 64)
+                decode = vae.decoder
             with LiveStorages(list(vae.parameters())) as live:
-                vae.decode(latents)
+                decode(latents)
     finally:
         torch.set_default_dtype(before)
-    assert decode_bytes(OFFICIAL["vae"], 512 * 512, bf16) == pytest.approx(live.peak, rel=0.05)
+    assert layout.autoencoder.decode_bytes(config, 512 * 512, bf16) == pytest.approx(live.peak, rel=0.05)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, QwenImagePipeline
 from PIL import ImageChops
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -130,10 +130,25 @@ def normalised_patches(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
 SAMPLED = {"Flux2KleinPipeline": normalised_patches}  # pipelines whose "latent" is not what they sample
 
 
+def call_pipeline(
+    pipe: DiffusionPipeline, prompts: list[str], eps: Tensor, scale: float, kind: str, **options: Any
+) -> Tensor:
+    """Return what the family's own pipeline samples from `eps`; `kind` is its `output_type`."""
+    call = {"prompt": list(prompts), "output_type": kind, **options}
+    if not isinstance(pipe, QwenImagePipeline):
+        found = pipe(latents=eps, guidance_scale=scale, **call).images
+        return SAMPLED.get(type(pipe).__name__, lambda pipe, found: found)(pipe, found) if kind == "latent" else found
+    # Guidance needs a negative prompt. Latents are packed as tokens.
+    call |= {"negative_prompt": [" "] * len(prompts)} if scale > 1 else {}
+    height, width = eps.shape[-2:]
+    tokens = pipe._pack_latents(eps, len(eps), 16, height, width)
+    found = pipe(latents=tokens, true_cfg_scale=scale, **call).images
+    return pipe._unpack_latents(found, 8 * height, 8 * width, 8)[:, :, 0] if kind == "latent" else found
+
+
 def pipeline_latents(pipe: DiffusionPipeline, prompts: list[str], eps: Tensor, scale: float, **options: Any) -> Tensor:
     """Return the latents that the family's own pipeline samples."""
-    found = pipe(prompt=list(prompts), latents=eps, guidance_scale=scale, output_type="latent", **options).images
-    return SAMPLED.get(type(pipe).__name__, lambda pipe, latents: latents)(pipe, found)
+    return call_pipeline(pipe, prompts, eps, scale, "latent", **options)
 
 
 @pytest.mark.parametrize("steps", [3, 6])
@@ -159,7 +174,7 @@ def test_decoded_images_are_the_pipelines(small):
     ours = sampler.decoder.decode(sampler.latents(encoder.encode(PROMPTS[:1]), eps))
     pipe = load_pipeline(small.folder)
     call = {"num_inference_steps": 3, "height": 64, "width": 64, **options}
-    theirs = pipe(prompt=PROMPTS[:1], latents=eps, guidance_scale=off, output_type="pt", **call).images
+    theirs = call_pipeline(pipe, PROMPTS[:1], eps, off, "pt", **call)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert theirs.std() > 0.01
 

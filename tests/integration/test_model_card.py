@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import Flux2KleinPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline
+from diffusers import (
+    Flux2KleinPipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    ZImagePipeline,
+)
 
 from dpdmd import export, train
 from dpdmd.models.registry import LAYOUTS, family_class
@@ -49,11 +55,13 @@ def code_of(card: Path) -> str:
 def sampled_by_the_card(folder: Path, monkeypatch: pytest.MonkeyPatch, eps: torch.Tensor) -> np.ndarray:
     """Run the printed code beside the folder, from our start noise, as a user would, and return its image."""
     monkeypatch.chdir(folder.resolve().parent)
-    for kind in (StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline):
+    packed = QwenImagePipeline._pack_latents(eps, *eps.shape)
+    for kind in (StableDiffusion3Pipeline, StableDiffusionXLPipeline, ZImagePipeline, QwenImagePipeline):
+        start = packed if kind is QwenImagePipeline else eps
         monkeypatch.setattr(
             kind,
             "prepare_latents",
-            lambda self, *given: eps.to(given[4]) * getattr(self.scheduler, "init_noise_sigma", 1),
+            lambda self, *given, start=start: start.to(given[4]) * getattr(self.scheduler, "init_noise_sigma", 1),
         )
     whole = Flux2KleinPipeline.prepare_latents  # packs the noise
     monkeypatch.setattr(
@@ -103,7 +111,8 @@ def test_the_code_of_another_familys_card_samples_the_student(
     student, eps = run / "ckpts" / "latest" / ("lora" if lora else "student"), normal_per_sample(shape, 0, "p", 0, [0])
     code = code_of(student / CARD)
     assert ("max_sequence_length" in code) != LAYOUTS[family].fixed_text_length and "sigmas=" not in code
-    assert f"guidance_scale={LAYOUTS[family].guidance.off}" in code
+    guidance = LAYOUTS[family].guidance
+    assert f"{guidance.argument}={guidance.off}" in code
     assert np.abs(sampled_by_the_card(student, monkeypatch, eps) - ours(run, eps, "a red circle")).max() <= 1
 
 

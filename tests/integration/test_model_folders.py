@@ -73,6 +73,8 @@ WEIGHTS = [
     ("flux2_klein", "text_encoder", MODEL, "layers.27.self_attn.q_norm.weight"),
     ("flux2_klein", "vae", DIFFUSION, "bn.running_var"),
     ("flux2_klein", "transformer", DIFFUSION, "single_transformer_blocks.1.attn.to_out.weight"),
+    ("qwen_image", "vae", DIFFUSION, "decoder.conv_in.weight"),
+    ("qwen_image", "transformer", DIFFUSION, "transformer_blocks.1.img_mlp.net.2.weight"),
 ]
 
 

@@ -449,6 +449,7 @@ MODEL_COLUMNS = {  # column, also the name of its settings -> family, model of t
     "sdxl": ("sdxl", ""),
     "zimage": ("zimage", ""),
     "flux2_klein": ("flux2_klein", ""),
+    "qwen_image": ("qwen_image", ""),
 }
 
 

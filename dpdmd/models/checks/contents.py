@@ -35,7 +35,12 @@ def check_contents(layout: Layout, folder: Path, flag: str, *, network_only: boo
             elif component.startswith("tokenizer"):
                 if not hasattr(transformers, kind):
                     raise ValueError(f"model_index.json says {component} is a {kind}, which transformers does not have")
-                check_tokenizer(kind, folder / component)
+                tokenizer = check_tokenizer(kind, folder / component)
+                if layout.check_tokenizer:
+                    try:
+                        layout.check_tokenizer(tokenizer)
+                    except ValueError as error:
+                        raise ValueError(f"{folder / component}: {error}") from None
 
 
 def _check_diffusers(layout: Layout, folder: Path, component: str) -> None:

@@ -3,7 +3,6 @@
 Does not import diffusers, which takes seconds, so a wrong path is reported at once. `contents.py` checks more.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -126,16 +125,15 @@ def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> 
 
 def _check_vae(layout: Layout, folder: Path) -> None:
     path = folder / "vae" / "config.json"
+    config = read_json(path)
     with expecting_mapping_keys(path):
-        factor = layout.read_vae_factor(folder)
+        factor, channels = layout.read_vae_factor(folder), layout.autoencoder.channels(config)
     if layout.vae_factor not in (None, factor):
         raise ValueError(f"{path}: a latent spans {factor} pixels, not {layout.vae_factor}")
-    config = read_json(path)
-    for name, positive in (("scaling_factor", True), ("shift_factor", False)):  # read when the first image is decoded
-        value = config.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (value is None or number) or (positive and number and value <= 0):
-            raise ValueError(f"{path} sets {name} {value!r}, which must be a number")
-    channels, wanted = layout.autoencoder.channels(config), layout.network_config(folder).get("in_channels")
+    try:
+        layout.autoencoder.check(config)  # the values are read when the first image is decoded
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+    wanted = layout.latent_channels(layout.network_config(folder))
     if channels != wanted:
         raise ValueError(f"{path}: its latents have {channels} channels, the {layout.network}'s {wanted}")

@@ -18,6 +18,7 @@ from dpdmd.models.registry import LAYOUTS, sampling_defaults
         ("sdxl_v", "sdxl", SDXL_V, 28, 5.0, 5),
         ("zimage", "zimage", None, 50, 5.0, 8),
         ("flux2_klein", "flux2_klein", None, 50, 4.0, 8),
+        ("qwen_image", "qwen_image", None, 50, 4.0, 8),
     ],
 )
 def test_a_teacher_has_the_defaults_of_its_model(tiny_folder, tmp_path, model, family, name, steps, scale, k_anchor):

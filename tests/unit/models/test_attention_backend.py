@@ -33,7 +33,7 @@ def predictions(family, network, folder) -> tuple[Tensor, Tensor]:
     encoder = family.load_text_encoder(folder, 32)
     text = encoder.encode(["a red circle", "a large blue square and a small cyan cross on a grey background"])
     draw = torch.Generator().manual_seed(0)
-    z = torch.randn(2, network.config.in_channels, 8, 8, generator=draw).requires_grad_()
+    z = torch.randn(2, family.layout.latent_channels(network.config), 8, 8, generator=draw).requires_grad_()
     prediction = family.predict(network, z, torch.tensor([0.9, 0.3]), text)
     (gradient,) = torch.autograd.grad(prediction.square().mean(), z)
     return prediction.detach(), gradient

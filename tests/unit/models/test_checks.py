@@ -96,8 +96,11 @@ def test_folders_as_they_are_published_are_whole(copied, family):
     """Shards, half precision, stored buffers, a tied weight under both its names, and old names all pass and load."""
     folder, layout = copied(family), LAYOUTS[family]
     expected = load_sampler(folder, CPU, steps=2, height=64, width=64)[1].encode(["a red circle"])
-    rewrite_weights(folder / "vae" / DIFFUSION, as_first_released)
-    assert any("proj_attn" in name for name in load_file(folder / "vae" / DIFFUSION))  # there is something to rename
+    if layout.classes["vae"] == "AutoencoderKL":
+        rewrite_weights(folder / "vae" / DIFFUSION, as_first_released)
+        assert any(
+            "proj_attn" in name for name in load_file(folder / "vae" / DIFFUSION)
+        )  # there is something to rename
     encoder = folder / "text_encoder" / MODEL
     if layout.classes["text_encoder"].startswith("CLIP"):
         rewrite_weights(encoder, as_first_clips)

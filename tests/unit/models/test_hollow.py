@@ -30,6 +30,7 @@ NUMBERS = {
     },
     "zimage": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": 4_022_468_096},
     "flux2_klein": {"transformer": 3_875_544_576, "vae": 84_046_372, "text_encoder": 4_022_468_096},
+    "qwen_image": {"transformer": 20_430_401_088, "vae": 126_892_531, "text_encoder": 8_292_166_656},
 }
 
 
