@@ -209,9 +209,10 @@ def images_of_the_cards(
     return images
 
 
-def test_flux2_kleins_file_holds_the_network_alone(tiny_folder, tmp_path, monkeypatch):
-    """As in Black Forest Labs' files. The code of its card takes all else from the base, but the scheduler."""
-    folder, student = tiny_folder("flux2_klein"), tmp_path / "student"
+@pytest.mark.parametrize("family", ["flux2_klein", "qwen_image"])
+def test_a_file_may_hold_the_network_alone(family, tiny_folder, tmp_path, monkeypatch):
+    """As in the original files. The code of its card takes all else from the base, but the scheduler."""
+    folder, student = tiny_folder(family), tmp_path / "student"
     shutil.copytree(folder, student)
     sigmas = (1.0, 0.7, 0.0)  # numbers, which the scheduler makes without a dynamic shift
     how = {"steps": 2, "guidance_scale": 1.0, "max_sequence_length": 60, "sigmas": sigmas}

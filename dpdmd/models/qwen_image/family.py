@@ -1,5 +1,6 @@
 """Qwen-Image (any QwenImagePipeline folder in the official layout)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.models.flow_family import EvenFlowFamily
 from dpdmd.models.loading import load_strict
+from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
 from dpdmd.models.qwen_image.image_decoder import QwenImageDecoder
 from dpdmd.models.qwen_image.layout import LAYOUT, PATCH, TOKEN_SIDE
+from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
 class QwenImageTextEncoder(TextEncoder):
@@ -94,7 +97,7 @@ class QwenImage(EvenFlowFamily):
         with self.autocast(z.device, cache_enabled=False):
             tokens = network(
                 hidden_states=pack(z),
-                timestep=sigma,
+                timestep=sigma * NUM_TRAIN_TIMESTEPS / NUM_TRAIN_TIMESTEPS,  # rounded as the pipeline rounds it
                 encoder_hidden_states=text.context,
                 encoder_hidden_states_mask=text.mask,
                 img_shapes=[[(1, height // PATCH, width // PATCH)]] * len(z),
@@ -107,6 +110,10 @@ class QwenImage(EvenFlowFamily):
         tokens = pack(guided)
         norms = pack(conditional).norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
         return unpack(tokens * norms, *guided.shape[-2:])
+
+    def original_layout(self, parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
+        """Return the network alone, under the names of diffusers, which ComfyUI's files have too."""
+        return dict(parts["transformer"])
 
 
 FAMILY = QwenImage

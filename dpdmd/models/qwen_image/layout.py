@@ -129,4 +129,5 @@ LAYOUT = Layout(
     call_memory=counted("qwen_image"),
     text_tokens=lambda _, length: length,
     longest_text=lambda _: MAX_TEXT,
+    single_file_network=True,
 )
