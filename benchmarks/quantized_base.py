@@ -3,9 +3,10 @@
     python benchmarks/quantized_base.py --out benchmarks/results                                # small random models
     python benchmarks/quantized_base.py --real_size sd35 --work outputs/real --out benchmarks/results
 
-The small models are those of the tests, one for each family. `--real_size` writes the network of a family's official
-model with random weights (sd35: 5 GB) and deletes it at the end. Each network is loaded in a process of its own. The
-prompts are random embeddings. nf4 is left out if bitsandbytes is not installed.
+The small models are the bundled small world, which is trained, and those of the tests, one for each family.
+`--real_size` writes the network of a family's official model with random weights (sd35: 5 GB) and deletes it at the
+end. Each network is loaded in a process of its own. The prompts are random embeddings. nf4 is left out if bitsandbytes
+is not installed.
 """
 
 import argparse
@@ -124,7 +125,8 @@ def folders(real_size: str | None, work: Path) -> dict[str, tuple[str, Path]]:
 
     for family in LAYOUTS:
         getattr(small_models, f"save_tiny_{family}")(work / family)
-    return {f"{family}, small": (family, work / family) for family in LAYOUTS}
+    trained = {"small world, trained": ("sd35", ROOT / "weights" / "tiny" / "sd35")}
+    return trained | {f"{family}, small": (family, work / family) for family in LAYOUTS}
 
 
 def document(rows: list[list[str]], args: argparse.Namespace) -> str:
@@ -139,10 +141,10 @@ def document(rows: list[list[str]], args: argparse.Namespace) -> str:
             "",
             f"CPU, {memory / 1e9:.1f} GB of memory; {used}",
             "",
-            f"Random weights and prompts, computed in {args.kind}; images of {args.size} x {args.size}, {args.tokens}",
-            "tokens of text, the family's guidance. The error is |v' - v| / |v| of the guided prediction, the larger",
-            f"of two noise levels of {STEPS} steps. The peak is the rise of memory while the network loads, without",
-            "pages of mapped files.",
+            f"Random prompts, and random weights if not trained, computed in {args.kind}; {args.size} x {args.size},",
+            f"{args.tokens} tokens of text, the family's guidance. The error is |v' - v| / |v|, guided, and",
+            f"the larger of two noise levels of {STEPS} steps. The peak is the rise of memory while the network loads,",
+            "without pages of mapped files.",
             "",
             markdown_table(list(COLUMNS), rows),
             "",
