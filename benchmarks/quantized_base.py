@@ -1,11 +1,11 @@
 """A frozen base in fp8, int8 and nf4 beside bf16: relative error of the guided prediction, memory, and loading.
 
-    python benchmarks/quantized_base.py --out benchmarks/results                                # small random models
-    python benchmarks/quantized_base.py --real_size sd35 --work outputs/real --out benchmarks/results
+    python benchmarks/quantized_base.py                                           # small models
+    python benchmarks/quantized_base.py --real_size sd35 --size 128 --tokens 64 --work outputs/real
 
-The small models are those of the tests, one for each family. `--real_size` writes the network of a family's official
-model with random weights (sd35: 5 GB) and deletes it at the end. Each network is loaded in a process of its own. The
-prompts are random embeddings. nf4 is left out if bitsandbytes is not installed.
+The small models are the bundled small world, which is trained, and those of the tests, one for each family.
+`--real_size` writes the network of a family's official model with random weights (sd35: 5 GB) and deletes it at the
+end. Each network is loaded in a process of its own. nf4 is left out if bitsandbytes is not installed.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from real_size_folder import fill_weights
@@ -27,8 +28,10 @@ from real_size_folder import fill_weights
 from dpdmd.config.precisions import NF4, PRECISIONS, UNQUANTIZED, Precisions
 from dpdmd.models.base import TextEmbedding
 from dpdmd.models.hollow import write_hollow
+from dpdmd.models.layout import Layout
 from dpdmd.models.quantization import guided_error
 from dpdmd.models.registry import LAYOUTS, family_class
+from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.tensor_files import open_weights
 from dpdmd.models.weight_files import DIFFUSERS_STEM
 from dpdmd.utils.atomic_files import write_text
@@ -37,6 +40,7 @@ from dpdmd.utils.versions import versions
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
+PROMPT = "a red circle"
 STEPS = 30  # of the teacher's grid
 COLUMNS = ("model", "base in", "relative error", "weights, MB", "by the estimate, MB", "loading, s", "peak, MB")
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -82,22 +86,28 @@ def measure(family_name: str, folder: Path, precision: str, kind: str, size: int
         return found
     draw = torch.Generator().manual_seed(0)
     config = layout.network_config(folder)
-    width, pooled = layout.text_widths(config)
-    lengths = (tokens,) if layout.lengths_differ else None
-    text, null = (
-        TextEmbedding(
-            torch.randn((1, tokens, width), generator=draw).to(dtype),
-            None if pooled is None else torch.randn((1, pooled), generator=draw).to(dtype),
-            lengths,
-        )
-        for _ in range(2)
-    )
+    if tokens:
+        text, null = (_random_text(layout, config, tokens, dtype, draw) for _ in range(2))
+    else:
+        length = read_sampling_defaults(folder, layout.defaults).max_sequence_length
+        encoder = family.load_text_encoder(folder, length)
+        text, null = (encoder.encode([prompt]) for prompt in (PROMPT, layout.guidance.null_prompt))
     factor = layout.read_vae_factor(folder)
     eps = torch.randn((1, config["in_channels"], size // factor, size // factor), generator=draw)
     schedule = family.load_schedule(folder).at_size(size, size)
     predict = family.bind_guided(network, text, null, layout.defaults.guidance_scale)
     weights = open_weights(folder / layout.network, DIFFUSERS_STEM)
     return found | {"error": guided_error(predict, schedule, schedule.default_sigmas(STEPS), eps, network, weights)}
+
+
+def _random_text(
+    layout: Layout, config: dict[str, Any], tokens: int, dtype: torch.dtype, draw: torch.Generator
+) -> TextEmbedding:
+    """Return a random embedding of one prompt."""
+    width, pooled = layout.text_widths(config)
+    context = torch.randn((1, tokens, width), generator=draw).to(dtype)
+    vector = None if pooled is None else torch.randn((1, pooled), generator=draw).to(dtype)
+    return TextEmbedding(context, vector, (tokens,) if layout.lengths_differ else None)
 
 
 def in_a_process(arguments: list[str]) -> dict[str, float]:
@@ -124,12 +134,14 @@ def folders(real_size: str | None, work: Path) -> dict[str, tuple[str, Path]]:
 
     for family in LAYOUTS:
         getattr(small_models, f"save_tiny_{family}")(work / family)
-    return {f"{family}, small": (family, work / family) for family in LAYOUTS}
+    trained = {"small world, trained": ("sd35", ROOT / "weights" / "tiny" / "sd35")}
+    return trained | {f"{family}, small": (family, work / family) for family in LAYOUTS}
 
 
 def document(rows: list[list[str]], args: argparse.Namespace) -> str:
     """Return the dated result."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    prompt = f"{args.tokens} random tokens of text" if args.tokens else f"the prompt {PROMPT!r}"
     used = ", ".join(f"{package} {version}" for package, version in versions().items())
     return "\n".join(
         [
@@ -139,10 +151,10 @@ def document(rows: list[list[str]], args: argparse.Namespace) -> str:
             "",
             f"CPU, {memory / 1e9:.1f} GB of memory; {used}",
             "",
-            f"Random weights and prompts, computed in {args.kind}; images of {args.size} x {args.size}, {args.tokens}",
-            "tokens of text, the family's guidance. The error is |v' - v| / |v| of the guided prediction, the larger",
-            f"of two noise levels of {STEPS} steps. The peak is the rise of memory while the network loads, without",
-            "pages of mapped files.",
+            f"Random weights if not trained; computed in {args.kind}, {args.size} x {args.size} pixels, the family's",
+            f"guidance, {prompt}. The error is |v' - v| / |v| of the guided prediction, the larger of two",
+            f"noise levels of {STEPS} steps. The peak is the rise of memory while the network loads, without pages of",
+            "mapped files.",
             "",
             markdown_table(list(COLUMNS), rows),
             "",
@@ -157,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--kind", choices=list(TYPES), default="bf16", help="type of the computation")
     parser.add_argument("--size", type=int, default=64, help="image height and width (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens of a prompt (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=0, help="of a random embedding; 0: the model encodes a prompt")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--one", nargs=3, metavar=("FAMILY", "FOLDER", "PRECISION"), help=argparse.SUPPRESS)
     return parser
