@@ -78,7 +78,11 @@ def find_factors(rows: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any])
 
 
 def fit(turned: np.ndarray, seeds: Sequence[int], values: Sequence[float]) -> Effects:
-    """Fit mean, changes and seed offsets (which sum to 0) by least squares; `turned` is [R, F] of 0 and 1."""
+    """Fit mean, changes and seed offsets (which sum to 0) by least squares; `turned` is [R, F] of 0 and 1.
+
+    Raises:
+        ValueError: there are too few rows, or the rows do not tell all changes apart.
+    """
     first, *others = sorted(set(seeds))
     offsets = [[(seed == other) - (seed == first) for other in others] for seed in seeds]
     design = np.column_stack([np.ones(len(seeds)), turned, np.array(offsets, float).reshape(len(seeds), -1)])
@@ -142,7 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     factors = find_factors(rows, base)
     turned = np.array([[row[f.flags[0]] != f.base[0] for f in factors] for row in rows.values()], float)
     seeds = [seed for _, seed, _ in runs]
-    effects = {name: fit(turned, seeds, [values[name] for _, _, values in runs]) for name in METRICS}
+    try:
+        effects = {name: fit(turned, seeds, [values[name] for _, _, values in runs]) for name in METRICS}
+    except ValueError as error:
+        parser.error(str(error))
     cells = [
         [str(factor), *(_effect(effects[name], index) for name in METRICS)] for index, factor in enumerate(factors)
     ]
