@@ -148,12 +148,12 @@ def test_a_preset_that_fits_no_run_of_the_model_is_an_error(refused, tiny_folder
     )
     message = refused({"--preset": "16gb", "--family": "zimage"})
     assert message.startswith("--preset 16gb: --family zimage does not fit 16 GB")
-    message = refused({"--preset": "16gb", "--family": "flux2_klein"})
+    message = refused({"--preset": "12gb", "--family": "flux2_klein"})
     assert (
-        "FLUX.2" not in message and "does not fit 16 GB at 1024 x 1024; take --preset 24gb or 48gb or 80gb" in message
+        "FLUX.2" not in message and "does not fit 12 GB at 1024 x 1024; take --preset 16gb or 24gb or 48gb" in message
     )
     nine = {"--family": "flux2_klein", "--teacher_id": "weights/black-forest-labs/FLUX.2-klein-base-9B"}
-    assert refused({"--preset": "24gb", **nine}).startswith("--preset 24gb: FLUX.2-klein-base-9B does not fit 24 GB")
+    assert refused({"--preset": "16gb", **nine}).startswith("--preset 16gb: FLUX.2-klein-base-9B does not fit 16 GB")
 
 
 def test_the_longest_prompt_is_the_models(refused, tiny_folder):
