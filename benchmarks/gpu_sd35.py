@@ -4,11 +4,11 @@
     python benchmarks/gpu_sd35.py --tiny --out outputs/try           the same on a CPU, in small, to see that it runs
 
 Full fine-tuning of both networks and LoRA, eager and compiled, by dpdmd.train's own steps: bf16 compute, fp32 trained
-weights, all blocks recomputed or as few as the plan of memory says fit, the paper's teacher, student and K. The text
-encoders have the official widths and lengths but one or two layers: their share is benchmarks/train_step.py's matter.
-MFU is against the rate of a matrix product in the compute type, measured in the same run; FLOPs are those that torch
-counts in one eager cycle, recomputation included, for a compiled run too. A row that does not fit the memory, or that
---minutes leave no time for, says so.
+weights, all blocks recomputed or as few as the plan of memory says fit, the paper's teacher, student and K. LoRA also
+on a base in int8, and in nf4 if bitsandbytes is installed. The text encoders have the official widths and lengths but
+one or two layers: their share is benchmarks/train_step.py's matter. MFU is against the rate of a matrix product in the
+compute type, measured in the same run; FLOPs are those that torch counts in one eager cycle, recomputation included,
+for a compiled run too. A row that does not fit the memory, or that --minutes leave no time for, says so.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from dpdmd.config.precisions import INT8, NF4
 from dpdmd.methods.update_schedule import is_student_update
 from dpdmd.models.memory_estimate import CONTEXT
 from dpdmd.models.sampling_defaults import SamplingDefaults
@@ -47,6 +49,10 @@ TRAINED = {
     "LoRA 64": ["--lora_rank", "64"],
     "full": [],
     "LoRA 64, recomputed by plan": ["--lora_rank", "64", "--recomputed_blocks", "auto"],
+}
+QUANTIZED = {  # beside "LoRA 64", eager at the largest batch size
+    f"LoRA 64 on {precision}": ["--lora_rank", "64", "--base_precision", precision]
+    for precision in (INT8, *([NF4] if find_spec("bitsandbytes") else []))
 }
 
 
@@ -153,7 +159,7 @@ def run_all(
         if started + longest > until:
             yield case, "not run: out of time"
             continue
-        flags = [*common, "--batch_size", str(case.batch), *TRAINED[case.trained]]
+        flags = [*common, "--batch_size", str(case.batch), *(TRAINED | QUANTIZED)[case.trained]]
         flags += ["--compile"] if case.compiled else []
         trainer = None
         try:
@@ -215,7 +221,10 @@ def main() -> None:
         "| trained | | batch | fake turn, s | student turn, s | samples/s | MFU | peak, GB | plan, GB | plan / peak |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    cases = [Case(b, t, c) for c, b, t in product((False, True), args.batch_sizes, TRAINED)]
+    eager, compiled = (
+        [Case(b, t, compiled) for b, t in product(args.batch_sizes, TRAINED)] for compiled in (False, True)
+    )
+    cases = [*eager, *(Case(max(args.batch_sizes), t, False) for t in QUANTIZED), *compiled]
     name, runs = f"{date}_gpu_sd35" + ("_tiny" if args.tiny else ""), []
     with tempfile.TemporaryDirectory() as work:
         folder, prompts = Path(work) / "sd35", Path(work) / "prompts.txt"
