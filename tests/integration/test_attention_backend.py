@@ -40,7 +40,7 @@ def test_evaluation_samples_with_it(short_run, tmp_path, tiny_scorers, monkeypat
     seen, evaluate = [], InLoopEvaluation.evaluate
 
     def watched(self, step):
-        samplers = self.student, self.teacher
+        samplers = [*self.student.values(), *self.teacher.values()]
         seen.extend(next(iter(sampler.network.attn_processors.values())) for sampler in samplers)
         return evaluate(self, step)
 

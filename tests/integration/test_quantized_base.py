@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpdmd import doctor, export, generate, train
+from dpdmd.config.options import ModelConfig
 from dpdmd.config.precisions import FP8, INT8, NF4, PRECISIONS, UNQUANTIZED, Precisions
 from dpdmd.methods.networks import recompute_blocks
 from dpdmd.models import lora
 from dpdmd.models.base import Family, TextEmbedding
 from dpdmd.models.compilation import compile_blocks
-from dpdmd.models.lora import Adapter
 from dpdmd.models.quantization import QuantizedLinear, original_weights, quantized_layers
-from dpdmd.models.registry import LAYOUTS, family_class
+from dpdmd.models.registry import LAYOUTS, adapters, family_class
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.tensor_files import open_weights
 from dpdmd.models.weight_files import DIFFUSERS_STEM
@@ -110,9 +110,9 @@ def test_a_quantised_network_is_the_network_but_for_linear_layers_of_blocks(
         assert torch.equal(call(network), found)
 
 
-def share(network: nn.Module, family: Family) -> lora.AdapterView:
+def share(network: nn.Module, name: str, folder: Path) -> lora.AdapterView:
     """Return a student on a network, with an adapter that changes the output."""
-    adapter = Adapter(2, 6.0, family.layout.lora_targets)
+    adapter = adapters(ModelConfig(family=name, teacher_id=str(folder), lora_rank=2, lora_alpha=6.0)).student
     _, student, _ = lora.share(network, adapter, adapter, seed=0)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_adapters_get_the_gradients_of_a_base_with_the_dequantised_weights(
     dequantized = copy.deepcopy(unquantized)
     for path, layer in quantized_layers(network).items():
         dequantized.get_submodule(path).weight.data = layer.weight
-    students = [share(each, plain) for each in (network, dequantized)]
+    students = [share(each, name, folder) for each in (network, dequantized)]
     recompute_blocks(students[0], plain, "all")
     for student in students:
         call(student).square().sum().backward()

@@ -11,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from dpdmd.evaluation.scorers.base import Scorer
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.sd35.family import SD35TextEncoder
+from dpdmd.models.sd35.family import SD35
 from dpdmd.models.sd35.layout import LAYOUT
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.shapes import build, measure_scorers, pairs, teacher, world
@@ -66,7 +66,7 @@ def test_every_caption_of_training_is_encoded_as_the_trainer_encodes_it(pipe):
     assert len(row_of) == len(context) == len(pooled) == 526 and row_of[""] == 0
     captions = ["a red circle", "", "a small cyan cross on a brown background"]
     rows = [row_of[caption] for caption in captions]
-    theirs = SD35TextEncoder(TEACHER, torch.device("cpu"), torch.float32, MAX_LENGTH, no_t5=False).encode(captions)
+    theirs = SD35(torch.device("cpu"), torch.float32).load_text_encoder(TEACHER, MAX_LENGTH).encode(captions)
     # another batch size adds in another order
     assert torch.allclose(context[rows], theirs.context, atol=1e-5)
     assert torch.allclose(pooled[rows], theirs.pooled, atol=1e-5)

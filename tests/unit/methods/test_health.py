@@ -10,10 +10,19 @@ from dpdmd.methods.health import SATURATED, anchor_metrics, sample_metrics
 def test_statistics_of_samples_and_of_the_teachers_predictions():
     x = torch.tensor([1.0, -1.0, 3.0, -3.0]).repeat(2, 1).reshape(2, 1, 2, 2)
     found = sample_metrics(x, x / 2 + 1)
-    # The unbiased estimate: 40 / 7 of eight values.
-    assert found["latent_mean"] == 0 and found["latent_std"].item() == pytest.approx((40 / 7) ** 0.5)
+    # The unbiased estimate: 20 / 3 of the four values of a sample.
+    assert found["latent_mean"] == 0 and found["latent_std"].item() == pytest.approx((20 / 3) ** 0.5)
     assert found["latent_mean_real"] == 1
-    assert found["latent_std_real"].item() == pytest.approx((10 / 7) ** 0.5)
+    assert found["latent_std_real"].item() == pytest.approx((5 / 3) ** 0.5)
+
+
+def test_no_measure_depends_on_how_processes_divide_a_batch():
+    random = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(4, 2, 4, 4, generator=random) * torch.arange(1, 5).reshape(4, 1, 1, 1) for _ in "ab")
+    for measure in (sample_metrics, lambda x, y: anchor_metrics(x, y, 5.0)):
+        whole, halves = measure(first, second), [measure(first[i : i + 2], second[i : i + 2]) for i in (0, 2)]
+        for name, value in whole.items():
+            torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2)
 
 
 def test_the_share_of_saturated_latents_counts_both_signs_and_not_the_bound():
