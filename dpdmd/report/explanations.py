@@ -34,7 +34,7 @@ _CURVES = {
     ),
     "anchor_error": (
         "Anchor error",
-        "Squared distance of the first step from the anchor, over the anchor’s own from 0. 0: the first step reaches it.",
+        "Squared distance of the first step from the anchor, over the anchor’s own from 0. At 0 it is there.",
     ),
     "latent_mean": (
         "Mean of the student’s latents",
