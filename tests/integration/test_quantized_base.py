@@ -151,7 +151,7 @@ def test_quantised_blocks_compile_as_one_graph(tiny_pipeline):
         network = family.load_network(tiny_pipeline, torch.float32)
         if compiles:
             compile_blocks(network, family.block_classes, "aot_eager")
-        student = share(network, family)
+        student = share(network, "sd35", tiny_pipeline)
         out = family.predict(student, z, sigma, text)
         out.square().sum().backward()
         results.append([out, *(parameter.grad for parameter in student.parameters())])
