@@ -91,16 +91,19 @@ def exports(run: Path) -> dict[str, str]:
 
 
 def compare(name: str, ours: Path, theirs: Path) -> bool:
-    """Print one line on two runs; returns whether all that the other revision records and writes is equal."""
-    records, others = record(ours), record(theirs)
-    added = sorted({key for line in records for key in line} - {key for line in others for key in line})
-    metrics = [{key: value for key, value in line.items() if key not in added} for line in records] == others
-    files, their_files = exports(ours), exports(theirs)
-    different = sorted(path for path in files.keys() | their_files.keys() if files.get(path) != their_files.get(path))
-    print(f"{name}: {len(records)} records {'equal' if metrics else 'DIFFER'}", end="")
-    print(f" (new: {', '.join(added)})" if added else "", end=", ")
+    """Print one line on two runs; returns whether all that both record and write is equal.
+
+    Metrics that only one of two records has are listed.
+    """
+    pairs = list(zip(record(ours), record(theirs), strict=True))
+    metrics = all(one[key] == other[key] for one, other in pairs for key in one.keys() & other.keys())
+    alone = sorted({key for one, other in pairs for key in one.keys() ^ other.keys()})
+    files, others = exports(ours), exports(theirs)
+    different = sorted(path for path in files.keys() | others.keys() if files.get(path) != others.get(path))
+    print(f"{name}: {len(pairs)} records {'equal' if metrics else 'DIFFER'}", end="")
+    print(f" (in one of them: {', '.join(alone)})" if alone else "", end=", ")
     print(f"{len(files)} weight files {'but for ' + ', '.join(different) + ' ' if different else ''}equal", flush=True)
-    return metrics and not different and len(records) > 0 and len(files) > 0
+    return metrics and not different and len(pairs) > 0 and len(files) > 0
 
 
 def main() -> None:
