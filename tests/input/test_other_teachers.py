@@ -170,7 +170,7 @@ def test_another_models_tokenizer_is_an_error(refused, tiny_folder, tmp_path):
     shutil.copytree(tiny_folder("zimage") / "tokenizer", folder / "tokenizer")
     message = refused({"--family": "qwen_image", "--teacher_id": str(folder)})
     assert message.startswith(f"--teacher_id {folder}: {folder / 'tokenizer'}: its tokenizer makes ")
-    assert "of which the pipeline cuts off 34: another model's?" in message
+    assert "but the pipeline cuts off 34; take this model's own tokenizer" in message
 
 
 def test_a_prompt_longer_than_the_positions_of_a_model_is_an_error(refused, tiny_folder):

@@ -15,25 +15,16 @@ from dpdmd.models.flow_family import EvenFlowFamily
 from dpdmd.models.flux2_klein.image_decoder import Flux2ImageDecoder
 from dpdmd.models.flux2_klein.layout import FACTOR, HIDDEN_STATES, LAYOUT
 from dpdmd.models.flux2_klein.original_layout import original_transformer
-from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
+from dpdmd.models.pipeline_text_encoder import PipelineTextEncoder
 from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
-class Flux2KleinTextEncoder(TextEncoder):
+class Flux2KleinTextEncoder(PipelineTextEncoder):
     """A Qwen3, run by diffusers' own `encode_prompt`: three hidden states of each token, beside each other.
 
     Each prompt is filled to `max_sequence_length`, and the network attends to the filling too.
     """
-
-    def __init__(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str, max_sequence_length: int
-    ):
-        self.device, self.max_sequence_length = device, max_sequence_length
-        encoders = load_text_encoders(LAYOUT, folder, dtype, precision, device)
-        self.pipe = Flux2KleinPipeline.from_pretrained(
-            folder, transformer=None, vae=None, dtype=dtype, local_files_only=True, **encoders
-        ).to(device)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
@@ -58,8 +49,7 @@ class Flux2Klein(EvenFlowFamily):
     block_classes = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> TextEncoder:
-        precision = self.precisions.text_encoders
-        return Flux2KleinTextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length)
+        return Flux2KleinTextEncoder(self, folder, max_sequence_length)
 
     def load_image_decoder(self, folder: Path) -> ImageDecoder:
         return Flux2ImageDecoder(folder, self.device, self.compute_dtype)

@@ -8,29 +8,23 @@ import torch
 from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from torch import Tensor, nn
 
-from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.models.base import TextEmbedding
 from dpdmd.models.flow_family import EvenFlowFamily
-from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.lumina2.layout import LAYOUT, PATCH
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
+from dpdmd.models.pipeline_text_encoder import PipelineTextEncoder
 
 REFINERS = "context_refiner", "noise_refiner"
 
 
-class Lumina2TextEncoder(TextEncoder):
+class Lumina2TextEncoder(PipelineTextEncoder):
     """A Gemma 2, run by diffusers' own `encode_prompt`: the last layer but one, without the padding of a prompt.
 
     A system prompt stands before each prompt, but not before the unconditional one.
     """
 
-    def __init__(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str, max_sequence_length: int
-    ):
-        self.device, self.max_sequence_length = device, max_sequence_length
-        encoders = load_text_encoders(LAYOUT, folder, dtype, precision, device)
-        self.pipe = Lumina2Pipeline.from_pretrained(
-            folder, transformer=None, vae=None, dtype=dtype, local_files_only=True, **encoders
-        ).to(device)
+    def __init__(self, family: EvenFlowFamily, folder: Path, max_sequence_length: int):
+        super().__init__(family, folder, max_sequence_length)
         if not self.pipe.tokenizer(LAYOUT.guidance.null_prompt).input_ids:
             raise ValueError(f"{folder / 'tokenizer'}: an empty prompt has no token; set add_bos_token to true")
 
@@ -100,8 +94,7 @@ class Lumina2(EvenFlowFamily):
     block_classes = ("Lumina2TransformerBlock",)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> Lumina2TextEncoder:
-        precision = self.precisions.text_encoders
-        return Lumina2TextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length)
+        return Lumina2TextEncoder(self, folder, max_sequence_length)
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.

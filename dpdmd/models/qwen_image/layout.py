@@ -73,8 +73,8 @@ def _check_tokenizer(tokenizer: Any) -> None:
     count = len(tokenizer(PROMPT_START).input_ids)
     if count != START_TOKENS:
         raise ValueError(
-            f"its tokenizer makes {count} tokens of the template before a prompt, of which the pipeline cuts off "
-            f"{START_TOKENS}: another model's?"
+            f"its tokenizer makes {count} tokens of the template before a prompt, but the pipeline cuts off "
+            f"{START_TOKENS}; take this model's own tokenizer"
         )
 
 

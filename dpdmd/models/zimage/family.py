@@ -7,26 +7,17 @@ import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor, nn
 
-from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.models.base import TextEmbedding
 from dpdmd.models.flow_family import EvenFlowFamily
-from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
+from dpdmd.models.pipeline_text_encoder import PipelineTextEncoder
 from dpdmd.models.tensor_files import LazyTensor, Weights
 from dpdmd.models.zimage.layout import LAYOUT, PATCH
 from dpdmd.models.zimage.original_layout import original_layout
 
 
-class ZImageTextEncoder(TextEncoder):
+class ZImageTextEncoder(PipelineTextEncoder):
     """A Qwen3, run by diffusers' own `encode_prompt`: the last layer but one, without the padding of a prompt."""
-
-    def __init__(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str, max_sequence_length: int
-    ):
-        self.device, self.max_sequence_length = device, max_sequence_length
-        encoders = load_text_encoders(LAYOUT, folder, dtype, precision, device)
-        self.pipe = ZImagePipeline.from_pretrained(
-            folder, transformer=None, vae=None, dtype=dtype, local_files_only=True, **encoders
-        ).to(device)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
@@ -52,8 +43,7 @@ class ZImage(EvenFlowFamily):
     block_classes = ("ZImageTransformerBlock",)
 
     def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> ZImageTextEncoder:
-        precision = self.precisions.text_encoders
-        return ZImageTextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length)
+        return ZImageTextEncoder(self, folder, max_sequence_length)
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
