@@ -203,7 +203,7 @@ def _other_models(config: Config, layout: Layout, teacher: Path, evaluation: Eva
 def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained: bool) -> CallMemory | None:
     """Return the memory of a call on `batch` rows: of a trained network (whole or with adapters) or the teacher."""
     data = config.data
-    tokens = layout.text_tokens(teacher, data.max_sequence_length or 256)
+    tokens = layout.text_tokens(teacher, data.max_sequence_length or layout.defaults.max_sequence_length)
     rank = config.model.lora_rank if trained else None
     casts = trained and rank is None
     dropout = trained and config.model.lora_dropout > 0
