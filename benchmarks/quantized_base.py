@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_size_folder import fill_weights
+from real_size_folder import write_weights
+from result_head import result_head
 
 from dpdmd.config.precisions import NF4, PRECISIONS, UNQUANTIZED, Precisions
 from dpdmd.models.base import TextEmbedding
@@ -36,7 +37,6 @@ from dpdmd.models.tensor_files import open_weights
 from dpdmd.models.weight_files import DIFFUSERS_STEM
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.tables import markdown_table
-from dpdmd.utils.versions import versions
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -127,7 +127,7 @@ def folders(real_size: str | None, work: Path) -> dict[str, tuple[str, Path]]:
             write_hollow(layout, folder)
             torch.manual_seed(0)
             for path in layout.weight_files(folder, layout.network):
-                fill_weights(path)
+                write_weights(path)
         return {layout.repository: (real_size, folder)}
     sys.path.insert(0, str(ROOT / "tests"))
     import small_models
@@ -140,17 +140,10 @@ def folders(real_size: str | None, work: Path) -> dict[str, tuple[str, Path]]:
 
 def document(rows: list[list[str]], args: argparse.Namespace) -> str:
     """Return the dated result."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     prompt = f"{args.tokens} random tokens of text" if args.tokens else f"the prompt {PROMPT!r}"
-    used = ", ".join(f"{package} {version}" for package, version in versions().items())
     return "\n".join(
         [
-            f"# A quantised base beside the base itself ({datetime.date.today().isoformat()})",
-            "",
-            f"`{' '.join(['python', *sys.argv])}`",
-            "",
-            f"CPU, {memory / 1e9:.1f} GB of memory; {used}",
-            "",
+            *result_head("A quantised base beside the base itself"),
             f"Random weights if not trained; computed in {args.kind}, {args.size} x {args.size} pixels, the family's",
             f"guidance, {prompt}. The error is |v' - v| / |v| of the guided prediction, the larger of two",
             f"noise levels of {STEPS} steps. The peak is the rise of memory while the network loads, without pages of",

@@ -16,12 +16,17 @@ SHARD_BYTES = 10**10  # of one file at most, as diffusers writes them
 Entries = Mapping[str, Mapping[str, Any]]  # of the header of a .safetensors file, by the weights' names
 
 
-def write_real_size(family: str, folder: Path) -> None:
-    """Write the pipeline folder of a family's official model, with random weights in bf16, tensor by tensor."""
+def write_real_size(family: str, folder: Path, model: str = "", *, hollow: bool = False) -> None:
+    """Write the pipeline folder of a family's official model, with random weights in bf16, tensor by tensor.
+
+    Args:
+        model: another model of the family (`Layout.other_official`).
+        hollow: write no numbers, so that the weights take no disk space.
+    """
     layout = LAYOUTS[family]
-    write_hollow(layout, folder)
+    write_hollow(layout, folder, model)
     torch.manual_seed(0)
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in [] if hollow else sorted(folder.rglob("*.safetensors")):
         write_weights(path)
     for name, config in layout.official.items():
         if name.startswith("tokenizer"):

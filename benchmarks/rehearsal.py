@@ -1,11 +1,16 @@
 """Every program at the real size of a family's official model on this CPU: seconds, and peak memory by the estimate.
 
-    python benchmarks/rehearsal.py sd35 --work outputs/rehearsal --out benchmarks/results
+    python benchmarks/rehearsal.py sd35 --work outputs/rehearsal
+    python benchmarks/rehearsal.py sd35 --variant SD3.5-Large --work outputs/rehearsal --base_precision int8
+    python benchmarks/rehearsal.py qwen_image --hollow --work outputs/rehearsal --preset 48gb
 
 Writes the official architecture with random weights (sd35: 16 GB) and tokenizers of the official size, so nothing is
 downloaded, and runs each program in a process of its own: a short LoRA training at 256 x 256, generate, the root
-programs with small scorers (test_quality.py only if pyiqa is installed), export, and the doctor. Exit status 1 if a
-program failed or took more than --limit.
+programs with small scorers (test_quality.py only if pyiqa is installed), export, and the doctor. Flags that are not
+in the list below are flags of the training and the doctor. Exit status 1 if a program failed or took more than --limit.
+
+With --hollow the folder has no numbers, so a model of any size takes no disk: only the checks of a run and the memory
+estimate are done, with the given flags alone.
 """
 
 import argparse
@@ -24,17 +29,30 @@ from unittest import mock
 
 import torch
 from real_size_folder import known_families, write_real_size
+from result_head import result_head
 
+from dpdmd.config import parse
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.tables import markdown_table
-from dpdmd.utils.versions import versions
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red circle on a table", "a photo of a cat in the snow", "two boats under a blue sky", "an old house")
 SIZE = ("--height", "256", "--width", "256")
 CYCLES = 2
 INTERVAL = 0.1  # seconds between two looks at a program's memory
+SETTING = (
+    f"Random weights in bf16. LoRA 64 at 256 x 256, batch 1, {CYCLES} cycles, text embeddings cached; {len(PROMPTS)}\n"
+    "prompts, images of the trained LoRA at 256 x 256."
+)
+HOLLOW = "Configurations, tokenizers and headers of the official size without numbers; nothing is loaded."
+CHECKS = """
+import sys
+from dpdmd.config import parse
+from dpdmd.training import preflight
+setup = preflight.check(parse(sys.argv[1:]))
+print(f"all checks pass; {setup.memory.summary()}", *setup.warnings, sep="\\n")
+"""
 COLUMNS = ("program", "exit status", "seconds", "estimate, GB", "peak resident, GB", "of it not in files, GB")
 
 
@@ -97,15 +115,19 @@ def save_maniqa(path: Path) -> None:
         torch.save({"params": MANIQA(pretrained=False).state_dict()}, path)
 
 
-def commands(family: str, work: Path) -> dict[str, list[str]]:
-    """Return the command line of each program, in the order in which they need each other."""
+def commands(family: str, work: Path, flags: Sequence[str]) -> dict[str, list[str]]:
+    """Return the command line of each program, in the order in which they need each other.
+
+    Args:
+        flags: more flags of the training and the doctor.
+    """
     run, prompts = work / "run", work / "prompts.txt"
     tiny = ROOT / "weights" / "tiny"
-    options = ["--family", family, "--teacher_id", str(work / family), "--prompt_txt", str(prompts), *SIZE]
-    options += ["--lora_rank", "64", "--bf16", "--gradient_checkpointing", "--batch_size", "1", "--offload_vae"]
-    options += ["--cache_text_embeddings", str(work / "text"), "--report_to", "none"]
-    steps = CYCLES * 6
-    sampled = ["--model", str(run), "--base_model", str(work / family), "--prompts_txt", str(prompts)]
+    options = [*_model(family, work), *SIZE, *("--lora_rank", "64", "--batch_size", "1")]
+    options += ["--bf16", "--gradient_checkpointing", "--offload_vae", *("--report_to", "none")]
+    options += ["--cache_text_embeddings", str(work / "text"), *flags]
+    steps = CYCLES * (parse(options).method.per_train_fake_num + 1)
+    sampled = ["--model", str(run), "--base_model", str(work / "teacher"), "--prompts_txt", str(prompts)]
     diversity = ["--dino_path", str(tiny / "dinov2"), "--clip_path", str(tiny / "clip"), "--num_samples", "2"]
     preference = ["--pick_processor_path", str(tiny / "pickscore"), "--pick_model_path", str(tiny / "pickscore")]
     preference += ["--ir_model_path", str(tiny / "ImageReward" / "ImageReward.pt")]
@@ -126,24 +148,30 @@ def commands(family: str, work: Path) -> dict[str, list[str]]:
     }
 
 
-def document(family: str, rows: dict[str, Measured], threads: int) -> str:
+def hollow_commands(family: str, work: Path, flags: Sequence[str]) -> dict[str, list[str]]:
+    """Return the command line of each check that reads no weights."""
+    options = [*_model(family, work), *flags]
+    run = ["--run_dir", str(work / "run"), "--max_steps", "12"]
+    return {
+        "checks of dpdmd.train": ["-c", CHECKS, *options, *run],
+        "dpdmd.doctor --memory": ["-m", "dpdmd.doctor", "--memory", *options],
+    }
+
+
+def _model(family: str, work: Path) -> list[str]:
+    return ["--family", family, "--teacher_id", str(work / "teacher"), "--prompt_txt", str(work / "prompts.txt")]
+
+
+def document(title: str, setting: str, rows: dict[str, Measured], threads: int) -> str:
     """Return the dated result."""
     cells = [
         [name, str(row.status), f"{row.seconds:.0f}", row.estimate, f"{row.resident:.1f}", f"{row.anonymous:.1f}"]
         for name, row in rows.items()
     ]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    used = ", ".join(f"{package} {version}" for package, version in versions().items())
     return "\n".join(
         [
-            f"# Every program at the real size of {LAYOUTS[family].repository} ({datetime.date.today().isoformat()})",
-            "",
-            f"`{' '.join(['python', *sys.argv])}`",
-            "",
-            f"CPU, {threads} threads of {os.cpu_count()} cores, {memory / 1e9:.1f} GB of memory; {used}",
-            "",
-            f"Random weights in bf16. LoRA 64 at 256 x 256, batch 1, {CYCLES} cycles of 6 steps, text embeddings",
-            f"cached; {len(PROMPTS)} prompts, images of the trained LoRA at 256 x 256.",
+            *result_head(title, threads),
+            setting,
             "",
             markdown_table(list(COLUMNS), cells),
             "",
@@ -151,36 +179,48 @@ def document(family: str, rows: dict[str, Measured], threads: int) -> str:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    others = [name for layout in LAYOUTS.values() for name in layout.other_official]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("family", choices=known_families())
+    parser.add_argument("--variant", default="", choices=others, help="another model of the family")
+    parser.add_argument("--hollow", action="store_true", help="no weights: the checks of a run and its estimate")
     parser.add_argument("--work", type=Path, required=True, help="folder for the models, on a disk with 60 GB free")
     parser.add_argument("--only", nargs="+", help="programs to run (default: all)")
     parser.add_argument("--keep", action="store_true", help="keep --work; a later call uses what is there")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=16.0, help="GB of resident memory (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
-    work = args.work.resolve()
+    return parser
+
+
+def main() -> int:
+    args, flags = build_parser().parse_known_args()
+    work, layout = args.work.resolve(), LAYOUTS[args.family]
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / args.family).exists():
-        write_real_size(args.family, work / args.family)
+    if not (work / "teacher").exists():
+        write_real_size(args.family, work / "teacher", args.variant, hollow=args.hollow)
     (work / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    programs = commands(args.family, work)
+    programs = (hollow_commands if args.hollow else commands)(args.family, work, flags)
     if find_spec("pyiqa") is None:
-        programs.pop("test_quality.py")  # MANIQA is pyiqa's
-    else:
+        programs.pop("test_quality.py", None)  # MANIQA is pyiqa's
+    elif not args.hollow:
         save_maniqa(work / "maniqa.pth")
+    name = args.variant or layout.repository
+    title = f"{'The checks of a run' if args.hollow else 'Every program'} at the real size of {name}"
+    setting = HOLLOW if args.hollow else SETTING
     rows: dict[str, Measured] = {}
-    result = args.out / f"{datetime.date.today().isoformat()}_rehearsal_{args.family}.md"
-    for name, command in programs.items():
-        if args.only and name not in args.only:
+    result = args.out / f"{datetime.date.today().isoformat()}_rehearsal_{(args.variant or args.family).lower()}.md"
+    for program, command in programs.items():
+        if args.only and program not in args.only:
             continue
-        rows[name] = measure(command, work / f"{name}.log", args.threads)
-        write_text(result, document(args.family, rows, args.threads))
+        rows[program] = measure(command, work / f"{program}.log", args.threads)
+        write_text(result, document(title, setting, rows, args.threads))
     if not args.keep:
         shutil.rmtree(work)
-    sys.stdout.write(document(args.family, rows, args.threads))
+    sys.stdout.write(document(title, setting, rows, args.threads))
     return int(any(row.status or row.resident > args.limit for row in rows.values()))
 
 
