@@ -11,7 +11,8 @@ def result_head(title: str, threads: int | None = None) -> list[str]:
     """Return the title with the date, the command line, and the machine with the versions."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     used = ", ".join(f"{package} {version}" for package, version in versions().items())
-    cores = f"{threads} threads of {os.cpu_count()} cores, " if threads else ""
+    plural = "s" if threads != 1 else ""
+    cores = f"{threads} thread{plural} of {os.cpu_count()} cores, " if threads else ""
     return [
         f"# {title} ({datetime.date.today().isoformat()})",
         "",

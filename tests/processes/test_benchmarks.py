@@ -1,11 +1,13 @@
 """The benchmarks that no other test starts run from beginning to end and write what they measured."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import gpu_sd35
 import pytest
+import rehearsal
 import scorers
 import train_step
 from step_report import EVALUATION, FLOOR, OURS, RELEASE, RELEASE_EVALUATION, SAVING
@@ -68,3 +70,23 @@ def test_scorers_times_both(tiny_scorers, tmp_path, monkeypatch):
     scorers.main()
     (table,) = tmp_path.glob("*_scorers.md")
     assert "2 images, four scorers" in table.read_text() and f"| {scorers.RELEASE} | " in table.read_text()
+
+
+@pytest.mark.parametrize("program", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_benchmark_finds_what_it_imports(program):
+    assert importlib.import_module(program).__doc__
+
+
+def test_a_rehearsal_without_weights_checks_the_run(tiny_pipeline, tmp_path, monkeypatch, capsys):
+    work, only = tmp_path / "work", "checks of dpdmd.train"
+    work.mkdir()
+    (work / "teacher").symlink_to(tiny_pipeline)
+    own = ["sd35", "--hollow", "--work", str(work), "--only", only, "--keep", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["rehearsal.py", *own, "--height", "64", "--width", "64"])
+    assert rehearsal.main() == 0
+    (table,) = tmp_path.glob("*_rehearsal_sd35.md")
+    assert table.read_text() == capsys.readouterr().out and f"| {only} | 0 | " in table.read_text()
+    assert "all checks pass" in (work / f"{only}.log").read_text()
+    monkeypatch.setattr(sys, "argv", ["rehearsal.py", *own, "--height", "63"])
+    assert rehearsal.main() == 1
+    assert f"| {only} | 1 | " in table.read_text()
