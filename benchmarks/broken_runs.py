@@ -19,7 +19,7 @@ from dpdmd import train
 from dpdmd.methods import losses
 from dpdmd.run_folder import RunFolder, read_records
 
-STEPS = 480
+STEPS = 240
 FLAGS = (
     *("--config", "scripts/configs/tiny.yaml", "--max_steps", str(STEPS), "--lr_scheduler", "cosine"),
     *("--eval_every", "0", "--vis_every", "0", "--report_to", "none", "--ckpt_every", str(STEPS)),

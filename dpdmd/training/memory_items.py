@@ -146,7 +146,7 @@ def _over(processes: int, whole: int = 0) -> str:
 def _gathered(config: Config, layout: Layout, teacher: Path) -> MemoryItem:
     """Count what a sharded network has unsharded at a time, beside its buffers, which are never sharded."""
     shapes = read_weight_shapes(teacher / layout.network)
-    prefixes = tuple(layout.blocks(layout.network_config(teacher)))
+    prefixes = layout.block_prefixes(teacher)
     in_blocks = count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefixes)})
     blocks = layout.count_blocks(teacher)
     outside = layout.count_parameters(teacher) - layout.count_buffers(teacher) - in_blocks

@@ -445,6 +445,7 @@ FAMILY_SETUPS = {  # row -> flags, processes; None: the settings of the family
 }
 
 
+SCORED = "the smallest of these with scorers"
 MODEL_COLUMNS = {  # column, also the name of its settings -> family, model of this family
     "sd35": ("sd35", ""),
     "sd35_large": ("sd35", SD35_LARGE),
@@ -465,19 +466,23 @@ def test_the_memory_of_every_model_is_what_the_estimate_says(model, tmp_path):
     rows = {row[0]: row[1:] for row in rows_under(MEMORY, "| one GPU, or 8 |")}
     own = ("--config", str(ROOT / "scripts" / "configs" / f"{model}.yaml"))
 
-    def cell(flags: tuple[str, ...] | None, processes: int) -> str:
+    def cell(flags: tuple[str, ...] | None, processes: int, scorers: float = 0) -> str:
         try:
-            found = estimated(folder, ("--family", family, *(flags or own)), processes, processes > 1, 0)
+            found = estimated(folder, ("--family", family, *(flags or own)), processes, processes > 1, scorers)
         except ValueError as error:
             assert "does not fit" in str(error)
             return "no"
         return f"{found.total / 1e9:.1f}"
 
+    expected = {name: cells[list(MODEL_COLUMNS).index(model)] for name, cells in rows.items()}
+    preset = next(name for name in PRESETS if expected[f"`--preset {name}`"] != "no")
     # Counting calls takes seconds a row, so two rows of a family without formulas are checked: LoRA and all weights.
-    names = list(FAMILY_SETUPS) if family == "sd35" else ["`--preset 48gb`", list(FAMILY_SETUPS)[-1]]
+    names = list(FAMILY_SETUPS) if family == "sd35" else [f"`--preset {preset}`", list(FAMILY_SETUPS)[-1]]
     found = {name: cell(*FAMILY_SETUPS[name]) for name in names}
-    assert rows.keys() == FAMILY_SETUPS.keys()
-    assert {name: rows[name][list(MODEL_COLUMNS).index(model)] for name in names} == found
+    found[SCORED] = cell(("--preset", preset), 1, 4.05 if preset in ("12gb", "16gb") else 8.0)
+    assert float(found[SCORED]) <= PRESETS[preset].gigabytes
+    assert rows.keys() == {*FAMILY_SETUPS, SCORED}
+    assert {name: expected[name] for name in found} == found
     layout, quantized = LAYOUTS[family], {row[0]: row[1:] for row in rows_under(MEMORY, "| network + text encoders |")}
     parts = ((layout.network,), layout.text_encoders(folder))
     sizes = [
