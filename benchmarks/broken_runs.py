@@ -3,21 +3,31 @@
     python benchmarks/broken_runs.py --out outputs/broken_runs --seeds 0 1 2 3 4 5 6 7
 
 Trains every kind of run with every seed on the bundled small world, one after another; runs that are done are kept.
-Then prints a table: the measures of each kind at the end of training (smallest, median and largest of the seeds), and
-the report's judgement of each run. The ranges of `dpdmd.report.health` come from such a table.
+Then writes a table: the measures of each kind (smallest, median and largest of the seeds) and how many of its runs the
+report takes for which fault. The ranges of `dpdmd.report.health` come from such a table. Times the measures too.
 """
 
 import argparse
+import datetime
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
+import torch
 from processes import cpu_environment
+from result_head import result_head
 
 from dpdmd import train
-from dpdmd.methods import losses
+from dpdmd.methods import health, losses
+from dpdmd.report.health import Health, judge
 from dpdmd.run_folder import RunFolder, read_records
+from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.tables import markdown_table
 
 STEPS = 240
 FLAGS = (
@@ -56,12 +66,65 @@ def is_done(folder: Path) -> bool:
     return metrics.is_file() and any(record["step"] == STEPS for record in read_records(metrics))
 
 
+def judgement(folder: Path) -> Health:
+    """Return what the report says about a run."""
+    found = judge([record for record in read_records(RunFolder.of(folder).metrics) if record["turn"] != "eval"])
+    assert found, f"{folder} has too few updates"
+    return found
+
+
+def seconds_of_measures(shape: Sequence[int], repeats: int = 50) -> float:
+    """Return the median seconds of the health measures of one student update, for latents of this shape."""
+    x, real, prediction, target = torch.randn((4, *shape)).unbind()
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        health.sample_metrics(x, real)
+        health.anchor_metrics(prediction, target, 5.0)
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def tables(judged: Mapping[tuple[str, int], Health]) -> list[str]:
+    """Return the lines of both tables: measures and faults of each kind."""
+    kinds = list(dict.fromkeys(kind for kind, _ in judged))
+    names = [f"{measure.name} ({measure.range})" for measure in next(iter(judged.values())).measures]
+    measures, faults = [], []
+    for kind in kinds:
+        found = [health for (each, _), health in judged.items() if each == kind]
+        columns = zip(*([measure.value for measure in health.measures] for health in found), strict=True)
+        cells = [
+            "" if None in column else f"{min(column):.3g}, {median(column):.3g}, {max(column):.3g}"
+            for column in columns
+        ]
+        measures.append([kind, *cells])
+        counted = Counter(" ".join(health.faults) or "no sign of a fault" for health in found)
+        faults += [[kind, f"{count} of {len(found)}", text] for text, count in counted.items()]
+    return [
+        markdown_table(["runs", *names], measures),
+        "",
+        markdown_table(["runs", "", "the report says"], faults),
+    ]
+
+
+def cost(folder: Path) -> str:
+    """Return the line on the time of the measures, beside a student update of this run."""
+    records = [record for record in read_records(RunFolder.of(folder).metrics) if record["turn"] == "student"]
+    update = median(record["seconds"] for record in records)
+    small, large = (seconds_of_measures(shape) for shape in ((8, 4, 16, 16), (1, 16, 128, 128)))
+    return (
+        f"The measures of a student update take {small * 1000:.2g} ms, {small / update:.2%} of an update of the small "
+        f"world ({update:.2f} s); for latents of SD3.5 at 1024 x 1024 {large * 1000:.2g} ms."
+    )
+
+
 def main() -> None:
-    """Train the runs that are missing, and print the table."""
+    """Train the runs that are missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/broken_runs"))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--train", action="store_true", help="train the one kind and seed in this process")
     args = parser.parse_args()
     if args.train:
@@ -76,6 +139,12 @@ def main() -> None:
                 environment = {**os.environ, **cpu_environment()}
                 code = subprocess.run([sys.executable, __file__, *options], stdout=out, stderr=out, env=environment)
             print(f"{kind}, seed {seed}: exit status {code.returncode}", flush=True)
+    judged = {key: judgement(folder) for key, folder in folders.items() if is_done(folder)}
+    lines = result_head("Good runs, and runs that were broken on purpose", threads=1)
+    lines += [f"{STEPS} steps of `{' '.join(FLAGS[:2])}` with a cosine. {cost(next(iter(folders.values())))}", ""]
+    lines += ["Of each measure: smallest, median, largest; its healthy range in the head.", "", *tables(judged), ""]
+    write_text(args.results / f"{datetime.date.today().isoformat()}_broken_runs.md", "\n".join(lines))
+    sys.stdout.write("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from dpdmd import __version__
 from dpdmd.report import explanations, plots, tables
+from dpdmd.report.health import judge
 from dpdmd.report.oracle_metrics import COLUMNS, OracleMetrics, categories
 from dpdmd.report.page_images import load_image, process_images, prompt_sheets
 from dpdmd.report.runs import Run, score_of
@@ -70,6 +71,7 @@ def render(runs: Sequence[Run], sweeps: Sequence[Sweep] = ()) -> str:
         scores=_score_plots(scored, metrics, labels),
         training=_training_plots(shown),
         smoothing=plots.SMOOTHING,
+        judged=[(item, health) for item in shown if (health := judge(item.run.updates))],
         prompts=prompts,
         process_images=process_images(shown),
         steps=sorted({step for model in models for step in model.sheets if step is not None}),

@@ -47,23 +47,40 @@ def memory_items(config: Config, evaluation: EvalSetup, topology: Topology, *, o
         *_other_models(config, layout, teacher, evaluation),
         *_updates(config, layout, teacher),
         *_images(config, layout, teacher, evaluation),
+        *([] if on_gpu else [checkpoint_item(config)]),
         libraries(on_gpu),
     ]
     return [item for item in items if item.bytes is None or item.bytes > 0]
 
 
-def doctor_item(config: Config) -> MemoryItem:
-    """Count the copies that the doctor keeps on the CPU while it runs steps twice.
+def checkpoint_item(config: Config) -> MemoryItem:
+    """Count the copy of all weights and moments from which a checkpoint is written while training goes on.
 
-    A snapshot of weights and moments, the weights after the first time, and one network's after the second.
+    It lies on the CPU.
     """
+    numbers, moments = _state(config)
+    averaged = numbers["student"] if config.optim.ema_decay is not None else 0
+    copied = (sum(numbers.values()) + averaged) * FP32 + moments
+    return MemoryItem("a checkpoint's copy", copied, "weights and moments, until they are written", UPDATES)
+
+
+def doctor_item(config: Config) -> MemoryItem:
+    """Count what the doctor keeps on the CPU beside a checkpoint's copy while it runs steps twice.
+
+    The weights after the first time, and one network's after the second.
+    """
+    numbers, _ = _state(config)
+    copied = (sum(numbers.values()) + max(numbers.values())) * FP32
+    return MemoryItem("the doctor's copies", copied, "the networks after its steps", UPDATES)
+
+
+def _state(config: Config) -> tuple[dict[str, int], int]:
+    """Return the numbers of each trained network in a checkpoint, and the bytes of all moments."""
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     buffers = 0 if config.model.lora_rank else layout.count_parameters(teacher) - layout.count_trained(teacher)
     trained = _trained(config, layout, teacher)
     moments = int(sum(trained.values()) * bytes_of_moments(config.optim))
-    networks = [numbers + buffers for numbers in trained.values()]
-    copied = (2 * sum(networks) + max(networks)) * FP32 + moments
-    return MemoryItem("the doctor's copies", copied, "a snapshot, and the networks after its steps", UPDATES)
+    return {name: numbers + buffers for name, numbers in trained.items()}, moments
 
 
 def _number(config: Config) -> tuple[int, str]:

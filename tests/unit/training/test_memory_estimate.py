@@ -62,6 +62,21 @@ def test_a_checkpoint_holds_moments_of_what_is_trained_alone(medium, flags, mome
     assert checkpoint.size_in_bytes(averaged) == checkpoint.size_in_bytes(config) + 4 * whole
 
 
+@pytest.mark.parametrize("flags", [(), ("--ema_decay", "0.99"), ("--optimizer", "adamw_8bit")])
+def test_on_a_cpu_a_checkpoint_is_a_copy_of_what_it_holds(medium, flags):
+    copied = "a checkpoint's copy"
+    whole = medium_config(medium, *flags)
+    assert sizes(estimate_memory(whole, NO_EVALUATION, Topology(), on_gpu=False))[copied] == checkpoint.size_in_bytes(
+        whole
+    )
+    lora = sizes(
+        estimate_memory(medium_config(medium, *flags, "--lora_rank", "64"), NO_EVALUATION, Topology(), on_gpu=False)
+    )
+    each, moments = lora["student, adapter"], lora["student, optimizer"]
+    assert lora[copied] == (3 if "--ema_decay" in flags else 2) * each + 2 * moments
+    assert copied not in sizes(estimate(medium, *flags))
+
+
 def test_lora_has_one_base_and_small_adapters(medium):
     found, whole = sizes(estimate(medium, "--lora_rank", "64")), LAYOUTS["sd35"].count_parameters(medium)
     assert found["teacher, the base of all three"] == 2 * whole
