@@ -68,7 +68,7 @@ def is_done(folder: Path) -> bool:
 
 def judgement(folder: Path) -> Health:
     """Return what the report says about a run."""
-    found = judge([record for record in read_records(RunFolder.of(folder).metrics) if record["turn"] != "eval"])
+    found = judge(read_records(RunFolder.of(folder).metrics))
     assert found, f"{folder} has too few updates"
     return found
 
@@ -98,7 +98,7 @@ def tables(judged: Mapping[tuple[str, int], Health]) -> list[str]:
             for column in columns
         ]
         measures.append([kind, *cells])
-        counted = Counter(" ".join(health.faults) or "no sign of a fault" for health in found)
+        counted = Counter(map(str, found))
         faults += [[kind, f"{count} of {len(found)}", text] for text, count in counted.items()]
     return [
         markdown_table(["runs", *names], measures),

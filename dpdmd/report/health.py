@@ -53,14 +53,17 @@ class Health:
     measures: tuple[Measure, ...]
     faults: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return " ".join(self.faults) or "no sign of a fault"
 
-def judge(updates: Sequence[Mapping[str, Any]]) -> Health | None:
-    """Judge a run by the records of its updates (metrics.jsonl); None if it has fewer than MIN_UPDATES of the student.
+
+def judge(records: Sequence[Mapping[str, Any]]) -> Health | None:
+    """Judge a run by its records (metrics.jsonl); None if it has fewer than MIN_UPDATES of the student.
 
     A value is a median over the last quarter of the updates, "growth" its ratio to that of the first eighth.
     """
-    student = [record for record in updates if record["turn"] == "student"]
-    fake = [record for record in updates if record["turn"] != "student"]
+    student = [record for record in records if record["turn"] == "student"]
+    fake = [record for record in records if record["turn"] == "fake"]
     if len(student) < MIN_UPDATES:
         return None
     last = student[-(len(student) // 4) :]

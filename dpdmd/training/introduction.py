@@ -9,7 +9,8 @@ from dpdmd.distributed.topology import describe
 from dpdmd.methods.registry import uses_sample_pool
 from dpdmd.methods.update_schedule import num_student_updates, rollout_step
 from dpdmd.models.registry import adapters
-from dpdmd.run_folder import RunFolder
+from dpdmd.report.health import judge
+from dpdmd.run_folder import RunFolder, read_records
 from dpdmd.training import checkpoint
 from dpdmd.training.preflight import RunSetup
 from dpdmd.utils.wording import counted
@@ -35,16 +36,16 @@ def opening(setup: RunSetup, processes: int, device: torch.device) -> str:
 
 
 def closing(setup: RunSetup) -> str:
-    """Return where the student and the report are, and a command that generates images with the student."""
+    """Return where the student and the report are, the run's health, and a command that generates images."""
     folder = setup.folder
     latest = folder.latest()
     if latest is None:
         return f"done, without a checkpoint in {folder.ckpts}"
     student = checkpoint.student_folder(latest, setup.config)
-    return _table(
-        {"student": str(student), "report": str(folder.report), "generate": _generate_command(setup, str(student))},
-        "done",
-    )
+    facts = {"student": str(student), "report": str(folder.report)}
+    if folder.metrics.is_file() and (health := judge(read_records(folder.metrics))):
+        facts["health"] = str(health)
+    return _table({**facts, "generate": _generate_command(setup, str(student))}, "done")
 
 
 def _table(facts: dict[str, str], title: str) -> str:

@@ -1,5 +1,6 @@
 """What a run says at its beginning and at its end."""
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,14 @@ def test_a_run_closes_with_the_command_that_uses_its_student(setup, scattered, t
     model = student if scattered else root
     given = ["--model", str(model), "--prompt", "a red circle", "--num_images", "9", "--out", str(root / "images")]
     assert shlex.split(said["generate"]) == ["python", "-m", "dpdmd.generate", *given]
+
+
+def test_a_run_closes_with_what_it_looks_like(setup):
+    (setup.folder.checkpoint(60) / "student").mkdir(parents=True)
+    assert "health" not in facts(introduction.closing(setup))
+    records = [{"step": step, "turn": "student", "latent_saturated": 0.5} for step in range(1, 41)]
+    setup.folder.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    assert "learning rate" in facts(introduction.closing(setup))["health"]
 
 
 @pytest.mark.parametrize(
