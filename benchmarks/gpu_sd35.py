@@ -1,14 +1,16 @@
 """Seconds, memory and MFU of training SD3.5-Medium's architecture on one GPU, random weights: nothing is downloaded.
 
     python benchmarks/gpu_sd35.py --out benchmarks/results          at most ten minutes on one H200
-    python benchmarks/gpu_sd35.py --tiny --out outputs/try           the same on a CPU, in small, to see that it runs
+    python benchmarks/gpu_sd35.py --family flux2_klein              another family's official model (16 GB on disk)
+    python benchmarks/gpu_sd35.py --tiny --out outputs/try          the same on a CPU, in small, to see that it runs
 
 Full fine-tuning of both networks and LoRA, eager and compiled, by dpdmd.train's own steps: bf16 compute, fp32 trained
 weights, all blocks recomputed or as few as the plan of memory says fit, the paper's teacher, student and K. LoRA also
-on a base in int8, and in nf4 if bitsandbytes is installed. The text encoders have the official widths and lengths but
-one or two layers: their share is benchmarks/train_step.py's matter. MFU is against the rate of a matrix product in the
-compute type, measured in the same run; FLOPs are those that torch counts in one eager cycle, recomputation included,
-for a compiled run too. A row that does not fit the memory, or that --minutes leave no time for, says so.
+on a base in int8, and in nf4 if bitsandbytes is installed. SD3.5's text encoders have the official widths and lengths
+but one or two layers, another family encodes ahead: their share is benchmarks/train_step.py's matter. MFU is against
+the rate of a matrix product in the compute type, measured in the same run; FLOPs are those that torch counts in one
+eager cycle, recomputation included, for a compiled run too. A row that does not fit the memory, or that --minutes leave
+no time for, says so.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from real_size_folder import known_families, write_real_size
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
@@ -35,6 +38,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from dpdmd.config.precisions import INT8, NF4
 from dpdmd.methods.update_schedule import is_student_update
 from dpdmd.models.memory_estimate import CONTEXT
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.shapes import world
@@ -82,8 +86,17 @@ class Measured:
     planned: int
 
 
-def save_pipeline(folder: Path, tiny: bool) -> None:
-    """A pipeline folder in the official layout, random weights."""
+def save_pipeline(folder: Path, family: str, tiny: bool) -> None:
+    """Write a pipeline folder in the official layout, with random weights."""
+    if family != "sd35" and tiny:
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        import small_models
+
+        getattr(small_models, f"save_tiny_{family}")(folder)
+        return
+    if family != "sd35":
+        write_real_size(family, folder)
+        return
     pipe: StableDiffusion3Pipeline = build_pipeline(build_autoencoder(), world)
     if not tiny:
         parts = {
@@ -195,7 +208,8 @@ def line(case: Case, found: object, rate: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="the small world's architecture, to see that it runs")
+    parser.add_argument("--family", choices=known_families(), default="sd35", help="(default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a small model, to see that it runs")
     parser.add_argument("--cycles", type=int, default=1, help="timed, after one to warm up (default: %(default)s)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--minutes", type=float, default=9.0, help="no row starts that would end later")
@@ -212,7 +226,7 @@ def main() -> None:
     dtype = torch.float32 if args.tiny else torch.bfloat16
     rate = matrix_rate(device, 512 if args.tiny else 8192, dtype)
     lines = [
-        f"# SD3.5-Medium's architecture, random weights ({date})",
+        f"# {LAYOUTS[args.family].repository}'s architecture, random weights ({date})",
         "",
         f"`{' '.join(['python', *sys.argv])}`",
         "",
@@ -225,13 +239,26 @@ def main() -> None:
         [Case(b, t, compiled) for b, t in product(args.batch_sizes, TRAINED)] for compiled in (False, True)
     )
     cases = [*eager, *(Case(max(args.batch_sizes), t, False) for t in QUANTIZED), *compiled]
-    name, runs = f"{date}_gpu_sd35" + ("_tiny" if args.tiny else ""), []
+    name, runs = f"{date}_gpu_{args.family}" + ("_tiny" if args.tiny else ""), []
     with tempfile.TemporaryDirectory() as work:
-        folder, prompts = Path(work) / "sd35", Path(work) / "prompts.txt"
-        save_pipeline(folder, args.tiny)
+        folder, prompts = Path(work) / args.family, Path(work) / "prompts.txt"
+        save_pipeline(folder, args.family, args.tiny)
         prompts.write_text("\n".join(f"an image of {count} things" for count in range(64)))
-        common = ["--teacher_id", str(folder), "--prompt_txt", str(prompts), "--height", size, "--width", size]
+        common = [
+            "--family",
+            args.family,
+            "--teacher_id",
+            str(folder),
+            "--prompt_txt",
+            str(prompts),
+            "--height",
+            size,
+            "--width",
+            size,
+        ]
         common += ["--gradient_checkpointing", *(["--bf16"] if not args.tiny else [])]
+        if args.family != "sd35":
+            common += ["--cache_text_embeddings", str(Path(work) / "text")]
         for case, found in run_all(common, cases, Path(work), args.cycles, until):
             lines.append(line(case, found, rate))
             runs.append(asdict(case) | (asdict(found) if isinstance(found, Measured) else {"failure": found}))

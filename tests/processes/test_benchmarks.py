@@ -44,7 +44,8 @@ def test_train_step_times_all_variants(short_run, tiny_scorers, tmp_path, monkey
     assert f"- {RELEASE} to {OURS}: " in table.read_text()
 
 
-def test_gpu_sd35_measures_row_by_row(tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", ["sd35", "flux2_klein"])
+def test_gpu_sd35_measures_row_by_row(family, tmp_path, monkeypatch):
     """A small model on this device: a row of eager training, and rows that say that no time was left."""
     started = gpu_sd35.measure
 
@@ -54,9 +55,11 @@ def test_gpu_sd35_measures_row_by_row(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(gpu_sd35, "measure", then_out_of_time)
-    monkeypatch.setattr(sys, "argv", ["gpu_sd35.py", "--tiny", "--batch_sizes", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", ["gpu_sd35.py", "--family", family, "--tiny", "--batch_sizes", "1", "--out", str(tmp_path)]
+    )
     gpu_sd35.main()
-    (found,) = tmp_path.glob("*_gpu_sd35_tiny.json")
+    (found,) = tmp_path.glob(f"*_gpu_{family}_tiny.json")
     first, *rest = json.loads(found.read_text())["runs"]
     assert first["trained"] == "LoRA 64" and first["fake_seconds"] > 0 and first["cycle_flops"] > 1e9
     assert first["cycle_seconds"] == pytest.approx(5 * first["fake_seconds"] + first["student_seconds"])
