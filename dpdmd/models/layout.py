@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.config.precisions import UNQUANTIZED, bytes_of_linear
-from dpdmd.models.activation_memory import FP32, CallMemory, CallShape, decode_bytes
+from dpdmd.models.activation_memory import FP32, CallMemory, CallShape
 from dpdmd.models.comfyui_workflow import ComfyUINames
+from dpdmd.models.layout_values import AUTOENCODER_KL, CLASSIFIER_FREE, Autoencoder, Guidance, WeightBytes
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import Shape, find_weight_files, read_all_shapes, stem_of
@@ -64,71 +65,6 @@ def _clip_and_t5_tokens(folder: Path, max_sequence_length: int) -> int:
 def in_numbered_block(name: str) -> bool:
     """Return whether the dotted name of a weight or layer leads through a numbered list, as those of blocks do."""
     return any(part.isdigit() for part in name.split("."))
-
-
-@dataclass(frozen=True)
-class WeightBytes:
-    """The device memory of the weights of one or more components.
-
-    Attributes:
-        held: bytes of all weights.
-        at_work: bytes of the largest quantised weight while it is dequantised, in fp32 and in its final type.
-        quantized: how many numbers are quantised.
-        others: how many are not.
-    """
-
-    held: int
-    at_work: int
-    quantized: int
-    others: int
-
-    def described(self, kind: str, precision: str) -> str:
-        """Return how many numbers are kept in which type; `kind` is that of the ones that are not quantised."""
-        if not self.quantized:
-            return f"{self.others / 1e6:.1f} M numbers in {kind}"
-        return f"{self.quantized / 1e6:.1f} M numbers in {precision}, {self.others / 1e6:.1f} M in {kind}"
-
-
-def _check_scaling(config: Mapping[str, Any]) -> None:
-    for name, positive in (("scaling_factor", True), ("shift_factor", False)):
-        value = config.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (value is None or number) or (positive and number and value <= 0):
-            raise ValueError(f"sets {name} {value!r}, which must be a number")
-
-
-@dataclass(frozen=True)
-class Autoencoder:
-    """What the configuration of an autoencoder says about latents; the defaults are an AutoencoderKL's.
-
-    Attributes:
-        factor: pixels a side of one latent of the sampler.
-        channels: channels of the sampler's latents.
-        check: raises a ValueError if a value that decoding needs is wrong.
-        decode_bytes: device memory of decoding one image, by (configuration, pixels, bf16).
-    """
-
-    factor: Callable[[Mapping[str, Any]], int] = lambda config: 2 ** (len(config["block_out_channels"]) - 1)
-    channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("latent_channels", 4)
-    check: Callable[[Mapping[str, Any]], None] = _check_scaling
-    decode_bytes: Callable[[Mapping[str, Any], int, bool], int] = decode_bytes
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance as the family's own pipeline counts it.
-
-    Attributes:
-        formula: the guided prediction by the unconditional u, the conditional c and the scale s, in words.
-        off: the scale at which the formula gives c, so that one branch is enough.
-        null_prompt: the prompt of the unconditional branch.
-        argument: what the pipeline calls the scale.
-    """
-
-    formula: str = "u + s (c - u)"
-    off: float = 1.0
-    null_prompt: str = ""
-    argument: str = "guidance_scale"
 
 
 @dataclass(frozen=True)
@@ -196,7 +132,7 @@ class Layout:
     text_widths: Callable[[Mapping[str, Any]], tuple[int, int | None]]
     other_official: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     other_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    guidance: Guidance = Guidance()
+    guidance: Guidance = CLASSIFIER_FREE
     text_tensors: tuple[str, ...] = ("context", "pooled")
     latent_channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("in_channels")
     check_tokenizer: Callable[[Any], None] | None = None
@@ -209,7 +145,7 @@ class Layout:
     lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     lora_full_names: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     text_layers: int | None = None
-    autoencoder: Autoencoder = Autoencoder()
+    autoencoder: Autoencoder = AUTOENCODER_KL
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
     longest_text: Callable[[Mapping[str, Any]], int] = lambda _: 512
     beside_single_file: tuple[str, ...] = ()

@@ -10,7 +10,8 @@ from dpdmd.models.counted_memory import counted
 from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.flow_scheduler import read_flow_scheduler
 from dpdmd.models.flux2_klein.official import OFFICIAL, OTHERS
-from dpdmd.models.layout import Autoencoder, Layout
+from dpdmd.models.layout import Layout
+from dpdmd.models.layout_values import Autoencoder
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import Shape
 

@@ -9,7 +9,8 @@ from dpdmd.models.activation_memory import BF16, FP32
 from dpdmd.models.counted_memory import counted
 from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.flow_scheduler import read_dynamic_shift
-from dpdmd.models.layout import Autoencoder, Guidance, Layout
+from dpdmd.models.layout import Layout
+from dpdmd.models.layout_values import Autoencoder, Guidance
 from dpdmd.models.qwen_image.official import OFFICIAL
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import Shape

@@ -5,7 +5,8 @@ from typing import Any
 
 from dpdmd.models.counted_memory import counted
 from dpdmd.models.flow_scheduler import read_even_schedule
-from dpdmd.models.layout import Guidance, Layout
+from dpdmd.models.layout import Layout
+from dpdmd.models.layout_values import Guidance
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import Shape
 from dpdmd.models.zimage.official import OFFICIAL

@@ -1,0 +1,79 @@
+"""Values of a family's layout that belong together: its guidance, its autoencoder, and the memory of weights."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpdmd.models.activation_memory import decode_bytes
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance as the family's own pipeline counts it.
+
+    Attributes:
+        formula: the guided prediction by the unconditional u, the conditional c and the scale s, in words.
+        off: the scale at which the formula gives c, so that one branch is enough.
+        null_prompt: the prompt of the unconditional branch.
+        argument: what the pipeline calls the scale.
+    """
+
+    formula: str = "u + s (c - u)"
+    off: float = 1.0
+    null_prompt: str = ""
+    argument: str = "guidance_scale"
+
+
+CLASSIFIER_FREE = Guidance()
+
+
+def _check_scaling(config: Mapping[str, Any]) -> None:
+    for name, positive in (("scaling_factor", True), ("shift_factor", False)):
+        value = config.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (value is None or number) or (positive and number and value <= 0):
+            raise ValueError(f"sets {name} {value!r}, which must be a number")
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """What the configuration of an autoencoder says about latents; the defaults are an AutoencoderKL's.
+
+    Attributes:
+        factor: pixels a side of one latent of the sampler.
+        channels: channels of the sampler's latents.
+        check: raises a ValueError if a value that decoding needs is wrong.
+        decode_bytes: device memory of decoding one image, by (configuration, pixels, bf16).
+    """
+
+    factor: Callable[[Mapping[str, Any]], int] = lambda config: 2 ** (len(config["block_out_channels"]) - 1)
+    channels: Callable[[Mapping[str, Any]], int] = lambda config: config.get("latent_channels", 4)
+    check: Callable[[Mapping[str, Any]], None] = _check_scaling
+    decode_bytes: Callable[[Mapping[str, Any], int, bool], int] = decode_bytes
+
+
+AUTOENCODER_KL = Autoencoder()
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """The device memory of the weights of one or more components.
+
+    Attributes:
+        held: bytes of all weights.
+        at_work: bytes of the largest quantised weight while it is dequantised, in fp32 and in its final type.
+        quantized: how many numbers are quantised.
+        others: how many are not.
+    """
+
+    held: int
+    at_work: int
+    quantized: int
+    others: int
+
+    def described(self, kind: str, precision: str) -> str:
+        """Return how many numbers are kept in which type; `kind` is that of the ones that are not quantised."""
+        if not self.quantized:
+            return f"{self.others / 1e6:.1f} M numbers in {kind}"
+        return f"{self.quantized / 1e6:.1f} M numbers in {precision}, {self.others / 1e6:.1f} M in {kind}"
