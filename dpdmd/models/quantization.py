@@ -22,6 +22,7 @@ from dpdmd.models.tensor_files import Weights
 
 FP8_MAX, INT8_MAX = 448.0, 127.0  # largest values of e4m3 and of a symmetric int8
 TINY = torch.finfo(torch.float32).tiny
+CPU_CHUNK = 2**18  # numbers that a CPU dequantises at a time, so that they stay in its cache
 BASE_LAYER = ".base_layer"  # what peft adds to the name of a layer that has adapters
 
 
@@ -71,7 +72,14 @@ def dequantize(weight: QuantizedWeight, shape: Sequence[int], dtype: torch.dtype
             weight.values, weight.scales, NF4_BLOCK, NF4, [1, math.prod(shape)], dtype
         )
         return flat.reshape(shape)
-    return (weight.values.float() * weight.scales).to(dtype)
+    if weight.values.device.type != "cpu":
+        return (weight.values.float() * weight.scales).to(dtype)
+    # On a CPU most of the time would go into fresh memory for the whole weight in fp32: it takes some rows at a time.
+    whole = torch.empty(shape, dtype=dtype)
+    rows = max(1, CPU_CHUNK // shape[-1])
+    for values, scales, out in zip(*(part.split(rows) for part in (weight.values, weight.scales, whole)), strict=True):
+        out.copy_(values.float().mul_(scales))
+    return whole
 
 
 class _LinearOfQuantized(torch.autograd.Function):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dpdmd.config.precisions import FP8, INT8, NF4, UNQUANTIZED, Precisions, bytes_of_linear
+from dpdmd.models import quantization
 from dpdmd.models.quantization import QuantizedLinear, dequantize, quantize, quantize_layers
 from dpdmd.models.sd35.family import SD35
 
@@ -156,3 +157,12 @@ def test_a_network_with_a_number_that_is_not_finite_is_one_line(copied):
     save_file(weights, path)
     with pytest.raises(ValueError, match="has shape"):
         SD35(CPU, torch.float32, Precisions(INT8)).load_network(folder, torch.float32)
+
+
+@pytest.mark.parametrize("precision", [FP8, INT8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_dequantises_rows_as_the_whole(precision, dtype, monkeypatch):
+    monkeypatch.setattr(quantization, "CPU_CHUNK", 3 * 8)  # three rows of eight numbers, and two at the end
+    weight = quantize(torch.randn(11, 8), precision)
+    whole = (weight.values.float() * weight.scales).to(dtype)
+    assert torch.equal(dequantize(weight, (11, 8), dtype), whole)
