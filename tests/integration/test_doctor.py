@@ -51,6 +51,16 @@ def wrong_guidance(monkeypatch):
     monkeypatch.setattr(base, "guide", lambda unconditional, conditional, scale: conditional * scale)
 
 
+def rows_that_mix(monkeypatch):
+    healthy = SD35.predict
+
+    def predict(self, network, z, sigma, text):
+        found = healthy(self, network, z, sigma, text)
+        return found + found.mean(dim=0)
+
+    monkeypatch.setattr(SD35, "predict", predict)
+
+
 def deaf_teacher(monkeypatch):
     healthy = SD35.predict
 
@@ -124,6 +134,14 @@ def test_each_fault_fails_its_check(run_doctor, monkeypatch, fault, check):
     fault(monkeypatch)
     status, failed = run_doctor()
     assert status == 1 and check in failed
+
+
+@pytest.mark.parametrize("fault", [wrong_guidance, rows_that_mix])
+def test_bf16_hides_no_fault_of_the_guidance(run_doctor, monkeypatch, fault):
+    """bf16 has a limit of its own, which follows how far a prompt alone and in a batch are apart."""
+    fault(monkeypatch)
+    status, failed = run_doctor("--bf16")
+    assert status == 1 and "guidance" in failed
 
 
 def test_wrong_input_has_the_trainers_message(tmp_path, capsys):
