@@ -133,7 +133,7 @@ def commands(family: str, work: Path, flags: Sequence[str]) -> dict[str, list[st
     preference += ["--ir_model_path", str(tiny / "ImageReward" / "ImageReward.pt")]
     preference += ["--ir_med_config", str(tiny / "ImageReward" / "med_config.json"), "--clip_score_path", ""]
     quality = ["--maniqa_path", str(work / "maniqa.pth"), "--vq_path", "", "--num_crops", "1"]
-    export = ["--model", str(run), "--out", str(work / "pipeline")]
+    export = ["--model", str(run), "--out", str(work / "pipeline"), "--dtype", "bf16"]  # as the weights are stored
     return {
         "dpdmd.train": ["-m", "dpdmd.train", *options, "--run_dir", str(run), "--max_steps", str(steps)],
         "dpdmd.generate": [

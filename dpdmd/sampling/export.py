@@ -1,14 +1,19 @@
 """Export a model as one complete diffusers pipeline, or as one file in its original layout."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpdmd.utils.folders import creating_folder
+from dpdmd.utils.paths import nearest_existing
 
 if TYPE_CHECKING:
+    import torch
+
     from dpdmd.models.base import Family
+    from dpdmd.models.layout import Layout
     from dpdmd.models.tensor_files import Weights
     from dpdmd.sampling.find_model import Model
 
@@ -32,7 +37,7 @@ def export(
         finish: called with the model and the folder before it gets its name, to add files.
 
     Raises:
-        ValueError: `path` is not a model, weights do not fit, or the network cannot fit in memory.
+        ValueError: `path` is not a model, weights do not fit, or the network cannot fit in memory or on the disk.
         OSError: the folder cannot be written.
     """
     import torch
@@ -47,6 +52,7 @@ def export(
     report_export_memory(model)
     weights = _network_weights(family, model)
     kind = getattr(torch, DTYPES[dtype]) if dtype else None
+    _check_disk(out, family.layout, model.folder, weights, kind, single_file=single_file)
     defaults = replace(model.defaults, base=None, base_from_here=None, base_revision=None, base_variant=None)
     with creating_folder(out) as folder:
         if single_file:
@@ -55,6 +61,30 @@ def export(
         else:
             family.export(folder, weights, model.folder, defaults, copy=True, dtype=kind)
         finish(model, folder)
+
+
+def _check_disk(
+    out: Path, layout: "Layout", folder: Path, weights: "Weights", kind: "torch.dtype | None", *, single_file: bool
+) -> None:
+    """Check that the weights fit on the disk. Of a single file only the network is counted.
+
+    Raises:
+        ValueError: they do not.
+    """
+    from dpdmd.models.activation_memory import FP32
+    from dpdmd.models.layout import count_numbers
+
+    needed = count_numbers({name: weight.shape for name, weight in weights.items()}) * (kind.itemsize if kind else FP32)
+    if not single_file:
+        parts = (*layout.text_encoders(folder), "vae")
+        shapes = [layout.weight_shapes(folder, part) for part in parts] if kind else []
+        needed += kind.itemsize * sum(map(count_numbers, shapes)) if kind else layout.bytes_beside_network(folder)
+    free = shutil.disk_usage(nearest_existing(out)).free
+    if needed > free:
+        raise ValueError(
+            f"--out {out}: {free / 1e9:.1f} GB are free there, but the export takes about {needed / 1e9:.1f} GB; free "
+            f"some, or give another folder{'' if kind else ' or --dtype bf16'}"
+        )
 
 
 def _network_weights(family: "Family", model: "Model") -> "Weights":

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -276,3 +277,18 @@ def test_weights_that_fp16_cannot_hold_are_an_error(tiny_pipeline, tmp_path, cap
     assert export.main(["--model", str(folder), "--out", str(tmp_path / "out"), "--dtype", "fp16"]) == 2
     assert "proj_out.bias has values that are infinite in fp16; give --dtype bf16" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("flags", [[], ["--dtype", "bf16"]], ids=["fp32", "bf16"])
+def test_an_export_that_does_not_fit_the_disk_is_an_error_before_it_begins(tiny_pipeline, tmp_path, capsys, flags):
+    given = ["--model", str(tiny_pipeline), *flags, "--out"]
+    assert export.main([*given, str(tmp_path / "whole")]) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=int(0.8 * size)))
+        assert export.main([*given, str(tmp_path / "full")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        assert f"--out {tmp_path / 'full'}: " in line and ("or --dtype bf16" in line) == (not flags)
+        assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=size))
+        assert export.main([*given, str(tmp_path / "fits")]) == 0
