@@ -1,9 +1,9 @@
 """Prompts that are encoded once, so that the text encoders can leave memory before other networks come."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.utils.paths import check_free
 
 
 class EncodedPrompts(TextEncoder):
@@ -69,10 +70,8 @@ class _Stored(NamedTuple):
 
 
 def _check_space(size: int, count: int) -> None:
-    folder, needed = tempfile.gettempdir(), count * size
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{folder}: {free / 1e9:.2f} GB are free, but the embeddings of {count} prompts take about "
-            f"{needed / 1e9:.2f} GB; free some, or set TMPDIR to a folder on a larger disk"
-        )
+    folder, remedy = tempfile.gettempdir(), "free some, or set TMPDIR to a folder on a larger disk"
+    try:
+        check_free(folder, Path(folder), count * size, f"the embeddings of {count} prompts", remedy)
+    except ValueError as error:  # not an error of the command line
+        raise OSError(str(error)) from None

@@ -7,7 +7,6 @@ missing, for example because an earlier run was killed.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from dpdmd.models.weight_files import read_shapes
 from dpdmd.utils.atomic_files import clear_leftovers, replacing
 from dpdmd.utils.device_transfer import to_device
 from dpdmd.utils.logging import logger
-from dpdmd.utils.paths import check_writable
+from dpdmd.utils.paths import check_free, check_writable
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,10 @@ class TensorCache:
 
     def _make(self, missing: list[CacheFile], maker: Maker, processes: Processes) -> None:
         rows = sum(len(file.rows) for file in missing)
-        needed, free = rows * maker.row_bytes, shutil.disk_usage(self.folder).free
+        needed = rows * maker.row_bytes
         logger.info("making %d %s in %s: %.3f GB", rows, self.contents, self.folder, needed / 1e9)
-        if needed > free:
-            raise ValueError(
-                f"{self.flag} {self.folder}: the {self.contents} take {needed / 1e9:.2f} GB, "
-                f"{free / 1e9:.2f} GB are free"
-            )
+        remedy = "free some, or give another folder"
+        check_free(f"{self.flag} {self.folder}", self.folder, needed, f"the {self.contents}", remedy)
         mine = collectives.share(missing, processes.rank, processes.count)
         total = sum(len(file.rows) for file in mine)
         with tqdm(total=total, desc=self.contents, disable=processes.rank != 0) as bar:

@@ -1,13 +1,12 @@
 """Export a model as one complete diffusers pipeline, or as one file in its original layout."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpdmd.utils.folders import creating_folder
-from dpdmd.utils.paths import nearest_existing
+from dpdmd.utils.paths import check_free
 
 if TYPE_CHECKING:
     import torch
@@ -79,12 +78,8 @@ def _check_disk(
         parts = (*layout.text_encoders(folder), "vae")
         shapes = [layout.weight_shapes(folder, part) for part in parts] if kind else []
         needed += kind.itemsize * sum(map(count_numbers, shapes)) if kind else layout.bytes_beside_network(folder)
-    free = shutil.disk_usage(nearest_existing(out)).free
-    if needed > free:
-        raise ValueError(
-            f"--out {out}: {free / 1e9:.1f} GB are free there, but the export takes about {needed / 1e9:.1f} GB; free "
-            f"some, or give another folder{'' if kind else ' or --dtype bf16'}"
-        )
+    other = "another folder" if kind else "another folder or --dtype bf16"
+    check_free(f"--out {out}", out, needed, "the export", f"free some, or give {other}")
 
 
 def _network_weights(family: "Family", model: "Model") -> "Weights":

@@ -1,6 +1,7 @@
 """Train the small world's weights: `python -m dpdmd.shapes.build [--pairs|--scorers]`. A seed gives the same training.
 
-`--pairs` continues from the pipeline for one object and trains the pipeline for one or two.
+`--pairs` continues from the pipeline for one object and trains the pipeline for one or two. After an interruption the
+same command with `--vae OUT/vae` goes on from the last whole cycle of the teacher, kept in OUT_cycles until the end.
 """
 
 from dpdmd.utils import signals
@@ -22,7 +23,7 @@ from dpdmd.shapes.autoencoder import train_autoencoder
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import ONE_OBJECT, PAIRS, train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
-from dpdmd.utils.folders import finish_folder
+from dpdmd.utils.folders import delete_tree, finish_folder
 from dpdmd.utils.paths import user_path
 
 GUIDANCE_SCALE = 3.5  # the paper's, for SD3.5
@@ -62,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         vae = train_autoencoder(args.seed, recipe.vae_steps, recipe.world, start_vae)
         vae.save_pretrained(out / "vae")
     logger.info("autoencoder after %.0f s", time.perf_counter() - started)
-    pipe = train_teacher(vae, args.seed, recipe, start)
+    cycles = out.with_name(out.name + "_cycles")
+    pipe = train_teacher(vae, args.seed, recipe, start, saved=cycles)
     pipe.save_pretrained(out, safe_serialization=True)
+    delete_tree(cycles)
     finish_folder(out)
     SamplingDefaults(steps=30, guidance_scale=GUIDANCE_SCALE, max_sequence_length=MAX_LENGTH).write(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6

@@ -97,6 +97,11 @@ def sample_caption(scene: Scene | Pair, seed: int, index: int) -> str:
     return caption({"relation": TOGETHER, **named})
 
 
+def binding_caption(pair: Pair) -> str:
+    """Return the caption that names all of a pair but where its objects are: "a red circle and a blue square"."""
+    return caption({**pair.named, "relation": TOGETHER})
+
+
 def parse_caption(text: str) -> dict[str, str]:
     """Return what a caption names; the inverse of `caption`.
 

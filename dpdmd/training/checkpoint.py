@@ -30,7 +30,7 @@ from dpdmd.models.tensor_files import in_memory
 from dpdmd.report.card_facts import PIPELINE, Card, Training, stored_dtype
 from dpdmd.report.model_card import write_card
 from dpdmd.run_folder import LATEST, LORA, LORA_EMA, STUDENT, STUDENT_EMA, RunFolder
-from dpdmd.training.optimizers import bytes_of_moments
+from dpdmd.training.memory_items import count_state
 from dpdmd.utils.atomic_files import is_temporary
 from dpdmd.utils.folders import delete_tree, finish_folder
 from dpdmd.utils.logging import logger
@@ -100,21 +100,12 @@ def average_folder(checkpoint: Path, config: Config) -> Path:
 
 
 def size_in_bytes(config: Config) -> int:
-    """Return the bytes of one checkpoint: fp32 weights of student, average and fake score, and their moments.
-
-    Buffers such as SD3's position table have no moments. A discriminator's heads are too small to count.
-    """
-    exports = 1 if config.optim.ema_decay is None else 2
-    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
-    moments = bytes_of_moments(config.optim)
-    if pair := adapters(config.model):
-        student, fake = (
-            layout.count_adapter_parameters(teacher, part.targets, part.rank) for part in (pair.student, pair.fake)
-        )
-        copies = 3 if layout.comfyui_name else 2  # in state/, for diffusers, and for ComfyUI if its file differs
-        weights = copies * exports * student + fake
-        return FP32 * weights + int(moments * (student + fake))
-    return FP32 * (exports + 1) * layout.count_parameters(teacher) + int(2 * moments * layout.count_trained(teacher))
+    """Return the bytes of one checkpoint: fp32 weights of student, average and fake score, and their moments."""
+    numbers, moments = count_state(config)
+    copies = 1 if config.optim.ema_decay is None else 2
+    if adapters(config.model):  # in state/, for diffusers, and for ComfyUI if its file differs
+        copies *= 3 if LAYOUTS[config.model.family].comfyui_name else 2
+    return FP32 * (copies * numbers["student"] + numbers["fake score"]) + moments
 
 
 def export_student(

@@ -4,7 +4,6 @@ Each check reports what it measured in words. The trainer runs one fake-score up
 to a scratch folder, and cannot be used for training afterwards.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from dpdmd.training.base_error import LIMIT, describe_base_error, unquantized_ba
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
-from dpdmd.utils.paths import nearest_existing
+from dpdmd.utils.paths import free_bytes
 from dpdmd.utils.tables import markdown_table
 
 STUDENT_STEP = 1  # with one fake update before each student update
@@ -265,7 +264,7 @@ def check_scorers(trainer: Trainer) -> CheckResult:
 
 
 def check_disk(trainer: Trainer, run_dir: Path) -> CheckResult:
-    free = shutil.disk_usage(nearest_existing(run_dir)).free
+    free = free_bytes(run_dir)
     each = checkpoint.size_in_bytes(trainer.config)
     return CheckResult(
         "free disk",

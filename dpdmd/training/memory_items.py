@@ -58,7 +58,7 @@ def checkpoint_item(config: Config) -> MemoryItem:
 
     It lies on the CPU.
     """
-    numbers, moments = _state(config)
+    numbers, moments = count_state(config)
     averaged = numbers["student"] if config.optim.ema_decay is not None else 0
     copied = (sum(numbers.values()) + averaged) * FP32 + moments
     return MemoryItem("a checkpoint's copy", copied, "weights and moments, until they are written", UPDATES)
@@ -69,13 +69,16 @@ def doctor_item(config: Config) -> MemoryItem:
 
     The weights after the first time, and one network's after the second.
     """
-    numbers, _ = _state(config)
+    numbers, _ = count_state(config)
     copied = (sum(numbers.values()) + max(numbers.values())) * FP32
     return MemoryItem("the doctor's copies", copied, "the networks after its steps", UPDATES)
 
 
-def _state(config: Config) -> tuple[dict[str, int], int]:
-    """Return the numbers of each trained network in a checkpoint, and the bytes of all moments."""
+def count_state(config: Config) -> tuple[dict[str, int], int]:
+    """Return the numbers of each trained network in a checkpoint, and the bytes of all moments.
+
+    Buffers such as SD3's position table have no moments. A discriminator's heads are too small to count.
+    """
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     buffers = 0 if config.model.lora_rank else layout.count_parameters(teacher) - layout.count_trained(teacher)
     trained = _trained(config, layout, teacher)

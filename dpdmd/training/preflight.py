@@ -1,7 +1,6 @@
 """Check a run before any model loads: flags, paths, files, device, run folder, disk and memory. Every rank runs it."""
 
 import math
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from dpdmd.training.preflight_machine import check_machine
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
 from dpdmd.utils.hub_upload import check_upload
-from dpdmd.utils.paths import check_writable, nearest_existing
+from dpdmd.utils.paths import check_free, check_writable
 
 
 @dataclass(frozen=True)
@@ -267,9 +266,5 @@ def _check_space(setup: RunSetup) -> None:
         exports = 1 if config.optim.ema_decay is None else 2
         exports *= 1 if folder.has_links() else count
         needed += exports * layout.bytes_beside_network(teacher, no_t5=config.model.no_t5)
-    free = shutil.disk_usage(nearest_existing(folder.ckpts)).free
-    if needed > free:
-        raise ValueError(
-            f"--ckpt_dir {folder.ckpts}: {free / 1e9:.2f} GB are free, but {count} checkpoints will take about "
-            f"{needed / 1e9:.2f} GB; free some, lower --checkpoints_total_limit, or give another --run_dir"
-        )
+    remedy = "free some, lower --checkpoints_total_limit, or give another --run_dir"
+    check_free(f"--ckpt_dir {folder.ckpts}", folder.ckpts, needed, f"{count} checkpoints", remedy)

@@ -6,7 +6,6 @@ Reading the cache sends no request. The client is imported when it is needed, an
 import glob
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import shorten_error
-from dpdmd.utils.paths import nearest_existing
+from dpdmd.utils.paths import check_free
 
 MAIN = "main"  # the default branch of a repository
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -157,9 +156,7 @@ def download(model: HubId, files: Mapping[str, RemoteFile], cache: Path) -> Path
     if not missing:
         return snapshot
     size = sum(file.size for file in missing.values() if not (folder / "blobs" / file.blob).is_file())
-    free = shutil.disk_usage(nearest_existing(cache)).free
-    if size > free:
-        raise ValueError(f"{size / 1e9:.2f} GB are missing, and {cache} has {free / 1e9:.2f} GB free: give --cache_dir")
+    check_free(str(cache), cache, size, "the files that are missing", "free some, or give another --cache_dir")
     counted = f"{len(missing)} file{'s' if len(missing) > 1 else ''}, {size_text(size)}"
     tqdm.write(f"downloading {model.repository} at {model.revision[:12]}: {counted}, to {cache}", file=sys.stderr)
     large = [name for name in missing if name.endswith((".safetensors", ".bin", ".pt", ".pth"))]

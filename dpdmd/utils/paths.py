@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -118,6 +119,23 @@ def check_writable(flag: str, path: Path) -> None:
         raise ValueError(f"{flag} {path}: {nearest} cannot be written to ({error.strerror})") from None
     if model := next((folder for folder in _with_parents(path.resolve()) if (folder / MODEL_INDEX).is_file()), None):
         raise ValueError(f"{flag} {path}: lies in a model's folder, {model}; give another folder")
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the disk that a path, which need not exist, lies on or will lie on."""
+    return shutil.disk_usage(nearest_existing(path)).free
+
+
+def check_free(place: str, path: Path, needed: float, what: str, remedy: str) -> None:
+    """Check that `what` of `needed` bytes fits the disk of `path`.
+
+    Raises:
+        ValueError: it does not. The line begins with `place` and ends with `remedy`.
+    """
+    if needed > (free := free_bytes(path)):
+        raise ValueError(
+            f"{place}: {free / 1e9:.2f} GB are free, but {what} will take about {needed / 1e9:.2f} GB; {remedy}"
+        )
 
 
 def nearest_existing(path: Path) -> Path:

@@ -179,7 +179,7 @@ def test_a_missing_launcher_is_an_error(values, tmp_path, launcher, says):
 
 def test_disk_space_is_not_checked_for_epochs_on_many_gpus(values, tmp_path, monkeypatch):
     """The number of steps per epoch is unknown there."""
-    monkeypatch.setattr(preflight.preflight.shutil, "disk_usage", lambda path: argparse.Namespace(free=30_000_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: argparse.Namespace(free=30_000_000))
     values["flags"] |= {"max_epoch": 9, "ckpt_every": 1}
     assert problems(values, tmp_path) == []
     del values["launcher"]

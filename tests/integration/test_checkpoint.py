@@ -199,7 +199,7 @@ def test_a_really_full_disk(short_run, small_disk, capsys, monkeypatch):
 def test_too_little_space_is_an_error_at_the_start(flags, tiny_scorers, capsys, monkeypatch, tmp_path):
     """With a limit, one more than the limit, and the best one too if the student is evaluated."""
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
     assert train.main([*flags, "--max_steps", "6"]) == 2
     assert "0.00 GB are free, but 3 checkpoints will take about" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -114,7 +114,7 @@ def test_stored_samples_are_those_made_anew(flags, tmp_path):
 
 
 def test_too_little_space_for_the_pool_is_told(flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("dpdmd.data.tensor_cache.shutil.disk_usage", lambda _: Full())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Full())
     more = ["--teacher_cache", str(tmp_path / "cache"), "--teacher_cache_size", "9", "--run_dir", str(tmp_path / "run")]
     monkeypatch.setattr("dpdmd.training.preflight._check_space", lambda *_: None)
     assert train.main([*flags, *GAN, *more]) == 2

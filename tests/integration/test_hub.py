@@ -169,8 +169,8 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, small, tiny_pipeline):
 
 def test_a_full_disk_is_an_error_before_anything_is_fetched(hub, small, monkeypatch):
     hub.add("org/small", small)
-    monkeypatch.setattr("dpdmd.utils.hub.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
-    assert "free: give --cache_dir" in error_of() and hub.fetched() == []
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
+    assert "give another --cache_dir" in error_of() and hub.fetched() == []
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -81,7 +81,7 @@ class Full:
 
 
 def test_too_little_space_is_an_error(flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("dpdmd.data.tensor_cache.shutil.disk_usage", lambda _: Full())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Full())
     monkeypatch.setattr("dpdmd.training.preflight._check_space", lambda *_: None)
     run = ["--run_dir", str(tmp_path / "run"), "--cache_text_embeddings", str(tmp_path / "cache")]
     assert train.main([*flags, *run]) == 2

@@ -69,5 +69,5 @@ def test_the_encoder_is_free_afterwards():
 
 def test_too_little_space_is_one_line(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 0, 10))
-    with pytest.raises(OSError, match=r"the embeddings of 2 prompts take about .*set TMPDIR"):
+    with pytest.raises(OSError, match=r"the embeddings of 2 prompts will take about .*set TMPDIR"):
         EncodedPrompts(CountingEncoder(torch.float32), ["a", "b"], CPU)

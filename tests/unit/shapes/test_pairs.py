@@ -21,6 +21,7 @@ from dpdmd.shapes.pairs import (
     TOGETHER,
     Pair,
     all_captions,
+    binding_caption,
     caption,
     parse_caption,
     render,
@@ -103,6 +104,7 @@ def test_captions_are_true_and_leave_attributes_open():
         assert values["relation"] in (TOGETHER, pair.relation)
     assert abs(np.mean([len(values) - 1 for values in named]) / 4 - 0.7) < 0.05
     assert abs(np.mean([values["relation"] != TOGETHER for values in named]) - 0.7) < 0.07
+    assert all(parse_caption(binding_caption(pair)) == {**pair.named, "relation": TOGETHER} for pair in pairs)
 
 
 def matches(pairs: list[Pair], named: list[dict[str, str]]) -> np.ndarray:
