@@ -31,7 +31,7 @@ from dpdmd.utils.tables import markdown_table
 
 STEPS = 240
 FLAGS = (
-    *("--config", "scripts/configs/tiny.yaml", "--max_steps", str(STEPS), "--lr_scheduler", "cosine"),
+    *("--config", "scripts/configs/paper_tiny.yaml", "--max_steps", str(STEPS), "--lr_scheduler", "cosine"),
     *("--eval_every", "0", "--vis_every", "0", "--report_to", "none", "--ckpt_every", str(STEPS)),
 )
 WRONG_SIGN = "wrong_sign"

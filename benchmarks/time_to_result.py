@@ -2,8 +2,8 @@
 
     python benchmarks/time_to_result.py --way "as it is:" --way "coarse anchor:--anchor_steps 4"
 
-Each --way is `scripts/configs/tiny.yaml` with further flags, without evaluation in the loop. A run uses one core and
-saves a checkpoint every --every steps, which the oracle measures. A metric's final value is its mean over the last
+Each --way is `scripts/configs/paper_tiny.yaml` with further flags, without evaluation in the loop. A run uses one core
+and saves a checkpoint every --every steps, which the oracle measures. A metric's final value is its mean over the last
 quarter of the checkpoints. The result is reached at the first checkpoint from which accuracy, entropy, coverage and
 spread, each averaged with the next checkpoint, all stay at 95% of their final values. Minutes count only steps, from
 metrics.jsonl. Runs and measurements that exist already are used again.
@@ -29,7 +29,7 @@ from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.versions import versions
 
 METRICS = ("accuracy", "entropy", "coverage", "spread")
-CONFIG = Path("scripts/configs/tiny.yaml")
+CONFIG = Path("scripts/configs/paper_tiny.yaml")
 
 
 @dataclass(frozen=True)
