@@ -13,7 +13,7 @@ from dpdmd.models.registry import LAYOUTS
 
 
 def calls_of_training(options: Mapping[str, Any]) -> int | None:
-    """Return the network calls of a training for each sample of its batch (`dpdmd.methods.network_calls`).
+    """Return the network calls of a training (`dpdmd.methods.network_calls`), each of one sample, in each process.
 
     Return None if only the run knows them: with `--max_epoch` or `--k_anchor auto`, or if the teacher is not on disk.
     """
@@ -29,4 +29,5 @@ def calls_of_training(options: Mapping[str, Any]) -> int | None:
         schedule, schedule.default_sigmas(method.teacher_infer_steps), method.k_anchor, method.anchor_steps
     )
     counter = CallCounter(method, config.run.seed, anchor, layout.guidance.off)
-    return counter.of_run(config.run.max_steps or DEFAULT_MAX_STEPS)
+    samples = config.optim.batch_size * config.optim.grad_accum
+    return samples * counter.of_run(config.run.max_steps or DEFAULT_MAX_STEPS)

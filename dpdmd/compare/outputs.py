@@ -99,7 +99,7 @@ def _read_columns(sweep: Sweep, job: Job, problems: list[str]) -> dict[str, Meas
 
 
 def _calls(sweep: Sweep) -> dict[str, int]:
-    """Return row -> network calls of a training for each sample, for the trained rows with a known number."""
+    """Return row -> network calls of a training, for the trained rows with a known number."""
     counted = {name: calls_of_training(row.resolved) for name, row in sweep.configurations.items() if not row.model}
     return {name: calls for name, calls in counted.items() if calls is not None}
 
@@ -115,5 +115,5 @@ def _head(jobs: Sequence[Job], finished: Sequence[Job], command: str, calls: Map
         lines.append(f"Not finished: {'; '.join(missing)}.")
     if calls:
         costs = ", ".join(f"{name} {number:,}" for name, number in calls.items())
-        lines.append(f"Network calls of a training for each sample, a backward pass as two: {costs}.")
+        lines.append(f"Network calls of a training, each of one sample, a backward pass as two: {costs}.")
     return "\n\n".join(lines)

@@ -55,12 +55,12 @@ def test_everything_runs_once_and_the_table_is_right(values, tmp_path, capsys):
 
 
 def test_the_table_has_the_cost_of_each_training_if_the_plane_shows_it(values, tmp_path):
-    """Two cycles: 5 (4 + 3) of the fake score, 4 + 2 x 4 + 3 of the student, and 2 x 5 of the anchor."""
+    """Two cycles, batch 4: 5 (4 + 3) of the fake score, 4 + 2 x 4 + 3 of the student, and 2 x 5 of the anchor."""
     values["plane"] = {"x": "entropy", "y": "accuracy", "size": "calls"}
     values["flags"] |= {"max_steps": 12}
     assert main(call(values, tmp_path, "--seeds", "0")) == 0
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "Network calls of a training for each sample, a backward pass as two: dmd 100, dpdmd 120." in table
+    assert "Network calls of a training, each of one sample, a backward pass as two: dmd 400, dpdmd 480." in table
 
 
 def test_the_tables_are_there_after_each_model(values, tmp_path, monkeypatch):

@@ -6,17 +6,19 @@ import pytest
 
 from dpdmd.compare.cost import calls_of_training
 from dpdmd.compare.sweep_file import read_sweep
+from dpdmd.config import Config
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_the_cost_of_the_bundled_search(monkeypatch):
-    """The paper's way costs 15,000 calls, and no row of the first search more than a quarter."""
+    """The paper's way costs 15,000 calls for each sample of a batch, and no row of the searches more than a quarter."""
     monkeypatch.chdir(ROOT)
     sweep = read_sweep(Path("scripts/sweeps/recipe_tiny.yaml"))
     calls = {name: calls_of_training(row.resolved) for name, row in sweep.configurations.items() if not row.model}
-    assert (calls["paper"], calls["base"]) == (15_000, 3_750)
-    assert {number for name, number in calls.items() if name.startswith("screen")} <= set(range(3_700, 3_751))
+    assert (calls["paper"], calls["base"], calls["small_batch"]) == (8 * 15_000, 8 * 3_750, 8 * 3_750)
+    searched = {name: number for name, number in calls.items() if name != "paper" and not name.endswith("_7500")}
+    assert len(searched) == 24 + 5 + 6 + 3 and set(searched.values()) <= set(range(8 * 3_700, 8 * 3_750 + 1))
 
 
 def test_the_anchor_of_an_epsilon_model_costs_one_more_guided_call(tiny_pipeline, tiny_sdxl):
@@ -25,7 +27,8 @@ def test_the_anchor_of_an_epsilon_model_costs_one_more_guided_call(tiny_pipeline
         {"family": family, "teacher_id": str(folder), "teacher_infer_steps": 6, "max_steps": 6}
         for family, folder in (("sd35", tiny_pipeline), ("sdxl", tiny_sdxl))
     )
-    assert calls_of_training({**epsilon, "k_anchor": 5}) - calls_of_training({**flow, "k_anchor": 5}) == 2
+    more = calls_of_training({**epsilon, "k_anchor": 5}) - calls_of_training({**flow, "k_anchor": 5})
+    assert more == 2 * Config().optim.batch_size
     assert calls_of_training({**epsilon, "k_anchor": 6}) == calls_of_training({**flow, "k_anchor": 6})
 
 
