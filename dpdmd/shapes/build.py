@@ -20,8 +20,9 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes.autoencoder import train_autoencoder
+from dpdmd.shapes.recipes import ONE_OBJECT, PAIRS
 from dpdmd.shapes.scorers import build_scorers
-from dpdmd.shapes.teacher import ONE_OBJECT, PAIRS, train_teacher
+from dpdmd.shapes.teacher import train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.utils.folders import delete_tree, finish_folder
 from dpdmd.utils.paths import user_path

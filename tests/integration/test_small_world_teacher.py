@@ -7,7 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from dpdmd.shapes import teacher, world
-from dpdmd.shapes.teacher import Cycle, Recipe, train_teacher
+from dpdmd.shapes.recipes import Cycle, Recipe
+from dpdmd.shapes.teacher import train_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 CYCLES = (Cycle(2, 1.0, logit_normal=False), Cycle(1, 0.5, logit_normal=True))
