@@ -149,6 +149,15 @@ def test_one_place_by_two_names_is_one_configuration(tmp_path, monkeypatch):
     assert not config.equal_values("method", "./dmd", "dmd")
 
 
+def test_the_papers_way_on_the_small_world_lacks_what_the_search_changed_alone():
+    ours, paper = (
+        strict_yaml.read(ROOT / "scripts" / "configs" / f"{name}.yaml", name) for name in ("tiny", "paper_tiny")
+    )
+    paper["optim"] |= {"lr_scheduler": "cosine", "adam_beta2": 0.95}
+    paper["method"] |= {"dmd_normalizer": "x_student"}
+    assert ours.pop("run") != paper.pop("run") and ours == paper
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path):
     config.validate(config.read_yaml(path))

@@ -52,9 +52,10 @@ def test_a_stored_teacher_sample_and_a_shared_rollout_cost_nothing():
     assert [calls(step, fake_rollout_reuse=5) for step in range(5)] == [4 + 3, 3, 3, 3, 3]
 
 
-def test_the_small_worlds_run():
+@pytest.mark.parametrize(("name", "total"), [("tiny", 3_750), ("paper_tiny", 15_000)])
+def test_the_small_worlds_run(name, total):
     """A cycle: 4 + 5 x 3 of the fake score, 4 + 2 x 4 of the roll-out, 2 + 1 of the scores, 2 x 8 of the anchor."""
-    config = read_yaml(ROOT / "scripts" / "configs" / "tiny.yaml")
+    config = read_yaml(ROOT / "scripts" / "configs" / f"{name}.yaml")
     counter = CallCounter(config.method, 0, config.method.anchor_steps, 1.0)
     assert counter.of_run(6) == 4 + 15 + 12 + 3 + 16
-    assert counter.of_run(config.run.max_steps) == 15_000
+    assert counter.of_run(config.run.max_steps) == total
