@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe, start_vae, start = ONE_OBJECT, None, None
     if args.pairs:
         recipe = PAIRS
-        start_vae = AutoencoderKL.from_pretrained(args.start, subfolder="vae")
+        start_vae = load_vae(args.start / "vae")
         start = SD3Transformer2DModel.from_pretrained(args.start, subfolder="transformer")
     if args.vae:
-        vae = AutoencoderKL.from_pretrained(args.vae).eval()
+        vae = load_vae(args.vae).eval()
     else:
         vae = train_autoencoder(args.seed, recipe.vae_steps, recipe.world, start_vae)
         vae.save_pretrained(out / "vae")
@@ -73,6 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     logger.info("%s: %.1f MB after %.0f s", out, size, time.perf_counter() - started)
     return 0
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """Load an autoencoder without the name of its folder, which diffusers would save with it."""
+    vae = AutoencoderKL.from_pretrained(folder)
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    unnamed = AutoencoderKL.from_config(config)
+    unnamed.load_state_dict(vae.state_dict())
+    return unnamed
 
 
 if __name__ == "__main__":

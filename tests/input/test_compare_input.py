@@ -278,6 +278,7 @@ def test_the_repository_has_a_sweep_per_table_of_the_paper():
         "anchor_tiny",
         "anchor_pairs_tiny",
         "recipe_tiny",
+        "compared_tiny",
     } == papers
     assert set(OWN_FLAGS) & set(OUTPUT_FLAGS) == {"run_dir"}
 

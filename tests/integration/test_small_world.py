@@ -14,7 +14,7 @@ from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.sd35.family import SD35
 from dpdmd.models.sd35.layout import LAYOUT
 from dpdmd.sampling.load_model import load_sampler
-from dpdmd.shapes import build, measure_scorers, pairs, teacher, world
+from dpdmd.shapes import build, measure_scorers, pairs, recipes, teacher, world
 from dpdmd.shapes.autoencoder import reconstruct_scenes
 from dpdmd.shapes.measure import measure_model
 from dpdmd.shapes.oracle import read_images, summarise
@@ -103,18 +103,57 @@ def test_the_teacher_follows_prompts_and_is_diverse():
     assert metrics.entropy >= 0.6 and metrics.spread >= 0.65
 
 
-@pytest.mark.parametrize(("recipe", "flags"), [("ONE_OBJECT", []), ("PAIRS", ["--pairs", "--start", str(TEACHER)])])
-def test_the_build_is_reproducible(tmp_path, monkeypatch, recipe, flags):
-    """Two short builds with one seed are equal to the bit."""
-    made = getattr(teacher, recipe)
+def shorten(monkeypatch, recipe: str) -> None:
+    """Let `build` train two updates of everything."""
+    made = getattr(recipes, recipe)
     cycles = tuple(replace(cycle, num_steps=2) for cycle in made.cycles)
     monkeypatch.setattr(build, recipe, replace(made, vae_steps=2, text_steps=2, num_scenes=64, cycles=cycles))
     monkeypatch.setattr(build, "train_autoencoder", partial(build.train_autoencoder, batch_size=2))
+
+
+def assert_equal_folders(one: Path, other: Path) -> None:
+    files = [path.relative_to(one) for path in one.rglob("*") if path.is_file()]
+    assert len(files) >= 15 and all((one / file).read_bytes() == (other / file).read_bytes() for file in files)
+
+
+@pytest.mark.parametrize(("recipe", "flags"), [("ONE_OBJECT", []), ("PAIRS", ["--pairs", "--start", str(TEACHER)])])
+def test_the_build_is_reproducible(tmp_path, monkeypatch, recipe, flags):
+    """Two short builds with one seed are equal to the bit."""
+    shorten(monkeypatch, recipe)
     for name in ("first", "second"):
         assert build.main([*flags, "--out", str(tmp_path / name)]) == 0
-    files = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file()]
-    assert len(files) >= 15
-    assert all((tmp_path / "first" / f).read_bytes() == (tmp_path / "second" / f).read_bytes() for f in files)
+    assert_equal_folders(tmp_path / "first", tmp_path / "second")
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_an_interrupted_build_goes_on_after_the_last_whole_cycle(tmp_path, monkeypatch):
+    shorten(monkeypatch, "ONE_OBJECT")
+    assert build.main(["--out", str(tmp_path / "whole")]) == 0
+    steps, set_gradients = [], teacher.set_gradients
+
+    def at_most_three(*given):
+        if len(steps) == 3:
+            raise KilledError
+        steps.append(set_gradients(*given))
+        return steps[-1]
+
+    def build_parts(*flags):
+        steps.clear()
+        return build.main(["--out", str(tmp_path / "parts"), *flags])
+
+    monkeypatch.setattr(teacher, "set_gradients", at_most_three)
+    vae = ("--vae", str(tmp_path / "parts" / "vae"))
+    with pytest.raises(KilledError):
+        build_parts()
+    assert build_parts(*vae) == 0 and len(steps) == 2
+    assert_equal_folders(tmp_path / "whole", tmp_path / "parts")
+    for seed in ("0", "1"):  # what another seed left is no help
+        with pytest.raises(KilledError):
+            build_parts(*vae, "--seed", seed)
 
 
 @pytest.fixture(scope="module")
