@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     own, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as work:
-        trainer, found = measure(own, flags or ["--config", "scripts/configs/tiny.yaml"], Path(work))
+        trainer, found = measure(own, flags or ["--config", "scripts/configs/paper_tiny.yaml"], Path(work))
     settings, date = trainer.config, datetime.date.today().isoformat()
     threads = f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores, processor time"
     lines = [
