@@ -2,14 +2,16 @@
 
     python benchmarks/broken_runs.py --out outputs/broken_runs --seeds 0 1 2 3 4 5 6 7
 
-Trains every kind of run with every seed on the bundled small world, one after another; runs that are done are kept.
-Then writes a table: the measures of each kind (smallest, median and largest of the seeds) and how many of its runs the
-report takes for which fault. The ranges of `dpdmd.report.health` come from such a table. Times the measures too.
+Trains every kind of run with every seed on the bundled small world, one after another. Runs that are done are kept; one
+that was interrupted starts anew. Then writes a table: the measures of each kind (smallest, median and largest of the
+seeds) and how many of its runs the report takes for which fault. The ranges of `dpdmd.report.health` come from such a
+table. Times the measures too.
 """
 
 import argparse
 import datetime
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -135,6 +137,7 @@ def main() -> None:
             options = ["--train", "--kinds", kind, "--seeds", str(seed), "--out", str(folder)]
             log = folder.with_suffix(".txt")
             log.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
             with log.open("w") as out:
                 environment = {**os.environ, **cpu_environment()}
                 code = subprocess.run([sys.executable, __file__, *options], stdout=out, stderr=out, env=environment)
