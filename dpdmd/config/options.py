@@ -167,7 +167,7 @@ class MethodConfig:
     div_weight_schedule: str = _flag(
         "constant",
         "lambda over the student updates: constant, linear from lambda to 0 (decreasing), from 0 (increasing), or "
-        "adaptive: raised after each evaluation by what the student's diversity scores lack of the teacher's",
+        "adaptive: multiplied after each evaluation by (teacher's / student's diversity scores)^8",
         "paper",
         choices=DIV_WEIGHT_SCHEDULES,
     )
