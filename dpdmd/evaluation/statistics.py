@@ -36,6 +36,11 @@ class Summary:
     num_scored: int
     num_missing: int
 
+    @property
+    def interval(self) -> str:
+        """The mean with its interval, to three digits, for a table without missing scores."""
+        return f"{self.mean:.3f}" + ("" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]")
+
     def __str__(self) -> str:
         if self.mean is None:
             return f"missing ({self.num_missing})"

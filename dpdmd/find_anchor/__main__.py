@@ -1,9 +1,9 @@
 """`python -m dpdmd.find_anchor` with the flags of `dpdmd.train`: find K, the teacher's steps to the anchor.
 
 Measures on the teacher alone, without any training, how much of its samples is decided after K of its steps, and
-reports the smallest K above a threshold (docs/anchor.md). Reads the flags of the teacher, the prompts, the image size,
-batch_size, bf16 and seed; the others have no effect. Writes anchor.json and anchor.png to --out. Exit status: 0 done;
-1 disk or memory is full; 2 wrong input.
+reports the smallest K above a threshold (docs/anchor.md). Reads the flags of the teacher, of its precision and its
+attention, the prompts, the image size, anchor_steps, batch_size and seed; the others have no effect. Writes anchor.json
+and anchor.png to --out. Exit status: 0 done; 1 disk or memory is full; 2 wrong input.
 """
 
 from dpdmd.utils import signals

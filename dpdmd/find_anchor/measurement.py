@@ -67,7 +67,7 @@ def load_teacher(config: Config) -> tuple[Sampler, TextEncoder]:
     encoder = family.load_text_encoder(folder, config.data.max_sequence_length, no_t5=config.model.no_t5)
     network = family.load_network(folder, family.compute_dtype).requires_grad_(False).to(family.device)
     if config.optim.attention_backend:
-        use_attention_backend(network, config.optim.attention_backend)
+        use_attention_backend(network, config.optim.attention_backend, family.compute_dtype)
     size = next(iter(config.data.image_sizes))
     schedule, decoder = family.load_schedule(folder).at_size(*size), family.load_image_decoder(folder)
     null = encoder.encode([family.layout.guidance.null_prompt])

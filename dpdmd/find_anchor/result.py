@@ -123,14 +123,14 @@ class Result:
             (
                 f"**{point.k}**" if point.k == self.k_anchor else str(point.k),
                 f"{point.sigma:.3f}",
-                _interval(point.decidedness),
-                _interval(point.spread),
+                point.decidedness.interval,
+                point.spread.interval,
                 str(self.calls(point.k)),
             )
             for point in self.points
             if point.k in shown
         ]
-        passes = 1 if self.sampler.settings.guidance_scale == self.sampler.family.layout.guidance.off else 2
+        passes = self.sampler.family.layout.guidance.rows(self.sampler.settings.guidance_scale)
         calls = self.calls(self.k_anchor)
         interval = "" if self.k_interval is None else " ({} to {} by the interval)".format(*self.k_interval)
         return (
@@ -139,7 +139,3 @@ class Result:
             f"{self.settings.space}{interval}; one anchor costs {counted(calls, 'guided call')} of the teacher, "
             f"{counted(passes * calls, 'pass', 'es')} of its network"
         )
-
-
-def _interval(summary: Summary) -> str:
-    return f"{summary.mean:.3f}" + ("" if summary.low is None else f" [{summary.low:.3f}, {summary.high:.3f}]")

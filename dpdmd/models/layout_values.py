@@ -24,6 +24,10 @@ class Guidance:
     null_prompt: str = ""
     argument: str = "guidance_scale"
 
+    def rows(self, scale: float) -> int:
+        """Return the rows of a network's batch that the guided prediction of one sample takes, 1 or 2."""
+        return 1 if scale == self.off else 2
+
 
 CLASSIFIER_FREE = Guidance()
 

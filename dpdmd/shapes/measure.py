@@ -31,6 +31,7 @@ from dpdmd.shapes.categories import accuracy_by_category, category
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_images, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
+from dpdmd.utils import precision
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.image_grid import to_float, to_pil
@@ -102,12 +103,8 @@ def category_table(rows: Mapping[str, Mapping[str, Summary]]) -> str:
     cells = []
     for model, summaries in rows.items():
         overall = sum(summary.mean for summary in summaries.values()) / len(summaries)
-        cells.append([model, *map(_interval, summaries.values()), f"{overall:.3f}"])
+        cells.append([model, *(summary.interval for summary in summaries.values()), f"{overall:.3f}"])
     return markdown_table(["accuracy", *names, "overall"], cells)
-
-
-def _interval(summary: Summary) -> str:
-    return f"{summary.mean:.3f}" + ("" if summary.low is None else f" [{summary.low:.3f}, {summary.high:.3f}]")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -157,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, by_category, details = {}, {}, {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        precision.set_up(bf16=False)
         prompts = check(args)
         for model in args.model:
             name, started = str(model), time.perf_counter()

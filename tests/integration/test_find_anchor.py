@@ -72,6 +72,11 @@ def test_pixels_and_latents_are_two_measures(find):
     assert pixels["curve"][0]["sigma"] == latents["curve"][0]["sigma"]
 
 
+def test_the_teacher_computes_attention_as_it_is_asked_to(find):
+    found, plain = (find("--num_seeds", "2", *more) for more in (["--attention_backend", "native"], []))
+    assert found["curve"] == plain["curve"] and found["k_anchor"] == plain["k_anchor"]
+
+
 def test_the_images_are_as_large_as_pixels_may_be(monkeypatch, find):
     """Above this size the default is latents, and the result says so."""
     monkeypatch.setattr(decidedness, "MAX_DECODED", 64 * 64 - 1)
