@@ -37,6 +37,8 @@ def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:
 
 def broadcast_from_main(accelerator: Accelerator, value: Item) -> Item:
     """Return rank 0's `value` on every rank. Collective: call on every rank."""
+    if accelerator.num_processes == 1:
+        return value
     holder = [value]
     broadcast_object_list(holder)
     return holder[0]
@@ -59,6 +61,13 @@ def call_on_main(accelerator: Accelerator, function: Callable[[], Item]) -> Item
     if error is not None:
         raise error
     return result
+
+
+def raise_everywhere(accelerator: Accelerator, error: Exception | None) -> None:
+    """Raise the first rank's error on all ranks, if any has one: the others would wait for it. Collective."""
+    for found in gather(accelerator, [error]):
+        if found is not None:
+            raise found
 
 
 def destroy_process_group() -> None:

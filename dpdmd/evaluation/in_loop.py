@@ -159,14 +159,19 @@ class InLoopEvaluation:
         mine = collectives.share(batches, self.accelerator.process_index, self.accelerator.num_processes)
         progress = f"scoring {title}" if self.accelerator.is_main_process else ""
         rows: list[ImageScores] = []
+        problem: OSError | None = None
         swept = sampler.sweep(self.encoder, image_set.prompts, mine, self.config.eval.eval_seed, progress=progress)
         for keys, made in swept:
             samples = [
                 Sample(image, image_set.prompts[key[0]], key) for key, image in zip(keys, to_pil(made), strict=True)
             ]
-            for sample in samples:
-                save_image(sample.image, folder / file_name(sample.key))
+            try:
+                for sample in samples:
+                    save_image(sample.image, folder / file_name(sample.key))
+            except OSError as error:  # raised below, on every rank: they call a sharded network together
+                problem = error
             rows += _score_finite(samples, made, scorers, title)
+        collectives.raise_everywhere(self.accelerator, problem)
         metrics = metric_names(image_set.scorers)
         return summarise_scores(collectives.gather(self.accelerator, rows), metrics, self.config.eval.eval_seed)
 
@@ -229,18 +234,18 @@ def text_table(step: int, student: dict[str, Summary], teacher: dict[str, Summar
 
 
 def best_step(records: list[dict[str, Any]], available: set[int], sets: list[ImageSet], best_by: str) -> int | None:
-    """Return the best evaluated step that has a checkpoint, the later one of equals; None if there is none.
+    """Return the best evaluated step that has a checkpoint, the later one of equals; None if none has a score.
 
     With `mean_rank`, the steps are ranked by each preference score and by each diversity score, and the mean ranks of
     the two groups count the same. With the name of a scorer, the highest score wins.
     """
     candidates = sorted((r for r in records if r["step"] in available), key=lambda r: r["step"])
-    if not candidates:
-        return None
     metrics = [(scorer, image_set.metric_key(scorer)) for image_set in sets for scorer in image_set.scorers]
     if best_by == "mean_rank":
         groups = [[key for name, key in metrics if (name in DIVERSITY_SCORERS) == wanted] for wanted in (True, False)]
     else:
         groups = [[key for name, key in metrics if name == best_by]]
+    if all(record.get(key) is None for record in candidates for group in groups for key in group):
+        return None
     ranks = mean_rank(candidates, groups)
     return min(zip(ranks, candidates, strict=True), key=lambda pair: (pair[0], -pair[1]["step"]))[1]["step"]

@@ -45,19 +45,22 @@ class Program:
         """Run the program and return its exit status: 2 on wrong input, 1 if it had to stop."""
         args = self.parser().parse_args(argv)
         try:
-            job = self.check(args)
-            # These imports take seconds, so wrong input is reported before them.
-            from dpdmd.distributed import collectives
-            from dpdmd.evaluation.program_run import run
-
-            run(job)
-            collectives.destroy_process_group()
+            return self._run(self.check(args))
         except ValueError as error:
             print(f"{self.name}: error: {one_line(error)}", file=sys.stderr)
             return 2
         except (OSError, MemoryError) as error:
             print(f"{self.name}: stopped: {one_line(error)}", file=sys.stderr)
             return 1
+
+    def _run(self, job: Job) -> int:
+        # These imports take seconds, so wrong input is reported before them.
+        from dpdmd.distributed import collectives
+        from dpdmd.evaluation.program_run import run
+
+        try:
+            run(job)
+            collectives.destroy_process_group()
         except RuntimeError as error:
             lost = collectives.lost_peer_message(error)
             if lost is None:

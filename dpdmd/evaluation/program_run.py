@@ -174,9 +174,7 @@ def _raised_everywhere(accelerator: Accelerator, advice: str = LOWER) -> Iterato
             yield
     except (ValueError, OSError, MemoryError) as error:
         problem = error
-    for found in collectives.gather(accelerator, [problem]):
-        if found is not None:
-            raise found
+    collectives.raise_everywhere(accelerator, problem)
 
 
 def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator: Accelerator) -> list[ImageScores]:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,8 @@ from dpdmd.evaluation.diversity import diversity_per_image
 from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Scorer, ValueScorer
 from dpdmd.evaluation.statistics import Summary, summarise
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.logging import logger
 
-logger = logging.getLogger("dpdmd")
 UNREADABLE = "unreadable"
 NOT_FINITE = "not finite"  # such a score is missing: a single one would make the mean nan
 

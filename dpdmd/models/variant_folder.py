@@ -16,11 +16,15 @@ def link_variant(folder: Path, files: Mapping[str, str], variant: str) -> Path:
     It lies in $XDG_CACHE_HOME/dpdmd/variants: `folder` may be read-only, or a snapshot in the Hub's cache.
 
     Raises:
+        ValueError: the user has no home, and so no cache.
         OSError: the folder of links cannot be written.
     """
     source = folder.resolve()
     key = hashlib.sha256(repr((str(source), variant, sorted(files.items()))).encode()).hexdigest()[:16]
-    target = user_cache() / "variants" / f"{source.name}-{variant}-{key}"
+    try:
+        target = user_cache() / "variants" / f"{source.name}-{variant}-{key}"
+    except RuntimeError as error:
+        raise ValueError(f"--variant {variant}: has no place for its links ({error}); set XDG_CACHE_HOME") from None
     if all(os.path.exists(target / name) for name in files):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

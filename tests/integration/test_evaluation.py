@@ -228,7 +228,9 @@ def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, ru
     for first, second in zip(one, two, strict=True):
         for name in ("imagereward", "pickscore", "clip_score"):
             assert float(first[name]) == pytest.approx(float(second[name]), abs=1e-6)
-    for path in (tmp_path / "one" / "pictures").glob("*.png"):
+    made = list((tmp_path / "one" / "pictures").glob("*.png"))
+    assert len(made) == 9
+    for path in made:
         assert path.read_bytes() == (tmp_path / "two" / "pictures" / path.name).read_bytes()
 
 

@@ -20,3 +20,6 @@ def test_the_best_step():
     assert best_step(records, {6, 12, 18}, sets, "mean_rank") == 12
     assert best_step(records, {6, 12, 18}, sets, "div_clip") == 6
     assert best_step(records, set(), sets, "mean_rank") is None
+    lost = [{"step": 6, "eval/x_div_clip": None}, {"step": 12}]  # every scorer failed
+    assert best_step(lost, {6, 12}, sets, "mean_rank") is None
+    assert best_step([*lost, *records[2:]], {6, 12}, sets, "div_clip") == 12
