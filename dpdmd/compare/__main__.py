@@ -23,7 +23,7 @@ from dpdmd.compare import sweep_file
 from dpdmd.compare.jobs import Job, build_jobs
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.workers import Workers
-from dpdmd.report.sweeps import read_sweep
+from dpdmd.report.sweeps import read_results
 from dpdmd.utils.atomic_files import clear_leftovers
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_report_command(out: Path) -> None:
     """Print the command that writes one page of all runs, if there are any."""
     try:
-        read_sweep(out)
+        read_results(out)
     except ValueError:
         return  # nothing is trained in this sweep, or no training has begun
     sys.stdout.write(f"\nreport: {shlex.join(['python', '-m', 'dpdmd.report', str(out)])}\n")

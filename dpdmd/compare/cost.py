@@ -28,6 +28,6 @@ def calls_of_training(options: Mapping[str, Any]) -> int | None:
     anchor = anchor_calls(
         schedule, schedule.default_sigmas(method.teacher_infer_steps), method.k_anchor, method.anchor_steps
     )
-    counter = CallCounter(method, config.run.seed, anchor, layout.guidance.off)
+    counter = CallCounter(method, config.run.seed, anchor, layout.guidance)
     samples = config.optim.batch_size * config.optim.grad_accum
     return samples * counter.of_run(config.run.max_steps or DEFAULT_MAX_STEPS)

@@ -48,7 +48,7 @@ from dpdmd.compare.sweep import (
     Sweep,
     options_of,
 )
-from dpdmd.config import Config, from_dict, read_yaml, validate
+from dpdmd.config import from_dict, on_defaults_of_the_model, validate
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.paths import expanded
 
@@ -215,7 +215,8 @@ def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str,
         if value is None or isinstance(value, (list, dict)):
             raise ValueError(f"{place}: {flag} must be a number, a string, true or false, not {value!r}")
     try:
-        base = read_yaml(Path(expanded(config))) if config else Config()
+        given = {name: str(value) for name, value in flags.items()}
+        base = on_defaults_of_the_model(None, [config] if config else [], given)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     scattered = [flag for flag in OUTPUT_FLAGS if getattr(base.run, flag) is not None]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -67,7 +68,8 @@ class Workers:
         with self._mutex:
             self.stopped = number
             for process in self._running:
-                os.killpg(process.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.killpg(process.pid, signal.SIGTERM)
 
     def _try_job(self, job: Job, bar: tqdm) -> None:
         try:
@@ -115,7 +117,7 @@ class Workers:
         if stage.name != TRAIN:  # {out} must exist, or the path {out}/../oracle does not resolve
             (job.folder / stage.name).mkdir(exist_ok=True)
         status = self._run_process(stage, lock)
-        if self.stopped:
+        if status is None or (self.stopped and status != 0):
             return False
         if status != 0:
             self.failures.append(job.label)
@@ -125,15 +127,15 @@ class Workers:
         bar.update()
         return True
 
-    def _run_process(self, stage: Stage, lock: int) -> int:
-        """Return the exit status of the stage's process, which inherits the lock."""
+    def _run_process(self, stage: Stage, lock: int) -> int | None:
+        """Return the exit status of the stage's process, which inherits the lock; None if it was not started."""
         environment = {**LAUNCHER_TIMEOUT, **os.environ, **({"OMP_NUM_THREADS": "1"} if stage.single_thread else {})}
         with stage.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(stage.command)}\n")
             log.flush()
             with self._mutex:
                 if self.stopped:
-                    return 0
+                    return None
                 try:  # in its own session: Ctrl-C reaches only the sweep, which passes it on once
                     process = subprocess.Popen(
                         stage.command, stdout=log, stderr=log, env=environment, pass_fds=(lock,), start_new_session=True

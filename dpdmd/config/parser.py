@@ -202,7 +202,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     given = vars(build_parser().parse_args(argv))
     paths = given.pop("config", [])
     preset = given.pop("preset", None)
-    config = _on_defaults_of_the_model(preset, paths, given)
+    config = on_defaults_of_the_model(preset, paths, given)
     group_of = group_of_each_option()
     given = _without_aliases(given, config)
     for name, value in given.items():
@@ -244,7 +244,7 @@ def _without_aliases(given: dict[str, Any], config: Config) -> dict[str, Any]:
     return own
 
 
-def _on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Mapping[str, Any]) -> Config:
+def on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Mapping[str, Any]) -> Config:
     """Return the defaults of the family, then of the teacher's variant, with the values of a preset and files set.
 
     Family and teacher may come from a flag, a file or a default, so the files are read before they are known.

@@ -111,6 +111,8 @@ EVALUATION_FLAGS = (
     "eval_prompts_limit",
     "eval_batch_size",
     "eval_sizes",
+    "eval_seed",
+    "offload_scorers",
     "best_by",
 )
 

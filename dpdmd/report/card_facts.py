@@ -73,16 +73,7 @@ def training_of(student: Path) -> Training | None:
     root = Path(config["run_dir"]) if config.get("run_dir") else checkpoint.parent.parent
     places = [place for place in (checkpoint.parent.parent, root) if RunFolder.of(place).metrics.is_file()]
     run = read_runs([RunEntry(places[0])])[0] if places else None
-    return Training(config, step, _count_prompts(config), run)
-
-
-def _count_prompts(config: Mapping[str, Any]) -> int | None:
-    from dpdmd.data.prompt_files import read_prompts
-
-    try:
-        return len(read_prompts(Path(config["prompt_txt"]), column=config.get("prompt_column")))
-    except (ValueError, OSError, KeyError):
-        return None
+    return Training(config, step, manifest.get("num_prompts"), run)
 
 
 def stored_dtype(layout: Layout, folder: Path) -> str:

@@ -16,6 +16,7 @@ _CURVES = {
         "Diversity loss",
         "Distance of the student’s first step from the teacher’s anchor, before its weight. Lower is closer.",
     ),
+    "div_weight": ("Weight of the diversity loss", "Lambda, where `--div_weight_schedule` changes it."),
     "loss_fake": (
         "Fake-score loss",
         "Denoising error on the student’s samples. It depends mostly on the drawn noise levels.",

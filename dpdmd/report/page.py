@@ -18,7 +18,7 @@ from dpdmd.report.runs import Run, score_of
 from dpdmd.report.scores import Metric, Score
 from dpdmd.report.shown_runs import ShownRun, average
 from dpdmd.report.style import TEACHER_STYLE, Style, run_style
-from dpdmd.report.sweeps import Sweep
+from dpdmd.report.sweeps import SweepResult
 from dpdmd.utils.paths import same_place
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -36,7 +36,7 @@ class Plot:
     about: str = ""
 
 
-def render(runs: Sequence[Run], sweeps: Sequence[Sweep] = ()) -> str:
+def render(runs: Sequence[Run], sweeps: Sequence[SweepResult] = ()) -> str:
     """Return the page of these runs and sweeps. It is self-contained: no script, style, font or image is loaded."""
     shown = [
         ShownRun(f"run{index}", run_style(run.entry.style, run.entry.member), run, tables.cost(run))

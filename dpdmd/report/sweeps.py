@@ -23,7 +23,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResult:
     """A sweep's folder.
 
     Attributes:
@@ -48,7 +48,7 @@ def is_sweep(folder: Path) -> bool:
     return (folder / "runs").is_dir() and not is_run(folder)
 
 
-def read_sweep(root: Path, first_style: int = 0, prefix: str = "") -> Sweep:
+def read_results(root: Path, first_style: int = 0, prefix: str = "") -> SweepResult:
     """Read a sweep's folder. Rows that are not trained are only in its tables.
 
     Args:
@@ -68,7 +68,7 @@ def read_sweep(root: Path, first_style: int = 0, prefix: str = "") -> Sweep:
     if not runs:
         raise ValueError(f"{root}: is a sweep without a run (runs/*/seed_*/run); train one first")
     plane = root / "plane.png"
-    return Sweep(root.resolve().name, title, blocks, plane if plane.is_file() else None, runs, warnings)
+    return SweepResult(root.resolve().name, title, blocks, plane if plane.is_file() else None, runs, warnings)
 
 
 def _find_runs(root: Path, first_style: int, prefix: str, warnings: list[str]) -> list[RunEntry]:

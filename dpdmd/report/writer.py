@@ -1,14 +1,12 @@
 """Write a report, and keep the report of a training run up to date."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.atomic_files import write_text
-
-logger = logging.getLogger("dpdmd")
+from dpdmd.utils.logging import logger
 
 
 def write(folders: Sequence[Path], out: Path) -> None:
@@ -21,14 +19,14 @@ def write(folders: Sequence[Path], out: Path) -> None:
     # Imported here, since matplotlib takes half a second to import.
     from dpdmd.report.page import render
     from dpdmd.report.runs import RunEntry, read_runs
-    from dpdmd.report.sweeps import is_sweep, read_sweep
+    from dpdmd.report.sweeps import is_sweep, read_results
 
     entries, sweeps = [], []
     several = sum(map(is_sweep, folders)) > 1
     for folder in dict.fromkeys(folders):
         style = max((entry.style + 1 for entry in entries), default=0)
         if is_sweep(folder):
-            sweeps.append(read_sweep(folder, style, f"{folder.name}: " if several else ""))
+            sweeps.append(read_results(folder, style, f"{folder.name}: " if several else ""))
             entries += sweeps[-1].runs
         else:
             entries.append(RunEntry(folder, style=style))

@@ -334,7 +334,9 @@ def test_existing_runs_must_have_the_same_configuration(values, tmp_path, capsys
 
 def test_an_option_newer_than_a_record_counts_as_its_default(values, tmp_path):
     assert main(call(values, tmp_path)) == 0
-    for record in (tmp_path / "out").rglob("train.json"):
+    records = list((tmp_path / "out").rglob("train.json"))
+    assert len(records) == 4
+    for record in records:
         content = json.loads(record.read_text())
         del content["asked"]["dmd_t"]
         record.write_text(json.dumps(content))

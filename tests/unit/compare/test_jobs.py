@@ -4,7 +4,9 @@ import pytest
 from small_sweep import call, two_methods
 
 from dpdmd.compare.jobs import Stage, build_jobs
+from dpdmd.compare.sweep import options_of
 from dpdmd.compare.sweep_file import read_sweep
+from dpdmd.config import parse
 
 
 def test_a_stage_of_the_same_model_by_another_name_is_the_same(tmp_path, monkeypatch):
@@ -18,6 +20,17 @@ def test_a_stage_of_the_same_model_by_another_name_is_the_same(tmp_path, monkeyp
     for other in (stage("weights/sd36", "teacher"), stage("weights/sd35", "teacher2")):
         with pytest.raises(ValueError, match="was made with"):
             other.check()
+
+
+def test_the_options_of_a_configuration_are_those_of_its_training(tmp_path, tiny_pipeline, tiny_sdxl):
+    """Those that its flags leave out are the family's, as the parser of `dpdmd.train` has them."""
+    values = two_methods(tmp_path, tiny_pipeline)
+    values["configurations"]["sdxl"] = {"flags": {"family": "sdxl", "teacher_id": str(tiny_sdxl)}}
+    call(values, tmp_path)
+    resolved = read_sweep(tmp_path / "sweep.yaml").configurations["sdxl"].resolved
+    trained = options_of(parse(["--family", "sdxl", "--teacher_id", str(tiny_sdxl), "--height", "64", "--width", "64"]))
+    sources = ("student_id", "fake_id")  # the teacher, if they are not given
+    assert {**resolved, **dict.fromkeys(sources)} == {**trained, **dict.fromkeys(sources)}
 
 
 def test_a_moving_average_is_measured_in_place_of_its_student(tmp_path, tiny_pipeline):

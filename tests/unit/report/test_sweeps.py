@@ -8,7 +8,7 @@ from made_up_runs import Page, make_run, make_sweep
 
 from dpdmd.report.__main__ import main
 from dpdmd.report.style import run_style
-from dpdmd.report.sweeps import Table, is_sweep, read_sweep
+from dpdmd.report.sweeps import Table, is_sweep, read_results
 from dpdmd.utils.tables import markdown_table, read_markdown_row
 
 
@@ -33,7 +33,7 @@ def test_a_sweeps_page_has_its_runs_its_table_and_its_plane(tmp_path, capsys):
 
 def test_the_runs_have_the_colours_of_the_plane(tmp_path):
     """The seeds of a configuration share its colour, in the table's order, and differ in marker and dashes."""
-    runs = read_sweep(make_sweep(tmp_path / "s", every=0, images=False)).runs
+    runs = read_results(make_sweep(tmp_path / "s", every=0, images=False)).runs
     assert [(run.style, run.member) for run in runs] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     one, other = run_style(1), run_style(1, 1)
     assert one.colour == other.colour and one.marker != other.marker and one.dash != other.dash
@@ -46,7 +46,7 @@ def test_a_sweep_beside_another_and_a_run(tmp_path):
     run = make_run(tmp_path / "alone", every=0, images=False)
     text = page_of(first, run, second, out=tmp_path / "page.html").text
     assert "first: dmd, seed 0" in text and "second: dpdmd, seed 3" in text and "alone" in text
-    assert [entry.style for entry in read_sweep(second, 3).runs] == [3, 4]
+    assert [entry.style for entry in read_results(second, 3).runs] == [3, 4]
 
 
 def test_a_run_of_another_sweep_is_found(tmp_path):
@@ -57,9 +57,9 @@ def test_a_run_of_another_sweep_is_found(tmp_path):
     shutil.rmtree(reused / "run")
     trained = other / "runs" / "dmd" / "seed_0" / "run"
     (reused / "oracle.json").write_text(json.dumps({"done": True, "asked": {"command": [], "model": str(trained)}}))
-    assert [run.folder for run in read_sweep(root).runs] == [trained, root / "runs" / "dpdmd" / "seed_0" / "run"]
+    assert [run.folder for run in read_results(root).runs] == [trained, root / "runs" / "dpdmd" / "seed_0" / "run"]
     (reused / "oracle.json").write_text("{")
-    sweep = read_sweep(root)
+    sweep = read_results(root)
     assert len(sweep.runs) == 1 and sweep.warnings == ["dmd, seed 0: its run folder is not there"]
 
 
@@ -80,5 +80,5 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     rows = [["a|b", "1 ± 2"], ["", "–"]]
     lines = markdown_table(["", "x | y"], rows).splitlines()
     assert [read_markdown_row(line) for line in (lines[0], *lines[2:])] == [["", "x | y"], *rows]
-    table = next(block for block in read_sweep(make_sweep(tmp_path / "s")).blocks if isinstance(block, Table))
+    table = next(block for block in read_results(make_sweep(tmp_path / "s")).blocks if isinstance(block, Table))
     assert table.header == ["", "entropy", "accuracy"] and [row[0] for row in table.rows] == ["teacher", "dmd", "dpdmd"]
