@@ -42,4 +42,5 @@ def anchor_target(
         num_steps: take so many longer steps to the same t_k instead.
     """
     z_k = rollout(teacher, schedule, eps, anchor_grid(teacher_sigmas, k_anchor, num_steps)).x
-    return schedule.anchor(teacher, eps, z_k, teacher_sigmas[0], teacher_sigmas[k_anchor])
+    at_end = k_anchor == len(teacher_sigmas) - 1
+    return schedule.anchor(teacher, eps, z_k, teacher_sigmas[0], teacher_sigmas[k_anchor], at_end=at_end)

@@ -48,12 +48,12 @@ class LossResult:
     Attributes:
         loss: scalar to run backward on.
         metrics: detached scalars to log, by name.
-        images: latents to show, by name, each [B, C, H, W].
+        latents: to show, by name, each [B, C, H, W].
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
-    images: dict[str, Tensor]
+    latents: dict[str, Tensor]
 
 
 @dataclass(frozen=True)

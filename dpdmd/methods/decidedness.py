@@ -82,7 +82,7 @@ def straight_line_ends(sampler: Sampler, text: TextEmbedding, eps: Tensor, steps
     def predict(z: Tensor, sigma: Tensor) -> Tensor:
         prediction = teacher(z, sigma)
         if next(num_steps) in wanted:
-            anchor = schedule.anchor(lambda *_: prediction, eps, z, first, sigma[0])
+            anchor = schedule.anchor(lambda *_: prediction, eps, z, first, sigma[0], at_end=False)
             ends.append(schedule.anchored_x0(eps, anchor, first).cpu())
         return prediction
 

@@ -11,6 +11,7 @@ from dpdmd.config.method_table import METHODS
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.update_schedule import is_student_update, rollout_step
 from dpdmd.methods.updates import rollout_options
+from dpdmd.models.layout_values import Guidance
 
 FORWARD, BACKWARD = 1, 2
 
@@ -22,13 +23,13 @@ class CallCounter:
     Attributes:
         seed: of the run; it draws the steps of `--grad_steps random` and `--rollout dmd2`.
         anchor_steps: guided calls of one anchor (`decidedness.anchor_calls`).
-        unguided_scale: the guidance scale at which the family calls only the conditional branch.
+        guidance: of the family.
     """
 
     config: MethodConfig
     seed: int
     anchor_steps: int
-    unguided_scale: float
+    guidance: Guidance
 
     def of_run(self, steps: int) -> int:
         """Return the calls of the first `steps` updates."""
@@ -50,8 +51,8 @@ class CallCounter:
     def _of_term(self, name: str) -> int:
         """Return the calls of a loss term (`dpdmd.methods.loss_terms`) beside the roll-out."""
         config = self.config
-        guided = self._guided(config.teacher_guidance_scale)
-        real = guided if config.real_guidance_scale is None else self._guided(config.real_guidance_scale)
+        scales = (config.teacher_guidance_scale, config.real_guidance_scale)
+        guided, real = (FORWARD * self.guidance.rows(scales[0] if scale is None else scale) for scale in scales)
         teacher_sample = 0 if config.teacher_cache else config.teacher_infer_steps * guided
         return {
             "dmd": real + FORWARD,
@@ -61,6 +62,3 @@ class CallCounter:
             "fake_score": FORWARD + BACKWARD,
             "discriminator": 2 * FORWARD + teacher_sample,  # features of the teacher's and of the student's sample
         }[name]
-
-    def _guided(self, scale: float) -> int:
-        return FORWARD if scale == self.unguided_scale else 2 * FORWARD

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpdmd.methods import losses
-from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
+from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES, where_to_get_perceptual
 from dpdmd.models.checks.transformers_parts import check_image_processor, check_network
 from dpdmd.models.loading import load_strict
-from dpdmd.models.weight_files import read_checkpoint, where_to_get
+from dpdmd.models.weight_files import read_checkpoint
 from dpdmd.utils.error_lines import shorten_error
 
 # (images [B, 3, H, W] with black 0 and white 1, partners [B, 3, H, W]) -> distances [B].
@@ -128,6 +128,4 @@ def check_perceptual_contents(name: str, folder: Path) -> None:
     except ImportError as error:
         raise ValueError(f"--perceptual {name}: pip install -e '.[quality]' first ({error})") from None
     except ValueError as error:
-        raise ValueError(
-            f"--perceptual_path {folder}: {error}; {where_to_get(folder, 'facebook/dinov2-base')}"
-        ) from None
+        raise ValueError(f"--perceptual_path {folder}: {error}; {where_to_get_perceptual(name, folder)}") from None

@@ -93,10 +93,10 @@ def student_samples(context: DistillationContext, batch: MicroBatch) -> Tensor:
 
 
 def _sum(results: Sequence[LossResult]) -> LossResult:
-    """Sum the losses and merge metrics and images; equal names hold equal values."""
+    """Sum the losses and merge metrics and latents; equal names hold equal values."""
     metrics = {name: value for result in results for name, value in result.metrics.items()}
-    images = {name: value for result in results for name, value in result.images.items()}
-    return LossResult(torch.stack([result.loss for result in results]).sum(), metrics, images)
+    latents = {name: value for result in results for name, value in result.latents.items()}
+    return LossResult(torch.stack([result.loss for result in results]).sum(), metrics, latents)
 
 
 def student_loss(context: DistillationContext, batch: MicroBatch) -> LossResult:
@@ -105,7 +105,7 @@ def student_loss(context: DistillationContext, batch: MicroBatch) -> LossResult:
     rolled_out = roll_out_student(context, batch)
     terms = [STUDENT_TERMS[name] for name in METHODS[context.config.method].student_terms]
     result = _sum([term(context, rolled_out) for term in terms])
-    return LossResult(result.loss, {"loss_student": result.loss.detach(), **result.metrics}, result.images)
+    return LossResult(result.loss, {"loss_student": result.loss.detach(), **result.metrics}, result.latents)
 
 
 def fake_score_loss(context: DistillationContext, batch: MicroBatch) -> LossResult:

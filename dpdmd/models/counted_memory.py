@@ -292,7 +292,7 @@ def _ways_to_run(call: Call) -> tuple[Run, Run]:
     def in_a_call(run: Run) -> Run:
         def run_block(block: Callable[..., Any], *args: Any) -> Any:
             active = caller.base.active_adapter(caller.name, call.dropout) if adapted else nullcontext()
-            with active, call.family.autocast(CPU, cache_enabled=False):
+            with active, call.family.autocast(CPU):
                 return run(block, *args)
 
         return run_block

@@ -214,6 +214,8 @@ class DiffusersFamily(Family):
     def merge_lora(self, weights: Weights, folder: Path) -> Weights:
         return lora_files.merge_lora(weights, folder, self.pipeline_class, self.layout.network)
 
-    def autocast(self, device: torch.device, **options: Any) -> torch.autocast:
+    def autocast(self, device: torch.device) -> torch.autocast:
         """Return the context in which a network computes in the compute type."""
-        return torch.autocast(device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32, **options)
+        enabled = self.compute_dtype != torch.float32
+        # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
+        return torch.autocast(device.type, self.compute_dtype, enabled=enabled, cache_enabled=False)

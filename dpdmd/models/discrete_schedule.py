@@ -41,6 +41,7 @@ class DiscreteSchedule(Schedule):
             kept = root.square()
         # Made here and not on demand: a first call on tensors without data would keep such a tensor.
         self.table = ((1 - kept) / kept).sqrt()
+        self._logs = self.table.log()
         self.lowest = self.table[0].item()
 
     def times(self, sigma: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class DiscreteSchedule(Schedule):
         As in diffusers, but rounded to a thousandth, so that the table's sigmas give whole times also after rounding to
         fp32. Sigmas beyond the table have the nearest time.
         """
-        known = self.table.log().to(sigma.device)
+        known = self._logs.to(sigma.device, non_blocking=True)
         wanted = sigma.double().clamp_min(self.lowest).log()
         upper = torch.searchsorted(known, wanted.contiguous()).clamp(1, len(known) - 1)
         share = (wanted - known[upper - 1]) / (known[upper] - known[upper - 1])
@@ -115,12 +116,14 @@ class DiscreteSchedule(Schedule):
         """The same x0."""
         return anchored
 
-    def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
+    def anchor(
+        self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor, *, at_end: bool
+    ) -> Tensor:
         """The x0 that the teacher implies at z_k, (z_k - sqrt(1 - a_k) eps_k) / sqrt(a_k): one more guided call.
 
-        At sigma_k = 0 that is z_k, without a call (paper, appendix C).
+        At the end that is z_k, without a call (paper, appendix C).
         """
-        if sigma_k == 0:
+        if at_end:
             return z_k
         return self.to_x0(z_k, teacher(z_k, sigma_k.expand(len(z_k))), sigma_k)
 

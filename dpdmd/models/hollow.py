@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
+from dpdmd.models.tensor_files import file_head
 from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
 
 
@@ -74,16 +75,10 @@ def _stored(network: nn.Module) -> dict[str, Tensor]:
 
 def _write_header(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write a .safetensors file of `weights` in bf16 whose data is a hole in the file."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, value in weights.items():
-        header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [end, end + 2 * value.numel()]}
-        end += 2 * value.numel()
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    head, size = file_head({name: (torch.bfloat16, value.shape) for name, value in weights.items()})
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+        file.write(head)
+        file.truncate(len(head) + size)
 
 
 def _write_json(path: Path, value: object) -> None:

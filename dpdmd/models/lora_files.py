@@ -94,11 +94,17 @@ def _changed(name: str, weight: LazyTensor, a: Tensor, b: Tensor, scale: float) 
     return weight.to(torch.float32).map(add)
 
 
-def _read_any_lora(folder: Path, pipeline: Any, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a LoRA's weights by the names of their layers, and the settings in the file's metadata."""
+def _read_file(folder: Path, pipeline: Any) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return a LoRA's weights and the file's metadata, by diffusers' names."""
     state, *_, metadata = pipeline.lora_state_dict(
         folder, weight_name=LORA_WEIGHTS, return_lora_metadata=True, local_files_only=True, use_safetensors=True
     )
+    return state, metadata
+
+
+def _read_any_lora(folder: Path, pipeline: Any, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a LoRA's weights by the names of their layers, and the settings in the file's metadata."""
+    state, metadata = _read_file(folder, pipeline)
     start = f"{component}."
     settings = {name.removeprefix(start): value for name, value in (metadata or {}).items() if name.startswith(start)}
     return {name.removeprefix(start): value for name, value in state.items()}, settings
@@ -118,9 +124,7 @@ def load_lora(network: nn.Module, folder: Path, pipeline: Any, component: str) -
     Raises:
         ValueError: the LoRA changes a layer that the network does not have, or a layer of another size.
     """
-    state, *_, metadata = pipeline.lora_state_dict(
-        folder, weight_name=LORA_WEIGHTS, return_lora_metadata=True, local_files_only=True, use_safetensors=True
-    )
+    state, metadata = _read_file(folder, pipeline)
     layers = dict(network.named_modules())
     for name in state:
         layer = name.removeprefix(f"{component}.").partition(".lora_")[0]

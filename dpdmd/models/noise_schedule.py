@@ -102,8 +102,13 @@ class Schedule(ABC):
         """Return the x0 that the student's first prediction implies, from its side of the diversity loss."""
 
     @abstractmethod
-    def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
-        """Return the teacher's side of that loss, when the teacher went from eps at sigma_s to z_k at sigma_k."""
+    def anchor(
+        self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor, *, at_end: bool
+    ) -> Tensor:
+        """Return the teacher's side of that loss, when the teacher went from eps at sigma_s to z_k at sigma_k.
+
+        `at_end` says that sigma_k is 0, since reading sigma_k would wait for the device.
+        """
 
     def named_sigmas(self, name: str, num_steps: int) -> Tensor:
         """Return one of `GRIDS`, fp32 [num_steps + 1].
@@ -211,6 +216,8 @@ class FlowSchedule(Schedule):
         """x0 = eps - sigma v."""
         return self.to_x0(eps, anchored, sigma)
 
-    def anchor(self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor) -> Tensor:
+    def anchor(
+        self, teacher: Predictor, eps: Tensor, z_k: Tensor, sigma_s: Tensor, sigma_k: Tensor, *, at_end: bool
+    ) -> Tensor:
         """The velocity that carries eps to z_k in one step, (eps - z_k) / (1 - t_k) (paper, section 4.1)."""
         return self.solve_step(eps, z_k, sigma_s, sigma_k)

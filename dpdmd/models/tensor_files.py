@@ -93,6 +93,22 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
     return found
 
 
+def file_head(tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> tuple[bytes, int]:
+    """Return what stands before the data in a .safetensors file of these tensors in this order, and the data's bytes.
+
+    Args:
+        tensors: name -> type, shape.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    return struct.pack("<Q", len(text)) + text, end
+
+
 def write_tensors(path: Path, weights: Weights) -> None:
     """Write a .safetensors file, tensor by tensor, with the bytes that safetensors itself writes.
 
@@ -102,17 +118,9 @@ def write_tensors(path: Path, weights: Weights) -> None:
     """
     types = list(_TYPES)
     order = sorted(weights, key=lambda name: (types.index(weights[name].dtype), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        begin, lazy = end, weights[name]
-        end += torch.Size(lazy.shape).numel() * lazy.dtype.itemsize
-        header[name] = {"dtype": _TYPES[lazy.dtype], "shape": list(lazy.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    head, _ = file_head({name: (weights[name].dtype, weights[name].shape) for name in order})
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)))
-        file.write(text)
+        file.write(head)
         for name in order:
             file.write(_bytes_of(name, weights[name].read()))
 

@@ -62,7 +62,7 @@ def test_a_skipped_update_does_not_move_the_schedule(short_run, tmp_path, monkey
     def poisoned(run, batch):
         result = healthy(run, batch)
         factor = float("nan") if batch.step == 1 else 1.0
-        return LossResult(result.loss * factor, result.metrics, result.images)
+        return LossResult(result.loss * factor, result.metrics, result.latents)
 
     monkeypatch.setattr(updates, "fake_score_loss", poisoned)
     flags = ["--vis_every", "0", "--max_steps", "6", "--nonfinite", "skip", "--lr_scheduler", "linear"]

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -88,31 +89,49 @@ def on_meta(network: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.fixture
-def device_trainer(short_run, tmp_path, monkeypatch) -> Trainer:
-    """A trainer whose networks, grids and text lie on the device."""
-    flags = ["--run_dir", str(tmp_path / "run"), "--grad_accum", "2", "--fake_rollout_reuse", "2"]
-    trainer = Trainer(preflight.check(config.parse([*short_run, *flags, "--anchor_steps", "1"])))
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no meta device; compute is fp32
-    monkeypatch.setattr(trainer.accelerator.state, "device", META)
-    run = trainer.run
-    student, fake = on_meta(run.networks.student), on_meta(run.networks.fake)
-    null = TextEmbedding(run.null.context.to(META), run.null.pooled.to(META))
-    trainer.run = dataclasses.replace(
-        run,
-        networks=Networks(on_meta(run.networks.teacher), student, fake),
-        student_forward=student,
-        fake_forward=fake,
-        null=null,
-        **DistillationContext.grids(run.config, run.schedule, META),
-    )
-    trainer.text_encoder = TextOnDevice(null)
-    trainer.trained["student"] = TrainedNetwork(student, SkippingOptimizer(), list(student.parameters()), 1e-3)
-    trainer.trained["fake"] = TrainedNetwork(fake, SkippingOptimizer(), list(fake.parameters()), 1e-3)
-    return trainer
+def on_device(short_run, tmp_path, monkeypatch) -> Callable[..., Trainer]:
+    """Return a function that makes a trainer, with more flags, whose networks, grids and text lie on the device."""
+
+    def make(*more: str) -> Trainer:
+        flags = ["--run_dir", str(tmp_path / "run"), "--grad_accum", "2", "--fake_rollout_reuse", "2"]
+        return move(Trainer(preflight.check(config.parse([*short_run, *flags, "--anchor_steps", "1", *more]))))
+
+    def move(trainer: Trainer) -> Trainer:
+        monkeypatch.setattr(
+            torch, "autocast", lambda *_, **__: nullcontext()
+        )  # it knows no meta device; compute is fp32
+        monkeypatch.setattr(trainer.accelerator.state, "device", META)
+        run = trainer.run
+        student, fake = on_meta(run.networks.student), on_meta(run.networks.fake)
+        null = TextEmbedding(run.null.context.to(META), run.null.pooled.to(META))
+        trainer.run = dataclasses.replace(
+            run,
+            networks=Networks(on_meta(run.networks.teacher), student, fake),
+            student_forward=student,
+            fake_forward=fake,
+            null=null,
+            **DistillationContext.grids(run.config, run.schedule, META),
+        )
+        trainer.text_encoder = TextOnDevice(null)
+        trainer.trained["student"] = TrainedNetwork(student, SkippingOptimizer(), list(student.parameters()), 1e-3)
+        trainer.trained["fake"] = TrainedNetwork(fake, SkippingOptimizer(), list(fake.parameters()), 1e-3)
+        return trainer
+
+    return make
 
 
-def test_nothing_in_a_step_waits_for_the_device(device_trainer):
+@pytest.fixture
+def device_trainer(on_device) -> Trainer:
+    return on_device()
+
+
+SDXL = ["--family", "sdxl", "--teacher_guidance_scale", "8", "--k_anchor"]
+
+
+@pytest.mark.parametrize("more", [[], [*SDXL, "1"], [*SDXL, "4"]], ids=["sd35", "sdxl", "sdxl, to the end"])
+def test_nothing_in_a_step_waits_for_the_device(on_device, tiny_sdxl, more):
     """Six steps of both kinds read no value, and no copy waits; only finishing a step reads."""
+    device_trainer = on_device(*more, *(["--teacher_id", str(tiny_sdxl)] if more else []))
     with Uploads(), Makings():
         taken = [device_trainer.start_step(step) for step in range(6)]
     assert (
@@ -185,7 +204,7 @@ def poison_step(monkeypatch, step: int) -> None:
         def poisoned(run, batch, healthy=healthy):
             result = healthy(run, batch)
             factor = float("nan") if batch.step == step else 1.0
-            return LossResult(result.loss * factor, result.metrics, result.images)
+            return LossResult(result.loss * factor, result.metrics, result.latents)
 
         monkeypatch.setattr(updates, name, poisoned)
 

@@ -58,10 +58,9 @@ class Flux2Klein(EvenFlowFamily):
         return compute_empirical_mu(size.height * size.width // FACTOR**2, steps)
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
-        # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
         # The time is rounded as the pipeline rounds it. The network takes the type of the time from the tokens: fp32.
         height, width = z.shape[-2:]
-        with self.autocast(z.device, cache_enabled=False):
+        with self.autocast(z.device):
             prediction = network(
                 hidden_states=z.flatten(2).mT,
                 encoder_hidden_states=text.context,

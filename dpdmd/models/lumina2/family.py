@@ -97,9 +97,8 @@ class Lumina2(EvenFlowFamily):
         return Lumina2TextEncoder(self, folder, max_sequence_length)
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
-        # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
         time = 1 - sigma * NUM_TRAIN_TIMESTEPS / NUM_TRAIN_TIMESTEPS  # rounded as the pipeline rounds it
-        with self.autocast(z.device, cache_enabled=False):
+        with self.autocast(z.device):
             return -network(z, time, text.context, text.lengths).float()
 
     def rescale(self, guided: Tensor, conditional: Tensor) -> Tensor:

@@ -96,8 +96,7 @@ class QwenImage(EvenFlowFamily):
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         height, width = z.shape[-2:]
-        # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
-        with self.autocast(z.device, cache_enabled=False):
+        with self.autocast(z.device):
             tokens = network(
                 hidden_states=pack(z),
                 timestep=sigma * NUM_TRAIN_TIMESTEPS / NUM_TRAIN_TIMESTEPS,  # rounded as the pipeline rounds it

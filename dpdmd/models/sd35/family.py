@@ -69,8 +69,7 @@ class SD35(FlowFamily):
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # sigma reaches the network in fp32: bf16 would merge the 1000 times into 351.
-        # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
-        with self.autocast(z.device, cache_enabled=False):
+        with self.autocast(z.device):
             prediction = network(
                 hidden_states=z,
                 timestep=sigma * NUM_TRAIN_TIMESTEPS,

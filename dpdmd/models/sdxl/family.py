@@ -81,8 +81,10 @@ class SDXL(DiffusersFamily):
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # Original size, corner of the crop and target size, in pixels: the whole image at the size of the latents.
-        size = [side * LAYOUT.vae_factor for side in z.shape[-2:]]
-        time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=z.device)
+        # Filled on the device, since a copy from the host would wait for it.
+        height, width = (side * LAYOUT.vae_factor for side in z.shape[-2:])
+        time_ids = torch.zeros(6, device=z.device)
+        time_ids[0::4], time_ids[1::4] = height, width
         with self.autocast(z.device):
             prediction = network(
                 sample=z,

@@ -46,10 +46,9 @@ class ZImage(EvenFlowFamily):
         return ZImageTextEncoder(self, folder, max_sequence_length)
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
-        # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
         # The time is rounded as the pipeline rounds it. The network multiplies it by 1000, and so a rounding error too.
         time = (NUM_TRAIN_TIMESTEPS - sigma * NUM_TRAIN_TIMESTEPS) / NUM_TRAIN_TIMESTEPS
-        with self.autocast(z.device, cache_enabled=False):
+        with self.autocast(z.device):
             frames = [latent[:, None] for latent in z]  # of a video of one frame
             predictions = network(frames, time, text.contexts(), return_dict=False)[0]
         return -torch.stack([prediction[:, 0] for prediction in predictions]).float()

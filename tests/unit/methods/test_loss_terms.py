@@ -96,7 +96,7 @@ def test_real_score_is_guided_and_fake_score_conditional(make, batch):
     The unconditional rows are the encoder's own empty prompt, not zeros (pitfall 8).
     """
     run, mine = make(method="dmd"), batch(0, 1)
-    images = student_loss(run, mine).images
+    images = student_loss(run, mine).latents
     (real,), (fake,) = run.family.of(run.networks.teacher), run.family.of(run.networks.fake)
     assert torch.equal(real.text.context, torch.cat([run.null.expand(2).context, mine.text.context]))
     assert torch.equal(real.text.pooled, torch.cat([run.null.expand(2).pooled, mine.text.pooled]))
@@ -116,7 +116,7 @@ def test_real_score_is_guided_and_fake_score_conditional(make, batch):
 def test_guidance_of_scale_one_costs_one_branch(make, batch):
     """u + 1 (c - u) = c: half the teacher's work is not spent on nothing."""
     run, mine = make(method="dmd", teacher_guidance_scale=1.0), batch(0, 1)
-    images = student_loss(run, mine).images
+    images = student_loss(run, mine).latents
     (real,) = run.family.of(run.networks.teacher)
     assert len(real.z) == 2 and torch.equal(real.text.context, mine.text.context)
     t = real.sigma.reshape(2, 1, 1, 1)
@@ -127,7 +127,7 @@ def test_guidance_of_scale_one_costs_one_branch(make, batch):
 def test_the_real_scores_guidance_is_apart_from_the_anchors(make, batch):
     """u + s (c - u) is linear in s: 6 lies on the line through 3.5 and 1. The anchor's loss stays, bit for bit."""
     results = {scale: student_loss(make(real_guidance_scale=scale), batch(0, 1)) for scale in (None, SCALE, 1.0, 6.0)}
-    real = {scale: result.images["x0_real"] for scale, result in results.items()}
+    real = {scale: result.latents["x0_real"] for scale, result in results.items()}
     assert torch.equal(real[None], real[SCALE])  # the anchor's, if the flag is not given
     expected = real[1.0] + (6.0 - 1.0) / (SCALE - 1.0) * (real[SCALE] - real[1.0])
     torch.testing.assert_close(real[6.0], expected, rtol=0, atol=1e-4)
@@ -151,7 +151,7 @@ def test_student_loss_is_dmd_plus_lambda_diversity(make, batch, div_weight):
     metrics = {name: value.item() for name, value in result.metrics.items()}
     assert result.loss.item() == metrics["loss_student"]
     assert metrics["loss_student"] == pytest.approx(metrics["loss_dmd"] + div_weight * metrics["loss_div"], rel=1e-6)
-    x, real, fake = (result.images[name] for name in ("student", "x0_real", "x0_fake"))
+    x, real, fake = (result.latents[name] for name in ("student", "x0_real", "x0_fake"))
     z_t, _, _ = run.score_input(mine, x)
     direction = (fake - real) / (z_t - real).abs().mean(dim=(1, 2, 3), keepdim=True)
     assert metrics["loss_dmd"] == pytest.approx(0.5 * (direction**2).mean().item(), rel=1e-5)
@@ -175,7 +175,7 @@ def test_the_normaliser_option_reaches_the_loss(make, batch, normalizer):
     """--dmd_normalizer changes the gradient's size, not only the configuration file."""
     run, mine = make(method="dmd", dmd_normalizer=normalizer), batch(0, 1)
     result = student_loss(run, mine)
-    x, real, fake = (result.images[name] for name in ("student", "x0_real", "x0_fake"))
+    x, real, fake = (result.latents[name] for name in ("student", "x0_real", "x0_fake"))
     reference = {"z_t": run.score_input(mine, x)[0], "x_student": x}[normalizer]
     direction = (fake - real) / (reference - real).abs().mean(dim=(1, 2, 3), keepdim=True)
     assert result.loss.item() == pytest.approx(0.5 * (direction**2).mean().item(), rel=1e-5)

@@ -9,6 +9,7 @@ from dpdmd.config import read_yaml
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods.network_calls import CallCounter
 from dpdmd.methods.updates import fake_score_loss, student_loss
+from dpdmd.models.layout_values import CLASSIFIER_FREE
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = [
@@ -31,7 +32,7 @@ OPTIONS = [
 def test_an_update_makes_the_counted_calls(make, batch, options):
     """Each prediction is one call for each of its rows, and two more if a gradient reaches its network's weights."""
     run, mine = make(**options), batch(0, 1)
-    counter = CallCounter(run.config, run.seed, options.get("anchor_steps", K), unguided_scale=1.0)
+    counter = CallCounter(run.config, run.seed, options.get("anchor_steps", K), CLASSIFIER_FREE)
     for step, loss in ((4, fake_score_loss), (5, student_loss)):
         run.family.calls.clear()
         loss(run, batch(0, 1, step=step)).loss.backward()
@@ -44,7 +45,7 @@ def test_an_update_makes_the_counted_calls(make, batch, options):
 
 def test_a_stored_teacher_sample_and_a_shared_rollout_cost_nothing():
     def calls(step: int, **options) -> int:
-        return CallCounter(MethodConfig(**options), 0, 5, 1.0).of_update(step)
+        return CallCounter(MethodConfig(**options), 0, 5, CLASSIFIER_FREE).of_update(step)
 
     stored = {"teacher_cache_size": 8, "teacher_cache": "pool"}
     assert calls(5, method="dmd_lpips") - calls(5, method="dmd_lpips", **stored) == 2 * 30
@@ -56,6 +57,6 @@ def test_a_stored_teacher_sample_and_a_shared_rollout_cost_nothing():
 def test_the_small_worlds_run(name, total):
     """A cycle: 4 + 5 x 3 of the fake score, 4 + 2 x 4 of the roll-out, 2 + 1 of the scores, 2 x 8 of the anchor."""
     config = read_yaml(ROOT / "scripts" / "configs" / f"{name}.yaml")
-    counter = CallCounter(config.method, 0, config.method.anchor_steps, 1.0)
+    counter = CallCounter(config.method, 0, config.method.anchor_steps, CLASSIFIER_FREE)
     assert counter.of_run(6) == 4 + 15 + 12 + 3 + 16
     assert counter.of_run(config.run.max_steps) == total

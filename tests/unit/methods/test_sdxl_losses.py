@@ -168,16 +168,16 @@ def test_fake_loss_is_noise_prediction_on_the_students_samples(make, batch):
 def test_dmd_loss_compares_the_x0_of_guided_teacher_and_fake_score(make, batch):
     run = make(method="dmd")
     result = student_loss(run, batch)
-    x = result.images["student"]
+    x = result.latents["student"]
     z_t, sigma, _ = run.score_input(batch, x)
     for i in range(2):
         one, s = replace(batch.text, context=batch.text.context[[i]], pooled=batch.text.pooled[[i]]), sigma[i].item()
         real = ddim(z_t[[i]], guided(run, z_t[[i]], s, one), s, 0)
         fake = ddim(z_t[[i]], noise_of(run, run.networks.fake, z_t[[i]], s, one), s, 0)
-        torch.testing.assert_close(result.images["x0_real"][[i]].double(), real, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(result.images["x0_fake"][[i]].double(), fake, rtol=1e-3, atol=1e-3)
-    direction = result.images["x0_fake"] - result.images["x0_real"]
-    direction /= (z_t - result.images["x0_real"]).abs().mean(dim=(1, 2, 3), keepdim=True)
+        torch.testing.assert_close(result.latents["x0_real"][[i]].double(), real, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(result.latents["x0_fake"][[i]].double(), fake, rtol=1e-3, atol=1e-3)
+    direction = result.latents["x0_fake"] - result.latents["x0_real"]
+    direction /= (z_t - result.latents["x0_real"]).abs().mean(dim=(1, 2, 3), keepdim=True)
     assert result.loss.item() == pytest.approx(0.5 * direction.square().mean().item(), rel=1e-5)
 
 
@@ -201,4 +201,4 @@ def test_losses_are_finite_where_there_is_noise_alone(make, batch, monkeypatch):
     student, fake = student_loss(run, batch), fake_score_loss(run, batch)
     assert student.loss.isfinite() and fake.loss.isfinite()
     if not predicts_noise(run):
-        assert run.score_sigmas[0] > 4000 and student.images["x0_real"].abs().max() < 100 and fake.loss < 100
+        assert run.score_sigmas[0] > 4000 and student.latents["x0_real"].abs().max() < 100 and fake.loss < 100
