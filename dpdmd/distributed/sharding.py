@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,6 +53,16 @@ def shard_frozen(network: nn.Module, block_classes: Sequence[str], device: torch
         if type(module).__name__ in block_classes:
             fully_shard(module, ignored_params=trained)
     fully_shard(network, ignored_params=trained)
+
+
+def reshard(network: nn.Module) -> None:
+    """Free gathered weights, so that the next call gathers them anew: for shards that were changed by hand.
+
+    Without `reshard_after_forward` a call without a backward pass leaves its weights gathered.
+    """
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def _load_average(setup: RunSetup, family: Family, student: TrainedNetwork) -> M
             state = checkpoint.load_adapter(setup.resume.path, checkpoint.AVERAGE, folder, family)
         else:
             state = family.load_network(folder, torch.float32).state_dict()
-    average = MovingAverage(student.parameters, config.optim.ema_decay)
+    average = MovingAverage(student.network, student.parameters, config.optim.ema_decay)
     if state is not None:
         with average.in_place():
             sharding.restore_network_state(student.network, state)

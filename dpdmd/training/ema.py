@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from dpdmd.distributed import sharding
+
 
 class MovingAverage:
     """decay x average + (1 - decay) x weights after each update, in the weights' own type (fp32 masters).
@@ -14,8 +16,8 @@ class MovingAverage:
     It starts at the current weights. For a sharded network each process averages its own shard.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
-        self.parameters, self.decay = parameters, decay
+    def __init__(self, network: nn.Module, parameters: Sequence[nn.Parameter], decay: float):
+        self.network, self.parameters, self.decay = network, parameters, decay
         self.averages = [weights.clone() for weights in self._weights()]
 
     def _weights(self) -> list[Tensor]:
@@ -40,6 +42,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
+        sharding.reshard(self.network)
         for average, weights in zip(self.averages, self._weights(), strict=True):
             kept = weights.clone()
             weights.copy_(average)

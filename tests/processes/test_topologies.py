@@ -45,3 +45,21 @@ def test_every_topology_takes_one_trajectory(differences, topology):
     """Losses, clipped gradient norms, in-loop scores and, after six steps, the weights of both networks agree."""
     assert differences[topology].keys() == TOLERANCES.keys()
     assert {name: value for name, value in differences[topology].items() if value > TOLERANCES[name]} == {}
+
+
+def test_the_average_is_scored_where_weights_stay_gathered(short_run, tiny_scorers, run_processes, tmp_path):
+    """Without `reshard_after_forward`, an evaluation of the student left its weights gathered for the next one."""
+    flags = [*short_run, "--max_steps", "4", "--vis_every", "0", "--ema_decay", "0.5", "--per_train_fake_num", "1"]
+    flags += ["--clip_path", tiny_scorers["clip_path"], "--eval_prompts_limit", "2", "--eval_every", "2"]
+    runs = {kind: tmp_path / kind[1:] for kind in ("+FSDP2", "+gathered")}
+    launched = [word for kind, run in runs.items() for word in (kind, *flags, "--run_dir", str(run))]
+    run_processes(["tests/processes/drivers/fsdp_cpu.py", *launched])
+    sharded, gathered = map(evaluations, runs.values())
+    assert sharded == gathered and len(sharded) >= 2
+    averaged = [key for key in sharded[-1] if key.startswith("eval_ema/")]
+    assert any(sharded[-1][key] != sharded[-1][key.replace("eval_ema", "eval")] for key in averaged)
+
+
+def evaluations(run: Path) -> list[dict]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{**record, "seconds": 0} for record in records if record["turn"] == "eval"]

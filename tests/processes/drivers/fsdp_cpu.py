@@ -1,8 +1,9 @@
 """Run `dpdmd.train` with FSDP2 on CPU processes, where accelerate ignores an FSDP plugin: its state is set by hand.
 
-Arguments "+FSDP2" and "+whole" divide the command lines of several runs, which follow each other in one process group,
-and say whether the next one is sharded or as launched: DDP, or one process. Without them the only run is sharded. Each
-rank prints how many frozen numbers it holds after sharding.
+Arguments "+FSDP2", "+gathered" and "+whole" divide the command lines of several runs, which follow each other in one
+process group, and say whether the next one is sharded, sharded with weights that stay gathered after a forward pass, or
+as launched: DDP, or one process. Without them the only run is sharded. Each rank prints how many frozen numbers it
+holds after sharding.
 """
 
 import os
@@ -25,14 +26,14 @@ def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
     accelerator = accelerate.Accelerator(*args, **kwargs)
     launched.append(accelerator.distributed_type)  # later ones are set here
     for state in (PartialState, AcceleratorState):
-        state._shared_state["distributed_type"] = DistributedType.FSDP if sharded else launched[0]
-    if not sharded:
+        state._shared_state["distributed_type"] = launched[0] if kind == "+whole" else DistributedType.FSDP
+    if kind == "+whole":
         return accelerator
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=list(family_class(family).block_classes),
-        reshard_after_forward=True,
+        reshard_after_forward=kind == "+FSDP2",
         cpu_ram_efficient_loading=False,
     )
     AcceleratorState._shared_state["fsdp_plugin"] = plugin
@@ -52,15 +53,15 @@ shard_frozen, sharding.shard_frozen = sharding.shard_frozen, reporting_shard_fro
 writer.refresh = lambda _: None  # a quarter of a short run
 ours.Accelerator = sharding_accelerator
 launched: list[DistributedType] = []
-runs: list[tuple[bool, list[str]]] = []
+runs: list[tuple[str, list[str]]] = []
 for argument in sys.argv[1:] if sys.argv[1].startswith("+") else ["+FSDP2", *sys.argv[1:]]:
-    if argument in ("+FSDP2", "+whole"):
-        runs.append((argument == "+FSDP2", []))
+    if argument in ("+FSDP2", "+gathered", "+whole"):
+        runs.append((argument, []))
     else:
         runs[-1][1].append(argument)
 destroy_process_group, collectives.destroy_process_group = collectives.destroy_process_group, lambda: None
 while runs:
-    sharded, command = runs.pop(0)
+    kind, command = runs.pop(0)
     family = command[command.index("--family") + 1] if "--family" in command else "sd35"
     if not runs:
         collectives.destroy_process_group = destroy_process_group

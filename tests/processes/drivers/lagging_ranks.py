@@ -16,7 +16,7 @@ healthy = updates.fake_score_loss
 def poisoned(run, batch):
     result = healthy(run, batch)
     bad = batch.step == 2 and os.environ["RANK"] == "1"
-    return LossResult(result.loss * float("nan"), result.metrics, result.images) if bad else result
+    return LossResult(result.loss * float("nan"), result.metrics, result.latents) if bad else result
 
 
 torch.optim.AdamW = partial(torch.optim.AdamW, fused=True)

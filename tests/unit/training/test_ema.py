@@ -7,8 +7,9 @@ from dpdmd.training.ema import MovingAverage
 
 
 def test_a_moving_average_is_its_formula_and_gives_the_weights_back():
-    parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
-    average = MovingAverage([parameter], 0.9)
+    network = nn.Module()
+    parameter = network.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    average = MovingAverage(network, [parameter], 0.9)
     expected = parameter.detach().double()
     for value in (3.0, 5.0, -1.0):
         parameter.data.fill_(value)
