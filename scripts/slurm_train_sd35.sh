@@ -34,9 +34,9 @@ srun --kill-on-bad-exit=0 bash -c '
 ' bash "$@"
 status=$?
 
-# Behind a launcher the trainers' own status is lost; what ended them is the last line of the run's log.
+# Behind a launcher the trainers' own status is lost; what ended them is near the end of the run's log.
 RUN="${RUN:-outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5}"
-if [ "$status" != 0 ] && tail -n 1 "$RUN/log/log.txt" | grep -q "stopped: SIG"; then
+if [ "$status" != 0 ] && tail -n 10 "$RUN/log/log.txt" | grep -q "stopped: SIG"; then
     echo "stopped by a signal and saved: queued again"
     exec scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -1,4 +1,4 @@
-"""Configure accelerate: no other module does. Topology is accelerate's; accumulation and autocast are ours."""
+"""Configure accelerate for a training. Topology is accelerate's; accumulation and autocast are ours."""
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed

@@ -30,6 +30,7 @@ def unquantized_base(config: Config, run: DistillationContext) -> Iterator[None]
 def report_base_error(config: Config, run: DistillationContext, batch: MicroBatch) -> float:
     """Measure the error on the first sample of a micro-batch, and log it, as a warning if it is large; return it."""
     base, weights = blocks_owner(run.networks.teacher), _stored(config, run)
+    run = run.at_size(batch.size_index)
     predict, eps = run.teacher(batch.text.rows(0, 1)), run.start_noise(batch)[:1]
     error = guided_error(predict, run.schedule, run.teacher_sigmas, eps, base, weights)
     (logger.warning if error > LIMIT else logger.info)("%s", describe_base_error(config.model.base_precision, error))

@@ -152,7 +152,7 @@ def save(
     card says `num_prompts`.
 
     Raises:
-        SaveError: the disk is full or gone; nothing half-written remains.
+        SaveError: the disk is full or gone, or the teacher's files cannot be read; nothing half-written remains.
     """
     target = folder.checkpoint(snapshot.progress.step)
     temporary = folder.ckpts / f".{target.name}.tmp"
@@ -165,13 +165,18 @@ def save(
             export_student(export, state, config, family, defaults, copy=last)
             _write_card(export, snapshot.progress.step, num_prompts, config, defaults)
         _write_state(temporary / STATE, snapshot, adapter=adapters(config.model) is not None)
-        about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "versions": versions()}
-        write_manifest(temporary, about)
+        about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "num_prompts": num_prompts}
+        write_manifest(temporary, {**about, "versions": versions()})
         finish_folder(temporary, sync=True)
         replaced = _set_aside(target) if target.exists() else None  # a resumed run may reach a step again
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if replaced:
+                os.replace(replaced, target)
+            raise
         folder.point(LATEST, target)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         with suppress(OSError):
             delete_tree(temporary)
         raise SaveError(f"checkpoint {target} could not be written ({error}); the ones before it are whole") from error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpdmd.distributed import sharding
 from dpdmd.methods import losses, registry, updates
-from dpdmd.methods.context import MicroBatch, ScorePredictions
+from dpdmd.methods.context import DistillationContext, MicroBatch, ScorePredictions
 from dpdmd.methods.loss_terms import StudentRollout
 from dpdmd.models.base import TextEmbedding
 from dpdmd.training import checkpoint, optimizer_state
@@ -90,8 +90,13 @@ def check_grids(trainer: Trainer, folder: Path) -> CheckResult:
 
 @dataclass(frozen=True)
 class DoctorBatch:
-    """One micro-batch of a student update: its roll-out with gradient, and the predictions of both scores."""
+    """One micro-batch of a student update: its roll-out with gradient, and the predictions of both scores.
 
+    Attributes:
+        run: at the image size of the micro-batch.
+    """
+
+    run: DistillationContext
     micro_batch: MicroBatch
     rollout: StudentRollout
     scores: ScorePredictions
@@ -101,12 +106,12 @@ def prepare_batch(trainer: Trainer) -> DoctorBatch:
     micro_batch = trainer.micro_batches(STUDENT_STEP)[0]
     run = trainer.run.at_size(micro_batch.size_index)
     student = updates.roll_out_student(run, micro_batch)
-    return DoctorBatch(micro_batch, student, run.predict_scores(micro_batch, student.x.detach()))
+    return DoctorBatch(run, micro_batch, student, run.predict_scores(micro_batch, student.x.detach()))
 
 
 @torch.no_grad()
 def check_guidance(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
-    run, text, z_t, sigma = trainer.run, batch.micro_batch.text, batch.scores.z_t, batch.scores.sigma
+    run, text, z_t, sigma = batch.run, batch.micro_batch.text, batch.scores.z_t, batch.scores.sigma
     scale = run.config.teacher_guidance_scale
     guided = run.teacher(text)(z_t, sigma)
     conditional = run.family.bind(run.networks.teacher, text)(z_t, sigma)
@@ -287,8 +292,8 @@ def check_memory(trainer: Trainer) -> CheckResult:
 def save_images(trainer: Trainer, batch: DoctorBatch, path: Path) -> CheckResult:
     latents = {"student": batch.rollout.x.detach()}
     if trainer.base_error is not None:
-        with torch.no_grad(), unquantized_base(trainer.config, trainer.run):
-            latents["student, base not quantised"] = updates.roll_out_student(trainer.run, batch.micro_batch).x
+        with torch.no_grad(), unquantized_base(trainer.config, batch.run):
+            latents["student, base not quantised"] = updates.roll_out_student(batch.run, batch.micro_batch).x
     latents |= {"x0_real": batch.scores.x0_real, "x0_fake": batch.scores.x0_fake}
     images = trainer.decoder.decode(torch.cat(list(latents.values())))
     rows = [to_pil(part) for part in images.chunk(len(latents))]

@@ -234,8 +234,8 @@ def _call(config: Config, layout: Layout, teacher: Path, batch: int, *, trained:
 def _updates(config: Config, layout: Layout, teacher: Path) -> list[MemoryItem]:
     """Count the graphs that are kept for a backward pass, and the most that is in use beside them."""
     batch, calls = config.optim.batch_size, config.method.stu_inference_steps
-    scales = {config.method.teacher_guidance_scale, config.method.real_guidance_scale} - {None, layout.guidance.off}
-    guided = 2 if scales else 1
+    scales = {config.method.teacher_guidance_scale, config.method.real_guidance_scale} - {None}
+    guided = max(map(layout.guidance.rows, scales))
     call = _call(config, layout, teacher, batch, trained=True)
     teacher_call = _call(config, layout, teacher, guided * batch, trained=False)
     recomputed = _recomputed_blocks(config, layout, teacher)
@@ -299,18 +299,19 @@ def _images(config: Config, layout: Layout, teacher: Path, evaluation: EvalSetup
     """Count sampling for an evaluation, and decoding: process_vis shows student, x0_real and x0_fake, and a teacher
     sample if the student update has one."""
     evaluated = config.eval.eval_batch_size if evaluation.sets else 0
+    rows = layout.guidance.rows(config.method.teacher_guidance_scale) * evaluated
     kinds = 4 if METHODS[config.method.method].teacher_samples_in == registry.STUDENT else 3
     shown = kinds * min(MAX_IMAGES, config.optim.batch_size) if config.run.vis_every else 0
     decoded = min(1, shown + evaluated) if config.optim.offload_vae else max(shown, evaluated)
     pixels, (_, kind) = config.data.height * config.data.width, _number(config)
     one = layout.autoencoder.decode_bytes(read_json(teacher / "vae" / "config.json"), pixels, config.optim.bf16)
-    sampled = _call(config, layout, teacher, 2 * evaluated, trained=False) if evaluated else None
+    sampled = _call(config, layout, teacher, rows, trained=False) if evaluated else None
     sampling = sampled.passing if sampled else 0
     return [
         MemoryItem(
             "making images",
             max(decoded * one, sampling),
-            f"the larger of decoding {decoded} at a time in {kind} and {2 * evaluated} rows of the teacher",
+            f"the larger of decoding {decoded} at a time in {kind} and {rows} rows of the teacher",
             (IMAGES,),
             ("--eval_batch_size",) if config.optim.offload_vae else ("--offload_vae", "--eval_batch_size"),
         )

@@ -77,7 +77,7 @@ class PendingStep:
     watch: Stopwatch
 
     @property
-    def network(self) -> str:
+    def update(self) -> str:
         """The name of the update: "student" or "fake"."""
         return next(iter(self.trained))
 

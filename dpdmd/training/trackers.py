@@ -18,7 +18,7 @@ from PIL import Image
 from dpdmd.config import Config
 from dpdmd.config.validation import MAX_NAME
 from dpdmd.evaluation import seed_grids
-from dpdmd.run_folder import RunFolder
+from dpdmd.run_folder import LATEST_IMAGE, RunFolder
 from dpdmd.sampling.image_folder import open_image
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import shorten_error
@@ -171,7 +171,7 @@ def describe_failure(error: BaseException) -> str:
 
 def process_image(folder: RunFolder) -> dict[str, Image.Image]:
     """Return the grid of the last update that was shown, under its name in a tracker."""
-    return _read_images({"process_vis/latest": folder.process_vis / "latest.png"})
+    return _read_images({"process_vis/latest": folder.process_vis / LATEST_IMAGE})
 
 
 def evaluation_images(folder: RunFolder, step: int, *, teacher: bool) -> dict[str, Image.Image]:

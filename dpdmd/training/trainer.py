@@ -130,7 +130,7 @@ class Trainer:
                 asked_to_stop = self._finish_steps(pending, log, keep=0 if saves or evaluates else self.lag)
                 if saves or asked_to_stop:
                     self.checkpointer.save(done)
-                if asked_to_stop and done < self.stop:
+                if asked_to_stop and (done < self.stop or evaluates):
                     self._interrupt(done)
                 if evaluates:
                     self._evaluate(done, log)
@@ -157,7 +157,7 @@ class Trainer:
         student = names[0] == registry.STUDENT
         loss = updates.student_loss if student else updates.fake_score_loss
         batches = self.micro_batches(step)
-        means, images = self._accumulate_gradients(loss, batches, trained)
+        means, latents = self._accumulate_gradients(loss, batches, trained)
         means[STOP] = self._asks_to_stop()
         norms = {name: sharding.gradient_norm(each.parameters) for name, each in trained.items()}
         metrics = self._step_metrics(means, norms)
@@ -168,7 +168,7 @@ class Trainer:
         if student and self.average:
             self.average.update(1 - metrics.nonfinite)
         watch.stop()
-        return PendingStep(step, trained, metrics, images, batches[-1].samples, rates[names[0]], watch)
+        return PendingStep(step, trained, metrics, latents, batches[-1].samples, rates[names[0]], watch)
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """Return this rank's share of a step, in `grad_accum` micro-batches."""
@@ -183,7 +183,7 @@ class Trainer:
         """Run forward and backward passes of all micro-batches.
 
         Returns:
-            Metrics, as means over the micro-batches, and the images of the last micro-batch.
+            Metrics, as means over the micro-batches, and the latents of the last micro-batch.
         """
         networks, means = [each.network for each in trained.values()], {}
         for index, batch in enumerate(batches):
@@ -192,7 +192,7 @@ class Trainer:
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
                 means[name] = means.get(name, 0) + value / len(batches)
-        return means, result.images
+        return means, result.latents
 
     def _asks_to_stop(self) -> Tensor:
         asked = float(self.signals.received or self.checkpointer.writer.failure is not None)
@@ -226,7 +226,7 @@ class Trainer:
         seconds = pending.watch.seconds()
         record = {
             "step": pending.step + 1,
-            "turn": pending.network,
+            "turn": pending.update,
             **({"size": str(self.batches.image_size(pending.step))} if self.config.data.sizes else {}),
             **metrics,
             "lr": pending.learning_rate,
@@ -267,9 +267,9 @@ class Trainer:
         ranks = collectives.gather(self.accelerator, [mine])
         path = self.folder.diagnostics / f"nonfinite_step_{step:06d}.json"
         if self.accelerator.is_main_process:
-            write_diagnostic(path, step, pending.network, metrics, ranks)
+            write_diagnostic(path, step, pending.update, metrics, ranks)
         message = (
-            f"step {step}, {pending.network} update: {name} is {metrics[name]}; the optimizer did not step; see {path}"
+            f"step {step}, {pending.update} update: {name} is {metrics[name]}; the optimizer did not step; see {path}"
         )
         if self.config.run.nonfinite == "stop":
             raise NonFiniteError(message)

@@ -89,12 +89,15 @@ def test_a_snapshot_does_not_move_with_what_is_trained(flags, monkeypatch, fused
     assert any(not torch.equal(moved.optimizers["fake"][name], value) for name, value in moments.items())
 
 
-def test_a_failed_write_ends_the_run_on_the_next_step(flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("the teacher's config.json is not JSON")]
+)
+def test_a_failed_write_ends_the_run_on_the_next_step(flags, tmp_path, monkeypatch, capsys, error):
     """Not only when the next checkpoint is due: the steps in between would be lost."""
     failed, healthy, start = threading.Event(), CheckpointWriter._run, Trainer.start_step
 
-    def no_space(tensors, path):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def failing(tensors, path):
+        raise error
 
     def run(self, write):
         healthy(self, write)
@@ -105,7 +108,7 @@ def test_a_failed_write_ends_the_run_on_the_next_step(flags, tmp_path, monkeypat
             assert failed.wait(60)
         return start(self, step)
 
-    monkeypatch.setattr(checkpoint, "save_file", no_space)
+    monkeypatch.setattr(checkpoint, "save_file", failing)
     monkeypatch.setattr(CheckpointWriter, "_run", run)
     monkeypatch.setattr(Trainer, "start_step", waiting)
     assert train.main([*flags, "--max_steps", "30", "--ckpt_every", "3"]) == 1

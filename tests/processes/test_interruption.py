@@ -74,6 +74,25 @@ def test_a_signal_saves_and_the_run_can_be_resumed(flags, tmp_path, monkeypatch,
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_a_signal_in_the_last_step_leaves_the_evaluation_to_the_next_call(
+    flags, tiny_scorers, tmp_path, monkeypatch, capsys
+):
+    """It may take hours, and a scheduler that sends a signal waits a minute."""
+    flags = [*flags, "--max_steps", "4", "--dino_path", tiny_scorers["dino_path"], "--eval_every", "4"]
+    with monkeypatch.context() as patch:
+
+        def killed(healthy, run_, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return healthy(run_, batch)
+
+        replace_call(patch, "fake_score_loss", 4, killed)
+        assert train.main(flags) == 143
+    assert "stopped: SIGTERM: saved at step 4" in capsys.readouterr().err
+    evaluated = [record["step"] for record in records(tmp_path / "run") if record["turn"] == "eval"]
+    assert train.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert [record["step"] for record in records(tmp_path / "run") if record["turn"] == "eval"] == [*evaluated, 4]
+
+
 def test_a_second_interrupt_does_not_wait(flags, monkeypatch):
     def impatient(healthy, run, batch):
         os.kill(os.getpid(), signal.SIGINT)
@@ -103,7 +122,7 @@ def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
 def poison(healthy, run, batch):
     """Return a loss with a gradient that is not finite."""
     result = healthy(run, batch)
-    return LossResult(result.loss * float("nan"), result.metrics, result.images)
+    return LossResult(result.loss * float("nan"), result.metrics, result.latents)
 
 
 def test_a_nonfinite_gradient_leaves_a_diagnostic(flags, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """A process that is killed between two writes leaves a run folder that the next process can repair."""
 
+import errno
 import json
 import os
 import shutil
@@ -111,6 +112,21 @@ def test_a_checkpoint_stays_until_its_replacement_is_in_place(flags, run, monkey
     back = ["--max_steps", "4", "--resume_from_checkpoint", str(run.checkpoint(2))]
     assert train.main([*flags, *back]) == 0
     assert seen == [True]
+
+
+def test_a_checkpoint_returns_if_its_replacement_cannot_take_its_place(flags, run, monkeypatch, capsys):
+    healthy, old = os.replace, (run.checkpoint(4) / MANIFEST).read_bytes()
+
+    def failing(source, target):
+        if Path(source).name == ".step_000004.tmp":
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        healthy(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    back = ["--max_steps", "4", "--resume_from_checkpoint", str(run.checkpoint(2))]
+    assert train.main([*flags, *back]) == 1
+    assert "step_000004 could not be written" in capsys.readouterr().err
+    assert (run.checkpoint(4) / MANIFEST).read_bytes() == old
 
 
 def test_a_resumed_run_deletes_leftovers(flags, run):
