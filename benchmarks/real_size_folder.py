@@ -10,6 +10,7 @@ from tokenizer_folders import TOKENIZERS
 
 from dpdmd.models.hollow import write_hollow
 from dpdmd.models.registry import LAYOUTS
+from dpdmd.models.tensor_files import file_head
 
 CHUNK = 2**24  # numbers that are drawn and written at a time
 SHARD_BYTES = 10**10  # of one file at most, as diffusers writes them
@@ -72,15 +73,9 @@ def _divide(header: Entries, shard_bytes: int) -> Iterator[Entries]:
 
 
 def _write_file(path: Path, entries: Entries) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, entry in entries.items():
-        header[name] = {**entry, "data_offsets": [end, end + _size(entry)]}
-        end += _size(entry)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8 bytes
+    head, _ = file_head({name: (torch.bfloat16, entry["shape"]) for name, entry in entries.items()})
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(head)
         for name, entry in entries.items():
             for part in _values(name, entry["shape"]):
                 file.write(part.view(torch.uint8).numpy())

@@ -56,6 +56,7 @@ from dpdmd.distributed import sharding
 from dpdmd.methods import update_schedule
 from dpdmd.methods.anchor import anchor_target
 from dpdmd.methods.network_calls import CallCounter
+from dpdmd.models.layout_values import CLASSIFIER_FREE
 from dpdmd.sampling.rollout import rollout
 from dpdmd.training import preflight
 from dpdmd.training.run_log import RunLog, peak_memory_gb
@@ -192,7 +193,7 @@ def evaluations(trainer: Trainer, clock: Clock, files: list[list[str]], work: Pa
 
 def calls_a_cycle(method: options.MethodConfig) -> int:
     """Return the network calls of a cycle for each sample; a backward pass counts as two forward calls."""
-    counter = CallCounter(method, 0, method.anchor_steps or method.k_anchor, unguided_scale=1.0)
+    counter = CallCounter(method, 0, method.anchor_steps or method.k_anchor, CLASSIFIER_FREE)
     start = method.fake_head_start
     return sum(counter.of_update(step) for step in range(start, start + method.per_train_fake_num + 1))
 

@@ -99,7 +99,7 @@ def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:
 
 def _student_defaults(base: Path) -> SamplingDefaults:
     """Return the sampling defaults of a student of `base` that has no dpdmd.json: text as in `base`, and 4 steps."""
-    own, off = sampling_defaults(base), LAYOUTS[family_of(base)].guidance.off  # paper
+    own, off = sampling_defaults(base), LAYOUTS[family_of(base)].guidance.off
     return replace(own, steps=STUDENT_STEPS, guidance_scale=off, sigmas=None, grid=DEFAULT, base=None, shift=None)
 
 

@@ -133,7 +133,7 @@ def _write_geneval(args: argparse.Namespace, plan: SamplerPlan) -> Path:
     settings = {
         **model_settings(plan.model),
         "bf16": args.bf16,
-        "max_sequence_length": args.max_sequence_length,
+        "max_sequence_length": plan.max_sequence_length,
         **plan.settings.as_dict(),
         "seed": args.seed,
         "num_images": args.num_images,

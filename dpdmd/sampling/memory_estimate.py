@@ -87,7 +87,7 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
         weights("autoencoder", ["vae"], loaded),
         *_lora(model, *loaded),
     ]
-    rows = batch * (1 if settings.guidance_scale == layout.guidance.off else 2)
+    rows = batch * layout.guidance.rows(settings.guidance_scale)
     tokens = layout.text_tokens(folder, plan.max_sequence_length)
     call = layout.memory_of_call(folder, CallShape(rows, settings.height, settings.width, tokens, bf16, False))
     pixels, autoencoder = batch * settings.height * settings.width, read_json(folder / "vae" / "config.json")
