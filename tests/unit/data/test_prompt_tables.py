@@ -14,6 +14,11 @@ from dpdmd.utils.text_files import MAX_PROMPT_LETTERS
 
 PROMPTS = ["a cat", 'a "big" dog, asleep', "naïve café\u2028x"]
 QUOTED = 'id,prompt\n1,a cat\n2,"a ""big"" dog, asleep"\n3,naïve café\u2028x\n'
+COCO = {
+    "info": {"year": 2014},
+    "images": [{"id": 1, "file_name": "1.jpg"}],
+    "annotations": [{"image_id": 1, "id": number, "caption": each} for number, each in enumerate(PROMPTS)],
+}
 
 
 def written(tmp_path: Path, name: str, content: str | bytes) -> Path:
@@ -46,6 +51,10 @@ def message(path: Path, column: str | None = None) -> str:
         ("a.json", json.dumps([{"caption": each, "id": {}} for each in [*PROMPTS, None, " "]])),
         ("a.json", json.dumps({"text": PROMPTS, "id": [1, 2, 3]})),
         ("a.json", "\n".join(json.dumps({"prompt": each}) for each in PROMPTS)),
+        ("a.json", json.dumps(COCO)),
+        ("a.json", json.dumps({"schema": {"fields": []}, "data": [{"prompt": each} for each in PROMPTS]})),
+        ("a.json", json.dumps({"id": dict(enumerate("abc")), "prompt": dict(enumerate(PROMPTS))})),
+        ("a.json", json.dumps({number: {"prompt": each} for number, each in enumerate(PROMPTS)})),
     ],
 )
 def test_all_formats_give_the_same_prompts(tmp_path, name, content):
@@ -68,6 +77,15 @@ def test_the_column_may_be_given(tmp_path):
     assert message(path) == "several columns may be the prompts; give --prompt_column, one of prompt, text"
     assert message(path, "fr") == "has no column 'fr' (--prompt_column); its columns are 'prompt', 'text', 'en'"
     assert read_prompts(written(tmp_path, "a.txt", "a cat\n"), column="en") == ["a cat"]
+
+
+def test_each_name_that_an_error_lists_leads_to_the_prompts(tmp_path):
+    """The name of a list of objects is not the name of a column in it."""
+    path = written(tmp_path, "a.json", json.dumps(COCO))
+    assert read_prompts(path, column="caption") == PROMPTS
+    for wanted in ("annotations", "en"):
+        assert "'caption'" in message(path, wanted).partition("its columns are ")[2]
+    assert "several lists in it have prompts: 'images', 'annotations'" in message(path, "id")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +112,20 @@ def test_the_column_may_be_given(tmp_path):
         ("a.jsonl", '["a", "b"]\n', "line 1: the prompt is of type list, not text"),
         ("a.jsonl", '"a"\n"\\ud800"\n', "line 2 holds half of a surrogate pair"),
         ("a.jsonl", '"a\\u0000"\n', "line 1 holds zero bytes"),
-        ("a.json", '{"images": [], "annotations": [{"caption": "a"}]}', "one of 'images', 'annotations'"),
+        ("a.json", '{"images": [], "annotations": [{"en": "a"}]}', "give --prompt_column, one of 'images', 'en'"),
+        (
+            "a.json",
+            '{"a": [{"text": "a"}], "b": [{"prompt": "b"}]}',
+            "several lists in it have prompts: 'a', 'b'; give",
+        ),
+        (
+            "a.json",
+            '{"prompt": {"0": {"en": "a"}}}',
+            "no column is named prompt, caption, text; give --prompt_column, one",
+        ),
+        ("a.json", '{"info": {"year": 2014}}', "has no column of texts; give a text file, one prompt per line"),
+        ("a.json", "{}", "has no column of texts; give a text file, one prompt per line"),
+        ("a.jsonl", "{}", "has no column of texts; give a text file, one prompt per line"),
         ("a.json", "[" * 100_000, "is not JSON"),
         ("a.json", '["a",\n', "is not JSON"),
         ("a.json", "3", "is JSON of type int; give a list of texts or objects"),
@@ -180,6 +211,8 @@ WEIGHTED = "caption,weight\na cat,2\na dog,0\n ,x\na hen,0.5\n"
         ),
         ("a.json", '[{"caption": "a cat", "weight": 2}, {"caption": "a hen", "weight": "0.5"}]'),
         ("a.json", '{"caption": ["a cat", "a dog", "a hen"], "weight": [2, 0, 0.5]}'),
+        ("a.json", '{"caption": {"0": "a cat", "1": "a hen"}, "weight": {"0": 2, "1": 0.5}}'),
+        ("a.json", '{"data": [{"caption": "a cat", "weight": 2}, {"caption": "a hen", "weight": 0.5}]}'),
     ],
 )
 def test_weights_of_all_formats(tmp_path, name, content):
