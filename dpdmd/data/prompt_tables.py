@@ -11,9 +11,9 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length
 
@@ -158,13 +158,15 @@ def separated_rows(path: Path, separators: str) -> Iterator[tuple[int, list[str]
     """Yield (line number, values) of the header and of each row. The header shows which of `separators` is used.
 
     Raises:
-        ValueError: a quote that is not closed, or a row with more or fewer values than the header.
+        ValueError: a blank first line, a quote that is not closed, or a row with more or fewer values than the header.
     """
     limit = csv.field_size_limit(2**31 - 1)  # the default is less than MAX_PROMPT_LETTERS, which is checked later
     number = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
+            if header and not header.strip():
+                raise ValueError("line 1 is blank; the first line must have the names of the columns")
             counts = {sign: len(next(csv.reader([header], delimiter=sign), [])) for sign in separators}
             file.seek(0)
             rows = csv.reader(file, delimiter=max(counts, key=counts.__getitem__), strict=True)
@@ -255,9 +257,17 @@ def _rows_of_lists(table: dict[str, Any], columns: Columns) -> list[Any]:
 def read_json_lines(path: Path, columns: Columns) -> Rows:
     """Yield (line number, prompt, weight) of a file with one JSON text or object per line."""
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        yield from _json_values(
-            ((n, _parsed(line, n)) for n, line in enumerate(file, 1) if not line.isspace()), columns
-        )
+        lines = ((n, line) for n, line in enumerate(lines_of(file), 1) if line and not line.isspace())
+        yield from _json_values(((n, _parsed(line, n)) for n, line in lines), columns)
+
+
+def lines_of(file: TextIO) -> Iterator[str]:
+    """Yield the lines of a file opened with newline="\\n". In a file of one such line, CR alone ends lines."""
+    first, second = file.readline(), file.readline()
+    if second:
+        yield from chain((first, second), file)
+    else:
+        yield from first.split("\r")
 
 
 def _parsed(line: str, number: int) -> Any:
