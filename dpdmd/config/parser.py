@@ -20,29 +20,31 @@ from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded
 
 MAX_MESSAGE = 400  # letters of argparse's messages
+LISTS = ("lora_targets", "sizes", "student_sigmas")  # options of the form a,b,..., which a file may give as a list
 
 
 def _convert(value: Any, kind: type, name: str, place: str) -> Any:
-    """Convert a YAML value to its field's type. YAML reads 1e-5 as text, and a,b may be written as a list."""
+    """Convert a YAML value to its field's type. YAML reads 1e-5 as text, and a,b may be written as a list (LISTS).
+
+    A text may not be given as a fraction: 1.10 would become 1.1.
+    """
     wanted, optional = value_type(kind, name)
     words = option_groups()[group_of_each_option()[name]][1][name].metadata["words"]
     if value in words:
         return value
-    if wanted is str and isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
+    if name in LISTS and isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):
         return ",".join(map(str, value))
     if value is None and optional:
         return None
-    fits = (
-        isinstance(value, bool)
-        if wanted is bool
-        else isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    )
+    kinds = (str, int) if wanted is str and name not in LISTS else (str, int, float)
     try:
-        if not fits:
+        if not isinstance(value, kinds) or isinstance(value, bool) != (wanted is bool):
             raise ValueError
         return wanted(str(value)) if wanted is not bool else value
     except ValueError:
         other = f"; or give {', '.join(words)}" if words else ""
+        if wanted is str and not isinstance(value, (list, dict)):
+            other = "; put a text in quotes"
         raise ValueError(f"{place}: {name} must be {wanted.__name__}, not {value!r}{other}") from None
 
 

@@ -24,7 +24,7 @@ FLAGS = {
     "max_sequence_length": (int, "text tokens of a prompt", None),
     "bf16": (bool, "run the networks in bf16", None),
 }
-# Flag -> (least, most).
+# Flag -> (least, most). If the most is an int, the value is a whole number.
 RANGES = {
     "num_images": (1, MAX_IMAGES),
     "num_samples": (1, MAX_IMAGES),

@@ -48,7 +48,7 @@ class ScorerOption:
 
     Attributes:
         help: "" for a flag that every root program has.
-        bounds: least and most value of a number.
+        bounds: least and most value of a number, which is a whole one if the most is an int. None for a switch.
     """
 
     argument: str

@@ -6,13 +6,28 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpdmd.data.prompt_tables import ADVICE, READERS, Columns, is_dataset, prompts_of_table, read_dataset
+from dpdmd.data.prompt_tables import ADVICE, READERS, Columns, is_dataset, lines_of, prompts_of_table, read_dataset
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, require_regular
 
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
 _BINARY = (".parquet", ".pq")
 COLUMN_HELP = "column of a prompt file that has columns (default: the one named prompt, caption or text)"
-_SNIFFED = 4096  # bytes at a file's start that show UTF-16
+_SNIFFED = 4096  # bytes at a file's start that show what it is
+_ZIP = "is a zip file, as Excel and Word write; save its prompts as text or .csv"
+_COMPRESSED = "is compressed; decompress it"
+_OTHER_FILES = {
+    b"version https://git-lfs": "is a git-lfs pointer; fetch the file with `git lfs pull`",
+    b"{\\rtf": "is RTF; save it as plain text",
+    b"%PDF-": "is PDF; save its prompts as text",
+    b"PK\x03\x04": _ZIP,
+    b"\xd0\xcf\x11\xe0": "is an old Excel or Word file; save its prompts as text or .csv",
+    b"\x1f\x8b": _COMPRESSED,
+    b"BZh91AY&SY": _COMPRESSED,
+    b"\xfd7zXZ\0": _COMPRESSED,
+    b"7z\xbc\xaf\x27\x1c": _COMPRESSED,
+    b"\x28\xb5\x2f\xfd": _COMPRESSED,
+}
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 _BYTE_ORDER_MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
@@ -30,12 +45,12 @@ def read_prompts(path: Path, flag: str = "--prompt_txt", column: str | None = No
     Any other file is text with one prompt per line, and `column` is ignored. A leading number such as "12 - " is
     removed. Only line ends separate prompts: characters such as U+2028 are part of a prompt.
 
-    Text files of all formats are UTF-8, with or without a byte-order mark, with LF or CRLF line ends. Prompts that are
-    blank or only invisible characters are skipped.
+    Text files of all formats are UTF-8, with or without a byte-order mark, with LF, CRLF or CR line ends. Prompts that
+    are blank or only invisible characters are skipped.
 
     Raises:
-        ValueError: missing, unreadable, not UTF-8, not in its format, without the column, without any prompt, or with
-            a prompt of more than MAX_PROMPT_LETTERS; the message names `flag` and the file.
+        ValueError: missing, unreadable, not UTF-8, not in its format, another kind of file, without the column, without
+            any prompt, or with a prompt of more than MAX_PROMPT_LETTERS; the message names `flag` and the file.
     """
     return _read_explained(path, flag, Columns(column))[0]
 
@@ -72,8 +87,7 @@ def _read(path: Path, columns: Columns) -> tuple[list[str], array]:
         return prompts_of_table(read_dataset(path, columns), "row", weighted=weighted)
     require_regular(path)
     ending = path.suffix.lower()
-    if ending not in _BINARY:
-        _check_not_utf16(path)
+    _check_start(path, text=ending not in _BINARY)
     if ending in (".yaml", ".yml"):
         raise ValueError(f"is YAML; {ADVICE}, or .csv, .tsv, .json, .jsonl or .parquet")
     if ending in READERS:
@@ -89,7 +103,7 @@ def _read(path: Path, columns: Columns) -> tuple[list[str], array]:
 
 def _text_lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(lines_of(file), 1):
             if "\0" in line:
                 raise ValueError(f"holds zero bytes; {ADVICE}")
             if len(line) > MAX_PROMPT_LETTERS:
@@ -114,14 +128,21 @@ def _is_json(path: Path, first: str) -> bool:
     return False
 
 
-def _check_not_utf16(path: Path) -> None:
-    """Check that a file's first bytes are not UTF-16 or UTF-32.
+def _check_start(path: Path, *, text: bool) -> None:
+    """Check that a file's first bytes are not of another kind of file, nor UTF-16 or UTF-32 in place of `text`.
 
     Raises:
-        ValueError: it begins with their byte-order mark, or every other byte is zero, as in UTF-16 without a mark.
+        ValueError: it is compressed, an HTML page or the like; or it begins with a byte-order mark of UTF-16 or UTF-32,
+            or every other byte is zero, as in UTF-16 without a mark.
     """
     with path.open("rb") as file:
         start = file.read(_SNIFFED)
+    if other := next((fault for sign, fault in _OTHER_FILES.items() if start.startswith(sign)), None):
+        raise ValueError(other)
+    if _HTML.match(start):
+        raise ValueError("is an HTML page, as sites send in place of a file; download the file itself")
+    if not text:
+        return
     name = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
     halves = start[::2], start[1::2]
     if name is None and any(half.count(0) > 0.9 * len(half) for half in halves):

@@ -11,9 +11,9 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length
 
@@ -56,6 +56,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name[:40]) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
+def _fitting(names: Iterable[str], wanted: str | None) -> list[str]:
+    """Return the columns that may be the prompts."""
+    return [name for name in names if (name.strip().lower() in CANDIDATES if wanted is None else name == wanted)]
+
+
 def choose_column(names: Sequence[str], wanted: str | None) -> str:
     """Return the column of the prompts: `wanted`, or the only one whose name is in CANDIDATES, in any case.
 
@@ -63,9 +68,11 @@ def choose_column(names: Sequence[str], wanted: str | None) -> str:
         ValueError: no such column, or several.
     """
     listed = _listed(names)
-    if wanted is not None and wanted not in names:
+    if wanted is not None and names and wanted not in names:
         raise ValueError(f"has no column {wanted!r} (--prompt_column); its columns are {listed}")
-    found = [name for name in names if (name.strip().lower() in CANDIDATES if wanted is None else name == wanted)]
+    if not names:
+        raise ValueError(f"has no column of texts; {ADVICE}")
+    found = _fitting(names, wanted)
     if not found:
         raise ValueError(f"no column is named {', '.join(CANDIDATES)}; give --prompt_column, one of {listed}")
     if len(set(found)) > 1:
@@ -151,13 +158,15 @@ def separated_rows(path: Path, separators: str) -> Iterator[tuple[int, list[str]
     """Yield (line number, values) of the header and of each row. The header shows which of `separators` is used.
 
     Raises:
-        ValueError: a quote that is not closed, or a row with more or fewer values than the header.
+        ValueError: a blank first line, a quote that is not closed, or a row with more or fewer values than the header.
     """
     limit = csv.field_size_limit(2**31 - 1)  # the default is less than MAX_PROMPT_LETTERS, which is checked later
     number = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
+            if header and not header.strip():
+                raise ValueError("line 1 is blank; the first line must have the names of the columns")
             counts = {sign: len(next(csv.reader([header], delimiter=sign), [])) for sign in separators}
             file.seek(0)
             rows = csv.reader(file, delimiter=max(counts, key=counts.__getitem__), strict=True)
@@ -180,7 +189,7 @@ def separated_rows(path: Path, separators: str) -> Iterator[tuple[int, list[str]
 
 
 def read_json(path: Path, columns: Columns) -> Rows:
-    """Yield (item number, prompt, weight) of a JSON list of texts or objects, or of an object with a list of texts.
+    """Yield (item number, prompt, weight) of a JSON list of texts or objects, or of an object with such a list.
 
     A file with one JSON value per line is read as JSON lines.
     """
@@ -201,6 +210,36 @@ def read_json(path: Path, columns: Columns) -> Rows:
 
 
 def _unpacked(table: dict[str, Any], columns: Columns) -> list[Any]:
+    """Return the rows of an object: of its lists of values, or the one list of objects in it that has the column.
+
+    The lists may be objects with numbers as keys, as pandas writes them. COCO's captions are in a list of objects.
+
+    Raises:
+        ValueError: no list has the column, or several, or the lists of values have different lengths.
+    """
+    if _is_numbered(table):
+        return list(table.values())
+    held = {name: list(each.values()) if _is_numbered(each) else each for name, each in table.items()}
+    if _fitting(held, columns.prompt):
+        return _rows_of_lists(held, columns)
+    objects = {
+        name: each for name, each in held.items() if isinstance(each, list) and each and isinstance(each[0], dict)
+    }
+    found = [name for name, rows in objects.items() if _fitting(rows[0], columns.prompt)]
+    if len(found) > 1:
+        raise ValueError(f"several lists in it have prompts: {_listed(found)}; give a file with one of them")
+    if not found:
+        own = [name for name, each in held.items() if name not in objects and not isinstance(each, dict)]
+        columns.choose(list(dict.fromkeys([*own, *(key for rows in objects.values() for key in rows[0])])))
+    return objects[found[0]]
+
+
+def _is_numbered(value: Any) -> bool:
+    """Return whether a JSON value is an object whose keys are numbers: a list of pandas."""
+    return isinstance(value, dict) and bool(value) and all(key.isdecimal() for key in value)
+
+
+def _rows_of_lists(table: dict[str, Any], columns: Columns) -> list[Any]:
     """Return the rows of an object of lists: the prompts, or with weights objects of both columns.
 
     Raises:
@@ -218,9 +257,17 @@ def _unpacked(table: dict[str, Any], columns: Columns) -> list[Any]:
 def read_json_lines(path: Path, columns: Columns) -> Rows:
     """Yield (line number, prompt, weight) of a file with one JSON text or object per line."""
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        yield from _json_values(
-            ((n, _parsed(line, n)) for n, line in enumerate(file, 1) if not line.isspace()), columns
-        )
+        lines = ((n, line) for n, line in enumerate(lines_of(file), 1) if line and not line.isspace())
+        yield from _json_values(((n, _parsed(line, n)) for n, line in lines), columns)
+
+
+def lines_of(file: TextIO) -> Iterator[str]:
+    """Yield the lines of a file opened with newline="\\n". In a file of one such line, CR alone ends lines."""
+    first, second = file.readline(), file.readline()
+    if second:
+        yield from chain((first, second), file)
+    else:
+        yield from first.split("\r")
 
 
 def _parsed(line: str, number: int) -> Any:

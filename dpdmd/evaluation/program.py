@@ -6,13 +6,13 @@ table.txt (`program_run.py`).
 
 import argparse
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpdmd.config.hub_flags import HubOptions, add_hub_flags
-from dpdmd.config.sampling_flags import add_sampling_flags, apply_size, check_ranges, check_total
+from dpdmd.config.sampling_flags import RANGES, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_launch
@@ -43,9 +43,8 @@ class Program:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the program and return its exit status: 2 on wrong input, 1 if it had to stop."""
-        args = self.parser().parse_args(argv)
         try:
-            return self._run(self.check(args))
+            return self._run(self.check(self.parser().parse_args(argv)))
         except ValueError as error:
             print(f"{self.name}: error: {one_line(error)}", file=sys.stderr)
             return 2
@@ -55,6 +54,10 @@ class Program:
 
     def _run(self, job: Job) -> int:
         # These imports take seconds, so wrong input is reported before them.
+        from dpdmd.sampling.find_model import find_model  # imports torch, the others all libraries
+
+        if job.model:  # not in `check`: a sweep checks the commands of models that it has yet to train
+            find_model(job.model, job.base_model)
         from dpdmd.distributed import collectives
         from dpdmd.evaluation.program_run import run
 
@@ -72,7 +75,11 @@ class Program:
         return 0
 
     def parser(self) -> argparse.ArgumentParser:
-        """Return the parser of the program's flags; the variables at the top of its file are the defaults."""
+        """Return the parser of the program's flags; the variables at the top of its file are the defaults.
+
+        Raises:
+            ValueError: a variable has a wrong type.
+        """
         parser = argparse.ArgumentParser(
             prog=self.name,
             description=f"{self.description} Paths are variables at the top of the file, and flags; an empty one "
@@ -82,11 +89,10 @@ class Program:
         rows = [SCORERS[name] for name in self.scorers]
         described = {item.flag: item.help for row in rows for item in (*row.files, *row.options) if item.help} | HELP
         for flag, value in {**self.defaults, **BATCH_SIZES}.items():
-            if isinstance(value, bool):
-                options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-            else:
-                options = {"type": type(value) if isinstance(value, (int, float)) else _path}
-            parser.add_argument(f"--{flag}", default=value, help=f"{described[flag]} (default: %(default)s)", **options)
+            kind = _kind(flag)
+            options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+            options |= {"default": _checked_default(flag, value), "help": f"{described[flag]} (default: %(default)s)"}
+            parser.add_argument(f"--{flag}", **options)
         parser.add_argument("--images_per_prompt", type=int, help=PER_PROMPT_HELP)
         parser.add_argument("--prompt_column", help=COLUMN_HELP)
         add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "size", "bf16")
@@ -164,6 +170,32 @@ class Program:
         if not args.prompts_txt or not (needed or args.prompts_txt != self.defaults["prompts_txt"]):
             return []
         return read_prompts(Path(args.prompts_txt), "--prompts_txt", args.prompt_column)
+
+
+def _kind(flag: str) -> Callable[[Any], Any]:
+    """Return the type of a flag of `Program.defaults`: int, float, bool, or `_path`."""
+    if flag in RANGES:
+        return int if isinstance(RANGES[flag][1], int) else float
+    return bool if any(flag == option.flag for row in SCORERS.values() for option in row.options) else _path
+
+
+def _checked_default(flag: str, value: Any) -> Any:
+    """Return the value of a variable at the top of a root program. A Path becomes its text.
+
+    Raises:
+        ValueError: it has not the type of its flag; one line that names the variable.
+    """
+    kind = _kind(flag)
+    types, wanted = {
+        int: (int, "a whole number"),
+        float: ((int, float), "a number"),
+        bool: (bool, "True or False"),
+        _path: ((str, Path, type(None)), "one path in quotes, or None"),
+    }[kind]
+    if not isinstance(value, types) or isinstance(value, bool) != (kind is bool):
+        name = flag.upper() if kind is _path else f'"{flag}"'
+        raise ValueError(f"{name} in this program's file: must be {wanted}, not {value!r}")
+    return str(value) if isinstance(value, Path) else value
 
 
 def _path(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dpdmd.sampling.image_folder import SAMPLES, SETTINGS_FILE, read_settings
 from dpdmd.utils.atomic_files import is_temporary
 from dpdmd.utils.paths import is_system_file
-from dpdmd.utils.text_files import check_prompt_length, read_text
+from dpdmd.utils.text_files import check_prompt, read_text
 
 NUM_IMAGES = 4  # per prompt, as in GenEval
 REQUIRED = ("tag", "prompt")  # keys of each line that GenEval's evaluation reads
@@ -28,8 +28,8 @@ def read_metadata(path: Path) -> list[Entry]:
     """Read the entries of GenEval's evaluation_metadata.jsonl. Folder N holds the images of entry N.
 
     Raises:
-        ValueError: the file cannot be read, or a line is not a JSON object with a tag and a prompt; names file and
-        line.
+        ValueError: the file cannot be read, a line is not a JSON object with a tag and a prompt, or the prompt is not
+            Unicode, has no visible letter, or is a whole document; names file and line.
     """
     try:
         lines = read_text(path, "utf-8-sig").rstrip().split("\n")
@@ -42,12 +42,12 @@ def read_metadata(path: Path) -> list[Entry]:
 def _entry(line: str, place: str) -> Entry:
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{place} is no JSON; give GenEval's evaluation_metadata.jsonl") from None
     for key in REQUIRED:
         if not isinstance(values, dict) or not isinstance(values.get(key), str) or not values[key].strip():
             raise ValueError(f"{place} has no {key!r}; give GenEval's evaluation_metadata.jsonl")
-    check_prompt_length(values["prompt"], f"{place}: its prompt")
+    check_prompt(values["prompt"], f"{place}: its prompt")
     return Entry(line, values["prompt"])
 
 

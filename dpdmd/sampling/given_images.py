@@ -1,14 +1,17 @@
 """Images that a user gives: which image is of which prompt, from file names, a CSV file, or the order of the files."""
 
+import os
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.data.prompt_tables import choose_column, prompts_of_table, separated_rows
-from dpdmd.sampling.image_folder import GRIDS, PICTURES, SAMPLES, SHEET, SUFFIXES, ImageFile, is_image
+from dpdmd.sampling.image_folder import GRIDS, PICTURES, SAMPLES, SHEET, SUFFIXES, ImageFile, is_hidden, is_image
+from dpdmd.utils.text_files import require_regular
 
 TABLES = {".csv": ",;\t", ".tsv": "\t"}  # ending -> separators
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "path")
@@ -34,7 +37,7 @@ class GivenImages:
 
 def is_table(path: Path) -> bool:
     """Return whether the value of --images is a CSV or TSV file."""
-    return path.suffix.lower() in TABLES and not path.is_dir()
+    return path.suffix.lower() in TABLES and not os.path.isdir(path)  # Path.is_dir raises if a parent is unreadable
 
 
 def read_table(path: Path, column: str | None = None) -> list[ImageFile]:
@@ -49,23 +52,35 @@ def read_table(path: Path, column: str | None = None) -> list[ImageFile]:
         ValueError: the file cannot be read, has no such columns, names a file that does not exist or twice, or leaves
             out an image; names the line.
     """
-    try:
+    with _explained(path):
+        require_regular(path)
         images = _table_images(path, column)
+        listed = {image.path.resolve() for image in images}
+        for folder in dict.fromkeys(image.path.parent for image in images):
+            beside = _without_sheets(sorted(each for each in folder.iterdir() if is_image(each) and each.is_file()))
+            if left_out := [each for each in beside if each.resolve() not in listed]:
+                raise ValueError(
+                    f"{len(left_out)} images beside those in it are not in it, such as {left_out[0]}; add or move them"
+                )
+    return images
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Begin the errors of a block with --images and its value.
+
+    Raises:
+        ValueError: the block raised it, or `path` or what lies in it cannot be read.
+    """
+    try:
+        yield
     except UnicodeDecodeError:
         raise ValueError(f"--images {path}: is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"--images {path}: cannot be read ({error.strerror})") from None
+        inside = "" if str(error.filename) == str(path) else f"{error.filename} "
+        raise ValueError(f"--images {path}: {inside}cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ValueError(f"--images {path}: {error}") from None
-    listed = {image.path.resolve() for image in images}
-    for folder in dict.fromkeys(image.path.parent for image in images):
-        beside = _without_sheets(sorted(each for each in folder.iterdir() if is_image(each) and each.is_file()))
-        if left_out := [each for each in beside if each.resolve() not in listed]:
-            raise ValueError(
-                f"--images {path}: {len(left_out)} images beside those in it are not in it, such as {left_out[0]}; "
-                "add or move them"
-            )
-    return images
 
 
 def _table_images(path: Path, column: str | None) -> list[ImageFile]:
@@ -85,8 +100,11 @@ def _table_images(path: Path, column: str | None) -> list[ImageFile]:
         file = path.parent / row[file_place].strip()
         if prompt is None:
             raise ValueError(f"line {line} has no prompt")
-        if not file.is_file():
-            raise ValueError(f"line {line}: {file}: no such file")
+        try:
+            if not file.is_file():
+                raise ValueError(f"line {line}: {file}: no such file")
+        except OSError as error:  # for example, the name is too long
+            raise ValueError(f"line {line}: {file}: cannot be read ({error.strerror})") from None
         if (other := lines.setdefault(file.resolve(), line)) != line:
             raise ValueError(f"lines {other} and {line} name the same file, {file}")
         key = numbers.setdefault(prompt, len(numbers)), samples[prompt]
@@ -111,12 +129,15 @@ def find_images(folder: Path, prompts: Sequence[str], per_prompt: int | None = N
         per_prompt: take the images in their own order whatever their names, this many for each prompt.
 
     Raises:
-        ValueError: no image, names that contradict each other or `prompts`, or numbers of images and prompts that do
-            not fit.
+        ValueError: no image, a folder that cannot be read, names that contradict each other or `prompts`, or numbers
+            of images and prompts that do not fit.
     """
-    if not folder.is_dir():
-        raise ValueError(f"--images {folder}: no such folder")
-    paths = _without_sheets(sorted(path for path in folder.rglob("*") if is_image(path, folder) and path.is_file()))
+    with _explained(folder):
+        if folder.is_file():
+            raise ValueError("is a file; give a folder of images, or a CSV file with the columns file and prompt")
+        if not folder.is_dir():
+            raise ValueError("no such folder")
+        paths = _without_sheets(_images_below(folder))
     if not paths:
         raise ValueError(f"--images {folder}: no image in it ({', '.join(SUFFIXES)})")
     if per_prompt:
@@ -132,6 +153,23 @@ def find_images(folder: Path, prompts: Sequence[str], per_prompt: int | None = N
             f"(prompt 12, sample 3) or 12.png, counting from 0; or give --images_per_prompt, or {ADVICE}"
         )
     return _by_words(folder, paths, prompts)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Return the image files below a folder, sorted. Links to folders are not followed.
+
+    Raises:
+        OSError: a folder cannot be read, so some images would be left out.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, folders, files in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not is_hidden(Path(name))]  # lost+found is readable for root alone
+        found += [Path(place) / name for name in files]
+    return sorted(path for path in found if is_image(path, folder) and path.is_file())
 
 
 def _by_numbers(folder: Path, paths: Sequence[Path], keys: Sequence[_Key], prompts: Sequence[str]) -> GivenImages:

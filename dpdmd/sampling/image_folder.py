@@ -133,6 +133,9 @@ def _differing(found: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def is_image(path: Path, below: Path | None = None) -> bool:
     """Return whether a path has the name of an image. Hidden files and folders below a folder hold none."""
-    place = path.relative_to(below or path.parent)
-    hidden = any(part.startswith(".") for part in place.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and not is_system_file(place)
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path.relative_to(below or path.parent))
+
+
+def is_hidden(place: Path) -> bool:
+    """Return whether a part of a relative path is hidden, or made by the operating system or a file manager."""
+    return any(part.startswith(".") for part in place.parts) or is_system_file(place)

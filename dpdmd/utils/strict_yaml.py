@@ -1,5 +1,9 @@
-"""YAML files without duplicate keys: PyYAML keeps the last of them and drops the others."""
+"""YAML files without duplicate keys and with plain numbers alone.
 
+PyYAML keeps the last of two equal keys. It reads 0123456, which may be a commit, as octal, and 1:30 as 90.
+"""
+
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -8,8 +12,17 @@ import yaml
 
 from dpdmd.utils.text_files import read_text
 
+_PLAIN_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+
 
 class _Loader(yaml.SafeLoader):
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: Any) -> str:
+        """Return the tag of a node. Digits that are no plain decimal number, such as 010 and 1:30, stay text."""
+        tag = super().resolve(kind, value, implicit)
+        name = tag.rpartition(":")[2]
+        other = (name == "int" and not _PLAIN_INTEGER.fullmatch(value)) or (name == "float" and ":" in value)
+        return self.DEFAULT_SCALAR_TAG if other else tag
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
@@ -38,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: Path, place: str) -> Any:
-    """Read the plain values of a file.
+    """Read the plain values of a file. A number in another form than the decimal one stays the text that it is.
 
     Raises:
         ValueError: unreadable, not YAML, a tag that is not of a plain type, an invalid value such as 2026-13-45, or a

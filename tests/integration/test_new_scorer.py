@@ -49,7 +49,7 @@ ROW = """
         (ScorerFile("brightness_path", "folder of the brightness", (MODEL,), "someone/brightness"),),
         in_loop=True,
         rescaled={"brightness_half": 2},
-        options=(ScorerOption("offset", "brightness_offset", "is added to the brightness", (0, 1)),),
+        options=(ScorerOption("offset", "brightness_offset", "is added to the brightness", (0.0, 1.0)),),
     ),
 """
 PROGRAM = """

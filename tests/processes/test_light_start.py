@@ -51,6 +51,11 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
         ("dpdmd.find_anchor.__main__ --teacher_id no/such", ["torch"]),
         ("dpdmd.shapes.measure --model no/such", ["torch"]),
         ("test_diversity.py --model no/such", []),
+        (
+            "test_diversity.py --model weights/no_such --prompts_txt data/shapes_eval.txt --output_dir no/such "
+            "--dino_path weights/tiny/dinov2 --clip_path weights/tiny/clip",
+            ["torch"],
+        ),
     ],
 )
 def test_wrong_input_is_reported_before_the_heavy_imports(command, imported):

@@ -107,6 +107,62 @@ def test_a_file_nested_too_deeply_and_one_with_a_merge_key(tmp_path):
     assert strict_yaml.read(path, "") == {"a": {"x": 1}, "b": {"x": 2}}
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("revision: 0123456", "revision", "0123456"),
+        ("revision: 00123", "revision", "00123"),
+        ("revision: 1234567", "revision", "1234567"),
+        ("run_dir: 007", "run_dir", "007"),
+        ("run_dir: 0x1F", "run_dir", "0x1F"),
+        ("run_dir: 1:30.5", "run_dir", "1:30.5"),
+        ("run_dir: 1_000", "run_dir", "1_000"),
+        ("max_steps: 010", "max_steps", 10),
+        ("max_steps: 1_000", "max_steps", 1000),
+        ("seed: -0", "seed", 0),
+        ("lr_student: 1e-5", "lr_student", 1e-5),
+        ("lr_student: 1.0e-05", "lr_student", 1e-5),
+        ("student_sigmas: 1.0", "student_sigmas", "1.0"),
+        ("eval_prompts_limit: 16", "eval_prompts_limit", "16"),
+        ("lora_targets: [to_q, to_k]", "lora_targets", "to_q,to_k"),
+        ("sizes: [64x64, '64x32:2']", "sizes", "64x64,64x32:2"),
+    ],
+)
+def test_a_value_of_a_file_is_what_was_written(tmp_path, text, name, value):
+    """YAML 1.1 reads leading zeros as octal, and colons as minutes. A file and a flag give the same value."""
+    (tmp_path / "c.yaml").write_text(text)
+    given = config.read_yaml(tmp_path / "c.yaml")
+    found = getattr(getattr(given, config.schema.group_of_each_option()[name]), name)
+    assert found == value and type(found) is type(value)
+
+
+def test_a_list_of_numbers_keeps_what_is_no_plain_number(tmp_path):
+    """So that a sweep with such a seed gets an error."""
+    (tmp_path / "sweep.yaml").write_text("seeds: [010, 1, 1:30]")
+    assert strict_yaml.read(tmp_path / "sweep.yaml", "") == {"seeds": ["010", 1, "1:30"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tracker_run_name: 1.10", "tracker_run_name must be str, not 1.1; put a text in quotes"),
+        ("revision: 12.50", "revision must be str, not 12.5; put a text in quotes"),
+        ("run_dir: 2026-11-29", "run_dir must be str, not datetime.date(2026, 11, 29); put a text in quotes"),
+        ("run_dir: yes", "run_dir must be str, not True; put a text in quotes"),
+        ("run_dir: [a, b]", "run_dir must be str, not ['a', 'b']"),
+        ("prompt_txt: [a.txt]", "prompt_txt must be str, not ['a.txt']"),
+        ("seed: 1:30", "seed must be int, not '1:30'"),
+        ("bf16: 1", "bf16 must be bool, not 1"),
+        ("k_anchor: true", "k_anchor must be int, not True; or give auto"),
+        ("seed: 2.5", "seed must be int, not 2.5"),
+    ],
+)
+def test_a_value_of_another_type_is_not_turned_into_text(tmp_path, text, says):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"--config {tmp_path / 'c.yaml'}: {says}") + "$"):
+        config.read_yaml(tmp_path / "c.yaml")
+
+
 def test_the_written_file_gives_the_same_configuration_back(tmp_path):
     c = config.parse(["--lr_student", "3e-7", "--run_dir", "a: b #c", "--student_sigmas", "1.0,0.9,0.75,0.5", "--bf16"])
     config.write_yaml(c, tmp_path / "c.yaml")

@@ -14,6 +14,11 @@ from dpdmd.utils.text_files import MAX_PROMPT_LETTERS
 
 PROMPTS = ["a cat", 'a "big" dog, asleep', "naïve café\u2028x"]
 QUOTED = 'id,prompt\n1,a cat\n2,"a ""big"" dog, asleep"\n3,naïve café\u2028x\n'
+COCO = {
+    "info": {"year": 2014},
+    "images": [{"id": 1, "file_name": "1.jpg"}],
+    "annotations": [{"image_id": 1, "id": number, "caption": each} for number, each in enumerate(PROMPTS)],
+}
 
 
 def written(tmp_path: Path, name: str, content: str | bytes) -> Path:
@@ -42,10 +47,16 @@ def message(path: Path, column: str | None = None) -> str:
         ("a.tsv", 'text\tid\na cat\t1\n"a ""big"" dog, asleep"\t2\n"\t"\t0\nnaïve café\u2028x\t3\n'),
         ("a.jsonl", "\ufeff" + "\r\n".join(json.dumps({"id": 1, "prompt": each}) for each in PROMPTS)),
         ("a.ndjson", "\n\n".join(json.dumps(each, ensure_ascii=False) for each in PROMPTS)),
+        ("a.jsonl", "\r".join(json.dumps(each) for each in PROMPTS)),
+        ("a.csv", QUOTED.replace("\n", "\r")),
         ("a.json", json.dumps(PROMPTS, indent=1)),
         ("a.json", json.dumps([{"caption": each, "id": {}} for each in [*PROMPTS, None, " "]])),
         ("a.json", json.dumps({"text": PROMPTS, "id": [1, 2, 3]})),
         ("a.json", "\n".join(json.dumps({"prompt": each}) for each in PROMPTS)),
+        ("a.json", json.dumps(COCO)),
+        ("a.json", json.dumps({"schema": {"fields": []}, "data": [{"prompt": each} for each in PROMPTS]})),
+        ("a.json", json.dumps({"id": dict(enumerate("abc")), "prompt": dict(enumerate(PROMPTS))})),
+        ("a.json", json.dumps({number: {"prompt": each} for number, each in enumerate(PROMPTS)})),
     ],
 )
 def test_all_formats_give_the_same_prompts(tmp_path, name, content):
@@ -70,6 +81,15 @@ def test_the_column_may_be_given(tmp_path):
     assert read_prompts(written(tmp_path, "a.txt", "a cat\n"), column="en") == ["a cat"]
 
 
+def test_each_name_that_an_error_lists_leads_to_the_prompts(tmp_path):
+    """The name of a list of objects is not the name of a column in it."""
+    path = written(tmp_path, "a.json", json.dumps(COCO))
+    assert read_prompts(path, column="caption") == PROMPTS
+    for wanted in ("annotations", "en"):
+        assert "'caption'" in message(path, wanted).partition("its columns are ")[2]
+    assert "several lists in it have prompts: 'images', 'annotations'" in message(path, "id")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -83,6 +103,7 @@ def test_the_column_may_be_given(tmp_path):
         ("a.csv", 'prompt\n"a" dog\n', "the row after line 1 is not valid"),
         ("a.csv", "", "no prompt in it"),
         ("a.csv", "prompt\n \n", "no prompt in it"),
+        ("a.csv", "\nprompt\na cat\n", "line 1 is blank; the first line must have the names of the columns"),
         ("a.csv", b"prompt\na cat\ncaf\xe9 au lait\n", "line 3 is not UTF-8 but looks like Windows-1252"),
         ("a.csv", "id\tprompt\n1\ta\n".encode("utf-16"), "is UTF-16, not UTF-8; save the file as UTF-8"),
         ("a.tsv", "prompt\na\0b\n", "line 2 holds zero bytes"),
@@ -94,7 +115,20 @@ def test_the_column_may_be_given(tmp_path):
         ("a.jsonl", '["a", "b"]\n', "line 1: the prompt is of type list, not text"),
         ("a.jsonl", '"a"\n"\\ud800"\n', "line 2 holds half of a surrogate pair"),
         ("a.jsonl", '"a\\u0000"\n', "line 1 holds zero bytes"),
-        ("a.json", '{"images": [], "annotations": [{"caption": "a"}]}', "one of 'images', 'annotations'"),
+        ("a.json", '{"images": [], "annotations": [{"en": "a"}]}', "give --prompt_column, one of 'images', 'en'"),
+        (
+            "a.json",
+            '{"a": [{"text": "a"}], "b": [{"prompt": "b"}]}',
+            "several lists in it have prompts: 'a', 'b'; give",
+        ),
+        (
+            "a.json",
+            '{"prompt": {"0": {"en": "a"}}}',
+            "no column is named prompt, caption, text; give --prompt_column, one",
+        ),
+        ("a.json", '{"info": {"year": 2014}}', "has no column of texts; give a text file, one prompt per line"),
+        ("a.json", "{}", "has no column of texts; give a text file, one prompt per line"),
+        ("a.jsonl", "{}", "has no column of texts; give a text file, one prompt per line"),
         ("a.json", "[" * 100_000, "is not JSON"),
         ("a.json", '["a",\n', "is not JSON"),
         ("a.json", "3", "is JSON of type int; give a list of texts or objects"),
@@ -180,6 +214,8 @@ WEIGHTED = "caption,weight\na cat,2\na dog,0\n ,x\na hen,0.5\n"
         ),
         ("a.json", '[{"caption": "a cat", "weight": 2}, {"caption": "a hen", "weight": "0.5"}]'),
         ("a.json", '{"caption": ["a cat", "a dog", "a hen"], "weight": [2, 0, 0.5]}'),
+        ("a.json", '{"caption": {"0": "a cat", "1": "a hen"}, "weight": {"0": 2, "1": 0.5}}'),
+        ("a.json", '{"data": [{"caption": "a cat", "weight": 2}, {"caption": "a hen", "weight": 0.5}]}'),
     ],
 )
 def test_weights_of_all_formats(tmp_path, name, content):

@@ -1,6 +1,9 @@
 """Reading prompt files, the prompts of a step, and the files of data/."""
 
+import bz2
+import gzip
 import importlib.util
+import lzma
 import re
 from collections import Counter
 from pathlib import Path
@@ -52,6 +55,10 @@ def make_prompts():
         pytest.param(b"a cat\na dog\n", ["a cat", "a dog"], id="LF"),
         pytest.param(b"a cat\na dog", ["a cat", "a dog"], id="no final line end"),
         pytest.param(b"a cat\r\na dog\r\n", ["a cat", "a dog"], id="CRLF"),
+        pytest.param(b"a cat\ra dog\r", ["a cat", "a dog"], id="CR"),
+        pytest.param(b"1 - a cat\r\r2 - a dog\n", ["a cat", "a dog"], id="CR before one LF"),
+        pytest.param(b"a cat\rand\na dog\n", ["a cat\rand", "a dog"], id="CR inside a prompt"),
+        pytest.param(b"PK is a cat\nBZh\n<html\n", ["PK is a cat", "BZh", "<html"], id="no other kind of file"),
         pytest.param(b"\xef\xbb\xbfa cat\na dog\n", ["a cat", "a dog"], id="byte-order mark"),
         pytest.param(b"\xef\xbb\xbf1 - a cat\r\n\r\n2 - a dog\r\n", ["a cat", "a dog"], id="all that Windows adds"),
         pytest.param(b"\n\na cat\n   \n\t\na dog\n\n", ["a cat", "a dog"], id="blank lines"),
@@ -116,6 +123,31 @@ def test_unusable_content(tmp_path: Path, content: bytes, problem: str):
     with pytest.raises(ValueError) as error:
         read_prompts(path, "--eval_prompts")
     assert str(error.value) == f"--eval_prompts {path}: {problem}; {advice}"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n",
+            "is a git-lfs pointer; fetch the file",
+        ),
+        (b"\xef\xbb\xbf\n <!DOCTYPE html>\n<title>404</title>\n", "is an HTML page, as sites send in place of a file"),
+        (b"<html lang='en'>\n", "is an HTML page"),
+        (b"{\\rtf1\\ansi a cat}\n", "is RTF; save it as plain text"),
+        (b"PK\x03\x04\x14\0", "is a zip file, as Excel and Word write; save its prompts as text or .csv"),
+        (gzip.compress(b"a cat\n"), "is compressed; decompress it"),
+        (bz2.compress(b"a cat\n"), "is compressed; decompress it"),
+        (lzma.compress(b"a cat\n"), "is compressed; decompress it"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["txt", "csv", "json", "parquet"])
+def test_another_kind_of_file(tmp_path: Path, ending: str, content: bytes, says: str):
+    path = tmp_path / f"prompts.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_prompts(path)
+    assert str(error.value).startswith(f"--prompt_txt {path}: {says}")
 
 
 def test_unusable_path(tmp_path: Path):

@@ -1,6 +1,7 @@
 """A root program's command line: flags and checks, before anything loads."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,40 @@ def test_images_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_pat
         root.check(root.parser().parse_args([*given, "--prompts_txt", "nowhere.txt"]))
     with pytest.raises(ValueError, match="--images"):
         root.check(root.parser().parse_args([*given, "--prompts_txt", "data/shapes_eval.txt"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "value", "says"),
+    [
+        ("test_preference", "model", ["a", "b"], "MODEL in this program's file: must be one path in quotes, or None"),
+        ("test_preference", "prompts_txt", ["a red circle"], "or None, not ['a red circle']"),
+        ("test_preference", "output_dir", 7, "OUTPUT_DIR in this program's file: must be one path in quotes, or None"),
+        ("test_preference", "images", False, "IMAGES in this program's file: must be one path in quotes, or None"),
+        ("test_diversity", "dino_path", b"x", "DINO_PATH in this program's file: must be one path in quotes, or None"),
+        (
+            "test_diversity",
+            "num_samples",
+            "9",
+            '"num_samples" in this program\'s file: must be a whole number,',
+        ),
+        ("test_diversity", "num_samples", None, "must be a whole number, not None"),
+        ("test_diversity", "num_samples", 2.5, "must be a whole number, not 2.5"),
+        ("test_diversity", "num_samples", True, "must be a whole number, not True"),
+        ("test_quality", "num_crops", 10.5, '"num_crops" in this program\'s file: must be a whole number, not 10.5'),
+        ("test_quality", "maniqa_scale", "0.8", "\"maniqa_scale\" in this program's file: must be a number, not '0.8'"),
+        ("test_quality", "vq_sample", "yes", "\"vq_sample\" in this program's file: must be True or False, not 'yes'"),
+    ],
+)
+def test_a_variable_of_a_wrong_type_gets_one_line(capsys, name, flag, value, says):
+    root = program(name)
+    edited = replace(root, defaults={**root.defaults, flag: value})
+    assert edited.main(["--model", "no/such"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{name}.py: error: ") and says in line
+
+
+def test_a_variable_may_be_a_path_and_a_number_may_be_a_whole_one():
+    root = program("test_quality")
+    edited = replace(root, defaults={**root.defaults, "vq_path": Path("a") / "b", "maniqa_scale": 1})
+    args = edited.parser().parse_args(["--maniqa_scale", "0.5"])
+    assert (args.vq_path, args.maniqa_scale) == ("a/b", 0.5)

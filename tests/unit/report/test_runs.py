@@ -9,7 +9,7 @@ from dpdmd.report.runs import RunEntry, read_runs
 @pytest.mark.parametrize(
     ("config", "warning"),
     [
-        ("run: {max_steps: 0b_}", "config.yaml: no YAML ('0b_' is no int"),
+        ("run: {max_steps: !!int 0b_}", "config.yaml: no YAML ('0b_' is no int"),
         ("run: {seed: 2026-13-45}", "is no timestamp"),
         ("- 1", "config.yaml: has no groups of options"),
         ("run: 3", "config.yaml: has no groups of options"),

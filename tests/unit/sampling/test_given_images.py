@@ -1,11 +1,12 @@
 """Which given image is of which prompt: by names, by a CSV file, or by the order of the files."""
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from dpdmd.sampling.given_images import find_images, natural_order, read_table
+from dpdmd.sampling.given_images import find_images, is_table, natural_order, read_table
 from dpdmd.utils.image_grid import save_image
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS
 
@@ -190,6 +191,7 @@ def test_a_table_gives_prompts_and_samples(tmp_path, header, separator, name):
         ("file,prompt\n", "names no image"),
         ("file,prompt\na.png,x\nnone.png,x\n", r"line 3: .*none\.png: no such file"),
         ("file,prompt\na.png,x\n,x\n", "line 3: .*: no such file"),
+        (f"file,prompt\na.png,x\n{'b' * 300}.png,x\n", r"line 3: .*b\.png: cannot be read \(File name too long\)"),
         ("file,prompt\na.png,x\nb.png, \n", "line 3 has no prompt"),
         ("file,prompt\na.png,x\nb.png,x\n./a.png,y\n", r"lines 2 and 4 name the same file, .*a\.png"),
         ("file,prompt\na.png,x\n", r"1 images beside those in it are not in it, such as .*b\.png; add or move them"),
@@ -210,3 +212,58 @@ def test_a_table_that_cannot_be_read(tmp_path):
         read_table(tmp_path / "latin.csv")
     with pytest.raises(ValueError, match=r"--images .*none\.csv: cannot be read \(No such file or directory\)"):
         read_table(tmp_path / "none.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ValueError, match=r"pipe\.csv: cannot be read \(No regular file but a pipe or a device\)"):
+        read_table(tmp_path / "pipe.csv")
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """Let folders named locked refuse to be read, also to root."""
+
+    def refusing(original, is_locked):
+        def call(path, *arguments, **options):
+            if is_locked(Path(path)):
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path, *arguments, **options)
+
+        return call
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), lambda path: path.name == "locked"))
+    monkeypatch.setattr(os, "stat", refusing(os.stat, lambda path: "locked" in path.parent.parts))
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, locked):
+    """Its images would be missing in the scores. Folders that hold no images, such as lost+found, do not matter."""
+    place(tmp_path, "0.png")
+    (tmp_path / "below" / "locked").mkdir(parents=True)
+    with pytest.raises(ValueError) as error:
+        find_images(tmp_path, [])
+    assert str(error.value) == f"--images {tmp_path}: {tmp_path}/below/locked cannot be read (Permission denied)"
+    for folder in (tmp_path / "below" / "locked", tmp_path / "below" / "locked" / "more"):
+        with pytest.raises(ValueError) as error:
+            find_images(folder, [])
+        assert str(error.value) == f"--images {folder}: cannot be read (Permission denied)"
+    (tmp_path / "below").rename(tmp_path / ".below")
+    assert len(find_images(tmp_path, []).images) == 1
+
+
+def test_a_table_beside_what_cannot_be_read(tmp_path, locked):
+    (tmp_path / "locked").mkdir()
+    table = tmp_path / "locked" / "images.csv"
+    assert is_table(table)
+    with pytest.raises(ValueError) as error:
+        read_table(table)
+    assert str(error.value) == f"--images {table}: cannot be read (Permission denied)"
+    table = write_table(tmp_path, "file,prompt\nlocked/a.png,x\n")
+    with pytest.raises(ValueError, match=r"line 2: .*locked/a\.png: cannot be read \(Permission denied\)"):
+        read_table(table)
+
+
+def test_an_image_is_no_folder_of_images(tmp_path):
+    place(tmp_path, "a.png")
+    with pytest.raises(ValueError, match=r"--images .*a\.png: is a file; give a folder of images, or a CSV file"):
+        find_images(tmp_path / "a.png", [])
+    with pytest.raises(ValueError, match=r"--images .*none: no such folder"):
+        find_images(tmp_path / "none", [])
