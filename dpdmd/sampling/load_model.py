@@ -15,7 +15,6 @@ from dpdmd.data.encoded_prompts import EncodedPrompts
 from dpdmd.models.base import UNQUANTIZED_MODEL, Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import Layout
-from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults
@@ -23,7 +22,6 @@ from dpdmd.models.weight_files import (
     check_weights,
     read_network,
     read_network_shapes,
-    read_shapes,
     stored_in_16_bits,
 )
 from dpdmd.sampling.find_model import Model, find_model
@@ -59,21 +57,23 @@ def model_family(
     from dpdmd.models.checks.contents import check_contents  # imports diffusers
 
     check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
-    _check_source(model, LAYOUTS[name])
+    family = family_class(name)(device, dtype, precisions)
+    _check_source(model, family)
     if model.state_dict and precisions.base != UNQUANTIZED:
         raise ValueError(
             f"--base_precision {precisions.base}: not possible with a network alone; export it with its pipeline "
             "(python -m dpdmd.export), and give that as --model"
         )
-    return family_class(name)(device, dtype, precisions)
+    return family
 
 
-def _check_source(model: Model, layout: Layout) -> None:
+def _check_source(model: Model, family: Family) -> None:
     """Compare a network or a LoRA alone with its pipeline, by names and shapes of weights.
 
     Raises:
         ValueError: names or shapes differ.
     """
+    layout = family.layout
     expected = layout.weight_shapes(model.folder, layout.network)
     if model.state_dict:
         found = read_network_shapes(model.state_dict, network_prefixes(layout))
@@ -81,15 +81,8 @@ def _check_source(model: Model, layout: Layout) -> None:
             check_weights(found, expected, model.state_dict, exact=True)
         except ValueError as error:
             raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({error})") from None
-    for name, found in read_shapes(model.lora / LORA_WEIGHTS).items() if model.lora else ():
-        layer, _, half = name.removeprefix(f"{layout.network}.").partition(".lora_")
-        if half not in ("A.weight", "B.weight") or f"{layer}.weight" not in expected:
-            continue  # an error when the LoRA is loaded
-        side = int(half == "A.weight")  # A is [rank, inputs], B [outputs, rank]
-        wanted = expected[f"{layer}.weight"]
-        if len(found) == len(wanted) == 2 and found[side] != wanted[side]:
-            difference = f"{layer} has {wanted[side]} {'inputs' if side else 'outputs'}, and it {found[side]}"
-            raise ValueError(f"{model.lora / LORA_WEIGHTS} does not fit the network ({difference})")
+    if model.lora:
+        family.check_lora(model.lora, expected)
 
 
 def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:

@@ -204,14 +204,49 @@ def test_a_student_of_another_model_is_reported_before_its_base_loads(refused_by
     assert "is no checkpoint" in line
 
 
-def test_a_lora_of_another_size_is_reported_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
+TO_Q = "transformer_blocks.0.attn.to_q"
+PAIR = {"lora_A.weight": (2, 32), "lora_B.weight": (32, 2)}
+
+
+def _lora(prefix: str = "transformer.", **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    pair = PAIR | {f"{half}.weight": shape for half, shape in shapes.items()}
+    return {f"{prefix}{TO_Q}.{half}": torch.zeros(shape) for half, shape in pair.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({}, "pytorch_lora_weights.safetensors holds no tensor"),
+        (_lora(prefix=""), f"holds {TO_Q}.lora_A.weight, but all names of this network's LoRA begin with 'transformer"),
+        (_lora() | _lora(prefix="text_encoder."), "holds text_encoder.transformer_blocks.0.attn.to_q.lora_"),
+        (_lora(prefix="unet."), "holds unet."),
+        (_lora(prefix="base_model.model."), "holds base_model.model."),
+        ({"lora_unet_a.lora_down.weight": torch.zeros(2, 32)}, "holds lora_unet_a.lora_down.weight"),
+        ({"transformer.a.lora_A.weight": torch.zeros(2, 32)}, "changes a, which the network does not have"),
+        (dict(list(_lora().items())[:1]), f"lacks transformer.{TO_Q}.lora_B.weight"),
+        (dict(list(_lora().items())[1:]), f"lacks transformer.{TO_Q}.lora_A.weight"),
+        (_lora(lora_A=(2, 99)), f"{TO_Q} has 32 inputs, and it 99"),
+        (_lora(lora_B=(99, 2)), f"{TO_Q} has 32 outputs, and it 99"),
+        (_lora(lora_B=(32, 4)), f"{TO_Q} has lora_A of rank 2 and lora_B of rank 4"),
+        (_lora(lora_A=(32,)), f"{TO_Q} has a weight of 2 dimensions, and it 1 and 2"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_reported_before_its_base_loads(refused_by, tiny_pipeline, tmp_path, state, says):
     (tmp_path / "lora").mkdir()
-    layer = "transformer.transformer_blocks.0.attn.to_q"
-    state = {f"{layer}.lora_A.weight": torch.zeros(2, 99), f"{layer}.lora_B.weight": torch.zeros(32, 2)}
     save_file(state, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     given = ["--model", str(tmp_path / "lora"), "--base_model", str(tiny_pipeline), "--out", str(tmp_path / "out")]
-    line = refused_by("dpdmd.export", export.main, given)
-    assert "transformer_blocks.0.attn.to_q has 32 inputs, and it 99" in line
+    assert says in refused_by("dpdmd.export", export.main, given)
+    assert says in refused_by("dpdmd.generate", generate.main, [*given, "--prompt", "a"])
+
+
+def test_a_lora_in_kohyas_layout_is_no_lora_without_its_alphas(refused_by, tiny_sdxl, tmp_path):
+    """diffusers returns the alphas beside the weights."""
+    (tmp_path / "lora").mkdir()
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    state = {f"{layer}.lora_down.weight": torch.zeros(2, 32), f"{layer}.lora_up.weight": torch.zeros(32, 2)}
+    save_file(state | {f"{layer}.alpha": torch.tensor(1.0)}, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    given = ["--model", str(tmp_path / "lora"), "--base_model", str(tiny_sdxl), "--out", str(tmp_path / "out")]
+    assert "is in kohya's layout" in refused_by("dpdmd.export", export.main, given)
 
 
 def test_a_prompt_of_invisible_characters_is_empty(refused_by, tiny_pipeline, tmp_path):
