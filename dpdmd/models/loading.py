@@ -100,6 +100,7 @@ def load_encoder(
     if precision == UNQUANTIZED:
         return load_strict(kind, folder, dtype, **options)
     stored = max(open_weights(folder, TRANSFORMERS_STEM).values(), key=lambda weight: math.prod(weight.shape)).dtype
+    stored = dtype if stored.itemsize == 1 else stored  # transformers makes no network in fp8
     network = load_strict(kind, folder, stored, **options).requires_grad_(False)
     _quantize(network, folder, lambda name: network.get_parameter(name).data, None, precision, dtype, device)
     for value in network.parameters():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpdmd.models.loading import raise_as_value_error
 from dpdmd.models.lora import Adapter
 from dpdmd.models.tensor_files import LazyTensor, Weights
-from dpdmd.models.weight_files import Shape, read_shapes
+from dpdmd.models.weight_files import Shape, read_shapes_of_weights
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.paths import LORA_WEIGHTS
 
@@ -65,11 +65,11 @@ def check_lora(expected: Mapping[str, Shape], folder: Path, pipeline: Any, compo
         component: the name of the network in the pipeline.
 
     Raises:
-        ValueError: the file holds no tensor or weights of something else, or a layer is missing, of another size, or
-            lacks one of its two matrices.
+        ValueError: the file holds no tensor, weights of something else or numbers that are not read, or a layer is
+            missing, of another size, or lacks one of its two matrices.
     """
     path, start = folder / LORA_WEIGHTS, f"{component}."
-    if not read_shapes(path):
+    if not read_shapes_of_weights(path):
         raise ValueError(f"{path} holds no tensor: save the LoRA again")
     state, _ = _read_file(folder, pipeline)
     shapes = {name.removeprefix(start): tuple(value.shape) for name, value in state.items()}

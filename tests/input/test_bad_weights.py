@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from bad_input import program
+from edit_models import rewrite_weights
 from safetensors.torch import load_file, save_file
 
 from dpdmd import config, export, generate
@@ -174,6 +175,14 @@ def test_a_wrong_value_in_a_models_folder(refused, broken, file, changes, says):
     assert says in refused({"--teacher_id": str(broken)})
 
 
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_3"])
+def test_quantised_weights_are_an_error(refused, broken, part):
+    (file,) = (broken / part).glob("*.safetensors")
+    rewrite_weights(file, lambda weights: weights.update({name: each.to(torch.int8) for name, each in weights.items()}))
+    line = refused({"--teacher_id": str(broken)})
+    assert line.startswith(f"--teacher_id {broken}: {file} holds ") and "as I8; its weights must be in fp32" in line
+
+
 @pytest.mark.parametrize(
     ("flag", "folder", "says"),
     [
@@ -228,6 +237,7 @@ def _lora(prefix: str = "transformer.", **shapes: tuple[int, ...]) -> dict[str, 
         (_lora(lora_A=(2, 99)), f"{TO_Q} has 32 inputs, and it 99"),
         (_lora(lora_B=(99, 2)), f"{TO_Q} has 32 outputs, and it 99"),
         (_lora(lora_B=(32, 4)), f"{TO_Q} has lora_A of rank 2 and lora_B of rank 4"),
+        ({name: each.to(torch.int8) for name, each in _lora().items()}, "as I8; its weights must be in fp32"),
         (_lora(lora_A=(32,)), f"{TO_Q} has a weight of 2 dimensions, and it 1 and 2"),
     ],
 )

@@ -12,7 +12,7 @@ from dpdmd.config.variants import find_variant
 from dpdmd.models.layout import Layout
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
-from dpdmd.models.weight_files import Shape, check_weights, require_folder, where_to_get
+from dpdmd.models.weight_files import Shape, UnreadableError, check_weights, require_folder, where_to_get
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
@@ -28,7 +28,7 @@ def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
     hint = where_to_get(folder, _repository(layout, folder))
     try:
         yield
-    except MovedError as error:  # no download would help
+    except (MovedError, UnreadableError) as error:  # no download would help
         raise ValueError(f"{flag} {folder}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
