@@ -165,6 +165,17 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("vae/config.json", {"scaling_factor": "x"}, "sets scaling_factor 'x', which must be a number"),
         ("vae/config.json", {"shift_factor": "x"}, "sets shift_factor 'x', which must be a number"),
         ("vae/config.json", {"latent_channels": 16}, "its latents have 16 channels, the transformer's"),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"model_max_length": None},
+            "sets model_max_length None, but text_encoder has",
+        ),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 5}, "has positions for 10 tokens: another model's?"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": -1}, "sets model_max_length -1, but"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 1e30}, "sets model_max_length 1e+30, but"),
+        ("tokenizer_2/tokenizer_config.json", {"model_max_length": 77}, "but text_encoder_2 has positions for 10"),
+        ("tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "says tokenizer is a CLIPTokenizer"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": "<pad>"}, "tokenizer has 177 tokens, but the network 176"),
         ("transformer/config.json", {"dual_attention_layers": "x"}, "holds an unexpected value (TypeError: "),
     ],
 )
@@ -181,6 +192,20 @@ def test_quantised_weights_are_an_error(refused, broken, part):
     rewrite_weights(file, lambda weights: weights.update({name: each.to(torch.int8) for name, each in weights.items()}))
     line = refused({"--teacher_id": str(broken)})
     assert line.startswith(f"--teacher_id {broken}: {file} holds ") and "as I8; its weights must be in fp32" in line
+
+
+@pytest.mark.parametrize("part", ["", "_2", "_3"])
+def test_a_token_beyond_the_text_encoders_table_is_an_error(refused, broken, part):
+    """The first prompt with this token would end in an IndexError."""
+    path = broken / f"tokenizer{part}" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    token = {"content": "red", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    values["added_tokens"].append({"id": 99_999, "special": False, **token})
+    vocabulary = values["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary["red"] = 99_999
+    path.write_text(json.dumps(values))
+    assert f"{path.parent}: its tokenizer has" in refused({"--teacher_id": str(broken)})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from dpdmd.models.weight_files import Shape, UnreadableError, check_weights, req
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+_ANY_TOKENIZER = ("PreTrainedTokenizerFast", "TokenizersBackend")  # tokenizer_class of a tokenizer.json of any model
+_CLIP_TOKENS = 77  # transformers' default
 
 
 class MovedError(ValueError):
@@ -92,6 +94,7 @@ def _check_component(layout: Layout, folder: Path, component: str) -> None:
     elif component.startswith("tokenizer"):
         if not any(all((path / name).exists() for name in names) for names in _TOKENIZER_FILES):
             raise ValueError(f"{path} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or spiece.model)")
+        _check_tokenizer(layout, folder, component)
     elif not component.startswith("feature_extractor"):
         read_json(path / "config.json")
         found = layout.weight_shapes(folder, component)
@@ -101,6 +104,26 @@ def _check_component(layout: Layout, folder: Path, component: str) -> None:
             _check_vae(layout, folder)
         elif component.startswith("text_encoder") and layout.text_layers:
             _check_text_layers(path / "config.json", layout.text_layers)
+
+
+def _check_tokenizer(layout: Layout, folder: Path, component: str) -> None:
+    """Compare the small files of a tokenizer with model_index.json, and a CLIP's with its text encoder.
+
+    The pipelines fill a CLIP's prompts to the tokenizer's own length, and read any tokenizer as the class of the index.
+    """
+    path, encoder = folder / component / "tokenizer_config.json", component.replace("tokenizer", "text_encoder")
+    config = read_json(path) if path.exists() else {}
+    wanted, found = layout.components(folder)[component], config.get("tokenizer_class") or _ANY_TOKENIZER[0]
+    if found not in _ANY_TOKENIZER and str(found).removesuffix("Fast") != wanted.removesuffix("Fast"):
+        raise ValueError(f"{path} is of a {found}, but model_index.json says {component} is a {wanted}")
+    if layout.classes.get(encoder, "").startswith("CLIP"):
+        positions = read_json(folder / encoder / "config.json").get("max_position_embeddings", _CLIP_TOKENS)
+        length = config.get("model_max_length")
+        if not isinstance(length, int) or length != positions:
+            raise ValueError(
+                f"{path} sets model_max_length {length!r}, but {encoder} has positions for {positions!r} tokens: "
+                "another model's?"
+            )
 
 
 def _check_text_layers(path: Path, needed: int) -> None:

@@ -42,19 +42,19 @@ def check_tokenizer(name: str, folder: Path) -> Any:
     return tokenizer
 
 
-def check_prompt_tokenizer(name: str, folder: Path, length: int, vocabulary: int | None = None) -> None:
-    """Check that a tokenizer will load, pads to `length` tokens, and has at most `vocabulary` tokens.
+def check_prompt_tokenizer(name: str, folder: Path, length: int, vocabulary: int | None = None) -> Any:
+    """Check that a tokenizer will load, pads to `length` tokens, and has at most `vocabulary` tokens; return it.
 
     Raises:
-        ValueError: the tokenizer will not load, does not pad, or has more tokens than the network.
+        ValueError: the tokenizer will not load, does not pad, or has a token that the network does not have.
     """
     tokenizer = check_tokenizer(name, folder)
     with raise_as_value_error(f"{folder}: its tokenizer does not pad to {length} tokens"):
         tokenizer(["an image"], padding="max_length", truncation=True, max_length=length)
-    if vocabulary is not None and len(tokenizer) > vocabulary:
-        raise ValueError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens, but the network {vocabulary}: another model's?"
-        )
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if vocabulary is not None and tokens > vocabulary:
+        raise ValueError(f"{folder}: its tokenizer has {tokens} tokens, but the network {vocabulary}: another model's?")
+    return tokenizer
 
 
 def check_image_processor(folder: Path) -> tuple[int, int]:
