@@ -176,6 +176,16 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("tokenizer_2/tokenizer_config.json", {"model_max_length": 77}, "but text_encoder_2 has positions for 10"),
         ("tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "says tokenizer is a CLIPTokenizer"),
         ("tokenizer/tokenizer_config.json", {"pad_token": "<pad>"}, "tokenizer has 177 tokens, but the network 176"),
+        (
+            "transformer/config.json",
+            {"quantization_config": {"load_in_4bit": True}},
+            "give the unquantised ones, and --base_",
+        ),
+        (
+            "text_encoder/config.json",
+            {"quantization_config": {"load_in_8bit": True}},
+            "and --text_encoder_prec",
+        ),
         ("transformer/config.json", {"dual_attention_layers": "x"}, "holds an unexpected value (TypeError: "),
     ],
 )

@@ -96,7 +96,12 @@ def _check_component(layout: Layout, folder: Path, component: str) -> None:
             raise ValueError(f"{path} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or spiece.model)")
         _check_tokenizer(layout, folder, component)
     elif not component.startswith("feature_extractor"):
-        read_json(path / "config.json")
+        if read_json(path / "config.json").get("quantization_config"):
+            precision = "text_encoder_precision" if component.startswith("text_encoder") else "base_precision"
+            raise ValueError(
+                f"{path / 'config.json'} sets quantization_config, but quantised weights are not read; give the "
+                f"unquantised ones, and --{precision} to quantise them"
+            )
         found = layout.weight_shapes(folder, component)
         if component == layout.network:
             _check_network(layout, path, found)
