@@ -186,6 +186,9 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
             {"quantization_config": {"load_in_8bit": True}},
             "and --text_encoder_prec",
         ),
+        ("text_encoder/config.json", {"num_hidden_layers": 1}, "layers.1.layer_norm1.bias (and 15 more), for which"),
+        ("text_encoder_3/config.json", {"num_layers": 1}, "hold encoder.block.1."),
+        ("vae/config.json", {"layers_per_block": 0}, "for which its config.json has no place"),
         ("transformer/config.json", {"dual_attention_layers": "x"}, "holds an unexpected value (TypeError: "),
     ],
 )

@@ -14,8 +14,11 @@ from dpdmd.models.loading import load_strict, raise_as_value_error
 from dpdmd.utils.text_files import read_any_json
 
 
-def check_network(name: str, folder: Path) -> Any:
+def check_network(name: str, folder: Path, *, all_layers: bool = False) -> Any:
     """Check that a network of the class `name` will load from the folder with all its weights; return its config.
+
+    Args:
+        all_layers: also reject weights of layers that the network does not have (`load_strict`).
 
     Raises:
         ValueError: the network will not load.
@@ -25,7 +28,7 @@ def check_network(name: str, folder: Path) -> Any:
     with raise_as_value_error(f"{folder / 'config.json'} does not describe a {name}"):
         config_class = getattr(kind, "config_class", None) or transformers.AutoConfig
         config = config_class.from_pretrained(folder, local_files_only=True)
-    load_strict(kind, folder, config=config, device_map="meta")
+    load_strict(kind, folder, all_layers=all_layers, config=config, device_map="meta")
     return config
 
 
