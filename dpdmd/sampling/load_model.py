@@ -57,6 +57,7 @@ def model_family(
     from dpdmd.models.checks.contents import check_contents  # imports diffusers
 
     check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
+    _check_sigmas(model, LAYOUTS[name])
     family = family_class(name)(device, dtype, precisions)
     _check_source(model, family)
     if model.state_dict and precisions.base != UNQUANTIZED:
@@ -65,6 +66,17 @@ def model_family(
             "(python -m dpdmd.export), and give that as --model"
         )
     return family
+
+
+def _check_sigmas(model: Model, layout: Layout) -> None:
+    """Check that the grid of a model's sampling defaults is one of its family.
+
+    Raises:
+        ValueError: its first or last noise level is out of the schedule's range.
+    """
+    schedule, sigmas = layout.read_schedule(model.folder), model.defaults.sigmas
+    if sigmas and not schedule.covers(round(sigmas[0], 6), sigmas[-2]):  # a default grid's 1 may be off by one bit
+        raise ValueError(f"--model {model.source}: the sigmas of its dpdmd.json must {schedule.rule}")
 
 
 def _check_source(model: Model, family: Family) -> None:
@@ -118,10 +130,17 @@ def image_size(model: Model, height: int | None, width: int | None) -> tuple[int
         ValueError: the model cannot make images of this size.
     """
     layout = LAYOUTS[family_of(model.folder)]
-    default = layout.default_size(model.folder)
-    height, width = height or model.defaults.height or default, width or model.defaults.width or default
-    layout.check_size(model.folder, height, width)
-    return height, width
+    sizes = []
+    for side, given in (("height", height), ("width", width)):
+        value, place = given, f"--{side} {given}:"
+        if not given and (value := getattr(model.defaults, side)):
+            place = f"--model {model.source}: {side} {value} in its dpdmd.json"
+        elif not given:
+            value = layout.default_size(model.folder)
+            place = f"{model.folder_flag} {model.folder}: {side} {value} by the sample_size of its {layout.network}"
+        layout.check_side(model.folder, value, place)
+        sizes.append(value)
+    return sizes[0], sizes[1]
 
 
 def sampler_settings(
@@ -242,7 +261,7 @@ def plan_sampler(
     folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
     height, width = image_size(model, height, width)
     _warn_of_untrained_size(ImageSize(height, width), defaults)
-    max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
+    max_sequence_length = layout.text_length(folder, max_sequence_length, defaults, model.source)
     schedule = family.load_schedule(folder).at_size(height, width)
     settings = sampler_settings(model, schedule, height, width, steps=steps, guidance_scale=guidance_scale)
     return SamplerPlan(model, family, schedule, settings, max_sequence_length)

@@ -15,6 +15,7 @@ from dpdmd import config, export, generate
 from dpdmd.evaluation.scorers import check_scorer_contents
 from dpdmd.methods.perceptual import check_perceptual_contents
 from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.training import preflight
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
@@ -189,6 +190,7 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("text_encoder/config.json", {"num_hidden_layers": 1}, "layers.1.layer_norm1.bias (and 15 more), for which"),
         ("text_encoder_3/config.json", {"num_layers": 1}, "hold encoder.block.1."),
         ("vae/config.json", {"layers_per_block": 0}, "for which its config.json has no place"),
+        ("transformer/config.json", {"sample_size": -8}, "sets sample_size -8, which must be a number above 0"),
         ("transformer/config.json", {"dual_attention_layers": "x"}, "holds an unexpected value (TypeError: "),
     ],
 )
@@ -197,6 +199,23 @@ def test_a_wrong_value_in_a_models_folder(refused, broken, file, changes, says):
     path = broken / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     assert says in refused({"--teacher_id": str(broken)})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"steps": 4, "sigmas": [2.0, 1.0, 0.5, 0.2, 0]}, "the sigmas of its dpdmd.json must start at 1 and fall"),
+        ({"steps": 2, "sigmas": [0.9, 0.5, 0]}, "the sigmas of its dpdmd.json must start at 1 and fall"),
+        ({"height": 65}, "height 65 in its dpdmd.json must be a multiple of"),
+        ({"width": 100_000}, "width 100000 in its dpdmd.json is too large; this model has positions for"),
+        ({"max_sequence_length": 100_000}, "max_sequence_length is 100000 by its dpdmd.json"),
+    ],
+)
+def test_a_wrong_value_of_a_dpdmd_json_names_no_flag_that_was_not_given(refused_by, broken, tmp_path, values, says):
+    SamplingDefaults(**values).write(broken)
+    given = ["--model", str(broken), "--out", str(tmp_path / "out"), "--prompt", "a"]
+    line = refused_by("dpdmd.generate", generate.main, given)
+    assert says in line and str(broken) in line and not line.startswith(("--height", "--width", "--max_sequence"))
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_3"])

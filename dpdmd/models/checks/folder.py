@@ -143,7 +143,10 @@ def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> 
     config = read_json(folder / "config.json")
     with expecting_mapping_keys(folder / "config.json"):
         expected, lists = layout.shapes(config), layout.blocks(config)
-        int(config.get("sample_size") or 0), layout.latents(config)  # read later, so checked here
+        size, _ = config.get("sample_size"), layout.latents(config)  # read later, so checked here
+        positive = size is None or int(size) > 0
+    if not positive:
+        raise ValueError(f"{folder / 'config.json'} sets sample_size {size!r}, which must be a number above 0, or null")
     for prefix, blocks in lists.items():
         numbers = {name.removeprefix(prefix).partition(".")[0] for name in found if name.startswith(prefix)}
         if len(numbers) != blocks:
