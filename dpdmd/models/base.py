@@ -18,6 +18,7 @@ from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Predictor, Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.tensor_files import Weights
+from dpdmd.models.weight_files import Shape
 from dpdmd.utils.device_transfer import to_device
 
 UNQUANTIZED_MODEL = Precisions()
@@ -235,19 +236,27 @@ class Family(ABC):
         """Return the weights that `export_lora` wrote, with alpha / rank in them, under the names of their layers."""
 
     @abstractmethod
-    def load_lora(self, network: nn.Module, folder: Path) -> None:
-        """Put a LoRA file in diffusers' layout beside the network's layers; strict.
+    def check_lora(self, folder: Path, expected: Mapping[str, Shape]) -> None:
+        """Check that a LoRA file in diffusers' layout is whole and fits a network with weights of these shapes.
 
         Raises:
             ValueError: the LoRA does not fit.
         """
 
     @abstractmethod
-    def merge_lora(self, weights: Weights, folder: Path) -> Weights:
-        """Return the network's weights with a LoRA file in diffusers' layout added to them; strict.
+    def load_lora(self, network: nn.Module, folder: Path) -> None:
+        """Put a LoRA file in diffusers' layout beside the network's layers. Call `check_lora` before.
 
         Raises:
-            ValueError: the LoRA does not fit, or is of another kind than B A alpha / rank.
+            ValueError: peft cannot use the LoRA.
+        """
+
+    @abstractmethod
+    def merge_lora(self, weights: Weights, folder: Path) -> Weights:
+        """Return the network's weights with a LoRA file in diffusers' layout added. Call `check_lora` before.
+
+        Raises:
+            ValueError: the LoRA is of another kind than B A alpha / rank.
         """
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:

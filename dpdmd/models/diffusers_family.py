@@ -22,7 +22,7 @@ from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.pipeline_export import export_pipeline, export_settings, makes_grid, set_steps
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.tensor_files import LazyTensor, Weights, open_weights, write_tensors
-from dpdmd.models.weight_files import stem_of
+from dpdmd.models.weight_files import Shape, stem_of
 
 SchedulerValues = dict[str, float | bool | None]  # entries of scheduler_config.json
 
@@ -207,6 +207,9 @@ class DiffusersFamily(Family):
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         return lora_files.read_lora(folder, self.layout.network)
+
+    def check_lora(self, folder: Path, expected: Mapping[str, Shape]) -> None:
+        lora_files.check_lora(expected, folder, self.pipeline_class, self.layout.network)
 
     def load_lora(self, network: nn.Module, folder: Path) -> None:
         lora_files.load_lora(network, folder, self.pipeline_class, self.layout.network)

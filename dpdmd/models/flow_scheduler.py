@@ -7,6 +7,7 @@ from typing import Any
 
 from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.layout import read_scheduler_config
+from dpdmd.models.noise_schedule import SHIFTS
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _OTHER_GRIDS = (  # options of the scheduler that change the grid
@@ -40,10 +41,10 @@ def read_shift(folder: Path) -> float:
     """Return the one shift of the model's own scheduler.
 
     Raises:
-        ValueError: the scheduler has more than one shift (`read_flow_scheduler`), or the shift is no number above 0.
+        ValueError: the scheduler has more than one shift (`read_flow_scheduler`), or the shift is no number in SHIFTS.
     """
     path, config = read_flow_scheduler(folder)
-    return _number(path, config, "shift", 1.0, positive=True)
+    return _number(path, config, "shift", 1.0, SHIFTS)
 
 
 def read_even_schedule(folder: Path) -> EvenFlowSchedule:
@@ -74,8 +75,9 @@ def read_dynamic_shift(folder: Path) -> tuple[float | Callable[[float], float], 
     if terminal is not None and not 0 < terminal < 1:
         raise ValueError(f"{path} sets shift_terminal {terminal!r}, which must be a number between 0 and 1")
     if not config.get("use_dynamic_shifting"):
-        return _number(path, config, "shift", 1.0, positive=True), terminal
-    least, most = (_number(path, config, f"{end}_shift", mu) for end, mu in (("base", 0.5), ("max", 1.15)))
+        return _number(path, config, "shift", 1.0, SHIFTS), terminal
+    logs = tuple(map(math.log, SHIFTS))
+    least, most = (_number(path, config, f"{end}_shift", mu, logs) for end, mu in (("base", 0.5), ("max", 1.15)))
     first, last = (_number(path, config, f"{end}_image_seq_len", n) for end, n in (("base", 256), ("max", 4096)))
     if first == last:
         raise ValueError(f"{path} sets base_image_seq_len and max_image_seq_len to {first:g}, which must differ")
@@ -83,9 +85,12 @@ def read_dynamic_shift(folder: Path) -> tuple[float | Callable[[float], float], 
     return lambda tokens: math.exp(least + slope * (tokens - first)), terminal
 
 
-def _number(path: Path, config: dict[str, Any], name: str, default: float, *, positive: bool = False) -> float:
+def _number(
+    path: Path, config: dict[str, Any], name: str, default: float, limits: tuple[float, float] | None = None
+) -> float:
     value = config.get(name, default)
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or (positive and value <= 0):
-        raise ValueError(f"{path} sets {name} {value!r}, which must be a number{' above 0' if positive else ''}")
+    if not number or (limits and not limits[0] <= value <= limits[1]):
+        place = f" from {limits[0]:.3g} to {limits[1]:.4g}" if limits else ""
+        raise ValueError(f"{path} sets {name} {value!r}, which must be a number{place}")
     return float(value)

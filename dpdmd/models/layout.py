@@ -303,8 +303,13 @@ class Layout:
         others = [folder / name for name in self.components(folder, no_t5=no_t5) if name != self.network]
         return sum(path.stat().st_size for other in others for path in other.rglob("*") if path.is_file())
 
-    def text_length(self, folder: Path, requested: int | None, defaults: SamplingDefaults) -> int:
+    def text_length(
+        self, folder: Path, requested: int | None, defaults: SamplingDefaults, source: Path | None = None
+    ) -> int:
         """Return the tokens of a prompt: as `requested`, else as in `defaults`; or the tokenizer's if that is fixed.
+
+        Args:
+            source: the model that has the defaults, for messages, if it is not `folder`.
 
         Raises:
             ValueError: the length is fixed and another one is requested, or the network takes fewer tokens.
@@ -312,7 +317,10 @@ class Layout:
         if not self.fixed_text_length:
             length, longest = requested or defaults.max_sequence_length, self.longest_text(self.network_config(folder))
             if length > longest:
-                raise ValueError(f"--max_sequence_length {length}: this model takes {longest} tokens at most")
+                place = f"--max_sequence_length {length}:"
+                if not requested:
+                    place = f"{source or folder}: max_sequence_length is {length} by its dpdmd.json or its family, but"
+                raise ValueError(f"{place} this model takes {longest} tokens at most")
             return length
         length = clip_tokens(folder, self.defaults.max_sequence_length)
         if requested not in (None, length):
@@ -339,13 +347,22 @@ class Layout:
         Raises:
             ValueError: no multiple of the autoencoder's factor times the patch, or beyond the position table.
         """
+        for side, value in (("height", height), ("width", width)):
+            self.check_side(folder, value, f"{flag}: {side} {value}" if flag else f"--{side} {value}:")
+
+    def check_side(self, folder: Path, value: int, place: str) -> None:
+        """Check one side of an image (`check_size`).
+
+        Args:
+            place: how a message begins: the flag with the value, or what else gives the value.
+
+        Raises:
+            ValueError: as `check_size`.
+        """
         factor, config = self.read_vae_factor(folder), self.network_config(folder)
         multiple, largest = (factor * number for number in self.latents(config))
-        for side, value in (("height", height), ("width", width)):
-            place = f"{flag}: {side} {value}" if flag else f"--{side} {value}:"
-            if value <= 0 or value % multiple:
-                raise ValueError(f"{place} must be a multiple of {multiple} for this model")
-            if value > largest:
-                raise ValueError(
-                    f"{place}{' is too large;' if flag else ''} this model has positions for {largest} pixels at most"
-                )
+        if value <= 0 or value % multiple:
+            raise ValueError(f"{place} must be a multiple of {multiple} for this model")
+        if value > largest:
+            large = "" if place.endswith(":") else " is too large;"
+            raise ValueError(f"{place}{large} this model has positions for {largest} pixels at most")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dpdmd.config.precisions import UNQUANTIZED
-from dpdmd.models.layout import Layout
+from dpdmd.models.layout import Layout, in_numbered_block
 from dpdmd.models.quantization import QuantizedLinear, quantize_layers
 from dpdmd.models.tensor_files import open_weights
 from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM, check_weights, raise_on_misfits
@@ -21,12 +21,19 @@ from dpdmd.utils.out_of_memory import is_out_of_memory
 
 
 def load_strict(
-    kind: Any, folder: Path, dtype: torch.dtype = torch.float32, *, exact: bool = False, **options: Any
+    kind: Any,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    exact: bool = False,
+    all_layers: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Load a diffusers or transformers model of the class `kind` from a local folder, in evaluation mode.
 
     Args:
         exact: also reject files that hold weights which the model has no place for.
+        all_layers: reject them if they belong to numbered layers; whole models publish others, such as an unused head.
         options: more arguments of `from_pretrained`.
 
     Raises:
@@ -46,7 +53,7 @@ def load_strict(
         folder,
         missing=info["missing_keys"],
         mismatched=info["mismatched_keys"],
-        unexpected=info["unexpected_keys"] if exact else (),
+        unexpected=[name for name in info["unexpected_keys"] if exact or (all_layers and in_numbered_block(name))],
     )
     return network.eval()
 
@@ -100,6 +107,7 @@ def load_encoder(
     if precision == UNQUANTIZED:
         return load_strict(kind, folder, dtype, **options)
     stored = max(open_weights(folder, TRANSFORMERS_STEM).values(), key=lambda weight: math.prod(weight.shape)).dtype
+    stored = dtype if stored.itemsize == 1 else stored  # transformers makes no network in fp8
     network = load_strict(kind, folder, stored, **options).requires_grad_(False)
     _quantize(network, folder, lambda name: network.get_parameter(name).data, None, precision, dtype, device)
     for value in network.parameters():

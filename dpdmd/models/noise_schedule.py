@@ -20,6 +20,7 @@ from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000
 GRIDS = DEFAULT, TRAILING = "default", "trailing"
+SHIFTS = (0.001, 1000.0)  # least and largest; beyond, almost all of a grid is noise or data
 
 # A network bound to its text: (z [B, C, H, W] fp32, sigma [B] fp32) -> prediction [B, C, H, W] fp32.
 Predictor = Callable[[Tensor, Tensor], Tensor]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.config.image_sizes import ImageSize
-from dpdmd.models.noise_schedule import DEFAULT, GRIDS
+from dpdmd.models.noise_schedule import DEFAULT, GRIDS, SHIFTS
 from dpdmd.utils.paths import DEFAULTS_FILE
 from dpdmd.utils.text_files import read_json
 
@@ -91,6 +91,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_shift(value: Any) -> bool:
+    return value is None or (_is_number(value) and SHIFTS[0] <= value <= SHIFTS[1])
+
+
 def _is_word(value: Any) -> bool:
     return value is None or (isinstance(value, str) and bool(value))
 
@@ -132,7 +136,7 @@ def _check(values: SamplingDefaults) -> None:
         ("guidance_scale", _is_number(values.guidance_scale) and values.guidance_scale >= 0, "a number, at least 0"),
         ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
-        ("shift", values.shift is None or (_is_number(values.shift) and values.shift > 0), "a number above 0, or null"),
+        ("shift", _is_shift(values.shift), f"a number from {SHIFTS[0]:g} to {SHIFTS[1]:g}, or null"),
         ("own_scheduler", _is_settings(values.own_scheduler), "numbers, true, false or null by name, or null"),
         ("sigmas_argument", _is_numbers(values.sigmas_argument), "numbers, or null"),
         ("base", _is_word(values.base), "a path, or null"),

@@ -7,7 +7,7 @@ import math
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,20 @@ SETTINGS_FILES = (".json", ".txt", ".model", ".jinja")  # endings of configurati
 NETWORK_FILES = (".pt", ".pth", ".bin", ".safetensors")  # endings of files that may hold one network
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch adds them to names of weights
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
+_FLOATS = {  # safetensors' names of the types that weights may have -> torch's
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+_WHOLE_NUMBERS = ("position_ids", "token_type_ids", "num_batches_tracked")  # buffers of official models, by their ends
 _IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+class UnreadableError(ValueError):
+    """A file that is there cannot be read."""
 
 
 def stem_of(component: str, network: str) -> str:
@@ -77,14 +90,48 @@ def read_shapes(path: Path) -> dict[str, Shape]:
     Raises:
         ValueError: the file is not readable, truncated or no safetensors file; the message names the file.
     """
+    return {name: shape for name, (_, shape) in _read_head(path).items()}
+
+
+def read_shapes_of_weights(path: Path) -> dict[str, Shape]:
+    """Return the shapes of the weights of one .safetensors file (`read_shapes`).
+
+    Raises:
+        ValueError: as `read_shapes`, or a weight is of no type that is loaded.
+    """
+    head = _read_head(path)
+    _require_floats(path, {name: kind for name, (kind, _) in head.items()}, _FLOATS)
+    return {name: shape for name, (_, shape) in head.items()}
+
+
+def _read_head(path: Path) -> dict[str, tuple[str, Shape]]:
+    """Return safetensors' name of the type, and the shape, of each tensor of a whole file (`read_shapes`)."""
     try:
         require_regular(path)
+        with path.open("rb"):
+            pass  # safetensors says "No such file" of one that may not be read
         with safe_open(path, "numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+    except PermissionError as error:
+        raise UnreadableError(f"{path} cannot be read ({error.strerror})") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file{_explain(path, error)}") from None
+
+
+def _require_floats(path: Path, types: Mapping[str, str], allowed: Collection[str]) -> None:
+    """Check that all weights have one of the `allowed` types, but buffers that count.
+
+    The libraries convert any number to the type of the network, so quantised weights without their scales would load.
+
+    Raises:
+        ValueError: a weight is quantised, complex, or of an unknown type.
+    """
+    for name, kind in types.items():
+        if kind not in allowed and not name.endswith(_WHOLE_NUMBERS):
+            raise ValueError(f"{path} holds {name} as {kind}; its weights must be in fp32, bf16 or fp16")
 
 
 def _explain(path: Path, error: SafetensorError) -> str:
@@ -108,8 +155,8 @@ def read_weight_shapes(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, 
 
 
 def read_all_shapes(files: Iterable[Path]) -> dict[str, Shape]:
-    """Return the shapes of the tensors of several .safetensors files (`read_shapes`)."""
-    return {name: shape for path in files for name, shape in read_shapes(path).items()}
+    """Return the shapes of the weights of several .safetensors files (`read_shapes_of_weights`)."""
+    return {name: shape for path in files for name, shape in read_shapes_of_weights(path).items()}
 
 
 def find_weight_files(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, DIFFUSERS_STEM)) -> list[Path]:
@@ -149,10 +196,8 @@ def stored_in_16_bits(files: Iterable[Path]) -> bool:
     """
     numbers = {True: 0, False: 0}
     for path in files:
-        shapes = read_shapes(path)
-        with safe_open(path, "numpy") as file:
-            for name, shape in shapes.items():
-                numbers[file.get_slice(name).get_dtype() in ("BF16", "F16")] += math.prod(shape)
+        for kind, shape in _read_head(path).values():
+            numbers[kind in ("BF16", "F16")] += math.prod(shape)
     return numbers[True] > numbers[False]
 
 
@@ -267,6 +312,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     state = state.get("params", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is no state dict")
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path} is no state dict of a network: it holds {name!r}, where names of weights belong")
+        if value.is_meta or value.layout != torch.strided:
+            kind = "without its numbers (on the device meta)" if value.is_meta else "as a sparse tensor"
+            raise ValueError(f"{path} holds {name} {kind}; save whole, dense weights")
     return state
 
 
@@ -280,8 +331,11 @@ def read_network(path: Path, prefixes: Sequence[str]) -> dict[str, Any]:
         ValueError: the file is not readable, or holds something else.
     """
     if path.suffix.lower() != ".safetensors":
-        return unwrapped(read_checkpoint(path), prefixes)
-    read_shapes(path)  # its errors are of one line
+        state = read_checkpoint(path)
+        types = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
+        _require_floats(path, types, _FLOATS.values())
+        return unwrapped(state, prefixes)
+    read_shapes_of_weights(path)  # its errors are of one line
     from safetensors.torch import load_file
 
     return unwrapped(load_file(path), prefixes)
@@ -294,7 +348,7 @@ def read_network_shapes(path: Path, prefixes: Sequence[str]) -> dict[str, Shape]
         ValueError: as `read_network`.
     """
     if path.suffix.lower() == ".safetensors":
-        return unwrapped(read_shapes(path), prefixes)
+        return unwrapped(read_shapes_of_weights(path), prefixes)
     return {name: tuple(value.shape) for name, value in read_network(path, prefixes).items()}
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from dpdmd.models.base import Family
     from dpdmd.models.layout import Layout
-    from dpdmd.models.tensor_files import Weights
+    from dpdmd.models.tensor_files import LazyTensor, Weights
     from dpdmd.sampling.find_model import Model
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # `--dtype` -> torch's name
@@ -92,10 +92,23 @@ def _network_weights(family: "Family", model: "Model") -> "Weights":
     from dpdmd.models.weight_files import read_network, stem_of, unwrapped
     from dpdmd.sampling.load_model import network_prefixes
 
-    network = family.layout.network
-    if file := model.state_dict:
-        if file.suffix.lower() == ".safetensors":
-            return unwrapped(open_tensors(file), network_prefixes(family.layout))
-        return in_memory(read_network(file, network_prefixes(family.layout)))  # mapped from the file, not read
-    weights = open_weights(model.folder / network, stem_of(network, network))
+    network, prefixes = family.layout.network, network_prefixes(family.layout)
+    if (file := model.state_dict) is None:
+        weights = open_weights(model.folder / network, stem_of(network, network))
+    elif file.suffix.lower() == ".safetensors":
+        weights = unwrapped(open_tensors(file), prefixes)
+    else:
+        weights = in_memory(read_network(file, prefixes))  # mapped from the file, not read
+    weights = {name: _checked(name, weight, file or model.folder) for name, weight in weights.items()}
     return family.merge_lora(weights, model.lora) if model.lora else weights
+
+
+def _checked(name: str, weight: "LazyTensor", source: Path) -> "LazyTensor":
+    """Return a weight that raises a ValueError when it is read and holds a number that is not finite."""
+
+    def check(value: "torch.Tensor") -> "torch.Tensor":
+        if not value.float().isfinite().all():
+            raise ValueError(f"{source}: {name} holds a number that is not finite; get or save the weights again")
+        return value
+
+    return weight.map(check) if weight.dtype.is_floating_point else weight

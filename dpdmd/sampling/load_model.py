@@ -15,7 +15,6 @@ from dpdmd.data.encoded_prompts import EncodedPrompts
 from dpdmd.models.base import UNQUANTIZED_MODEL, Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import Layout
-from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults
@@ -23,7 +22,6 @@ from dpdmd.models.weight_files import (
     check_weights,
     read_network,
     read_network_shapes,
-    read_shapes,
     stored_in_16_bits,
 )
 from dpdmd.sampling.find_model import Model, find_model
@@ -59,21 +57,35 @@ def model_family(
     from dpdmd.models.checks.contents import check_contents  # imports diffusers
 
     check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
-    _check_source(model, LAYOUTS[name])
+    _check_sigmas(model, LAYOUTS[name])
+    family = family_class(name)(device, dtype, precisions)
+    _check_source(model, family)
     if model.state_dict and precisions.base != UNQUANTIZED:
         raise ValueError(
             f"--base_precision {precisions.base}: not possible with a network alone; export it with its pipeline "
             "(python -m dpdmd.export), and give that as --model"
         )
-    return family_class(name)(device, dtype, precisions)
+    return family
 
 
-def _check_source(model: Model, layout: Layout) -> None:
+def _check_sigmas(model: Model, layout: Layout) -> None:
+    """Check that the grid of a model's sampling defaults is one of its family.
+
+    Raises:
+        ValueError: its first or last noise level is out of the schedule's range.
+    """
+    schedule, sigmas = layout.read_schedule(model.folder), model.defaults.sigmas
+    if sigmas and not schedule.covers(round(sigmas[0], 6), sigmas[-2]):  # a default grid's 1 may be off by one bit
+        raise ValueError(f"--model {model.source}: the sigmas of its dpdmd.json must {schedule.rule}")
+
+
+def _check_source(model: Model, family: Family) -> None:
     """Compare a network or a LoRA alone with its pipeline, by names and shapes of weights.
 
     Raises:
         ValueError: names or shapes differ.
     """
+    layout = family.layout
     expected = layout.weight_shapes(model.folder, layout.network)
     if model.state_dict:
         found = read_network_shapes(model.state_dict, network_prefixes(layout))
@@ -81,15 +93,8 @@ def _check_source(model: Model, layout: Layout) -> None:
             check_weights(found, expected, model.state_dict, exact=True)
         except ValueError as error:
             raise ValueError(f"--model {model.state_dict}: does not fit {model.folder} ({error})") from None
-    for name, found in read_shapes(model.lora / LORA_WEIGHTS).items() if model.lora else ():
-        layer, _, half = name.removeprefix(f"{layout.network}.").partition(".lora_")
-        if half not in ("A.weight", "B.weight") or f"{layer}.weight" not in expected:
-            continue  # an error when the LoRA is loaded
-        side = int(half == "A.weight")  # A is [rank, inputs], B [outputs, rank]
-        wanted = expected[f"{layer}.weight"]
-        if len(found) == len(wanted) == 2 and found[side] != wanted[side]:
-            difference = f"{layer} has {wanted[side]} {'inputs' if side else 'outputs'}, and it {found[side]}"
-            raise ValueError(f"{model.lora / LORA_WEIGHTS} does not fit the network ({difference})")
+    if model.lora:
+        family.check_lora(model.lora, expected)
 
 
 def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
@@ -125,10 +130,17 @@ def image_size(model: Model, height: int | None, width: int | None) -> tuple[int
         ValueError: the model cannot make images of this size.
     """
     layout = LAYOUTS[family_of(model.folder)]
-    default = layout.default_size(model.folder)
-    height, width = height or model.defaults.height or default, width or model.defaults.width or default
-    layout.check_size(model.folder, height, width)
-    return height, width
+    sizes = []
+    for side, given in (("height", height), ("width", width)):
+        value, place = given, f"--{side} {given}:"
+        if not given and (value := getattr(model.defaults, side)):
+            place = f"--model {model.source}: {side} {value} in its dpdmd.json"
+        elif not given:
+            value = layout.default_size(model.folder)
+            place = f"{model.folder_flag} {model.folder}: {side} {value} by the sample_size of its {layout.network}"
+        layout.check_side(model.folder, value, place)
+        sizes.append(value)
+    return sizes[0], sizes[1]
 
 
 def sampler_settings(
@@ -249,7 +261,7 @@ def plan_sampler(
     folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
     height, width = image_size(model, height, width)
     _warn_of_untrained_size(ImageSize(height, width), defaults)
-    max_sequence_length = layout.text_length(folder, max_sequence_length, defaults)
+    max_sequence_length = layout.text_length(folder, max_sequence_length, defaults, model.source)
     schedule = family.load_schedule(folder).at_size(height, width)
     settings = sampler_settings(model, schedule, height, width, steps=steps, guidance_scale=guidance_scale)
     return SamplerPlan(model, family, schedule, settings, max_sequence_length)

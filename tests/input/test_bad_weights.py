@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from bad_input import program
+from edit_models import rewrite_weights
 from safetensors.torch import load_file, save_file
 
 from dpdmd import config, export, generate
 from dpdmd.evaluation.scorers import check_scorer_contents
 from dpdmd.methods.perceptual import check_perceptual_contents
 from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.training import preflight
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
@@ -164,6 +166,31 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("vae/config.json", {"scaling_factor": "x"}, "sets scaling_factor 'x', which must be a number"),
         ("vae/config.json", {"shift_factor": "x"}, "sets shift_factor 'x', which must be a number"),
         ("vae/config.json", {"latent_channels": 16}, "its latents have 16 channels, the transformer's"),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"model_max_length": None},
+            "sets model_max_length None, but text_encoder has",
+        ),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 5}, "has positions for 10 tokens: another model's?"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": -1}, "sets model_max_length -1, but"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 1e30}, "sets model_max_length 1e+30, but"),
+        ("tokenizer_2/tokenizer_config.json", {"model_max_length": 77}, "but text_encoder_2 has positions for 10"),
+        ("tokenizer/tokenizer_config.json", {"tokenizer_class": "T5Tokenizer"}, "says tokenizer is a CLIPTokenizer"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": "<pad>"}, "tokenizer has 177 tokens, but the network 176"),
+        (
+            "transformer/config.json",
+            {"quantization_config": {"load_in_4bit": True}},
+            "give the unquantised ones, and --base_",
+        ),
+        (
+            "text_encoder/config.json",
+            {"quantization_config": {"load_in_8bit": True}},
+            "and --text_encoder_prec",
+        ),
+        ("text_encoder/config.json", {"num_hidden_layers": 1}, "layers.1.layer_norm1.bias (and 15 more), for which"),
+        ("text_encoder_3/config.json", {"num_layers": 1}, "hold encoder.block.1."),
+        ("vae/config.json", {"layers_per_block": 0}, "for which its config.json has no place"),
+        ("transformer/config.json", {"sample_size": -8}, "sets sample_size -8, which must be a number above 0"),
         ("transformer/config.json", {"dual_attention_layers": "x"}, "holds an unexpected value (TypeError: "),
     ],
 )
@@ -172,6 +199,45 @@ def test_a_wrong_value_in_a_models_folder(refused, broken, file, changes, says):
     path = broken / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     assert says in refused({"--teacher_id": str(broken)})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"steps": 4, "sigmas": [2.0, 1.0, 0.5, 0.2, 0]}, "the sigmas of its dpdmd.json must start at 1 and fall"),
+        ({"steps": 2, "sigmas": [0.9, 0.5, 0]}, "the sigmas of its dpdmd.json must start at 1 and fall"),
+        ({"height": 65}, "height 65 in its dpdmd.json must be a multiple of"),
+        ({"width": 100_000}, "width 100000 in its dpdmd.json is too large; this model has positions for"),
+        ({"max_sequence_length": 100_000}, "max_sequence_length is 100000 by its dpdmd.json"),
+    ],
+)
+def test_a_wrong_value_of_a_dpdmd_json_names_no_flag_that_was_not_given(refused_by, broken, tmp_path, values, says):
+    SamplingDefaults(**values).write(broken)
+    given = ["--model", str(broken), "--out", str(tmp_path / "out"), "--prompt", "a"]
+    line = refused_by("dpdmd.generate", generate.main, given)
+    assert says in line and str(broken) in line and not line.startswith(("--height", "--width", "--max_sequence"))
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_3"])
+def test_quantised_weights_are_an_error(refused, broken, part):
+    (file,) = (broken / part).glob("*.safetensors")
+    rewrite_weights(file, lambda weights: weights.update({name: each.to(torch.int8) for name, each in weights.items()}))
+    line = refused({"--teacher_id": str(broken)})
+    assert line.startswith(f"--teacher_id {broken}: {file} holds ") and "as I8; its weights must be in fp32" in line
+
+
+@pytest.mark.parametrize("part", ["", "_2", "_3"])
+def test_a_token_beyond_the_text_encoders_table_is_an_error(refused, broken, part):
+    """The first prompt with this token would end in an IndexError."""
+    path = broken / f"tokenizer{part}" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    token = {"content": "red", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    values["added_tokens"].append({"id": 99_999, "special": False, **token})
+    vocabulary = values["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary["red"] = 99_999
+    path.write_text(json.dumps(values))
+    assert f"{path.parent}: its tokenizer has" in refused({"--teacher_id": str(broken)})
 
 
 @pytest.mark.parametrize(
@@ -204,14 +270,50 @@ def test_a_student_of_another_model_is_reported_before_its_base_loads(refused_by
     assert "is no checkpoint" in line
 
 
-def test_a_lora_of_another_size_is_reported_before_its_base_loads(refused_by, tiny_pipeline, tmp_path):
+TO_Q = "transformer_blocks.0.attn.to_q"
+PAIR = {"lora_A.weight": (2, 32), "lora_B.weight": (32, 2)}
+
+
+def _lora(prefix: str = "transformer.", **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    pair = PAIR | {f"{half}.weight": shape for half, shape in shapes.items()}
+    return {f"{prefix}{TO_Q}.{half}": torch.zeros(shape) for half, shape in pair.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({}, "pytorch_lora_weights.safetensors holds no tensor"),
+        (_lora(prefix=""), f"holds {TO_Q}.lora_A.weight, but all names of this network's LoRA begin with 'transformer"),
+        (_lora() | _lora(prefix="text_encoder."), "holds text_encoder.transformer_blocks.0.attn.to_q.lora_"),
+        (_lora(prefix="unet."), "holds unet."),
+        (_lora(prefix="base_model.model."), "holds base_model.model."),
+        ({"lora_unet_a.lora_down.weight": torch.zeros(2, 32)}, "holds lora_unet_a.lora_down.weight"),
+        ({"transformer.a.lora_A.weight": torch.zeros(2, 32)}, "changes a, which the network does not have"),
+        (dict(list(_lora().items())[:1]), f"lacks transformer.{TO_Q}.lora_B.weight"),
+        (dict(list(_lora().items())[1:]), f"lacks transformer.{TO_Q}.lora_A.weight"),
+        (_lora(lora_A=(2, 99)), f"{TO_Q} has 32 inputs, and it 99"),
+        (_lora(lora_B=(99, 2)), f"{TO_Q} has 32 outputs, and it 99"),
+        (_lora(lora_B=(32, 4)), f"{TO_Q} has lora_A of rank 2 and lora_B of rank 4"),
+        ({name: each.to(torch.int8) for name, each in _lora().items()}, "as I8; its weights must be in fp32"),
+        (_lora(lora_A=(32,)), f"{TO_Q} has a weight of 2 dimensions, and it 1 and 2"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_reported_before_its_base_loads(refused_by, tiny_pipeline, tmp_path, state, says):
     (tmp_path / "lora").mkdir()
-    layer = "transformer.transformer_blocks.0.attn.to_q"
-    state = {f"{layer}.lora_A.weight": torch.zeros(2, 99), f"{layer}.lora_B.weight": torch.zeros(32, 2)}
     save_file(state, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     given = ["--model", str(tmp_path / "lora"), "--base_model", str(tiny_pipeline), "--out", str(tmp_path / "out")]
-    line = refused_by("dpdmd.export", export.main, given)
-    assert "transformer_blocks.0.attn.to_q has 32 inputs, and it 99" in line
+    assert says in refused_by("dpdmd.export", export.main, given)
+    assert says in refused_by("dpdmd.generate", generate.main, [*given, "--prompt", "a"])
+
+
+def test_a_lora_in_kohyas_layout_is_no_lora_without_its_alphas(refused_by, tiny_sdxl, tmp_path):
+    """diffusers returns the alphas beside the weights."""
+    (tmp_path / "lora").mkdir()
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    state = {f"{layer}.lora_down.weight": torch.zeros(2, 32), f"{layer}.lora_up.weight": torch.zeros(32, 2)}
+    save_file(state | {f"{layer}.alpha": torch.tensor(1.0)}, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    given = ["--model", str(tmp_path / "lora"), "--base_model", str(tiny_sdxl), "--out", str(tmp_path / "out")]
+    assert "is in kohya's layout" in refused_by("dpdmd.export", export.main, given)
 
 
 def test_a_prompt_of_invisible_characters_is_empty(refused_by, tiny_pipeline, tmp_path):

@@ -268,14 +268,21 @@ def test_a_family_without_a_single_file_says_so(tiny_folder, tmp_path, capsys):
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_weights_that_fp16_cannot_hold_are_an_error(tiny_pipeline, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("value", "flags", "says"),
+    [
+        (1e6, ["--dtype", "fp16"], "proj_out.bias has values that are infinite in fp16; give --dtype bf16"),
+        (float("nan"), [], "/large: proj_out.bias holds a number that is not finite"),
+    ],
+)
+def test_weights_that_are_not_finite_are_an_error(tiny_pipeline, tmp_path, capsys, value, flags, says):
     folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "large"))
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
-    state["proj_out.bias"][0] = 1e6
+    state["proj_out.bias"][0] = value
     save_file(state, path)
-    assert export.main(["--model", str(folder), "--out", str(tmp_path / "out"), "--dtype", "fp16"]) == 2
-    assert "proj_out.bias has values that are infinite in fp16; give --dtype bf16" in capsys.readouterr().err
+    assert export.main(["--model", str(folder), "--out", str(tmp_path / "out"), *flags]) == 2
+    assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 1
 
 

@@ -107,8 +107,12 @@ def test_a_t5_without_its_embedding_is_an_error(copied, refused):
         ("vae/config.json", "{}", "vae/config.json lacks 'block_out_channels'"),
         ("vae/config.json", '{"block_out_channels": 3}', "vae/config.json has unexpected values"),
         ("transformer/config.json", "[]", "transformer/config.json holds no JSON object"),
-        ("text_encoder/config.json", '{"hidden_size": "x"}', "text_encoder/config.json does not describe a CLIPText"),
-        ("text_encoder/config.json", "{}", "its weights lack text_model.encoder.layers.10."),
+        ("text_encoder/config.json", '{"max_position_embeddings": 10, "hidden_size": "x"}', "not describe a CLIPText"),
+        (
+            "text_encoder/config.json",
+            '{"max_position_embeddings": 10}',
+            "its weights lack text_model.encoder.layers.10.",
+        ),
         ("text_encoder_3/config.json", '{"num_layers": -1.5}', "text_encoder_3/config.json does not describe a T5"),
         ("tokenizer/tokenizer.json", '{"a": 1}', "tokenizer does not load as a CLIPTokenizer"),
         ("tokenizer_3/tokenizer.json", "nothing", "tokenizer_3/tokenizer.json cannot be read as JSON"),
@@ -122,7 +126,7 @@ def test_a_wrong_file_is_named(copied, refused, file, content, says):
     assert says in line and str(folder / file.partition("/")[0]) in line
 
 
-@pytest.mark.parametrize("shift", ["x", 0, -1, None, [3]])
+@pytest.mark.parametrize("shift", ["x", 0, -1, None, [3], 1e30, 1e-12])
 def test_a_shift_that_is_no_number_names_its_file(copied, refused, shift):
     folder = copied("sd35")
     set_json(folder / "scheduler" / "scheduler_config.json", shift=shift)
@@ -140,6 +144,8 @@ def test_a_component_of_another_class_is_an_error(copied, refused):
     set_json(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
     assert "model_index.json says vae is a AutoencoderTiny, but a AutoencoderKL is needed" in refused("sd35", folder)
     set_json(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"], tokenizer=["transformers", "Nobody"])
+    assert "is of a CLIPTokenizer, but model_index.json says tokenizer is a Nobody" in refused("sd35", folder)
+    set_json(folder / "tokenizer" / "tokenizer_config.json", tokenizer_class=None)
     assert "says tokenizer is a Nobody, which transformers does not have" in refused("sd35", folder)
 
 

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from dpdmd.models.checks.folder import naming
-from dpdmd.models.checks.transformers_parts import check_network, check_tokenizer
-from dpdmd.models.layout import Layout
+from dpdmd.models.checks.transformers_parts import check_network, check_prompt_tokenizer
+from dpdmd.models.layout import Layout, in_numbered_block
 from dpdmd.models.loading import quieten_libraries, raise_as_value_error
 from dpdmd.models.weight_files import check_weights
 from dpdmd.utils.text_files import read_json
@@ -27,15 +27,19 @@ def check_contents(layout: Layout, folder: Path, flag: str, *, network_only: boo
     quieten_libraries()
     with naming(layout, folder, flag):
         components = {layout.network: ""} if network_only else layout.components(folder, no_t5=no_t5)
-        for component, kind in components.items():
+        configs = {}
+        for component, kind in sorted(components.items()):  # a text encoder before its tokenizer
             if component in (layout.network, "vae"):
                 _check_diffusers(layout, folder, component)
             elif component in layout.classes:
-                check_network(layout.classes[component], folder / component)
+                configs[component] = check_network(layout.classes[component], folder / component, all_layers=True)
             elif component.startswith("tokenizer"):
                 if not hasattr(transformers, kind):
                     raise ValueError(f"model_index.json says {component} is a {kind}, which transformers does not have")
-                tokenizer = check_tokenizer(kind, folder / component)
+                encoder = configs.get(component.replace("tokenizer", "text_encoder"))
+                vocabulary = encoder.get_text_config().vocab_size if encoder else None
+                length = layout.defaults.max_sequence_length
+                tokenizer = check_prompt_tokenizer(kind, folder / component, length, vocabulary)
                 if layout.check_tokenizer:
                     try:
                         layout.check_tokenizer(tokenizer)
@@ -53,4 +57,6 @@ def _check_diffusers(layout: Layout, folder: Path, component: str) -> None:
     # The first autoencoders have other names in their attention; the library takes both.
     network._fix_state_dict_keys_on_load(found)
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    check_weights(found, expected, folder / component, exact=component == layout.network)
+    if component != layout.network:  # official autoencoders may hold more, but no more layers
+        found = {name: shape for name, shape in found.items() if name in expected or in_numbered_block(name)}
+    check_weights(found, expected, folder / component, exact=True)

@@ -12,10 +12,12 @@ from dpdmd.config.variants import find_variant
 from dpdmd.models.layout import Layout
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
-from dpdmd.models.weight_files import Shape, check_weights, require_folder, where_to_get
+from dpdmd.models.weight_files import Shape, UnreadableError, check_weights, require_folder, where_to_get
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+_ANY_TOKENIZER = ("PreTrainedTokenizerFast", "TokenizersBackend")  # tokenizer_class of a tokenizer.json of any model
+_CLIP_TOKENS = 77  # transformers' default
 
 
 class MovedError(ValueError):
@@ -28,7 +30,7 @@ def naming(layout: Layout, folder: Path, flag: str) -> Iterator[None]:
     hint = where_to_get(folder, _repository(layout, folder))
     try:
         yield
-    except MovedError as error:  # no download would help
+    except (MovedError, UnreadableError) as error:  # no download would help
         raise ValueError(f"{flag} {folder}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{flag} {folder}: {error}; {hint}") from None
@@ -92,8 +94,14 @@ def _check_component(layout: Layout, folder: Path, component: str) -> None:
     elif component.startswith("tokenizer"):
         if not any(all((path / name).exists() for name in names) for names in _TOKENIZER_FILES):
             raise ValueError(f"{path} holds no tokenizer (tokenizer.json, vocab.json + merges.txt or spiece.model)")
+        _check_tokenizer(layout, folder, component)
     elif not component.startswith("feature_extractor"):
-        read_json(path / "config.json")
+        if read_json(path / "config.json").get("quantization_config"):
+            precision = "text_encoder_precision" if component.startswith("text_encoder") else "base_precision"
+            raise ValueError(
+                f"{path / 'config.json'} sets quantization_config, but quantised weights are not read; give the "
+                f"unquantised ones, and --{precision} to quantise them"
+            )
         found = layout.weight_shapes(folder, component)
         if component == layout.network:
             _check_network(layout, path, found)
@@ -101,6 +109,26 @@ def _check_component(layout: Layout, folder: Path, component: str) -> None:
             _check_vae(layout, folder)
         elif component.startswith("text_encoder") and layout.text_layers:
             _check_text_layers(path / "config.json", layout.text_layers)
+
+
+def _check_tokenizer(layout: Layout, folder: Path, component: str) -> None:
+    """Compare the small files of a tokenizer with model_index.json, and a CLIP's with its text encoder.
+
+    The pipelines fill a CLIP's prompts to the tokenizer's own length, and read any tokenizer as the class of the index.
+    """
+    path, encoder = folder / component / "tokenizer_config.json", component.replace("tokenizer", "text_encoder")
+    config = read_json(path) if path.exists() else {}
+    wanted, found = layout.components(folder)[component], config.get("tokenizer_class") or _ANY_TOKENIZER[0]
+    if found not in _ANY_TOKENIZER and str(found).removesuffix("Fast") != wanted.removesuffix("Fast"):
+        raise ValueError(f"{path} is of a {found}, but model_index.json says {component} is a {wanted}")
+    if layout.classes.get(encoder, "").startswith("CLIP"):
+        positions = read_json(folder / encoder / "config.json").get("max_position_embeddings", _CLIP_TOKENS)
+        length = config.get("model_max_length")
+        if not isinstance(length, int) or length != positions:
+            raise ValueError(
+                f"{path} sets model_max_length {length!r}, but {encoder} has positions for {positions!r} tokens: "
+                "another model's?"
+            )
 
 
 def _check_text_layers(path: Path, needed: int) -> None:
@@ -115,7 +143,10 @@ def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> 
     config = read_json(folder / "config.json")
     with expecting_mapping_keys(folder / "config.json"):
         expected, lists = layout.shapes(config), layout.blocks(config)
-        int(config.get("sample_size") or 0), layout.latents(config)  # read later, so checked here
+        size, _ = config.get("sample_size"), layout.latents(config)  # read later, so checked here
+        positive = size is None or int(size) > 0
+    if not positive:
+        raise ValueError(f"{folder / 'config.json'} sets sample_size {size!r}, which must be a number above 0, or null")
     for prefix, blocks in lists.items():
         numbers = {name.removeprefix(prefix).partition(".")[0] for name in found if name.startswith(prefix)}
         if len(numbers) != blocks:

@@ -14,8 +14,11 @@ from dpdmd.models.loading import load_strict, raise_as_value_error
 from dpdmd.utils.text_files import read_any_json
 
 
-def check_network(name: str, folder: Path) -> Any:
+def check_network(name: str, folder: Path, *, all_layers: bool = False) -> Any:
     """Check that a network of the class `name` will load from the folder with all its weights; return its config.
+
+    Args:
+        all_layers: also reject weights of layers that the network does not have (`load_strict`).
 
     Raises:
         ValueError: the network will not load.
@@ -25,7 +28,7 @@ def check_network(name: str, folder: Path) -> Any:
     with raise_as_value_error(f"{folder / 'config.json'} does not describe a {name}"):
         config_class = getattr(kind, "config_class", None) or transformers.AutoConfig
         config = config_class.from_pretrained(folder, local_files_only=True)
-    load_strict(kind, folder, config=config, device_map="meta")
+    load_strict(kind, folder, all_layers=all_layers, config=config, device_map="meta")
     return config
 
 
@@ -42,19 +45,19 @@ def check_tokenizer(name: str, folder: Path) -> Any:
     return tokenizer
 
 
-def check_prompt_tokenizer(name: str, folder: Path, length: int, vocabulary: int | None = None) -> None:
-    """Check that a tokenizer will load, pads to `length` tokens, and has at most `vocabulary` tokens.
+def check_prompt_tokenizer(name: str, folder: Path, length: int, vocabulary: int | None = None) -> Any:
+    """Check that a tokenizer will load, pads to `length` tokens, and has at most `vocabulary` tokens; return it.
 
     Raises:
-        ValueError: the tokenizer will not load, does not pad, or has more tokens than the network.
+        ValueError: the tokenizer will not load, does not pad, or has a token that the network does not have.
     """
     tokenizer = check_tokenizer(name, folder)
     with raise_as_value_error(f"{folder}: its tokenizer does not pad to {length} tokens"):
         tokenizer(["an image"], padding="max_length", truncation=True, max_length=length)
-    if vocabulary is not None and len(tokenizer) > vocabulary:
-        raise ValueError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens, but the network {vocabulary}: another model's?"
-        )
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if vocabulary is not None and tokens > vocabulary:
+        raise ValueError(f"{folder}: its tokenizer has {tokens} tokens, but the network {vocabulary}: another model's?")
+    return tokenizer
 
 
 def check_image_processor(folder: Path) -> tuple[int, int]:

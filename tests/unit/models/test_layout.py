@@ -25,3 +25,13 @@ def test_values_of_the_small_files(tiny_sdxl):
         LAYOUT.check_size(tiny_sdxl, 64, 68)
     with pytest.raises(ValueError, match="--max_sequence_length 77: this model's prompts have 10 tokens"):
         LAYOUT.text_length(tiny_sdxl, 77, defaults)
+
+
+def test_a_length_that_no_flag_gives_names_no_flag(tiny_pipeline):
+    layout, defaults = LAYOUTS["sd35"], SamplingDefaults(max_sequence_length=100_000)
+    with pytest.raises(ValueError) as error:
+        layout.text_length(tiny_pipeline, None, defaults)
+    assert str(error.value) == (
+        f"{tiny_pipeline}: max_sequence_length is 100000 by its dpdmd.json or its family, but this model takes 512 "
+        "tokens at most"
+    )

@@ -143,7 +143,8 @@ def test_the_grid_is_the_schedulers(family, copied, values, steps):
         ({"shift_terminal": 2}, "sets shift_terminal 2.0, which must be a number between 0 and 1"),
         ({"max_shift": "0.9"}, "sets max_shift '0.9', which must be a number"),
         ({"base_image_seq_len": 8192}, "sets base_image_seq_len and max_image_seq_len to 8192, which must differ"),
-        ({"use_dynamic_shifting": False, "shift": 0}, "sets shift 0, which must be a number above 0"),
+        ({"use_dynamic_shifting": False, "shift": 0}, "sets shift 0, which must be a number from 0.001 to 1000"),
+        ({"max_shift": 800}, "sets max_shift 800, which must be a number from -6.91 to 6.908"),
         ({"use_beta_sigmas": True}, "sets use_beta_sigmas, which this family does not use"),
     ],
 )

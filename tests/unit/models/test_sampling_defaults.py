@@ -25,6 +25,8 @@ BAD_DEFAULTS = [
     ({"grid": "fast"}, "grid is 'fast', which must be one of default, trailing"),
     ({"grid": ["default"]}, "grid is ['default']"),
     ({"shift": 0}, "shift is 0"),
+    ({"shift": 1e30}, "shift is 1e+30, which must be a number from 0.001 to 1000, or null"),
+    ({"shift": 1e-12}, "shift is 1e-12"),
     ({"own_scheduler": {"shift": "3"}}, "own_scheduler is {'shift': '3'}"),
     ({"own_scheduler": 3}, "own_scheduler is 3"),
     ({"sigmas_argument": [None]}, "sigmas_argument is [None], which must be numbers, or null"),

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 from dpdmd.models.weight_files import (
     NETWORK_FILES,
+    UnreadableError,
+    read_all_shapes,
     read_checkpoint,
     read_network,
     read_network_shapes,
@@ -105,6 +107,53 @@ def test_a_missing_file_and_a_folder_cannot_be_read(tmp_path):
         read_shapes(tmp_path / "missing.safetensors")
     with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\)"):
         read_shapes(tmp_path)
+
+
+def test_a_file_without_permission_says_so(path, monkeypatch):
+    """Root may read everything, so the test raises the error itself. safetensors says that there is no such file."""
+    save_file({"a": torch.ones(1)}, path)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UnreadableError, match=r"cannot be read \(Permission denied\)$"):
+        read_shapes(path)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_weights_that_are_no_real_numbers_are_an_error(tmp_path, ending, kind):
+    """The libraries convert them, so quantised weights without their scales would train to the end."""
+    path = tmp_path / f"network{ending}"
+    (save_file if ending == ".safetensors" else torch.save)({"a": torch.ones(2), "b": torch.ones(1).to(kind)}, path)
+    for read in (read_network, read_network_shapes) + ((lambda *_: read_all_shapes([path])),) * (ending != ".pt"):
+        with pytest.raises(ValueError, match=r"holds b as \w+; its weights must be in fp32, bf16 or fp16") as error:
+            read(path, [])
+        assert str(error.value).startswith(f"{path} ")
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_any_floating_type_and_buffers_that_count_are_read(path, kind):
+    counts = {"embeddings.position_ids": torch.arange(3)[None], "bn.num_batches_tracked": torch.tensor(4)}
+    save_file({"a": torch.ones(2).to(kind), **counts}, path)
+    expected = {"a": (2,), "embeddings.position_ids": (1, 3), "bn.num_batches_tracked": ()}
+    assert read_all_shapes([path]) == expected and read_network(path, []).keys() == expected.keys()
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({0: torch.ones(1)}, "is no state dict of a network: it holds 0, where names of weights belong"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "holds a as a sparse tensor"),
+        ({"a": torch.ones(2, device="meta")}, "holds a without its numbers"),
+    ],
+)
+def test_a_checkpoint_of_something_else_than_named_dense_tensors_is_an_error(tmp_path, state, says):
+    torch.save(state, tmp_path / "network.pt")
+    with pytest.raises(ValueError) as error:
+        read_network(tmp_path / "network.pt", [])
+    assert str(error.value).startswith(f"{tmp_path / 'network.pt'} ") and says in str(error.value)
 
 
 def test_pickles_that_could_run_code_are_rejected(tmp_path):
