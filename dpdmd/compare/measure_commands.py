@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
-from dpdmd.config.sampling_flags import check_ranges
+from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.config.scorer_table import metric_names
 from dpdmd.evaluation.program import Program
 from dpdmd.evaluation.scorer_files import check_scorer_paths
@@ -84,6 +84,7 @@ class MeasureCommand:
     def _check_oracle(self) -> list[str]:
         check_ranges(vars(self.args))
         captions = measure.read_captions(self.args.prompt_txt, self.args.prompt_column)
+        check_total("num_seeds", len(captions), self.args.num_seeds)
         categories = dict.fromkeys(category(caption) for caption in captions)
         return [*(item.name for item in fields(PromptMetrics)), *(f"accuracy/{name}" for name in categories)]
 

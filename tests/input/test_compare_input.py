@@ -192,6 +192,7 @@ def test_disk_space_is_not_checked_for_epochs_on_many_gpus(values, tmp_path, mon
         (ORACLE, "figures.json", ["accuracy", "spread", "accuracy/colour_shape"], ""),
         (f"{ORACLE} --num_sedes 3", "figures.json", ["accuracy"], "unrecognized arguments: --num_sedes 3"),
         (f"{ORACLE} --num_seeds 0", "figures.json", ["accuracy"], "--num_seeds 0: must be 1 to 100000"),
+        (f"{ORACLE} --num_seeds 100000 --prompt_txt data/shapes_train.txt", "figures.json", ["accuracy"], "give fewer"),
         (f"{ORACLE} --prompt_txt x.txt", "figures.json", ["accuracy"], "x.txt"),
         (
             f"{ORACLE} --prompt_txt data/prompts_eval.txt",

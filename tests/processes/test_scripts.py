@@ -68,9 +68,19 @@ def test_every_default_weight_can_be_fetched_and_is_listed():
                 assert name in fetched and f"`weights/{name}`" in listed
 
 
-def test_the_small_worlds_run_checks_its_measurement_before_it_trains(tmp_path):
-    environment = os.environ | {"MEASURED_PROMPTS": "no/such.txt"}
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("MEASURED_PROMPTS", "no/such.txt", "MEASURED_PROMPTS no/such.txt: cannot be read (No such file or directory)"),
+        ("MEASURED_PROMPTS", "data/prompts_eval.txt", "is not a caption of the small world"),
+        ("NUM_SEEDS", "abc", "argument NUM_SEEDS: invalid int value: 'abc'"),
+        ("GRID_PROMPT", " ", "GRID_PROMPT: is empty"),
+    ],
+)
+def test_the_small_worlds_run_checks_its_measurement_before_it_trains(tmp_path, variable, value, says):
+    environment = os.environ | {variable: value}
     command = ["bash", str(ROOT / "scripts" / "run_train_tiny.sh"), "--run_dir", str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (2, "run_train_tiny.sh: MEASURED_PROMPTS=no/such.txt: no such file\n")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("run_train_tiny.sh: ") and says in line
     assert not (tmp_path / "run").exists()
