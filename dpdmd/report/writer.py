@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.error_lines import unreadable
 from dpdmd.utils.logging import logger
 
 
@@ -42,7 +43,7 @@ def render_report(folders: Sequence[Path]) -> str:
                 entries.append(RunEntry(folder, style=style))
         runs = read_runs(entries)
     except OSError as error:
-        raise ValueError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        raise ValueError(unreadable(error)) from None
     return render(runs, sweeps)
 
 
