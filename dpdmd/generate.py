@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     signals.install_exit_handlers("dpdmd.generate")
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -21,10 +22,12 @@ from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, apply_size, c
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling import geneval
+from dpdmd.sampling.image_folder import SHEET, is_generated
 from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
 from dpdmd.utils.text_files import check_prompt
+from dpdmd.utils.wording import counted
 
 NUM_IMAGES = 9
 
@@ -97,22 +100,31 @@ def check(args: argparse.Namespace) -> list[str]:
         check_prompt(prompt, "--prompt")
     prompts = args.prompt or read_prompts(args.prompt_txt, column=args.prompt_column)
     check_total("num_images", len(prompts), args.num_images)
-    _check_leftovers(args.out, len(prompts), args.num_images, beside=args.beside_bf16)
+    _check_images(args.out, len(prompts), args.num_images, beside=args.beside_bf16)
     return prompts
 
 
-def _check_leftovers(out: Path, num_prompts: int, num_images: int, *, beside: bool) -> None:
-    """Check that no image of an earlier call would stay, since it would look like one of this call."""
-    numbers = ((re.fullmatch(r"(\d{5,})_(\d{3,})(_bf16)?\.png", path.name), path.name) for path in out.glob("*.png"))
-    left = [
-        name
-        for key, name in numbers
-        if key and not (int(key[1]) < num_prompts and int(key[2]) < num_images and (beside or not key[3]))
-    ]
+def _check_images(out: Path, num_prompts: int, num_images: int, *, beside: bool) -> None:
+    """Check the images in `out`: this call replaces those of an earlier call, and no others.
+
+    Raises:
+        ValueError: an image of an earlier call would stay and look like one of this call, or a file that is not this
+            program's would be overwritten.
+    """
+    left, replaced = [], [SHEET] if os.path.lexists(out / SHEET) else []
+    for name in sorted(path.name for path in out.glob("*.png")):
+        if key := re.fullmatch(r"(\d{5,})_(\d{3,})(_bf16)?\.png", name):
+            stays = int(key[1]) >= num_prompts or int(key[2]) >= num_images or (key[3] and not beside)
+            (left if stays else replaced).append(name)
     if left:
         raise ValueError(
             f"--out {out}: {len(left)} images of an earlier call would stay between the new ones, such as "
-            f"{min(left)}; give another folder, or delete them"
+            f"{left[0]}; give another folder, or delete them"
+        )
+    if others := [name for name in replaced if not is_generated(out / name)]:
+        raise ValueError(
+            f"--out {out}: {counted(len(others), 'file')} that dpdmd.generate did not write would be overwritten, such "
+            f"as {others[0]}; give another folder, or move them"
         )
 
 

@@ -19,27 +19,45 @@ if [ -z "$FAMILY" ]; then
 fi
 shift
 
+given() { # flag, the value without it, further flags: prints the last value that these give
+    local flag="$1" value="$2"
+    shift 2
+    while [ $# -gt 0 ]; do
+        case $1 in "$flag") value="${2:-}" ;; "$flag="*) value="${1#*=}" ;; esac
+        shift
+    done
+    printf '%s' "${value/#\~\//$HOME/}" # the shell leaves a ~ after = alone
+}
+
 RUN="${RUN:-outputs/${MODEL}_dpdmd}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-$(sed -n 's/^  teacher_id: \([^ ]*\).*/\1/p' "$SETTINGS")}"
-STUDENT="${STUDENT:-$TEACHER}"
-FAKE="${FAKE:-$TEACHER}"
-PICK_PROCESSOR="${PICK_PROCESSOR:-weights/CLIP-ViT-H-14-laion2B-s32B-b79K}"
-PICK_MODEL="${PICK_MODEL:-weights/PickScore_v1}"
-IR_MODEL="${IR_MODEL:-weights/ImageReward/ImageReward.pt}"
-IR_MED_CONFIG="${IR_MED_CONFIG:-weights/ImageReward/med_config.json}"
-DINO="${DINO:-weights/dinov2-base}"
-CLIP="${CLIP:-weights/clip-vit-large-patch14}"
+TEACHER="$(given --teacher_id "$TEACHER" "$@")"
+STUDENT="$(given --student_id "${STUDENT:-$TEACHER}" "$@")"
+FAKE="$(given --fake_id "${FAKE:-$TEACHER}" "$@")"
+PICK_PROCESSOR="$(given --pick_processor_path "${PICK_PROCESSOR:-weights/CLIP-ViT-H-14-laion2B-s32B-b79K}" "$@")"
+PICK_MODEL="$(given --pick_model_path "${PICK_MODEL:-weights/PickScore_v1}" "$@")"
+IR_MODEL="$(given --ir_model_path "${IR_MODEL:-weights/ImageReward/ImageReward.pt}" "$@")"
+IR_MED_CONFIG="$(given --ir_med_config "${IR_MED_CONFIG:-weights/ImageReward/med_config.json}" "$@")"
+DINO="$(given --dino_path "${DINO:-weights/dinov2-base}" "$@")"
+CLIP="$(given --clip_path "${CLIP:-weights/clip-vit-large-patch14}" "$@")"
 # 8 GPUs sharded; accelerate_ddp.yaml and accelerate_single_gpu.yaml are in the same folder
 ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_${FAMILY}_fsdp.yaml}"
 
+hub_id() { # whether a name is an id of the Hub, as dpdmd.utils.hub.parse_id decides
+    [[ $1 =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*(@.+)?$ ]] || return 1
+    [[ $1 != *@* ]] || return 0
+    case ${1%%/*} in weights | outputs | data | scripts) return 1 ;; esac
+    [ ! -d "${1%%/*}" ]
+}
+
 missing=0
-need() { # path, its name in download_weights.sh
-    [ -e "$1" ] && return
+need() { # path, its name in download_weights.sh; an empty path leaves its scorer out
+    [ -z "$1" ] || [ -e "$1" ] || hub_id "$1" && return
     echo "missing: $1 — bash scripts/download_weights.sh $2" >&2
     missing=1
 }
-need "$TEACHER/model_index.json" "$MODEL"
+hub_id "$TEACHER" && [ ! -e "$TEACHER" ] || need "$TEACHER/model_index.json" "$MODEL"
 need "$STUDENT" "$MODEL"
 need "$FAKE" "$MODEL"
 need "$PICK_PROCESSOR" pick-clip
@@ -48,6 +66,10 @@ need "$IR_MODEL" imagereward
 need "$IR_MED_CONFIG" imagereward
 need "$DINO" dinov2
 need "$CLIP" clip
+if [ ! -f "$ACCELERATE_CONFIG" ]; then
+    echo "missing: $ACCELERATE_CONFIG — set ACCELERATE_CONFIG to one of scripts/accelerate_*.yaml" >&2
+    missing=1
+fi
 [ "$missing" = 0 ] || exit 2
 
 source scripts/setup_env.sh

@@ -17,24 +17,39 @@ NUM_SEEDS="${NUM_SEEDS:-16}"                                 # pictures of each 
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
-[ -f "$MEASURED_PROMPTS" ] || { echo "run_train_tiny.sh: MEASURED_PROMPTS=$MEASURED_PROMPTS: no such file" >&2 && exit 2; }
 
 # `latest` starts anew where there is no checkpoint yet. One process: no launcher needed.
 flags=(--config scripts/configs/tiny.yaml --run_dir outputs/tiny/dpdmd --resume_from_checkpoint latest "$@")
-"$PYTHON" -m dpdmd.train "${flags[@]}"
 
-# Where it went and whom it learnt from: asked of the trainer's own parser, which knows every form of a flag.
-{ read -r run; read -r model; read -r teacher; } < <("$PYTHON" - "${flags[@]}" <<'PY'
+# Where it goes and whom it learns from: asked of the trainer's own parser, which knows every form of a flag. What only
+# comes after the training is checked here.
+answer="$("$PYTHON" - "$GRID_PROMPT" "$MEASURED_PROMPTS" "$NUM_SEEDS" "${flags[@]}" <<'PY'
 import sys
 
+from dpdmd.compare.measure_commands import parse_command
 from dpdmd.config import parse
 from dpdmd.run_folder import RunFolder
+from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.text_files import check_prompt
 
-config = parse(sys.argv[1:])
+grid_prompt, prompts, num_seeds, *flags = sys.argv[1:]
+config = parse(flags)
 folder = RunFolder.from_config(config.run)
-print(folder.root, folder.ckpts / "latest", config.model.teacher_id, sep="\n")
+model = folder.ckpts / "latest"
+measure = ["-m", "dpdmd.shapes.measure", f"--model={model}", f"--out={folder.figures}"]
+try:
+    check_prompt(grid_prompt, "GRID_PROMPT")
+    parse_command([*measure, f"--prompt_txt={prompts}", f"--num_seeds={num_seeds}"]).check(folder.root)
+except ValueError as error:
+    message = one_line(error).replace("--prompt_txt", "MEASURED_PROMPTS").replace("--num_seeds", "NUM_SEEDS")
+    print(f"run_train_tiny.sh: {message}", file=sys.stderr)
+    sys.exit(2)
+print(folder.root, model, config.model.teacher_id, sep="\n")
 PY
-)
+)"
+{ read -r run; read -r model; read -r teacher; } <<<"$answer"
+
+"$PYTHON" -m dpdmd.train "${flags[@]}"
 
 pictures="$run/pictures"
 for name in student teacher; do

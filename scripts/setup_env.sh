@@ -87,7 +87,13 @@ _setup_venv() { # reason why the active Python is not used
 
 _setup() {
     local candidates=(python3 python) candidate answer why=""
-    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    if [ -n "${PYTHON:-}" ]; then
+        candidates=("$PYTHON")
+        if ! command -v "$PYTHON" >/dev/null; then
+            echo "setup: PYTHON=$PYTHON: no such program; give the path of an interpreter, or unset PYTHON" >&2
+            return 2
+        fi
+    fi
     for candidate in "${candidates[@]}"; do
         command -v "$candidate" >/dev/null || continue
         if answer="$(_setup_probe "$candidate" 2>&1)"; then

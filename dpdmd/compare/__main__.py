@@ -25,7 +25,7 @@ from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.workers import Workers
 from dpdmd.report.sweeps import read_results
 from dpdmd.utils.atomic_files import clear_leftovers
-from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.error_lines import one_line, unreadable
 from dpdmd.utils.paths import check_writable, user_path
 
 
@@ -80,6 +80,7 @@ def check(args: argparse.Namespace) -> Setup:
 
     Raises:
         ValueError: one line that names the file or flag and what to do.
+        OSError: a record in the output folder or in one of `--reuse` cannot be read.
     """
     sweep = sweep_file.read_sweep(args.sweep).select(args.only, args.seeds)
     if args.jobs is not None and args.jobs < 1:
@@ -87,7 +88,11 @@ def check(args: argparse.Namespace) -> Setup:
     out = args.out or Path("outputs") / args.sweep.stem
     check_writable("--out", out)
     for folder in args.reuse:
-        if not (folder / "runs").is_dir():
+        try:
+            found = (folder / "runs").is_dir()
+        except OSError as error:
+            raise ValueError(f"--reuse {unreadable(error)}") from None
+        if not found:
             raise ValueError(f"--reuse {folder}: contains no runs/; give the --out folder of another sweep")
     jobs = build_jobs(sweep, out, args.reuse)
     old = [path for job in jobs for stage in job.stages if (path := stage.check())]
@@ -104,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         setup = check(args)
     except ValueError as error:
         return _print_errors([error])
+    except OSError as error:
+        return _print_errors([unreadable(error)])
     if setup.warning:
         sys.stderr.write(f"dpdmd.compare: warning: {one_line(setup.warning)}\n")
     # These import torch, which takes seconds. Wrong input above is reported without it.

@@ -1,5 +1,6 @@
 """The content of the models and prompt files that a sweep's stage depends on, so that a change in place is seen."""
 
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def training_inputs(options: Mapping[str, Any]) -> dict[str, Path]:
 
 def measure_inputs(command: Sequence[str]) -> dict[str, Path]:
     """Return word -> path of the scorers and prompt files that a measure's command names."""
-    return {word: Path(word) for word in command if not word.endswith(".py") and Path(word).exists()}
+    return {word: Path(word) for word in command if not word.endswith(".py") and os.path.exists(word)}
 
 
 def identify_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Commands of other programs cannot be checked.
 """
 
 import argparse
+import ast
 import os.path
 import runpy
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
-from dpdmd.config.sampling_flags import check_ranges
+from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.config.scorer_table import metric_names
 from dpdmd.evaluation.program import Program
 from dpdmd.evaluation.scorer_files import check_scorer_paths
@@ -21,6 +22,7 @@ from dpdmd.sampling.find_model import find_model
 from dpdmd.shapes import measure
 from dpdmd.shapes.categories import category
 from dpdmd.shapes.oracle import PromptMetrics
+from dpdmd.utils.error_lines import shorten_error
 
 ROOT_PROGRAMS = ("test_diversity.py", "test_preference.py", "test_quality.py")
 ORACLE = "dpdmd.shapes.measure"
@@ -83,7 +85,10 @@ class MeasureCommand:
 
     def _check_oracle(self) -> list[str]:
         check_ranges(vars(self.args))
+        if len(self.args.model) > 1:
+            raise ValueError("--model: a measure is of one model; give {model} alone")
         captions = measure.read_captions(self.args.prompt_txt, self.args.prompt_column)
+        check_total("num_seeds", len(captions), self.args.num_seeds)
         categories = dict.fromkeys(category(caption) for caption in captions)
         return [*(item.name for item in fields(PromptMetrics)), *(f"accuracy/{name}" for name in categories)]
 
@@ -92,7 +97,7 @@ def parse_command(words: Sequence[str]) -> MeasureCommand | None:
     """Parse a command line, with any launcher before the program; return None for other programs.
 
     Raises:
-        ValueError: the program's file does not exist, or it does not know a flag.
+        ValueError: the program's file does not exist or is broken, or it does not know a flag.
     """
     for start, word in enumerate(words):
         if word == ORACLE and words[start - 1] == "-m":
@@ -101,19 +106,45 @@ def parse_command(words: Sequence[str]) -> MeasureCommand | None:
                 raise ValueError(f"{ORACLE}: give --out, or it writes no result")
             return MeasureCommand(word, start, args, args.out, None)
         if Path(word).name in ROOT_PROGRAMS:
-            if not Path(word).is_file():
-                raise ValueError(f"{word}: no such file")
-            program = runpy.run_path(word)["PROGRAM"]  # has the paths at the top of the file as the user edited them
+            program = _load_program(word)
+            if program is None:
+                return None
             args = _parse(program.parser(), words[start + 1 :])
             return MeasureCommand(program.name, start, args, Path(args.output_dir) / "summary.json", program)
     return None
 
 
+def _load_program(path: str) -> Program | None:
+    """Run the file of a root program, and return its program: with the paths at the top as the user edited them.
+
+    Return None, and run nothing, for a program of this name that does not use this package.
+
+    Raises:
+        ValueError: the file does not exist, or it is broken.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        statements = ast.parse(Path(path).read_bytes(), path).body
+        imported = {str(part.module).partition(".")[0] for part in statements if isinstance(part, ast.ImportFrom)}
+        if "dpdmd" not in imported:
+            return None
+        program = runpy.run_path(path).get("PROGRAM")
+    except (Exception, SystemExit) as error:  # of any statement that the user edited
+        raise ValueError(f"{path}: is broken ({type(error).__name__}: {shorten_error(error)}); mend it") from None
+    if not isinstance(program, Program):
+        raise ValueError(f"{path}: is broken (it defines no PROGRAM); mend it")
+    return program
+
+
 def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    def help_asked(file: object = None) -> NoReturn:
+        raise ValueError(f"{parser.prog}: with -h or --help it measures nothing; remove it")
+
     def fail(message: str) -> NoReturn:
         raise ValueError(f"{parser.prog}: {message}")
 
-    parser.error = fail
+    parser.error, parser.print_help = fail, help_asked
     return parser.parse_args(words)
 
 

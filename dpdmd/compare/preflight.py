@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from dpdmd.compare.jobs import TRAIN, Job, Stage
@@ -13,6 +14,7 @@ from dpdmd.compare.sweep import Sweep
 from dpdmd.config import parse
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import preflight
+from dpdmd.utils.error_lines import unreadable
 
 
 def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
@@ -25,8 +27,9 @@ def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
     for kind, name, run in _checks(sweep, jobs):
         try:
             run()
-        except ValueError as error:
-            names.setdefault((kind, str(error)), {})[name] = None
+        except (ValueError, OSError) as error:
+            message = unreadable(error) if isinstance(error, OSError) else str(error)
+            names.setdefault((kind, message), {})[name] = None
     return [
         f"{sweep.path}: {kind}{'s' if len(where) > 1 else ''} {', '.join(where)}: {message}"
         for (kind, message), where in names.items()
@@ -78,7 +81,7 @@ def check_measure(sweep: Sweep, job: Job, stage: Stage, *, model_exists: bool) -
     measure = sweep.measures[stage.name]
     command = parse_command(stage.command)
     if command is None:
-        _check_launcher(stage.command[:1])
+        _check_program(stage.command)
         return
     _check_launcher(stage.command[: command.start])
     known = command.check(job.folder)
@@ -98,8 +101,33 @@ def _check_launcher(words: Sequence[str]) -> None:
     Raises:
         ValueError: one is missing.
     """
-    if shutil.which(words[0]) is None:
-        raise ValueError(f"{words[0]}: no such program")
-    for flag, value in zip(words, [*words[1:], ""], strict=True):
-        if flag == "--config_file" and not Path(value).is_file():
-            raise ValueError(f"--config_file {value}: no such file")
+    _check_program(words)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, sign, value = word.partition("=")
+        if flag == "--config_file" and not os.path.isfile(path := value if sign else following):
+            raise ValueError(f"--config_file {path}: no such file")
+
+
+def _check_program(words: Sequence[str]) -> None:
+    """Check that a command's program exists, and for the running interpreter its module or its file.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    program, *rest = words
+    if shutil.which(program) is None:
+        raise ValueError(f"{program}: no such program")
+    if program != sys.executable or not rest:
+        return
+    if rest[0] == "-m":
+        if len(rest) > 1 and not _is_module(rest[1]):  # a launcher ends with the -m of dpdmd.train
+            raise ValueError(f"python -m {rest[1]}: no such module")
+    elif not rest[0].startswith("-") and not os.path.exists(rest[0]):
+        raise ValueError(f"python {rest[0]}: no such file")
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # of the packages before the last dot; a name such as ".x"
+        return False

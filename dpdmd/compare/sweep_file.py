@@ -51,8 +51,11 @@ from dpdmd.compare.sweep import (
 from dpdmd.config import from_dict, on_defaults_of_the_model, validate
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.paths import expanded
+from dpdmd.utils.text_files import check_prompt
 
 _NAME = re.compile(r"\w[\w.=+-]*")  # also the name of a folder
+_MAX_NAME = 200  # bytes; file systems allow 255 with the endings of files and temporary files
+_MAX_COLUMNS = 256  # of the picture: 65,536 pixels
 _SWEEP_KEYS = {
     "title": str,
     "config": str,
@@ -144,6 +147,8 @@ def _words(command: str, place: str) -> tuple[str, ...]:
 def _check_name(name: Any, place: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{place}: names are letters, digits and _ . = + -")
+    if len(name.encode()) > _MAX_NAME:
+        raise ValueError(f"{place}: a name has at most {_MAX_NAME} letters")
     return name
 
 
@@ -176,7 +181,7 @@ def _measure(name: Any, values: Any, place: str) -> Measure:
 def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[str], place: str) -> Configuration:
     _check_name(name, place)
     keys = {"model": str, "launcher": str, "flags": dict, "paper": dict, "average": bool}
-    values = _checked(values or {}, keys, place)
+    values = _checked({} if values is None else values, keys, place)
     paper = values.get("paper", {})
     for column, number in paper.items():
         if column not in columns:
@@ -238,8 +243,10 @@ def _sample_grid(values: Any, place: str) -> SampleGrid:
     if not all(isinstance(text, str) and text.strip() for text in [*values["prompts"], *values["rows"]]):
         raise ValueError(f"{place}: prompts and rows must be strings")
     grid = SampleGrid(tuple(values["prompts"]), tuple(values["rows"]), values.get("num_images", 9))
-    if grid.num_images < 1:
-        raise ValueError(f"{place}: num_images must be at least 1, not {grid.num_images}")
+    if not 1 <= grid.num_images <= _MAX_COLUMNS:
+        raise ValueError(f"{place}: num_images must be 1 to {_MAX_COLUMNS}, not {grid.num_images}")
+    for prompt in grid.prompts:
+        check_prompt(prompt, f"{place}: prompt")
     return grid
 
 

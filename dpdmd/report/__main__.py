@@ -16,10 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.report.writer import write
+from dpdmd.report.writer import render_report
 from dpdmd.run_folder import RunFolder
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import user_path
+from dpdmd.utils.text_files import require_regular
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = args.out or (RunFolder.of(args.runs[0]).report if len(args.runs) == 1 else Path("report.html"))
     try:
-        write(args.runs, out)
+        page = render_report(args.runs)
+        _check_out(out)
+        write_text(out, page)
     except ValueError as error:
         print(f"dpdmd.report: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -46,6 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.write(f"{out}\n")
     return 0
+
+
+def _check_out(out: Path) -> None:
+    """Check that the report replaces no file but an HTML page: `--out RUN/metrics.jsonl` would end the run's records.
+
+    Raises:
+        ValueError: one line that names --out.
+        OSError: it is not a regular file, or cannot be read.
+    """
+    if not out.exists():
+        return
+    require_regular(out)
+    with out.open("rb") as file:
+        head = file.read(1024).lstrip().lower()
+    if head and not head.startswith((b"<!doctype html", b"<html")):
+        raise ValueError(f"--out {out}: exists and is no HTML page; give another file")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.error_lines import unreadable
 from dpdmd.utils.logging import logger
 
 
@@ -13,8 +14,17 @@ def write(folders: Sequence[Path], out: Path) -> None:
     """Write the report of run folders and of sweeps' folders, which stand for all of their runs.
 
     Raises:
-        ValueError: a folder is neither, or a sweep has no run.
+        ValueError: a folder is neither or cannot be read, or a sweep has no run.
         OSError: `out` cannot be written.
+    """
+    write_text(out, render_report(folders))
+
+
+def render_report(folders: Sequence[Path]) -> str:
+    """Return the page that `write` writes.
+
+    Raises:
+        ValueError: a folder is neither a run's nor a sweep's or cannot be read, or a sweep has no run.
     """
     # Imported here, since matplotlib takes half a second to import.
     from dpdmd.report.page import render
@@ -22,15 +32,19 @@ def write(folders: Sequence[Path], out: Path) -> None:
     from dpdmd.report.sweeps import is_sweep, read_results
 
     entries, sweeps = [], []
-    several = sum(map(is_sweep, folders)) > 1
-    for folder in dict.fromkeys(folders):
-        style = max((entry.style + 1 for entry in entries), default=0)
-        if is_sweep(folder):
-            sweeps.append(read_results(folder, style, f"{folder.name}: " if several else ""))
-            entries += sweeps[-1].runs
-        else:
-            entries.append(RunEntry(folder, style=style))
-    write_text(out, render(read_runs(entries), sweeps))
+    try:
+        several = sum(map(is_sweep, folders)) > 1
+        for folder in dict.fromkeys(folders):
+            style = max((entry.style + 1 for entry in entries), default=0)
+            if is_sweep(folder):
+                sweeps.append(read_results(folder, style, f"{folder.name}: " if several else ""))
+                entries += sweeps[-1].runs
+            else:
+                entries.append(RunEntry(folder, style=style))
+        runs = read_runs(entries)
+    except OSError as error:
+        raise ValueError(unreadable(error)) from None
+    return render(runs, sweeps)
 
 
 def refresh(folder: RunFolder) -> None:

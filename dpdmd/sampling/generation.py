@@ -19,7 +19,7 @@ from dpdmd.models.tensor_files import open_weights
 from dpdmd.models.weight_files import DIFFUSERS_STEM
 from dpdmd.sampling import geneval
 from dpdmd.sampling.find_model import find_model, warn_of_unused_base
-from dpdmd.sampling.image_folder import SAMPLES, SHEET, check_or_write_settings, is_whole, open_image
+from dpdmd.sampling.image_folder import GENERATED, SAMPLES, SHEET, check_or_write_settings, is_whole, open_image
 from dpdmd.sampling.load_model import SamplerPlan, plan_sampler, uses_bf16
 from dpdmd.sampling.memory_estimate import report_memory
 from dpdmd.sampling.model_identity import model_settings
@@ -108,12 +108,12 @@ def _write_flat(args: argparse.Namespace, prompts: Sequence[str], plan: SamplerP
         for (prompt, sample), image in zip(keys, images, strict=True):
             if prompt * args.num_images + sample < shown:
                 rows[prompt, base].append(image)
-            save_image(image, args.out / f"{prompt:05d}_{sample:03d}{base}.png")
+            save_image(image, args.out / f"{prompt:05d}_{sample:03d}{base}.png", GENERATED)
     columns = COLUMNS if len(rows) > 1 else max(3, round(shown**0.5))
     filled = {key: row for key, row in rows.items() if row}
     labels = [prompts[prompt] + bases[base] for prompt, base in filled]
     grid = labelled_grid(list(filled.values()), labels, columns=min(columns, args.num_images))
-    save_image(grid, args.out / SHEET)
+    save_image(grid, args.out / SHEET, GENERATED)
     if shown < total:
         logger.warning("%s shows the first %d of %d images", args.out / SHEET, shown, total)
     return args.out / SHEET
@@ -150,9 +150,9 @@ def _write_geneval(args: argparse.Namespace, plan: SamplerPlan) -> Path:
     todo = [batch for batch in batches if not all(is_whole(geneval.sample_of(out, *key)) for key in batch)]
     for _, keys, images in _sample(args, plan, prompts, todo):
         for key, image in zip(keys, images, strict=True):
-            save_image(image, geneval.sample_of(out, *key))
+            save_image(image, geneval.sample_of(out, *key), GENERATED)
     columns = max(1, round(args.num_images**0.5))
     for index, prompt in enumerate(prompts):
         row = [open_image(geneval.sample_of(out, index, sample)) for sample in range(args.num_images)]
-        save_image(labelled_grid([row], [prompt], columns=columns), geneval.folder_of(out, index) / SHEET)
+        save_image(labelled_grid([row], [prompt], columns=columns), geneval.folder_of(out, index) / SHEET, GENERATED)
     return out

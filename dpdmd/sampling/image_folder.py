@@ -17,6 +17,7 @@ from dpdmd.utils.text_files import read_json
 SETTINGS_FILE = "pictures.json"
 MODEL, CONTENT, LIBRARIES = "model", "content", "libraries"  # its entries about the model (`model_identity`)
 SHEET = "grid.png"  # written by `dpdmd.generate` beside its images
+GENERATED = {"Software": "dpdmd.generate"}  # text of these PNG files; "Software" is a keyword of the PNG standard
 SAMPLES = "samples"  # folder of an entry's images in GenEval's layout
 PICTURES, GRIDS = "pictures", "grids"  # folders of the root programs: images, and sheets of them
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")
@@ -73,6 +74,15 @@ def is_whole(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_generated(path: Path) -> bool:
+    """Return whether `dpdmd.generate` wrote a file, by its text GENERATED."""
+    try:
+        with Image.open(path) as image:
+            return image.info.items() >= GENERATED.items()
+    except Exception:  # Pillow raises many kinds of errors for broken files
+        return False
 
 
 def read_settings(folder: Path, flag: str) -> dict[str, Any] | None:

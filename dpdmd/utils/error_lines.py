@@ -16,3 +16,8 @@ def shorten_error(error: BaseException) -> str:
     """Return a library's error on one line, to be quoted in a message. Of a long one, return the first sentence."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= MAX_QUOTED else message.partition(". ")[0][:MAX_QUOTED]
+
+
+def unreadable(error: OSError) -> str:
+    """Return the message for a file or folder that cannot be read."""
+    return f"{error.filename}: cannot be read ({error.strerror})" if error.filename else str(error)

@@ -1,10 +1,11 @@
 """8-bit images, and labelled grids of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from dpdmd.utils.atomic_files import replacing
@@ -58,8 +59,11 @@ def labelled_grid(
     return sheet
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG file atomically."""
+def save_image(image: Image.Image, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write a PNG file atomically; `about` are its text entries."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    texts = PngInfo()
+    for key, text in (about or {}).items():
+        texts.add_text(key, text)
     with replacing(path) as file:
-        image.save(file, format="PNG")
+        image.save(file, format="PNG", pnginfo=texts)

@@ -24,6 +24,8 @@ LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable of processes that torch
 PR_SET_PDEATHSIG = 1  # option of Linux's prctl
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP)
 
+_FAILING = ("strict", "surrogateescape")  # error handlers of text streams that raise UnicodeEncodeError
+
 
 def install_exit_handlers(program: str) -> None:
     """End this process at the first of SIGNALS, wherever it is. Call this in a program's first line, not in a function.
@@ -92,7 +94,8 @@ class _Stream(io.FileIO):
 def _keep_writing() -> None:
     """Let no write to stdout or stderr fail because a terminal was closed, or the reader of a pipe has ended.
 
-    Otherwise the next line of a progress bar would end a run that has its log in a file.
+    Otherwise the next line of a progress bar would end a run that has its log in a file. A letter that the encoding
+    lacks, as in the path that a program prints after its work, is written as its escape.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -102,7 +105,7 @@ def _keep_writing() -> None:
         wrapped = io.TextIOWrapper(
             raw if stream.write_through else io.BufferedWriter(raw),
             encoding=stream.encoding,
-            errors=stream.errors,
+            errors="backslashreplace" if stream.errors in _FAILING else stream.errors,
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from dpdmd import config, export, generate
 from dpdmd.data.prompts import fingerprint
+from dpdmd.sampling.image_folder import GENERATED
 from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.utils.image_grid import save_image
 from dpdmd.utils.manifest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
@@ -580,6 +582,17 @@ def test_generate_does_not_mix_the_images_of_two_calls(refused_by, tiny_pipeline
     given = ["--model", str(tiny_pipeline), "--out", str(tmp_path), "--prompt", "a", "--num_images", "2"]
     line = refused_by("dpdmd.generate", generate.main, given)
     assert "2 images of an earlier call would stay between the new ones, such as 00000_002.png" in line
+
+
+@pytest.mark.parametrize("name", ["grid.png", "00000_001.png"])
+def test_generate_overwrites_only_its_own_images(refused_by, tiny_pipeline, tmp_path, name):
+    given = ["--model", str(tiny_pipeline), "--out", str(tmp_path), "--prompt", "a", "--num_images", "2"]
+    for own in ("grid.png", "00000_000.png", "00000_001.png"):
+        save_image(Image.new("RGB", (8, 8)), tmp_path / own, GENERATED)
+    assert generate.check(generate.build_parser().parse_args(given)) == ["a"]
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    line = refused_by("dpdmd.generate", generate.main, given)
+    assert f"1 file that dpdmd.generate did not write would be overwritten, such as {name}; give another" in line
 
 
 @pytest.mark.parametrize(

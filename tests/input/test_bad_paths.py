@@ -3,9 +3,11 @@
 import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from bad_input import ROOT
+from bad_input import LONG, ROOT
+from made_up_runs import make_run
 
 from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompt_files import read_prompts
@@ -183,6 +185,33 @@ def test_a_text_that_no_path_can_be(refused, tmp_path, flags, text):
 def test_report_rejects_a_folder_that_is_no_run(capsys, tmp_path):
     assert write_report([str(tmp_path / "nowhere")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_read_is_not_called_a_wrong_out(refused_by, monkeypatch, tmp_path):
+    long, out = str(tmp_path / LONG), str(tmp_path / "x.html")
+    assert (
+        refused_by("dpdmd.report", write_report, [long, "--out", out])
+        == f"{long}/runs: cannot be read (File name too long)"
+    )
+    (tmp_path / "run").mkdir()
+    closed = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "run"))
+    monkeypatch.setattr("dpdmd.report.sweeps.is_run", Mock(side_effect=closed))
+    (tmp_path / "run" / "runs").mkdir()
+    line = refused_by("dpdmd.report", write_report, [str(tmp_path / "run"), "--out", out])
+    assert line == f"{tmp_path / 'run'}: cannot be read (Permission denied)"
+
+
+def test_a_report_replaces_only_a_page(refused_by, tmp_path):
+    run = make_run(tmp_path / "run", images=False)
+    records = (run / "metrics.jsonl").read_text()
+    for out, says in (
+        (run / "metrics.jsonl", "exists and is no HTML page; give another file"),
+        (run / LONG, "cannot be written (File name too long)"),
+    ):
+        assert says in refused_by("dpdmd.report", write_report, [str(run), "--out", str(out)])
+    assert (run / "metrics.jsonl").read_text() == records
+    (run / "report.html").touch()
+    assert [write_report([str(run)]) for _ in range(2)] == [0, 0]
 
 
 def test_the_doctor_reports_a_full_disk_in_one_line(capsys, monkeypatch, tmp_path):

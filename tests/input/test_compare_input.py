@@ -1,12 +1,15 @@
 """`dpdmd.compare`: wrong input of a sweep, its trainings and its measures is reported before anything starts."""
 
 import argparse
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bad_input import LONG
 from small_sweep import call, starts, two_methods
 
 from dpdmd import config
@@ -21,6 +24,7 @@ from dpdmd.evaluation import program
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
+PICTURE = {"prompts": ["a"], "rows": ["dmd"]}
 MEASURED = {"command": "x {out}", "result": "y", "metrics": ["a"]}
 ORACLE = "python -m dpdmd.shapes.measure --model {model} --out {out}/figures.json"
 DIVERSITY = "python test_diversity.py --model {model} --output_dir {out}"
@@ -59,6 +63,11 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
         ),
         ({"configurations": {"a": {"paper": {"accuracie": 1}}}}, "no column is called 'accuracie'"),
         ({"configurations": {"a": {"paper": {"accuracy": "x"}}}}, "accuracy must be a number"),
+        ({"configurations": {"a": False}}, "configuration a: must be a mapping of keys to values"),
+        ({"configurations": {"a": 0}}, "configuration a: must be a mapping of keys to values"),
+        ({"configurations": {LONG: {}}}, "a name has at most 200 letters"),
+        ({"picture": {**PICTURE, "num_images": 10**8}}, "picture: num_images must be 1 to 256, not 100000000"),
+        ({"picture": {**PICTURE, "prompts": ["a" * 300_000]}}, "has 300,000 letters, and a prompt has at most"),
         ({"plane": {"x": "accuracy"}}, "plane: y is missing"),
         ({"plane": {"x": "accuracy", "y": "beauty"}}, "plane: no column is called 'beauty'; there are accuracy"),
         ({"plane": {"x": "accuracy", "y": "entropy", "size": "cost"}}, "plane: size must be calls, not 'cost'"),
@@ -86,6 +95,7 @@ def test_a_wrong_sweep_gets_one_line_before_anything_runs(values, tmp_path, caps
         (["--out", "README.md/foo"], "README.md is a file; give a folder"),
         (["--out", "x" * 300], "cannot be made (File name too long)"),
         (["--reuse", "data"], "--reuse data: contains no runs/"),
+        (["--reuse", LONG], f"--reuse {LONG}/runs: cannot be read (File name too long)"),
     ],
 )
 def test_a_wrong_flag_gets_one_line(values, tmp_path, capsys, monkeypatch, extra, says):
@@ -169,6 +179,12 @@ def test_finished_work_is_not_checked_again(values, tmp_path, capsys):
             "python -m accelerate.commands.launch --config_file x.yaml",
             "configuration dmd: --config_file x.yaml: no such",
         ),
+        (
+            "python -m accelerate.commands.launch --config_file=x.yaml",
+            "configuration dmd: --config_file x.yaml: no such",
+        ),
+        ("python -m", "configuration dmd: python -m -m: no such module"),
+        ("python nowhere.py", "configuration dmd: python nowhere.py: no such file"),
     ],
 )
 def test_a_missing_launcher_is_an_error(values, tmp_path, launcher, says):
@@ -191,7 +207,25 @@ def test_disk_space_is_not_checked_for_epochs_on_many_gpus(values, tmp_path, mon
     [
         (ORACLE, "figures.json", ["accuracy", "spread", "accuracy/colour_shape"], ""),
         (f"{ORACLE} --num_sedes 3", "figures.json", ["accuracy"], "unrecognized arguments: --num_sedes 3"),
+        (
+            f"{ORACLE} --help",
+            "figures.json",
+            ["accuracy"],
+            "dpdmd.shapes.measure: with -h or --help it measures nothing",
+        ),
+        (
+            ORACLE.replace("{model}", "{model} weights/tiny/sd35"),
+            "figures.json",
+            ["accuracy"],
+            "--model: a measure is of one model; give {model} alone",
+        ),
+        ("python -m dpdmd.shapes.mesure {out}", "x", ["y"], "python -m dpdmd.shapes.mesure: no such module"),
+        ("python -m nowhere.else {out}", "x", ["y"], "python -m nowhere.else: no such module"),
+        ("python nowhere.py {out}", "x", ["y"], "python nowhere.py: no such file"),
+        (f"true {LONG} {{out}}", "x", ["y"], ""),
+        (f"{DIVERSITY} -h", "summary.json", ["div_dino"], "test_diversity.py: with -h or --help it measures nothing"),
         (f"{ORACLE} --num_seeds 0", "figures.json", ["accuracy"], "--num_seeds 0: must be 1 to 100000"),
+        (f"{ORACLE} --num_seeds 100000 --prompt_txt data/shapes_train.txt", "figures.json", ["accuracy"], "give fewer"),
         (f"{ORACLE} --prompt_txt x.txt", "figures.json", ["accuracy"], "x.txt"),
         (
             f"{ORACLE} --prompt_txt data/prompts_eval.txt",
@@ -233,6 +267,52 @@ def test_a_measure_is_parsed_by_its_own_program(values, tmp_path, monkeypatch, c
     )  # left by a killed measure
     lines = problems(values, tmp_path)  # one line for two rows of two seeds
     assert len(lines) == bool(says) and all("measure m: " in line and says in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            "import pathlib; pathlib.Path(__file__).with_name('ran').touch()",
+            "",
+        ),  # of this name, but another program: it is not run
+        ("from dpdmd.evaluation.program import Program\nMODEL = 'a", "is broken (SyntaxError: unterminated string"),
+        ("from dpdmd.evaluation.program import Program\nimport nowhere", "is broken (ModuleNotFoundError: No module"),
+        ("from dpdmd.evaluation.program import Program", "is broken (it defines no PROGRAM); mend it"),
+    ],
+)
+def test_a_broken_root_program_is_an_error(values, tmp_path, monkeypatch, content, says):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "test_diversity.py"
+    path.write_text(content)
+    values["measure"]["oracle"]["command"] = DIVERSITY.replace("test_diversity.py", str(path))
+    lines = problems(values, tmp_path)
+    assert len(lines) == bool(says) and all(f"measure oracle: {path}: {says}" in line for line in lines)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_may_not_be_read_gets_one_line(values, tmp_path, capsys, monkeypatch):
+    """A folder of --reuse, a record of the sweep, and the model of a row."""
+    monkeypatch.chdir(ROOT)
+    stat, closed = os.stat, []
+
+    def refuse(path, *args, **kwargs):
+        if Path(str(path)).name in closed[-1:]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr("os.stat", refuse)
+    (tmp_path / "other" / "runs").mkdir(parents=True)
+    given = call(values, tmp_path, "--reuse", str(tmp_path / "other"))
+    for name, says in (
+        ("runs", f"--reuse {tmp_path / 'other' / 'runs'}: "),
+        ("oracle.json", "oracle.json: "),
+        ("teacher", f"configuration teacher: {tmp_path / 'teacher'}: "),
+    ):
+        closed.append(name)
+        assert main(given) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{says}cannot be read (Permission denied)" in line
 
 
 def test_a_model_that_the_measure_cannot_load_is_an_error(values, tmp_path, monkeypatch, tiny_pipeline):

@@ -68,9 +68,81 @@ def test_every_default_weight_can_be_fetched_and_is_listed():
                 assert name in fetched and f"`weights/{name}`" in listed
 
 
-def test_the_small_worlds_run_checks_its_measurement_before_it_trains(tmp_path):
-    environment = os.environ | {"MEASURED_PROMPTS": "no/such.txt"}
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("MEASURED_PROMPTS", "no/such.txt", "MEASURED_PROMPTS no/such.txt: cannot be read (No such file or directory)"),
+        ("MEASURED_PROMPTS", "data/prompts_eval.txt", "is not a caption of the small world"),
+        ("NUM_SEEDS", "abc", "argument NUM_SEEDS: invalid int value: 'abc'"),
+        ("GRID_PROMPT", " ", "GRID_PROMPT: is empty"),
+    ],
+)
+def test_the_small_worlds_run_checks_its_measurement_before_it_trains(tmp_path, variable, value, says):
+    environment = os.environ | {"PYTHON": sys.executable, variable: value}
     command = ["bash", str(ROOT / "scripts" / "run_train_tiny.sh"), "--run_dir", str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (2, "run_train_tiny.sh: MEASURED_PROMPTS=no/such.txt: no such file\n")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("run_train_tiny.sh: ") and says in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_interpreter_is_named(tmp_path):
+    environment = os.environ | {"PYTHON": "/no/such/python"}
+    command = ["bash", str(ROOT / "scripts" / "run_train_tiny.sh"), "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "setup: PYTHON=/no/such/python: no such program; give the path of an interpreter, or unset PYTHON\n",
+    )
+
+
+@pytest.fixture
+def train_on_gpus(tmp_path):
+    """Return a function that calls run_train_sd35.sh on made-up scorers, and prints the trainer's command line."""
+    python = tmp_path / "python"  # it passes the check of setup_env.sh, and prints its arguments
+    python.write_text('#!/bin/bash\n[ "$1" = - ] && echo "$0" || echo "$*"\n')
+    python.chmod(0o755)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "model_index.json").touch()
+    scorers = ("PICK_PROCESSOR", "PICK_MODEL", "IR_MODEL", "IR_MED_CONFIG", "DINO", "CLIP")
+
+    def call(*flags: str, **variables: str) -> subprocess.CompletedProcess:
+        environment = {
+            **os.environ,
+            "HOME": str(tmp_path),
+            "PYTHON": str(python),
+            **dict.fromkeys(scorers, str(tmp_path)),
+        }
+        command = ["bash", str(ROOT / "scripts" / "run_train_sd35.sh"), *flags]
+        return subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_the_flags_of_a_launch_replace_its_paths(train_on_gpus, tmp_path):
+    """Student and fake score start from the teacher that is given, and a scorer may be left out."""
+    model = str(tmp_path / "own" / "model")
+    for flags in (["--teacher_id", model], [f"--teacher_id={model}"], ["--teacher_id=~/own/model"]):
+        done = train_on_gpus(*flags, "--clip_path=", CLIP="no/such")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"--teacher_id {model} --student_id {model} --fake_id {model} " in done.stdout
+    done = train_on_gpus(TEACHER="some_organisation/a-model")
+    assert done.returncode == 0 and "--fake_id some_organisation/a-model " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("TEACHER", "weights/nothing", "missing: weights/nothing/model_index.json — bash scripts/download_weights.sh"),
+        (
+            "ACCELERATE_CONFIG",
+            "no.yaml",
+            "missing: no.yaml — set ACCELERATE_CONFIG to one of scripts/",
+        ),
+        ("CLIP", "no/such/clip", "missing: no/such/clip — bash scripts/download_weights.sh clip"),
+    ],
+)
+def test_a_launch_names_what_is_missing(train_on_gpus, tmp_path, variable, value, says):
+    given = {"TEACHER": str(tmp_path / "own" / "model"), variable: value}
+    done = train_on_gpus(**given)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith(says)

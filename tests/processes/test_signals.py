@@ -113,6 +113,18 @@ def test_a_program_goes_on_when_nobody_reads_its_output(tmp_path, unbuffered):
         assert done.returncode != 0 and "No space left" in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "utf-8"])
+def test_a_letter_that_the_terminal_lacks_ends_no_program(encoding):
+    """The second letter is a byte of a file's name that is not UTF-8."""
+    script = "import sys\nfrom dpdmd.utils import signals\nsignals.install_exit_handlers('program')\n"
+    script += "[file.write('\u00fc \\udcff\\n') for file in (sys.stdout, sys.stderr)]"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0 and done.stdout == done.stderr
+    assert done.stdout == ("\u00fc" if encoding == "utf-8" else "\\xfc").encode() + b" \\udcff\n"
+
+
 def test_a_second_interrupt_of_a_training_is_one_line(short_run, tmp_path):
     """The run does not wait for the step; earlier checkpoints stay."""
     run = ["--run_dir", str(tmp_path / "run"), "--max_steps", "6", "--ckpt_every", "1", "--vis_every", "0"]
