@@ -44,15 +44,25 @@ class Program:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the program and return its exit status: 2 on wrong input, 1 if it had to stop."""
         try:
-            return self._run(self.check(self.parser().parse_args(argv)))
+            self._run(self.check(self.parser().parse_args(argv)))
         except ValueError as error:
             print(f"{self.name}: error: {one_line(error)}", file=sys.stderr)
             return 2
         except (OSError, MemoryError) as error:
             print(f"{self.name}: stopped: {one_line(error)}", file=sys.stderr)
-            return 1
+            if isinstance(error, ConnectionAbortedError):
+                from dpdmd.distributed import collectives  # imported long ago
 
-    def _run(self, job: Job) -> int:
+                collectives.exit_without_peers(1)
+            return 1
+        return 0
+
+    def _run(self, job: Job) -> None:
+        """Run a checked job.
+
+        Raises:
+            ValueError, OSError, MemoryError: as `program_run.run`; ConnectionAbortedError if another process is gone.
+        """
         # These imports take seconds, so wrong input is reported before them.
         from dpdmd.sampling.find_model import find_model  # imports torch, the others all libraries
 
@@ -68,11 +78,9 @@ class Program:
             lost = collectives.lost_peer_message(error)
             if lost is None:
                 raise
-            message = f"another process of this call is gone ({lost}); the same command goes on with the images made"
-            print(f"{self.name}: stopped: {message}", file=sys.stderr)
-            collectives.exit_without_peers(1)
-            return 1
-        return 0
+            raise ConnectionAbortedError(
+                f"another process of this call is gone ({lost}); the same command goes on with the images made"
+            ) from None
 
     def parser(self) -> argparse.ArgumentParser:
         """Return the parser of the program's flags; the variables at the top of its file are the defaults.
