@@ -126,8 +126,8 @@ def _load_program(path: str) -> Program | None:
         raise ValueError(f"{path}: no such file")
     try:
         statements = ast.parse(Path(path).read_bytes(), path).body
-        imported = {str(part.module).partition(".")[0] for part in statements if isinstance(part, ast.ImportFrom)}
-        if "dpdmd" not in imported:
+        imported = [str(part.module) for part in statements if isinstance(part, ast.ImportFrom)]
+        if not any(name.startswith("dpdmd.") for name in imported):
             return None
         program = runpy.run_path(path).get("PROGRAM")
     except (Exception, SystemExit) as error:  # of any statement that the user edited
