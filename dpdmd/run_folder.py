@@ -98,6 +98,11 @@ class RunFolder:
         return self.root / "hub"
 
     @property
+    def saved(self) -> Path:
+        """Empty file that the first whole checkpoint leaves, so that checkpoints that are gone are missed."""
+        return self.root / ".saved"
+
+    @property
     def diagnostics(self) -> Path:
         return self.root / "diagnostics"
 
@@ -153,6 +158,18 @@ class RunFolder:
         """Return whether checkpoints can hold symbolic links. If `latest` is one, nothing is written to find out."""
         return (self.ckpts / LATEST).is_symlink() or has_links(nearest_existing(self.ckpts))
 
+    def to_resume(self, wanted: str | None) -> Path | None:
+        """Return the checkpoint that `--resume_from_checkpoint` names, or None if a run starts anew."""
+        return self.latest() if wanted == LATEST else Path(wanted) if wanted else None
+
+    def owns(self, checkpoint: Path) -> bool:
+        """Return whether a checkpoint is one of this run's, or a link among them leads to it."""
+        return self.ckpts.is_dir() and checkpoint.resolve() in {path.resolve() for path in self.ckpts.iterdir()}
+
+    def has_nothing_to_lose(self) -> bool:
+        """Return whether a run has begun here and has saved nothing: a new start only repeats its steps."""
+        return self._has_begun() and not self.saved.exists() and not self.numbered()
+
     def continue_from(self, checkpoint: Path) -> None:
         """Let `latest` point to `checkpoint`, if it is one of this run's numbered checkpoints."""
         for path in self.checkpoints():
@@ -181,17 +198,12 @@ class RunFolder:
         Files of a run that ended before its first step, for example because a model did not load, do not count, nor do
         temporary files and those of file managers.
         """
-        found = {
-            flag: {
-                path
-                for path in folder.rglob("*")
-                if not (path.is_dir() or is_temporary(path) or is_system_file(path.relative_to(folder)))
-            }
-            for flag, folder in self.by_flag().items()
-        }
-        begun = {self.config, self.environment, self.log_file, self._lock}
-        ended_early = any(files & {self._lock, self.environment} for files in found.values())
-        return next((flag for flag, files in found.items() if (files - begun if ended_early else files)), None)
+        begun = {self.config, self.environment, self.log_file, self._lock, self.saved} if self._has_begun() else set()
+        return next((flag for flag, folder in self.by_flag().items() if _holds_files(folder, begun)), None)
+
+    def _has_begun(self) -> bool:
+        """Return whether a run has begun here: other programs do not write these files."""
+        return self._lock.exists() or self.environment.exists()
 
     @property
     def _lock(self) -> Path:
@@ -239,6 +251,14 @@ class RunFolder:
         images = (self.eval_images, self.process_vis, self.div_vis)
         below = (path for folder in images for path in folder.rglob("*") if path.is_dir())
         clear_leftovers((self.root, self.diagnostics, *images, *below))
+
+
+def _holds_files(folder: Path, ignored: set[Path]) -> bool:
+    """Return whether there is a file at any depth, except `ignored`, temporary files and those of file managers."""
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return any(
+        not (path in ignored or is_temporary(path) or is_system_file(path.relative_to(folder))) for path in paths
+    )
 
 
 def step_folders(root: Path) -> list[tuple[int, Path]]:

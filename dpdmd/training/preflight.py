@@ -67,16 +67,15 @@ def check(config: Config) -> RunSetup:
     check_machine(config)
     folder = RunFolder.from_config(config.run)
     check_upload(config.run.push_to_hub, config.run.hub_model_id, config.run.private, ("--run_dir", folder.root))
-    if config.hub.download:  # checked once more below: a wrong path must not cost a download
+    _check_folder(config, folder)
+    if config.hub.download:  # read once more below: a wrong path must not cost a download
         read_training_prompts(config.data)
-        _check_folder(config, folder)
     locate_models(config)
     check_models(config)
     _check_caches(config)
     prompts, weights = read_training_prompts(config.data)
     evaluation = set_up_evaluation(config.eval, config.data.prompt_column, list(config.data.image_sizes))
     _check_adaptive_weight(config, evaluation)
-    _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes
     steps = _total_steps(config, len(prompts), batch_size)
     _check_schedules(config, steps)
@@ -145,16 +144,35 @@ def _check_caches(config: Config) -> None:
 
 
 def _check_folder(config: Config, folder: RunFolder) -> None:
-    """Check that the run's folders can be written, and that a new run does not mix with an old one."""
+    """Check that the run's folders can be written, and that the run does not mix with another one.
+
+    A run that was stopped before its first checkpoint starts anew in its folder, so that the same command can start and
+    continue a job.
+    """
     for flag, path in folder.by_flag().items():
         check_writable(flag, path)
-    if config.run.resume_from_checkpoint is None and (flag := folder.flag_in_use()):
-        derived = flag == "--run_dir" and not config.run.run_dir
-        given = "the run's folder, where the paths given lie," if derived else flag
+    wanted = config.run.resume_from_checkpoint
+    if wanted is not None:
+        resume.check_wanted(wanted)
+    checkpoint = folder.to_resume(wanted)
+    if checkpoint and folder.owns(checkpoint):
+        return
+    flag = folder.flag_in_use()
+    if flag is None or (wanted is not None and folder.has_nothing_to_lose()):
+        return
+    derived = flag == "--run_dir" and not config.run.run_dir
+    given = "the run's folder, where the paths given lie," if derived else flag
+    place = f"{given} {folder.by_flag()[flag]}"
+    if wanted is None:
+        raise ValueError(f"{place}: is not empty; --resume_from_checkpoint latest continues it, or give another")
+    if checkpoint is None:
         raise ValueError(
-            f"{given} {folder.by_flag()[flag]}: is not empty; --resume_from_checkpoint latest continues it, or give "
-            "another"
+            f"{place}: is not empty, but {folder.ckpts} has no checkpoint to continue; give the --ckpt_dir of its "
+            "checkpoints, or another --run_dir"
         )
+    raise ValueError(
+        f"--resume_from_checkpoint {wanted}: is not of the run in {place}, which is not empty; give another --run_dir"
+    )
 
 
 def _check_schedules(config: Config, steps: int) -> None:

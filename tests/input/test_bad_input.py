@@ -379,6 +379,28 @@ def test_a_used_run_folder_needs_resume(refused, flags):
     assert (run / "metrics.jsonl").read_text() == "{}\n"
 
 
+@pytest.mark.parametrize(
+    "files", [["config.yaml", "metrics.jsonl", "report.html"], [".lock", "metrics.jsonl", ".saved"]]
+)
+def test_a_used_run_folder_without_a_checkpoint_is_not_begun_anew(refused, flags, files):
+    """The first has no run's files but somebody's; the second is of a run whose checkpoints are gone or elsewhere."""
+    run = Path(flags["--run_dir"])
+    run.mkdir()
+    for name in files:
+        (run / name).write_text("kept")
+    line = refused({"--resume_from_checkpoint": "latest"})
+    assert line.startswith(f"--run_dir {run}: is not empty, but {run / 'ckpts'} has no checkpoint to continue; give")
+    assert {path.name: path.read_text() for path in run.iterdir()} == dict.fromkeys(files, "kept")
+
+
+def test_a_checkpoint_of_another_run_is_not_continued_in_a_used_folder(refused, flags, tmp_path):
+    saved(str(tmp_path / "other"), {})
+    saved(flags["--run_dir"], {})
+    wanted = tmp_path / "other" / "ckpts" / "step_000010"
+    line = refused({"--resume_from_checkpoint": str(wanted)})
+    assert line.startswith(f"--resume_from_checkpoint {wanted}: is not of the run in --run_dir {flags['--run_dir']}, ")
+
+
 def test_a_name_that_no_file_system_takes(refused):
     assert "cannot be made (File name too long); give another folder" in refused({"--run_dir": "x" * 300})
 

@@ -1,6 +1,9 @@
 """The run folder: its paths, its lock, and when it counts as used."""
 
+import os
 from pathlib import Path
+
+import pytest
 
 from dpdmd.config.options import RunConfig
 from dpdmd.run_folder import RunFolder
@@ -31,6 +34,45 @@ def test_the_folder_in_use_is_named_by_its_flag(tmp_path):
     (tmp_path / "s2").mkdir()
     (tmp_path / "s2" / "metrics.jsonl").write_text("{}")
     assert RunFolder.from_config(run).flag_in_use() == "--run_dir"
+
+
+def test_a_folder_counts_as_used_at_its_first_file(tmp_path, monkeypatch):
+    """A large tree is not walked to its end."""
+    for name in ("a", "b"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / "mine.txt").write_text("mine")
+    walked, walk = [], os.walk
+    monkeypatch.setattr(os, "walk", lambda folder: (walked.append(entry[0]) or entry for entry in walk(folder)))
+    assert RunFolder.of(tmp_path).flag_in_use() == "--run_dir" and walked == [str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("files", "nothing"),
+    [
+        ([], False),
+        (["config.yaml", "metrics.jsonl", "report.html"], False),
+        ([".lock", "config.yaml", "metrics.jsonl", "report.html"], True),
+        (["environment.json", "metrics.jsonl"], True),
+        ([".lock", "metrics.jsonl", ".saved"], False),
+        ([".lock", "metrics.jsonl", "ckpts/step_000006/manifest.json"], False),
+    ],
+)
+def test_only_a_run_that_has_saved_nothing_has_nothing_to_lose(tmp_path, files, nothing):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert RunFolder.of(tmp_path).has_nothing_to_lose() == nothing
+
+
+def test_a_run_owns_the_checkpoints_that_lie_or_are_linked_in_its_folder(tmp_path):
+    one, other = RunFolder.of(tmp_path / "one"), RunFolder.of(tmp_path / "other")
+    assert not other.owns(one.checkpoint(2))
+    for folder in (one, other):
+        folder.checkpoint(2).mkdir(parents=True)
+    one.point("latest", one.checkpoint(2))
+    assert one.owns(one.checkpoint(2)) and one.owns(one.ckpts / "latest") and not other.owns(one.checkpoint(2))
+    other.checkpoint(3).symlink_to(one.checkpoint(2))
+    assert other.owns(one.checkpoint(2)) and other.owns(other.checkpoint(3))
 
 
 def test_run_folder_derives_all_paths():
