@@ -23,6 +23,7 @@ from dpdmd.training import checkpoint, resume
 from dpdmd.training.memory_estimate import estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
 from dpdmd.training.model_sources import locate_models
+from dpdmd.training.preflight_folder import check_folder, unreadable_named
 from dpdmd.training.preflight_machine import check_machine
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
@@ -67,7 +68,7 @@ def check(config: Config) -> RunSetup:
     check_machine(config)
     folder = RunFolder.from_config(config.run)
     check_upload(config.run.push_to_hub, config.run.hub_model_id, config.run.private, ("--run_dir", folder.root))
-    _check_folder(config, folder)
+    check_folder(config, folder)
     if config.hub.download:  # read once more below: a wrong path must not cost a download
         read_training_prompts(config.data)
     locate_models(config)
@@ -80,7 +81,8 @@ def check(config: Config) -> RunSetup:
     steps = _total_steps(config, len(prompts), batch_size)
     _check_schedules(config, steps)
     wanted = config.run.resume_from_checkpoint
-    point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
+    with unreadable_named():
+        point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
     on_gpu = device_bytes() is not None
     memory = estimate_of_process(config, evaluation, Topology.from_environment(), on_gpu=on_gpu)
     sides = "--sizes" if memory.size else "--height, --width"
@@ -139,40 +141,12 @@ def _check_caches(config: Config) -> None:
         ("--cache_text_embeddings", config.data.cache_text_embeddings),
         ("--teacher_cache", config.method.teacher_cache),
     ):
-        if cache and not any(Path(cache).glob("*.safetensors")):
+        try:
+            filled = cache and any(Path(cache).glob("*.safetensors"))
+        except OSError as error:
+            raise ValueError(f"{flag} {cache}: cannot be read ({error.strerror}); give another folder") from None
+        if cache and not filled:
             check_writable(flag, Path(cache))
-
-
-def _check_folder(config: Config, folder: RunFolder) -> None:
-    """Check that the run's folders can be written, and that the run does not mix with another one.
-
-    A run that was stopped before its first checkpoint starts anew in its folder, so that the same command can start and
-    continue a job.
-    """
-    for flag, path in folder.by_flag().items():
-        check_writable(flag, path)
-    wanted = config.run.resume_from_checkpoint
-    if wanted is not None:
-        resume.check_wanted(wanted)
-    checkpoint = folder.to_resume(wanted)
-    if checkpoint and folder.owns(checkpoint):
-        return
-    flag = folder.flag_in_use()
-    if flag is None or (wanted is not None and folder.has_nothing_to_lose()):
-        return
-    derived = flag == "--run_dir" and not config.run.run_dir
-    given = "the run's folder, where the paths given lie," if derived else flag
-    place = f"{given} {folder.by_flag()[flag]}"
-    if wanted is None:
-        raise ValueError(f"{place}: is not empty; --resume_from_checkpoint latest continues it, or give another")
-    if checkpoint is None:
-        raise ValueError(
-            f"{place}: is not empty, but {folder.ckpts} has no checkpoint to continue; give the --ckpt_dir of its "
-            "checkpoints, or another --run_dir"
-        )
-    raise ValueError(
-        f"--resume_from_checkpoint {wanted}: is not of the run in {place}, which is not empty; give another --run_dir"
-    )
 
 
 def _check_schedules(config: Config, steps: int) -> None:

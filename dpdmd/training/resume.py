@@ -1,6 +1,7 @@
 """Find the checkpoint that a run continues: the one that is asked for, or the newest that is whole."""
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,13 @@ def check_wanted(wanted: str) -> None:
     Raises:
         ValueError: it is not.
     """
-    if wanted != LATEST and not os.path.isdir(wanted):
+    try:
+        known = wanted == LATEST or stat.S_ISDIR(os.stat(wanted).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        known = False
+    except OSError as error:
+        raise ValueError(f"--resume_from_checkpoint {wanted}: cannot be read ({error.strerror})") from None
+    if not known:
         raise ValueError(f"--resume_from_checkpoint {wanted}: no such folder; give latest, or a checkpoint's")
 
 

@@ -1,9 +1,11 @@
 """Wrong input gets one line that names the flag or file, with exit status 2, before any model loads."""
 
+import errno
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from bad_input import LONG, ROOT, program
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dpdmd import config, export, generate
+from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import fingerprint
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.utils.manifest import write_manifest
@@ -399,6 +401,71 @@ def test_a_checkpoint_of_another_run_is_not_continued_in_a_used_folder(refused, 
     wanted = tmp_path / "other" / "ckpts" / "step_000010"
     line = refused({"--resume_from_checkpoint": str(wanted)})
     assert line.startswith(f"--resume_from_checkpoint {wanted}: is not of the run in --run_dir {flags['--run_dir']}, ")
+
+
+def test_an_odd_record_of_a_run_to_continue(refused, flags):
+    run = Path(flags["--run_dir"])
+    saved(str(run), {})
+    (run / "metrics.jsonl").write_text('{"step": 1, "turn": ["x"]}\n')
+    line = refused({"--resume_from_checkpoint": "latest"})
+    assert line.startswith(f"{run / 'metrics.jsonl'}, line 1: no record of a run (needs a turn")
+
+
+@pytest.mark.parametrize("resumed", [{}, {"--resume_from_checkpoint": "latest"}])
+def test_a_folder_in_the_place_of_a_run_file(refused, flags, resumed):
+    run = Path(flags["--run_dir"])
+    saved(str(run), {})
+    (run / "config.yaml").mkdir()
+    assert refused(resumed).startswith(f"{run / 'config.yaml'}: is a folder, but the run writes a file there")
+
+
+def unreadable(monkeypatch, place: Path) -> None:
+    """Let the file system refuse what lies in a folder, which it never does for root."""
+
+    def refuse(call: Callable) -> Callable:
+        def refusing(path, *args, **options):
+            if place in Path(path).parents:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *args, **options)
+
+        return refusing
+
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+
+
+@pytest.mark.parametrize("place", ["ckpts", "ckpts/step_000010"])
+def test_a_run_to_continue_that_cannot_be_read(refused, flags, monkeypatch, place):
+    """A folder that can be written but not listed would look like one without checkpoints."""
+    run = Path(flags["--run_dir"])
+    saved(str(run), {})
+    if place == "ckpts":
+        error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run / place))
+        monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(error))
+    else:
+        unreadable(monkeypatch, run / place)
+    line = refused({"--resume_from_checkpoint": "latest"})
+    assert line.startswith(str(run / place)) and "cannot be read (Permission denied); make it readable, or" in line
+
+
+def test_a_checkpoint_that_cannot_be_read(refused, monkeypatch, tmp_path):
+    unreadable(monkeypatch, tmp_path / "private")
+    wanted = tmp_path / "private" / "step_000010"
+    line = refused({"--resume_from_checkpoint": str(wanted)})
+    assert line == f"--resume_from_checkpoint {wanted}: cannot be read (Permission denied)"
+
+
+def test_a_cache_that_cannot_be_read(refused, monkeypatch, tmp_path):
+    unreadable(monkeypatch, tmp_path / "private")
+    line = refused({"--cache_text_embeddings": str(tmp_path / "private" / "cache")})
+    assert line.startswith(f"--cache_text_embeddings {tmp_path / 'private' / 'cache'}: cannot be ")
+
+
+def test_the_memory_of_a_teacher_that_cannot_be_read(refused_by, monkeypatch, tmp_path):
+    unreadable(monkeypatch, tmp_path / "private")
+    teacher = str(tmp_path / "private" / "teacher")
+    line = refused_by("dpdmd.doctor", doctor.main, ["--memory", "--teacher_id", teacher])
+    assert line.startswith(f"--teacher_id {teacher}: ") and "Permission denied" in line
 
 
 def test_a_name_that_no_file_system_takes(refused):
