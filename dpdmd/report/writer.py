@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.library_settings import check_import
 from dpdmd.utils.logging import logger
 
 
@@ -13,9 +14,10 @@ def write(folders: Sequence[Path], out: Path) -> None:
     """Write the report of run folders and of sweeps' folders, which stand for all of their runs.
 
     Raises:
-        ValueError: a folder is neither, or a sweep has no run.
+        ValueError: a folder is neither, or a sweep has no run, or matplotlib cannot read MPLBACKEND.
         OSError: `out` cannot be written.
     """
+    check_import("MPLBACKEND", "matplotlib")
     # Imported here, since matplotlib takes half a second to import.
     from dpdmd.report.page import render
     from dpdmd.report.runs import RunEntry, read_runs
