@@ -21,6 +21,7 @@ from dpdmd.sampling.export import DTYPES, export
 from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.hub_upload import check_upload, upload
+from dpdmd.utils.library_settings import check_attention_variable
 from dpdmd.utils.paths import check_writable, user_path
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_hub_flags(parser)
     args = parser.parse_args(argv)
     try:
+        check_attention_variable()
         repository = _check(args)
         _export(args, repository)
     except ValueError as error:

@@ -8,16 +8,19 @@ import fcntl
 import json
 import os
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dpdmd.config.options import RunConfig
+from dpdmd.config.options import MAX_COUNT, RunConfig
 from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
+from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.folders import delete_tree, has_links, link_by_name
 from dpdmd.utils.manifest import MANIFEST
 from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest_existing
+from dpdmd.utils.text_files import require_regular
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
@@ -98,6 +101,11 @@ class RunFolder:
         return self.root / "hub"
 
     @property
+    def saved(self) -> Path:
+        """Empty file that the first whole checkpoint leaves, so that checkpoints that are gone are missed."""
+        return self.root / ".saved"
+
+    @property
     def diagnostics(self) -> Path:
         return self.root / "diagnostics"
 
@@ -153,11 +161,36 @@ class RunFolder:
         """Return whether checkpoints can hold symbolic links. If `latest` is one, nothing is written to find out."""
         return (self.ckpts / LATEST).is_symlink() or has_links(nearest_existing(self.ckpts))
 
+    def to_resume(self, wanted: str | None) -> Path | None:
+        """Return the checkpoint that `--resume_from_checkpoint` names, or None if a run starts anew."""
+        return self.latest() if wanted == LATEST else Path(wanted) if wanted else None
+
+    def owns(self, checkpoint: Path) -> bool:
+        """Return whether a checkpoint is one of this run's, or a link among them leads to it."""
+        return self.ckpts.is_dir() and checkpoint.resolve() in {path.resolve() for path in self.ckpts.iterdir()}
+
+    def has_nothing_to_lose(self) -> bool:
+        """Return whether a run has begun here and has saved nothing: a new start only repeats its steps."""
+        return self._has_begun() and not self.saved.exists() and not self.numbered()
+
     def continue_from(self, checkpoint: Path) -> None:
         """Let `latest` point to `checkpoint`, if it is one of this run's numbered checkpoints."""
         for path in self.checkpoints():
             if path.resolve() == checkpoint.resolve():
                 self.point(LATEST, path)
+
+    def check_files(self) -> None:
+        """Check that no folder has the name of a file that the run writes, and that the log can be continued.
+
+        Raises:
+            ValueError: one line that names the path.
+        """
+        for path in (self.config, self.environment, self.metrics, self.teacher_scores, self.log_file, self._lock):
+            if path.is_dir():
+                raise ValueError(f"{path}: is a folder, but the run writes a file there; move it away")
+        for path in (self.log_file, self._lock):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise ValueError(f"{path}: is not writable; make it writable, or move it away")
 
     def by_flag(self) -> dict[str, Path]:
         """Return the output folders by their flags."""
@@ -181,17 +214,12 @@ class RunFolder:
         Files of a run that ended before its first step, for example because a model did not load, do not count, nor do
         temporary files and those of file managers.
         """
-        found = {
-            flag: {
-                path
-                for path in folder.rglob("*")
-                if not (path.is_dir() or is_temporary(path) or is_system_file(path.relative_to(folder)))
-            }
-            for flag, folder in self.by_flag().items()
-        }
-        begun = {self.config, self.environment, self.log_file, self._lock}
-        ended_early = any(files & {self._lock, self.environment} for files in found.values())
-        return next((flag for flag, files in found.items() if (files - begun if ended_early else files)), None)
+        begun = {self.config, self.environment, self.log_file, self._lock, self.saved} if self._has_begun() else set()
+        return next((flag for flag, folder in self.by_flag().items() if _holds_files(folder, begun)), None)
+
+    def _has_begun(self) -> bool:
+        """Return whether a run has begun here: other programs do not write these files."""
+        return self._lock.exists() or self.environment.exists()
 
     @property
     def _lock(self) -> Path:
@@ -241,24 +269,73 @@ class RunFolder:
         clear_leftovers((self.root, self.diagnostics, *images, *below))
 
 
+def _holds_files(folder: Path, ignored: set[Path]) -> bool:
+    """Return whether there is a file at any depth, except `ignored`, temporary files and those of file managers."""
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return any(
+        not (path in ignored or is_temporary(path) or is_system_file(path.relative_to(folder))) for path in paths
+    )
+
+
 def step_folders(root: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of each folder step_000600 in `root`, in the order of the steps."""
     matches = ((_STEP.fullmatch(path.name), path) for path in root.glob("step_*"))
     return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the records of metrics.jsonl in order. A line that is incomplete because of a kill is skipped.
+def read_records(path: Path, odd: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read the records of metrics.jsonl in order. A last line that a kill has cut is skipped.
+
+    Args:
+        odd: gets a line about each record that no run has written, and the record is left out. Without it, such a
+            record is an error.
 
     Raises:
         OSError: the file cannot be read.
+        ValueError: no run has written one of the lines; the message names the file and the line.
     """
+    require_regular(path)
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            if record["turn"] and isinstance(record["step"], int):
-                found.append(record)
-        except (json.JSONDecodeError, KeyError, TypeError):
+    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate([*lines, last] if _is_json(last) else lines, 1):
+        if not line.strip():
             continue
+        try:
+            found.append(_read_record(line))
+        except (ValueError, RecursionError) as error:
+            message = f"{path}, line {number}: no record of a run ({shorten_error(error)}); correct or delete the line"
+            if odd is None:
+                raise ValueError(message) from None
+            odd.append(message)
     return found
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read_record(line: str) -> dict[str, Any]:
+    """Read one record, whose values are numbers or missing.
+
+    Raises:
+        ValueError: it is not as a run writes it.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    turn, step = record.get("turn"), record.get("step")
+    if not (isinstance(turn, str) and turn and type(step) is int and 0 <= step <= MAX_COUNT):
+        raise ValueError("needs a turn, which is text, and a step, which is a whole number")
+    for name, value in record.items():
+        if name not in ("turn", "step", "size") and not (value is None or _is_number(value)):
+            raise ValueError(f"{name} is no number")
+    return record
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value is a number that fits a float, infinities and NaN included."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)

@@ -35,6 +35,9 @@ MAX_GRID_STEPS = 1000  # number of times that the models were trained at
 MAX_BATCH = 2**16
 MAX_IMAGES = 100_000  # per prompt
 MAX_RANK = 2**14  # beyond the width of any layer
+MAX_GUIDANCE = 1e4  # beyond any use, and products with it stay finite in fp32; so for the two below
+MAX_WEIGHT = 1e6
+MAX_LEARNING_RATE = 100.0
 DEFAULT_MAX_STEPS = 6000  # paper, section 5.1: 6,000 iterations = 1,000 student updates
 
 
@@ -47,7 +50,7 @@ def _flag(
     ge: float | None = None,
     gt: float | None = None,
     lt: float | None = None,
-    le: int = MAX_COUNT,
+    le: float | None = None,
     empty: bool = False,
     path: bool = False,
     may_change_on_resume: bool = False,
@@ -57,7 +60,7 @@ def _flag(
 
     Args:
         source: where the default comes from.
-        choices, ge, gt, lt, le: allowed values; `le` applies to whole numbers.
+        choices, ge, gt, lt, le: allowed values; without `le`, whole numbers up to MAX_COUNT, others up to fp32's.
         empty: whether an empty string is allowed and means None.
         path: whether the value is a path, so that `a` and `./a/` are equal.
         may_change_on_resume: whether a resumed run may have another value.
@@ -86,7 +89,7 @@ class ModelConfig:
     lora_rank: int | None = _flag(
         None, "train LoRA adapters of this rank; all three networks share the teacher's weights", ge=1, le=MAX_RANK
     )
-    lora_alpha: float | None = _flag(None, "LoRA alpha; without it the rank", "peft", gt=0)
+    lora_alpha: float | None = _flag(None, "LoRA alpha; without it the rank", "peft", gt=0, le=MAX_WEIGHT)
     lora_targets: str | None = _flag(
         None, "layers with LoRA, as ends of layer names, a,b,...; without it attention and feed-forward layers", "ours"
     )
@@ -163,7 +166,7 @@ class MethodConfig:
     fake_rollout_reuse: int = _flag(1, "fake-score updates that share one roll-out of the student", "ours")
     per_train_fake_num: int = _flag(5, "fake-score updates before each student update", "paper", ge=1)
     fake_head_start: int = _flag(0, "fake-score updates before the first cycle", "ours", ge=0)
-    div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", ge=0)
+    div_weight: float = _flag(0.05, "weight of the diversity loss, lambda", "paper, table 4", ge=0, le=MAX_WEIGHT)
     div_weight_schedule: str = _flag(
         "constant",
         "lambda over the student updates: constant, linear from lambda to 0 (decreasing), from 0 (increasing), or "
@@ -176,6 +179,7 @@ class MethodConfig:
         "guidance scale s of the teacher, as the family's pipeline counts it: u + s (c - u) for SD3.5",
         "paper",
         ge=0,
+        le=MAX_GUIDANCE,
     )
     real_guidance_scale: float | None = _flag(
         None,
@@ -183,6 +187,7 @@ class MethodConfig:
         "anchor and the teacher's samples always have",
         "paper; apart as in DMD2",
         ge=0,
+        le=MAX_GUIDANCE,
     )
     student_sigmas: str = _flag(
         "default", "student's grid: default (diffusers'), trailing, or N numbers 1.0,...", "release"
@@ -218,8 +223,8 @@ class MethodConfig:
         "DISTS_weights-f5e65c96.pth, or a DINO model",
         "ours",
     )
-    perceptual_weight: float = _flag(0.25, "weight of the perceptual loss", "DMD", ge=0)
-    gan_weight: float = _flag(0.005, "weight of dmd_gan's generator loss", "DMD2", ge=0)
+    perceptual_weight: float = _flag(0.25, "weight of the perceptual loss", "DMD", ge=0, le=MAX_WEIGHT)
+    gan_weight: float = _flag(0.005, "weight of dmd_gan's generator loss", "DMD2", ge=0, le=MAX_WEIGHT)
     gan_features: str = _flag(
         "fake", "network whose features the discriminator of dmd_gan reads", "DMD2", choices=GAN_FEATURES
     )
@@ -286,9 +291,11 @@ class OptimConfig:
 
     batch_size: int = _changeable(4, "prompts per forward pass and process", "paper", ge=1, le=MAX_BATCH)
     grad_accum: int = _changeable(1, "forward passes per update", "release", ge=1, le=MAX_BATCH)
-    lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", gt=0)
-    lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", gt=0)
-    lr_discriminator: float = _flag(1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", gt=0)
+    lr_student: float = _flag(1e-5, "AdamW learning rate of the student", "paper", gt=0, le=MAX_LEARNING_RATE)
+    lr_fake: float = _flag(1e-5, "AdamW learning rate of the fake score", "paper", gt=0, le=MAX_LEARNING_RATE)
+    lr_discriminator: float = _flag(
+        1e-4, "AdamW learning rate of dmd_gan's discriminator", "ours", gt=0, le=MAX_LEARNING_RATE
+    )
     lr_scheduler: str = _flag(
         "constant",
         "learning rate over each network's own updates: constant, or decreasing to 0 at its last (polynomial: to 1e-7)",
@@ -312,7 +319,7 @@ class OptimConfig:
         ge=0,
         lt=1,
     )
-    weight_decay: float = _flag(0.0, "weight decay of all optimizers", "paper", ge=0)
+    weight_decay: float = _flag(0.0, "weight decay of all optimizers", "paper", ge=0, le=MAX_WEIGHT)
     adam_beta1: float = _flag(0.9, "beta 1 of all optimizers", "torch", ge=0, lt=1)
     adam_beta2: float = _flag(0.999, "beta 2 of all optimizers", "torch", ge=0, lt=1)
     max_grad_norm: float = _flag(1.0, "clip gradients to this global norm", "paper", gt=0)

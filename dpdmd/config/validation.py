@@ -43,14 +43,20 @@ def check_range(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         if not ge <= value < lt:
             raise ValueError(f"--{name} {shown(value)}: must be at least {ge} and below {lt}")
     elif gt is not None:
-        if not gt < value <= FP32_MAX:
-            raise ValueError(f"--{name} {value}: must be a finite number above {gt}")
+        if not gt < value <= (FP32_MAX if le is None else le):
+            raise ValueError(f"--{name} {value}: must be a finite number above {gt}{_at_most(le)}")
     elif isinstance(value, float) and ge is not None:
-        if not ge <= value <= FP32_MAX:
-            raise ValueError(f"--{name} {value}: must be a finite number, at least {ge}")
-    elif isinstance(value, int) and not (-MAX_COUNT if ge is None else ge) <= value <= le:
-        allowed = f"at most {le}" if ge is None else f"{ge} to {le}"
-        raise ValueError(f"--{name} {shown(value)}: must be {allowed}")
+        if not ge <= value <= (FP32_MAX if le is None else le):
+            raise ValueError(f"--{name} {value}: must be a finite number, at least {ge}{_at_most(le)}")
+    elif isinstance(value, int):
+        most = MAX_COUNT if le is None else le
+        if not (-MAX_COUNT if ge is None else ge) <= value <= most:
+            allowed = f"at most {most}" if ge is None else f"{ge} to {most}"
+            raise ValueError(f"--{name} {shown(value)}: must be {allowed}")
+
+
+def _at_most(le: float | None) -> str:
+    return "" if le is None else f" and at most {le:,.0f}"
 
 
 def _is_text(value: str) -> bool:

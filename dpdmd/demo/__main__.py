@@ -25,6 +25,7 @@ from dpdmd.demo.sources import find_sources
 from dpdmd.evaluation.scorer_files import check_scorer_paths, scorer_sources
 from dpdmd.models.hub_models import locate_all
 from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.library_settings import check_attention_variable
 from dpdmd.utils.paths import user_path
 
 MAX_PORT = 65535
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program until it is stopped. Return exit status 2 for wrong input, 1 for an error while loading."""
     args = build_parser().parse_args(argv)
     try:
+        check_attention_variable()
         check(args)
         with bind(args.host, args.port) as bound:
             sources, scorer_paths = find_sources(args), find_scorers(args)

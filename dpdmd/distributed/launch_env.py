@@ -8,7 +8,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from dpdmd.utils.library_settings import ARITHMETIC, FALSE, TRUE, Setting, check_settings
+from dpdmd.utils.library_settings import ARITHMETIC, FALSE, TRUE, Setting, check_attention_variable, check_settings
 
 MAX_PROCESSES = 2**20
 _SWITCHES = (
@@ -74,7 +74,7 @@ def _number(name: str, default: int, least: int = 0) -> int:
 
 
 def check_launch() -> Launch:
-    """Return this process's launch, and check every variable that a process group needs.
+    """Return this process's launch, and check every variable that a process group or a library needs.
 
     Raises:
         ValueError: a variable is missing, wrong or not supported; one line that names the variable.
@@ -90,6 +90,7 @@ def check_launch() -> Launch:
                 "scripts/accelerate_*.yaml do"
             )
     check_settings((*_SETTINGS, *ARITHMETIC, *(_FSDP_SETTINGS if is_on("ACCELERATE_USE_FSDP") else ())))
+    check_attention_variable()
     _check_device()
     if launch.processes > 1:
         _check_rendezvous(launch.processes)

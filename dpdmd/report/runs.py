@@ -14,6 +14,7 @@ from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
 from dpdmd.utils.paths import distinct_names
 from dpdmd.utils.text_files import read_json
+from dpdmd.utils.wording import counted
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,13 @@ def _read(entry: RunEntry, name: str) -> Run:
     folder, warnings = RunFolder.of(root), []
     if not is_run(root):
         raise ValueError(f"{root}: is not a run folder ({folder.config.name} and {folder.metrics.name} are missing)")
-    records, oracle = [], []
+    records, oracle, odd = [], [], []
     try:
-        records = read_records(folder.metrics)
+        records = read_records(folder.metrics, odd)
     except OSError as error:
         warnings.append(f"{folder.metrics.name} cannot be read ({error.strerror})")
+    if odd:
+        warnings.append(odd[0] if len(odd) == 1 else f"{odd[0]} (and {counted(len(odd) - 1, 'more line')})")
     try:
         oracle = read_oracle_metrics(folder.figures, folder.root)
     except ValueError as error:

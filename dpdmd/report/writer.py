@@ -7,6 +7,7 @@ from pathlib import Path
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import unreadable
+from dpdmd.utils.library_settings import check_import
 from dpdmd.utils.logging import logger
 
 
@@ -14,7 +15,7 @@ def write(folders: Sequence[Path], out: Path) -> None:
     """Write the report of run folders and of sweeps' folders, which stand for all of their runs.
 
     Raises:
-        ValueError: a folder is neither or cannot be read, or a sweep has no run.
+        ValueError: a folder is neither or cannot be read, a sweep has no run, or matplotlib cannot read MPLBACKEND.
         OSError: `out` cannot be written.
     """
     write_text(out, render_report(folders))
@@ -24,8 +25,10 @@ def render_report(folders: Sequence[Path]) -> str:
     """Return the page that `write` writes.
 
     Raises:
-        ValueError: a folder is neither a run's nor a sweep's or cannot be read, or a sweep has no run.
+        ValueError: a folder is neither a run's nor a sweep's or cannot be read, a sweep has no run, or matplotlib
+            cannot read MPLBACKEND.
     """
+    check_import("MPLBACKEND", "matplotlib")
     # Imported here, since matplotlib takes half a second to import.
     from dpdmd.report.page import render
     from dpdmd.report.runs import RunEntry, read_runs

@@ -176,6 +176,7 @@ def save(
                 os.replace(replaced, target)
             raise
         folder.point(LATEST, target)
+        folder.saved.touch()
     except (OSError, ValueError, SafetensorError) as error:
         with suppress(OSError):
             delete_tree(temporary)

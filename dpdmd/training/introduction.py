@@ -43,7 +43,7 @@ def closing(setup: RunSetup) -> str:
         return f"done, without a checkpoint in {folder.ckpts}"
     student = checkpoint.student_folder(latest, setup.config)
     facts = {"student": str(student), "report": str(folder.report)}
-    if folder.metrics.is_file() and (health := judge(read_records(folder.metrics))):
+    if folder.metrics.is_file() and (health := judge(read_records(folder.metrics, odd=[]))):
         facts["health"] = str(health)
     return _table({**facts, "generate": _generate_command(setup, str(student))}, "done")
 

@@ -26,7 +26,7 @@ def preview_memory(config: Config, topology: Topology) -> tuple[MemoryEstimate, 
     model, layout = config.model, LAYOUTS[config.model.family]
     variant = find_variant(model.family, Path(model.teacher_id))
     repository = variant.repository if variant else layout.repository
-    if Path(model.teacher_id).exists() or not model.teacher_id.partition("@")[0].endswith(repository):
+    if _is_there(Path(model.teacher_id)) or not model.teacher_id.partition("@")[0].endswith(repository):
         locate_models(config)
         return _estimate(config, topology), model.teacher_id
     from dpdmd.models.hollow import write_hollow  # imports diffusers, which takes seconds
@@ -38,6 +38,14 @@ def preview_memory(config: Config, topology: Topology) -> tuple[MemoryEstimate, 
             if getattr(model, name) == missing:
                 setattr(model, name, str(hollow))
         return _estimate(config, topology), f"those of {repository}, since {missing} is not there"
+
+
+def _is_there(teacher: Path) -> bool:
+    """Return whether the path exists. An unreadable one counts: `locate_models` names it."""
+    try:
+        return teacher.exists()
+    except OSError:
+        return True
 
 
 def _estimate(config: Config, topology: Topology) -> MemoryEstimate:

@@ -1,7 +1,6 @@
 """Replace the models that a run's flags name by local folders: ids of the Hub, variants of weights."""
 
 from functools import partial
-from pathlib import Path
 
 from dpdmd.config import Config, from_dict
 from dpdmd.config.hub_flags import HubOptions
@@ -10,7 +9,7 @@ from dpdmd.evaluation.scorer_files import scorer_sources
 from dpdmd.models.hub_files import folder_files, network_files, pipeline_files
 from dpdmd.models.hub_models import Source, locate_all
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.run_folder import LATEST, RunFolder
+from dpdmd.run_folder import RunFolder
 from dpdmd.utils.manifest import MANIFEST, read_manifest
 
 
@@ -55,8 +54,7 @@ def _sources(config: Config) -> dict[str, Source]:
 
 def _recorded(config: Config) -> dict[str, object]:
     """Return what the checkpoint to resume from recorded, by flag; empty if there is none, or if it is damaged."""
-    wanted = config.run.resume_from_checkpoint
-    checkpoint = RunFolder.from_config(config.run).latest() if wanted == LATEST else wanted and Path(wanted)
+    checkpoint = RunFolder.from_config(config.run).to_resume(config.run.resume_from_checkpoint)
     if not checkpoint:
         return {}
     try:

@@ -23,6 +23,7 @@ from dpdmd.training import checkpoint, resume
 from dpdmd.training.memory_estimate import estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
 from dpdmd.training.model_sources import locate_models
+from dpdmd.training.preflight_folder import check_folder, unreadable_named
 from dpdmd.training.preflight_machine import check_machine
 from dpdmd.training.preflight_models import check_models, check_weights, odd_values_explained
 from dpdmd.training.resume import ResumePoint
@@ -67,21 +68,21 @@ def check(config: Config) -> RunSetup:
     check_machine(config)
     folder = RunFolder.from_config(config.run)
     check_upload(config.run.push_to_hub, config.run.hub_model_id, config.run.private, ("--run_dir", folder.root))
-    if config.hub.download:  # checked once more below: a wrong path must not cost a download
+    check_folder(config, folder)
+    if config.hub.download:  # read once more below: a wrong path must not cost a download
         read_training_prompts(config.data)
-        _check_folder(config, folder)
     locate_models(config)
     check_models(config)
     _check_caches(config)
     prompts, weights = read_training_prompts(config.data)
     evaluation = set_up_evaluation(config.eval, config.data.prompt_column, list(config.data.image_sizes))
     _check_adaptive_weight(config, evaluation)
-    _check_folder(config, folder)
     batch_size = config.optim.batch_size * config.optim.grad_accum * read_launch().processes
     steps = _total_steps(config, len(prompts), batch_size)
     _check_schedules(config, steps)
     wanted = config.run.resume_from_checkpoint
-    point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
+    with unreadable_named():
+        point = resume.find(folder, wanted, config, sizes_only=True) if wanted else ResumePoint()
     on_gpu = device_bytes() is not None
     memory = estimate_of_process(config, evaluation, Topology.from_environment(), on_gpu=on_gpu)
     sides = "--sizes" if memory.size else "--height, --width"
@@ -140,21 +141,12 @@ def _check_caches(config: Config) -> None:
         ("--cache_text_embeddings", config.data.cache_text_embeddings),
         ("--teacher_cache", config.method.teacher_cache),
     ):
-        if cache and not any(Path(cache).glob("*.safetensors")):
+        try:
+            filled = cache and any(Path(cache).glob("*.safetensors"))
+        except OSError as error:
+            raise ValueError(f"{flag} {cache}: cannot be read ({error.strerror}); give another folder") from None
+        if cache and not filled:
             check_writable(flag, Path(cache))
-
-
-def _check_folder(config: Config, folder: RunFolder) -> None:
-    """Check that the run's folders can be written, and that a new run does not mix with an old one."""
-    for flag, path in folder.by_flag().items():
-        check_writable(flag, path)
-    if config.run.resume_from_checkpoint is None and (flag := folder.flag_in_use()):
-        derived = flag == "--run_dir" and not config.run.run_dir
-        given = "the run's folder, where the paths given lie," if derived else flag
-        raise ValueError(
-            f"{given} {folder.by_flag()[flag]}: is not empty; --resume_from_checkpoint latest continues it, or give "
-            "another"
-        )
 
 
 def _check_schedules(config: Config, steps: int) -> None:

@@ -1,6 +1,7 @@
 """Find the checkpoint that a run continues: the one that is asked for, or the newest that is whole."""
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,7 @@ def find(folder: RunFolder, wanted: str, config: Config, *, sizes_only: bool = F
             message says what differs.
     """
     if wanted != LATEST:
-        if not os.path.isdir(wanted):
-            raise ValueError(f"--resume_from_checkpoint {wanted}: no such folder; give latest, or a checkpoint's")
+        check_wanted(wanted)
         try:
             return ResumePoint(Path(wanted), _read(Path(wanted), config, sizes_only))
         except DamagedError as error:
@@ -68,6 +68,22 @@ def find(folder: RunFolder, wanted: str, config: Config, *, sizes_only: bool = F
             "give another --run_dir"
         )
     return ResumePoint(passed_over=tuple(passed_over))
+
+
+def check_wanted(wanted: str) -> None:
+    """Check that `--resume_from_checkpoint` is "latest" or names a folder.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        known = wanted == LATEST or stat.S_ISDIR(os.stat(wanted).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        known = False
+    except OSError as error:
+        raise ValueError(f"--resume_from_checkpoint {wanted}: cannot be read ({error.strerror})") from None
+    if not known:
+        raise ValueError(f"--resume_from_checkpoint {wanted}: no such folder; give latest, or a checkpoint's")
 
 
 def _newest_first(folder: RunFolder) -> list[Path]:

@@ -101,9 +101,12 @@ class Trainer:
         self.folder.clear_leftovers()
         write_yaml(self.config, self.folder.config)
         write_text(self.folder.environment, json.dumps(environment(self.accelerator), indent=2) + "\n")
-        if self.setup.resume.path:
+        checkpoint = self.setup.resume.path
+        if checkpoint and self.folder.owns(checkpoint):
             # Later records are dropped: if `latest` stayed ahead of them, a second resumption would leave a gap.
-            self.folder.continue_from(self.setup.resume.path)
+            self.folder.continue_from(checkpoint)
+        else:
+            self.folder.saved.unlink(missing_ok=True)  # left by a run whose other files were deleted
 
     def train(self) -> None:
         """Run every remaining step; save every `ckpt_every` steps and at the end.

@@ -6,7 +6,10 @@ that change nothing.
 
 import os
 from collections.abc import Iterable
+from importlib import import_module
 from typing import NamedTuple
+
+from dpdmd.utils.error_lines import shorten_error
 
 TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("false", "0", "n", "no", "f", "off")
 
@@ -53,3 +56,33 @@ def check_settings(settings: Iterable[Setting]) -> None:
             remedy = f"set it to '{setting.allowed[0]}' there, or {remedy}" if setting.allowed else "remove it there"
         name = f"accelerate's {setting.entry} ({setting.variable})" if setting.entry else setting.variable
         raise ValueError(f"{name} is {value[:40]}, but {setting.reason}: {remedy}")
+
+
+def check_import(prefix: str, module: str) -> None:
+    """Import a module of a library that reads variables and fails on a wrong one, if such a variable is set.
+
+    The library itself knows which values its version can read. Without such a variable nothing is imported.
+
+    Args:
+        prefix: beginning of the names of the variables.
+
+    Raises:
+        ValueError: the module cannot be imported; one line that names the variables.
+    """
+    given = ", ".join(f"{name}={value[:40]}" for name, value in os.environ.items() if name.startswith(prefix))
+    if not given:
+        return
+    try:
+        import_module(module)
+    except (TypeError, ValueError) as error:
+        library = module.partition(".")[0]
+        raise ValueError(f"{given}: {library} cannot read it ({shorten_error(error)}); correct or unset it") from None
+
+
+def check_attention_variable() -> None:
+    """Check the variable that diffusers reads when it is imported. Call this before any import of diffusers.
+
+    Raises:
+        ValueError: diffusers does not know the value.
+    """
+    check_import("DIFFUSERS_ATTN_BACKEND", "diffusers.models.attention_dispatch")

@@ -2,7 +2,7 @@
 
 import torch
 
-from dpdmd.utils.library_settings import ARITHMETIC, check_settings
+from dpdmd.utils.library_settings import ARITHMETIC, check_attention_variable, check_settings
 
 
 def compute_dtype(bf16: bool) -> torch.dtype:
@@ -23,9 +23,10 @@ def set_up(bf16: bool) -> torch.dtype:
     of an image, may differ between two runs.
 
     Raises:
-        ValueError: an environment variable overrides these switches; the message names it.
+        ValueError: an environment variable overrides these switches, or diffusers cannot read it; one line names it.
     """
     check_settings(ARITHMETIC)
+    check_attention_variable()
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = bf16

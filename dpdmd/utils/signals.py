@@ -18,6 +18,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from dpdmd.utils.atomic_files import delete_unfinished
+from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.library_settings import check_import
 
 STDERR = 2
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable of processes that torch's launcher starts
@@ -63,6 +65,16 @@ def install_exit_handlers(program: str) -> None:
     for number in _handled_signals():
         signal.signal(number, end)
     _end_with_launcher()
+    _check_tqdm(program)
+
+
+def _check_tqdm(program: str) -> None:
+    """Exit if tqdm, which torch imports, cannot read a variable: no later check would be reached."""
+    try:
+        check_import("TQDM_", "tqdm")
+    except ValueError as error:
+        sys.stderr.write(f"{program}: error: {one_line(error)}\n")
+        sys.exit(2)
 
 
 def _handled_signals() -> list[signal.Signals]:

@@ -1,9 +1,11 @@
 """Wrong input gets one line that names the flag or file, with exit status 2, before any model loads."""
 
+import errno
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from bad_input import LONG, ROOT, program
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dpdmd import config, export, generate
+from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import fingerprint
 from dpdmd.sampling.image_folder import GENERATED
 from dpdmd.shapes.text import MAX_LENGTH
@@ -104,6 +106,14 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
         ("--adam_beta2", "1.0", "--adam_beta2 1.0"),
         ("--max_grad_norm", "0", "--max_grad_norm 0"),
         ("--div_weight", "inf", "--div_weight inf"),
+        ("--div_weight", "1e38", "--div_weight 1e+38: must be a finite number, at least 0 and at most 1,000,000"),
+        ("--teacher_guidance_scale", "1e30", "must be a finite number, at least 0 and at most 10,000"),
+        ("--real_guidance_scale", "10001", "--real_guidance_scale 10001.0: must be a finite number, at least 0 and at"),
+        ("--perceptual_weight", "1e38", "--perceptual_weight 1e+38: must be"),
+        ("--gan_weight", "1e38", "--gan_weight 1e+38: must be"),
+        ("--weight_decay", "1e38", "--weight_decay 1e+38: must be"),
+        ("--lora_alpha", "1e38", "--lora_alpha 1e+38: must be a finite number above 0 and at most 1,000,000"),
+        ("--lr_student", "101", "--lr_student 101.0: must be a finite number above 0 and at most 100"),
         ("--div_weight_schedule", "falling", "--div_weight_schedule: invalid choice: 'falling'"),
         ("--div_weight_schedule", "adaptive", "there is none; give --clip_path or --dino_path, and not --eval_every 0"),
         ("--real_guidance_scale", "-1", "--real_guidance_scale -1"),
@@ -380,6 +390,93 @@ def test_a_used_run_folder_needs_resume(refused, flags):
     (run / "metrics.jsonl").write_text("{}\n")
     assert "--resume_from_checkpoint latest" in refused({})
     assert (run / "metrics.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    "files", [["config.yaml", "metrics.jsonl", "report.html"], [".lock", "metrics.jsonl", ".saved"]]
+)
+def test_a_used_run_folder_without_a_checkpoint_is_not_begun_anew(refused, flags, files):
+    """The first has no run's files but somebody's; the second is of a run whose checkpoints are gone or elsewhere."""
+    run = Path(flags["--run_dir"])
+    run.mkdir()
+    for name in files:
+        (run / name).write_text("kept")
+    line = refused({"--resume_from_checkpoint": "latest"})
+    assert line.startswith(f"--run_dir {run}: is not empty, but {run / 'ckpts'} has no checkpoint to continue; give")
+    assert {path.name: path.read_text() for path in run.iterdir()} == dict.fromkeys(files, "kept")
+
+
+def test_a_checkpoint_of_another_run_is_not_continued_in_a_used_folder(refused, flags, tmp_path):
+    saved(str(tmp_path / "other"), {})
+    saved(flags["--run_dir"], {})
+    wanted = tmp_path / "other" / "ckpts" / "step_000010"
+    line = refused({"--resume_from_checkpoint": str(wanted)})
+    assert line.startswith(f"--resume_from_checkpoint {wanted}: is not of the run in --run_dir {flags['--run_dir']}, ")
+
+
+def test_an_odd_record_of_a_run_to_continue(refused, flags):
+    run = Path(flags["--run_dir"])
+    saved(str(run), {})
+    (run / "metrics.jsonl").write_text('{"step": 1, "turn": ["x"]}\n')
+    line = refused({"--resume_from_checkpoint": "latest"})
+    assert line.startswith(f"{run / 'metrics.jsonl'}, line 1: no record of a run (needs a turn")
+
+
+@pytest.mark.parametrize("resumed", [{}, {"--resume_from_checkpoint": "latest"}])
+def test_a_folder_in_the_place_of_a_run_file(refused, flags, resumed):
+    run = Path(flags["--run_dir"])
+    saved(str(run), {})
+    (run / "config.yaml").mkdir()
+    assert refused(resumed).startswith(f"{run / 'config.yaml'}: is a folder, but the run writes a file there")
+
+
+def unreadable(monkeypatch, place: Path) -> None:
+    """Let the file system refuse what lies in a folder, which it never does for root."""
+
+    def refuse(call: Callable) -> Callable:
+        def refusing(path, *args, **options):
+            if place in Path(path).parents:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *args, **options)
+
+        return refusing
+
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+
+
+@pytest.mark.parametrize("place", ["ckpts", "ckpts/step_000010"])
+def test_a_run_to_continue_that_cannot_be_read(refused, flags, monkeypatch, place):
+    """A folder that can be written but not listed would look like one without checkpoints."""
+    run = Path(flags["--run_dir"])
+    saved(str(run), {})
+    if place == "ckpts":
+        error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run / place))
+        monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(error))
+    else:
+        unreadable(monkeypatch, run / place)
+    line = refused({"--resume_from_checkpoint": "latest"})
+    assert line.startswith(str(run / place)) and "cannot be read (Permission denied); make it readable, or" in line
+
+
+def test_a_checkpoint_that_cannot_be_read(refused, monkeypatch, tmp_path):
+    unreadable(monkeypatch, tmp_path / "private")
+    wanted = tmp_path / "private" / "step_000010"
+    line = refused({"--resume_from_checkpoint": str(wanted)})
+    assert line == f"--resume_from_checkpoint {wanted}: cannot be read (Permission denied)"
+
+
+def test_a_cache_that_cannot_be_read(refused, monkeypatch, tmp_path):
+    unreadable(monkeypatch, tmp_path / "private")
+    line = refused({"--cache_text_embeddings": str(tmp_path / "private" / "cache")})
+    assert line.startswith(f"--cache_text_embeddings {tmp_path / 'private' / 'cache'}: cannot be ")
+
+
+def test_the_memory_of_a_teacher_that_cannot_be_read(refused_by, monkeypatch, tmp_path):
+    unreadable(monkeypatch, tmp_path / "private")
+    teacher = str(tmp_path / "private" / "teacher")
+    line = refused_by("dpdmd.doctor", doctor.main, ["--memory", "--teacher_id", teacher])
+    assert line.startswith(f"--teacher_id {teacher}: ") and "Permission denied" in line
 
 
 def test_a_name_that_no_file_system_takes(refused):

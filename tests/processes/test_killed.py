@@ -18,6 +18,7 @@ from dpdmd.config import Config, parse
 from dpdmd.evaluation import in_loop
 from dpdmd.run_folder import BEST, RunFolder
 from dpdmd.training import checkpoint, resume
+from dpdmd.training.checkpointer import Checkpointer
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.manifest import MANIFEST, read_manifest, write_manifest
 
@@ -156,6 +157,24 @@ def test_a_run_that_was_killed_before_it_began_leaves_its_folder_unused(flags, t
         (run.root / name).write_text("")
     assert not run.flag_in_use()
     assert train.main([*flags, "--max_steps", "1"]) == 0
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(flags, tmp_path, monkeypatch, capsys):
+    """The same command works again until a checkpoint is whole. From then on, missing checkpoints are an error."""
+    flags, run = [*flags, "--max_steps", "4", "--resume_from_checkpoint", "latest"], RunFolder.of(tmp_path / "run")
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpointer, "save", killed)
+        train.main(flags)
+    assert steps(run)[-1] >= 2 and not run.checkpoints()
+    assert train.main(flags) == 0 and steps(run) == [1, 2, 3, 4]
+    for path in run.ckpts.iterdir():
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    assert train.main(flags) == 2 and "has no checkpoint to continue" in capsys.readouterr().err
+    assert steps(run) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

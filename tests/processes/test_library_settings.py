@@ -56,3 +56,21 @@ def test_a_setting_of_a_library_is_not_counted_beside_ours(short_run, tmp_path, 
         return [{key: value for key, value in record.items() if key not in measured} for record in records]
 
     assert metrics("with", variables) == metrics("without", {})
+
+
+@pytest.mark.parametrize(
+    ("program", "variable", "value"),
+    [
+        ("dpdmd.train", "TQDM_MININTERVAL", "abc"),
+        ("dpdmd.generate --model weights/tiny/sd35 --prompt a --out", "DIFFUSERS_ATTN_BACKEND", "flash_atn"),
+        ("dpdmd.export --model weights/tiny/sd35 --out", "DIFFUSERS_ATTN_BACKEND", "flash_atn"),
+        ("dpdmd.report", "MPLBACKEND", "foo"),
+    ],
+)
+def test_a_variable_that_ends_the_import_of_a_library_is_named(tmp_path, program, variable, value):
+    command = [sys.executable, "-m", *program.split(), str(tmp_path / "out")]
+    environment = {**cpu_environment(), variable: value}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{program.split()[0]}: error: {variable}={value}: ") and line.endswith("unset it")

@@ -21,3 +21,13 @@ def test_a_damaged_configuration_is_a_warning_in_the_report(tmp_path, config, wa
     (run / "config.yaml").write_text(config)
     (line,) = read_runs([RunEntry(run)])[0].warnings
     assert warning in line
+
+
+def test_a_record_that_no_run_wrote_is_a_warning_and_the_others_are_shown(tmp_path):
+    run = make_run(tmp_path / "run", images=False)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "turn": ["x"]}\n{"step": 12, "turn": "eval", "eval/x": "0.3"}\n')
+    read = read_runs([RunEntry(run)])[0]
+    (line,) = read.warnings
+    assert "metrics.jsonl, line 16: no record of a run (needs a turn" in line and line.endswith("(and 1 more line)")
+    assert read.last_step == 12 and len(read.evaluations) == 3
