@@ -294,7 +294,11 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
             "use_karras_sigmas",
         ),
         ("text_encoder_3/model.safetensors", None, "text_encoder_3/model.safetensors is missing"),
-        ("text_encoder/config.json", b'{"hidden_size": "x"}', "does not describe a CLIPTextModelWithProjection"),
+        (
+            "text_encoder/config.json",
+            b'{"max_position_embeddings": 10, "hidden_size": "x"}',
+            "does not describe a CLIPTextModelWithProjection",
+        ),
         ("vae/config.json", b"{}", "vae/config.json lacks 'block_out_channels'"),
         ("tokenizer/tokenizer.json", b'{"a": 1}', "does not load as a CLIPTokenizer"),
         ("tokenizer_3/tokenizer.json", b"no", "tokenizer_3/tokenizer.json cannot be read as JSON"),
