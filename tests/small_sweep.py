@@ -13,6 +13,7 @@ flags = dict(word.lstrip("-").split("=") for word in sys.argv if "=" in word)
 run = pathlib.Path(sys.argv[sys.argv.index("--run_dir") + 1])
 seed = int(sys.argv[sys.argv.index("--seed") + 1])
 run.mkdir(exist_ok=True)
+(run / "environment.json").touch()  # as a run that has begun
 with (run / "starts").open("a") as file:
     file.write("x")
 control = pathlib.Path(__file__).with_name("control")

@@ -222,7 +222,7 @@ def test_fake_score_updates_share_a_rollout(flags, tmp_path, monkeypatch):
 
     def watched(run, batch):
         result = healthy(run, batch)
-        calls.append((batch.step, batch.rollout_step, result.images["student"]))
+        calls.append((batch.step, batch.rollout_step, result.latents["student"]))
         return result
 
     monkeypatch.setattr(updates, "fake_score_loss", watched)
