@@ -72,7 +72,7 @@ def judge(records: Sequence[Mapping[str, Any]]) -> Health | None:
         Measure(DIVERSITY_RATIO, _ratio(_median(last, "div_gradient_norm"), _dmd(last)), 0.01, math.inf),
         Measure(SATURATED, _median(last, "latent_saturated"), -math.inf, 0.02),
         Measure("Shift of the latents’ mean", _shift(last, std), -math.inf, 0.1),
-        Measure(SPREAD, _ratio(_median(last, "latent_std"), std), 0.6, 1.1),
+        Measure(SPREAD, _ratio(_median(last, "latent_std"), std), 0.68, 1.1),
         Measure(GROWTH, _growth(student, "dmd_gradient_norm"), -math.inf, 1.2),
         Measure(FAKE_GROWTH, _growth(fake, "loss_fake"), -math.inf, 2.0),
         Measure("Cosine of real and fake errors", _median(last, "score_error_cosine"), 0.2, 0.7),

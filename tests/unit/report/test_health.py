@@ -81,5 +81,5 @@ def test_ranges_in_words():
         "at least 0.01",
         "at most 0.02",
         "at most 0.1",
-        "0.6 to 1.1",
+        "0.68 to 1.1",
     ]
