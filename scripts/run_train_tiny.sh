@@ -33,7 +33,11 @@ from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.text_files import check_prompt
 
 grid_prompt, prompts, num_seeds, *flags = sys.argv[1:]
-config = parse(flags)
+try:
+    config = parse(flags)
+except ValueError as error:
+    print(f"dpdmd.train: error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)
 folder = RunFolder.from_config(config.run)
 model = folder.ckpts / "latest"
 measure = ["-m", "dpdmd.shapes.measure", f"--model={model}", f"--out={folder.figures}"]

@@ -78,12 +78,22 @@ def test_every_default_weight_can_be_fetched_and_is_listed():
     ],
 )
 def test_the_small_worlds_run_checks_its_measurement_before_it_trains(tmp_path, variable, value, says):
-    environment = os.environ | {"PYTHON": sys.executable, variable: value}
-    command = ["bash", str(ROOT / "scripts" / "run_train_tiny.sh"), "--run_dir", str(tmp_path / "run")]
+    line = refused({variable: value}, "--run_dir", str(tmp_path / "run"))
+    assert line.startswith("run_train_tiny.sh: ") and says in line and not (tmp_path / "run").exists()
+
+
+def test_the_small_worlds_run_names_a_wrong_flag():
+    assert refused({}, "--max_stps", "3").startswith("dpdmd.train: error: unrecognized arguments: --max_stps 3 (did")
+
+
+def refused(variables: dict[str, str], *flags: str) -> str:
+    """Return the one line with which run_train_tiny.sh refuses its input."""
+    command = ["bash", str(ROOT / "scripts" / "run_train_tiny.sh"), *flags]
+    environment = os.environ | {"PYTHON": sys.executable, **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and line.startswith("run_train_tiny.sh: ") and says in line
-    assert not (tmp_path / "run").exists()
+    return line
 
 
 def test_a_wrong_interpreter_is_named(tmp_path):
