@@ -36,6 +36,7 @@ def refused(tmp_path, capsys, monkeypatch) -> Callable[[str, Path], str]:
     def message(family: str, folder: Path) -> str:
         size = ["--height", "64", "--width", "64"]
         made = tmp_path / "run", tmp_path / "out"
+        capsys.readouterr()  # what was printed while the models were made
         training = ["--family", family, "--teacher_id", str(folder), "--prompt_txt", str(prompts), *size]
         assert train.main([*training, "--run_dir", str(made[0])]) == 2
         trained = one_line(capsys.readouterr().err, "dpdmd.train: error: --teacher_id ")
