@@ -21,7 +21,8 @@ from processes import LAUNCHER, cpu_environment, free_port
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
-SMALL = ("--config", "scripts/configs/tiny.yaml", "--eval_every", "0", "--report_to", "none", "--vis_every", "0")
+# A constant rate: with a falling one, half a run of its own would have another schedule than half of the whole run.
+SMALL = ("--config", "scripts/configs/paper_tiny.yaml", "--eval_every", "0", "--report_to", "none", "--vis_every", "0")
 SHORT = (*SMALL, "--batch_size", "2", "--max_steps", str(STEPS), "--ckpt_every", str(STEPS // 2))
 DINO = ("--perceptual", "dino", "--perceptual_path", "weights/tiny/dinov2")
 SDXL = (
