@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dpdmd.config import Config
 from dpdmd.run_folder import RunFolder, read_records
 from dpdmd.training import resume
+from dpdmd.utils.error_lines import unreadable
 from dpdmd.utils.paths import check_writable
 
 
@@ -35,9 +36,7 @@ def unreadable_named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
-            f"{error.filename}: cannot be read ({error.strerror}); make it readable, or give another --run_dir"
-        ) from None
+        raise ValueError(f"{unreadable(error)}; make it readable, or give another --run_dir") from None
 
 
 def _check_use(config: Config, folder: RunFolder) -> None:
