@@ -9,7 +9,6 @@ table. Times the measures too.
 """
 
 import argparse
-import datetime
 import os
 import shutil
 import subprocess
@@ -22,13 +21,12 @@ from statistics import median
 
 import torch
 from processes import cpu_environment
-from result_head import result_head
+from result_file import describe_cpu, result_head, write_result
 
 from dpdmd import train
 from dpdmd.methods import health, losses
 from dpdmd.report.health import Health, judge
 from dpdmd.run_folder import RunFolder, read_records
-from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.tables import markdown_table
 
 STEPS = 240
@@ -143,11 +141,10 @@ def main() -> None:
                 code = subprocess.run([sys.executable, __file__, *options], stdout=out, stderr=out, env=environment)
             print(f"{kind}, seed {seed}: exit status {code.returncode}", flush=True)
     judged = {key: judgement(folder) for key, folder in folders.items() if is_done(folder)}
-    lines = result_head("Good runs, and runs that were broken on purpose", threads=1)
+    lines = result_head("Good runs, and runs that were broken on purpose", describe_cpu(threads=1))
     lines += [f"{STEPS} steps of `{' '.join(FLAGS[:2])}` with a cosine. {cost(next(iter(folders.values())))}", ""]
     lines += ["Of each measure: smallest, median, largest; its healthy range in the head.", "", *tables(judged), ""]
-    write_text(args.results / f"{datetime.date.today().isoformat()}_broken_runs.md", "\n".join(lines))
-    sys.stdout.write("\n".join(lines))
+    sys.stdout.write(write_result(args.results, "broken_runs", lines))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ were lost to each, and whether the final student and fake score have the bytes o
 """
 
 import argparse
-import datetime
 import json
 import random
 import shlex
@@ -20,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from processes import LAUNCHER, cpu_environment, free_port, kill_all
+from result_file import result_head, write_result
 from safetensors.torch import load_file
 
 from dpdmd.run_folder import RunFolder
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.versions import versions
 
 SMALL_WORLD = (
     "--teacher_id weights/tiny/sd35 --prompt_txt data/shapes_train.txt --height 64 --width 64 --batch_size 2 "
@@ -175,14 +173,11 @@ def main() -> None:
         for name in WEIGHTS
     )
     lost = [kill.step - kill.saved for kill in kills]
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [
-        f"# SIGKILL at random moments ({datetime.date.today().isoformat()})",
-        "",
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{args.processes} process(es) on a CPU, a checkpoint every {args.ckpt_every} of {args.steps} steps; {used}",
-        "",
+        *result_head(
+            "SIGKILL at random moments",
+            f"{args.processes} process(es) on a CPU, a checkpoint every {args.ckpt_every} of {args.steps} steps",
+        ),
         "| | |",
         "|---|---|",
         f"| kills | {len(kills)} |",
@@ -192,8 +187,7 @@ def main() -> None:
         f"| largest difference of a weight | {difference:.1e} |",
     ]
     suffix = "" if args.processes == 1 else f"_{args.processes}_processes"
-    write_text(args.out / f"{datetime.date.today().isoformat()}_chaos{suffix}.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    sys.stdout.write(write_result(args.out, f"chaos{suffix}", lines))
     if not same:
         sys.exit(1)
 

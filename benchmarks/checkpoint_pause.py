@@ -10,7 +10,6 @@ rounds. Flags that are not this program's go to dpdmd.train.
 """
 
 import argparse
-import datetime
 import os
 import shutil
 import statistics
@@ -20,11 +19,10 @@ import time
 from pathlib import Path
 
 import torch
+from result_file import result_head, write_result
 from train_step import make_trainer
 
 from dpdmd.training.trainer import Trainer
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.versions import versions
 
 NONE, IN_LINE, BESIDE = "none", "in line", "beside the steps"
 
@@ -86,17 +84,13 @@ def main() -> None:
         size = size_gb(trainer.folder.latest())
     finally:
         shutil.rmtree(work)
-    date = datetime.date.today().isoformat()
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     lines = [
-        f"# How long training waits for a checkpoint ({date})",
-        "",
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{place} of {os.cpu_count()} cores; medians of {own.rounds} rounds, a stretch has {own.steps} steps, a "
-        f"checkpoint {size:.3f} GB; {used}",
-        "",
+        *result_head(
+            "How long training waits for a checkpoint",
+            f"{place} of {os.cpu_count()} cores; medians of {own.rounds} rounds, a stretch has {own.steps} steps, a "
+            f"checkpoint {size:.3f} GB",
+        ),
         "| checkpoint | pause, s | least and most | stretch, s | least and most |",
         "|---|---|---|---|---|",
     ]
@@ -106,8 +100,7 @@ def main() -> None:
             f"| {kind} | {statistics.median(pause):.3f} | {min(pause):.3f}, {max(pause):.3f} | "
             f"{statistics.median(stretch):.2f} | {min(stretch):.2f}, {max(stretch):.2f} |"
         )
-    write_text(own.out / f"{date}_checkpoint_pause.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+    sys.stdout.write(write_result(own.out, "checkpoint_pause", lines))
 
 
 if __name__ == "__main__":

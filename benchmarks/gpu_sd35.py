@@ -14,9 +14,7 @@ no time for, says so.
 """
 
 import argparse
-import datetime
 import gc
-import json
 import statistics
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from real_size_folder import known_families, write_real_size
+from result_file import result_head, write_result
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import make_trainer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
@@ -46,8 +45,6 @@ from dpdmd.shapes.autoencoder import build_autoencoder
 from dpdmd.shapes.teacher import build_pipeline
 from dpdmd.training.memory_items import FAKE, STUDENT
 from dpdmd.training.trainer import Trainer
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.versions import versions
 
 TRAINED = {
     "LoRA 64": ["--lora_rank", "64"],
@@ -220,18 +217,14 @@ def main() -> None:
     until = time.monotonic() + 60 * args.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = "64" if args.tiny else "1024"
-    date = datetime.date.today().isoformat()
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     dtype = torch.float32 if args.tiny else torch.bfloat16
     rate = matrix_rate(device, 512 if args.tiny else 8192, dtype)
     lines = [
-        f"# {LAYOUTS[args.family].repository}'s architecture, random weights ({date})",
-        "",
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{place}, {size} x {size}; {rate / 1e12:.3g} TFLOP/s in a matrix product ({dtype}); {used}",
-        "",
+        *result_head(
+            f"{LAYOUTS[args.family].repository}'s architecture, random weights",
+            f"{place}, {size} x {size}; {rate / 1e12:.3g} TFLOP/s in a matrix product ({dtype})",
+        ),
         "| trained | | batch | fake turn, s | student turn, s | samples/s | MFU | peak, GB | plan, GB | plan / peak |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -239,7 +232,7 @@ def main() -> None:
         [Case(b, t, compiled) for b, t in product(args.batch_sizes, TRAINED)] for compiled in (False, True)
     )
     cases = [*eager, *(Case(max(args.batch_sizes), t, False) for t in QUANTIZED), *compiled]
-    name, runs = f"{date}_gpu_{args.family}" + ("_tiny" if args.tiny else ""), []
+    name, runs = f"gpu_{args.family}" + ("_tiny" if args.tiny else ""), []
     with tempfile.TemporaryDirectory() as work:
         folder, prompts = Path(work) / args.family, Path(work) / "prompts.txt"
         save_pipeline(folder, args.family, args.tiny)
@@ -263,8 +256,7 @@ def main() -> None:
             lines.append(line(case, found, rate))
             runs.append(asdict(case) | (asdict(found) if isinstance(found, Measured) else {"failure": found}))
             # After each row: whatever ends this program early, the rows before are there.
-            write_text(args.out / f"{name}.md", "\n".join(lines) + "\n")
-            write_text(args.out / f"{name}.json", json.dumps({"matrix_rate": rate, "runs": runs}, indent=2) + "\n")
+            write_result(args.out, name, lines, {"matrix_rate": rate, "runs": runs})
     sys.stdout.write("\n".join(lines) + "\n")
 
 

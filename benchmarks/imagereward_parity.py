@@ -132,10 +132,11 @@ def compare(work: Path) -> None:
     """Compare our rewards with the package's and write the table and the test's data."""
     import datetime
 
+    from result_file import used_versions, write_result
+
     from dpdmd.evaluation.scorers.base import Sample
     from dpdmd.evaluation.scorers.imagereward import ImageReward
     from dpdmd.utils.atomic_files import write_text
-    from dpdmd.utils.versions import versions
 
     scorer = ImageReward(work / "ImageReward.pt", work / "med_config.json", work / "tokenizer", torch.device("cpu"))
     images = [Image.open(work / f"{index}.png").convert("RGB") for index in range(len(SIZES))]
@@ -151,14 +152,13 @@ def compare(work: Path) -> None:
     scorer.network.double()  # as on a CPU
     exact = difference([samples])
     date = datetime.date.today().isoformat()
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
     text = f"""# ImageReward: ours against the package ({date})
 
 `bash benchmarks/imagereward_parity.sh`
 
 Random weights of the official size (normal, 1.5 / sqrt(inputs)); {len(PROMPTS)} prompts x {len(SIZES)} images:
 squares, portraits and landscapes, of even and odd differences of the sides; the package in fp32; CPU.
-Ours: {used}. The package: image-reward 1.5, transformers 4.49.0, timm 0.6.13, torch 2.15.0.
+Ours: {used_versions()}. The package: image-reward 1.5, transformers 4.49.0, timm 0.6.13, torch 2.15.0.
 
 | | |
 |---|---|
@@ -167,7 +167,7 @@ Ours: {used}. The package: image-reward 1.5, transformers 4.49.0, timm 0.6.13, t
 | largest difference, fp32, all in one batch | {batched:.2e} |
 | largest difference, fp64 as on a CPU, all in one batch (the package's own rounding) | {exact:.2e} |
 """
-    write_text(Path("benchmarks/results") / f"{date}_imagereward_parity.md", text)
+    write_result(Path("benchmarks/results"), "imagereward_parity", [text])
     write_text(Path("tests/data/imagereward_small.json"), (work / "small.json").read_text() + "\n")
     sys.stdout.write(text)
 

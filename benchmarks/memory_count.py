@@ -8,8 +8,6 @@ kernel keeps. Not counted: optimizers, text encoders, and the memory of librarie
 """
 
 import argparse
-import datetime
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 from diffusers import SD3Transformer2DModel
+from result_file import result_head, write_result
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -38,8 +37,6 @@ from dpdmd.models.sd35.family import SD35
 from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.training.memory_estimate import estimate_memory
 from dpdmd.training.memory_items import FAKE, STUDENT, Topology
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.versions import versions
 
 TEXT_TOKENS = 77 + 256
 
@@ -137,24 +134,18 @@ CASES = {
 }
 
 
-def write_results(out: Path, rows: list[tuple[str, int, str, int, int]], command: str) -> str:
+def write_results(out: Path, rows: list[tuple[str, int, str, int, int]]) -> str:
     """Write the table and its numbers; return the table."""
-    date = datetime.date.today().isoformat()
-    used = ", ".join(f"{package} {version}" for package, version in versions().items())
     lines = [
-        f"# SD3.5-Medium's updates at 1024 x 1024, bf16: live storages beside the estimate ({date})",
-        "",
-        f"`{command}`",
-        "",
-        f"Counted without a GPU (see the program's head); {used}",
-        "",
+        *result_head(
+            "SD3.5-Medium's updates at 1024 x 1024, bf16: live storages beside the estimate",
+            "Counted without a GPU (see the program's head)",
+        ),
         "| trained | batch | update | most alive beside weights, GB | estimate, GB | estimate / counted |",
         "|---|---|---|---|---|---|",
         *(f"| {n} | {b} | {p} | {c / 1e9:.2f} | {q / 1e9:.2f} | {q / c:.2f} |" for n, b, p, c, q in rows),
     ]
-    write_text(out / f"{date}_memory_count.md", "\n".join(lines) + "\n")
-    write_text(out / f"{date}_memory_count.json", json.dumps(rows) + "\n")
-    return "\n".join(lines) + "\n"
+    return write_result(out, "memory_count", lines, rows)
 
 
 def main() -> None:
@@ -173,7 +164,7 @@ def main() -> None:
             settings = config.parse([*common, "--batch_size", str(batch), *CASES[name]])
             counted, estimated = count_updates(settings), estimate_updates(settings)
             rows += [(name, batch, phase, counted[phase], estimated[phase]) for phase in counted]
-            table = write_results(args.out, rows, " ".join(["python", *sys.argv]))
+            table = write_results(args.out, rows)
     sys.stdout.write(table)
 
 

@@ -9,7 +9,6 @@ end. Each network is loaded in a process of its own. nf4 is left out if bitsandb
 """
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 from real_size_folder import write_weights
-from result_head import result_head
+from result_file import result_head, write_result
 
 from dpdmd.config.precisions import NF4, PRECISIONS, UNQUANTIZED, Precisions
 from dpdmd.models.base import TextEmbedding
@@ -35,7 +34,6 @@ from dpdmd.models.registry import LAYOUTS, family_class
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.tensor_files import open_weights
 from dpdmd.models.weight_files import DIFFUSERS_STEM
-from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -138,21 +136,18 @@ def folders(real_size: str | None, work: Path) -> dict[str, tuple[str, Path]]:
     return trained | {f"{family}, small": (family, work / family) for family in LAYOUTS}
 
 
-def document(rows: list[list[str]], args: argparse.Namespace) -> str:
-    """Return the dated result."""
+def document(rows: list[list[str]], args: argparse.Namespace) -> list[str]:
+    """Return the lines of the dated result."""
     prompt = f"{args.tokens} random tokens of text" if args.tokens else f"the prompt {PROMPT!r}"
-    return "\n".join(
-        [
-            *result_head("A quantised base beside the base itself"),
-            f"Random weights if not trained; computed in {args.kind}, {args.size} x {args.size} pixels, the family's",
-            f"guidance, {prompt}. The error is |v' - v| / |v| of the guided prediction, the larger of two",
-            f"noise levels of {STEPS} steps. The peak is the rise of memory while the network loads, without pages of",
-            "mapped files.",
-            "",
-            markdown_table(list(COLUMNS), rows),
-            "",
-        ]
-    )
+    return [
+        *result_head("A quantised base beside the base itself"),
+        f"Random weights if not trained; computed in {args.kind}, {args.size} x {args.size} pixels, the family's",
+        f"guidance, {prompt}. The error is |v' - v| / |v| of the guided prediction, the larger of two",
+        f"noise levels of {STEPS} steps. The peak is the rise of memory while the network loads, without pages of",
+        "mapped files.",
+        "",
+        markdown_table(list(COLUMNS), rows),
+    ]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -179,8 +174,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     shape = ["--kind", args.kind, "--size", str(args.size), "--tokens", str(args.tokens)]
     ending = (f"_{args.real_size}" if args.real_size else "") + ("" if args.kind == "bf16" else f"_{args.kind}")
-    result = args.out / f"{datetime.date.today().isoformat()}_quantized_base{ending}.md"
     rows: list[list[str]] = []
+    text = ""
     try:
         for name, (family, folder) in folders(args.real_size, work).items():
             for precision in args.precisions:
@@ -191,10 +186,10 @@ def main() -> None:
                 sizes = [f"{found[each] / 1e6:.4g}" for each in ("held", "estimate")]
                 label = args.kind if precision == UNQUANTIZED else precision
                 rows.append([name, label, error, *sizes, f"{found['seconds']:.0f}", f"{found['peak'] / 1e6:.0f}"])
-                write_text(result, document(rows, args))
+                text = write_result(args.out, f"quantized_base{ending}", document(rows, args))
     finally:
         shutil.rmtree(work)
-    sys.stdout.write(document(rows, args))
+    sys.stdout.write(text)
 
 
 if __name__ == "__main__":

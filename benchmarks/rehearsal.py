@@ -14,7 +14,6 @@ estimate are done, with the given flags alone.
 """
 
 import argparse
-import datetime
 import os
 import re
 import shutil
@@ -29,11 +28,10 @@ from unittest import mock
 
 import torch
 from real_size_folder import known_families, write_real_size
-from result_head import result_head
+from result_file import describe_cpu, result_head, write_result
 
 from dpdmd.config import parse
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -162,21 +160,13 @@ def _model(family: str, work: Path) -> list[str]:
     return ["--family", family, "--teacher_id", str(work / "teacher"), "--prompt_txt", str(work / "prompts.txt")]
 
 
-def document(title: str, setting: str, rows: dict[str, Measured], threads: int) -> str:
-    """Return the dated result."""
+def document(title: str, setting: str, rows: dict[str, Measured], threads: int) -> list[str]:
+    """Return the lines of the dated result."""
     cells = [
         [name, str(row.status), f"{row.seconds:.0f}", row.estimate, f"{row.resident:.1f}", f"{row.anonymous:.1f}"]
         for name, row in rows.items()
     ]
-    return "\n".join(
-        [
-            *result_head(title, threads),
-            setting,
-            "",
-            markdown_table(list(COLUMNS), cells),
-            "",
-        ]
-    )
+    return [*result_head(title, describe_cpu(threads)), setting, "", markdown_table(list(COLUMNS), cells)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -212,15 +202,15 @@ def main() -> int:
     title = f"{'The checks of a run' if args.hollow else 'Every program'} at the real size of {name}"
     setting = HOLLOW if args.hollow else SETTING
     rows: dict[str, Measured] = {}
-    result = args.out / f"{datetime.date.today().isoformat()}_rehearsal_{(args.variant or args.family).lower()}.md"
+    result = f"rehearsal_{(args.variant or args.family).lower()}"
     for program, command in programs.items():
         if args.only and program not in args.only:
             continue
         rows[program] = measure(command, work / f"{program}.log", args.threads)
-        write_text(result, document(title, setting, rows, args.threads))
+        write_result(args.out, result, document(title, setting, rows, args.threads))
     if not args.keep:
         shutil.rmtree(work)
-    sys.stdout.write(document(title, setting, rows, args.threads))
+    sys.stdout.write("\n".join(document(title, setting, rows, args.threads)) + "\n")
     return int(any(row.status or row.resident > args.limit for row in rows.values()))
 
 

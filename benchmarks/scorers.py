@@ -9,7 +9,6 @@ of that run's time, from its metrics.jsonl.
 """
 
 import argparse
-import datetime
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from result_file import result_head, write_result
 
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
@@ -24,8 +24,6 @@ from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import score_batch
 from dpdmd.shapes.measure_scorers import SCORERS, TEST_SEED, images_of
 from dpdmd.shapes.world import sample_caption, sample_scene
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.versions import versions
 
 OURS, RELEASE = "ours", "the release's way"
 NAMES = ("div_clip", "div_dino", "pickscore", "imagereward")
@@ -80,16 +78,12 @@ def main() -> None:
             score()
             seconds[name].append(time.perf_counter() - started)
     means = {name: sum(values) / len(values) for name, values in seconds.items()}
-    date = datetime.date.today().isoformat()
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [
-        f"# Scorers in the loop ({date})",
-        "",
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{args.num_images} images, four scorers of {args.root}, {args.evaluations} evaluations each; {device.type}, "
-        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores; {used}",
-        "",
+        *result_head(
+            "Scorers in the loop",
+            f"{args.num_images} images, four scorers of {args.root}, {args.evaluations} evaluations each; "
+            f"{device.type}, {torch.get_num_threads()} threads of {os.cpu_count()} cores",
+        ),
         "| | seconds an evaluation | images a second |",
         "|---|---|---|",
         *(f"| {name} | {mean:.2f} | {args.num_images / mean:.1f} |" for name, mean in means.items()),
@@ -105,8 +99,7 @@ def main() -> None:
             "",
             f"{args.run_dir}: {count} evaluations, {spent[True]:.0f} s of {sum(spent.values()):.0f} s, {share:.1%}",
         ]
-    write_text(args.out / f"{date}_scorers.md", "\n".join(lines) + "\n")
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(write_result(args.out, "scorers", lines))
 
 
 if __name__ == "__main__":

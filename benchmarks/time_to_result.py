@@ -10,10 +10,8 @@ metrics.jsonl. Runs and measurements that exist already are used again.
 """
 
 import argparse
-import datetime
 import json
 import os
-import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from result_file import result_head, write_result
 
 from dpdmd.run_folder import RunFolder
 from dpdmd.shapes.measure import COLUMNS
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.versions import versions
 
 METRICS = ("accuracy", "entropy", "coverage", "spread")
 CONFIG = Path("scripts/configs/paper_tiny.yaml")
@@ -115,16 +113,12 @@ def main() -> None:
             for seed in args.seeds
         }
         found = {key: job.result() for key, job in jobs.items()}
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    date = datetime.date.today().isoformat()
     lines = [
-        f"# Time to result on the small world ({date})",
-        "",
-        f"`{shlex.join(['python', *sys.argv])}`",
-        "",
-        f"A checkpoint every {args.every} steps, 16 prompts x {args.num_seeds} seeds each; {os.cpu_count()} cores, "
-        f"{args.jobs} runs at a time; {used}",
-        "",
+        *result_head(
+            "Time to result on the small world",
+            f"A checkpoint every {args.every} steps, 16 prompts x {args.num_seeds} seeds each; {os.cpu_count()} cores, "
+            f"{args.jobs} runs at a time",
+        ),
         "| name | flags | seed | steps to 95% | minutes | of steps | "
         + " | ".join(f"final {name}" for name in COLUMNS)
         + " |",
@@ -136,14 +130,12 @@ def main() -> None:
         finals = " | ".join(f"{track.final(column):.3f}" for column in COLUMNS)
         flags = f"`{' '.join(variants[name])}`" if variants[name] else ""
         lines.append(f"| {name} | {flags} | {seed} | {there[0]} | {there[1]} | {track.steps[-1]} | {finals} |")
-    write_text(args.out / f"{date}_time_to_result.md", "\n".join(lines) + "\n")
     values = {
         f"{name}, seed {seed}": {"steps": track.steps.tolist(), "minutes": track.minutes.tolist()}
         | {column: track.metrics[column].tolist() for column in COLUMNS}
         for (name, seed), track in found.items()
     }
-    write_text(args.out / f"{date}_time_to_result.json", json.dumps(values) + "\n")
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(write_result(args.out, "time_to_result", lines, values))
 
 
 if __name__ == "__main__":

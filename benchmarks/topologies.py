@@ -7,7 +7,6 @@ fp32 sums. All runs are on CPU processes, through tests/processes/drivers/fsdp_c
 """
 
 import argparse
-import datetime
 import json
 import shlex
 import shutil
@@ -18,11 +17,10 @@ from pathlib import Path
 
 import torch
 from processes import LAUNCHER, cpu_environment, free_port
+from result_file import result_head, write_result
 from safetensors.torch import load_file
 
 from dpdmd.run_folder import LATEST, RunFolder
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.versions import versions
 
 SMALL_WORLD = (
     "--teacher_id weights/tiny/sd35 --prompt_txt data/shapes_train.txt --height 64 --width 64 --teacher_infer_steps 4 "
@@ -112,23 +110,18 @@ def main() -> None:
         folders = run_all(Path(work), shlex.split(args.flags))
         reference = folders.pop(REFERENCE)
         found = {name: compare(folder, reference) for name, folder in folders.items()}
-    date = datetime.date.today().isoformat()
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [
-        f"# One trajectory in every topology ({date})",
-        "",
-        f"`{' '.join(['python', *sys.argv])}`",
-        "",
-        f"{STEPS} steps on CPU processes (gloo), gradients clipped in each, against {REFERENCE}; {used}. Losses, norms",
-        "and scores: largest relative difference. Weights: absolute, after updates of 1e-3 each.",
+        *result_head(
+            "One trajectory in every topology",
+            f"{STEPS} steps on CPU processes (gloo), gradients clipped in each, against {REFERENCE}",
+        ),
+        "Losses, norms and scores: largest relative difference. Weights: absolute, after updates of 1e-3 each.",
         "",
         "| | losses | gradient norms | scores | weights, mean | weights, largest |",
         "|---|---|---|---|---|---|",
         *(f"| {name} | {' | '.join(f'{value:.1e}' for value in row.values())} |" for name, row in found.items()),
     ]
-    write_text(args.out / f"{date}_topologies.md", "\n".join(lines) + "\n")
-    write_text(args.out / f"{date}_topologies.json", json.dumps(found, indent=2) + "\n")
-    print("\n".join(lines))
+    sys.stdout.write(write_result(args.out, "topologies", lines, found))
 
 
 if __name__ == "__main__":

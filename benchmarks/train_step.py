@@ -18,8 +18,6 @@ to dpdmd.train; without scorers there is no whole run.
 """
 
 import argparse
-import datetime
-import json
 import os
 import shlex
 import statistics
@@ -32,6 +30,7 @@ from pathlib import Path
 
 import release_training
 import torch
+from result_file import result_head, write_result
 from step_report import (
     EVALUATION,
     FAKE_CALLS,
@@ -61,8 +60,6 @@ from dpdmd.sampling.rollout import rollout
 from dpdmd.training import preflight
 from dpdmd.training.run_log import RunLog, peak_memory_gb
 from dpdmd.training.trainer import Trainer
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.versions import versions
 
 SCORERS = ("clip_path", "clip_score_path", "dino_path", "pick_model_path", "pick_processor_path")
 
@@ -255,24 +252,20 @@ def main() -> None:
     own, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as work:
         trainer, found = measure(own, flags or ["--config", "scripts/configs/paper_tiny.yaml"], Path(work))
-    settings, date = trainer.config, datetime.date.today().isoformat()
+    settings = trainer.config
     threads = f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores, processor time"
     lines = [
-        f"# The cost of a cycle and of a run ({date})",
-        "",
-        f"`{shlex.join(['python', *sys.argv])}`",
-        "",
-        f"{torch.cuda.get_device_name() if found.on_cuda else threads}; {own.cycles} rounds each, batch "
-        f"{settings.optim.batch_size}, {calls_a_cycle(settings.method)} network calls a sample and cycle (a backward "
-        "pass counts two); " + ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "",
+        *result_head(
+            "The cost of a cycle and of a run",
+            f"{torch.cuda.get_device_name() if found.on_cuda else threads}; {own.cycles} rounds each, batch "
+            f"{settings.optim.batch_size}, {calls_a_cycle(settings.method)} network calls a sample and cycle (a "
+            "backward pass counts two)",
+        ),
         *cycle_lines(found),
     ]
     if EVALUATION in found.seconds:
         lines += ["", *run_lines(found)]
-    write_text(own.out / f"{date}_train_step.md", "\n".join(lines) + "\n")
-    write_text(own.out / f"{date}_train_step.json", json.dumps(asdict(found)) + "\n")
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(write_result(own.out, "train_step", lines, asdict(found)))
 
 
 if __name__ == "__main__":
