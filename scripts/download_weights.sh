@@ -81,12 +81,16 @@ fetch_all() {
 
 # fetch_parts NAME REPO FOLDER: the folders of a pipeline, without single files, 16-bit twins and pictures beside them.
 fetch_parts() {
-    local name=$1 repo=$2 folder=weights/$3
+    local name=$1 repo=$2 folder=weights/$3 pattern patterns=() # hf takes one pattern for each flag
+    for pattern in model_index.json '*.md' '*/*.json' '*/*.txt' '*/*.model' '*/*.jinja' '*/*.safetensors'; do
+        patterns+=(--include "$pattern")
+    done
+    for pattern in 'text_encoders/*' '*.fp16.*' '*.fp16-*'; do patterns+=(--exclude "$pattern"); done
     command -v hf >/dev/null || fail "the hf command is missing; pip install 'huggingface_hub>=1.33'"
     echo "$name: $repo -> $folder"
-    hf download "$repo" --local-dir "$folder" --include model_index.json '*.md' '*/*.json' '*/*.txt' '*/*.model' '*/*.jinja' \
-        '*/*.safetensors' --exclude 'text_encoders/*' '*.fp16.*' '*.fp16-*' ||
+    hf download "$repo" --local-dir "$folder" "${patterns[@]}" ||
         fail "$repo failed; accept the licence on huggingface.co/$repo if it has one, run: hf auth login, and try again"
+    [[ -s $folder/model_index.json ]] || fail "$repo holds no model_index.json"
 }
 
 download() {

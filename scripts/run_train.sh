@@ -18,29 +18,20 @@ if [ -z "$FAMILY" ]; then
     exit 2
 fi
 shift
-
-given() { # flag, the value without it, further flags: prints the last value that these give
-    local flag="$1" value="$2"
-    shift 2
-    while [ $# -gt 0 ]; do
-        case $1 in "$flag") value="${2:-}" ;; "$flag="*) value="${1#*=}" ;; esac
-        shift
-    done
-    printf '%s' "${value/#\~\//$HOME/}" # the shell leaves a ~ after = alone
-}
+source scripts/given.sh
 
 RUN="${RUN:-outputs/${MODEL}_dpdmd}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
-TEACHER="${TEACHER:-$(sed -n 's/^  teacher_id: \([^ ]*\).*/\1/p' "$SETTINGS")}"
+TEACHER="${TEACHER:-$(sed -n -E "/^  teacher_id: */{s///; s/ +#.*//; s/^(['\"])(.*)\1\$/\2/; p;}" "$SETTINGS")}"
 TEACHER="$(given --teacher_id "$TEACHER" "$@")"
 STUDENT="$(given --student_id "${STUDENT:-$TEACHER}" "$@")"
 FAKE="$(given --fake_id "${FAKE:-$TEACHER}" "$@")"
-PICK_PROCESSOR="$(given --pick_processor_path "${PICK_PROCESSOR:-weights/CLIP-ViT-H-14-laion2B-s32B-b79K}" "$@")"
-PICK_MODEL="$(given --pick_model_path "${PICK_MODEL:-weights/PickScore_v1}" "$@")"
-IR_MODEL="$(given --ir_model_path "${IR_MODEL:-weights/ImageReward/ImageReward.pt}" "$@")"
-IR_MED_CONFIG="$(given --ir_med_config "${IR_MED_CONFIG:-weights/ImageReward/med_config.json}" "$@")"
-DINO="$(given --dino_path "${DINO:-weights/dinov2-base}" "$@")"
-CLIP="$(given --clip_path "${CLIP:-weights/clip-vit-large-patch14}" "$@")"
+PICK_PROCESSOR="$(given --pick_processor_path "${PICK_PROCESSOR-weights/CLIP-ViT-H-14-laion2B-s32B-b79K}" "$@")"
+PICK_MODEL="$(given --pick_model_path "${PICK_MODEL-weights/PickScore_v1}" "$@")"
+IR_MODEL="$(given --ir_model_path "${IR_MODEL-weights/ImageReward/ImageReward.pt}" "$@")"
+IR_MED_CONFIG="$(given --ir_med_config "${IR_MED_CONFIG-weights/ImageReward/med_config.json}" "$@")"
+DINO="$(given --dino_path "${DINO-weights/dinov2-base}" "$@")"
+CLIP="$(given --clip_path "${CLIP-weights/clip-vit-large-patch14}" "$@")"
 # 8 GPUs sharded; accelerate_ddp.yaml and accelerate_single_gpu.yaml are in the same folder
 ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_${FAMILY}_fsdp.yaml}"
 

@@ -9,7 +9,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=outputs/slurm_%j.log
+#SBATCH --output=slurm_%j.log
 #SBATCH --signal=USR1@900
 # USR1 comes 15 minutes before the end, to every process of the step: the trainers finish their step and save. A
 # checkpoint of SD3.5-Medium is some 55 GB; give a slow disk more.
@@ -25,6 +25,11 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_multi_node.yaml}"
 
+source scripts/given.sh
+eval "$(grep '^export RUN=' scripts/run_train_sd35.sh)" # the folder's name is there alone
+LOG="$(given --run_dir "$RUN" "$@")/log/log.txt"
+lines=$(cat "$LOG" 2>/dev/null | wc -l)
+
 # The launcher between srun and the trainers would die of USR1, which it does not know: it ignores it, and the
 # trainers, which inherit that, set their own answer.
 srun --kill-on-bad-exit=0 bash -c '
@@ -34,9 +39,8 @@ srun --kill-on-bad-exit=0 bash -c '
 ' bash "$@"
 status=$?
 
-# Behind a launcher the trainers' own status is lost; what ended them is near the end of the run's log.
-RUN="${RUN:-outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5}"
-if [ "$status" != 0 ] && tail -n 10 "$RUN/log/log.txt" | grep -q "stopped: SIG"; then
+# Behind a launcher the trainers' own status is lost; what ended them is near the end of what they added to the log.
+if [ "$status" != 0 ] && tail -n "+$((lines + 1))" "$LOG" | tail -n 10 | grep -q "stopped: SIG"; then
     echo "stopped by a signal and saved: queued again"
     exec scontrol requeue "$SLURM_JOB_ID"
 fi

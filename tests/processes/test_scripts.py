@@ -1,7 +1,9 @@
 """The scripts print their help and report wrong settings on a machine without weights and packages."""
 
+import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,38 @@ def test_every_default_weight_can_be_fetched_and_is_listed():
                 assert name in fetched and f"`weights/{name}`" in listed
 
 
+HF = """#!/usr/bin/env python3
+import json, os, sys, pathlib
+pathlib.Path(os.environ["WORDS"]).write_text(json.dumps(sys.argv[1:]))
+folder = pathlib.Path(sys.argv[sys.argv.index("--local-dir") + 1])
+folder.mkdir(parents=True)
+if os.environ["WHOLE"]:
+    (folder / "model_index.json").write_text("{}")
+"""
+
+
+@pytest.mark.parametrize("whole", ["", "yes"])
+def test_the_folders_of_a_pipeline_are_asked_for_by_patterns(tmp_path, whole):
+    """hf takes one pattern for each flag; words without one are names of files, and then it ignores all patterns."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "download_weights.sh", tmp_path / "scripts")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "hf").write_text(HF)
+    (tmp_path / "bin" / "hf").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "WORDS": str(tmp_path / "words"),
+        "WHOLE": whole,
+    }
+    command = ["bash", str(tmp_path / "scripts" / "download_weights.sh"), "lumina2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    words = json.loads((tmp_path / "words").read_text())
+    assert words[:4] == ["download", "Alpha-VLLM/Lumina-Image-2.0", "--local-dir", "weights/Alpha-VLLM/Lumina-Image-2.0"]
+    flags, patterns = words[4::2], words[5::2]
+    assert set(flags) == {"--include", "--exclude"} and {"model_index.json", "*/*.safetensors"} <= set(patterns)
+    assert (done.returncode == 0) == bool(whole) and ("holds no model_index.json" in done.stderr) == (not whole)
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
@@ -127,6 +161,11 @@ def train_on_gpus(tmp_path):
         return subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
 
     return call
+
+
+def test_empty_variables_leave_their_scorers_out(train_on_gpus, tmp_path):
+    done = train_on_gpus(TEACHER=str(tmp_path / "own" / "model"), DINO="", CLIP="")
+    assert done.returncode == 0 and "--dino_path  --clip_path  --run_dir" in done.stdout
 
 
 def test_the_flags_of_a_launch_replace_its_paths(train_on_gpus, tmp_path):
