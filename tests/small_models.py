@@ -460,3 +460,32 @@ def save_scorers(root: Path) -> None:
                     0.05 * torch.randn_like(parameter)
                 )  # as initialised, its score hardly depends on its input
         scorer_models.save_imagereward(root / "ImageReward", network, med_config, tokenizer)
+
+
+def save_open_clip(folder: Path) -> nn.Module:
+    """Save a CLIP in OpenCLIP's layout, and return it."""
+    import open_clip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    preprocess = {
+        "mean": [0.48, 0.46, 0.41],
+        "std": [0.27, 0.26, 0.28],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    torch.manual_seed(0)
+    model = open_clip.CLIP(
+        **{
+            **config,
+            "vision_cfg": open_clip.CLIPVisionCfg(**config["vision_cfg"]),
+            "text_cfg": open_clip.CLIPTextCfg(**config["text_cfg"]),
+        }
+    ).eval()
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    return model

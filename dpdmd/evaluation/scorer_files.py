@@ -22,6 +22,7 @@ from dpdmd.models.hub_models import Source
 from dpdmd.models.weight_files import (
     check_model_folder,
     check_pickle,
+    read_shapes_of_weights,
     require_folder,
     require_image_processor,
     where_to_get,
@@ -29,6 +30,16 @@ from dpdmd.models.weight_files import (
 from dpdmd.utils.text_files import read_json
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = (  # names of the weights, in the order in which OpenCLIP looks for them
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 
 
@@ -94,9 +105,24 @@ def _check_path(path: Path, file: ScorerFile) -> None:
         require_folder(path)
     if file.open_clip and is_open_clip(path):
         read_json(path / OPEN_CLIP_CONFIG)
+        weights = _find_open_clip_weights(path)
+        (read_shapes_of_weights if weights.suffix == ".safetensors" else check_pickle)(weights)
         return
     for part in file.holds:
         _CHECKS[part](path)
+
+
+def _find_open_clip_weights(folder: Path) -> Path:
+    """Return the file that OpenCLIP takes the weights from; without one it would use random numbers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth")]
+    if not found:
+        raise ValueError(f"{folder / _OPEN_CLIP_WEIGHTS[0]} is missing")
+    places = {name: place for place, name in enumerate(_OPEN_CLIP_WEIGHTS)}
+    return min(found, key=lambda path: (places.get(path.name, len(places)), path.suffix != ".safetensors", path.name))
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from bad_input import program
 from edit_models import rewrite_weights
 from safetensors.torch import load_file, save_file
+from small_models import save_open_clip
 
 from dpdmd import config, export, generate
 from dpdmd.evaluation.scorers import check_scorer_contents
@@ -100,6 +101,29 @@ def test_an_imagereward_with_other_weights(refused, copies):
     assert "ImageReward.pt" in line and "--ir_model_path" in line
     torch.save({"weight": torch.zeros(2)}, path)
     assert "unknown weight weight" in refused(_flags(copies, "ImageReward"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "open_clip/open_clip_model.safetensors is missing; get it from"),
+        (b"version https://git-lfs.github.com/spec/v1", "open_clip_pytorch_model.bin is no torch checkpoint"),
+        ({"ln_final.weight": torch.zeros(32)}, "does not load as an OpenCLIP model (RuntimeError: Error(s) in loading"),
+    ],
+)
+def test_an_open_clip_without_its_weights(refused, tmp_path, content, says):
+    """OpenCLIP itself would take random numbers, with a warning."""
+    folder = tmp_path / "open_clip"
+    save_open_clip(folder)
+    weights = folder / "open_clip_pytorch_model.bin"
+    if content is None:
+        weights.unlink()
+    elif isinstance(content, bytes):
+        weights.write_bytes(content)
+    else:
+        torch.save(content, weights)
+    line = refused({"--clip_path": str(folder)})
+    assert line.startswith(f"--clip_path {folder}: ") and says in line
 
 
 @pytest.mark.parametrize("folder", ["clip", "pickscore", "dinov2"])

@@ -3,6 +3,7 @@
 A folder has transformers' layout, or OpenCLIP's (open_clip_config.json and the weights beside it).
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from dpdmd.evaluation.scorer_files import is_open_clip
 from dpdmd.evaluation.scorers.base import Check, FeatureScorer, Sample, Score, ValueScorer, normalise
 from dpdmd.models.checks.transformers_parts import check_image_processor, check_network, check_prompt_tokenizer
-from dpdmd.models.loading import load_strict
+from dpdmd.models.loading import load_strict, raise_as_value_error
 
 
 class Clip(Protocol):
@@ -71,15 +72,20 @@ class TransformersClip:
 
 
 class OpenClip:
-    """A CLIP in OpenCLIP's layout."""
+    """A CLIP in OpenCLIP's layout.
 
-    def __init__(self, folder: Path):
+    Raises:
+        ValueError: its weights do not fit, or the library cannot read the folder.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu"):
         import open_clip
 
         name = f"local-dir:{folder.absolute()}"
-        # open_clip loads strictly, and pickled weights with weights_only.
-        self.network, _, self.transform = open_clip.create_model_and_transforms(name)
-        self.tokenizer = open_clip.get_tokenizer(name)
+        with raise_as_value_error(f"{folder} does not load as an OpenCLIP model"):
+            # open_clip loads strictly, and pickled weights with weights_only.
+            self.network, self.transform = open_clip.create_model_from_pretrained(name, device=device)
+            self.tokenizer = open_clip.get_tokenizer(name)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         return torch.stack([self.transform(image) for image in images])
@@ -162,7 +168,9 @@ def check_image_encoder(folder: Path) -> None:
     Raises:
         ValueError: they will not.
     """
-    if not is_open_clip(folder):
+    if is_open_clip(folder):
+        _check_open_clip(folder)
+    else:
         _check_image_size(folder, check_network("CLIPVisionModel", folder))
 
 
@@ -173,11 +181,18 @@ def check_clip(folder: Path, processor: Path) -> None:
         ValueError: they do not.
     """
     if is_open_clip(folder):
+        _check_open_clip(folder)
         return
     config = check_network("CLIPModel", folder)
     _check_image_size(processor, config.vision_config)
     text = config.text_config
     check_prompt_tokenizer("AutoTokenizer", processor, text.max_position_embeddings, text.vocab_size)
+
+
+def _check_open_clip(folder: Path) -> None:
+    """Load the folder into a network without numbers, which compares names and shapes."""
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # about numbers that are not copied
+        OpenClip(folder, "meta")
 
 
 def _check_image_size(processor: Path, config: Any) -> None:

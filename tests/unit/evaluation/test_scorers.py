@@ -5,15 +5,15 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import PIL
 import pytest
 import torch
 from PIL import Image
+from small_models import save_open_clip
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Dinov2Model
 
 from dpdmd.evaluation.scorer_files import check_scorer_paths
-from dpdmd.evaluation.scorers import build_scorer, imagereward
+from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents, imagereward
 from dpdmd.evaluation.scorers.base import Sample
 from dpdmd.evaluation.scorers.visualquality import parse_rating
 from dpdmd.evaluation.scoring import score_batch
@@ -100,29 +100,10 @@ def test_pickscore_is_the_scaled_cosine(tiny_scorers, scorer_paths):
 
 def test_open_clip_folders_are_read(tmp_path):
     """Same two roles, from an OpenCLIP folder; the class token is the one before the last norm."""
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    }
-    preprocess = {
-        "mean": [0.48, 0.46, 0.41],
-        "std": [0.27, 0.26, 0.28],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
-    torch.manual_seed(0)
-    model = open_clip.CLIP(
-        **{
-            **config,
-            "vision_cfg": open_clip.CLIPVisionCfg(**config["vision_cfg"]),
-            "text_cfg": open_clip.CLIPTextCfg(**config["text_cfg"]),
-        }
-    ).eval()
-    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    model = save_open_clip(tmp_path)
     paths, batch = {"clip_path": str(tmp_path), "clip_score_path": str(tmp_path)}, samples(3)
     found = check_scorer_paths(paths, ("div_clip", "clip_score"))
+    check_scorer_contents(found)
     diversity = build_scorer("div_clip", found["div_clip"], CPU)
     kept = []
     model.visual.transformer.register_forward_hook(lambda *call: kept.append(call[2]))
