@@ -21,10 +21,12 @@ class MeasuredMetric:
     Attributes:
         mean: over prompts; None if nothing was scored.
         by_prompt: prompt -> mean over its images.
+        num_missing: images without a score.
     """
 
     mean: float | None
     by_prompt: dict[str, float]
+    num_missing: int = 0
 
 
 def read_metrics(path: Path) -> dict[str, MeasuredMetric]:
@@ -42,7 +44,7 @@ def read_metrics(path: Path) -> dict[str, MeasuredMetric]:
             return _from_program(values["metrics"], path.with_name(PER_IMAGE))
         (details,) = values.values()
         return _from_oracle(details["prompts"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise ValueError(
             f"{path}: neither a summary.json nor the small world's metrics of one model ({shorten_error(error)})"
         ) from None
@@ -51,14 +53,20 @@ def read_metrics(path: Path) -> dict[str, MeasuredMetric]:
 def _from_program(metrics: Mapping[str, Any], per_image: Path) -> dict[str, MeasuredMetric]:
     """Take the means from summary.json and average per_image.csv by prompt; an empty cell is a missing score."""
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in metrics}
-    with per_image.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for name in metrics:
-                if row[name]:
-                    scores[name].setdefault(f"{row['prompt_index']} {row['prompt']}", []).append(float(row[name]))
+    limit = csv.field_size_limit(2**31 - 1)  # the default is less than the letters that a prompt may have
+    try:
+        with per_image.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                for name in metrics:
+                    if row[name]:
+                        scores[name].setdefault(f"{row['prompt_index']} {row['prompt']}", []).append(float(row[name]))
+    finally:
+        csv.field_size_limit(limit)
     return {
         name: MeasuredMetric(
-            summary["mean"], {prompt: float(np.mean(values)) for prompt, values in scores[name].items()}
+            summary["mean"],
+            {prompt: float(np.mean(values)) for prompt, values in scores[name].items()},
+            summary.get("num_missing", 0),
         )
         for name, summary in metrics.items()
     }

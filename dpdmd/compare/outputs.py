@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpdmd.compare.cost import calls_of_training
 from dpdmd.compare.jobs import Job
-from dpdmd.compare.metrics import MeasuredMetric, read_metrics
+from dpdmd.compare.metrics import PER_IMAGE, MeasuredMetric, read_metrics
 from dpdmd.compare.plane import draw_plane
 from dpdmd.compare.sample_grid import draw_sample_grid
 from dpdmd.compare.sweep import Sweep
@@ -17,6 +17,7 @@ from dpdmd.compare.tables import as_csv, as_latex, as_markdown, compare
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.versions import versions
+from dpdmd.utils.wording import counted
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class WrittenTables:
 
     Attributes:
         markdown: the content of table.md.
-        problems: one line per missing or unreadable result, and one if the plane could not be drawn.
+        problems: one line per missing, incomplete or unreadable result, and one if the plane could not be drawn.
     """
 
     markdown: str
@@ -91,7 +92,12 @@ def _read_columns(sweep: Sweep, job: Job, problems: list[str]) -> dict[str, Meas
             continue
         for column, metric in measure.metrics.items():
             if metric in metrics:
-                columns[column] = metrics[metric]
+                columns[column] = found = metrics[metric]
+                if found.mean is None or found.num_missing:
+                    problems.append(
+                        f"{path}: {counted(found.num_missing, 'image')} without {metric}, see {PER_IMAGE} beside it; "
+                        f"to measure again, delete {job.folder / name}.json and give the same command"
+                    )
             else:
                 known = ", ".join(metrics)
                 problems.append(f"{sweep.path}: measure {name}: no {metric!r} in {path}; there are {known}")

@@ -73,7 +73,15 @@ def _difference(runs: Runs, baseline: Runs, column: str) -> Difference | None:
         return None
     shared = [prompt for prompt in pairs[0][0].by_prompt if all(prompt in m.by_prompt for pair in pairs for m in pair)]
     by_prompt = [float(np.mean([a.by_prompt[prompt] - b.by_prompt[prompt] for a, b in pairs])) for prompt in shared]
-    return paired_difference([a.mean - b.mean for a, b in pairs], by_prompt)
+    return paired_difference([_gap(a, b) for a, b in pairs], by_prompt)
+
+
+def _gap(one: MeasuredMetric, other: MeasuredMetric) -> float:
+    """Return the difference of two means, over the prompts that both have if a score is missing."""
+    shared = one.by_prompt.keys() & other.by_prompt.keys()
+    if not shared or one.by_prompt.keys() == other.by_prompt.keys():
+        return one.mean - other.mean
+    return float(np.mean([one.by_prompt[prompt] - other.by_prompt[prompt] for prompt in sorted(shared)]))
 
 
 def as_markdown(sweep: Sweep, table: Table, head: str) -> str:
