@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dpdmd.config.scorer_table import metric_names
+from dpdmd.config.scorer_table import SCORERS, metric_names
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
 from dpdmd.distributed.launch_env import single_process_warning
@@ -47,12 +47,16 @@ from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger
+from dpdmd.utils.paths import same_place
 from dpdmd.utils.tables import latex_row, latex_text
+from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 from dpdmd.utils.versions import versions
 from dpdmd.utils.wording import counted
 
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
-FEWER_SCORERS = "give fewer scorers at a time: an empty path leaves one out"
+FEWER_SCORERS = "give fewer scorers at a time, each time in another --output_dir: an empty path leaves one out"
+SMALLER_BATCH = "lower --batch_size"
+SUMMARY = "summary.json"
 NUM_GRIDS = 32  # prompts that get a grid
 
 
@@ -60,13 +64,16 @@ def run(job: Job) -> ScoreReport:
     """Run the job. Call on every rank; rank 0 writes and prints the results.
 
     Raises:
-        ValueError: the model's or a scorer's files do not load, or `output_dir` holds other images.
+        ValueError: the model's or a scorer's files do not load, or `output_dir` holds other images or scores.
         OSError: an image or a result cannot be written.
         MemoryError: the device has too little memory.
     """
     check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no")
     check_joined(accelerator.num_processes)
+    with _raised_everywhere(accelerator):
+        if accelerator.is_main_process:
+            _check_results(job)
     if accelerator.is_main_process:
         _introduce(job, accelerator)
         clear_leftovers([job.out / PICTURES, job.out / GRIDS])
@@ -78,7 +85,8 @@ def run(job: Job) -> ScoreReport:
         scorers = [
             build_scorer(name, paths, accelerator.device, **job.options[name]) for name, paths in job.paths.items()
         ]
-    rows = _score(job, images, scorers, accelerator)
+    with _raised_everywhere(accelerator, SMALLER_BATCH):
+        rows = _score(job, images, scorers, accelerator)
     metrics = metric_names(job.paths)
     result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
     with _raised_everywhere(accelerator):
@@ -99,6 +107,45 @@ def _introduce(job: Job, accelerator: Accelerator) -> None:
         images = prompts * job.args.num_samples
     work = f"{counted(images, 'image')} of {counted(prompts, 'prompt')}"
     tqdm.write(f"{describe(accelerator.num_processes, accelerator.device)}: {work}", file=sys.stderr)
+
+
+def _check_results(job: Job) -> None:
+    """Check that this call gives all scores that are in the output folder. Call on rank 0 only.
+
+    Raises:
+        ValueError: these are of other scorers, or of other images, prompts or settings, and would be lost.
+    """
+    path = job.out / SUMMARY
+    if not path.is_file():
+        return
+    try:
+        found = read_json(path)
+        with expecting_mapping_keys(path):
+            metrics, settings = [*found["metrics"]], {**found["settings"]}
+    except ValueError as error:
+        raise ValueError(f"--output_dir: {error}, so the scores there are unknown; give another folder") from None
+    args = vars(job.args)
+    rows = [SCORERS[name] for name in job.paths if name in metrics]
+    # pictures.json has the settings of a model's images
+    names = ["images", *(("seed", "prompts_txt", "prompt_column", "images_per_prompt") if job.images else ())]
+    names += [item.flag for row in rows for item in (*row.files, *row.options)]
+    changes = [
+        f"{name}: {settings.get(name)!r} there, {args[name]!r} now"
+        for name in dict.fromkeys(names)
+        if not _equal_setting(settings.get(name), args[name])
+    ]
+    changes += [f"{name} is left out now" for name in metrics if name not in metric_names(job.paths)]
+    if changes:
+        pictures = job.out / PICTURES
+        same = f", and --images {pictures} to score the images there" if pictures.is_dir() else ""
+        raise ValueError(
+            f"--output_dir {job.out}: holds the scores of another call ({'; '.join(changes)}); give another{same}"
+        )
+
+
+def _equal_setting(there: Any, now: Any) -> bool:
+    """Return whether two values of a flag are equal. A path may be written in several ways."""
+    return there == now or (isinstance(there, str) and isinstance(now, str) and same_place(there, now))
 
 
 def _generate(job: Job, accelerator: Accelerator) -> tuple[list[ImageFile], dict[str, Any]]:
@@ -191,7 +238,7 @@ def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator
                 files.append(str(image.path))
             except ValueError as error:
                 rows.append(ImageScores(image.key, image.prompt, str(image.path), notes={UNREADABLE: str(error)}))
-        rows += score_batch(samples, scorers, files)
+        rows += score_batch(samples, scorers, files, raise_memory=True)
     return rows
 
 
@@ -204,7 +251,7 @@ def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str
         "processes": processes,
         "versions": versions(),
     }
-    write_text(job.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(job.out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
     line = table(job, result)
     write_text(job.out / "table.txt", line + "\n")
     _save_grids(job, result)
@@ -224,6 +271,9 @@ def table(job: Job, result: ScoreReport) -> str:
 
 
 def _save_grids(job: Job, result: ScoreReport) -> None:
+    """Write the grids in place of those of an earlier call."""
+    for path in (job.out / GRIDS).glob("[0-9]" * 5 + ".png"):
+        path.unlink()
     groups: dict[int, list[ImageScores]] = {}
     for row in result.rows:
         if UNREADABLE not in row.notes:

@@ -16,6 +16,7 @@ from dpdmd.evaluation.scorers.base import FeatureScorer, Sample, Scorer, ValueSc
 from dpdmd.evaluation.statistics import Summary, summarise
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.logging import logger
+from dpdmd.utils.out_of_memory import is_out_of_memory
 
 UNREADABLE = "unreadable"
 NOT_FINITE = "not finite"  # such a score is missing: a single one would make the mean nan
@@ -49,8 +50,14 @@ class ScoreReport:
     rows: list[ImageScores]
 
 
-def score_batch(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = ()) -> list[ImageScores]:
-    """Score one batch with every scorer. If a scorer fails, its scores are missing and the rows keep the reason."""
+def score_batch(
+    samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = (), *, raise_memory: bool = False
+) -> list[ImageScores]:
+    """Score one batch with every scorer. If a scorer fails, its scores are missing and the rows keep the reason.
+
+    Args:
+        raise_memory: raise errors of full memory: outside a training, a smaller batch gives the scores.
+    """
     rows = [
         ImageScores(sample.key, sample.prompt, file)
         for sample, file in zip(samples, files or [""] * len(samples), strict=True)
@@ -59,6 +66,8 @@ def score_batch(samples: Sequence[Sample], scorers: Sequence[Scorer], files: Seq
         try:
             _apply(scorer, samples, rows)
         except Exception as error:  # of any library: a score that fails must not end days of training
+            if raise_memory and is_out_of_memory(error):
+                raise
             reason = f"{type(error).__name__}: {error}"
             logger.warning("%s failed on %d images, now without its score: %s", scorer.name, len(rows), reason)
             for row in rows:

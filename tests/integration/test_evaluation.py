@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from dpdmd import train
 from dpdmd.evaluation import program_run
 from dpdmd.evaluation.in_loop import InLoopEvaluation
+from dpdmd.evaluation.scorers.clip import ClipScore
 from dpdmd.sampling.sampler import Sampler
 from dpdmd.training.adaptive_weight import weight_factor
 
@@ -215,6 +216,39 @@ def test_programs_write_their_files_and_keep_images(preference, tmp_path, capsys
     assert rows_of(out) == rows
     small = ["--batch_size", "1"]
     assert main([*preference, *small, "--output_dir", str(out)]) == 0 and rows_of(out) == rows
+    assert main([*preference, "--clip_score_path", "", "--output_dir", str(out)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "(clip_score is left out now); give another" in line and f"--images {out / 'pictures'}" in line
+    assert rows_of(out) == rows
+
+
+def test_scores_of_other_images_are_not_overwritten(tiny_scorers, tmp_path, capsys):
+    """More scorers of the same images may be written over the results; grids of the earlier call are cleared."""
+    for folder, count in (("a", 2), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        for key in ((prompt, sample) for prompt in range(count) for sample in range(2)):
+            Image.new("RGB", (64, 64), (90 * key[1], 0, 0)).save(tmp_path / folder / "{:05d}_{:03d}.png".format(*key))
+    main, out = program("test_diversity").main, tmp_path / "out"
+    scorers = ["--dino_path", tiny_scorers["dino_path"], "--clip_path"]
+    given = ["--prompts_txt", "", "--output_dir", str(out), *scorers]
+    assert main([*given, "", "--images", str(tmp_path / "a")]) == 0
+    (out / "grids" / "00007.png").write_bytes(b"")
+    assert main([*given, tiny_scorers["clip_path"], "--images", f"{tmp_path / 'a'}/."]) == 0
+    rows = rows_of(out)
+    assert len(rows) == 4 and rows[0]["div_clip"]
+    assert [path.name for path in sorted((out / "grids").iterdir())] == ["00000.png", "00001.png"]
+    for change, says in (
+        (["--images", str(tmp_path / "b")], f"images: '{tmp_path / 'a'}' there, '{tmp_path / 'b'}' now"),
+        (["--images", str(tmp_path / "a"), "--seed", "1"], "seed: 0 there, 1 now"),
+        (["--images", str(tmp_path / "a"), "--dino_path", ""], "div_dino is left out now"),
+    ):
+        assert main([*given, tiny_scorers["clip_path"], *change]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"test_diversity.py: error: --output_dir {out}: holds the scores of another call (")
+        assert says in line and rows_of(out) == rows
+    (out / "summary.json").write_text("{}")
+    assert main([*given, "", "--images", str(tmp_path / "a")]) == 2
+    assert "lacks 'metrics', so the scores there are unknown" in capsys.readouterr().err
 
 
 def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):
@@ -311,7 +345,7 @@ def test_programs_refuse_images_that_are_not_finite(preference, tiny_pipeline, t
 
 
 def test_out_of_memory_is_a_one_line_error(preference, tmp_path, monkeypatch, capsys):
-    """While images are generated, and while a scorer loads."""
+    """While images are generated, while a scorer loads, and while it scores: this is not a missing score."""
 
     def full(*arguments, **more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
@@ -320,6 +354,7 @@ def test_out_of_memory_is_a_one_line_error(preference, tmp_path, monkeypatch, ca
     for place, name, says in (
         (Sampler, "images", "lower --gen_batch_size, --height or --width, or give --bf16"),
         (program_run, "build_scorer", "give fewer scorers at a time"),
+        (ClipScore, "score", "lower --batch_size"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)

@@ -37,6 +37,20 @@ def test_a_scorer_that_fails_is_reported_and_missing(caplog):
     assert "no kernel for this device" in found.rows[0].notes["div_broken"]
 
 
+class HungryValues(ValueScorer):
+    name = "hungry"
+
+    def score(self, samples):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_full_memory_is_a_missing_score_in_a_training_alone():
+    samples = [Sample(Image.new("RGB", (8, 8)), "a", (0, 0))]
+    assert "out of memory" in score_batch(samples, [HungryValues()])[0].notes["hungry"]
+    with pytest.raises(torch.OutOfMemoryError):
+        score_batch(samples, [HungryValues()], raise_memory=True)
+
+
 class OverflowingFeatures(FeatureScorer):
     name = "div_overflowing"
 
