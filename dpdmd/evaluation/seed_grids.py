@@ -76,21 +76,25 @@ def save(folder: RunFolder, step: int, sets: Sequence["ImageSet"]) -> None:
 
 
 def _write(target: Path, images: Path, sets: Sequence["ImageSet"]) -> None:
-    """Replace the sheets of one evaluation."""
+    """Replace the sheets of one evaluation, if there are images of it: the teacher's may be deleted after a while."""
+    found = []
+    for image_set in sets:
+        for number, prompt in enumerate(image_set.prompts[:PROMPTS]):
+            count = min(SEEDS, image_set.num_samples)
+            files = [images / image_set.name / file_name((number, n)) for n in range(count)]
+            # An image may be missing here if another node wrote it to its own disk.
+            found.append((image_set.name, prompt, [file for file in files if file.is_file()]))
+    if not any(files for *_, files in found):
+        return
     index = []
     with creating_folder(target) as folder:
         folder.mkdir(parents=True)
-        for image_set in sets:
-            for number, prompt in enumerate(image_set.prompts[:PROMPTS]):
-                count = min(SEEDS, image_set.num_samples)
-                files = [images / image_set.name / file_name((number, n)) for n in range(count)]
-                # An image may be missing here if another node wrote it to its own disk.
-                found = [open_image(file) for file in files if file.is_file()]
-                if found:
-                    name, whole = f"{len(index):05d}.webp", sheet(found)
-                    whole.save(folder / name, format="WEBP", quality=QUALITY)
-                    entry = {"set": image_set.name, "prompt": prompt, "seeds": len(found), "size": whole.size}
-                    index.append({**entry, "file": name})
+        for set_name, prompt, files in found:
+            if files:
+                name, whole = f"{len(index):05d}.webp", sheet([open_image(file) for file in files])
+                whole.save(folder / name, format="WEBP", quality=QUALITY)
+                entry = {"set": set_name, "prompt": prompt, "seeds": len(files), "size": whole.size}
+                index.append({**entry, "file": name})
         (folder / _INDEX).write_text(json.dumps({"grids": index}, ensure_ascii=False), encoding="utf-8")
         delete_tree(target)
 
