@@ -10,7 +10,7 @@ from dpdmd.config.sampling_flags import check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, IN_LOOP_SCORERS, SCORERS
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.evaluation.scorer_files import check_scorer_paths
-from dpdmd.utils.paths import same_place
+from dpdmd.utils.paths import distinct_names, same_place
 
 # Prompt files of the authors' release -> their names in its metrics.
 RELEASE_NAMES = {"pick2pic_sfw_test": "pic", "training_div_test_coco": "coco"}
@@ -21,7 +21,8 @@ class ImageSet:
     """Images that are generated once and scored by several scorers.
 
     Attributes:
-        name: the prompt file's stem, or the release's name of that file; with `size`, the size follows.
+        name: the prompt file's stem, or the release's name of that file; if both sets have the same, its folders and
+            name. With `size`, the size follows.
         num_samples: images of each prompt.
         scorers: names of the scorers.
         size: size of the images; None for the run's first.
@@ -84,10 +85,10 @@ def set_up_evaluation(config: EvalConfig, prompt_column: str | None, sizes: Sequ
     if diversity and preference and same_place(config.div_prompts, config.pref_prompts):
         wanted = [("--div_prompts", config.div_prompts, config.num_div_seeds, diversity + preference)]
     limit = None if config.eval_prompts_limit == "all" else int(config.eval_prompts_limit)
+    wanted = [row for row in wanted if row[3]]
     sets = [
-        ImageSet(_name(Path(file)), read_prompts(Path(file), flag, prompt_column)[:limit], count, scorers)
-        for flag, file, count, scorers in wanted
-        if scorers
+        ImageSet(name, read_prompts(Path(file), flag, prompt_column)[:limit], count, scorers)
+        for name, (flag, file, count, scorers) in zip(_names([Path(row[1]) for row in wanted]), wanted, strict=True)
     ]
     if config.eval_sizes == "all":
         sets += [images.at_size(size) for size in sizes[1:] for images in sets]
@@ -96,5 +97,9 @@ def set_up_evaluation(config: EvalConfig, prompt_column: str | None, sizes: Sequ
     return EvalSetup(sets, paths, skipped)
 
 
-def _name(file: Path) -> str:
-    return RELEASE_NAMES.get(file.stem, file.stem)
+def _names(files: Sequence[Path]) -> list[str]:
+    """Return the names of the image sets of different prompt files."""
+    names = [RELEASE_NAMES.get(file.stem, file.stem) for file in files]
+    if len(set(names)) < len(names):  # a/test.txt and b/test.txt would share a folder of images
+        return [name.replace("/", "_") for name in distinct_names(files)]
+    return names

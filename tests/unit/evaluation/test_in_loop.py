@@ -1,13 +1,36 @@
 """Evaluation in the loop without a run: metric keys, and the best step."""
 
+import pytest
+
+from dpdmd.config.options import EvalConfig
 from dpdmd.evaluation.in_loop import best_step
-from dpdmd.evaluation.in_loop_setup import ImageSet
+from dpdmd.evaluation.in_loop_setup import ImageSet, set_up_evaluation
 
 
 def test_metric_keys_are_the_releases():
     images = ImageSet("pic", [], 9, ())
     assert images.metric_key("div_clip") == "eval/pic_div_clip"
     assert images.metric_key("pickscore_release") == "eval/pic_preference_pickscore_release"
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (("a/test.txt", "b/test.txt"), ["a_test.txt", "b_test.txt"]),
+        (("a/test.txt", "a/test.csv"), ["test.txt", "test.csv"]),
+        (("a/test.txt", "b/other.txt"), ["test", "other"]),
+        (("a/test.txt", "a/../a/test.txt"), ["test"]),
+        (("a/pick2pic_sfw_test.txt", "b/test.txt"), ["pic", "test"]),
+    ],
+)
+def test_two_prompt_files_of_one_name_have_their_own_images(tiny_scorers, tmp_path, files, names):
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("prompt\na cat\n")
+    scorers = {name: tiny_scorers[name] for name in ("clip_path", "clip_score_path")}
+    prompts = dict(zip(("div_prompts", "pref_prompts"), (str(tmp_path / file) for file in files), strict=True))
+    setup = set_up_evaluation(EvalConfig(**scorers, **prompts), None)
+    assert [images.name for images in setup.sets] == names
 
 
 def test_the_best_step():
