@@ -17,7 +17,7 @@ from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCO
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.program_job import Job
-from dpdmd.evaluation.scorer_files import check_scorer_paths, scorer_sources
+from dpdmd.evaluation.scorer_files import check_scorer_paths, given_scorers, scorer_sources
 from dpdmd.models.hub_models import locate_all
 from dpdmd.sampling.given_images import GivenImages, find_images, is_table, odd_names, read_table
 from dpdmd.sampling.image_folder import PICTURES, ImageFile, is_whole, read_settings
@@ -122,20 +122,18 @@ class Program:
         check_writable("--output_dir", out)
         if not args.images and not args.model:
             raise ValueError("--model or --images: give what to score")
-        if args.download and not args.images:  # checked once more below: a wrong path must not cost a download
-            self.prompts(args, self.scorers)
-        model, base_model, paths = self.locate(args)
-        if not paths:
+        scorers = given_scorers(vars(args), self.scorers)
+        if not scorers:
             flags = [f"--{SCORERS[name].files[0].flag}" for name in self.scorers]
             raise ValueError(f"no scorer is given: {' or '.join(flags)}")
-        table = _table(args, default_prompts=self.defaults["prompts_txt"])
-        prompts = list(dict.fromkeys(image.prompt for image in table)) or self.prompts(args, paths)
+        table = _table(args, prompts_given=self._are_prompts_given(args))
+        prompts = list(dict.fromkeys(image.prompt for image in table)) or self.prompts(args, scorers)
         if not args.images and not prompts:
             raise ValueError("--prompts_txt: give the prompts to make images of")
-        if set(paths) & PREFERENCE_SCORERS and not prompts:
+        if set(scorers) & PREFERENCE_SCORERS and not prompts:
             raise ValueError("--prompts_txt: these scorers compare images with their prompts; give them")
         options = {
-            name: {option.argument: getattr(args, option.flag) for option in SCORERS[name].options} for name in paths
+            name: {option.argument: getattr(args, option.flag) for option in SCORERS[name].options} for name in scorers
         }
         given = GivenImages(table)
         if args.images and not table:
@@ -146,8 +144,9 @@ class Program:
         else:
             check_total("num_samples", len(prompts), args.num_samples)
             read_settings(out / PICTURES, "--output_dir")
-        if set(paths) <= DIVERSITY_SCORERS:
+        if set(scorers) <= DIVERSITY_SCORERS:
             _check_pairs(args, images)
+        model, base_model, paths = self.locate(args)  # last: a wrong path must not cost a download
         return Job(args, model, base_model, paths, options, prompts, images, given.note, out)
 
     def locate(self, args: argparse.Namespace) -> tuple[Path | None, Path | None, dict[str, dict[str, Path]]]:
@@ -174,10 +173,26 @@ class Program:
         Raises:
             ValueError: the file cannot be read.
         """
-        needed = not args.images or not PREFERENCE_SCORERS.isdisjoint(scorers)
-        if not args.prompts_txt or not (needed or args.prompts_txt != self.defaults["prompts_txt"]):
+        if not self._reads_prompts(args, scorers):
             return []
         return read_prompts(Path(args.prompts_txt), "--prompts_txt", args.prompt_column)
+
+    def inputs(self, args: argparse.Namespace) -> dict[str, Path]:
+        """Return flag -> path of the scorers and the prompts that the program reads; it may be an id of the Hub."""
+        scorers = given_scorers(vars(args), self.scorers)
+        flags = [file.flag for name in scorers for file in SCORERS[name].files if getattr(args, file.flag)]
+        flags += ["prompts_txt"] if self._reads_prompts(args, scorers) else []
+        return {f"--{flag}": Path(getattr(args, flag)) for flag in flags}
+
+    def _reads_prompts(self, args: argparse.Namespace, scorers: Collection[str]) -> bool:
+        if not args.prompts_txt or (args.images and is_table(Path(args.images))):
+            return False
+        return not args.images or not PREFERENCE_SCORERS.isdisjoint(scorers) or self._are_prompts_given(args)
+
+    def _are_prompts_given(self, args: argparse.Namespace) -> bool:
+        """Return whether --prompts_txt has another value than the variable at the top of the file, as it is parsed."""
+        default = self.defaults["prompts_txt"]
+        return args.prompts_txt != (_path(str(default)) if default else default)
 
 
 def _kind(flag: str) -> Callable[[Any], Any]:
@@ -211,7 +226,7 @@ def _path(text: str) -> str:
     return str(user_path(text)) if text else text
 
 
-def _table(args: argparse.Namespace, default_prompts: str) -> list[ImageFile]:
+def _table(args: argparse.Namespace, *, prompts_given: bool) -> list[ImageFile]:
     """Return the images of a CSV file given as --images; [] for a folder or without --images.
 
     Raises:
@@ -223,7 +238,7 @@ def _table(args: argparse.Namespace, default_prompts: str) -> list[ImageFile]:
         raise ValueError(f"--images_per_prompt {args.images_per_prompt}: {reason}; leave it out")
     if not table:
         return []
-    if args.prompts_txt and args.prompts_txt != default_prompts:
+    if args.prompts_txt and prompts_given:
         raise ValueError(f"--prompts_txt {args.prompts_txt}: the CSV file of --images has the prompts; leave it out")
     return read_table(Path(args.images), args.prompt_column)
 

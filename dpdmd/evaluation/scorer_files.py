@@ -43,9 +43,20 @@ _OPEN_CLIP_WEIGHTS = (  # names of the weights, in the order in which OpenCLIP l
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 
 
+def given_scorers(paths: Mapping[str, str | None], names: Iterable[str]) -> list[str]:
+    """Return the scorers in `names` that `paths` (flag -> value) configures. An empty path leaves its scorer out."""
+    return [name for name in names if _is_given(paths, SCORERS[name].files)]
+
+
+def _is_given(paths: Mapping[str, str | None], files: Iterable[ScorerFile]) -> bool:
+    left_out = any(paths.get(file.flag) == "" for file in files if not file.beside)
+    return not left_out and any(paths.get(file.flag) for file in files)
+
+
 def scorer_sources(paths: Mapping[str, str | None], names: Iterable[str]) -> dict[str, Source]:
     """Return flag -> source of each path in `paths` (flag -> value) that a scorer in `names` reads."""
-    files = {file.flag: file for name in names for file in SCORERS[name].files if paths.get(file.flag)}
+    scorers = given_scorers(paths, names)
+    files = {file.flag: file for name in scorers for file in SCORERS[name].files if paths.get(file.flag)}
     return {flag: _source(paths[flag], file) for flag, file in files.items()}
 
 
@@ -67,19 +78,15 @@ def check_scorer_paths(paths: Mapping[str, str | None], names: Iterable[str]) ->
         ValueError: a path does not hold what its flag needs, or a scorer has only some of its flags.
     """
     found: dict[str, dict[str, Path]] = {}
-    for name in names:
+    for name in given_scorers(paths, names):
         files = SCORERS[name].files
-        if any(paths.get(file.flag) == "" for file in files if not file.beside):
-            continue
         given = {file.flag: Path(paths[file.flag]) for file in files if paths.get(file.flag)}
         for file in files:
             if file.beside in given:
                 given.setdefault(file.flag, given[file.beside].parent)
         missing = [file.flag for file in files if file.flag not in given]
-        if missing and given:
-            raise ValueError(f"--{missing[0]} is missing: {name} needs it beside --{next(iter(given))}")
         if missing:
-            continue
+            raise ValueError(f"--{missing[0]} is missing: {name} needs it beside --{next(iter(given))}")
         for file in files:
             try:
                 _check_path(given[file.flag], file)

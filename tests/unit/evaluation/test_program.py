@@ -42,6 +42,37 @@ def test_images_need_no_prompts_where_no_scorer_reads_them(tiny_scorers, tmp_pat
         root.check(root.parser().parse_args([*given, "--prompts_txt", "data/shapes_eval.txt"]))
 
 
+@pytest.mark.parametrize("default", ["./data/shapes_eval.txt", Path("data/shapes_eval.txt"), "~/prompts.txt", "", None])
+def test_a_variable_is_not_a_given_flag_however_it_is_written(tiny_scorers, tmp_path, monkeypatch, default):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for number in range(2):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"05000_{number:03d}.png")
+    (tmp_path / "images.csv").write_text("file,prompt\n05000_000.png,a cat\n05000_001.png,a cat\n")
+    root = program("test_diversity")
+    root = replace(root, defaults={**root.defaults, "prompts_txt": default})
+    given = ["--output_dir", str(tmp_path / "out"), "--dino_path", tiny_scorers["dino_path"], "--clip_path", ""]
+    for images in (tmp_path, tmp_path / "images.csv"):
+        args = root.parser().parse_args(["--images", str(images), *given])
+        assert len(root.check(args).images) == 2 and list(root.inputs(args)) == ["--dino_path"]
+
+
+def test_wrong_images_are_reported_before_anything_is_fetched(tmp_path, monkeypatch):
+    """A scorer that is left out is not fetched."""
+    monkeypatch.chdir(ROOT)
+    root, asked = program("test_preference"), []
+    monkeypatch.setattr("dpdmd.evaluation.program.locate_all", lambda sources, hub: asked.append(sources) or 1 / 0)
+    given = ["--download", "--clip_score_path", "", "--ir_model_path", "", "--output_dir", str(tmp_path / "out")]
+    given += ["--pick_model_path", "org/pick", "--pick_processor_path", "org/pick", "--images"]
+    with pytest.raises(ValueError, match=r"--images .*nowhere: no such folder"):
+        root.check(root.parser().parse_args([*given, str(tmp_path / "nowhere")]))
+    Image.new("RGB", (64, 64)).save(tmp_path / "00000_000.png")
+    with pytest.raises(ZeroDivisionError):
+        root.check(root.parser().parse_args([*given, str(tmp_path)]))
+    (sources,) = asked
+    assert [source.flag for source in sources] == ["--pick_processor_path", "--pick_model_path"]
+
+
 @pytest.mark.parametrize(
     ("name", "flag", "value", "says"),
     [
