@@ -1,10 +1,13 @@
 """The content of the models and prompt files that a sweep's stage depends on, so that a change in place is seen."""
 
 import os.path
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+_parsing = threading.Lock()  # parsing a command runs a root program's file, and stages start in several threads
 # Options of a training that name what the run reads.
 INPUTS = ("teacher_id", "student_id", "fake_id", "perceptual_path", "prompt_txt")
 
@@ -15,8 +18,22 @@ def training_inputs(options: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def measure_inputs(command: Sequence[str]) -> dict[str, Path]:
-    """Return word -> path of the scorers and prompt files that a measure's command names."""
-    return {word: Path(word) for word in command if not word.endswith(".py") and os.path.exists(word)}
+    """Return word -> path of the scorers and prompt files that a measure's command names, also as --flag=word."""
+    words = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in command]
+    return {word: Path(word) for word in words if not word.endswith(".py") and os.path.exists(word)}
+
+
+def parsed_inputs(command: Sequence[str]) -> dict[str, Path]:
+    """Return flag -> path of what the command of a known program reads, by its own defaults too.
+
+    A command that cannot be parsed has none, since it is checked elsewhere.
+    """
+    from dpdmd.compare.measure_commands import parse_command  # imports torch, which takes seconds
+
+    with _parsing, suppress(ValueError):
+        if parsed := parse_command(command):
+            return parsed.inputs()
+    return {}
 
 
 def identify_inputs(inputs: Mapping[str, Path]) -> dict[str, str]:

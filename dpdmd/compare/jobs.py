@@ -6,13 +6,14 @@ A stage's record (train.json) is written before its process starts, with the set
 """
 
 import json
+import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dpdmd.compare.content import identify_inputs, measure_inputs, training_inputs
+from dpdmd.compare.content import identify_inputs, measure_inputs, parsed_inputs, training_inputs
 from dpdmd.compare.sweep import Sweep, options_of
 from dpdmd.config import Config, equal_values
 from dpdmd.utils.atomic_files import write_text
@@ -31,7 +32,7 @@ class Stage:
         settings: what must not change between calls: the configuration, or the measuring command. Plain values.
         single_thread: whether the process gets one thread (processes that share cores are several times slower with
             two).
-        inputs: models and prompt files that the process reads, by name; their content must not change either.
+        named_inputs: models and prompt files that the process reads, by name, as far as its settings name them.
     """
 
     name: str
@@ -39,7 +40,20 @@ class Stage:
     command: list[str]
     settings: dict[str, Any]
     single_thread: bool
-    inputs: Mapping[str, Path] = field(default_factory=dict)
+    named_inputs: Mapping[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def inputs(self) -> dict[str, Path]:
+        """All models, scorers and prompt files that the process reads, by name; their content must not change either.
+
+        Of a measure also those that its program reads by default.
+        """
+        named = dict(self.named_inputs)
+        if self.name != TRAIN:
+            known = {os.path.realpath(path) for path in named.values()}
+            parsed = parsed_inputs(self.command).items()
+            named |= {flag: path for flag, path in parsed if os.path.realpath(path) not in known}
+        return named
 
     @cached_property
     def content(self) -> dict[str, str]:
@@ -94,7 +108,7 @@ class Record:
     def changed_inputs(self, stage: Stage) -> list[str]:
         """Return the inputs of a stage that have other content now. One that is gone is not compared."""
         recorded = self.content or {}
-        if not recorded.keys() & stage.inputs.keys():
+        if not recorded or not recorded.keys() & stage.inputs.keys():
             return []
         return sorted(name for name, digest in stage.content.items() if recorded.get(name, digest) != digest)
 

@@ -57,6 +57,10 @@ class MeasureCommand:
         """
         return self._check_oracle() if self.program is None else self._check_root(self.program, job)
 
+    def inputs(self) -> dict[str, Path]:
+        """Return flag -> path of the scorers and prompts that the program reads."""
+        return {"--prompt_txt": self.args.prompt_txt} if self.program is None else self.program.inputs(self.args)
+
     def check_model(self) -> None:
         """Check that the program can load the model.
 

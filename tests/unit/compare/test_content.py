@@ -1,8 +1,11 @@
 """What a sweep's stages read, and whether its content is the same."""
 
 import shutil
+from pathlib import Path
 
-from dpdmd.compare.content import identify_inputs, measure_inputs, training_inputs
+from dpdmd.compare.content import identify_inputs, measure_inputs, parsed_inputs, training_inputs
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_measure_reads_the_paths_of_its_command(tmp_path):
@@ -11,10 +14,23 @@ def test_a_measure_reads_the_paths_of_its_command(tmp_path):
     (tmp_path / "test_diversity.py").write_text("")
     command = ["python", str(tmp_path / "test_diversity.py"), "--model", "{model}", "--prompts_txt"]
     inputs = measure_inputs([*command, str(tmp_path / "prompts.txt"), "--output_dir", "{out}"])
+    assert inputs == measure_inputs([*command[:-1], f"--prompts_txt={tmp_path / 'prompts.txt'}"])
     assert inputs == {str(tmp_path / "prompts.txt"): tmp_path / "prompts.txt"}
     before = identify_inputs(inputs)
     (tmp_path / "prompts.txt").write_text("a red cross")
     assert before.keys() == inputs.keys() and identify_inputs(inputs) != before
+
+
+def test_a_known_program_reads_its_defaults_too(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    oracle = ["python", "-m", "dpdmd.shapes.measure", "--model", "x", "--out", "y"]
+    assert parsed_inputs(oracle) == {"--prompt_txt": Path("data/shapes_eval.txt")}
+    inputs = parsed_inputs(["python", "test_diversity.py", "--model", "x", "--output_dir", "y", "--clip_path", ""])
+    assert inputs.keys() == {"--dino_path", "--prompts_txt"} and inputs["--prompts_txt"] == Path(
+        "data/prompts_eval.txt"
+    )
+    for unknown in (["python", "mine.py"], [*oracle, "--wrong"], oracle[:-2]):
+        assert parsed_inputs(unknown) == {}
 
 
 def test_a_scorer_and_a_pipeline_are_known_by_their_weights(tiny_pipeline, tiny_scorers, tmp_path):

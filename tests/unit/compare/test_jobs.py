@@ -1,5 +1,7 @@
 """Records of a sweep's stages."""
 
+import json
+
 import pytest
 from small_sweep import call, two_methods
 
@@ -20,6 +22,28 @@ def test_a_stage_of_the_same_model_by_another_name_is_the_same(tmp_path, monkeyp
     for other in (stage("weights/sd36", "teacher"), stage("weights/sd35", "teacher2")):
         with pytest.raises(ValueError, match="was made with"):
             other.check()
+
+
+def test_a_prompt_file_that_a_measure_reads_by_default_must_not_change(tmp_path, monkeypatch):
+    """A record of an older version does not have it, and counts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    prompts, scorer = tmp_path / "data" / "shapes_eval.txt", tmp_path / "scorer.json"
+    for path in (prompts, scorer):
+        path.write_text("a red circle")
+    command = ["python", "-m", "dpdmd.shapes.measure", "--model", "x", "--out", "y"]
+
+    def stage() -> Stage:
+        return Stage("oracle", tmp_path, command, {}, True, {"scorer": scorer})
+
+    stage().write_record(done=True)
+    prompts.write_text("a red square")
+    with pytest.raises(ValueError, match=r"the content of data/shapes_eval\.txt has changed since"):
+        stage().check()
+    record = json.loads(stage().record.read_text())
+    del record["content"]["--prompt_txt"]
+    stage().record.write_text(json.dumps(record))
+    assert stage().check() == ""
 
 
 def test_the_options_of_a_configuration_are_those_of_its_training(tmp_path, tiny_pipeline, tiny_sdxl):
