@@ -11,7 +11,7 @@ from dpdmd.compare.cost import calls_of_training
 from dpdmd.compare.jobs import Job
 from dpdmd.compare.metrics import PER_IMAGE, MeasuredMetric, read_metrics
 from dpdmd.compare.plane import draw_plane
-from dpdmd.compare.sample_grid import draw_sample_grid
+from dpdmd.compare.sample_grid import draw_sample_grid, shows
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.tables import as_csv, as_latex, as_markdown, compare
 from dpdmd.utils.atomic_files import write_text
@@ -59,7 +59,7 @@ def write_tables(sweep: Sweep, jobs: Sequence[Job], out: Path, command: str) -> 
 
 
 def write_sample_grid(sweep: Sweep, jobs: Sequence[Job], out: Path) -> list[str]:
-    """Write picture.png from the finished rows, unless the file is newer than all of them.
+    """Write picture.png from the finished rows, unless the file shows these rows and is newer than all of them.
 
     Returns:
         A line if a model cannot be sampled or the file cannot be written.
@@ -67,10 +67,11 @@ def write_sample_grid(sweep: Sweep, jobs: Sequence[Job], out: Path) -> list[str]
     finished = [job for job in jobs if job.is_done()]
     first = {job.configuration: job.model for job in reversed(finished)}  # of the first seed
     models = {name: first[name] for name in sweep.sample_grid.rows if name in first} if sweep.sample_grid else {}
-    records = [stage.record for job in finished for stage in job.stages]
+    sources = [sweep.path, *(stage.record for job in finished for stage in job.stages)]
+    path = out / "picture.png"
     try:
-        if models and not _is_newer(out / "picture.png", [sweep.path, *records]):
-            draw_sample_grid(sweep.sample_grid, models, out / "picture.png")
+        if models and not (_is_newer(path, sources) and shows(path, sweep.sample_grid, models)):
+            draw_sample_grid(sweep.sample_grid, models, path)
     except (OSError, ValueError) as error:
         return [f"picture.png: {error}"]
     return []

@@ -1,5 +1,6 @@
 """Draw the image grid of a sweep: per prompt one row per model, with the same start noises in every row."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,22 @@ def draw_sample_grid(grid: SampleGrid, models: Mapping[str, Path], path: Path) -
         for row, images in zip(rows, tiles, strict=True):
             row[label] = images
     labels = [f'{label}: "{text}"' for text, row in zip(grid.prompts, rows, strict=True) for label in row]
-    save_image(labelled_grid([images for row in rows for images in row.values()], labels), path)
+    save_image(labelled_grid([images for row in rows for images in row.values()], labels), path, _about(grid, models))
+
+
+def shows(path: Path, grid: SampleGrid, models: Mapping[str, Path]) -> bool:
+    """Return whether a file is the grid of these prompts and models, by its text."""
+    try:
+        with Image.open(path) as image:
+            return image.info.items() >= _about(grid, models).items()
+    except Exception:  # Pillow raises many kinds of errors for broken files
+        return False
+
+
+def _about(grid: SampleGrid, models: Mapping[str, Path]) -> dict[str, str]:
+    """Return the text of the PNG file."""
+    shown = [list(grid.prompts), grid.num_images, [[name, str(model)] for name, model in models.items()]]
+    return {"Comment": json.dumps(shown)}  # a keyword of the PNG standard
 
 
 def _sample(grid: SampleGrid, name: str, model: Path, device: torch.device) -> tuple[str, list[list[Image.Image]]]:

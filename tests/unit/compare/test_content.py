@@ -26,9 +26,8 @@ def test_a_known_program_reads_its_defaults_too(monkeypatch):
     oracle = ["python", "-m", "dpdmd.shapes.measure", "--model", "x", "--out", "y"]
     assert parsed_inputs(oracle) == {"--prompt_txt": Path("data/shapes_eval.txt")}
     inputs = parsed_inputs(["python", "test_diversity.py", "--model", "x", "--output_dir", "y", "--clip_path", ""])
-    assert inputs.keys() == {"--dino_path", "--prompts_txt"} and inputs["--prompts_txt"] == Path(
-        "data/prompts_eval.txt"
-    )
+    assert inputs.keys() == {"--dino_path", "--prompts_txt"}
+    assert inputs["--prompts_txt"] == Path("data/prompts_eval.txt")
     for unknown in (["python", "mine.py"], [*oracle, "--wrong"], oracle[:-2]):
         assert parsed_inputs(unknown) == {}
 

@@ -1,10 +1,14 @@
 """The image grid of a sweep, with a model that makes grey images."""
 
+import os
+
 import pytest
 import torch
 from PIL import Image
+from small_sweep import sweep_of
 
-from dpdmd.compare import sample_grid
+from dpdmd.compare import outputs, sample_grid
+from dpdmd.compare.jobs import Job
 from dpdmd.compare.sweep import SampleGrid
 
 
@@ -33,6 +37,23 @@ def test_the_grid_fits_a_gpu_and_a_screen(tmp_path, monkeypatch, on_gpu, sizes):
     assert asked == [("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)] and model.batches == sizes
     with Image.open(tmp_path / "picture.png") as made:
         assert 9 * 256 <= made.width < 9 * 264 and made.height < 2 * 256
+
+
+def test_a_grid_of_other_rows_is_drawn_anew(tmp_path, monkeypatch):
+    """A part of a sweep has its own rows, and is newer than the records of the whole sweep."""
+    monkeypatch.setattr(sample_grid, "load_sampler", lambda *arguments, **more: (GreySampler(64), None))
+    (tmp_path / "sweep.yaml").touch()
+    jobs = [Job(name, None, tmp_path / name, tmp_path / name, ()) for name in "ab"]
+    sweep = sweep_of({"a": "a", "b": "b"}, path=tmp_path / "sweep.yaml", sample_grid=SampleGrid(("x",), ("a", "b"), 1))
+    picture = tmp_path / "picture.png"
+    seen = []
+    for part in (jobs[:1], jobs, jobs):
+        assert outputs.write_sample_grid(sweep, part, tmp_path) == []
+        seen.append(picture.stat().st_ino)
+        os.utime(picture, (2**32, 2**32))
+    assert seen[0] != seen[1] == seen[2]
+    with Image.open(picture) as drawn:
+        assert drawn.height > 2 * 64
 
 
 def test_an_image_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
