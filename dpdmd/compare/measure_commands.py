@@ -19,6 +19,7 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.sampling.find_model import find_model
+from dpdmd.sampling.image_folder import SUMMARY
 from dpdmd.shapes import measure
 from dpdmd.shapes.categories import category
 from dpdmd.shapes.oracle import PromptMetrics
@@ -114,7 +115,7 @@ def parse_command(words: Sequence[str]) -> MeasureCommand | None:
             if program is None:
                 return None
             args = _parse(program.parser(), words[start + 1 :])
-            return MeasureCommand(program.name, start, args, Path(args.output_dir) / "summary.json", program)
+            return MeasureCommand(program.name, start, args, Path(args.output_dir) / SUMMARY, program)
     return None
 
 

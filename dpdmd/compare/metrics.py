@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from dpdmd.sampling.image_folder import PER_IMAGE
 from dpdmd.utils.error_lines import shorten_error
-
-PER_IMAGE = "per_image.csv"  # beside summary.json
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from dpdmd.compare.cost import calls_of_training
 from dpdmd.compare.jobs import Job
-from dpdmd.compare.metrics import PER_IMAGE, MeasuredMetric, read_metrics
+from dpdmd.compare.metrics import MeasuredMetric, read_metrics
 from dpdmd.compare.plane import draw_plane
 from dpdmd.compare.sample_grid import draw_sample_grid, shows
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.tables import as_csv, as_latex, as_markdown, compare
+from dpdmd.sampling.image_folder import PER_IMAGE
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.versions import versions

@@ -32,7 +32,9 @@ from dpdmd.models.memory_estimate import MemoryItem
 from dpdmd.sampling.find_model import find_model
 from dpdmd.sampling.image_folder import (
     GRIDS,
+    PER_IMAGE,
     PICTURES,
+    SUMMARY,
     ImageFile,
     check_or_write_settings,
     file_name,
@@ -56,7 +58,6 @@ from dpdmd.utils.wording import counted
 LOWER = "lower --gen_batch_size, --height or --width, or give --bf16"
 FEWER_SCORERS = "give fewer scorers at a time, each time in another --output_dir: an empty path leaves one out"
 SMALLER_BATCH = "lower --batch_size"
-SUMMARY = "summary.json"
 NUM_GRIDS = 32  # prompts that get a grid
 
 
@@ -244,7 +245,7 @@ def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator
 
 def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str, Any], processes: int) -> None:
     """Write the result files and an image grid for each of the first prompts, and print the summaries."""
-    write_csv(job.out / "per_image.csv", result.rows, metrics)
+    write_csv(job.out / PER_IMAGE, result.rows, metrics)
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
         "settings": {**{name: value for name, value in vars(job.args).items() if value is not None}, **settings},
@@ -259,7 +260,7 @@ def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str
     for name, value in result.summaries.items():
         tqdm.write(f"{name:18} {value}")
     if unreadable:
-        tqdm.write(f"{unreadable} of {len(result.rows)} images could not be read: see {job.out / 'per_image.csv'}")
+        tqdm.write(f"{unreadable} of {len(result.rows)} images could not be read: see {job.out / PER_IMAGE}")
     tqdm.write(f"\n{line}\n\n{job.out}")
 
 

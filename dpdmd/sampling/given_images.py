@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.data.prompt_tables import choose_column, prompts_of_table, separated_rows
-from dpdmd.sampling.image_folder import GRIDS, PICTURES, SAMPLES, SHEET, SUFFIXES, ImageFile, is_hidden, is_image
+from dpdmd.sampling.image_folder import (
+    GRIDS,
+    PER_IMAGE,
+    PICTURES,
+    SAMPLES,
+    SHEET,
+    SUFFIXES,
+    SUMMARY,
+    ImageFile,
+    is_hidden,
+    is_image,
+)
 from dpdmd.utils.text_files import require_regular
 
 TABLES = {".csv": ",;\t", ".tsv": "\t"}  # ending -> separators
@@ -284,9 +295,12 @@ def _without_sheets(paths: Sequence[Path]) -> list[Path]:
     """Return the images without the sheets that `generate` and the root programs write beside numbered images.
 
     A sheet is grid.png in a folder of numbered images or above GenEval's samples/, or any image in grids/ beside
-    pictures/. If an image beside grid.png has no number, grid.png may be an image like the others, and counts.
+    pictures/ or a root program's results. If an image beside grid.png has no number, grid.png may be an image like the
+    others, and counts.
     """
-    images = [path for path in paths if not (path.parent.name == GRIDS and (path.parent.parent / PICTURES).is_dir())]
+    grids = {path.parent for path in paths if path.parent.name == GRIDS}
+    sheets = {folder for folder in grids if _is_output(folder.parent)}
+    images = [path for path in paths if path.parent not in sheets]
     folders: dict[Path, list[Path]] = {}
     for path in images:
         if path.name != SHEET:
@@ -294,6 +308,11 @@ def _without_sheets(paths: Sequence[Path]) -> list[Path]:
     numbered = {folder for folder, members in folders.items() if all(map(_key, members))}
     above = {folder.parent for folder in numbered if folder.name == SAMPLES}
     return [path for path in images if path.name != SHEET or path.parent not in numbered | above]
+
+
+def _is_output(folder: Path) -> bool:
+    """Return whether a root program wrote its images or its results into a folder."""
+    return (folder / PICTURES).is_dir() or any((folder / name).is_file() for name in (PER_IMAGE, SUMMARY))
 
 
 def _key(path: Path) -> tuple[int, int] | None:

@@ -20,7 +20,8 @@ SHEET = "grid.png"  # written by `dpdmd.generate` beside its images
 GENERATED = {"Software": "dpdmd.generate"}  # text of these PNG files; "Software" is a keyword of the PNG standard
 SAMPLES = "samples"  # folder of an entry's images in GenEval's layout
 PICTURES, GRIDS = "pictures", "grids"  # folders of the root programs: images, and sheets of them
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff", ".gif")
+PER_IMAGE, SUMMARY = "per_image.csv", "summary.json"  # the root programs' results
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _WHITE = (255, 255, 255)
 
 

@@ -62,6 +62,15 @@ def test_sheets_and_files_of_file_managers_are_no_images(tmp_path, other, prompt
     assert [image.key for image in found] == [(0, 0), (0, 1), (1, 0)]
 
 
+@pytest.mark.parametrize("result", ["per_image.csv", "summary.json"])
+def test_results_beside_the_images_are_no_images(tmp_path, result):
+    """The folder of --images may be --output_dir; grids/ without results is the user's own."""
+    place(tmp_path, "00000_000.png", "00000_001.tif", "grids/00001_000.png")
+    assert len(find_images(tmp_path, []).images) == 3
+    (tmp_path / result).touch()
+    assert [image.key for image in find_images(tmp_path, []).images] == [(0, 0), (0, 1)]
+
+
 def test_a_root_programs_folder_holds_its_pictures_and_no_grids(tmp_path):
     place(tmp_path, "pictures/00000_000.png", "pictures/00000_001.png", "grids/00000.png")
     assert [image.key for image in find_images(tmp_path, ["a"]).images] == [(0, 0), (0, 1)]
