@@ -8,7 +8,7 @@ import ast
 import os.path
 import runpy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +21,6 @@ from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.sampling.find_model import find_model
 from dpdmd.sampling.image_folder import SUMMARY
 from dpdmd.shapes import measure
-from dpdmd.shapes.categories import category
-from dpdmd.shapes.oracle import PromptMetrics
 from dpdmd.utils.error_lines import shorten_error
 
 ROOT_PROGRAMS = ("test_diversity.py", "test_preference.py", "test_quality.py")
@@ -77,6 +75,8 @@ class MeasureCommand:
             model = find_model(path, base)
             flag = "--model" if model.source == model.folder else "--base_model"
             check_folder(LAYOUTS[family_of(model.folder)], model.folder, flag, no_t5=model.defaults.no_t5)
+            if self.program is None:
+                measure.check_size(model)
 
     def _check_root(self, program: Program, job: Path) -> list[str]:
         args = self.args
@@ -94,8 +94,7 @@ class MeasureCommand:
             raise ValueError("--model: a measure is of one model; give {model} alone")
         captions = measure.read_captions(self.args.prompt_txt, self.args.prompt_column)
         check_total("num_seeds", len(captions), self.args.num_seeds)
-        categories = dict.fromkeys(category(caption) for caption in captions)
-        return [*(item.name for item in fields(PromptMetrics)), *(f"accuracy/{name}" for name in categories)]
+        return measure.metric_names(captions)
 
 
 def parse_command(words: Sequence[str]) -> MeasureCommand | None:

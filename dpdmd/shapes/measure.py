@@ -14,8 +14,9 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +25,15 @@ from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
-from dpdmd.sampling.find_model import find_model
-from dpdmd.sampling.load_model import load_sampler
+from dpdmd.sampling.find_model import Model, find_model
+from dpdmd.sampling.load_model import image_size, load_sampler
 from dpdmd.sampling.sampler import Sampler, batches_of, check_finite
 from dpdmd.shapes.categories import accuracy_by_category, category
 from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_images, summarise
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
-from dpdmd.utils import precision
+from dpdmd.shapes.world import IMAGE_SIZE
+from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.image_grid import to_float, to_pil
@@ -140,7 +142,7 @@ def check(args: argparse.Namespace) -> list[str]:
     captions = read_captions(args.prompt_txt, args.prompt_column)
     check_total("num_seeds", len(captions), args.num_seeds)
     for model in args.model:
-        find_model(model, None)
+        check_size(find_model(model, None))
     if args.out:
         check_writable("--out", args.out.parent)
         if args.out.is_dir():
@@ -148,40 +150,87 @@ def check(args: argparse.Namespace) -> list[str]:
     return captions
 
 
+def check_size(model: Model) -> None:
+    """Check that a model makes images of the small world's size.
+
+    Raises:
+        ValueError: it does not, or its folder does not say it.
+    """
+    height, width = image_size(model, None, None)
+    if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(
+            f"--model {model.source}: makes images of {height} x {width} pixels, and the oracle reads {IMAGE_SIZE} x "
+            f"{IMAGE_SIZE}; give a model of the small world"
+        )
+
+
+def metric_names(captions: Sequence[str]) -> list[str]:
+    """Return the names of the metrics that these captions have: spread needs one object, entropy an open attribute."""
+    by_attributes = {frozenset(parse_caption(caption)): caption for caption in captions}
+    blank = np.zeros((1, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    metrics = [measure_images(caption, blank) for caption in by_attributes.values()]
+    names = [item.name for item in fields(PromptMetrics)]
+    known = [name for name in names if any(getattr(each, name) not in (None, {}) for each in metrics)]
+    return known + [f"accuracy/{name}" for name in dict.fromkeys(map(category, captions))]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure models. Return the exit status: 2 for wrong input, 1 if the metrics cannot be written."""
+    """Measure models. Return the exit status: 2 for wrong input, 1 if a model fails or nothing can be written.
+
+    A model that fails leaves the metrics of the others.
+    """
     args = build_parser().parse_args(argv)
-    rows, by_category, details = {}, {}, {}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         precision.set_up(bf16=False)
         prompts = check(args)
-        for model in args.model:
-            name, started = str(model), time.perf_counter()
-            sampler, encoder = load_sampler(model, device, steps=args.steps, guidance_scale=args.guidance_scale)
-            metrics = measure_model(model, sampler, encoder, prompts, args.num_seeds, args.seed)
-            rows[name] = summarise(metrics)
-            by_category[name] = accuracy_by_category(prompts, metrics)
-            details[name] = {
-                "steps": len(sampler.settings.sigmas) - 1,
-                "guidance_scale": sampler.settings.guidance_scale,
-                "seconds": time.perf_counter() - started,
-                "mean": rows[name].as_dict(),
-                "categories": {each: asdict(summary) for each, summary in by_category[name].items()},
-                "prompts": {p: {"category": category(p), **vars(m)} for p, m in zip(prompts, metrics, strict=True)},
-            }
     except ValueError as error:
-        print(f"dpdmd.shapes.measure: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return _print_error(str(error), 2)
+    status, rows, by_category, details = 0, {}, {}, {}
+    for model in args.model:
+        try:
+            with out_of_memory.explained("is the device in use elsewhere?"):
+                name = str(model)
+                rows[name], by_category[name], details[name] = _measure(model, args, prompts)
+        except ValueError as error:
+            status = _print_error(str(error), 2)
+        except (OSError, MemoryError) as error:
+            status = _print_error(f"--model {model}: {error}", 1)
+    if not details:
+        return status
     head = f"{len(prompts)} prompts x {args.num_seeds} seeds, seed {args.seed}"
     sys.stdout.write(f"{head}\n\n{table(rows)}\n\n{category_table(by_category)}\n")
     if args.out:
         try:
             write_text(args.out, json.dumps(details, indent=2) + "\n")
         except OSError as error:
-            print(f"dpdmd.shapes.measure: error: --out {args.out}: {error.strerror}", file=sys.stderr)
-            return 1
-    return 0
+            return _print_error(f"--out {args.out}: {error.strerror}", 1)
+    return status
+
+
+def _measure(
+    model: Path, args: argparse.Namespace, prompts: Sequence[str]
+) -> tuple[WorldMetrics, dict[str, Summary], dict[str, Any]]:
+    """Return one model's metrics: their means, the accuracy by category, and everything for --out."""
+    started = time.perf_counter()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sampler, encoder = load_sampler(model, device, steps=args.steps, guidance_scale=args.guidance_scale)
+    metrics = measure_model(model, sampler, encoder, prompts, args.num_seeds, args.seed)
+    world, categories = summarise(metrics), accuracy_by_category(prompts, metrics)
+    details = {
+        "steps": len(sampler.settings.sigmas) - 1,
+        "guidance_scale": sampler.settings.guidance_scale,
+        "seconds": time.perf_counter() - started,
+        "mean": world.as_dict(),
+        "categories": {name: asdict(summary) for name, summary in categories.items()},
+        "prompts": {p: {"category": category(p), **vars(m)} for p, m in zip(prompts, metrics, strict=True)},
+    }
+    return world, categories, details
+
+
+def _print_error(message: str, status: int) -> int:
+    """Print one line and return the exit status."""
+    print(f"dpdmd.shapes.measure: error: {one_line(message)}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

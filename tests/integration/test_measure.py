@@ -1,12 +1,16 @@
 """`python -m dpdmd.shapes.measure`: flags are checked before a model is loaded, and the metrics are written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.shapes import measure
+from dpdmd.shapes.categories import category
 
 CAPTIONS = "a red circle\na red circle\na circle left of a square\n"
 
@@ -71,6 +75,43 @@ def test_images_that_are_not_finite_are_an_error(tmp_path, capsys, tiny_pipeline
     save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
     assert measure.main([*flags, "--model", str(broken)]) == 2
     assert f"--model {broken}: its images are not finite" in capsys.readouterr().err
+
+
+def test_a_model_of_another_size_is_reported_before_it_is_sampled(tmp_path, monkeypatch, capsys, tiny_pipeline, flags):
+    monkeypatch.setattr(measure, "load_sampler", lambda *_, **__: pytest.fail("a model was loaded"))
+    shutil.copytree(tiny_pipeline, tmp_path / "large")
+    SamplingDefaults(steps=4, height=128, width=64).write(tmp_path / "large")
+    assert measure.main([*flags, "--model", str(tmp_path / "large")]) == 2
+    assert f"--model {tmp_path / 'large'}: makes images of 128 x 64 pixels, and the oracle" in capsys.readouterr().err
+
+
+def test_a_model_that_fails_leaves_the_metrics_of_the_others(tmp_path, monkeypatch, capsys, tiny_pipeline, flags):
+    other, load = Path(shutil.copytree(tiny_pipeline, tmp_path / "other")), measure.load_sampler
+
+    def full(model, *arguments, **more):
+        if model == other:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
+        return load(model, *arguments, **more)
+
+    monkeypatch.setattr(measure, "load_sampler", full)
+    out = ["--out", str(tmp_path / "figures.json")]
+    assert measure.main([*flags, "--model", str(tiny_pipeline), str(other), *out]) == 1
+    assert f"error: --model {other}: out of memory; is the device in use elsewhere?" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "figures.json").read_text())) == [str(tiny_pipeline)]
+
+
+@pytest.mark.parametrize(
+    ("captions", "missing"),
+    [
+        (["a red circle", "a circle left of a square"], set()),
+        (["a circle left of a square"], {"spread"}),
+        (["a small red circle on a grey background"], {"coverage", "entropy"}),
+    ],
+)
+def test_the_metrics_of_captions_are_known_before_a_measurement(captions, missing):
+    names = measure.metric_names(captions)
+    assert {"accuracy", "unrecognised", "coverage", "entropy", "spread"} - set(names) == missing
+    assert [name for name in names if "/" in name] == [f"accuracy/{category(each)}" for each in captions]
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, flags):
