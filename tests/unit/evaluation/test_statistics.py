@@ -8,6 +8,7 @@ import pytest
 
 from dpdmd.evaluation import statistics
 from dpdmd.evaluation.statistics import (
+    NUM_RESAMPLES,
     mean_over_seeds,
     mean_rank,
     paired_difference,
@@ -15,6 +16,7 @@ from dpdmd.evaluation.statistics import (
     t_central,
     t_quantile,
 )
+from dpdmd.utils.rng import numpy_generator
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,15 @@ def test_summaries_count_prompts_once_and_missing_apart():
     margin = 1.96 * 2.887  # standard error of the mean of 0..99
     assert (wide.low, wide.high) == pytest.approx((49.5 - margin, 49.5 + margin), abs=0.7)
     assert summarise([(0, None)]).mean is None and summarise([(0, 1.0)]).low is None
+
+
+@pytest.mark.parametrize("count", [2, 7, 301])
+def test_a_bootstrap_in_parts_is_that_of_one_draw(count):
+    means = np.random.default_rng(0).random(count)
+    draws = numpy_generator(3, "bootstrap").integers(count, size=(NUM_RESAMPLES, count))
+    low, high = np.quantile(means[draws].mean(axis=1), [0.025, 0.975])
+    found = summarise(enumerate(means.tolist()), seed=3)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
 
 
 def test_mean_rank():
