@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ class Workers:
         """Return the exit status of the stage's process, which inherits the lock; None if it was not started."""
         environment = {**LAUNCHER_TIMEOUT, **os.environ, **({"OMP_NUM_THREADS": "1"} if stage.single_thread else {})}
         with stage.log.open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(stage.command)}\n")
+            log.write(f"$ {shlex.join(stage.command)}\n")
             log.flush()
             with self._mutex:
                 if self.stopped:
