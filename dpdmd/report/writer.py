@@ -9,6 +9,7 @@ from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import unreadable
 from dpdmd.utils.library_settings import check_import
 from dpdmd.utils.logging import logger
+from dpdmd.utils.paths import distinct_names
 
 
 def write(folders: Sequence[Path], out: Path) -> None:
@@ -36,11 +37,13 @@ def render_report(folders: Sequence[Path]) -> str:
 
     entries, sweeps = [], []
     try:
-        several = sum(map(is_sweep, folders)) > 1
-        for folder in dict.fromkeys(folders):
+        folders = list({folder.resolve(): folder for folder in folders}.values())
+        several = [folder for folder in folders if is_sweep(folder)]
+        names = dict(zip(several, distinct_names(several), strict=True))
+        for folder in folders:
             style = max((entry.style + 1 for entry in entries), default=0)
-            if is_sweep(folder):
-                sweeps.append(read_results(folder, style, f"{folder.name}: " if several else ""))
+            if folder in names:
+                sweeps.append(read_results(folder, style, f"{names[folder]}: " if len(names) > 1 else ""))
                 entries += sweeps[-1].runs
             else:
                 entries.append(RunEntry(folder, style=style))

@@ -49,6 +49,14 @@ def test_a_sweep_beside_another_and_a_run(tmp_path):
     assert [entry.style for entry in read_results(second, 3).runs] == [3, 4]
 
 
+def test_two_sweeps_of_one_name_have_their_own_labels(tmp_path):
+    """A sweep that is given twice is one."""
+    sweeps = [make_sweep(tmp_path / place / "table1", seeds=(0,), every=0, images=False) for place in "ab"]
+    again = tmp_path / "a" / ".." / "a" / "table1"
+    text = page_of(*sweeps, again, out=tmp_path / "page.html").text
+    assert "a/table1: dmd, seed 0" in text and "b/table1: dmd, seed 0" in text and "4 runs" in text
+
+
 def test_a_run_of_another_sweep_is_found(tmp_path):
     """With `--reuse`, a model's record names the run in the other sweep's folder."""
     other = make_sweep(tmp_path / "other", seeds=(0,), every=0, images=False)
