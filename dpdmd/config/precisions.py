@@ -19,7 +19,7 @@ def check_installed(flag: str, precision: str) -> None:
     """
     if precision == NF4 and find_spec("bitsandbytes") is None:
         raise ValueError(
-            f"--{flag} {precision}: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
+            f"--{flag} {precision}: the package bitsandbytes is not installed; pip install -e '.[memory]', or give "
             f"{INT8}"
         )
 

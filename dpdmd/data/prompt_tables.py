@@ -365,7 +365,7 @@ def _pyarrow() -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise ValueError("reading it needs the package pyarrow; pip install 'dpdmd[data]'") from None
+        raise ValueError("reading it needs the package pyarrow; pip install -e '.[data]'") from None
     return pyarrow
 
 

@@ -77,7 +77,7 @@ def _check_packages(config: Config) -> None:
         raise ValueError(f"--report_to {tracker}: the package is not installed; pip install {tracker}, or give none")
     if config.optim.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise ValueError(
-            "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give "
+            "--optimizer adamw_8bit: the package bitsandbytes is not installed; pip install -e '.[memory]', or give "
             "adamw"
         )
     for flag in ("base_precision", "text_encoder_precision"):

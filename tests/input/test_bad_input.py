@@ -583,7 +583,7 @@ def test_an_8_bit_optimizer_without_its_package(refused, monkeypatch):
     for flag in ("--base_precision", "--text_encoder_precision"):
         line = refused({"--lora_rank": "4", flag: "nf4"})
         assert (
-            f"{flag} nf4: the package bitsandbytes is not installed; pip install 'dpdmd[memory]', or give int8" in line
+            f"{flag} nf4: the package bitsandbytes is not installed; pip install -e '.[memory]', or give int8" in line
         )
 
 

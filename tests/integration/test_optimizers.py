@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytest.importorskip("bitsandbytes", reason="pip install 'dpdmd[memory]'")
+pytest.importorskip("bitsandbytes", reason="pip install -e '.[memory]'")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

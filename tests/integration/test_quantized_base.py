@@ -35,7 +35,7 @@ PROMPTS = ["a red circle", "a large blue square and a small cyan cross"]
 
 def needs_bitsandbytes(precision: str) -> None:
     if precision == NF4:
-        pytest.importorskip("bitsandbytes", reason="pip install 'dpdmd[memory]'")
+        pytest.importorskip("bitsandbytes", reason="pip install -e '.[memory]'")
 
 
 def family_with(name: str, folder: Path, dtype: torch.dtype, *precisions: str) -> Family:

@@ -155,12 +155,12 @@ def test_a_value_longer_than_the_csv_module_allows(tmp_path):
 def test_without_pyarrow(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = written(tmp_path, name, json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
-    advice = "reading it needs the package pyarrow; pip install 'dpdmd[data]'"
+    advice = "reading it needs the package pyarrow; pip install -e '.[data]'"
     assert message(path if path.suffix == ".parquet" else tmp_path) == advice
 
 
 def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'dpdmd[data]'")
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install -e '.[data]'")
     parquet = importlib.import_module("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     texts = pyarrow.array([*PROMPTS, None, "two\nlines"])
@@ -179,7 +179,7 @@ def test_parquet(tmp_path):
 
 def test_a_folder_of_datasets(tmp_path):
     """The layout of `Dataset.save_to_disk`: Arrow streams, in the order of state.json."""
-    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'dpdmd[data]'")
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install -e '.[data]'")
     names = ["data-00001-of-00002.arrow", "data-00000-of-00002.arrow"]
     train = tmp_path / "set" / "train"
     train.mkdir(parents=True)
@@ -225,7 +225,7 @@ def test_weights_of_all_formats(tmp_path, name, content):
 
 
 def test_weights_of_parquet_and_datasets(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'dpdmd[data]'")
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install -e '.[data]'")
     table = pyarrow.table({"weight": [2, 0, 1], "caption": ["a cat", "a dog", "a hen"]})
     importlib.import_module("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
     assert read_weighted_prompts(tmp_path / "a.parquet", None, "weight")[1].tolist() == [2.0, 1.0]

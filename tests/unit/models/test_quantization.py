@@ -14,7 +14,7 @@ from dpdmd.models.quantization import QuantizedLinear, dequantize, quantize, qua
 from dpdmd.models.sd35.family import SD35
 
 CPU = torch.device("cpu")
-NEEDS_BITSANDBYTES = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="pip install 'dpdmd[memory]'")
+NEEDS_BITSANDBYTES = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="pip install -e '.[memory]'")
 QUANTIZED = [FP8, INT8, pytest.param(NF4, marks=NEEDS_BITSANDBYTES)]
 # arXiv 2305.14314, appendix E
 NF4_CODES = [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0]

@@ -12,7 +12,7 @@ from dpdmd.config.options import OptimConfig
 from dpdmd.training import optimizer_state
 from dpdmd.training.optimizers import make_optimizer
 
-pytest.importorskip("bitsandbytes", reason="pip install 'dpdmd[memory]'")
+pytest.importorskip("bitsandbytes", reason="pip install -e '.[memory]'")
 CPU = torch.device("cpu")
 EIGHT = OptimConfig(optimizer="adamw_8bit")
 
