@@ -8,6 +8,7 @@ Only the columns named below are read, over the network, so COCO's images (4.9 G
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,17 @@ def write(path: Path, prompts: list[str]) -> None:
     part.replace(path)
 
 
+def check_writable(folder: Path) -> None:
+    """Check that files can be written into a folder, since reading a set takes minutes.
+
+    Raises:
+        OSError: they cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Download what is not there yet."""
     parser = argparse.ArgumentParser(
@@ -97,6 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if unknown := [name for name in args.sets if name not in SETS]:
         parser.error(f"unknown set {unknown[0]!r}: choose of {', '.join(SETS)}")
+    try:
+        check_writable(args.out)
+    except OSError as error:
+        sys.exit(f"download_prompts: --out {args.out}: cannot be written to ({error.strerror}); give another folder")
     try:  # only now: --help and a wrong name need neither
         import pyarrow.parquet  # noqa: F401
         from huggingface_hub import HfFileSystem
@@ -114,7 +130,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Exception as error:  # all kinds: the hub's HTTP client, and so its errors, differ between versions
             reason = " ".join(str(error).split())[:200]
             sys.exit(f"download_prompts: {path}: {type(error).__name__}: {reason} (is the hub within reach?)")
-        write(path, prompts)
+        try:
+            write(path, prompts)
+        except OSError as error:
+            sys.exit(f"download_prompts: {path}: cannot be written ({error.strerror}); the same command reads it again")
         print(f"{path}: {len(prompts)} prompts")
 
 

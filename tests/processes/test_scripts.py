@@ -55,6 +55,10 @@ def test_a_missing_package_is_named_when_it_is_needed(tmp_path):
         [*command, "cocoa"], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert wrong.returncode == 2 and "unknown set 'cocoa': choose of" in wrong.stderr
+    command[3] = str(tmp_path / "pyarrow.py")
+    file = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert file.returncode == 1 and len(file.stderr.splitlines()) == 1
+    assert file.stderr.startswith(f"download_prompts: --out {tmp_path / 'pyarrow.py'}: cannot be written to (")
 
 
 def test_every_default_weight_can_be_fetched_and_is_listed():
