@@ -18,14 +18,17 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
+from dpdmd.config.sampling_flags import check_ranges
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.models.weight_files import check_model_folder
 from dpdmd.shapes.autoencoder import train_autoencoder
 from dpdmd.shapes.recipes import ONE_OBJECT, PAIRS
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.folders import delete_tree, finish_folder
-from dpdmd.utils.paths import user_path
+from dpdmd.utils.paths import check_writable, user_path
 
 GUIDANCE_SCALE = 3.5  # the paper's, for SD3.5
 OUT, OUT_PAIRS = Path("weights/tiny/sd35"), Path("weights/tiny/sd35_pairs")
@@ -34,7 +37,7 @@ logger = logging.getLogger("dpdmd.shapes.build")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and save the pipeline, or with `--scorers` the scorers; return the exit status."""
+    """Train and save the pipeline, or with `--scorers` the scorers; return the exit status, 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.build", description=__doc__, allow_abbrev=False)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--scorers", action="store_true", help="train the scorers, into the folder above --out")
@@ -47,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vae", type=user_path, help="use this trained autoencoder")
     args = parser.parse_args(argv)
     out = args.out or (OUT_PAIRS if args.pairs else OUT)
+    try:
+        check(args, out)
+    except ValueError as error:
+        print(f"dpdmd.shapes.build: error: {one_line(error)}", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.perf_counter()
     if args.scorers:
@@ -73,6 +81,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     logger.info("%s: %.1f MB after %.0f s", out, size, time.perf_counter() - started)
     return 0
+
+
+def check(args: argparse.Namespace, out: Path) -> None:
+    """Check the flags before a training of an hour begins.
+
+    Raises:
+        ValueError: one line that names the flag and what to do.
+    """
+    check_ranges({"seed": args.seed})
+    check_writable("--out", out.parent)
+    folders = {"--start": [args.start / part for part in ("vae", "transformer")]} if args.pairs else {}
+    folders |= {"--vae": [args.vae]} if args.vae else {}
+    for flag, parts in folders.items():
+        for folder in parts:
+            try:
+                check_model_folder(folder)
+            except ValueError as error:
+                raise ValueError(f"{flag} {folder}: {error}") from None
 
 
 def load_vae(folder: Path) -> AutoencoderKL:

@@ -37,7 +37,7 @@ from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.image_grid import to_float, to_pil
-from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.paths import check_writable_file, user_path
 from dpdmd.utils.tables import markdown_table
 
 EVAL_PROMPTS = "data/shapes_eval.txt"
@@ -144,9 +144,7 @@ def check(args: argparse.Namespace) -> list[str]:
     for model in args.model:
         check_size(find_model(model, None))
     if args.out:
-        check_writable("--out", args.out.parent)
-        if args.out.is_dir():
-            raise ValueError(f"--out {args.out}: is a folder; give a file")
+        check_writable_file("--out", args.out)
     return captions
 
 

@@ -26,7 +26,7 @@ from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.image_grid import to_pil
-from dpdmd.utils.paths import user_path
+from dpdmd.utils.paths import check_writable_file, user_path
 from dpdmd.utils.rng import numpy_generator
 
 TEST_SEED = 1_000  # no scorer was trained on its scenes
@@ -133,12 +133,14 @@ def agreement_with_oracle(scorer: Scorer, sets: list[list[Scene]]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure the scorers. Return the exit status: 2 if a scorer is missing."""
+    """Measure the scorers. Return the exit status: 2 for wrong input, 1 if the metrics cannot be written."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure_scorers", description=__doc__, allow_abbrev=False)
     parser.add_argument("--root", type=user_path, default=Path("weights/tiny"), help="(default: %(default)s)")
     parser.add_argument("--out", type=user_path, help="also write the metrics to this JSON file")
     args = parser.parse_args(argv)
     try:
+        if args.out:
+            check_writable_file("--out", args.out)
         scorers = load(args.root)
     except ValueError as error:
         print(f"dpdmd.shapes.measure_scorers: error: {one_line(error)}", file=sys.stderr)
@@ -152,7 +154,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics[f"{name}: Spearman with the oracle's entropy"] = agreement_with_oracle(scorers[name], graded_sets())
     sys.stdout.write("\n".join(f"{name:50} {value:.3f}" for name, value in metrics.items()) + "\n")
     if args.out:
-        write_text(args.out, json.dumps(metrics, indent=2) + "\n")
+        try:
+            write_text(args.out, json.dumps(metrics, indent=2) + "\n")
+        except OSError as error:
+            print(f"dpdmd.shapes.measure_scorers: error: --out {args.out}: {error.strerror}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -121,6 +121,17 @@ def check_writable(flag: str, path: Path) -> None:
         raise ValueError(f"{flag} {path}: lies in a model's folder, {model}; give another folder")
 
 
+def check_writable_file(flag: str, path: Path) -> None:
+    """Check that `path` is a file, or can become one, in a folder that is writable or can be created.
+
+    Raises:
+        ValueError: one line that names `flag`.
+    """
+    check_writable(flag, path.parent)
+    if path.is_dir():
+        raise ValueError(f"{flag} {path}: is a folder; give a file")
+
+
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the disk that a path, which need not exist, lies on or will lie on."""
     return shutil.disk_usage(nearest_existing(path)).free

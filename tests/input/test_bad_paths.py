@@ -13,6 +13,7 @@ from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.report.__main__ import main as write_report
 from dpdmd.run_folder import RunFolder
+from dpdmd.shapes import build, measure_scorers
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable
 
@@ -222,3 +223,23 @@ def test_the_doctor_reports_a_full_disk_in_one_line(capsys, monkeypatch, tmp_pat
     assert doctor.main(["--out", str(tmp_path / "doctor")]) == 1
     line = capsys.readouterr().err.strip()
     assert line.startswith("dpdmd.doctor: stopped: ") and "No space left" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "says"),
+    [
+        (build, ["--seed", "-1"], "--seed -1: must be 0 to"),
+        (build, ["--vae", "{tmp}/none"], "--vae {tmp}/none: no such folder"),
+        (build, ["--pairs", "--start", "{tmp}/none"], "--start {tmp}/none/vae: no such folder"),
+        (build, ["--out", "{tmp}/file/sd35"], "--out {tmp}/file: {tmp}/file is a file; give a folder"),
+        (measure_scorers, ["--out", "{tmp}"], "--out {tmp}: is a folder; give a file"),
+        (measure_scorers, ["--out", "{tmp}/file/x.json"], "--out {tmp}/file: {tmp}/file is a file; give a folder"),
+        (measure_scorers, ["--root", "{tmp}"], "--clip_path {tmp}/clip: no such folder"),
+    ],
+)
+def test_the_small_worlds_programs_check_their_flags_first(refused_by, monkeypatch, tmp_path, module, flags, says):
+    (tmp_path / "file").touch()
+    for work in ("train_autoencoder", "build_scorers", "pair_accuracy"):
+        monkeypatch.setattr(module, work, Mock(side_effect=AssertionError("it began")), raising=False)
+    words = [flag.format(tmp=tmp_path) for flag in flags]
+    assert refused_by(module.__name__, module.main, words).startswith(says.format(tmp=tmp_path))
