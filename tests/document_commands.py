@@ -188,7 +188,7 @@ def check_script(words: Sequence[str], variables: dict[str, str]) -> None:
     if "/run_train.sh" in text:  # which reads the other variables
         text += (ROOT / "scripts" / "run_train.sh").read_text(encoding="utf-8")
     for name in variables:
-        assert f"{name}:-" in text, f"{words[0]} reads no {name}"
+        assert re.search(rf"\$\{{{name}:?-", text), f"{words[0]} reads no {name}"
     if path.name.startswith(("run_train", "slurm_train")):
         if path.name == "run_train.sh":
             arguments = ["--config", f"scripts/configs/{arguments[0]}.yaml", *arguments[1:]]
