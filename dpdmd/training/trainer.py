@@ -21,7 +21,7 @@ from dpdmd.methods import registry, updates
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 from dpdmd.models.hub_models import check_equal_pins
 from dpdmd.report import writer
-from dpdmd.run_folder import LATEST_IMAGE
+from dpdmd.run_folder import LATEST, LATEST_IMAGE
 from dpdmd.training import introduction, preflight, resume
 from dpdmd.training.accelerator import make_accelerator
 from dpdmd.training.adaptive_weight import weight_factor
@@ -64,7 +64,8 @@ class Trainer:
         self.config, self.folder = setup.config, setup.folder
         self.start, self.stop = self.setup.resume.step, setup.total_steps
         self.schedule = StepSchedule(self.config, self.stop, scored=bool(setup.evaluation.sets))
-        self.signals = StopSignals()
+        announced = self.accelerator.is_main_process
+        self.signals = StopSignals("the run saves a checkpoint and ends; a second SIGINT ends it now" * announced)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank, setup.weights)
         self._open_folder()
@@ -73,6 +74,8 @@ class Trainer:
             write_yaml(self.config, self.folder.config)  # once more: loading may have found numbers, such as K
         self.trained, self.average, self.run = state.trained, state.average, state.run
         self.text_encoder, self.decoder, self.evaluation = state.text_encoder, state.decoder, state.evaluation
+        if self.evaluation:
+            self.evaluation.after_batch = self._stop_if_asked
         self.checkpointer = Checkpointer(self.setup, self.accelerator, state)
         quantized = self.config.model.base_precision != UNQUANTIZED and self.accelerator.is_main_process
         first = self.micro_batches(0)[0] if quantized else None
@@ -106,7 +109,7 @@ class Trainer:
             # Later records are dropped: if `latest` stayed ahead of them, a second resumption would leave a gap.
             self.folder.continue_from(checkpoint)
         else:
-            self.folder.saved.unlink(missing_ok=True)  # left by a run whose other files were deleted
+            self.folder.start_anew()
 
     def train(self) -> None:
         """Run every remaining step; save every `ckpt_every` steps and at the end.
@@ -144,9 +147,16 @@ class Trainer:
     def _interrupt(self, done: int) -> NoReturn:
         """Wait for the checkpoint, then end the run on every rank with the signal that any rank received."""
         self.checkpointer.wait()
-        interrupted = Interrupted(max(collectives.gather(self.accelerator, [self.signals.received])), done)
+        number = max(collectives.gather(self.accelerator, [self.signals.received]))
+        interrupted = Interrupted(number, self._what_next(done))
         logger.info("stopped: %s", interrupted)
         raise interrupted
+
+    def _what_next(self, done: int) -> str:
+        if done > self.start:
+            return f"saved at step {done}; continue with --resume_from_checkpoint {LATEST}"
+        again = self.config.run.resume_from_checkpoint or LATEST
+        return f"at step {done}, as it began; continue with --resume_from_checkpoint {again}"
 
     def take_step(self, step: int) -> dict[str, Any]:
         """Run one update from beginning to end, and return its record."""
@@ -295,7 +305,23 @@ class Trainer:
             self.accelerator, any(record["step"] == step for record in log.evaluations)
         )
 
+    def _stop_if_asked(self) -> None:
+        """Raise _StopAskedError if any rank asks the run to end."""
+        if collectives.mean_over_processes(self.accelerator, [self._asks_to_stop()]).item() > 0:
+            raise _StopAskedError
+
     def _evaluate(self, step: int, log: RunLog) -> None:
+        """Evaluate; a signal stops this, since a scheduler does not wait. A resumed run evaluates this step anew."""
+        try:
+            self._record_evaluation(step, log)
+            if step < self.stop:
+                self._stop_if_asked()
+        except _StopAskedError:
+            if step > self.start and not self.schedule.saves(step):
+                self.checkpointer.save(step)
+            self._interrupt(step)
+
+    def _record_evaluation(self, step: int, log: RunLog) -> None:
         """Score the student, and its moving average if there is one; record the scores and move the link `best`."""
         started = time.perf_counter()
         student, teacher = self.evaluation.evaluate(step), self.evaluation.teacher_scores
@@ -315,6 +341,10 @@ class Trainer:
         if self.config.method.div_weight_schedule == ADAPTIVE:
             factor = collectives.broadcast_from_main(self.accelerator, weight_factor(log.evaluations))
             self.run = replace(self.run, div_weight_factor=factor)
+
+
+class _StopAskedError(Exception):
+    """A signal, or a checkpoint that failed, asks the run to end during an evaluation."""
 
 
 def _confirm_resume_point(setup: RunSetup, accelerator: Any) -> RunSetup:
