@@ -568,6 +568,8 @@ def test_more_processes_than_devices(refused, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert "process 3 of this machine has no device, there are 2" in refused({})
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert "has no device" not in refused({"--bf16": "", "--prompt_txt": "nowhere.txt"})
 
 
 def test_a_tracker_that_is_not_installed(refused, monkeypatch):

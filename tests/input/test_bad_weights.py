@@ -131,6 +131,11 @@ def test_whole_scorers_pass(flags, tiny_scorers):
     check_perceptual_contents("dino", Path(tiny_scorers["dino_path"]))
 
 
+def test_a_network_without_the_layers_of_a_dino_is_no_perceptual_distance(tiny_scorers):
+    with pytest.raises(ValueError, match=r"^--perceptual_path .*config.json is of a clip, but a DINO is needed"):
+        check_perceptual_contents("dino", Path(tiny_scorers["clip_path"]))
+
+
 def test_perceptual_files_are_checked(tmp_path):
     (tmp_path / "vgg16-397923af.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"--perceptual_path .*vgg16-397923af.pth is no checkpoint"):
