@@ -166,10 +166,12 @@ def find_weight_files(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, D
         stems: allowed names of the file, without the ending; an error asks for the first one.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or a file of diffusers has an index beside it, which diffusers would read.
     """
     for stem in stems:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if stem == DIFFUSERS_STEM and single.exists() and index.exists():
+            raise ValueError(f"{folder} holds {single.name} and {index.name}: delete the one that is not meant")
         if single.exists():
             return [single]
         if index.exists():
