@@ -295,6 +295,10 @@ def _lora(prefix: str = "transformer.", **shapes: tuple[int, ...]) -> dict[str, 
         (_lora(lora_B=(99, 2)), f"{TO_Q} has 32 outputs, and it 99"),
         (_lora(lora_B=(32, 4)), f"{TO_Q} has lora_A of rank 2 and lora_B of rank 4"),
         ({name: each.to(torch.int8) for name, each in _lora().items()}, "as I8; its weights must be in fp32"),
+        (
+            _lora() | {f"transformer.{TO_Q}.dora_scale": torch.ones(32)},
+            f"{TO_Q}.dora_scale, part of a DoRA that diffus",
+        ),
         (_lora(lora_A=(32,)), f"{TO_Q} has a weight of 2 dimensions, and it 1 and 2"),
     ],
 )

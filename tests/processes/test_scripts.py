@@ -96,7 +96,12 @@ def test_the_folders_of_a_pipeline_are_asked_for_by_patterns(tmp_path, whole):
     command = ["bash", str(tmp_path / "scripts" / "download_weights.sh"), "lumina2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     words = json.loads((tmp_path / "words").read_text())
-    assert words[:4] == ["download", "Alpha-VLLM/Lumina-Image-2.0", "--local-dir", "weights/Alpha-VLLM/Lumina-Image-2.0"]
+    assert words[:4] == [
+        "download",
+        "Alpha-VLLM/Lumina-Image-2.0",
+        "--local-dir",
+        "weights/Alpha-VLLM/Lumina-Image-2.0",
+    ]
     flags, patterns = words[4::2], words[5::2]
     assert set(flags) == {"--include", "--exclude"} and {"model_index.json", "*/*.safetensors"} <= set(patterns)
     assert (done.returncode == 0) == bool(whole) and ("holds no model_index.json" in done.stderr) == (not whole)
