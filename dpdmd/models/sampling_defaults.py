@@ -10,7 +10,7 @@ from typing import Any
 
 from dpdmd.config.image_sizes import ImageSize
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS, SHIFTS
-from dpdmd.utils.paths import DEFAULTS_FILE
+from dpdmd.utils.paths import DEFAULTS_FILE, find_base
 from dpdmd.utils.text_files import read_json
 
 
@@ -74,9 +74,7 @@ class SamplingDefaults:
 
     def find_base(self, folder: Path) -> Path | None:
         """Return the pipeline folder that a LoRA in `folder` changes, even if it is gone; None if none is named."""
-        places = [Path(self.base)] if self.base else []
-        places += [Path(os.path.normpath(folder.resolve() / self.base_from_here))] if self.base_from_here else []
-        return next((place for place in places if place.is_dir()), next(iter(places), None))
+        return find_base(folder, self.base, self.base_from_here)
 
     def write(self, folder: Path) -> None:
         """Save the defaults in a folder; diffusers ignores files that it does not know."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
+from dpdmd.sampling.model_source import base_source
 
 BAD_DEFAULTS = [
     ({"steps": "x"}, "steps is 'x', which must be a whole number"),
@@ -72,11 +73,13 @@ def test_a_lora_finds_its_base_from_any_folder(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     (lora.parent.parent / "latest").symlink_to("step")
     monkeypatch.chdir(tmp_path / "tree")
-    SamplingDefaults().with_base(Path("weights/sd35/"), Path("run/step/lora")).write(lora)
+    given = SamplingDefaults(base_variant="fp16")
+    given.with_base(Path("weights/sd35/"), Path("run/step/lora")).write(lora)
     monkeypatch.chdir("/")
 
     def found(root: Path) -> Path | None:
         folder = root / "run" / "latest" / "lora"
+        assert base_source(folder).value == str(read_sampling_defaults(folder, SamplingDefaults()).find_base(folder))
         return read_sampling_defaults(folder, SamplingDefaults()).find_base(folder)
 
     assert found(tmp_path / "tree") == base
