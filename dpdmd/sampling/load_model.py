@@ -156,10 +156,18 @@ def sampler_settings(
 
     Args:
         schedule: at this image size.
+
+    Raises:
+        ValueError: the schedule has no grid of so many steps.
     """
     defaults = model.defaults
+    try:
+        grid = _grid(defaults, schedule, ImageSize(height, width), steps or defaults.steps)
+    except ValueError as error:
+        place = f"--steps {steps}" if steps else f"--model {model.source}: {defaults.steps} steps"
+        raise ValueError(f"{place}: {error}") from None
     return SamplerSettings(
-        _grid(defaults, schedule, ImageSize(height, width), steps or defaults.steps),
+        grid,
         defaults.guidance_scale if guidance_scale is None else guidance_scale,
         height,
         width,
