@@ -164,6 +164,10 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("model_index.json", {"tokenizer_3": [None, None]}, "lists text_encoder_3, but no tokenizer_3"),
         ("model_index.json", {"tokenizer": ["transformers", None]}, "says tokenizer is ['transformers', None], where"),
         ("vae/config.json", {"scaling_factor": "x"}, "sets scaling_factor 'x', which must be a number"),
+        ("vae/config.json", {"scaling_factor": None}, "sets scaling_factor None, which must be a number"),
+        ("vae/config.json", {"scaling_factor": 10**400}, "(401 digits), which must be a number"),
+        ("vae/config.json", {"shift_factor": 10**400}, "(401 digits), which must be a number"),
+        ("scheduler/scheduler_config.json", {"shift": 10**400}, "(401 digits), which must be a number from 0.001"),
         ("vae/config.json", {"shift_factor": "x"}, "sets shift_factor 'x', which must be a number"),
         ("vae/config.json", {"latent_channels": 16}, "its latents have 16 channels, the transformer's"),
         (
