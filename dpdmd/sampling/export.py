@@ -91,8 +91,9 @@ def _network_weights(family: "Family", model: "Model") -> "Weights":
     Raises:
         ValueError: a LoRA does not fit.
     """
+    from dpdmd.models.network_files import read_network, unwrapped
     from dpdmd.models.tensor_files import in_memory, open_tensors, open_weights
-    from dpdmd.models.weight_files import read_network, stem_of, unwrapped
+    from dpdmd.models.weight_files import stem_of
     from dpdmd.sampling.load_model import network_prefixes
 
     network, prefixes = family.layout.network, network_prefixes(family.layout)

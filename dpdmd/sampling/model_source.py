@@ -7,7 +7,7 @@ from pathlib import Path
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.models.hub_files import Select, model_files, pipeline_files
 from dpdmd.models.hub_models import Located, Source, locate_all
-from dpdmd.models.weight_files import NETWORK_FILES
+from dpdmd.models.network_files import NETWORK_FILES
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.utils.hub import HubId, parse_id
 from dpdmd.utils.paths import DEFAULTS_FILE, LORA_WEIGHTS, MODEL_INDEX, find_base
