@@ -6,7 +6,8 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpdmd.data.prompt_tables import ADVICE, READERS, Columns, is_dataset, lines_of, prompts_of_table, read_dataset
+from dpdmd.data.prompt_columns import ADVICE, Columns, prompts_of_table
+from dpdmd.data.prompt_tables import READERS, is_dataset, lines_of, read_dataset
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, require_regular
 
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
