@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.options import MAX_COUNT, MAX_GRID_STEPS, MAX_GUIDANCE
 from dpdmd.config.validation import shown
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS, SHIFTS
@@ -83,12 +83,8 @@ class SamplingDefaults:
         (folder / DEFAULTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def _is_count(value: Any, most: int) -> bool:
+def _is_count(value: Any, most: int = MAX_COUNT) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _is_side(value: Any) -> bool:
-    return value is None or _is_count(value, MAX_PIXELS)
 
 
 def _is_shift(value: Any) -> bool:
@@ -138,7 +134,7 @@ def _check(values: SamplingDefaults) -> None:
             is_finite_number(values.guidance_scale) and 0 <= values.guidance_scale <= MAX_GUIDANCE,
             f"a number, at least 0 and at most {MAX_GUIDANCE:,.0f}",
         ),
-        ("max_sequence_length", _is_count(values.max_sequence_length, MAX_COUNT), "a whole number, at least 1"),
+        ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
         ("shift", _is_shift(values.shift), f"a number from {SHIFTS[0]:g} to {SHIFTS[1]:g}, or null"),
         ("own_scheduler", _is_settings(values.own_scheduler), "numbers, true, false or null by name, or null"),
@@ -149,8 +145,8 @@ def _check(values: SamplingDefaults) -> None:
         ("base_variant", _is_word(values.base_variant), "a name, or null"),
         ("no_t5", isinstance(values.no_t5, bool), "true or false"),
         ("bf16", values.bf16 is None or isinstance(values.bf16, bool), "true or false, or null"),
-        ("height", _is_side(values.height), f"a whole number, at least 1 and at most {MAX_PIXELS}, or null"),
-        ("width", _is_side(values.width), f"a whole number, at least 1 and at most {MAX_PIXELS}, or null"),
+        ("height", values.height is None or _is_count(values.height), "a whole number, at least 1, or null"),
+        ("width", values.width is None or _is_count(values.width), "a whole number, at least 1, or null"),
         ("sizes", values.sizes is None or _are_sizes(values.sizes), "texts such as 832x1216, or null"),
     ):
         if not holds:
