@@ -16,7 +16,7 @@ from dpdmd.methods import losses
 from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES, where_to_get_perceptual
 from dpdmd.models.checks.transformers_parts import check_dino, check_image_processor
 from dpdmd.models.loading import load_strict
-from dpdmd.models.weight_files import read_checkpoint
+from dpdmd.models.network_files import read_checkpoint
 from dpdmd.utils.error_lines import shorten_error
 
 # (images [B, 3, H, W] with black 0 and white 1, partners [B, 3, H, W]) -> distances [B].

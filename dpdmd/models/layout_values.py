@@ -1,11 +1,12 @@
 """Values of a family's layout that belong together: its guidance, its autoencoder, and the memory of weights."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dpdmd.config.validation import shown
 from dpdmd.models.activation_memory import decode_bytes
+from dpdmd.utils.json_values import is_finite_number
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ CLASSIFIER_FREE = Guidance()
 
 
 def _check_scaling(config: Mapping[str, Any]) -> None:
-    for name, positive in (("scaling_factor", True), ("shift_factor", False)):
-        value = config.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (value is None or number) or (positive and number and value <= 0):
-            raise ValueError(f"sets {name} {value!r}, which must be a number")
+    scale, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")  # without an entry, the class's own
+    if not is_finite_number(scale) or scale <= 0:
+        raise ValueError(f"sets scaling_factor {shown(repr(scale))}, which must be a number above 0")
+    if not (shift is None or is_finite_number(shift)):
+        raise ValueError(f"sets shift_factor {shown(repr(shift))}, which must be a number, or null")
 
 
 @dataclass(frozen=True)
