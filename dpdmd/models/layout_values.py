@@ -29,6 +29,13 @@ class Guidance:
         """Return the rows of a network's batch that the guided prediction of one sample takes, 1 or 2."""
         return 1 if scale == self.off else 2
 
+    def weakens(self, scale: float) -> str:
+        """Return a sentence on a scale at which images follow prompts less than without guidance, else ""."""
+        if scale >= self.off:
+            return ""
+        kind = "the prompts count for nothing" if scale <= self.off - 1 else "the prompts count less"
+        return f"guidance {scale:g}: {kind}, since this model predicts {self.formula}; {self.off:g} is without guidance"
+
 
 CLASSIFIER_FREE = Guidance()
 

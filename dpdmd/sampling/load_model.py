@@ -268,6 +268,8 @@ def plan_sampler(
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults, model.source)
     schedule = family.load_schedule(folder).at_size(height, width)
     settings = sampler_settings(model, schedule, height, width, steps=steps, guidance_scale=guidance_scale)
+    if weak := layout.guidance.weakens(settings.guidance_scale):
+        logger.warning("%s", weak)
     return SamplerPlan(model, family, schedule, settings, max_sequence_length)
 
 

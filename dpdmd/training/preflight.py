@@ -213,6 +213,10 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
             f"--teacher_guidance_scale {config.method.teacher_guidance_scale} was not part of its training: give the "
             "model that it was distilled from"
         )
+    method, guidance = config.method, LAYOUTS[config.model.family].guidance
+    for flag in ("teacher_guidance_scale", "real_guidance_scale"):
+        if (scale := getattr(method, flag)) is not None and (weak := guidance.weakens(scale)):
+            warnings.append(f"--{flag}: {weak}")
     if point.progress and point.progress.models is None:
         warnings.append(
             f"{point.path}: an older version wrote it without the content of its teacher; whether "
