@@ -23,7 +23,9 @@ from pathlib import Path
 
 from dpdmd.config import Config, parse
 from dpdmd.distributed.launch_env import check_single_process
+from dpdmd.run_folder import RunFolder
 from dpdmd.training import preflight
+from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.memory_items import Topology, doctor_item
 from dpdmd.training.memory_preview import preview_memory
 from dpdmd.utils import out_of_memory
@@ -57,8 +59,8 @@ def prepare(config: Config, run_dir: Path) -> preflight.RunSetup:
     run.vis_every, run.max_steps, run.max_epoch = 0, 4, None
     method, optim = config.method, config.optim
     method.per_train_fake_num, method.fake_head_start = 1, 0
-    optim.lr_scheduler, optim.lr_warmup_steps = "constant", 0
-    return preflight.check(config)
+    optim.lr_scheduler, optim.lr_warmup_steps, optim.shard_teacher = "constant", 0, False
+    return preflight.check(config, saves=False)
 
 
 def memory_table(own: argparse.Namespace, flags: Sequence[str]) -> str:
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_single_process("it checks by itself what several ranks would do")
         check_writable("--out", own.out)
         config = parse(flags)
-        run_dir = Path(config.run.run_dir or "outputs")
+        checkpoints = RunFolder.from_config(config.run).ckpts
         with scratch_folder(own.out) as scratch:
             setup = prepare(config, scratch / "run")
             _report_memory(setup)
@@ -123,13 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                 trainer = Trainer(setup)
                 shutil.copyfile(setup.folder.environment, own.out / "environment.json")
-                results = run_checks(trainer, own.out, scratch, run_dir)
+                results = run_checks(trainer, own.out, scratch, checkpoints)
         write_text(own.out / "table.md", table(results) + "\n")
         write_text(own.out / "memory.txt", setup.memory.table() + "\n")
     except ValueError as error:
         print(f"dpdmd.doctor: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, SaveError) as error:
         print(f"dpdmd.doctor: stopped: {one_line(error)}", file=sys.stderr)
         return 1
     ran_on = describe(trainer.accelerator.num_processes, trainer.accelerator.device)

@@ -173,6 +173,12 @@ class RunFolder:
         """Return whether a run has begun here and has saved nothing: a new start only repeats its steps."""
         return self._has_begun() and not self.saved.exists() and not self.numbered()
 
+    def start_anew(self) -> None:
+        """Delete the records of a run that began here and saved nothing: its settings may have been others."""
+        for path in (self.saved, self.metrics, self.wandb):
+            path.unlink(missing_ok=True)
+        delete_tree(self.seed_grids)
+
     def continue_from(self, checkpoint: Path) -> None:
         """Let `latest` point to `checkpoint`, if it is one of this run's numbered checkpoints."""
         for path in self.checkpoints():

@@ -34,7 +34,7 @@ class End(NamedTuple):
         status: exit status.
         message: one line for the terminal, or "".
         together: whether every rank ends here, so that no rank waits for another.
-        publish: run that rank 0 uploads to the Hub, or None.
+        publish: run whose student rank 0 uploads to the Hub, unless a signal has set the status; or None.
     """
 
     status: int
@@ -57,17 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 collectives.exit_without_peers(end.status)
         if end.publish:  # without the other ranks, which would wait for the network
-            end = _publish(end.publish)
+            stack.close()  # from here on a signal ends the program at once
+            end = _publish(end.publish, end.status)
             if end.message:
                 print(f"dpdmd.train: {one_line(end.message)}", file=sys.stderr)
     return end.status
 
 
-def _publish(setup: preflight.RunSetup) -> End:
-    """Upload the student."""
-    from dpdmd.training.publish import publish
+def _publish(setup: preflight.RunSetup, status: int) -> End:
+    """Upload the student; after a signal, whose `status` is not 0, return how to do it."""
+    from dpdmd.training.publish import publish, upload_command
 
     try:
+        if status:
+            return End(status, f"stopped before the upload: the run is complete; {upload_command(setup)}")
         logger.info("the student is on the Hub: %s", publish(setup))
     except OSError as error:
         return End(1, f"stopped: {error}")
@@ -109,8 +112,10 @@ def _train(setup: preflight.RunSetup, stack: ExitStack) -> End:
         return End(1, f"stopped: {error}", together=True)
     except OSError as error:
         return End(1, f"stopped: {error}; the checkpoints written before are whole")
-    publishes = setup.config.run.push_to_hub and trainer.accelerator.is_main_process
-    return End(0, together=True, publish=trainer.setup if publishes else None)
+    if not (setup.config.run.push_to_hub and trainer.accelerator.is_main_process):
+        return End(0, together=True)
+    number = trainer.signals.received  # one that came too late to end the training
+    return End(128 + number if number else 0, together=True, publish=trainer.setup)
 
 
 def _lost_peer(error: RuntimeError) -> str:

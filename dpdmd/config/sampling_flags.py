@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpdmd.config.image_sizes import MAX_PIXELS, ImageSize
-from dpdmd.config.options import MAX_BATCH, MAX_COUNT, MAX_GRID_STEPS, MAX_IMAGES
+from dpdmd.config.options import MAX_BATCH, MAX_COUNT, MAX_GRID_STEPS, MAX_GUIDANCE, MAX_IMAGES
 from dpdmd.config.scorer_table import SCORERS
 from dpdmd.config.validation import shown
 
@@ -35,7 +35,7 @@ RANGES = {
     "gen_batch_size": (1, MAX_BATCH),
     "seed": (0, MAX_SEED),
     "steps": (1, MAX_GRID_STEPS),
-    "guidance_scale": (0, math.inf),
+    "guidance_scale": (0, MAX_GUIDANCE),
     "height": (1, MAX_PIXELS),
     "width": (1, MAX_PIXELS),
     "max_sequence_length": (1, MAX_TOKENS),
@@ -66,7 +66,9 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         value = values.get(flag)
         if value is None or (least <= value <= most and value != math.inf):
             continue
-        allowed = f"{least} to {most}" if most < math.inf else f"a finite number, at least {least}"
+        allowed = f"{least} to {most}"
+        if isinstance(most, float):
+            allowed = f"a finite number, at least {least}" + (f" and at most {most:,.0f}" if most < math.inf else "")
         raise ValueError(f"--{flag} {shown(value)}: must be {allowed}")
 
 

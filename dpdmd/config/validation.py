@@ -179,6 +179,8 @@ def _is_count(text: str) -> bool:
 
 
 def _check_anchor(method: MethodConfig) -> None:
+    if "k_anchor" not in METHODS[method.method].options:
+        return
     limit, flag = method.k_anchor, "k_anchor"
     if limit == AUTO:
         limit, flag = method.teacher_infer_steps, "teacher_infer_steps"

@@ -6,12 +6,14 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpdmd.data.prompt_tables import ADVICE, READERS, Columns, is_dataset, lines_of, prompts_of_table, read_dataset
+from dpdmd.data.prompt_columns import ADVICE, Columns, prompts_of_table
+from dpdmd.data.prompt_tables import READERS, is_dataset, lines_of, read_dataset
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, require_regular
 
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
 _BINARY = (".parquet", ".pq")
 COLUMN_HELP = "column of a prompt file that has columns (default: the one named prompt, caption or text)"
+_LINE_ENDS = "save the file with one kind of line end, such as LF"
 _SNIFFED = 4096  # bytes at a file's start that show what it is
 _ZIP = "is a zip file, as Excel and Word write; save its prompts as text or .csv"
 _COMPRESSED = "is compressed; decompress it"
@@ -45,8 +47,8 @@ def read_prompts(path: Path, flag: str = "--prompt_txt", column: str | None = No
     Any other file is text with one prompt per line, and `column` is ignored. A leading number such as "12 - " is
     removed. Only line ends separate prompts: characters such as U+2028 are part of a prompt.
 
-    Text files of all formats are UTF-8, with or without a byte-order mark, with LF, CRLF or CR line ends. Prompts that
-    are blank or only invisible characters are skipped.
+    Text files of all formats are UTF-8, with or without a byte-order mark, with LF, CRLF or CR line ends, not with both
+    LF and CR alone. Prompts that are blank or only invisible characters are skipped.
 
     Raises:
         ValueError: missing, unreadable, not UTF-8, not in its format, another kind of file, without the column, without
@@ -109,6 +111,8 @@ def _text_lines(path: Path) -> Iterator[str]:
             if len(line) > MAX_PROMPT_LETTERS:
                 check_prompt_length(line.rstrip("\n"), f"line {number}")
             prompt = line.strip()
+            if "\r" in prompt:
+                raise ValueError(f"line {number} is several lines, parted by CR alone; {_LINE_ENDS}")
             if prompt[:1].isdigit():
                 prompt = _NUMBERING.sub("", prompt).strip()
             if any(letter.isprintable() and not letter.isspace() for letter in prompt):

@@ -6,127 +6,16 @@ neither the flag nor the file: `read_prompts` adds them.
 
 import csv
 import json
-import math
 import re
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TextIO
 
-from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length
+from dpdmd.data.prompt_columns import Columns, fitting, listed
 
-CANDIDATES = ("prompt", "caption", "text")
-ADVICE = "give a text file, one prompt per line"
 _BATCH = 65_536  # rows of a Parquet file in memory at a time
-_SHOWN = 20  # columns named in an error
-_LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
 Rows = Iterator[tuple[int, Any, Any]]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns that a user names.
-
-    Attributes:
-        prompt: column of the prompts; None to guess it.
-        weight: column of their weights; None without weights.
-    """
-
-    prompt: str | None = None
-    weight: str | None = None
-
-    def choose(self, names: Sequence[str]) -> tuple[str, str | None]:
-        """Return the columns of the prompts and of the weights among a table's columns.
-
-        Raises:
-            ValueError: no such column, or several.
-        """
-        if self.weight is None:
-            return choose_column(names, self.prompt), None
-        if names.count(self.weight) != 1:
-            found = "no column" if self.weight not in names else "several columns named"
-            raise ValueError(f"has {found} {self.weight!r} (--prompt_weight_column); its columns are {_listed(names)}")
-        others = names if self.prompt == self.weight else [name for name in names if name != self.weight]
-        return choose_column(others, self.prompt), self.weight
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name[:40]) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _fitting(names: Iterable[str], wanted: str | None) -> list[str]:
-    """Return the columns that may be the prompts."""
-    return [name for name in names if (name.strip().lower() in CANDIDATES if wanted is None else name == wanted)]
-
-
-def choose_column(names: Sequence[str], wanted: str | None) -> str:
-    """Return the column of the prompts: `wanted`, or the only one whose name is in CANDIDATES, in any case.
-
-    Raises:
-        ValueError: no such column, or several.
-    """
-    listed = _listed(names)
-    if wanted is not None and names and wanted not in names:
-        raise ValueError(f"has no column {wanted!r} (--prompt_column); its columns are {listed}")
-    if not names:
-        raise ValueError(f"has no column of texts; {ADVICE}")
-    found = _fitting(names, wanted)
-    if not found:
-        raise ValueError(f"no column is named {', '.join(CANDIDATES)}; give --prompt_column, one of {listed}")
-    if len(set(found)) > 1:
-        raise ValueError(f"several columns may be the prompts; give --prompt_column, one of {', '.join(found)}")
-    if len(found) > 1:
-        raise ValueError(f"{len(found)} columns are named {found[0]!r}; rename all but one")
-    return found[0]
-
-
-def prompts_of_table(rows: Iterable[tuple[int, Any, Any]], unit: str, *, weighted: bool) -> tuple[list[str], array]:
-    """Return the prompts of rows and their weights. A line break becomes a space, and empty values are skipped.
-
-    Prompts of weight 0 are skipped, too. The weights are empty if not `weighted`.
-
-    Raises:
-        ValueError: a value is not text, is not Unicode, contains zero bytes, or is longer than a prompt; or a weight is
-            no finite number, at least 0.
-    """
-    prompts, weights, unused = [], array("d"), 0
-    for number, value, weight in rows:
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise ValueError(f"{unit} {number}: the prompt is of type {type(value).__name__}, not text")
-        if "\0" in value:
-            raise ValueError(f"{unit} {number} holds zero bytes")
-        if len(value) > MAX_PROMPT_LETTERS:
-            check_prompt_length(value, f"{unit} {number}")
-        prompt = value.strip()
-        if "\n" in prompt or "\r" in prompt:
-            prompt = _LINE_BREAK.sub(" ", prompt)
-        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise ValueError(f"{unit} {number} holds half of a surrogate pair, which is not Unicode text")
-        if any(letter.isprintable() and not letter.isspace() for letter in prompt):
-            if weighted:
-                if not (found := _parse_weight(weight, f"{unit} {number}")):
-                    unused += 1
-                    continue
-                weights.append(found)
-            prompts.append(prompt)
-    if unused and not prompts:
-        raise ValueError("every weight is 0, so no prompt is ever drawn (--prompt_weight_column)")
-    return prompts, weights
-
-
-def _parse_weight(value: Any, place: str) -> float:
-    try:
-        weight = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        what = "no weight" if value is None else f"the weight {str(value)[:40]!r}"
-        raise ValueError(f"{place} has {what}; it must be a number, at least 0 (--prompt_weight_column)")
-    return weight
 
 
 def read_csv(path: Path, columns: Columns) -> Rows:
@@ -220,14 +109,14 @@ def _unpacked(table: dict[str, Any], columns: Columns) -> list[Any]:
     if _is_numbered(table):
         return list(table.values())
     held = {name: list(each.values()) if _is_numbered(each) else each for name, each in table.items()}
-    if _fitting(held, columns.prompt):
+    if fitting(held, columns.prompt):
         return _rows_of_lists(held, columns)
     objects = {
         name: each for name, each in held.items() if isinstance(each, list) and each and isinstance(each[0], dict)
     }
-    found = [name for name, rows in objects.items() if _fitting(rows[0], columns.prompt)]
+    found = [name for name, rows in objects.items() if fitting(rows[0], columns.prompt)]
     if len(found) > 1:
-        raise ValueError(f"several lists in it have prompts: {_listed(found)}; give a file with one of them")
+        raise ValueError(f"several lists in it have prompts: {listed(found)}; give a file with one of them")
     if not found:
         own = [name for name, each in held.items() if name not in objects and not isinstance(each, dict)]
         columns.choose(list(dict.fromkeys([*own, *(key for rows in objects.values() for key in rows[0])])))

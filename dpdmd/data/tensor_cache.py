@@ -8,9 +8,11 @@ missing, for example because an earlier run was killed.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
@@ -32,12 +34,31 @@ class Processes:
     """The processes that complete a cache together.
 
     Attributes:
-        wait: returns when all processes have called it.
+        gather: value of one process -> values of all, in the order of their ranks, when all have called it.
     """
 
     rank: int = 0
     count: int = 1
-    wait: Callable[[], None] = lambda: None
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+
+    def attempt(self, function: Callable[[], Any]) -> tuple[Any, list[Exception | None]]:
+        """Return the function's result, and the error of each process or None. Collective."""
+        result, error = None, None
+        try:
+            result = function()
+        except (ValueError, OSError) as raised:
+            error = raised
+        return result, self.gather(error)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function on every process. Collective.
+
+        Raises:
+            ValueError, OSError: raised by `function` on a process; every process raises that of the first one.
+        """
+        for error in self.attempt(function)[1]:
+            if error is not None:
+                raise error
 
 
 @dataclass(frozen=True)
@@ -108,17 +129,23 @@ class TensorCache:
             device: where the rows are read to.
 
         Raises:
-            ValueError: the disk has too little space or is read-only, or a file cannot be read.
+            ValueError: the disk has too little space, is read-only or not shared, a file cannot be read, or a row is
+                not finite. Every process raises it.
         """
+        processes.call(self._prepare_folder)
+        missing = [file for file in self.files if not self.is_complete(file)]
+        # What rank 0 misses: others may already see a file that a process of another run has just written.
+        names = set(processes.gather([file.path.name for file in missing])[0])
+        if missing := [file for file in self.files if file.path.name in names]:
+            processes.call(lambda: self._check_writable(missing))
+            if processes.count > 1:
+                self._check_shared(processes)
+            self._make(missing, prepare(), processes)
+        return self._open(processes, device)
+
+    def _prepare_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         clear_leftovers([self.folder])
-        missing = [file for file in self.files if not self.is_complete(file)]
-        processes.wait()  # otherwise a process could find files that another has just written, and miss the collectives
-        if missing:
-            self._check_writable(missing)
-            self._make(missing, prepare(), processes)
-        processes.wait()
-        return CacheReader(self, device)
 
     def _check_writable(self, missing: list[CacheFile]) -> None:
         try:
@@ -127,20 +154,53 @@ class TensorCache:
             files = f"{len(missing)} of {len(self.files)} files with {self.contents}"
             raise ValueError(f"{error}, and this run needs to add {files}") from None
 
+    def _check_shared(self, processes: Processes) -> None:
+        """Check that all processes see a file that rank 0 makes, before the hours that missing files may take."""
+        with ExitStack() as opened:
+            trial = None
+            if processes.rank == 0:
+                trial = opened.enter_context(NamedTemporaryFile(dir=self.folder, prefix=".", suffix=".trial")).name
+            name = Path(processes.gather(trial)[0]).name
+            if not all(processes.gather((self.folder / name).exists())):
+                raise self._not_shared()
+
+    def _not_shared(self) -> ValueError:
+        return ValueError(
+            f"{self.flag} {self.folder}: not all processes see the same files there; give a folder on a disk that all "
+            "machines share"
+        )
+
     def _make(self, missing: list[CacheFile], maker: Maker, processes: Processes) -> None:
         rows = sum(len(file.rows) for file in missing)
         needed = rows * maker.row_bytes
         logger.info("making %d %s in %s: %.3f GB", rows, self.contents, self.folder, needed / 1e9)
-        remedy = "free some, or give another folder"
-        check_free(f"{self.flag} {self.folder}", self.folder, needed, f"the {self.contents}", remedy)
+        place, remedy = f"{self.flag} {self.folder}", "free some, or give another folder"
+        processes.call(lambda: check_free(place, self.folder, needed, f"the {self.contents}", remedy))
         mine = collectives.share(missing, processes.rank, processes.count)
         total = sum(len(file.rows) for file in mine)
         with tqdm(total=total, desc=self.contents, disable=processes.rank != 0) as bar:
             for file in mine:
                 tensors = {name: value.cpu().contiguous() for name, value in maker.make(file).items()}
-                with replacing(file.path) as opened:
-                    opened.write(save(tensors))
+                processes.call(partial(self._write, file, tensors))
                 bar.update(len(file.rows))
+
+    def _write(self, file: CacheFile, tensors: dict[str, Tensor]) -> None:
+        for value in tensors.values():
+            finite = value.isfinite().reshape(len(value), -1).all(1)
+            if not finite.all():
+                prompt = file.prompts[finite.tolist().index(False)]
+                raise ValueError(
+                    f"{self.flag}: the {self.contents} of {prompt!r} are not finite, so they are not stored; get the "
+                    "weights of --teacher_id again, or let it compute in another precision"
+                )
+        with replacing(file.path) as opened:
+            opened.write(save(tensors))
+
+    def _open(self, processes: Processes, device: torch.device) -> "CacheReader":
+        reader, errors = processes.attempt(lambda: CacheReader(self, device))
+        if error := next(filter(None, errors), None):
+            raise self._not_shared() if None in errors else error
+        return reader
 
 
 class CacheReader:

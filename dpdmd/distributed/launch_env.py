@@ -128,6 +128,14 @@ def is_on(name: str) -> bool:
     return os.environ.get(name, "").lower() in TRUE
 
 
+def uses_gpu() -> bool:
+    """Return whether this process runs on a GPU: there is one, and accelerate is not told to use the CPU."""
+    import torch
+
+    on_cpu = is_on("ACCELERATE_USE_CPU") or os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cpu")
+    return torch.cuda.is_available() and not on_cpu
+
+
 def _check_device() -> None:
     device = os.environ.get("ACCELERATE_TORCH_DEVICE")
     if device is not None and device.partition(":")[0] not in ("cpu", "cuda"):

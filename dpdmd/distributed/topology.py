@@ -1,11 +1,23 @@
 """How many processes a program really runs on, and on which device: checked, described and recorded."""
 
 import platform
+from datetime import timedelta
 
 import torch
+from accelerate.utils import InitProcessGroupKwargs
 
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.utils.wording import counted
+
+LONGEST_FILE_WORK = timedelta(hours=2)  # of rank 0, while the others wait
+
+
+def group_options() -> InitProcessGroupKwargs:
+    """Return the options of a process group whose ranks wait as long as rank 0 may work on files.
+
+    NCCL's own limit is ten minutes, which a checkpoint of 200 GB exceeds.
+    """
+    return InitProcessGroupKwargs(timeout=LONGEST_FILE_WORK)
 
 
 def check_joined(joined: int) -> None:

@@ -5,7 +5,7 @@ Nothing is reloaded: the student is the one in memory, and the scorers are loade
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +52,7 @@ class InLoopEvaluation:
     Attributes:
         student, teacher: the samplers of each image size of the run, its first size first.
         teacher_scores: metric -> summary; empty before the first evaluation.
+        after_batch: called on every rank after each batch of images; what it raises ends the evaluation.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class InLoopEvaluation:
             self.scorers[name] = build_scorer(name, paths, accelerator.device)
             self._offload(self.scorers[name])
         self.teacher_scores: dict[str, Summary] = {}
+        self.after_batch: Callable[[], None] = lambda: None
 
     def evaluate(self, step: int) -> dict[str, Summary]:
         """Return metric -> summary of the student; score the teacher first if its scores are not known."""
@@ -135,6 +137,7 @@ class InLoopEvaluation:
             "size": [settings.height, settings.width],
             "max_sequence_length": config.data.max_sequence_length,
             "bf16": config.optim.bf16,
+            "precisions": [model.base_precision, model.text_encoder_precision],
             "eval_seed": config.eval.eval_seed,
             "sets": [[s.name, s.num_samples, list(s.scorers), s.prompts] for s in self.setup.sets],
             "scorers": {name: identify(paths) for name, paths in self.setup.paths.items()},
@@ -171,6 +174,7 @@ class InLoopEvaluation:
             except OSError as error:  # raised below, on every rank: they call a sharded network together
                 problem = error
             rows += _score_finite(samples, made, scorers, title)
+            self.after_batch()
         collectives.raise_everywhere(self.accelerator, problem)
         metrics = metric_names(image_set.scorers)
         return summarise_scores(collectives.gather(self.accelerator, rows), metrics, self.config.eval.eval_seed)

@@ -15,7 +15,7 @@ from dpdmd.config.scorer_table import SCORERS, metric_names
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
 from dpdmd.distributed.launch_env import single_process_warning
-from dpdmd.distributed.topology import check_joined, describe
+from dpdmd.distributed.topology import check_joined, describe, group_options
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
@@ -70,7 +70,7 @@ def run(job: Job) -> ScoreReport:
         MemoryError: the device has too little memory.
     """
     check_scorer_contents(job.paths)
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[group_options()])
     check_joined(accelerator.num_processes)
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:

@@ -97,8 +97,8 @@ def _write(result: Result, samples: Samples, out: Path, seconds: float) -> str:
     """Write anchor.json and anchor.png to `out`, and return the text for the terminal."""
     from dpdmd.find_anchor.plot import draw  # imports matplotlib
 
-    save_image(draw(result, samples), out / "anchor.png")
     write_text(out / "anchor.json", json.dumps({**result.as_dict(), "seconds": round(seconds, 1)}, indent=2) + "\n")
+    save_image(draw(result, samples), out / "anchor.png")
     return f"{result.table()}\n{out / 'anchor.json'}, {out / 'anchor.png'}"
 
 

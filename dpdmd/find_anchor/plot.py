@@ -22,7 +22,7 @@ def draw(result: Result, samples: Samples) -> Image.Image:
         figure = Figure(figsize=(WIDTH, CURVE_HEIGHT + 0.5 + rows * side), dpi=DPI, layout="constrained")
         above, below = figure.subfigures(2, 1, height_ratios=(CURVE_HEIGHT, 0.5 + rows * side))
         _draw_curve(above.add_subplot(), result)
-        below.suptitle(f"first {rows} seeds of: {samples.prompt[:CAPTION]}", color=SOFT, size=8)
+        below.suptitle(f"first {rows} seeds of: {samples.prompt[:CAPTION]}", color=SOFT, size=8, parse_math=False)
         grid = below.subplots(rows, columns, squeeze=False)
         for row, images in zip(grid, samples.rows, strict=True):
             for axes, image in zip(row, images, strict=True):

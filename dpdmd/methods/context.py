@@ -84,7 +84,7 @@ class DistillationContext:
             generate teacher samples when an update needs them.
         total_steps: the update after which the run ends; for a weight that changes over the run.
         div_weight_factor: factor of lambda, which `--div_weight_schedule adaptive` changes after each evaluation.
-        student_sample_cache: student samples that several fake-score updates share, by roll-out step and samples.
+        shared_samples: what several fake-score updates share, by role, roll-out step and samples (`share`).
     """
 
     config: MethodConfig
@@ -106,7 +106,7 @@ class DistillationContext:
     stored_samples: Sequence[Callable[[Sequence[int]], Tensor]] | None = None
     total_steps: int = 0
     div_weight_factor: float = 1.0
-    student_sample_cache: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    shared_samples: dict[tuple[str, int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def grids(config: MethodConfig, schedule: Schedule, device: torch.device) -> dict[str, Tensor]:
@@ -191,7 +191,22 @@ class DistillationContext:
         """Return the teacher's samples of the batch's prompts and start noises, [B, C, H, W]."""
         if self.stored_samples is not None:
             return self.stored_samples[batch.size_index](batch.pool_indices)
-        return self.sample_teacher(batch.text, self.start_noise(batch))
+        return self.share("teacher", batch, lambda: self.sample_teacher(batch.text, self.start_noise(batch)))
+
+    def share(self, role: str, batch: MicroBatch, sample: Callable[[], Tensor]) -> Tensor:
+        """Return the samples [B, C, H, W] of the `role` "student" or "teacher", which `sample` makes.
+
+        With `--fake_rollout_reuse` several fake-score updates share prompts and start noises. Neither network changes
+        between these updates, so their samples are kept, and a run that resumes between two of them makes the same.
+        """
+        if self.config.fake_rollout_reuse == 1:
+            return sample()
+        key = (role, batch.rollout_step, tuple(batch.samples))
+        if key not in self.shared_samples:
+            for old in [each for each in self.shared_samples if each[1] != batch.rollout_step]:
+                del self.shared_samples[old]
+            self.shared_samples[key] = sample()
+        return self.shared_samples[key]
 
     @torch.no_grad()
     def sample_teacher(self, text: TextEmbedding, eps: Tensor) -> Tensor:

@@ -46,14 +46,18 @@ class CallCounter:
             terms, calls = METHODS[config.method].student_terms, FORWARD * forward + BACKWARD * kept
         else:
             terms, calls = METHODS[config.method].fake_terms, FORWARD * forward if source == step else 0
-        return calls + sum(map(self._of_term, terms))
+        return calls + sum(self._of_term(name, shares=source != step) for name in terms)
 
-    def _of_term(self, name: str) -> int:
-        """Return the calls of a loss term (`dpdmd.methods.loss_terms`) beside the roll-out."""
+    def _of_term(self, name: str, *, shares: bool) -> int:
+        """Return the calls of a loss term (`dpdmd.methods.loss_terms`) beside the roll-out.
+
+        Args:
+            shares: whether the update has the samples of an earlier one.
+        """
         config = self.config
         scales = (config.teacher_guidance_scale, config.real_guidance_scale)
         guided, real = (FORWARD * self.guidance.rows(scales[0] if scale is None else scale) for scale in scales)
-        teacher_sample = 0 if config.teacher_cache else config.teacher_infer_steps * guided
+        teacher_sample = 0 if config.teacher_cache or shares else config.teacher_infer_steps * guided
         return {
             "dmd": real + FORWARD,
             "diversity": self.anchor_steps * guided,

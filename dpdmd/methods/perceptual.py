@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from dpdmd.methods import losses
 from dpdmd.methods.perceptual_files import IMAGENET_VGG, PERCEPTUAL_FILES, where_to_get_perceptual
-from dpdmd.models.checks.transformers_parts import check_image_processor, check_network
+from dpdmd.models.checks.transformers_parts import check_dino, check_image_processor
 from dpdmd.models.loading import load_strict
-from dpdmd.models.weight_files import read_checkpoint
+from dpdmd.models.network_files import read_checkpoint
 from dpdmd.utils.error_lines import shorten_error
 
 # (images [B, 3, H, W] with black 0 and white 1, partners [B, 3, H, W]) -> distances [B].
@@ -50,8 +50,8 @@ class DinoDistance:
             torch.tensor(values, device=device).reshape(1, 3, 1, 1)
             for values in (processor.image_mean, processor.image_std)
         )
-        config, size = self.network.config, processor.crop_size or processor.size
-        self.size = (size["height"], size["width"])
+        config = self.network.config
+        self.size = check_image_processor(folder)
         self.patches = (self.size[0] // config.patch_size) * (self.size[1] // config.patch_size)
         depth = config.num_hidden_layers
         self.layers = sorted({round(depth * (index + 1) / DINO_LAYERS) for index in range(DINO_LAYERS)} - {0})
@@ -123,8 +123,9 @@ def check_perceptual_contents(name: str, folder: Path) -> None:
             with torch.device("meta"):
                 load_vgg_distance(name, folder)
         else:
-            check_network("AutoModel", folder)
-            check_image_processor(folder)
+            config = check_dino(folder)
+            if not isinstance(getattr(config, "patch_size", None), int):
+                raise ValueError(f"{folder / 'config.json'} is of a {config.model_type} without patches")
     except ImportError as error:
         raise ValueError(f"--perceptual {name}: pip install -e '.[quality]' first ({error})") from None
     except ValueError as error:

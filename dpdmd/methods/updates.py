@@ -74,22 +74,14 @@ def roll_out_student(context: DistillationContext, batch: MicroBatch) -> Student
 
 @torch.no_grad()
 def student_samples(context: DistillationContext, batch: MicroBatch) -> Tensor:
-    """Return the student's samples of the batch, [B, C, H, W].
+    """Return the student's samples of the batch, [B, C, H, W], which several fake-score updates may share."""
 
-    With `--fake_rollout_reuse` several fake-score updates share one roll-out, and the context caches its samples. The
-    student does not change between these updates, so a run that resumes between two of them computes the same samples.
-    """
-    cache, key = context.student_sample_cache, (batch.rollout_step, tuple(batch.samples))
-    if key in cache:
-        return cache[key]
-    student = context.family.bind(context.networks.student, batch.text)
-    jump_at = rollout_options(context.config, context.seed, batch.rollout_step).jump_at
-    x = rollout(student, context.schedule, context.start_noise(batch), context.student_sigmas, jump_at=jump_at).x
-    if context.config.fake_rollout_reuse > 1:
-        for old in [each for each in cache if each[0] != batch.rollout_step]:
-            del cache[old]
-        cache[key] = x
-    return x
+    def roll_out() -> Tensor:
+        student = context.family.bind(context.networks.student, batch.text)
+        jump_at = rollout_options(context.config, context.seed, batch.rollout_step).jump_at
+        return rollout(student, context.schedule, context.start_noise(batch), context.student_sigmas, jump_at=jump_at).x
+
+    return context.share("student", batch, roll_out)
 
 
 def _sum(results: Sequence[LossResult]) -> LossResult:

@@ -114,9 +114,8 @@ class DiffusersFamily(Family):
         schedule = self.load_schedule(source).at_size(*size)
         own = values = self.own_values(schedule)
         defaults = defaults.on_grid()
-        is_default = bool(sigmas) and torch.equal(torch.tensor(sigmas), schedule.default_sigmas(defaults.steps))
         # The scheduler may fail to make its own default grid: it divides 0 by 0 for one step with a `shift_terminal`.
-        if sigmas and not (is_default and self._makes(source, own, sigmas, size)):
+        if sigmas and not (_is_default(schedule, sigmas) and self._makes(source, own, sigmas, size)):
             fitted = self._fitted(source, schedule, sigmas, size)
             if fitted:
                 values, defaults = fitted, defaults.on_grid(own_scheduler=own)
@@ -222,3 +221,11 @@ class DiffusersFamily(Family):
         enabled = self.compute_dtype != torch.float32
         # A call uses each weight once, so autocast's cache of their bf16 copies would only hold memory.
         return torch.autocast(device.type, self.compute_dtype, enabled=enabled, cache_enabled=False)
+
+
+def _is_default(schedule: Schedule, sigmas: Sequence[float]) -> bool:
+    """Return whether `sigmas` are the schedule's default grid, which some numbers of steps do not have."""
+    try:
+        return torch.equal(torch.tensor(sigmas), schedule.default_sigmas(len(sigmas) - 1))
+    except ValueError:
+        return False

@@ -47,8 +47,6 @@ class EvenFlowFamily(FlowFamily):
         return torch.linspace(1.0, 1 / steps, steps).tolist()
 
     def fit_scheduler(self, schedule: EvenFlowSchedule, sigmas: Sequence[float]) -> SchedulerValues:
-        if not schedule.depends_on_size:
-            return fit_even_flow_scheduler(sigmas)
         if torch.allclose(torch.tensor(sigmas), schedule.trailing_sigmas(len(sigmas) - 1), rtol=0, atol=1e-6):
             return self.own_values(schedule) | {"shift_terminal": None}
         return _STATIC | fit_even_flow_scheduler(sigmas)
@@ -56,7 +54,7 @@ class EvenFlowFamily(FlowFamily):
     def for_given_sigmas(
         self, schedule: EvenFlowSchedule, sigmas: tuple[float, ...], defaults: SamplingDefaults
     ) -> tuple[SchedulerValues, SamplingDefaults]:
-        if not schedule.depends_on_size:
+        if not (schedule.depends_on_size or schedule.terminal):
             return super().for_given_sigmas(schedule, sigmas, defaults)
         values = _STATIC | {"shift": 1.0, "shift_terminal": None}
         return values, defaults.on_grid(own_scheduler=self.own_values(schedule), sigmas_argument=sigmas[:-1])

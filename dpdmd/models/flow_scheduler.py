@@ -5,11 +5,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from dpdmd.config.validation import shown
 from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.layout import read_scheduler_config
 from dpdmd.models.noise_schedule import SHIFTS
+from dpdmd.utils.json_values import is_finite_number
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+_MAX_MU = 80.0  # fp32 holds e^88; Qwen-Image has 0.8 at 1328 x 1328
 _OTHER_GRIDS = (  # options of the scheduler that change the grid
     "use_dynamic_shifting",
     "use_karras_sigmas",
@@ -82,15 +85,24 @@ def read_dynamic_shift(folder: Path) -> tuple[float | Callable[[float], float], 
     if first == last:
         raise ValueError(f"{path} sets base_image_seq_len and max_image_seq_len to {first:g}, which must differ")
     slope = (most - least) / (last - first)
-    return lambda tokens: math.exp(least + slope * (tokens - first)), terminal
+
+    def shift(tokens: float) -> float:
+        mu = least + slope * (tokens - first)
+        if abs(mu) > _MAX_MU:
+            raise ValueError(
+                f"{path}: by its base_shift and max_shift, an image of {tokens:g} tokens has the shift e^{mu:.3g}, on "
+                "whose grid nothing can be sampled"
+            )
+        return math.exp(mu)
+
+    return shift, terminal
 
 
 def _number(
     path: Path, config: dict[str, Any], name: str, default: float, limits: tuple[float, float] | None = None
 ) -> float:
     value = config.get(name, default)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or (limits and not limits[0] <= value <= limits[1]):
+    if not is_finite_number(value) or (limits and not limits[0] <= value <= limits[1]):
         place = f" from {limits[0]:.3g} to {limits[1]:.4g}" if limits else ""
-        raise ValueError(f"{path} sets {name} {value!r}, which must be a number{place}")
+        raise ValueError(f"{path} sets {name} {shown(repr(value))}, which must be a number{place}")
     return float(value)

@@ -1,7 +1,7 @@
 """The identity of a model: digests of the content that decides its results, whatever its path.
 
 Results that are kept on disk (caches, images, scores, checkpoints) carry the identity of the model behind them, so that
-a model that was changed in place is recognised. Imports neither torch nor diffusers.
+a model that was changed in place is recognised. Does not import diffusers.
 """
 
 import filecmp

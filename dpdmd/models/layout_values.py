@@ -1,11 +1,12 @@
 """Values of a family's layout that belong together: its guidance, its autoencoder, and the memory of weights."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dpdmd.config.validation import shown
 from dpdmd.models.activation_memory import decode_bytes
+from dpdmd.utils.json_values import is_finite_number
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,23 @@ class Guidance:
         """Return the rows of a network's batch that the guided prediction of one sample takes, 1 or 2."""
         return 1 if scale == self.off else 2
 
+    def weakens(self, scale: float) -> str:
+        """Return a sentence on a scale at which images follow prompts less than without guidance, else ""."""
+        if scale >= self.off:
+            return ""
+        kind = "the prompts count for nothing" if scale <= self.off - 1 else "the prompts count less"
+        return f"guidance {scale:g}: {kind}, since this model predicts {self.formula}; {self.off:g} is without guidance"
+
 
 CLASSIFIER_FREE = Guidance()
 
 
 def _check_scaling(config: Mapping[str, Any]) -> None:
-    for name, positive in (("scaling_factor", True), ("shift_factor", False)):
-        value = config.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (value is None or number) or (positive and number and value <= 0):
-            raise ValueError(f"sets {name} {value!r}, which must be a number")
+    scale, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")  # without an entry, the class's own
+    if not is_finite_number(scale) or scale <= 0:
+        raise ValueError(f"sets scaling_factor {shown(repr(scale))}, which must be a number above 0")
+    if not (shift is None or is_finite_number(shift)):
+        raise ValueError(f"sets shift_factor {shown(repr(shift))}, which must be a number, or null")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""LoRA files: in diffusers' layout, and under the names that ComfyUI reads. Imports neither diffusers nor peft."""
+"""LoRA files: in diffusers' layout, and under the names that ComfyUI reads. diffusers and peft load with a file."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,8 +12,10 @@ from dpdmd.models.loading import raise_as_value_error
 from dpdmd.models.lora import Adapter
 from dpdmd.models.tensor_files import LazyTensor, Weights
 from dpdmd.models.weight_files import Shape, read_shapes_of_weights
-from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.paths import LORA_WEIGHTS
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 COMFYUI_WEIGHTS = "comfyui_lora.safetensors"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -65,20 +67,24 @@ def check_lora(expected: Mapping[str, Shape], folder: Path, pipeline: Any, compo
         component: the name of the network in the pipeline.
 
     Raises:
-        ValueError: the file holds no tensor, weights of something else or numbers that are not read, or a layer is
-            missing, of another size, or lacks one of its two matrices.
+        ValueError: the file holds no tensor, weights of something else or numbers that are not read, a layer is
+            missing, of another size, or lacks one of its two matrices, or peft cannot use the metadata.
     """
     path, start = folder / LORA_WEIGHTS, f"{component}."
-    if not read_shapes_of_weights(path):
+    stored = read_shapes_of_weights(path)
+    if not stored:
         raise ValueError(f"{path} holds no tensor: save the LoRA again")
-    state, _ = _read_file(folder, pipeline)
+    if magnitudes := next((name for name in stored if "dora_scale" in name), None):
+        raise ValueError(f"{path} holds {magnitudes}, part of a DoRA that diffusers leaves out: give a plain LoRA")
+    state, metadata = _read_file(folder, pipeline)
     shapes = {name.removeprefix(start): tuple(value.shape) for name, value in state.items()}
     for name in state:
         if not name.startswith(start):
             raise ValueError(
                 f"{path} holds {name}, but all names of this network's LoRA begin with '{start}': rename or remove it"
             )
-    for layer in dict.fromkeys(name.partition(".lora_")[0] for name in shapes):
+    layers = list(dict.fromkeys(name.partition(".lora_")[0] for name in shapes))
+    for layer in layers:
         if f"{layer}.weight" not in expected:
             raise ValueError(f"{path} changes {layer}, which the network does not have")
         for half in (_A, _B):
@@ -86,6 +92,9 @@ def check_lora(expected: Mapping[str, Shape], folder: Path, pipeline: Any, compo
                 raise ValueError(f"{path} lacks {start}{layer}{half}: save the LoRA again")
         if misfit := _misfit(shapes[layer + _A], shapes[layer + _B], expected[f"{layer}.weight"]):
             raise ValueError(f"{path} does not fit the network ({layer} {misfit})")
+    config = _config(path, shapes, metadata, start)
+    for layer in layers:
+        _scale(path, config, layer, shapes[layer + _A][0])
 
 
 def _misfit(a: Shape, b: Shape, weight: Shape) -> str:
@@ -106,24 +115,58 @@ def merge_lora(weights: Weights, folder: Path, pipeline: Any, component: str) ->
     Raises:
         ValueError: the LoRA holds more than two matrices a layer.
     """
-    state, settings = _read_any_lora(folder, pipeline, component)
+    path, start = folder / LORA_WEIGHTS, f"{component}."
+    state, metadata = _read_file(folder, pipeline)
+    state = {name.removeprefix(start): value for name, value in state.items()}
+    config = _config(path, {name: tuple(value.shape) for name, value in state.items()}, metadata, start)
     merged = dict(weights)
     for name in state:
         layer, _, half = name.partition(".lora_")
-        if half not in ("A.weight", "B.weight") or settings.get("use_dora"):
-            raise ValueError(f"{folder / LORA_WEIGHTS} holds {name}, which cannot be merged")
+        if half not in ("A.weight", "B.weight") or config.use_dora:
+            raise ValueError(f"{path} holds {name}, which cannot be merged")
         if half == "A.weight":
+            a, b = state[layer + _A], state[layer + _B]
             changed = f"{layer}.weight"
-            merged[changed] = _changed(changed, weights[changed], *_halves(state, settings, layer))
+            merged[changed] = _changed(changed, weights[changed], a, b, _scale(path, config, layer, len(a)))
     return merged
 
 
-def _halves(state: dict[str, Tensor], settings: dict[str, Any], layer: str) -> tuple[Tensor, Tensor, float]:
-    """Return A, B and alpha / rank of a layer."""
-    a, b = state[layer + _A], state[layer + _B]
-    rank = a.shape[0]
-    alpha = settings.get("alpha_pattern", {}).get(layer, settings.get("lora_alpha", rank))
-    return a, b, alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+def _config(path: Path, shapes: Mapping[str, Shape], metadata: dict[str, Any] | None, start: str) -> "LoraConfig":
+    """Return peft's configuration of a LoRA as diffusers makes it: by the file's metadata, else by the weights.
+
+    Args:
+        shapes: of the weights by the names of their layers.
+        start: how the component's entries in the metadata begin.
+
+    Raises:
+        ValueError: the metadata has an entry that this version of peft does not know.
+    """
+    from diffusers.utils import get_peft_kwargs
+    from peft import LoraConfig
+
+    with raise_as_value_error(f"peft cannot use the metadata of {path}"):
+        if metadata is None:
+            # diffusers' form of a pattern that matches one layer alone.
+            ranks = {f"^{name}": shape[1] for name, shape in shapes.items() if name.endswith(_B)}
+            return LoraConfig(**get_peft_kwargs(ranks, None, shapes))
+        return LoraConfig(**{key.removeprefix(start): metadata[key] for key in metadata if key.startswith(start)})
+
+
+def _scale(path: Path, config: "LoraConfig", layer: str, rank: int) -> float:
+    """Return the factor of a layer's B A, alpha / rank, as peft finds it.
+
+    Raises:
+        ValueError: the configuration gives the layer another rank, or is no number.
+    """
+    from peft.utils.other import get_pattern_key
+
+    with raise_as_value_error(f"peft cannot use the metadata of {path}"):
+        stated = config.rank_pattern.get(get_pattern_key(config.rank_pattern, layer), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, layer), config.lora_alpha)
+        scale = alpha / (rank**0.5 if config.use_rslora else rank)
+    if stated != rank:
+        raise ValueError(f"{path} has {layer} in rank {rank}, but {stated} by its metadata: save the LoRA again")
+    return scale
 
 
 def _changed(name: str, weight: LazyTensor, a: Tensor, b: Tensor, scale: float) -> LazyTensor:
@@ -152,14 +195,6 @@ def _read_file(folder: Path, pipeline: Any) -> tuple[dict[str, Tensor], dict[str
     return state, metadata
 
 
-def _read_any_lora(folder: Path, pipeline: Any, component: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a LoRA's weights by the names of their layers, and the settings in the file's metadata."""
-    state, metadata = _read_file(folder, pipeline)
-    start = f"{component}."
-    settings = {name.removeprefix(start): value for name, value in (metadata or {}).items() if name.startswith(start)}
-    return {name.removeprefix(start): value for name, value in state.items()}, settings
-
-
 def load_lora(network: nn.Module, folder: Path, pipeline: Any, component: str) -> None:
     """Put a LoRA in diffusers' layout beside the layers of the network. Call `check_lora` before.
 
@@ -167,7 +202,5 @@ def load_lora(network: nn.Module, folder: Path, pipeline: Any, component: str) -
         ValueError: peft cannot use the LoRA.
     """
     state, metadata = _read_file(folder, pipeline)
-    try:
+    with raise_as_value_error(f"{folder / LORA_WEIGHTS} does not fit the network"):
         network.load_lora_adapter(state, prefix=component, metadata=metadata)
-    except RuntimeError as error:
-        raise ValueError(f"{folder / LORA_WEIGHTS} does not fit the network ({shorten_error(error)})") from None

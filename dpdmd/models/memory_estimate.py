@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dpdmd.distributed.launch_env import read_launch
+from dpdmd.distributed.launch_env import read_launch, uses_gpu
 
 CONTEXT = 600_000_000  # CUDA's own context and libraries on a data-centre card: an assumption, the only one
 LIBRARIES = 900_000_000  # Python and its libraries in a machine's memory: measured (benchmarks/results)
@@ -128,6 +128,6 @@ class MemoryEstimate:
 
 def device_bytes() -> int | None:
     """Return the memory of this process's GPU; None on a CPU."""
-    if not torch.cuda.is_available():
+    if not uses_gpu():
         return None
     return torch.cuda.get_device_properties(read_launch().local_rank).total_memory

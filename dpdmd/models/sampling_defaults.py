@@ -1,7 +1,6 @@
 """Sampling defaults of a pipeline or LoRA folder: its `dpdmd.json`."""
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -9,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.config.image_sizes import ImageSize
+from dpdmd.config.options import MAX_COUNT, MAX_GRID_STEPS, MAX_GUIDANCE
+from dpdmd.config.validation import shown
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS, SHIFTS
-from dpdmd.utils.paths import DEFAULTS_FILE
+from dpdmd.utils.json_values import is_finite_number
+from dpdmd.utils.paths import DEFAULTS_FILE, find_base
 from dpdmd.utils.text_files import read_json
 
 
@@ -74,25 +76,19 @@ class SamplingDefaults:
 
     def find_base(self, folder: Path) -> Path | None:
         """Return the pipeline folder that a LoRA in `folder` changes, even if it is gone; None if none is named."""
-        places = [Path(self.base)] if self.base else []
-        places += [Path(os.path.normpath(folder.resolve() / self.base_from_here))] if self.base_from_here else []
-        return next((place for place in places if place.is_dir()), next(iter(places), None))
+        return find_base(folder, self.base, self.base_from_here)
 
     def write(self, folder: Path) -> None:
         """Save the defaults in a folder; diffusers ignores files that it does not know."""
         (folder / DEFAULTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_count(value: Any, most: int = MAX_COUNT) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _is_shift(value: Any) -> bool:
-    return value is None or (_is_number(value) and SHIFTS[0] <= value <= SHIFTS[1])
+    return value is None or (is_finite_number(value) and SHIFTS[0] <= value <= SHIFTS[1])
 
 
 def _is_word(value: Any) -> bool:
@@ -108,19 +104,19 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _is_numbers(value: Any) -> bool:
-    return value is None or (isinstance(value, list | tuple) and all(map(_is_number, value)))
+    return value is None or (isinstance(value, list | tuple) and all(map(is_finite_number, value)))
 
 
 def _is_settings(value: Any) -> bool:
     return value is None or (
         isinstance(value, dict)
-        and all(each is None or isinstance(each, bool) or _is_number(each) for each in value.values())
+        and all(each is None or isinstance(each, bool) or is_finite_number(each) for each in value.values())
     )
 
 
 def _is_grid(value: Any, steps: int) -> bool:
     """Return whether `value` is `steps` + 1 numbers that fall strictly to 0."""
-    if not (isinstance(value, list | tuple) and len(value) == steps + 1 and all(map(_is_number, value))):
+    if not (isinstance(value, list | tuple) and len(value) == steps + 1 and all(map(is_finite_number, value))):
         return False
     return value[-1] == 0 and all(above > below for above, below in pairwise(value))
 
@@ -132,8 +128,12 @@ def _check(values: SamplingDefaults) -> None:
         ValueError: the first invalid value.
     """
     for name, holds, wanted in (
-        ("steps", _is_count(values.steps), "a whole number, at least 1"),
-        ("guidance_scale", _is_number(values.guidance_scale) and values.guidance_scale >= 0, "a number, at least 0"),
+        ("steps", _is_count(values.steps, MAX_GRID_STEPS), f"a whole number, at least 1 and at most {MAX_GRID_STEPS}"),
+        (
+            "guidance_scale",
+            is_finite_number(values.guidance_scale) and 0 <= values.guidance_scale <= MAX_GUIDANCE,
+            f"a number, at least 0 and at most {MAX_GUIDANCE:,.0f}",
+        ),
         ("max_sequence_length", _is_count(values.max_sequence_length), "a whole number, at least 1"),
         ("grid", values.grid in GRIDS, f"one of {', '.join(GRIDS)}"),
         ("shift", _is_shift(values.shift), f"a number from {SHIFTS[0]:g} to {SHIFTS[1]:g}, or null"),
@@ -150,7 +150,7 @@ def _check(values: SamplingDefaults) -> None:
         ("sizes", values.sizes is None or _are_sizes(values.sizes), "texts such as 832x1216, or null"),
     ):
         if not holds:
-            raise ValueError(f"{name} is {getattr(values, name)!r}, which must be {wanted}")
+            raise ValueError(f"{name} is {shown(repr(getattr(values, name)))}, which must be {wanted}")
     if values.sigmas is not None and not _is_grid(values.sigmas, values.steps):
         raise ValueError(f"sigmas must be null or {values.steps + 1} numbers (steps + 1) that fall strictly to 0")
 

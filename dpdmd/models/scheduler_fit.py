@@ -54,7 +54,13 @@ def fit_even_flow_scheduler(sigmas: Sequence[float]) -> dict[str, float]:
 
 
 def _bend(sigmas: Sequence[float]) -> tuple[float, float]:
-    """Return B of 1 - A v / (1 - B v) through the first, the middle and the last sigma above 0, and the last one."""
+    """Return B of 1 - A v / (1 - B v) through the first, the middle and the last sigma above 0, and the last one.
+
+    Raises:
+        ValueError: there is only one sigma above 0.
+    """
+    if len(sigmas) < 3:
+        raise ValueError("one step has no grid to bend")
     last, middle = sigmas[-2], len(sigmas) // 2 - 1
     v = middle / (len(sigmas) - 2)
     bend = (1 - sigmas[middle]) / (v * (1 - last)) if middle else 1.0

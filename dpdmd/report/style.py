@@ -22,6 +22,7 @@ _OUTLINES = {
     "*": "M8 1.5 9.9 6l4.8.4-3.7 3.1 1.2 4.7L8 11.7l-4.2 2.5L5 9.5 1.3 6.4 6.1 6z",
 }
 PLOT_SETTINGS = {  # of matplotlib
+    "text.parse_math": False,  # a prompt with two dollar signs is no formula
     "svg.fonttype": "none",  # text stays text: it has the page's font and can be searched and read aloud
     "svg.hashsalt": "dpdmd",  # the same plot gives the same bytes
     "font.size": 8,

@@ -51,7 +51,7 @@ def export(
     report_export_memory(model)
     weights = _network_weights(family, model)
     kind = getattr(torch, DTYPES[dtype]) if dtype else None
-    _check_disk(out, family.layout, model.folder, weights, kind, single_file=single_file)
+    _check_disk(out, family.layout, model, weights, kind, single_file=single_file)
     defaults = replace(model.defaults, base=None, base_from_here=None, base_revision=None, base_variant=None)
     with creating_folder(out) as folder:
         if single_file:
@@ -63,7 +63,7 @@ def export(
 
 
 def _check_disk(
-    out: Path, layout: "Layout", folder: Path, weights: "Weights", kind: "torch.dtype | None", *, single_file: bool
+    out: Path, layout: "Layout", model: "Model", weights: "Weights", kind: "torch.dtype | None", *, single_file: bool
 ) -> None:
     """Check that the weights fit on the disk. Of a single file only the network is counted.
 
@@ -75,9 +75,12 @@ def _check_disk(
 
     needed = count_numbers({name: weight.shape for name, weight in weights.items()}) * (kind.itemsize if kind else FP32)
     if not single_file:
-        parts = (*layout.text_encoders(folder), "vae")
-        shapes = [layout.weight_shapes(folder, part) for part in parts] if kind else []
-        needed += kind.itemsize * sum(map(count_numbers, shapes)) if kind else layout.bytes_beside_network(folder)
+        folder, no_t5 = model.folder, model.defaults.no_t5
+        if kind:
+            parts = (*layout.text_encoders(folder, no_t5=no_t5), "vae")
+            needed += kind.itemsize * sum(count_numbers(layout.weight_shapes(folder, part)) for part in parts)
+        else:
+            needed += layout.bytes_beside_network(folder, no_t5=no_t5)
     other = "another folder" if kind else "another folder or --dtype bf16"
     check_free(f"--out {out}", out, needed, "the export", f"free some, or give {other}")
 
@@ -88,8 +91,9 @@ def _network_weights(family: "Family", model: "Model") -> "Weights":
     Raises:
         ValueError: a LoRA does not fit.
     """
+    from dpdmd.models.network_files import read_network, unwrapped
     from dpdmd.models.tensor_files import in_memory, open_tensors, open_weights
-    from dpdmd.models.weight_files import read_network, stem_of, unwrapped
+    from dpdmd.models.weight_files import stem_of
     from dpdmd.sampling.load_model import network_prefixes
 
     network, prefixes = family.layout.network, network_prefixes(family.layout)

@@ -6,10 +6,11 @@ from pathlib import Path
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.models.hub_models import locate
 from dpdmd.models.lora_files import LORA_WEIGHTS
+from dpdmd.models.network_files import NETWORK_FILES
 from dpdmd.models.noise_schedule import DEFAULT
 from dpdmd.models.registry import LAYOUTS, family_of, sampling_defaults
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
-from dpdmd.models.weight_files import NETWORK_FILES, read_shapes
+from dpdmd.models.weight_files import read_shapes
 from dpdmd.sampling.model_source import base_source, model_place, model_places
 from dpdmd.utils.logging import logger
 from dpdmd.utils.paths import MODEL_INDEX, same_place

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpdmd.data.prompt_tables import choose_column, prompts_of_table, separated_rows
+from dpdmd.data.prompt_columns import choose_column, prompts_of_table
+from dpdmd.data.prompt_tables import separated_rows
 from dpdmd.sampling.image_folder import (
     GRIDS,
     PER_IMAGE,

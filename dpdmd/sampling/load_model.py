@@ -15,15 +15,11 @@ from dpdmd.data.encoded_prompts import EncodedPrompts
 from dpdmd.models.base import UNQUANTIZED_MODEL, Family, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import Layout
+from dpdmd.models.network_files import read_network, read_network_shapes
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, family_class, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.models.weight_files import (
-    check_weights,
-    read_network,
-    read_network_shapes,
-    stored_in_16_bits,
-)
+from dpdmd.models.weight_files import check_weights, stored_in_16_bits
 from dpdmd.sampling.find_model import Model, find_model
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.utils.error_lines import shorten_error
@@ -156,10 +152,18 @@ def sampler_settings(
 
     Args:
         schedule: at this image size.
+
+    Raises:
+        ValueError: the schedule has no grid of so many steps.
     """
     defaults = model.defaults
+    try:
+        grid = _grid(defaults, schedule, ImageSize(height, width), steps or defaults.steps)
+    except ValueError as error:
+        place = f"--steps {steps}" if steps else f"--model {model.source}: {defaults.steps} steps"
+        raise ValueError(f"{place}: {error}") from None
     return SamplerSettings(
-        _grid(defaults, schedule, ImageSize(height, width), steps or defaults.steps),
+        grid,
         defaults.guidance_scale if guidance_scale is None else guidance_scale,
         height,
         width,
@@ -264,6 +268,8 @@ def plan_sampler(
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults, model.source)
     schedule = family.load_schedule(folder).at_size(height, width)
     settings = sampler_settings(model, schedule, height, width, steps=steps, guidance_scale=guidance_scale)
+    if weak := layout.guidance.weakens(settings.guidance_scale):
+        logger.warning("%s", weak)
     return SamplerPlan(model, family, schedule, settings, max_sequence_length)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.models.hub_files import Select, model_files, pipeline_files
 from dpdmd.models.hub_models import Located, Source, locate_all
-from dpdmd.models.weight_files import NETWORK_FILES
+from dpdmd.models.network_files import NETWORK_FILES
 from dpdmd.run_folder import LORA, STUDENT, RunFolder
 from dpdmd.utils.hub import HubId, parse_id
-from dpdmd.utils.paths import DEFAULTS_FILE, LORA_WEIGHTS, MODEL_INDEX
+from dpdmd.utils.paths import DEFAULTS_FILE, LORA_WEIGHTS, MODEL_INDEX, find_base
 from dpdmd.utils.text_files import read_json
 
 
@@ -37,6 +37,8 @@ def base_source(lora: Path, variant: str | None = None) -> Source | None:
     if not isinstance(base, str) or not (revision or variant):
         return None
     model = parse_id(base) and HubId(base, str(revision)) if revision else None
+    if model is None and isinstance(from_here := own.get("base_from_here"), str):
+        base = find_base(lora, base, from_here)
     return Source(f"--model {lora}: its base", str(model or base), pipeline_with_text_of(lora), variant=variant)
 
 

@@ -5,7 +5,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_se
 
 from dpdmd.config import Config
 from dpdmd.config.method_table import METHODS
-from dpdmd.distributed.topology import check_joined
+from dpdmd.distributed.topology import check_joined, group_options
 from dpdmd.utils.error_lines import shorten_error
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
@@ -22,6 +22,7 @@ def make_accelerator(config: Config) -> Accelerator:
             mixed_precision="no",
             # Not gradient_accumulation_steps=1, which ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[group_options()],
         )
     except (AssertionError, ImportError, RuntimeError) as error:  # a port in use, a missing backend
         raise ValueError(

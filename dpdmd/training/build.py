@@ -141,7 +141,10 @@ def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> Tex
 
 
 def _processes(accelerator: Any) -> Processes:
-    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+    def gather(value: Any) -> list[Any]:
+        return collectives.gather(accelerator, [value])
+
+    return Processes(accelerator.process_index, accelerator.num_processes, gather)
 
 
 def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, lr: float) -> TrainedNetwork:

@@ -4,6 +4,7 @@ Each check reports what it measured in words. The trainer runs one fake-score up
 to a scratch folder, and cannot be used for training afterwards.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from dpdmd.methods.loss_terms import StudentRollout
 from dpdmd.models.base import TextEmbedding
 from dpdmd.training import checkpoint, optimizer_state
 from dpdmd.training.base_error import LIMIT, describe_base_error, unquantized_base
+from dpdmd.training.nonfinite import NonFiniteError
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils import rng
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
@@ -212,7 +214,22 @@ def check_clipping(trainer: Trainer, batch: DoctorBatch) -> CheckResult:
     )
 
 
-def check_training(trainer: Trainer) -> Iterator[CheckResult]:
+def check_training(trainer: Trainer, out: Path) -> Iterator[CheckResult]:
+    """Run steps and run some of them again; a loss that is not finite ends this, and `out` gets its diagnostic."""
+    try:
+        yield from _check_steps(trainer)
+    except NonFiniteError as error:
+        scratch, kept = trainer.folder.diagnostics, out / "diagnostics"
+        shutil.copytree(scratch, kept, dirs_exist_ok=True)
+        yield CheckResult(
+            "training",
+            False,
+            str(error).replace(str(scratch), str(kept)),
+            "losses and gradient norms of the first updates are finite",
+        )
+
+
+def _check_steps(trainer: Trainer) -> Iterator[CheckResult]:
     """Run steps, return to a snapshot, and run the steps again."""
     parameters = trainer.trained[registry.STUDENT].parameters
     begin = [parameter.detach().clone() for parameter in parameters]
@@ -268,13 +285,13 @@ def check_scorers(trainer: Trainer) -> CheckResult:
     )
 
 
-def check_disk(trainer: Trainer, run_dir: Path) -> CheckResult:
-    free = free_bytes(run_dir)
+def check_disk(trainer: Trainer, folder: Path) -> CheckResult:
+    free = free_bytes(folder)
     each = checkpoint.size_in_bytes(trainer.config)
     return CheckResult(
         "free disk",
         free > 2 * each,
-        f"{free / 1e9:.1f} GB are free at {run_dir}, a checkpoint takes {each / 1e9:.2f} GB",
+        f"{free / 1e9:.1f} GB are free at {folder}, a checkpoint takes {each / 1e9:.2f} GB",
         "at least two checkpoints must fit; a run checks at its start that all of them do",
     )
 
@@ -308,7 +325,7 @@ def save_images(trainer: Trainer, batch: DoctorBatch, path: Path) -> CheckResult
     )
 
 
-def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> list[CheckResult]:
+def run_checks(trainer: Trainer, out: Path, scratch: Path, checkpoints: Path) -> list[CheckResult]:
     """Run every check, in the order in which to look for a fault; write the image to `out`."""
     batch = prepare_batch(trainer)
     return [
@@ -321,9 +338,9 @@ def run_checks(trainer: Trainer, out: Path, scratch: Path, run_dir: Path) -> lis
         check_clipping(trainer, batch),
         save_images(trainer, batch, out / "pictures.png"),
         check_scorers(trainer),
-        check_disk(trainer, run_dir),
+        check_disk(trainer, checkpoints),
         check_memory(trainer),
-        *check_training(trainer),
+        *check_training(trainer, out),
     ]
 
 

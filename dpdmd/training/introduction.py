@@ -6,8 +6,8 @@ import torch
 
 from dpdmd.config import Config
 from dpdmd.distributed.topology import describe
-from dpdmd.methods.registry import uses_sample_pool
-from dpdmd.methods.update_schedule import num_student_updates, rollout_step
+from dpdmd.methods.registry import num_draws
+from dpdmd.methods.update_schedule import num_student_updates
 from dpdmd.models.registry import adapters
 from dpdmd.report.health import judge
 from dpdmd.run_folder import RunFolder, read_records
@@ -90,11 +90,7 @@ def _plain(prompt: str) -> str:
 
 def _batch(setup: RunSetup, processes: int) -> str:
     optim, method = setup.config.optim, setup.config.method
-    # Updates that share a roll-out share its prompts, and updates on the pool of teacher samples take the pool's.
-    drawing = sum(
-        rollout_step(step, method) == step and not uses_sample_pool(step, method) for step in range(setup.total_steps)
-    )
-    passes = drawing * setup.global_batch_size / len(setup.prompts)
+    passes = num_draws(setup.total_steps, method) * setup.global_batch_size / len(setup.prompts)
     return (
         f"{optim.batch_size} x {optim.grad_accum} accumulation x {counted(processes, 'process', 'es')} = "
         f"{counted(setup.global_batch_size, 'prompt')} a step; {passes:,.3g} passes over the prompts"

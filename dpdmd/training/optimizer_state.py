@@ -7,6 +7,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from dpdmd.distributed.launch_env import read_launch
 from dpdmd.distributed.sharding import FULL_STATE, copy_shared, unwrapped
 
 _COUNT = "step"  # the only entry that bitsandbytes keeps as a number
@@ -21,8 +22,8 @@ def whole_optimizer_state(network: nn.Module, optimizer: Any) -> dict[str, Tenso
     raw = unwrapped(optimizer)
     if not raw.state:
         return {}
-    if _is_quantised(raw):
-        return _quantised_state(extract_model_from_parallel(network), raw)
+    if _is_quantised(raw):  # whole on every rank
+        return _quantised_state(extract_model_from_parallel(network), raw) if read_launch().rank == 0 else {}
     state = get_optimizer_state_dict(network, raw, options=FULL_STATE).get("state", {})
     flat = {f"{name}|{key}": value for name, entries in state.items() for key, value in entries.items()}
     return copy_shared(flat, [value for entries in raw.state.values() for value in entries.values()])

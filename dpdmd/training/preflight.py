@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from dpdmd.config import Config
-from dpdmd.config.options import ADAPTIVE, DEFAULT_MAX_STEPS, DataConfig
+from dpdmd.config.method_table import METHODS
+from dpdmd.config.options import ADAPTIVE, DEFAULT_MAX_STEPS, MAX_COUNT, DataConfig, MethodConfig
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, SCORERS
 from dpdmd.config.validation import unused_flag_warnings
 from dpdmd.data.prompt_files import read_prompts, read_weighted_prompts
 from dpdmd.data.prompts import PromptWeights, fingerprint
 from dpdmd.distributed.launch_env import read_launch, single_process_warning
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
+from dpdmd.methods.registry import steps_with_draws
 from dpdmd.methods.update_schedule import num_student_updates
 from dpdmd.models.checks.distilled import why_distilled
 from dpdmd.models.memory_estimate import MemoryEstimate, device_bytes
@@ -56,10 +58,13 @@ class RunSetup:
     weights: PromptWeights | None = None
 
 
-def check(config: Config) -> RunSetup:
+def check(config: Config, *, saves: bool = True) -> RunSetup:
     """Check everything that `config` points to. Models of the Hub become local folders.
 
     The files of a checkpoint are not read here, only their sizes: `resume_from` takes a point that was read.
+
+    Args:
+        saves: whether the run writes checkpoints, which need room.
 
     Raises:
         ValueError: one line that names the flag or file and what to do.
@@ -90,6 +95,8 @@ def check(config: Config) -> RunSetup:
     warnings = [*_warnings(config, folder, point, evaluation, steps), *memory_warnings]
     setup = RunSetup(config, folder, prompts, evaluation, point, memory, batch_size, steps, warnings, weights)
     _check_resume_point(setup)
+    if saves:
+        _check_space(setup)
     check_weights(config, evaluation)  # last: it imports what takes seconds
     return setup
 
@@ -102,6 +109,7 @@ def resume_from(setup: RunSetup, point: ResumePoint) -> RunSetup:
     """
     setup = replace(setup, resume=point)
     _check_resume_point(setup)
+    _check_space(setup)
     return setup
 
 
@@ -119,20 +127,31 @@ def read_training_prompts(data: DataConfig) -> tuple[list[str], PromptWeights | 
 
 
 def _total_steps(config: Config, num_prompts: int, global_batch_size: int) -> int:
-    """Return the updates of a run: `max_steps` or `max_epoch` x ceil(prompts / global batch), whichever is less."""
-    by_epoch = config.run.max_epoch and config.run.max_epoch * math.ceil(num_prompts / global_batch_size)
-    return min((limit for limit in (config.run.max_steps, by_epoch) if limit), default=DEFAULT_MAX_STEPS)
+    """Return the updates of a run, up to `max_steps` or the end of pass `max_epoch` over the prompts.
+
+    A pass is ceil(prompts / global batch) updates that draw prompts.
+    """
+    steps, epochs = config.run.max_steps, config.run.max_epoch
+    if epochs is None:
+        return steps or DEFAULT_MAX_STEPS
+    drawing = epochs * math.ceil(num_prompts / global_batch_size)
+    return min(steps or MAX_COUNT, steps_with_draws(drawing, config.method))
 
 
 def _check_adaptive_weight(config: Config, evaluation: EvalSetup) -> None:
     """Check that evaluations have a diversity score for lambda to follow."""
-    adaptive = config.method.div_weight_schedule == ADAPTIVE
-    if adaptive and not any(name in DIVERSITY_SCORERS for images in evaluation.sets for name in images.scorers):
+    scorers = {name for images in evaluation.sets for name in images.scorers}
+    if _follows_variety(config.method) and not scorers & set(DIVERSITY_SCORERS):
         flags = " or ".join(f"--{SCORERS[name].files[0].flag}" for name in sorted(DIVERSITY_SCORERS))
         raise ValueError(
             f"--div_weight_schedule {ADAPTIVE}: lambda follows the diversity scores of evaluations, and there is none; "
             f"give {flags}, and not --eval_every 0"
         )
+
+
+def _follows_variety(method: MethodConfig) -> bool:
+    """Return whether lambda follows the diversity scores of evaluations."""
+    return method.div_weight_schedule == ADAPTIVE and "div_weight_schedule" in METHODS[method.method].options
 
 
 def _check_caches(config: Config) -> None:
@@ -194,6 +213,10 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
             f"--teacher_guidance_scale {config.method.teacher_guidance_scale} was not part of its training: give the "
             "model that it was distilled from"
         )
+    method, guidance = config.method, LAYOUTS[config.model.family].guidance
+    for flag in ("teacher_guidance_scale", "real_guidance_scale"):
+        if (scale := getattr(method, flag)) is not None and (weak := guidance.weakens(scale)):
+            warnings.append(f"--{flag}: {weak}")
     if point.progress and point.progress.models is None:
         warnings.append(
             f"{point.path}: an older version wrote it without the content of its teacher; whether "
@@ -220,7 +243,7 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
 
 
 def _check_resume_point(setup: RunSetup) -> None:
-    """Check that the run continues the same list of prompts, and that the checkpoints to come fit the disk."""
+    """Check that the run continues the checkpoint's: the same prompts, batches, and for some flags the same folder."""
     config, point = setup.config, setup.resume
     if point.progress:
         if point.progress.prompts and point.progress.prompts != fingerprint(setup.prompts, setup.weights):
@@ -234,7 +257,11 @@ def _check_resume_point(setup: RunSetup) -> None:
                 f"--batch_size x --grad_accum x processes is {setup.global_batch_size}, but the checkpoint's is "
                 f"{point.progress.global_batch_size}: give values with the same product"
             )
-    _check_space(setup)
+        if _follows_variety(config.method) and not setup.folder.owns(point.path):
+            raise ValueError(
+                f"--div_weight_schedule {ADAPTIVE}: lambda follows the evaluations of the run that "
+                f"--resume_from_checkpoint {point.path} is of; give that run's --run_dir"
+            )
 
 
 def _check_space(setup: RunSetup) -> None:

@@ -7,7 +7,7 @@ import torch
 from dpdmd.config import Config
 from dpdmd.config.options import OptimConfig
 from dpdmd.config.precisions import FP8, UNQUANTIZED, check_installed
-from dpdmd.distributed.launch_env import check_launch, is_on, read_launch
+from dpdmd.distributed.launch_env import check_launch, is_on, read_launch, uses_gpu
 from dpdmd.models.compilation import check_compiler
 from dpdmd.utils.library_settings import COMPILATION, Setting, check_settings
 
@@ -25,7 +25,7 @@ def check_machine(config: Config) -> None:
     _check_device(config)
     _check_quantization(config)
     if config.optim.compile:
-        check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        check_compiler(torch.device("cuda" if uses_gpu() else "cpu"))
     _check_packages(config)
 
 
@@ -46,12 +46,12 @@ def _settings(optim: OptimConfig) -> list[Setting]:
 
 def _check_device(config: Config) -> None:
     rank, count = read_launch().local_rank, torch.cuda.device_count()
-    if torch.cuda.is_available() and rank >= count:
+    if uses_gpu() and rank >= count:
         raise ValueError(
             f"--num_processes of the launcher: process {rank + 1} of this machine has no device, there are {count}; "
             "start as many processes as there are devices"
         )
-    if config.optim.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if config.optim.bf16 and uses_gpu() and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"--bf16: {torch.cuda.get_device_name()} has no bf16; leave the flag out")
 
 
@@ -63,7 +63,7 @@ def _check_quantization(config: Config) -> None:
             f"--base_precision {model.base_precision}: not under FSDP, which divides parameters and not quantised "
             "weights; use scripts/accelerate_ddp.yaml, or leave the flag out"
         )
-    compiles_fp8 = model.base_precision == FP8 and config.optim.compile and torch.cuda.is_available()
+    compiles_fp8 = model.base_precision == FP8 and config.optim.compile and uses_gpu()
     if compiles_fp8 and torch.cuda.get_device_capability(read_launch().local_rank) < FP8_CAPABILITY:
         raise ValueError(
             f"--base_precision fp8: compiled kernels on {torch.cuda.get_device_name()} have no fp8; give "
@@ -86,4 +86,4 @@ def _check_packages(config: Config) -> None:
 
 def local_device() -> torch.device:
     """Return the device of this process."""
-    return torch.device("cuda", read_launch().local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device("cuda", read_launch().local_rank) if uses_gpu() else torch.device("cpu")

@@ -9,17 +9,35 @@ from dpdmd.run_folder import LORA
 from dpdmd.training import checkpoint
 from dpdmd.training.preflight import RunSetup
 from dpdmd.utils.folders import creating_folder, delete_tree, link_or_copy
-from dpdmd.utils.hub_upload import upload
+from dpdmd.utils.hub_upload import retry_command, upload
 
 
 def publish(setup: RunSetup) -> str:
-    """Write RUN/hub, the last student with its scores and images in the card, upload it, and return its address.
+    """Upload the last student, and return its address.
 
     Raises:
         OSError: the upload failed, or RUN/hub cannot be written; the run itself is complete.
     """
-    folder, run = setup.folder.hub, setup.config.run
-    repository = run.hub_model_id or setup.folder.root.absolute().name
+    folder, repository = _write_folder(setup)
+    return upload(
+        folder, repository, private=setup.config.run.private, message="Student of a training run", on_name=rename
+    )
+
+
+def upload_command(setup: RunSetup) -> str:
+    """Return a command that uploads the last student.
+
+    Raises:
+        OSError: RUN/hub cannot be written.
+    """
+    folder, repository = _write_folder(setup)
+    return retry_command(folder, repository, private=setup.config.run.private)
+
+
+def _write_folder(setup: RunSetup) -> tuple[Path, str]:
+    """Write RUN/hub, the last student with its scores and images in the card; return it, and the repository's name."""
+    folder = setup.folder.hub
+    repository = setup.config.run.hub_model_id or setup.folder.root.absolute().name
     student = checkpoint.student_folder(setup.folder.latest(), setup.config)
     delete_tree(folder)
     with creating_folder(folder) as new:
@@ -35,7 +53,7 @@ def publish(setup: RunSetup) -> str:
             training=training_of(student),
         )
         write_card(new, card, images=True)
-    return upload(folder, repository, private=run.private, message="Student of a training run", on_name=rename)
+    return folder, repository
 
 
 def _link_files(source: Path, target: Path) -> None:

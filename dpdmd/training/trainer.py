@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -35,11 +35,11 @@ from dpdmd.training.preflight import RunSetup
 from dpdmd.training.run_log import RunLog, environment, peak_memory_gb
 from dpdmd.training.step import PendingStep, StepMetrics, TrainedNetwork, apply_update, skips_on_device
 from dpdmd.training.step_schedule import StepSchedule
+from dpdmd.training.stopping import StopAskedError, Stopping
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.device_transfer import Stopwatch
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger, set_up_logging
-from dpdmd.utils.signals import Interrupted, StopSignals
 
 STOP = "stop"  # the metric by which a signal, or a checkpoint that failed, on one rank reaches all ranks
 
@@ -64,7 +64,6 @@ class Trainer:
         self.config, self.folder = setup.config, setup.folder
         self.start, self.stop = self.setup.resume.step, setup.total_steps
         self.schedule = StepSchedule(self.config, self.stop, scored=bool(setup.evaluation.sets))
-        self.signals = StopSignals()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.batches = Batches(self.config, setup.prompts, setup.global_batch_size, processes, rank, setup.weights)
         self._open_folder()
@@ -74,6 +73,10 @@ class Trainer:
         self.trained, self.average, self.run = state.trained, state.average, state.run
         self.text_encoder, self.decoder, self.evaluation = state.text_encoder, state.decoder, state.evaluation
         self.checkpointer = Checkpointer(self.setup, self.accelerator, state)
+        self.stopping = Stopping(self.accelerator, self.checkpointer)
+        self.signals = self.stopping.signals
+        if self.evaluation:
+            self.evaluation.after_batch = self.stopping.raise_if_asked
         quantized = self.config.model.base_precision != UNQUANTIZED and self.accelerator.is_main_process
         first = self.micro_batches(0)[0] if quantized else None
         self.base_error = report_base_error(self.config, self.run, first) if first else None
@@ -106,7 +109,7 @@ class Trainer:
             # Later records are dropped: if `latest` stayed ahead of them, a second resumption would leave a gap.
             self.folder.continue_from(checkpoint)
         else:
-            self.folder.saved.unlink(missing_ok=True)  # left by a run whose other files were deleted
+            self.folder.start_anew()
 
     def train(self) -> None:
         """Run every remaining step; save every `ckpt_every` steps and at the end.
@@ -134,19 +137,12 @@ class Trainer:
                 if saves or asked_to_stop:
                     self.checkpointer.save(done)
                 if asked_to_stop and (done < self.stop or evaluates):
-                    self._interrupt(done)
+                    self.stopping.interrupt(done)
                 if evaluates:
                     self._evaluate(done, log)
             self.checkpointer.wait()
         if self.accelerator.is_main_process:
             logger.info("%s", introduction.closing(self.setup))
-
-    def _interrupt(self, done: int) -> NoReturn:
-        """Wait for the checkpoint, then end the run on every rank with the signal that any rank received."""
-        self.checkpointer.wait()
-        interrupted = Interrupted(max(collectives.gather(self.accelerator, [self.signals.received])), done)
-        logger.info("stopped: %s", interrupted)
-        raise interrupted
 
     def take_step(self, step: int) -> dict[str, Any]:
         """Run one update from beginning to end, and return its record."""
@@ -161,7 +157,7 @@ class Trainer:
         loss = updates.student_loss if student else updates.fake_score_loss
         batches = self.micro_batches(step)
         means, latents = self._accumulate_gradients(loss, batches, trained)
-        means[STOP] = self._asks_to_stop()
+        means[STOP] = self.stopping.asked()
         norms = {name: sharding.gradient_norm(each.parameters) for name, each in trained.items()}
         metrics = self._step_metrics(means, norms)
         rates = {name: self.schedule.learning_rate(each.learning_rate, step) for name, each in trained.items()}
@@ -196,10 +192,6 @@ class Trainer:
             for name, value in result.metrics.items():
                 means[name] = means.get(name, 0) + value / len(batches)
         return means, result.latents
-
-    def _asks_to_stop(self) -> Tensor:
-        asked = float(self.signals.received or self.checkpointer.writer.failure is not None)
-        return torch.full((), asked, device=self.accelerator.device)
 
     def _step_metrics(self, metrics: dict[str, Tensor], norms: dict[str, Tensor]) -> StepMetrics:
         """Average metrics over processes, and add the gradient norms, which are the same on every rank."""
@@ -296,6 +288,17 @@ class Trainer:
         )
 
     def _evaluate(self, step: int, log: RunLog) -> None:
+        """Evaluate; a signal stops this, since a scheduler does not wait. A resumed run evaluates this step anew."""
+        try:
+            self._record_evaluation(step, log)
+            if step < self.stop:
+                self.stopping.raise_if_asked()
+        except StopAskedError:
+            if step > self.start and not self.schedule.saves(step):
+                self.checkpointer.save(step)
+            self.stopping.interrupt(step)
+
+    def _record_evaluation(self, step: int, log: RunLog) -> None:
         """Score the student, and its moving average if there is one; record the scores and move the link `best`."""
         started = time.perf_counter()
         student, teacher = self.evaluation.evaluate(step), self.evaluation.teacher_scores

@@ -69,8 +69,8 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[IO[bytes]]:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name contains the process id, because two ranks may write the same file.
-    temporary_file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Two ranks may write the same file, and those of two containers may have the same process id.
+    temporary_file = path.with_name(f".{path.name}.{int.from_bytes(os.urandom(4))}.tmp")
     with delete_on_failure(temporary_file) as temporary, _open_locked(temporary) as file:
         yield file
         file.flush()

@@ -1,5 +1,7 @@
 """Error messages on one line. Imports nothing heavy."""
 
+from collections.abc import Callable
+
 MAX_QUOTED = 160  # letters of another library's message
 
 
@@ -12,9 +14,13 @@ def one_line(message: object) -> str:
     return "".join(letters)
 
 
-def shorten_error(error: BaseException) -> str:
-    """Return a library's error on one line, to be quoted in a message. Of a long one, return the first sentence."""
-    message = " ".join(str(error).split()) or type(error).__name__
+def shorten_error(error: BaseException, clean: Callable[[str], str] = str) -> str:
+    """Return a library's error on one line, to be quoted in a message. Of a long one, return the first sentence.
+
+    Args:
+        clean: changes the whole message before it is cut.
+    """
+    message = " ".join(clean(str(error)).split()) or type(error).__name__
     return message if len(message) <= MAX_QUOTED else message.partition(". ")[0][:MAX_QUOTED]
 
 

@@ -109,7 +109,7 @@ def has_links(folder: Path) -> bool:
 
 
 def delete_tree(folder: Path) -> None:
-    """Delete a folder, if it exists, also if it has no write permission.
+    """Delete a folder, if it exists, also if it has no write permission. Of a link, delete the link alone.
 
     Raises:
         OSError: it cannot be deleted.
@@ -127,4 +127,7 @@ def delete_tree(folder: Path) -> None:
         else:  # the folder could not be opened or listed
             shutil.rmtree(path)
 
-    shutil.rmtree(folder, onerror=retry)
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, onerror=retry)

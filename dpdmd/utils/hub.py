@@ -230,7 +230,7 @@ def _one_line_errors(model: HubId) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename:
             raise OSError(error.errno, error.strerror, error.filename) from None
-        reason = f"{type(error).__name__}: {hide_tokens(shorten_error(error))}"
+        reason = f"{type(error).__name__}: {shorten_error(error, hide_tokens)}"
         raise ConnectionError(f"{model.page} cannot be read ({reason}); the same command goes on") from None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.hub import hide_tokens
 
 _NAME = re.compile(r"(?:[\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}", re.ASCII)
 
@@ -79,7 +80,7 @@ def upload(
         api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message=message)
     except Exception as error:  # of the client, the network or the server: tens of classes
         raise OSError(
-            f"the upload to {repository} failed ({_without_token(shorten_error(error))}); {folder} is complete; to try "
+            f"the upload to {repository} failed ({shorten_error(error, hide_tokens)}); {folder} is complete; to try "
             f"again: {retry_command(folder, repository, private=private)}"
         ) from None
     return str(created)
@@ -88,9 +89,3 @@ def upload(
 def retry_command(folder: Path, repository: str, *, private: bool) -> str:
     """Return the command of the Hub's own program that uploads the folder."""
     return shlex.join(["hf", "upload", repository, str(folder), ".", *(["--private"] if private else [])])
-
-
-def _without_token(text: str) -> str:
-    from huggingface_hub import get_token
-
-    return text.replace(get_token() or "\0", "***")

@@ -31,12 +31,14 @@ def labelled_grid(
 ) -> Image.Image:
     """Draw each row of images below its label. A row of more than `columns` images continues on the next line.
 
+    All places are as wide as the widest image, and as high as the highest one.
+
     Raises:
         ValueError: a row has no image, or the numbers of rows and labels differ.
     """
     if not rows or not all(rows):
         raise ValueError("a grid needs at least one image in each row")
-    width, height = rows[0][0].size
+    width, height = (max(sides) for sides in zip(*(image.size for row in rows for image in row), strict=True))
     columns = columns or max(len(row) for row in rows)
     text_size = max(10, min(20, width // 6))
     band = text_size + 2 * _GAP

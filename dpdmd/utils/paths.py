@@ -84,6 +84,17 @@ def same_place(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
+def find_base(folder: Path, base: str | None, from_here: str | None) -> Path | None:
+    """Return the pipeline folder that a LoRA in `folder` changes, even if it is gone; None if none is named.
+
+    Args:
+        base, from_here: its path, and its path relative to `folder`, which counts if the first one is gone.
+    """
+    places = [Path(base)] if base else []
+    places += [Path(os.path.normpath(folder.resolve() / from_here))] if from_here else []
+    return next((place for place in places if place.is_dir()), next(iter(places), None))
+
+
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return the names of different files or folders, with as many parent folders as make the names different."""
     parts = [path.resolve().parts for path in paths]

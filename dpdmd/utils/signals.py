@@ -45,10 +45,7 @@ def install_exit_handlers(program: str) -> None:
         if not ending.acquire(blocking=False):
             return  # a launcher sends the signal twice, and people press Ctrl-C twice
         delete_unfinished()
-        line = f"{program}: stopped: {signal.Signals(number).name}; files written before are complete\n"
-        with suppress(OSError):  # stderr may be closed
-            # os.write, because the signal may have interrupted a print.
-            os.write(STDERR, (("\n" if _has_progress_bar() else "") + line).encode())
+        _print_line(f"{program}: stopped: {signal.Signals(number).name}; files written before are complete")
         os._exit(128 + number)
 
     def watch() -> None:
@@ -146,6 +143,12 @@ def final_status(status: int) -> int:
     return status
 
 
+def _print_line(line: str) -> None:
+    """Print a line to stderr by os.write, because the signal may have interrupted a print."""
+    with suppress(OSError):  # stderr may be closed
+        os.write(STDERR, f"{chr(10) * _has_progress_bar()}{line}\n".encode())
+
+
 def _has_progress_bar() -> bool:
     """Return whether a tqdm progress bar is on the terminal's last line."""
     bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
@@ -153,15 +156,14 @@ def _has_progress_bar() -> bool:
 
 
 class Interrupted(Exception):
-    """A signal ended the run, and a checkpoint was saved.
+    """A signal ended the run; `what_next` says what was saved and how to continue.
 
     Attributes:
         status: exit status, 128 + the signal's number, as in shells.
     """
 
-    def __init__(self, number: int, step: int):
-        name = signal.Signals(number).name
-        super().__init__(f"{name}: saved at step {step}; continue with --resume_from_checkpoint latest")
+    def __init__(self, number: int, what_next: str):
+        super().__init__(f"{signal.Signals(number).name}: {what_next}")
         self.status = 128 + number
 
 
@@ -172,8 +174,9 @@ class StopSignals:
         received: number of the first signal, 0 if there was none.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
+    def __init__(self, announcement: str = "") -> None:
+        """Set what the first signal prints to stderr after its name, if anything."""
+        self.received, self._announcement = 0, announcement
 
     def __enter__(self) -> "StopSignals":
         # Python allows handlers in the main thread only; in another thread the caller's handlers stay.
@@ -191,4 +194,6 @@ class StopSignals:
             if not callable(previous):  # the process was started with SIGINT ignored
                 raise KeyboardInterrupt
             previous(number, frame)
+        if not self.received and self._announcement:
+            _print_line(f"{signal.Signals(number).name}: {self._announcement}")
         self.received = self.received or number

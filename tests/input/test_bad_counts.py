@@ -109,6 +109,13 @@ def test_a_run_that_ends_before_the_first_student_update_gets_a_warning(flags):
     assert not any("first update" in warning for warning in setup.warnings)
 
 
+def test_guidance_below_its_off_value_gets_a_warning(flags):
+    words = [*_words(flags), "--report_to", "none", "--teacher_guidance_scale", "0.5", "--real_guidance_scale", "1"]
+    assert [each[:43] for each in preflight.check(config.parse(words)).warnings if "guidance" in each] == [
+        "--teacher_guidance_scale: guidance 0.5: the"
+    ]
+
+
 def test_a_flag_without_effect_gets_a_warning(flags, tiny_scorers, tmp_path):
     """Only flags of the command line count: a file may hold the options of several methods."""
     (tmp_path / "shared.yaml").write_text("{div_weight: 5, k_anchor: 20, perceptual: dists}")

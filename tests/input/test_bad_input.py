@@ -516,6 +516,16 @@ def test_a_wrong_value_for_sdxl_gets_one_line(refused, tiny_sdxl, flag, value, s
     assert says in refused(given)
 
 
+def test_steps_that_sdxl_does_not_have(refused_by, tiny_sdxl, tmp_path):
+    given = ["--model", str(tiny_sdxl), "--out", str(tmp_path / "out"), "--prompt", "a", "--height=64", "--width=64"]
+    line = refused_by("dpdmd.generate", generate.main, [*given, "--steps", "1000"])
+    assert line == "--steps 1000: this model has 1000 times: take fewer steps"
+    folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "sdxl"))
+    (folder / "dpdmd.json").write_text('{"steps": 1000}')
+    line = refused_by("dpdmd.generate", generate.main, [*given, "--model", str(folder)])
+    assert line == f"--model {folder}: 1000 steps: this model has 1000 times: take fewer steps"
+
+
 def saved(run: str, about: dict) -> None:
     """Write a checkpoint that holds only a manifest."""
     checkpoint = Path(run) / "ckpts" / "step_000010"
@@ -568,6 +578,8 @@ def test_more_processes_than_devices(refused, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert "process 3 of this machine has no device, there are 2" in refused({})
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert "has no device" not in refused({"--bf16": "", "--prompt_txt": "nowhere.txt"})
 
 
 def test_a_tracker_that_is_not_installed(refused, monkeypatch):

@@ -155,6 +155,11 @@ def test_whole_scorers_pass(flags, tiny_scorers):
     check_perceptual_contents("dino", Path(tiny_scorers["dino_path"]))
 
 
+def test_a_network_without_the_layers_of_a_dino_is_no_perceptual_distance(tiny_scorers):
+    with pytest.raises(ValueError, match=r"^--perceptual_path .*config.json is of a clip, but a DINO is needed"):
+        check_perceptual_contents("dino", Path(tiny_scorers["clip_path"]))
+
+
 def test_perceptual_files_are_checked(tmp_path):
     (tmp_path / "vgg16-397923af.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"--perceptual_path .*vgg16-397923af.pth is no checkpoint"):
@@ -188,6 +193,10 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("model_index.json", {"tokenizer_3": [None, None]}, "lists text_encoder_3, but no tokenizer_3"),
         ("model_index.json", {"tokenizer": ["transformers", None]}, "says tokenizer is ['transformers', None], where"),
         ("vae/config.json", {"scaling_factor": "x"}, "sets scaling_factor 'x', which must be a number"),
+        ("vae/config.json", {"scaling_factor": None}, "sets scaling_factor None, which must be a number"),
+        ("vae/config.json", {"scaling_factor": 10**400}, "(401 digits), which must be a number"),
+        ("vae/config.json", {"shift_factor": 10**400}, "(401 digits), which must be a number"),
+        ("scheduler/scheduler_config.json", {"shift": 10**400}, "(401 digits), which must be a number from 0.001"),
         ("vae/config.json", {"shift_factor": "x"}, "sets shift_factor 'x', which must be a number"),
         ("vae/config.json", {"latent_channels": 16}, "its latents have 16 channels, the transformer's"),
         (
@@ -319,6 +328,10 @@ def _lora(prefix: str = "transformer.", **shapes: tuple[int, ...]) -> dict[str, 
         (_lora(lora_B=(99, 2)), f"{TO_Q} has 32 outputs, and it 99"),
         (_lora(lora_B=(32, 4)), f"{TO_Q} has lora_A of rank 2 and lora_B of rank 4"),
         ({name: each.to(torch.int8) for name, each in _lora().items()}, "as I8; its weights must be in fp32"),
+        (
+            _lora() | {f"transformer.{TO_Q}.dora_scale": torch.ones(32)},
+            f"{TO_Q}.dora_scale, part of a DoRA that diffus",
+        ),
         (_lora(lora_A=(32,)), f"{TO_Q} has a weight of 2 dimensions, and it 1 and 2"),
     ],
 )

@@ -136,6 +136,19 @@ def test_each_fault_fails_its_check(run_doctor, monkeypatch, fault, check):
     assert status == 1 and check in failed
 
 
+def test_a_loss_that_is_not_finite_fails_a_check_and_keeps_its_diagnostic(run_doctor, tmp_path):
+    status, failed = run_doctor("--lr_fake", "100", "--max_grad_norm", "1e30")
+    (diagnostic,) = (tmp_path / "doctor" / "diagnostics").iterdir()
+    assert status == 1 and "training" in failed
+    assert f"see {diagnostic}" in (tmp_path / "doctor" / "table.md").read_text()
+
+
+def test_a_run_on_several_devices_with_large_checkpoints(run_doctor, monkeypatch):
+    """On one process nothing is sharded, and the doctor writes no checkpoint."""
+    monkeypatch.setattr("dpdmd.utils.paths.free_bytes", lambda path: 0)
+    assert run_doctor("--shard_teacher", "--lora_rank", "4") == (0, set())
+
+
 @pytest.mark.parametrize("fault", [wrong_guidance, rows_that_mix])
 def test_bf16_hides_no_fault_of_the_guidance(run_doctor, monkeypatch, fault):
     """bf16 has a limit of its own, which follows how far a prompt alone and in a batch are apart."""

@@ -49,7 +49,7 @@ def evaluations(run: Path) -> list[dict]:
     return [line for line in lines if line["turn"] == "eval"]
 
 
-def test_lambda_follows_the_diversity_of_the_evaluations(flags, tiny_scorers, tmp_path):
+def test_lambda_follows_the_diversity_of_the_evaluations(flags, tiny_scorers, tmp_path, capsys):
     """Each student update has the factor of the evaluations before it, also in a run that was resumed between two."""
     first = next(index for index, flag in enumerate(flags) if flag in {f"--{name}" for name in tiny_scorers})
     flags = [*flags[:first], "--dino_path", tiny_scorers["dino_path"], "--div_weight_schedule", "adaptive"]
@@ -71,6 +71,9 @@ def test_lambda_follows_the_diversity_of_the_evaluations(flags, tiny_scorers, tm
         assert line["loss_student"] == pytest.approx(loss, rel=1e-5)
     kept = [line for line in resumed if line["turn"] == "student"]
     assert [line["loss_student"] for line in kept] == [line["loss_student"] for line in students]
+    more = ["--max_steps", "8", "--resume_from_checkpoint", str(parts / "ckpts" / "step_000006")]
+    assert train.main([*flags, *more, "--run_dir", str(tmp_path / "other")]) == 2
+    assert "give that run's --run_dir" in capsys.readouterr().err
 
 
 def rows_of(folder: Path) -> list[dict]:

@@ -65,6 +65,11 @@ def test_the_program_reports_the_curve_the_cost_and_an_image(find, tmp_path, cap
         assert image.width > 1000
 
 
+def test_a_prompt_is_text_and_no_formula(find, tmp_path):
+    (tmp_path / "prices.txt").write_text("".join(f"price $20% off ${count}0\n" for count in range(5)))
+    assert find("--num_seeds", "2", "--prompt_txt", str(tmp_path / "prices.txt"))["curve"]
+
+
 def test_pixels_and_latents_are_two_measures(find):
     pixels, latents = find("--num_seeds", "3"), find("--num_seeds", "3", "--space", "latents")
     assert latents["space"] == "latents"

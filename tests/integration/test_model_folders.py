@@ -178,6 +178,11 @@ def test_programs_name_a_wrong_dpdmd_json(copied, tmp_path, capsys):
         ("vae", [MODEL], f"vae/{DIFFUSION} is missing"),
         ("transformer", ["diffusion_pytorch_model.bin"], "diffusion_pytorch_model.bin is a pickle"),
         ("transformer", ["diffusion_pytorch_model.fp16.safetensors"], f"or rename it to {DIFFUSION}"),
+        (
+            "vae",
+            [DIFFUSION, f"{DIFFUSION}.index.json"],
+            f"holds {DIFFUSION} and {DIFFUSION}.index.json: delete the one",
+        ),
     ],
 )
 def test_a_missing_weights_file_is_named(copied, refused, part, there, says):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from dpdmd import generate, train
+from dpdmd import export, generate, train
 from dpdmd.data.text_embedding_cache import EmbeddingSettings, embedding_cache
 from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.lora import Adapter
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.sd35.family import SD35
@@ -86,6 +87,16 @@ def test_checkpoints_during_training_leave_it_out_and_resume(run, without_files,
     assert ours.read_bytes() == theirs.read_bytes()
     assert train.main([*flags, *more]) == 2
     assert "text_encoder_3 is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--dtype", "bf16"]])
+def test_a_lora_is_exported_with_a_base_without_it(without_files, tmp_path, more):
+    layer = "transformer_blocks.0.attn.to_q"
+    state = {f"{layer}.lora_A.weight": torch.ones(2, 32), f"{layer}.lora_B.weight": torch.ones(32, 2)}
+    defaults = replace(LAYOUT.defaults, no_t5=True)
+    SD35(CPU, torch.float32).export_lora(tmp_path / "lora", state, Adapter(2, 2, ("to_q",)), without_files, defaults)
+    assert export.main(["--model", str(tmp_path / "lora"), "--out", str(tmp_path / "whole"), *more]) == 0
+    assert (tmp_path / "whole" / "text_encoder").is_dir() and not (tmp_path / "whole" / "text_encoder_3").exists()
 
 
 def test_the_cache_has_other_files_with_and_without_it(short_run, tmp_path):

@@ -1,5 +1,7 @@
 """Uploads to the Hub by the real client, against a server on the loopback interface."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,8 @@ from hub_upload_server import USER, UploadHub, serve
 from huggingface_hub import constants
 
 from dpdmd import export, train
+from dpdmd.training import publish
+from dpdmd.training.checkpointer import Checkpointer
 from dpdmd.utils.hub_upload import upload
 
 TOKEN = "hf_verysecretverysecret"
@@ -76,6 +80,21 @@ def test_a_wrong_token_is_not_shown(hub, finished, tmp_path, capsys, monkeypatch
     assert export.main(["--model", str(finished), "--out", str(tmp_path / "out"), "--push_to_hub"]) == 1
     said = capsys.readouterr()
     assert "hf_wrongwrongwrong" not in said.err + said.out and (tmp_path / "out" / "README.md").is_file()
+
+
+def test_a_signal_in_the_last_step_leaves_the_upload_to_a_command(hub, short_run, tmp_path, monkeypatch, capsys):
+    """While it uploads, a signal ends the program at once: the handlers are those from before the training."""
+    run, save, before = tmp_path / "run", Checkpointer.save, signal.getsignal(signal.SIGTERM)
+    command = [*short_run, "--max_steps", "2", "--run_dir", str(run), "--push_to_hub"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), save(*args)))
+        assert train.main(command) == 143
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.endswith(f"stopped before the upload: the run is complete; hf upload run {run / 'hub'} .")
+    assert not hub.files and (run / "hub" / "README.md").is_file()
+    handlers = []
+    monkeypatch.setattr(publish, "upload", lambda *_, **__: handlers.append(signal.getsignal(signal.SIGTERM)))
+    assert train.main([*command, "--resume_from_checkpoint", "latest"]) == 0 and handlers == [before]
 
 
 def test_a_run_whose_upload_fails_is_whole(hub, short_run, tmp_path, capsys):

@@ -13,6 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from dpdmd import train
+from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.methods import updates
 from dpdmd.methods.context import LossResult
 from dpdmd.run_folder import RunFolder
@@ -91,6 +92,42 @@ def test_a_signal_in_the_last_step_leaves_the_evaluation_to_the_next_call(
     evaluated = [record["step"] for record in records(tmp_path / "run") if record["turn"] == "eval"]
     assert train.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
     assert [record["step"] for record in records(tmp_path / "run") if record["turn"] == "eval"] == [*evaluated, 4]
+
+
+@pytest.mark.parametrize(
+    ("at", "says", "saved"),
+    [
+        (0, "SIGTERM: at step 0, as it began; continue with --resume_from_checkpoint latest", []),
+        (2, "SIGTERM: saved at step 2; continue with --resume_from_checkpoint latest", ["step_000002"]),
+    ],
+)
+def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
+    flags, tiny_scorers, tmp_path, monkeypatch, capsys, at, says, saved
+):
+    """The steps so far are saved, and the resumed run ends with the bytes and scores of one that was left alone."""
+    scorer = ["--dino_path", tiny_scorers["dino_path"], "--eval_every", "2", "--num_div_seeds", "2"]
+    flags, scored = [*flags, *scorer, "--eval_batch_size", "1", "--max_steps", "4"], []
+    assert train.main([*flags, "--run_dir", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        healthy = InLoopEvaluation._score_set
+
+        def killed(self, sampler, image_set, title, folder):
+            if title == f"step {at}":
+                after = self.after_batch
+                self.after_batch = lambda: (scored.append(1), os.kill(os.getpid(), signal.SIGTERM), after())
+            return healthy(self, sampler, image_set, title, folder)
+
+        patch.setattr(InLoopEvaluation, "_score_set", killed)
+        assert train.main(flags) == 143 and len(scored) == 1
+    assert f"stopped: {says}" in capsys.readouterr().err
+    run, whole = RunFolder.of(tmp_path / "run"), RunFolder.of(tmp_path / "whole")
+    assert [path.name for path in run.checkpoints()] == saved
+    assert train.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert (run.latest() / STUDENT).read_bytes() == (whole.latest() / STUDENT).read_bytes()
+    ours, theirs = (
+        [{**record, "seconds": 0} for record in records(each.root) if record["turn"] == "eval"] for each in (run, whole)
+    )
+    assert ours == theirs
 
 
 def test_a_second_interrupt_does_not_wait(flags, monkeypatch):

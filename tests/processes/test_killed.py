@@ -16,7 +16,7 @@ from processes import LAUNCHER, cpu_environment, free_port
 from dpdmd import export, generate, train
 from dpdmd.config import Config, parse
 from dpdmd.evaluation import in_loop
-from dpdmd.run_folder import BEST, RunFolder
+from dpdmd.run_folder import BEST, RunFolder, read_records
 from dpdmd.training import checkpoint, resume
 from dpdmd.training.checkpointer import Checkpointer
 from dpdmd.training.trainer import Trainer
@@ -175,6 +175,29 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(flags, tm
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
     assert train.main(flags) == 2 and "has no checkpoint to continue" in capsys.readouterr().err
     assert steps(run) == [1, 2, 3, 4]
+
+
+def test_a_run_that_starts_anew_keeps_no_scores_of_other_flags(flags, tiny_scorers, tmp_path, monkeypatch):
+    """It was killed after its first evaluation, and starts with another grid: no record is of the grid before."""
+    scorer = ["--dino_path", tiny_scorers["dino_path"], "--num_div_seeds", "2", "--eval_every", "2"]
+    flags, other = [*flags, *scorer, "--max_steps", "2"], ["--student_sigmas", "1.0,0.3"]
+    run, whole = RunFolder.of(tmp_path / "run"), RunFolder.of(tmp_path / "whole")
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpointer, "save", killed)
+        train.main(flags)
+    assert steps(run)[0] == 0 and not run.checkpoints()
+    run.wandb.write_text("{}")
+    assert train.main([*flags, *other, "--resume_from_checkpoint", "latest"]) == 0
+    assert train.main([*flags, *other, "--run_dir", str(whole.root)]) == 0
+    scores = [
+        [record["eval/prompts_eval_div_dino"] for record in read_records(each.metrics) if record["turn"] == "eval"]
+        for each in (run, whole)
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == 2 and not run.wandb.exists()
 
 
 @pytest.mark.parametrize(

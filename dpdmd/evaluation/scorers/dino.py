@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpdmd.evaluation.scorers.base import Check, FeatureScorer, Sample, normalise
-from dpdmd.models.checks.transformers_parts import check_image_processor, check_network
+from dpdmd.models.checks.transformers_parts import check_dino
 from dpdmd.models.loading import load_strict
 
 
@@ -17,7 +17,7 @@ class DinoDiversity(FeatureScorer):
 
     @classmethod
     def checks(cls, folder: Path) -> Sequence[Check]:
-        return [lambda: _check_dino(folder)]
+        return [lambda: check_dino(folder)]
 
     def __init__(self, folder: Path, device: torch.device):
         from transformers import AutoImageProcessor, AutoModel
@@ -37,10 +37,3 @@ class DinoDiversity(FeatureScorer):
         out = self.network(pixel_values=self.to_network(pixels))
         pooled = getattr(out, "pooler_output", None)
         return normalise(out.last_hidden_state.mean(dim=1) if pooled is None else pooled)
-
-
-def _check_dino(folder: Path) -> None:
-    config = check_network("AutoModel", folder)
-    if hasattr(config, "vision_config") or not hasattr(config, "image_size"):
-        raise ValueError(f"{folder / 'config.json'} is of a {config.model_type}, but a DINO is needed")
-    check_image_processor(folder)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
 from dpdmd.models.checks.transformers_parts import check_prompt_tokenizer
-from dpdmd.models.weight_files import read_checkpoint
+from dpdmd.models.network_files import read_checkpoint
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.text_files import read_json
 

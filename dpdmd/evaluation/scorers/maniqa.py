@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
-from dpdmd.models.weight_files import read_checkpoint
+from dpdmd.models.network_files import read_checkpoint
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.rng import numpy_generator
 

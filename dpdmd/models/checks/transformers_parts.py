@@ -32,6 +32,19 @@ def check_network(name: str, folder: Path, *, all_layers: bool = False) -> Any:
     return config
 
 
+def check_dino(folder: Path) -> Any:
+    """Check that a folder has a DINO and its image processor; return the network's config.
+
+    Raises:
+        ValueError: it has another network, or a part will not load.
+    """
+    config = check_network("AutoModel", folder)
+    if hasattr(config, "vision_config") or not hasattr(config, "image_size"):
+        raise ValueError(f"{folder / 'config.json'} is of a {config.model_type}, but a DINO is needed")
+    check_image_processor(folder)
+    return config
+
+
 def check_tokenizer(name: str, folder: Path) -> Any:
     """Check that a tokenizer of the class `name`, or an AutoTokenizer, will load; return it.
 

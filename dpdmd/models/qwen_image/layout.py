@@ -1,6 +1,5 @@
 """Folder layout, shapes and noise schedule of Qwen-Image."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dpdmd.models.layout_values import Autoencoder, Guidance
 from dpdmd.models.qwen_image.official import OFFICIAL
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import Shape
+from dpdmd.utils.json_values import is_finite_number
 
 PATCH = 2  # latents a side of one token
 TOKEN_SIDE = 8 * PATCH  # pixels a side of one token
@@ -51,11 +51,10 @@ def _unused_layers(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _check_autoencoder(config: Mapping[str, Any]) -> None:
     for name in ("latents_mean", "latents_std"):
-        values = config.get(name)  # None: those of the class
-        if values is None:
+        if name not in config:  # those of the class
             continue
-        numbers = isinstance(values, list) and all(isinstance(each, int | float) for each in values)
-        if not numbers or len(values) != config["z_dim"] or not all(map(math.isfinite, values)):
+        values = config[name]
+        if not (isinstance(values, list) and len(values) == config["z_dim"] and all(map(is_finite_number, values))):
             raise ValueError(f"sets {name} {values!r}, which must be {config['z_dim']} numbers")
         if name == "latents_std" and min(values) <= 0:
             raise ValueError(f"sets {name} {values!r}, which must be above 0")

@@ -29,8 +29,18 @@ def test_every_number_has_a_range():
     [
         ("steps", 0, f"--steps 0: must be 1 to {MAX_GRID_STEPS}"),
         ("seed", -1, "--seed -1: must be 0 to 4294967295"),
-        ("guidance_scale", float("inf"), "--guidance_scale inf: must be a finite number, at least 0"),
-        ("guidance_scale", float("nan"), "--guidance_scale nan: must be a finite number, at least 0"),
+        (
+            "guidance_scale",
+            float("inf"),
+            "--guidance_scale inf: must be a finite number, at least 0 and at most 10,000",
+        ),
+        (
+            "guidance_scale",
+            float("nan"),
+            "--guidance_scale nan: must be a finite number, at least 0 and at most 10,000",
+        ),
+        ("guidance_scale", 1e38, "--guidance_scale 1e+38: must be a finite number, at least 0 and at most 10,000"),
+        ("maniqa_scale", -1.0, "--maniqa_scale -1.0: must be a finite number, at least 0"),
     ],
 )
 def test_a_value_out_of_its_range_is_an_error(flag, value, says):

@@ -1,9 +1,11 @@
 """The cache of text embeddings and of teacher samples: file names, contents, and the division over processes."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, local
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from dpdmd.data import text_embedding_cache
 from dpdmd.data.prompts import pool_prompts
 from dpdmd.data.teacher_sample_cache import PoolSettings, sample_cache, stored_samples
-from dpdmd.data.tensor_cache import CacheReader, Processes
+from dpdmd.data.tensor_cache import CacheReader, Processes, TensorCache
 from dpdmd.data.text_embedding_cache import EmbeddingSettings, cached_encoder, embedding_cache, embedding_maker
 from dpdmd.models.base import TextEmbedding, TextEncoder
 
@@ -112,22 +114,104 @@ def test_a_pool_shows_every_prompt_as_often_as_any_other():
     assert pool_prompts(prompts, 0, 7) == pool[:7]
 
 
+class Ranks:
+    """Threads that act as the processes of a run."""
+
+    def __init__(self, count: int):
+        self.count, self.values = count, [None] * count
+        self.together, self.here = Barrier(count, timeout=60), local()
+
+    def processes(self, rank: int) -> Processes:
+        def gather(value):
+            self.values[rank] = value
+            self.together.wait()
+            values = list(self.values)
+            self.together.wait()
+            return values
+
+        return Processes(rank, self.count, gather)
+
+    def run(self, function: Callable[[Processes], Any]) -> list[Any]:
+        """Return what `function` returns, or raises, on each rank."""
+
+        def call(rank: int) -> Any:
+            self.here.rank = rank
+            try:
+                return function(self.processes(rank))
+            except ValueError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(self.count) as ranks:
+            return list(ranks.map(call, range(self.count)))
+
+
 @pytest.mark.parametrize(("count", "made"), [(1, [[16, 16]]), (2, [[16], [16]])])
 def test_ranks_call_the_teacher_equally_often(tmp_path, count, made):
     """A pool of 20 has files of 16 and 4 samples: a sharded teacher would wait forever for a call that another rank
     does not make."""
     prompts, calls = [str(index) for index in range(20)], [[] for _ in range(count)]
-    together = Barrier(count, timeout=60)
 
-    def run(rank):
+    def run(processes):
         def sample(prompts, entries):
-            calls[rank].append((list(prompts), list(entries)))
+            calls[processes.rank].append((list(prompts), list(entries)))
             return torch.tensor(entries).reshape(-1, 1, 1, 1).float()
 
-        return stored_samples(tmp_path, prompts, POOL, CPU, sample, Processes(rank, count, together.wait))
+        return stored_samples(tmp_path, prompts, POOL, CPU, sample, processes)
 
-    with ThreadPoolExecutor(count) as ranks:
-        stored = list(ranks.map(run, range(count)))
+    stored = Ranks(count).run(run)
     assert [[len(entries) for _, entries in each] for each in calls] == made
     assert all(prompts == [str(entry) for entry in entries] for each in calls for prompts, entries in each)
     assert all(read([19, 0, 16, 7]).flatten().tolist() == [19, 0, 16, 7] for read in stored)
+
+
+@pytest.mark.parametrize("filled", [[], [0], [1]])
+def test_a_folder_that_each_machine_has_of_its_own_is_an_error_on_all(tmp_path, filled):
+    """Whether nobody has the files, or one machine has: nothing is made, and no process waits for another."""
+    for rank in filled:
+        cached_encoder(tmp_path / str(rank), PROMPTS, SETTINGS, CPU, Letters, Processes())
+    made = []
+    said = Ranks(2).run(
+        lambda ours: cached_encoder(
+            tmp_path / str(ours.rank), PROMPTS, SETTINGS, CPU, lambda: made.append(1) or Letters(), ours
+        )
+    )
+    assert not made and said == [
+        f"--cache_text_embeddings {tmp_path / str(rank)}: not all processes see the same files there; give a folder on "
+        "a disk that all machines share"
+        for rank in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_files_that_another_run_writes_meanwhile_are_made_by_all_or_none(tmp_path, monkeypatch, early):
+    """One rank looks before the other run has written. All take the list of rank 0, so all call the encoder equally."""
+    monkeypatch.setattr(text_embedding_cache, "ROWS_PER_FILE", 3)
+    cached_encoder(tmp_path, PROMPTS, SETTINGS, CPU, Letters, Processes())
+    ranks, encoders, looked = Ranks(2), [Letters(), Letters()], set()
+    is_complete = TensorCache.is_complete
+
+    def look(self, file):
+        is_first = ranks.here.rank == early and file.path not in looked
+        looked.update([file.path] if is_first else [])
+        return not is_first and is_complete(self, file)
+
+    monkeypatch.setattr(TensorCache, "is_complete", look)
+    found = ranks.run(lambda ours: cached_encoder(tmp_path, PROMPTS, SETTINGS, CPU, lambda: encoders[ours.rank], ours))
+    assert [len(encoder.calls) for encoder in encoders] == ([2, 2] if early == 0 else [0, 0])
+    assert all(torch.equal(each.encode([""]).context, Letters().encode([""]).context) for each in found)
+
+
+class Broken(Letters):
+    def encode(self, prompts: list[str]) -> TextEmbedding:
+        embedding = super().encode(prompts)
+        embedding.pooled[[index for index, prompt in enumerate(prompts) if prompt == "a cross"]] = float("inf")
+        return embedding
+
+
+def test_rows_that_are_not_finite_are_not_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_embedding_cache, "ROWS_PER_FILE", 3)
+    said = Ranks(2).run(lambda ours: cached_encoder(tmp_path, PROMPTS, SETTINGS, CPU, Broken, ours))
+    assert said[0] == said[1]
+    assert said[0].startswith("--cache_text_embeddings: the text embeddings of 'a cross' are not finite")
+    cache = embedding_cache(tmp_path, PROMPTS, SETTINGS)
+    assert [cache.is_complete(file) for file in cache.files] == ["a cross" not in file.prompts for file in cache.files]

@@ -17,7 +17,7 @@ from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents, imager
 from dpdmd.evaluation.scorers.base import Sample
 from dpdmd.evaluation.scorers.visualquality import parse_rating
 from dpdmd.evaluation.scoring import score_batch
-from dpdmd.models.weight_files import read_checkpoint
+from dpdmd.models.network_files import read_checkpoint
 from dpdmd.shapes.scorer_models import build_bert_tokenizer
 
 ROOT = Path(__file__).parents[3]

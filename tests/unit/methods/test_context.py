@@ -55,7 +55,7 @@ def test_a_context_of_another_size_shares_all_else(make):
     run = replace(run, grids_by_size=grids, **grids[0])
     other = run.at_size(1)
     assert other.schedule is grids[1]["schedule"] and other.teacher_sigmas is grids[1]["teacher_sigmas"]
-    assert other.networks is run.networks and other.student_sample_cache is run.student_sample_cache
+    assert other.networks is run.networks and other.shared_samples is run.shared_samples
     assert torch.equal(other.at_size(0).student_sigmas, run.student_sigmas)
 
 

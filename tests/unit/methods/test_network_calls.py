@@ -25,6 +25,7 @@ OPTIONS = [
     {"teacher_guidance_scale": 1.0},
     {"real_guidance_scale": 1.0},
     {"fake_rollout_reuse": 2},
+    {"method": "dmd_gan", "fake_rollout_reuse": 2},
 ]
 
 
@@ -51,6 +52,8 @@ def test_a_stored_teacher_sample_and_a_shared_rollout_cost_nothing():
     assert calls(5, method="dmd_lpips") - calls(5, method="dmd_lpips", **stored) == 2 * 30
     assert calls(0, method="dmd_gan") - calls(0, method="dmd_gan", **stored) == 2 * 30
     assert [calls(step, fake_rollout_reuse=5) for step in range(5)] == [4 + 3, 3, 3, 3, 3]
+    shared = [calls(step, method="dmd_gan", fake_rollout_reuse=2) for step in range(2)]
+    assert shared == [4 + 3 + 2 + 2 * 30, 3 + 2]
 
 
 @pytest.mark.parametrize(("name", "total"), [("tiny", 3_750), ("paper_tiny", 15_000)])

@@ -9,6 +9,7 @@ from dpdmd.config.method_table import DISCRIMINATOR, FAKE, METHODS, STUDENT, Met
 from dpdmd.config.options import MethodConfig
 from dpdmd.methods import registry
 from dpdmd.methods.loss_terms import FAKE_TERMS, STUDENT_TERMS
+from dpdmd.methods.update_schedule import rollout_step
 
 FLAGS = {
     item.name: item for group in (Config().method, Config().optim) for item in fields(group) if item.name != "method"
@@ -40,6 +41,22 @@ def test_networks_of_each_update():
     assert registry.trained_networks(gan) == (STUDENT, FAKE, DISCRIMINATOR)
     assert [registry.networks_of_update(step, gan) for step in range(3)] == [(FAKE, DISCRIMINATOR)] * 2 + [(STUDENT,)]
     assert [registry.networks_of_update(step, plain) for step in range(3)] == [(FAKE,)] * 2 + [(STUDENT,)]
+
+
+@pytest.mark.parametrize("head_start", [0, 7])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "dmd_gan", "teacher_cache_size": 8}, {"method": "dmd_lpips"}], ids=str
+)
+@pytest.mark.parametrize(("fakes", "reuse"), [(5, 1), (5, 2), (2, 2), (1, 1)])
+def test_updates_that_draw_prompts_are_counted_in_closed_form(head_start, options, fakes, reuse):
+    config = MethodConfig(fake_head_start=head_start, per_train_fake_num=fakes, fake_rollout_reuse=reuse, **options)
+    counted = [0]
+    for step in range(40):
+        draws = rollout_step(step, config) == step and not registry.uses_sample_pool(step, config)
+        counted.append(counted[-1] + draws)
+    assert [registry.num_draws(steps, config) for steps in range(41)] == counted
+    for draws in range(counted[-1] + 1):
+        assert registry.steps_with_draws(draws, config) == counted.index(draws)
 
 
 def test_only_the_update_that_compares_with_teacher_samples_uses_the_pool():

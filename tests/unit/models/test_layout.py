@@ -4,6 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dpdmd.models.checks.folder import check_folder
+from dpdmd.models.layout_values import CLASSIFIER_FREE, Guidance
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 
@@ -34,4 +35,16 @@ def test_a_length_that_no_flag_gives_names_no_flag(tiny_pipeline):
     assert str(error.value) == (
         f"{tiny_pipeline}: max_sequence_length is 100000 by its dpdmd.json or its family, but this model takes 512 "
         "tokens at most"
+    )
+
+
+def test_a_scale_below_that_without_guidance_is_named():
+    """People give 0 for a student without guidance, as for other few-step models; here it leaves the prompts out."""
+    plain, shifted = CLASSIFIER_FREE, Guidance("c + s (c - u)", off=0.0)
+    assert not plain.weakens(1.0) and not plain.weakens(3.5) and not shifted.weakens(0.0)
+    assert plain.weakens(0.5).startswith(
+        "guidance 0.5: the prompts count less, since this model predicts u + s (c - u)"
+    )
+    assert plain.weakens(0.0).endswith(
+        "the prompts count for nothing, since this model predicts u + s (c - u); 1 is without guidance"
     )

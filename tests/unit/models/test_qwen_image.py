@@ -144,6 +144,7 @@ def test_the_grid_is_the_schedulers(family, copied, values, steps):
         ({"max_shift": "0.9"}, "sets max_shift '0.9', which must be a number"),
         ({"base_image_seq_len": 8192}, "sets base_image_seq_len and max_image_seq_len to 8192, which must differ"),
         ({"use_dynamic_shifting": False, "shift": 0}, "sets shift 0, which must be a number from 0.001 to 1000"),
+        ({"max_image_seq_len": 10**400}, r"sets max_image_seq_len 10+\.\.\. \(401 digits\), which must be a number"),
         ({"max_shift": 800}, "sets max_shift 800, which must be a number from -6.91 to 6.908"),
         ({"use_beta_sigmas": True}, "sets use_beta_sigmas, which this family does not use"),
     ],
@@ -161,9 +162,11 @@ def test_a_scheduler_that_is_not_reproduced_is_an_error(copied, values, says):
         ({"latents_std": [1.0] * 15}, "sets latents_std .* which must be 16 numbers"),
         ({"latents_std": [0.0] * 16}, "sets latents_std .* which must be above 0"),
         ({"latents_mean": "0"}, "sets latents_mean '0', which must be 16 numbers"),
+        ({"latents_mean": None}, "sets latents_mean None, which must be 16 numbers"),
+        ({"latents_mean": [10**400] * 16}, "sets latents_mean .* which must be 16 numbers"),
         ({"z_dim": 8}, "sets latents_mean .* which must be 8 numbers"),
         (
-            {"z_dim": 8, "latents_mean": None, "latents_std": None},
+            {"z_dim": 8, "latents_mean": [0.0] * 8, "latents_std": [1.0] * 8},
             "its latents have 8 channels, the transformer's 16",
         ),
     ],
@@ -173,6 +176,16 @@ def test_an_autoencoder_that_does_not_fit_is_an_error(copied, values, says):
     rewrite(folder / "vae" / "config.json", **values)
     with pytest.raises(ValueError, match=f"{folder / 'vae' / 'config.json'}:? {says}"):
         check_folder(LAYOUT, folder, "--teacher_id")
+
+
+def test_a_shift_that_overflows_is_an_error(copied):
+    """It grows with the image, and here by a factor of 1.5 from one token to the next."""
+    folder = copied("qwen_image")
+    rewrite(folder / "scheduler" / "scheduler_config.json", base_image_seq_len=8191)
+    with pytest.raises(
+        ValueError, match=r"by its base_shift and max_shift, an image of \d+ tokens has the shift e\^-\d"
+    ):
+        read_schedule(folder).at_size(*SIZE).default_sigmas(4)
 
 
 def test_a_student_of_one_step_has_a_scheduler_that_makes_it(family, folder, tmp_path):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE, SamplingDefaults, read_sampling_defaults
+from dpdmd.sampling.model_source import base_source
 
+HUGE = 10**400  # a number in JSON, and more than a float can hold
 BAD_DEFAULTS = [
     ({"steps": "x"}, "steps is 'x', which must be a whole number"),
     ({"steps": 0}, "steps is 0"),
@@ -15,6 +17,18 @@ BAD_DEFAULTS = [
     ({"steps": 2.0}, "steps is 2.0"),
     ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
     ({"guidance_scale": -1}, "guidance_scale is -1"),
+    ({"guidance_scale": 1e38}, "guidance_scale is 1e+38, which must be a number, at least 0 and at most 10,000"),
+    ({"guidance_scale": HUGE}, f"guidance_scale is {str(HUGE)[:40]}... (401 digits), which must be a number"),
+    (
+        {"steps": HUGE},
+        f"steps is {str(HUGE)[:40]}... (401 digits), which must be a whole number, at least 1 and at most",
+    ),
+    ({"height": HUGE}, f"height is {str(HUGE)[:40]}... (401 digits), which must be a whole number"),
+    ({"max_sequence_length": HUGE}, "max_sequence_length is 1"),
+    ({"shift": HUGE}, "shift is 1"),
+    ({"own_scheduler": {"shift": HUGE}}, "own_scheduler is {'shift': 1"),
+    ({"sigmas_argument": [HUGE]}, "sigmas_argument is [1"),
+    ({"steps": 1, "sigmas": [HUGE, 0]}, "sigmas must be null or 2 numbers"),
     ({"max_sequence_length": None}, "max_sequence_length is None"),
     ({"steps": 2, "sigmas": [1, 0.5]}, "sigmas must be null or 3 numbers"),
     ({"steps": 2, "sigmas": [1, 0.5, "0"]}, "sigmas must be"),
@@ -72,11 +86,13 @@ def test_a_lora_finds_its_base_from_any_folder(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     (lora.parent.parent / "latest").symlink_to("step")
     monkeypatch.chdir(tmp_path / "tree")
-    SamplingDefaults().with_base(Path("weights/sd35/"), Path("run/step/lora")).write(lora)
+    given = SamplingDefaults(base_variant="fp16")
+    given.with_base(Path("weights/sd35/"), Path("run/step/lora")).write(lora)
     monkeypatch.chdir("/")
 
     def found(root: Path) -> Path | None:
         folder = root / "run" / "latest" / "lora"
+        assert base_source(folder).value == str(read_sampling_defaults(folder, SamplingDefaults()).find_base(folder))
         return read_sampling_defaults(folder, SamplingDefaults()).find_base(folder)
 
     assert found(tmp_path / "tree") == base

@@ -70,6 +70,12 @@ def test_with_even_times_other_numbers_are_made_or_known_not_to_be(numbers, fits
     assert fits_even_flow([*numbers, 0.0]) is fits
 
 
+@pytest.mark.parametrize("fit", [fit_flow_scheduler, fit_even_flow_scheduler])
+def test_one_step_is_not_fitted(fit):
+    with pytest.raises(ValueError, match="one step has no grid to bend"):
+        fit([1.0, 0.0])
+
+
 @pytest.mark.parametrize(("steps", "fits"), [(1, True), (2, True), (4, True), (8, True), (3, False), (48, False)])
 def test_an_offset_makes_sdxls_trailing_grids_whose_steps_divide_1000(steps, fits):
     sigmas = SCHEDULE.trailing_sigmas(steps)

@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from edit_models import set_json
 
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.sdxl.family import SDXL
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.rng import normal_per_sample
@@ -36,6 +37,21 @@ def test_text_is_diffusers_own_and_the_empty_prompt_is_zeros(tiny_sdxl, pipe):
     torch.testing.assert_close(encoded, (context, pooled), rtol=0, atol=1e-5)
     assert torch.equal(ours.context[1], empty[0]) and torch.equal(ours.pooled[1], empty_pooled[0])
     assert not ours.context[1].any() and not ours.pooled[1].any()
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("trailing", 61), ("leading", 1000)])
+def test_a_student_with_more_steps_than_the_default_grid_can_have_is_exported(tiny_sdxl, tmp_path, spacing, steps):
+    """On the grid "trailing". The first checkpoint would be the first to fail."""
+    source, student = Path(shutil.copytree(tiny_sdxl, tmp_path / "source")), tmp_path / "student"
+    set_json(source / "scheduler" / "scheduler_config.json", timestep_spacing=spacing)
+    family = SDXL(CPU, torch.float32)
+    schedule = family.load_schedule(source)
+    with pytest.raises(ValueError):
+        schedule.default_sigmas(steps)
+    grid = tuple(schedule.trailing_sigmas(steps).tolist())
+    family.export_scheduler(student, source, SamplingDefaults(steps=steps, sigmas=grid)).write(student)
+    shutil.copytree(source, student, dirs_exist_ok=True, ignore=shutil.ignore_patterns("scheduler"))
+    torch.testing.assert_close(family.library_sigmas(student), torch.tensor(grid), rtol=1e-5, atol=1e-6)
 
 
 def test_the_empty_prompt_has_its_own_embedding_if_the_folder_says_so(tiny_sdxl, tmp_path):

@@ -110,3 +110,22 @@ def test_the_scheduler_of_a_default_grid_is_the_models(family, source, tmp_path)
         for place in (tmp_path / "student", source)
     )
     assert ours == theirs
+
+
+class Stretched(ZImage):
+    """Z-Image with one shift, and a stretch to a last sigma."""
+
+    def load_schedule(self, folder: Path) -> EvenFlowSchedule:
+        return EvenFlowSchedule(3.0, 0.02)
+
+
+@pytest.mark.parametrize("numbers", [(1.0, 0.0), *NUMBERS.values()], ids=["one step", *NUMBERS])
+def test_a_scheduler_that_stretches_neither_fails_at_one_step_nor_stretches_given_numbers(tmp_path, numbers):
+    source, student = tmp_path / "source", tmp_path / "student"
+    FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.02).save_pretrained(source / "scheduler")
+    defaults = SamplingDefaults(steps=len(numbers) - 1, sigmas=numbers, height=512, width=512)
+    family = Stretched(torch.device("cpu"), torch.float32)
+    family.export_scheduler(student, source, defaults).write(student)
+    torch.testing.assert_close(family.library_sigmas(student), torch.tensor(numbers), rtol=1e-5, atol=1e-6)
+    _, config = read_scheduler_config(student, "FlowMatchEulerDiscreteScheduler")
+    assert (config["shift"], config["shift_terminal"]) == (3.0, 0.02)

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from dpdmd.utils.atomic_files import (
+    LEFTOVERS,
     clear_leftovers,
     delete_on_failure,
     is_temporary,
@@ -39,6 +40,16 @@ def test_a_text_is_written_to_disk_before_it_gets_its_name(tmp_path, monkeypatch
     write_text(tmp_path / "table.csv", "a\r\nb\n")
     assert seen == [[b"a\r\nb\n"]]
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("table.csv", b"a\r\nb\n")]
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path):
+    """In containers on one disk, both may be process 1."""
+    path = tmp_path / "shard.safetensors"
+    with replacing(path) as one, replacing(path) as other:
+        one.write(b"one")
+        other.write(b"other")
+        assert len(found := list(tmp_path.glob(LEFTOVERS))) == 2 and all(map(is_temporary, found))
+    assert path.read_bytes() == b"one" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_temporary_files_of_a_killed_process_are_deleted(tmp_path):

@@ -139,6 +139,15 @@ def test_a_folder_without_write_permission_is_deleted(tmp_path):
     delete_tree(tmp_path / "run" / "old")  # that it is gone already is no error
 
 
+def test_of_a_link_to_a_folder_the_link_is_deleted(tmp_path):
+    """A user may move a checkpoint to another disk."""
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("elsewhere", "nowhere"):
+        (tmp_path / "link").symlink_to(tmp_path / name)
+        delete_tree(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
 def _delete_as_nobody(run):
     for path in [run, *run.rglob("*")]:
         os.chown(path, 65534, 65534)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from dpdmd.utils.hub_upload import check_upload, retry_command
+from dpdmd.utils.hub_upload import check_upload, retry_command, upload
 
 
 @pytest.fixture
@@ -47,6 +47,19 @@ def test_without_a_token_or_the_network_nothing_begins(token, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="--push_to_hub: HF_HUB_OFFLINE is set"):
         check()
+
+
+def test_a_failed_upload_quotes_no_token(token, monkeypatch):
+    """Neither the user's own, which the cut of a long message divides, nor one that only looks like a token."""
+    monkeypatch.setenv("HF_TOKEN", "odd-token-" * 5)
+
+    def fail(*_, **__):
+        raise RuntimeError(f"Bearer hf_another1 {'x' * 120} {'odd-token-' * 5}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    with pytest.raises(OSError, match=r"failed \(Bearer hf_\*\*\* x+ \*\*\*\); folder is complete") as error:
+        upload(Path("folder"), "lab/x", private=False, message="")
+    assert "odd-" not in str(error.value)
 
 
 def test_the_command_is_for_a_shell():

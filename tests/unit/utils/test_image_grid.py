@@ -24,6 +24,14 @@ def test_grid_shows_every_image_in_its_place():
         labelled_grid([[]], ["none"])
 
 
+def test_images_of_different_sizes_do_not_cover_each_other():
+    sizes = {(200, 0, 0): (64, 32), (0, 200, 0): (32, 96), (0, 0, 200): (80, 64)}
+    images = [Image.new("RGB", size, colour) for colour, size in sizes.items()]
+    sheet = labelled_grid([images[:2], images[2:]], ["one", "two"])
+    counts = {colour: count for count, colour in sheet.getcolors(1 << 20)}
+    assert {colour: counts[colour] for colour in sizes} == {colour: w * h for colour, (w, h) in sizes.items()}
+
+
 @pytest.mark.parametrize("text", ["a" * 2_600_000, "i" * 300, "one\ntwo " * 100, "猫" * 5000, "\u0301" * 5000])
 def test_a_caption_takes_one_line_however_long(text):
     """Pillow rejects a million letters, and shortening by one letter at a time took half a minute."""
