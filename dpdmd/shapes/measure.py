@@ -227,7 +227,7 @@ def _measure(
 
 def _print_error(message: str, status: int) -> int:
     """Print one line and return the exit status."""
-    print(f"dpdmd.shapes.measure: error: {one_line(message)}", file=sys.stderr)
+    sys.stderr.write(f"dpdmd.shapes.measure: error: {one_line(message)}\n")
     return status
 
 
