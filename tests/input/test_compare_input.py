@@ -48,7 +48,7 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
         ({"picture": {"prompts": ["a"], "rows": ["x"]}}, "picture: no configuration is called 'x'"),
         ({"config": "nowhere.yaml"}, "configuration dmd: --config nowhere.yaml: cannot be read"),
         ({"flags": {"kanchor": 3}}, "configuration dmd: unknown key 'kanchor' (did you mean k_anchor?)"),
-        ({"flags": {"k_anchor": 31}}, "configuration dmd: --k_anchor 31: must be 1 to --teacher_infer_steps (30)"),
+        ({"flags": {"k_anchor": 31}}, "configuration dpdmd: --k_anchor 31: must be 1 to --teacher_infer_steps (30)"),
         ({"flags": {"seed": 3}}, "configuration dmd: seed is set by the sweep"),
         ({"flags": {"k_anchor": [1]}}, "configuration dmd: k_anchor must be a number, a string, true or false"),
         ({"configurations": {"a/b": {}}}, "names are letters, digits"),
