@@ -2,21 +2,26 @@
 
 import platform
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import InitProcessGroupKwargs
 
 from dpdmd.distributed.launch_env import read_launch
 from dpdmd.utils.wording import counted
 
+if TYPE_CHECKING:
+    from accelerate.utils import InitProcessGroupKwargs
+
 LONGEST_FILE_WORK = timedelta(hours=2)  # of rank 0, while the others wait
 
 
-def group_options() -> InitProcessGroupKwargs:
+def group_options() -> "InitProcessGroupKwargs":
     """Return the options of a process group whose ranks wait as long as rank 0 may work on files.
 
     NCCL's own limit is ten minutes, which a checkpoint of 200 GB exceeds.
     """
+    from accelerate.utils import InitProcessGroupKwargs  # takes seconds, and other programs only describe processes
+
     return InitProcessGroupKwargs(timeout=LONGEST_FILE_WORK)
 
 
