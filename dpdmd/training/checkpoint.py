@@ -168,7 +168,7 @@ def save(
         about = {"progress": vars(snapshot.progress), "config": config.as_dict(), "num_prompts": num_prompts}
         write_manifest(temporary, {**about, "versions": versions()})
         finish_folder(temporary, sync=True)
-        replaced = _set_aside(target) if target.exists() else None  # a resumed run may reach a step again
+        replaced = _set_aside(target) if os.path.lexists(target) else None  # a resumed run may reach a step again
         try:
             os.replace(temporary, target)
         except OSError:

@@ -215,6 +215,16 @@ def test_a_checkpoint_with_impossible_counts_is_skipped(run, progress):
     assert f"{run.checkpoint(6)} is not whole (manifest.json" in message and message.endswith("passed over")
 
 
+def test_a_link_to_nowhere_in_place_of_a_checkpoint_is_replaced(run, short_run):
+    """A checkpoint was moved to a disk that is gone, and the run reaches its step again."""
+    moved = run.checkpoint(6)
+    shutil.rmtree(moved)
+    moved.symlink_to(run.root / "gone")
+    again = ["--resume_from_checkpoint", str(run.checkpoint(4)), "--run_dir", str(run.root), "--vis_every", "0"]
+    assert train.main([*short_run, *again, "--ckpt_every", "2", "--max_steps", "6"]) == 0
+    assert moved.is_dir() and not moved.is_symlink() and run.latest() == moved
+
+
 def test_a_moved_teacher_is_named(short_run, tiny_pipeline, tmp_path, capsys):
     """Export, generation and resuming name the old path of a teacher that a checkpoint links to."""
     teacher, moved = tmp_path / "teacher", tmp_path / "moved"
