@@ -24,7 +24,7 @@ from dpdmd.training.nonfinite import NonFiniteError
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.logging import logger
-from dpdmd.utils.signals import Interrupted
+from dpdmd.utils.signals import Interrupted, StopSignals
 
 
 class End(NamedTuple):
@@ -34,13 +34,15 @@ class End(NamedTuple):
         status: exit status.
         message: one line for the terminal, or "".
         together: whether every rank ends here, so that no rank waits for another.
-        publish: run whose student rank 0 uploads to the Hub, unless a signal has set the status; or None.
+        publish: run whose student rank 0 uploads to the Hub, or None.
+        signals: with `publish`: a signal that came too late to end the training stops the upload.
     """
 
     status: int
     message: str = ""
     together: bool = False
     publish: preflight.RunSetup | None = None
+    signals: StopSignals | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,19 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 collectives.exit_without_peers(end.status)
         if end.publish:  # without the other ranks, which would wait for the network
             stack.close()  # from here on a signal ends the program at once
-            end = _publish(end.publish, end.status)
+            end = _publish(end.publish, end.signals.received)
             if end.message:
                 print(f"dpdmd.train: {one_line(end.message)}", file=sys.stderr)
     return end.status
 
 
-def _publish(setup: preflight.RunSetup, status: int) -> End:
-    """Upload the student; after a signal, whose `status` is not 0, return how to do it."""
+def _publish(setup: preflight.RunSetup, signal_number: int) -> End:
+    """Upload the student; after a signal (0 for none), return how to do it."""
     from dpdmd.training.publish import publish, upload_command
 
     try:
-        if status:
-            return End(status, f"stopped before the upload: the run is complete; {upload_command(setup)}")
+        if signal_number:
+            return End(128 + signal_number, f"stopped before the upload: the run is complete; {upload_command(setup)}")
         logger.info("the student is on the Hub: %s", publish(setup))
     except OSError as error:
         return End(1, f"stopped: {error}")
@@ -114,8 +116,7 @@ def _train(setup: preflight.RunSetup, stack: ExitStack) -> End:
         return End(1, f"stopped: {error}; the checkpoints written before are whole")
     if not (setup.config.run.push_to_hub and trainer.accelerator.is_main_process):
         return End(0, together=True)
-    number = trainer.signals.received  # one that came too late to end the training
-    return End(128 + number if number else 0, together=True, publish=trainer.setup)
+    return End(0, together=True, publish=trainer.setup, signals=trainer.signals)
 
 
 def _lost_peer(error: RuntimeError) -> str:

@@ -48,13 +48,14 @@ need() { # path, its name in download_weights.sh; an empty path leaves its score
     echo "missing: $1 — bash scripts/download_weights.sh $2" >&2
     missing=1
 }
+need_both() { # path, name, another path of the same scorer, its name
+    [ -z "$1" ] || [ -z "$3" ] || { need "$1" "$2" && need "$3" "$4"; }
+}
 hub_id "$TEACHER" && [ ! -e "$TEACHER" ] || need "$TEACHER/model_index.json" "$MODEL"
 need "$STUDENT" "$MODEL"
 need "$FAKE" "$MODEL"
-need "$PICK_PROCESSOR" pick-clip
-need "$PICK_MODEL" pickscore
-need "$IR_MODEL" imagereward
-need "$IR_MED_CONFIG" imagereward
+need_both "$PICK_PROCESSOR" pick-clip "$PICK_MODEL" pickscore
+need_both "$IR_MODEL" imagereward "$IR_MED_CONFIG" imagereward
 need "$DINO" dinov2
 need "$CLIP" clip
 if [ ! -f "$ACCELERATE_CONFIG" ]; then

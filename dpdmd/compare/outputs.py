@@ -95,7 +95,7 @@ def _read_columns(sweep: Sweep, job: Job, problems: list[str]) -> dict[str, Meas
         for column, metric in measure.metrics.items():
             if metric in metrics:
                 columns[column] = found = metrics[metric]
-                if found.mean is None or found.num_missing:
+                if found.num_missing:
                     problems.append(
                         f"{path}: {counted(found.num_missing, 'image')} without {metric}, see {PER_IMAGE} beside it; "
                         f"to measure again, delete {job.folder / name}.json and give the same command"

@@ -100,9 +100,11 @@ class InLoopEvaluation:
     def _scorers_on_device(self) -> Iterator[None]:
         for scorer in self.scorers.values():
             scorer.load_to_device()
-        yield
-        for scorer in self.scorers.values():
-            self._offload(scorer)
+        try:
+            yield
+        finally:
+            for scorer in self.scorers.values():
+                self._offload(scorer)
 
     def _offload(self, scorer: Scorer) -> None:
         if self.config.eval.offload_scorers:

@@ -28,6 +28,7 @@ from dpdmd.evaluation.scoring import (
     summarise_scores,
     write_csv,
 )
+from dpdmd.models.identity import Identity, identify
 from dpdmd.models.memory_estimate import MemoryItem
 from dpdmd.sampling.find_model import find_model
 from dpdmd.sampling.image_folder import (
@@ -129,12 +130,14 @@ def _check_results(job: Job) -> None:
     rows = [SCORERS[name] for name in job.paths if name in metrics]
     # pictures.json has the settings of a model's images
     names = ["images", *(("seed", "prompts_txt", "prompt_column", "images_per_prompt") if job.images else ())]
-    names += [item.flag for row in rows for item in (*row.files, *row.options)]
+    names += [option.flag for row in rows for option in row.options if option.flag in settings]
     changes = [
         f"{name}: {settings.get(name)!r} there, {args[name]!r} now"
         for name in dict.fromkeys(names)
         if not _equal_setting(settings.get(name), args[name])
     ]
+    before, now = found.get("scorers", {}), _identify_scorers(job)
+    changes += [f"{name} has other weights" for name in now if name in before and before[name] != now[name]]
     changes += [f"{name} is left out now" for name in metrics if name not in metric_names(job.paths)]
     if changes:
         pictures = job.out / PICTURES
@@ -144,8 +147,14 @@ def _check_results(job: Job) -> None:
         )
 
 
+def _identify_scorers(job: Job) -> dict[str, Identity]:
+    """Return scorer -> the content of its files, whatever their paths."""
+    return {name: identify(paths) for name, paths in job.paths.items()}
+
+
 def _equal_setting(there: Any, now: Any) -> bool:
     """Return whether two values of a flag are equal. A path may be written in several ways."""
+    there, now = there or None, now or None  # "" is none too
     return there == now or (isinstance(there, str) and isinstance(now, str) and same_place(there, now))
 
 
@@ -249,6 +258,7 @@ def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
         "settings": {**{name: value for name, value in vars(job.args).items() if value is not None}, **settings},
+        "scorers": _identify_scorers(job),
         "processes": processes,
         "versions": versions(),
     }

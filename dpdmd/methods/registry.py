@@ -1,10 +1,11 @@
 """The networks and samples of each update, from the method's row in `dpdmd/config/method_table.py`."""
 
+import math
 from bisect import bisect_left
 
 from dpdmd.config.method_table import FAKE, METHODS, STUDENT
 from dpdmd.config.options import MAX_COUNT, MethodConfig
-from dpdmd.methods.update_schedule import is_student_update, rollout_step
+from dpdmd.methods.update_schedule import is_student_update
 
 
 def trained_networks(config: MethodConfig) -> tuple[str, ...]:
@@ -30,16 +31,12 @@ def num_draws(steps: int, config: MethodConfig) -> int:
 
     Updates that share a roll-out share its prompts, and updates on the pool of teacher samples take the pool's.
     """
-
-    def count(updates: range) -> int:
-        return sum(rollout_step(step, config) == step and not uses_sample_pool(step, config) for step in updates)
-
-    # The pattern repeats with each shared roll-out of the head start, and with each cycle after it.
-    before, shared = min(steps, config.fake_head_start), config.fake_rollout_reuse
-    start, cycle = config.fake_head_start, config.per_train_fake_num + 1
-    full, left = divmod(max(0, steps - start), cycle)
-    head = before // shared * count(range(min(before, shared))) + count(range(before % shared))
-    return head + full * count(range(start, start + cycle)) + count(range(start, start + left))
+    pooled = METHODS[config.method].teacher_samples_in if config.teacher_cache_size else ""
+    before = min(steps, config.fake_head_start)
+    cycles, left = divmod(steps - before, config.per_train_fake_num + 1)
+    parts = ((1, before), (cycles, config.per_train_fake_num), (1, left))  # fake-score updates in a row
+    rollouts = sum(times * math.ceil(count / config.fake_rollout_reuse) for times, count in parts)
+    return rollouts * (pooled != FAKE) + cycles * (pooled != STUDENT)
 
 
 def steps_with_draws(draws: int, config: MethodConfig) -> int:

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from dpdmd.report.scores import Score
 from dpdmd.report.style import PLOT_SETTINGS, TEACHER_COLOUR, TEACHER_STYLE, Style
@@ -109,6 +109,8 @@ def _set_limits(axes: Axes, values: np.ndarray, means: np.ndarray) -> None:
     low, high = min(low, means.min()), max(high, means.max())
     if low > 0 and high / low > LOG_RATIO:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # matplotlib's own writes formulas
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(low / 1.2, high * 1.2)
     elif high > low:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))

@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import IO, Any
@@ -289,14 +290,15 @@ class Trainer:
 
     def _evaluate(self, step: int, log: RunLog) -> None:
         """Evaluate; a signal stops this, since a scheduler does not wait. A resumed run evaluates this step anew."""
-        try:
+        with suppress(StopAskedError):
             self._record_evaluation(step, log)
             if step < self.stop:
                 self.stopping.raise_if_asked()
-        except StopAskedError:
-            if step > self.start and not self.schedule.saves(step):
-                self.checkpointer.save(step)
-            self.stopping.interrupt(step)
+            return
+        # Not while the error holds the evaluation's images.
+        if step > self.start and not self.schedule.saves(step):
+            self.checkpointer.save(step)
+        self.stopping.interrupt(step)
 
     def _record_evaluation(self, step: int, log: RunLog) -> None:
         """Score the student, and its moving average if there is one; record the scores and move the link `best`."""

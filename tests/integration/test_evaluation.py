@@ -5,13 +5,14 @@ import json
 import os
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dpdmd import train
 from dpdmd.evaluation import program_run
@@ -249,6 +250,12 @@ def test_scores_of_other_images_are_not_overwritten(tiny_scorers, tmp_path, caps
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith(f"test_diversity.py: error: --output_dir {out}: holds the scores of another call (")
         assert says in line and rows_of(out) == rows
+    moved = shutil.copytree(tiny_scorers["dino_path"], tmp_path / "moved")  # the same scorer, whatever its path
+    again = [*given, tiny_scorers["clip_path"], "--images", str(tmp_path / "a"), "--dino_path", str(moved)]
+    assert main(again) == 0
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, moved / "model.safetensors")
+    assert main(again) == 2 and "(div_dino has other weights)" in capsys.readouterr().err
     (out / "summary.json").write_text("{}")
     assert main([*given, "", "--images", str(tmp_path / "a")]) == 2
     assert "lacks 'metrics', so the scores there are unknown" in capsys.readouterr().err

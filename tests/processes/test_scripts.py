@@ -175,6 +175,8 @@ def train_on_gpus(tmp_path):
 def test_empty_variables_leave_their_scorers_out(train_on_gpus, tmp_path):
     done = train_on_gpus(TEACHER=str(tmp_path / "own" / "model"), DINO="", CLIP="")
     assert done.returncode == 0 and "--dino_path  --clip_path  --run_dir" in done.stdout
+    done = train_on_gpus(TEACHER=str(tmp_path / "own" / "model"), IR_MODEL="", IR_MED_CONFIG="no/such")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_flags_of_a_launch_replace_its_paths(train_on_gpus, tmp_path):

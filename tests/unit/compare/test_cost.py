@@ -33,6 +33,12 @@ def test_the_anchor_of_an_epsilon_model_costs_one_more_guided_call(tiny_pipeline
     assert calls_of_training({**epsilon, "k_anchor": 6}) == calls_of_training({**flow, "k_anchor": 6})
 
 
+@pytest.mark.parametrize("k", [20, "auto"])
+def test_a_method_without_an_anchor_costs_the_same_for_any_k(tiny_pipeline, k):
+    options = {"teacher_id": str(tiny_pipeline), "method": "dmd", "teacher_infer_steps": 4, "max_steps": 6}
+    assert calls_of_training({**options, "k_anchor": k}) == calls_of_training({**options, "k_anchor": 2})
+
+
 @pytest.mark.parametrize("options", [{"max_epoch": 1}, {"k_anchor": "auto"}, {"teacher_id": "nowhere"}])
 def test_a_cost_that_only_the_run_knows_is_none(tiny_pipeline, options):
     assert calls_of_training({"teacher_id": str(tiny_pipeline), **options}) is None

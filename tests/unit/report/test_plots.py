@@ -39,6 +39,13 @@ def _group(svg: str, name: str) -> str:
     return svg.split(f'<g id="{name}">')[1].split("</g>")[0]
 
 
+def test_a_logarithmic_axis_is_labelled_with_numbers():
+    values = np.geomspace(1e-3, 1, 50)
+    svg = plots.plot_training("loss", [plots.Curve("run0", run_style(0), np.arange(50.0), values)])
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert {"0.001", "0.01", "0.1", "1"} <= set(texts) and not any("$" in text for text in texts)
+
+
 def test_smoothing_and_thinning_of_curves():
     """The running mean is the mean of the known neighbours, and thinning keeps every extreme value."""
     values = np.random.default_rng(0).normal(size=1001)
