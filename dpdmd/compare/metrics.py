@@ -11,6 +11,7 @@ import numpy as np
 
 from dpdmd.sampling.image_folder import PER_IMAGE
 from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.text_files import reading_long_values
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,11 @@ def read_metrics(path: Path) -> dict[str, MeasuredMetric]:
 def _from_program(metrics: Mapping[str, Any], per_image: Path) -> dict[str, MeasuredMetric]:
     """Take the means from summary.json and average per_image.csv by prompt; an empty cell is a missing score."""
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in metrics}
-    limit = csv.field_size_limit(2**31 - 1)  # the default is less than the letters that a prompt may have
-    try:
-        with per_image.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                for name in metrics:
-                    if row[name]:
-                        scores[name].setdefault(f"{row['prompt_index']} {row['prompt']}", []).append(float(row[name]))
-    finally:
-        csv.field_size_limit(limit)
+    with reading_long_values(), per_image.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for name in metrics:
+                if row[name]:
+                    scores[name].setdefault(f"{row['prompt_index']} {row['prompt']}", []).append(float(row[name]))
     return {
         name: MeasuredMetric(
             summary["mean"],

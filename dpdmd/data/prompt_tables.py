@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dpdmd.data.prompt_columns import Columns, fitting, listed
+from dpdmd.utils.text_files import reading_long_values
 
 _BATCH = 65_536  # rows of a Parquet file in memory at a time
 Rows = Iterator[tuple[int, Any, Any]]
@@ -49,10 +50,9 @@ def separated_rows(path: Path, separators: str) -> Iterator[tuple[int, list[str]
     Raises:
         ValueError: a blank first line, a quote that is not closed, or a row with more or fewer values than the header.
     """
-    limit = csv.field_size_limit(2**31 - 1)  # the default is less than MAX_PROMPT_LETTERS, which is checked later
     number = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with reading_long_values(), path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             if header and not header.strip():
                 raise ValueError("line 1 is blank; the first line must have the names of the columns")
@@ -73,8 +73,6 @@ def separated_rows(path: Path, separators: str) -> Iterator[tuple[int, list[str]
     except csv.Error as error:
         advice = "close each quote, and write a quote inside quotes twice"
         raise ValueError(f"the row after line {number} is not valid ({error}); {advice}") from None
-    finally:
-        csv.field_size_limit(limit)
 
 
 def read_json(path: Path, columns: Columns) -> Rows:

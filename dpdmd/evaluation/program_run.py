@@ -73,9 +73,11 @@ def run(job: Job) -> ScoreReport:
     check_scorer_contents(job.paths)
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[group_options()])
     check_joined(accelerator.num_processes)
+    scorer_files: dict[str, Identity] = {}  # before they are loaded: the scores are of these
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
-            _check_results(job)
+            scorer_files = {name: identify(paths) for name, paths in job.paths.items()}
+            _check_results(job, scorer_files)
     if accelerator.is_main_process:
         _introduce(job, accelerator)
         clear_leftovers([job.out / PICTURES, job.out / GRIDS])
@@ -93,7 +95,7 @@ def run(job: Job) -> ScoreReport:
     result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
-            _write(job, result, metrics, settings, accelerator.num_processes)
+            _write(job, result, metrics, settings, scorer_files, accelerator.num_processes)
     return result
 
 
@@ -111,8 +113,11 @@ def _introduce(job: Job, accelerator: Accelerator) -> None:
     tqdm.write(f"{describe(accelerator.num_processes, accelerator.device)}: {work}", file=sys.stderr)
 
 
-def _check_results(job: Job) -> None:
+def _check_results(job: Job, scorer_files: dict[str, Identity]) -> None:
     """Check that this call gives all scores that are in the output folder. Call on rank 0 only.
+
+    Args:
+        scorer_files: scorer -> the content of its files, whatever their paths.
 
     Raises:
         ValueError: these are of other scorers, or of other images, prompts or settings, and would be lost.
@@ -136,8 +141,8 @@ def _check_results(job: Job) -> None:
         for name in dict.fromkeys(names)
         if not _equal_setting(settings.get(name), args[name])
     ]
-    before, now = found.get("scorers", {}), _identify_scorers(job)
-    changes += [f"{name} has other weights" for name in now if name in before and before[name] != now[name]]
+    before = found.get("scorers", {})
+    changes += [f"{name} has other weights" for name, now in scorer_files.items() if before.get(name, now) != now]
     changes += [f"{name} is left out now" for name in metrics if name not in metric_names(job.paths)]
     if changes:
         pictures = job.out / PICTURES
@@ -145,11 +150,6 @@ def _check_results(job: Job) -> None:
         raise ValueError(
             f"--output_dir {job.out}: holds the scores of another call ({'; '.join(changes)}); give another{same}"
         )
-
-
-def _identify_scorers(job: Job) -> dict[str, Identity]:
-    """Return scorer -> the content of its files, whatever their paths."""
-    return {name: identify(paths) for name, paths in job.paths.items()}
 
 
 def _equal_setting(there: Any, now: Any) -> bool:
@@ -252,13 +252,20 @@ def _score(job: Job, images: list[ImageFile], scorers: list[Scorer], accelerator
     return rows
 
 
-def _write(job: Job, result: ScoreReport, metrics: list[str], settings: dict[str, Any], processes: int) -> None:
+def _write(
+    job: Job,
+    result: ScoreReport,
+    metrics: list[str],
+    settings: dict[str, Any],
+    scorer_files: dict[str, Identity],
+    processes: int,
+) -> None:
     """Write the result files and an image grid for each of the first prompts, and print the summaries."""
     write_csv(job.out / PER_IMAGE, result.rows, metrics)
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
         "settings": {**{name: value for name, value in vars(job.args).items() if value is not None}, **settings},
-        "scorers": _identify_scorers(job),
+        "scorers": scorer_files,
         "processes": processes,
         "versions": versions(),
     }

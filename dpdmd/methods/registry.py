@@ -22,8 +22,12 @@ def networks_of_update(step: int, config: MethodConfig) -> tuple[str, ...]:
 
 def uses_sample_pool(step: int, config: MethodConfig) -> bool:
     """Return whether update `step` takes its prompts and start noises from the pool of teacher samples."""
-    update = networks_of_update(step, config)[0]
-    return bool(config.teacher_cache_size) and METHODS[config.method].teacher_samples_in == update
+    return networks_of_update(step, config)[0] == _update_on_pool(config)
+
+
+def _update_on_pool(config: MethodConfig) -> str:
+    """Return the update that takes its prompts from the pool of teacher samples, "" if none does."""
+    return METHODS[config.method].teacher_samples_in if config.teacher_cache_size else ""
 
 
 def num_draws(steps: int, config: MethodConfig) -> int:
@@ -31,7 +35,7 @@ def num_draws(steps: int, config: MethodConfig) -> int:
 
     Updates that share a roll-out share its prompts, and updates on the pool of teacher samples take the pool's.
     """
-    pooled = METHODS[config.method].teacher_samples_in if config.teacher_cache_size else ""
+    pooled = _update_on_pool(config)
     before = min(steps, config.fake_head_start)
     cycles, left = divmod(steps - before, config.per_train_fake_num + 1)
     parts = ((1, before), (cycles, config.per_train_fake_num), (1, left))  # fake-score updates in a row

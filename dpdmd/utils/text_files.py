@@ -4,6 +4,7 @@ Only regular files are read. A read of a pipe or a device could wait forever or 
 another rank, or a second check, reads it.
 """
 
+import csv
 import errno
 import json
 import os
@@ -38,6 +39,16 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     """
     require_regular(path)
     return path.read_text(encoding=encoding)
+
+
+@contextmanager
+def reading_long_values() -> Iterator[None]:
+    """Let the module csv read values of any length; its default is less than MAX_PROMPT_LETTERS."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def check_prompt_length(prompt: str, place: str) -> None:
