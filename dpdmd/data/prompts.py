@@ -72,7 +72,7 @@ def prompts_of_step(
     samples: Sequence[int],
     weights: PromptWeights | None = None,
 ) -> list[Item]:
-    """Return the prompts of samples of a step's global batch.
+    """Return the prompts of samples of a step's global batch, `step` counting those that draw prompts.
 
     An epoch is one pass over the prompts: as many draws as there are prompts, in a new order. Without `weights` it uses
     every prompt once.

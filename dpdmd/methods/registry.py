@@ -30,17 +30,17 @@ def _update_on_pool(config: MethodConfig) -> str:
     return METHODS[config.method].teacher_samples_in if config.teacher_cache_size else ""
 
 
-def num_draws(steps: int, config: MethodConfig) -> int:
-    """Return how many of the first `steps` updates draw prompts of the prompt file.
+def num_draws(steps: int, config: MethodConfig, of_pool: bool = False) -> int:
+    """Return how many of the first `steps` updates draw prompts: of the prompt file, or of the pool of teacher samples.
 
-    Updates that share a roll-out share its prompts, and updates on the pool of teacher samples take the pool's.
+    Updates that share a roll-out share its prompts.
     """
-    pooled = _update_on_pool(config)
     before = min(steps, config.fake_head_start)
     cycles, left = divmod(steps - before, config.per_train_fake_num + 1)
     parts = ((1, before), (cycles, config.per_train_fake_num), (1, left))  # fake-score updates in a row
     rollouts = sum(times * math.ceil(count / config.fake_rollout_reuse) for times, count in parts)
-    return rollouts * (pooled != FAKE) + cycles * (pooled != STUDENT)
+    draws = {FAKE: rollouts, STUDENT: cycles}
+    return sum(number for update, number in draws.items() if (update == _update_on_pool(config)) == of_pool)
 
 
 def steps_with_draws(draws: int, config: MethodConfig) -> int:

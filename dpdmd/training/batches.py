@@ -45,7 +45,7 @@ class Batches:
         entries = self._entries(step, samples)
         if entries is not None:
             return [self._pool[i] for i in entries]
-        return self._of_step(self._all, step, samples, self._weights)
+        return self._drawn(self._all, step, samples, self._weights)
 
     def image_size(self, step: int) -> ImageSize:
         """Return the size of a step's images."""
@@ -67,18 +67,23 @@ class Batches:
             for start in range(0, len(self.samples), size)
         ]
 
-    def _of_step(
+    def _drawn(
         self, items: Sequence[Item], step: int, samples: Sequence[int], weights: PromptWeights | None = None
     ) -> list[Item]:
-        """Return the items (prompts or pool entries) that these samples of a step use."""
-        source = update_schedule.rollout_step(step, self.config.method)
-        return prompts_of_step(items, self.config.run.seed, source, self.global_batch_size, samples, weights)
+        """Return the items (prompts or pool entries) that these samples of a step use.
+
+        The draws are counted, not the steps: else an epoch would leave out what updates that do not draw would use.
+        """
+        method = self.config.method
+        of_pool = registry.uses_sample_pool(step, method)
+        draw = registry.num_draws(update_schedule.rollout_step(step, method), method, of_pool)
+        return prompts_of_step(items, self.config.run.seed, draw, self.global_batch_size, samples, weights)
 
     def _entries(self, step: int, samples: Sequence[int]) -> list[int] | None:
         """Return the pool entries that these samples of a step use; None in an update that does not use the pool."""
         if not registry.uses_sample_pool(step, self.config.method):
             return None
-        return self._of_step(range(len(self._pool)), step, samples)
+        return self._drawn(range(len(self._pool)), step, samples)
 
     def _size_index(self, step: int) -> int:
         """Return the place of a step's size among the sizes. Steps that share a roll-out have one size."""

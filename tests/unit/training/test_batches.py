@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from dpdmd.config import Config
+from dpdmd.methods.registry import uses_sample_pool
+from dpdmd.methods.update_schedule import rollout_step
 from dpdmd.models.base import TextEmbedding, TextEncoder
 from dpdmd.training.batches import Batches
 
@@ -66,3 +68,21 @@ def test_an_update_with_teacher_samples_uses_the_pool():
     fake, student = (batches.of_step(step, Encoder())[0] for step in (0, 1))
     assert fake.pool_indices is None and set(student.pool_indices) <= {0, 1, 2}
     assert len(set(batches.prompts(1))) <= 3 < len(set(batches.prompts(0)))
+
+
+def whole_epochs(order: list, number: int) -> list[list]:
+    return [order[start : start + number] for start in range(0, len(order) - number + 1, number)]
+
+
+@pytest.mark.parametrize("method", ["dpdmd", "dmd_lpips", "dmd_gan"])
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_an_epoch_visits_every_prompt_once_whichever_updates_draw(method, reuse):
+    pool = {} if method == "dpdmd" else {"teacher_cache_size": 8}
+    settings = config(method=method, per_train_fake_num=2, fake_rollout_reuse=reuse, **pool)
+    batches = Batches(settings, PROMPTS, 2, 1, 0)
+    sources = [step for step in range(60) if rollout_step(step, settings.method) == step]
+    pooled = [step for step in sources if uses_sample_pool(step, settings.method)]
+    drawn = [prompt for step in sources if step not in pooled for prompt in batches.prompts(step)]
+    entries = [entry for step in pooled for entry in batches.of_step(step, Encoder())[0].pool_indices]
+    assert all(set(epoch) == set(PROMPTS) for epoch in whole_epochs(drawn, len(PROMPTS)))
+    assert bool(entries) == bool(pool) and all(set(epoch) == set(range(8)) for epoch in whole_epochs(entries, 8))
