@@ -61,8 +61,9 @@ class Trainer:
     def __init__(self, setup: RunSetup):
         self.accelerator = make_accelerator(setup.config)
         check_equal_pins(collectives.gather(self.accelerator, [dict(setup.config.recorded)]))
-        self.setup = _confirm_resume_point(setup, self.accelerator)
         self.config, self.folder = setup.config, setup.folder
+        self._lock_folder()
+        self.setup = _confirm_resume_point(setup, self.accelerator)
         self.start, self.stop = self.setup.resume.step, setup.total_steps
         self.schedule = StepSchedule(self.config, self.stop, scored=bool(setup.evaluation.sets))
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -83,14 +84,23 @@ class Trainer:
         self.base_error = report_base_error(self.config, self.run, first) if first else None
         self.lag = int(all(skips_on_device(trained.optimizer) for trained in self.trained.values()))
 
-    def _open_folder(self) -> None:
-        """Lock the folder, write what the run starts with, and start the log.
+    def _lock_folder(self) -> None:
+        """Lock the run folder, before its checkpoints are read: until then another run may add some.
 
         Raises:
             ValueError: another process trains there.
         """
         self.accelerator.wait_for_everyone()  # no rank may still be checking that the folder is unused
         self.lock: IO[str] | None = None  # rank 0 holds it as long as the trainer lives
+
+        def lock() -> None:
+            self.folder.create()
+            self.lock = self.folder.lock()
+
+        collectives.call_on_main(self.accelerator, lock)
+
+    def _open_folder(self) -> None:
+        """Write what the run starts with, and start the log."""
         collectives.call_on_main(self.accelerator, self._write_start)
         set_up_logging(self.folder.log_file if self.accelerator.is_main_process else None)
         if self.accelerator.is_main_process:
@@ -100,8 +110,6 @@ class Trainer:
                 logger.warning("%s", warning)
 
     def _write_start(self) -> None:
-        self.folder.create()
-        self.lock = self.folder.lock()
         self.folder.clear_leftovers()
         write_yaml(self.config, self.folder.config)
         write_text(self.folder.environment, json.dumps(environment(self.accelerator), indent=2) + "\n")
@@ -326,10 +334,16 @@ def _confirm_resume_point(setup: RunSetup, accelerator: Any) -> RunSetup:
     """Return `setup` with the newest checkpoint whose files are whole. Rank 0 reads the files, and the others wait.
 
     Raises:
-        ValueError: no checkpoint is whole, or the one that is whole does not fit the run.
+        ValueError: no checkpoint is whole, the one that is whole does not fit the run, or not every process sees it.
     """
-    if setup.resume.path is None:
-        return setup
     wanted = setup.config.run.resume_from_checkpoint
+    found = collectives.gather(accelerator, [setup.resume.path is not None])
+    if not any(found):
+        return setup
+    if not all(found):
+        raise ValueError(
+            f"--resume_from_checkpoint {wanted}: not every process finds a checkpoint; put --run_dir "
+            f"{setup.folder.root} on a disk that all machines share"
+        )
     find = partial(resume.find, setup.folder, wanted, setup.config)
     return preflight.resume_from(setup, collectives.call_on_main(accelerator, find))

@@ -9,6 +9,7 @@ import pytest
 
 from dpdmd import train
 from dpdmd.run_folder import LATEST, RunFolder
+from dpdmd.training import resume
 
 
 @pytest.fixture
@@ -30,6 +31,16 @@ def test_two_processes_do_not_train_in_one_folder(flags, tmp_path, capsys):
         assert "another process is training there" in capsys.readouterr().err
         first.kill()
     assert train.main([*flags, "--max_steps", "1"]) == 0
+
+
+def test_checkpoints_are_read_with_the_folder_locked(flags, tmp_path, monkeypatch):
+    """Another run could save a newer one in the minutes that reading takes, or delete the one that was read."""
+    assert train.main([*flags, "--max_steps", "1"]) == 0
+    order, find, lock = [], resume.find, RunFolder.lock
+    monkeypatch.setattr(resume, "find", lambda *args, **kinds: order.append(kinds or "read") or find(*args, **kinds))
+    monkeypatch.setattr(RunFolder, "lock", lambda self: order.append("locked") or lock(self))
+    assert train.main([*flags, "--max_steps", "2", "--resume_from_checkpoint", "latest"]) == 0
+    assert order == [{"sizes_only": True}, "locked", "read"]
 
 
 def test_a_run_that_never_began_leaves_its_folder_unused(flags, tmp_path, monkeypatch):

@@ -156,6 +156,15 @@ def test_a_signal_to_one_rank_stops_all(flags, tmp_path, run_processes):
     assert os.readlink(tmp_path / "run" / "ckpts" / "latest") == "step_000003"
 
 
+def test_a_run_folder_that_machines_do_not_share_is_not_resumed(flags, run_processes):
+    """Rank 0 would wait for the other, which finds nothing to continue."""
+    command = [str(DRIVERS / "unshared_folder.py"), *flags, "--max_steps"]
+    run_processes([*command, "2"])
+    result = run_processes([*command, "4", "--resume_from_checkpoint", "latest"], check=False)
+    assert result.returncode != 0
+    assert result.stderr.count("error: --resume_from_checkpoint latest: not every process finds a checkpoint; put") == 2
+
+
 def poison(healthy, run, batch):
     """Return a loss with a gradient that is not finite."""
     result = healthy(run, batch)
