@@ -330,7 +330,7 @@ class OptimConfig:
     offload_vae: bool = _changeable(
         False, "keep the decoder on the CPU between uses, and decode one image at a time", "ours"
     )
-    gradient_checkpointing: bool = _flag(False, "recompute activations in the backward pass", "release")
+    gradient_checkpointing: bool = _changeable(False, "recompute activations in the backward pass", "release")
     recomputed_blocks: str = _changeable(
         "all",
         "with --gradient_checkpointing: number of transformer blocks, from the first, that recompute; all; or auto, as "

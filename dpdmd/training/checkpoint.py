@@ -201,10 +201,13 @@ def _write_state(folder: Path, snapshot: Snapshot, *, adapter: bool) -> None:
 def delete_oldest(folder: RunFolder, config: Config) -> None:
     """Delete the oldest checkpoints beyond `checkpoints_total_limit`, but neither `latest` nor `best`. Rank 0 only.
 
-    A folder that is no whole checkpoint does not count and is not deleted.
+    Those of later steps than `latest` come first: the run has since been resumed from an earlier one. A folder that is
+    no whole checkpoint does not count and is not deleted.
     """
     if limit := config.run.checkpoints_total_limit:
-        for old in [path for path in folder.checkpoints() if is_whole(path)][:-limit]:
+        whole, latest = [path for path in folder.checkpoints() if is_whole(path)], folder.latest()
+        done = whole.index(latest) + 1 if latest in whole else len(whole)
+        for old in (whole[done:] + whole[:done])[:-limit]:
             if old not in (folder.latest(), folder.best()):
                 _try_to_delete(old)
 

@@ -36,9 +36,11 @@ def upload_command(setup: RunSetup) -> str:
 
 def _write_folder(setup: RunSetup) -> tuple[Path, str]:
     """Write RUN/hub, the last student with its scores and images in the card; return it, and the repository's name."""
-    folder = setup.folder.hub
+    folder, last = setup.folder.hub, setup.folder.latest()
+    if last is None:  # the steps were all trained in the other run that this one continues
+        raise FileNotFoundError(f"{setup.folder.ckpts} has no checkpoint to upload")
     repository = setup.config.run.hub_model_id or setup.folder.root.absolute().name
-    student = checkpoint.student_folder(setup.folder.latest(), setup.config)
+    student = checkpoint.student_folder(last, setup.config)
     delete_tree(folder)
     with creating_folder(folder) as new:
         _link_files(student.resolve(), new)

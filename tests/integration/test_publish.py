@@ -1,5 +1,6 @@
 """Uploads to the Hub by the real client, against a server on the loopback interface."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dpdmd import export, train
 from dpdmd.training import publish
 from dpdmd.training.checkpointer import Checkpointer
 from dpdmd.utils.hub_upload import upload
+from dpdmd.utils.manifest import MANIFEST
 
 TOKEN = "hf_verysecretverysecret"
 
@@ -57,6 +59,14 @@ def test_a_run_uploads_its_last_student_with_scores(hub, short_run, tiny_scorers
     again = [*short_run, *scorers, *more, "--hub_model_id", "lab/again", "--resume_from_checkpoint", "latest"]
     assert train.main([*again, "--run_dir", str(run)]) == 0  # a run that is done uploads too
     assert hub.files["lab/again"].keys() == hub.files["lab/fast"].keys()
+
+
+def test_a_run_without_a_step_of_its_own_has_nothing_to_upload(hub, finished, short_run, tmp_path, capsys):
+    last, run = finished / "ckpts" / "latest", tmp_path / "run"
+    steps = ["--max_steps", str(json.loads((last / MANIFEST).read_text())["progress"]["step"])]
+    flags = [*short_run, "--resume_from_checkpoint", str(last.resolve()), *steps, "--run_dir", str(run)]
+    assert train.main([*flags, "--push_to_hub"]) == 1
+    assert capsys.readouterr().err.endswith(f"stopped: {run}/ckpts has no checkpoint to upload\n") and not hub.files
 
 
 @pytest.mark.parametrize("where", ["/api/repos/create", "/preupload/", "/large/", "/commit/"])

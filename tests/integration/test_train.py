@@ -216,6 +216,25 @@ def test_checkpoints_total_limit_keeps_the_newest(flags, tmp_path):
     assert sorted(p.name for p in (run / "ckpts").iterdir()) == ["latest", "step_000004", "step_000006"]
 
 
+def test_checkpoints_of_steps_that_are_trained_again_are_the_oldest(flags, tmp_path):
+    """The limit would keep the two that were left, and delete each new one."""
+    run = tmp_path / "run"
+    flags = [*flags, "--run_dir", str(run), "--ckpt_every", "2"]
+    assert train.main([*flags, "--max_steps", "8"]) == 0
+    back = ["--resume_from_checkpoint", str(run / "ckpts" / "step_000002"), "--checkpoints_total_limit", "2"]
+    assert train.main([*flags, "--max_steps", "5", *back]) == 0
+    assert sorted(p.name for p in (run / "ckpts").iterdir()) == ["latest", "step_000004", "step_000005"]
+
+
+def test_a_run_that_runs_out_of_memory_continues_with_gradient_checkpointing(flags, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.main([*flags, "--run_dir", str(whole), "--max_steps", "6"]) == 0
+    assert train.main([*flags, "--run_dir", str(parts), "--max_steps", "3"]) == 0
+    again = ["--resume_from_checkpoint", "latest", "--gradient_checkpointing"]
+    assert train.main([*flags, *again, "--run_dir", str(parts), "--max_steps", "6"]) == 0
+    assert state_bytes(whole / "ckpts" / "step_000006") == state_bytes(parts / "ckpts" / "step_000006")
+
+
 def test_fake_score_updates_share_a_rollout(flags, tmp_path, monkeypatch):
     """Two updates share prompts and samples of the first; score times and noise are their own."""
     calls, healthy = [], updates.fake_score_loss
