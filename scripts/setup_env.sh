@@ -83,6 +83,7 @@ _setup_venv() { # reason why the active Python is not used
         return 1
     fi
     echo "$wanted" >"$stamp"
+    echo "set up; for the commands of the README: source .venv/bin/activate" >&2
 }
 
 _setup() {
