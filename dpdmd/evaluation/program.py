@@ -172,7 +172,7 @@ class Program:
     def locate_model(
         self, args: argparse.Namespace, others: Sequence[Source] = ()
     ) -> tuple[Path, Path | None, list[Located]]:
-        """Return the local paths of --model and --base_model, and of `others`; raises as `model_source.locate_model`."""
+        """Return the local paths of --model, --base_model and `others`; raises as `model_source.locate_model`."""
         default = self.defaults[BASE_MODEL]
         default = _path(str(default)) if default else None
         return locate_model(args.model, args.base_model, HubOptions.of(args), others, default_base=default)
