@@ -56,7 +56,7 @@ def prepare(config: Config, run_dir: Path) -> preflight.RunSetup:
     run = config.run
     run.run_dir, run.resume_from_checkpoint, run.report_to = str(run_dir), None, "none"
     run.log_path = run.ckpt_dir = run.eval_dir = run.process_folder_name = run.diversity_folder_name = None
-    run.vis_every, run.max_steps, run.max_epoch = 0, 4, None
+    run.vis_every, run.max_steps, run.max_epoch, run.nonfinite = 0, 4, None, "stop"
     method, optim = config.method, config.optim
     method.per_train_fake_num, method.fake_head_start = 1, 0
     optim.lr_scheduler, optim.lr_warmup_steps, optim.shard_teacher = "constant", 0, False

@@ -45,16 +45,14 @@ class Program:
         """Run the program and return its exit status: 2 on wrong input, 1 if it had to stop."""
         try:
             self._run(self.check(self.parser().parse_args(argv)))
-        except ValueError as error:
-            print(f"{self.name}: error: {one_line(error)}", file=sys.stderr)
-            return 2
-        except (OSError, MemoryError) as error:
-            print(f"{self.name}: stopped: {one_line(error)}", file=sys.stderr)
-            if isinstance(error, ConnectionAbortedError):
-                from dpdmd.distributed import collectives  # imported long ago
+        except (ValueError, OSError, MemoryError) as error:
+            status, kind = (2, "error") if isinstance(error, ValueError) else (1, "stopped")
+            print(f"{self.name}: {kind}: {one_line(error)}", file=sys.stderr)
+            if COLLECTIVES in sys.modules:  # else there is no process group yet
+                from dpdmd.distributed import collectives
 
-                collectives.exit_without_peers(1)
-            return 1
+                collectives.exit_without_peers(status)
+            return status
         return 0
 
     def _run(self, job: Job) -> None:
@@ -280,6 +278,7 @@ PER_PROMPT_HELP = (
     "names say the prompts)"
 )
 BASE_MODEL = "base_model"
+COLLECTIVES = "dpdmd.distributed.collectives"
 BATCH_SIZES = {"gen_batch_size": 4, "batch_size": 32}
 HELP = {
     "model": "run, checkpoint or pipeline folder, org/name, or with --base_model a .pt, .pth, .bin or .safetensors",

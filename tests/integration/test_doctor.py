@@ -137,7 +137,8 @@ def test_each_fault_fails_its_check(run_doctor, monkeypatch, fault, check):
 
 
 def test_a_loss_that_is_not_finite_fails_a_check_and_keeps_its_diagnostic(run_doctor, tmp_path):
-    status, failed = run_doctor("--lr_fake", "100", "--max_grad_norm", "1e30")
+    """Also if the run itself would skip such updates."""
+    status, failed = run_doctor("--lr_fake", "100", "--max_grad_norm", "1e30", "--nonfinite", "skip")
     (diagnostic,) = (tmp_path / "doctor" / "diagnostics").iterdir()
     assert status == 1 and "training" in failed
     assert f"see {diagnostic}" in (tmp_path / "doctor" / "table.md").read_text()
