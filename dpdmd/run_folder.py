@@ -26,7 +26,7 @@ from dpdmd.utils.text_files import require_regular
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
 STUDENT_EMA, LORA_EMA = f"{STUDENT}_ema", f"{LORA}_ema"  # the same of the moving average, with --ema_decay
-CONFIG = "config.yaml"
+CONFIG, CKPTS = "config.yaml", "ckpts"
 LATEST_IMAGE = "latest.png"  # in process_vis/
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
 _PARTS = ("ckpt_dir", "log_path", "eval_dir", "process_folder_name", "diversity_folder_name")  # options of RunConfig
@@ -52,7 +52,7 @@ class RunFolder:
         return cls(
             root=root,
             log=Path(run.log_path or root / "log"),
-            ckpts=Path(run.ckpt_dir or root / "ckpts"),
+            ckpts=Path(run.ckpt_dir or root / CKPTS),
             eval_images=Path(run.eval_dir or root / "eval_images"),
             process_vis=Path(run.process_folder_name or root / "process_vis"),
             div_vis=Path(run.diversity_folder_name or root / "div_vis"),
