@@ -17,7 +17,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,13 +38,22 @@ MAX_PROCESSES = 2**16
 
 @contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
-    """Make a folder under `out`, and delete it afterwards."""
+    """Make a folder under `out`, without what a killed doctor left there, and delete it afterwards.
+
+    Raises:
+        ValueError: another doctor is at work there.
+    """
     folder = out / ".scratch"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with delete_on_failure(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = RunFolder.of(folder).lock()
+    except ValueError:
+        raise ValueError(f"--out {out}: another doctor is at work there; wait until it ends, or give another") from None
+    with lock or nullcontext(), delete_on_failure(folder):
+        for left in filter(Path.is_dir, folder.iterdir()):
+            shutil.rmtree(left, ignore_errors=True)
         yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare(config: Config, run_dir: Path) -> preflight.RunSetup:
