@@ -30,7 +30,7 @@ from dpdmd.utils.tables import markdown_table
 
 STUDENT_STEP = 1  # with one fake update before each student update
 GUIDANCE_LIMIT, BF16_LIMIT = 1e-4, 0.05  # relative difference of two ways to the same prediction
-RESUME_LIMIT = 0.1  # of the learning rate: mean difference of the weights on a GPU, whose sums have no fixed order
+RESUME_LIMIT = 0.05  # of the learning rate: mean difference of the weights on a GPU, whose sums have no fixed order
 STEPS = 2  # before the resume, and again after it
 
 
@@ -257,7 +257,7 @@ def _check_steps(trainer: Trainer) -> Iterator[CheckResult]:
     yield CheckResult(
         "resume",
         share <= _resume_limit(trainer.accelerator.device),
-        f"{STEPS} + {STEPS} steps, the last {STEPS} twice: weights differ by {share:.1g} of the learning rate on "
+        f"{STEPS} + {STEPS} steps, the last {STEPS} twice: weights differ by {share:.2g} of the learning rate on "
         f"average, losses {'not at all' if records == again else 'slightly'}",
         "a checkpoint restores all that a run needs: weights, moments and draws (bit for bit on a CPU)",
     )
