@@ -17,7 +17,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,13 +38,22 @@ MAX_PROCESSES = 2**16
 
 @contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
-    """Make a folder under `out`, and delete it afterwards."""
+    """Make a folder under `out`, without what a killed doctor left there, and delete it afterwards.
+
+    Raises:
+        ValueError: another doctor is at work there.
+    """
     folder = out / ".scratch"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with delete_on_failure(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = RunFolder.of(folder).lock()
+    except ValueError:
+        raise ValueError(f"--out {out}: another doctor is at work there; wait until it ends, or give another") from None
+    with lock or nullcontext(), delete_on_failure(folder):
+        for left in filter(Path.is_dir, folder.iterdir()):
+            shutil.rmtree(left, ignore_errors=True)
         yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare(config: Config, run_dir: Path) -> preflight.RunSetup:
@@ -56,7 +65,7 @@ def prepare(config: Config, run_dir: Path) -> preflight.RunSetup:
     run = config.run
     run.run_dir, run.resume_from_checkpoint, run.report_to = str(run_dir), None, "none"
     run.log_path = run.ckpt_dir = run.eval_dir = run.process_folder_name = run.diversity_folder_name = None
-    run.vis_every, run.max_steps, run.max_epoch = 0, 4, None
+    run.vis_every, run.max_steps, run.max_epoch, run.nonfinite = 0, 4, None, "stop"
     method, optim = config.method, config.optim
     method.per_train_fake_num, method.fake_head_start = 1, 0
     optim.lr_scheduler, optim.lr_warmup_steps, optim.shard_teacher = "constant", 0, False

@@ -10,11 +10,12 @@ import os
 import re
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from dpdmd.config.options import MAX_COUNT, RunConfig
+from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.folders import delete_tree, has_links, link_by_name
@@ -25,8 +26,10 @@ from dpdmd.utils.text_files import require_regular
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
 STUDENT_EMA, LORA_EMA = f"{STUDENT}_ema", f"{LORA}_ema"  # the same of the moving average, with --ema_decay
+CONFIG, CKPTS = "config.yaml", "ckpts"
 LATEST_IMAGE = "latest.png"  # in process_vis/
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
+_PARTS = ("ckpt_dir", "log_path", "eval_dir", "process_folder_name", "diversity_folder_name")  # options of RunConfig
 _STEP = re.compile("step_([0-9]+)")
 
 
@@ -44,13 +47,12 @@ class RunFolder:
     @classmethod
     def from_config(cls, run: RunConfig) -> "RunFolder":
         """Derive the paths that are not given from `run_dir`, or without it from the parent of a given path."""
-        given = [run.ckpt_dir, run.log_path, run.eval_dir, run.process_folder_name, run.diversity_folder_name]
-        first = next((path for path in given if path), None)
+        first = next((path for path in (getattr(run, name) for name in _PARTS) if path), None)
         root = Path(run.run_dir) if run.run_dir else Path(first).parent if first else Path(DEFAULT_RUN_DIR)
         return cls(
             root=root,
             log=Path(run.log_path or root / "log"),
-            ckpts=Path(run.ckpt_dir or root / "ckpts"),
+            ckpts=Path(run.ckpt_dir or root / CKPTS),
             eval_images=Path(run.eval_dir or root / "eval_images"),
             process_vis=Path(run.process_folder_name or root / "process_vis"),
             div_vis=Path(run.diversity_folder_name or root / "div_vis"),
@@ -58,12 +60,16 @@ class RunFolder:
 
     @classmethod
     def of(cls, root: Path) -> "RunFolder":
-        """Return the paths of the run at `root`."""
-        return cls.from_config(RunConfig(run_dir=str(root)))
+        """Return the paths of the run at `root`. Of those that its config.yaml gives, the ones that exist count."""
+        run = RunConfig(run_dir=str(root))
+        with suppress(ValueError, LookupError, TypeError, OSError):  # none or a damaged one, or no access to a folder
+            given = strict_yaml.read(root / CONFIG, CONFIG)["run"]
+            run = replace(run, **{name: given[name] for name in _PARTS if given[name] and Path(given[name]).is_dir()})
+        return cls.from_config(run)
 
     @property
     def config(self) -> Path:
-        return self.root / "config.yaml"
+        return self.root / CONFIG
 
     @property
     def metrics(self) -> Path:

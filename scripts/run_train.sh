@@ -3,7 +3,8 @@
 # sdxl, sdxl_v, zimage, qwen_image, lumina2, flux2_klein and flux2_klein_9b. The settings are in
 # scripts/configs/MODEL.yaml. Set the paths here or in the environment:
 #   RUN=outputs/mine TEACHER=/data/z-image bash scripts/run_train.sh zimage
-# Further flags of dpdmd.train override the settings: bash scripts/run_train.sh zimage --resume_from_checkpoint latest
+# Further flags of dpdmd.train, and what a further --config sets, override settings and paths:
+#   bash scripts/run_train.sh zimage --resume_from_checkpoint latest
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
@@ -18,22 +19,84 @@ if [ -z "$FAMILY" ]; then
     exit 2
 fi
 shift
-source scripts/given.sh
+NAMED="${NAMED-$(compgen -e)}" # variables of the environment: unlike the paths below, they win over a --config
 
 RUN="${RUN:-outputs/${MODEL}_dpdmd}"
 PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 TEACHER="${TEACHER:-$(sed -n -E "/^  teacher_id: */{s///; s/ +#.*//; s/^(['\"])(.*)\1\$/\2/; p;}" "$SETTINGS")}"
-TEACHER="$(given --teacher_id "$TEACHER" "$@")"
-STUDENT="$(given --student_id "${STUDENT:-$TEACHER}" "$@")"
-FAKE="$(given --fake_id "${FAKE:-$TEACHER}" "$@")"
-PICK_PROCESSOR="$(given --pick_processor_path "${PICK_PROCESSOR-weights/CLIP-ViT-H-14-laion2B-s32B-b79K}" "$@")"
-PICK_MODEL="$(given --pick_model_path "${PICK_MODEL-weights/PickScore_v1}" "$@")"
-IR_MODEL="$(given --ir_model_path "${IR_MODEL-weights/ImageReward/ImageReward.pt}" "$@")"
-IR_MED_CONFIG="$(given --ir_med_config "${IR_MED_CONFIG-weights/ImageReward/med_config.json}" "$@")"
-DINO="$(given --dino_path "${DINO-weights/dinov2-base}" "$@")"
-CLIP="$(given --clip_path "${CLIP-weights/clip-vit-large-patch14}" "$@")"
+STUDENT="${STUDENT:-}" FAKE="${FAKE:-}" # empty: the teacher
+PICK_PROCESSOR="${PICK_PROCESSOR-weights/CLIP-ViT-H-14-laion2B-s32B-b79K}"
+PICK_MODEL="${PICK_MODEL-weights/PickScore_v1}"
+IR_MODEL="${IR_MODEL-weights/ImageReward/ImageReward.pt}"
+IR_MED_CONFIG="${IR_MED_CONFIG-weights/ImageReward/med_config.json}"
+DINO="${DINO-weights/dinov2-base}"
+CLIP="${CLIP-weights/clip-vit-large-patch14}"
 # 8 GPUs sharded; accelerate_ddp.yaml and accelerate_single_gpu.yaml are in the same folder
 ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_${FAMILY}_fsdp.yaml}"
+
+given() { # a flag, its other name or "", the flags of this call: whether they have it; VALUE becomes the last one's
+    local names="|$1|$2|" found=1
+    shift 2
+    while [ $# -gt 0 ]; do
+        if [[ $names == *"|${1%%=*}|"* ]]; then
+            found=0
+            case $1 in *=*) VALUE="${1#*=}" ;; *) VALUE="${2:-}" ;; esac
+            VALUE="${VALUE/#\~\//$HOME/}" # the shell leaves a ~ after = alone
+        fi
+        shift
+    done
+    return "$found"
+}
+
+configured() { # the flags of this call: prints the options that their --config files set
+    local files=()
+    while [ $# -gt 0 ]; do
+        case $1 in --config) files+=("${2:-}") ;; --config=*) files+=("${1#*=}") ;; esac
+        shift
+    done
+    [ ${#files[@]} -gt 0 ] || return 0
+    source scripts/setup_env.sh
+    "$PYTHON" - "${files[@]}" <<'PY'
+import sys
+from pathlib import Path
+
+from dpdmd.utils import strict_yaml
+from dpdmd.utils.paths import expanded
+
+for file in sys.argv[1:]:
+    try:
+        values = strict_yaml.read(Path(expanded(file)), "--config")
+        names = [name for key, value in values.items() for name in (value if isinstance(value, dict) else [key])]
+        print(*names, sep="\n")
+    except (ValueError, AttributeError):
+        pass  # the trainer says what is wrong
+PY
+}
+IN_FILES="$(configured "$@")"
+
+paths=()
+place() { # variable, option, other name of its flag or "", the flags of this call: passes what these and files do not set
+    local variable="$1" option="$2" other="$3"
+    shift 3
+    if given "--$option" "$other" "$@"; then
+        printf -v "$variable" %s "$VALUE"
+    elif grep -qx "$option" <<<"$IN_FILES" && ! grep -qx "$variable" <<<"$NAMED"; then
+        printf -v "$variable" %s ""
+    else
+        paths+=("--$option" "${!variable}")
+    fi
+}
+place TEACHER teacher_id --pretrained_model_name_or_path "$@"
+[ -z "$STUDENT" ] || place STUDENT student_id "" "$@"
+[ -z "$FAKE" ] || place FAKE fake_id "" "$@"
+place PROMPTS prompt_txt "" "$@"
+place PICK_PROCESSOR pick_processor_path "" "$@"
+place PICK_MODEL pick_model_path "" "$@"
+place IR_MODEL ir_model_path "" "$@"
+place IR_MED_CONFIG ir_med_config "" "$@"
+place DINO dino_path "" "$@"
+place CLIP clip_path "" "$@"
+place RUN run_dir --output_dir "$@"
 
 hub_id() { # whether a name is an id of the Hub, as dpdmd.utils.hub.parse_id decides
     [[ $1 =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*(@.+)?$ ]] || return 1
@@ -51,7 +114,7 @@ need() { # path, its name in download_weights.sh; an empty path leaves its score
 need_both() { # path, name, another path of the same scorer, its name
     [ -z "$1" ] || [ -z "$3" ] || { need "$1" "$2" && need "$3" "$4"; }
 }
-hub_id "$TEACHER" && [ ! -e "$TEACHER" ] || need "$TEACHER/model_index.json" "$MODEL"
+{ hub_id "$TEACHER" && [ ! -e "$TEACHER" ]; } || need "${TEACHER:+$TEACHER/model_index.json}" "$MODEL"
 need "$STUDENT" "$MODEL"
 need "$FAKE" "$MODEL"
 need_both "$PICK_PROCESSOR" pick-clip "$PICK_MODEL" pickscore
@@ -73,15 +136,5 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
 # shellcheck disable=SC2086
 exec "$PYTHON" -m accelerate.commands.launch --config_file "$ACCELERATE_CONFIG" ${LAUNCH_FLAGS:-} -m dpdmd.train \
     --config "$SETTINGS" \
-    --teacher_id "$TEACHER" \
-    --student_id "$STUDENT" \
-    --fake_id "$FAKE" \
-    --prompt_txt "$PROMPTS" \
-    --pick_processor_path "$PICK_PROCESSOR" \
-    --pick_model_path "$PICK_MODEL" \
-    --ir_model_path "$IR_MODEL" \
-    --ir_med_config "$IR_MED_CONFIG" \
-    --dino_path "$DINO" \
-    --clip_path "$CLIP" \
-    --run_dir "$RUN" \
+    "${paths[@]}" \
     "$@"

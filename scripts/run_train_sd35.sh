@@ -9,6 +9,7 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
+export NAMED="$(compgen -e)" # what the environment sets wins over a --config, the paths here do not
 export RUN="${RUN:-outputs/sd35_dpdmd/sd35m_t30_1024_lr1e5_4nfe_anchor5}"
 export PROMPTS="${PROMPTS:-data/prompts_train.txt}"
 export TEACHER="${TEACHER:-weights/stabilityai/stable-diffusion-3.5-medium}"

@@ -8,5 +8,6 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
+export NAMED="$(compgen -e)" # what the environment sets wins over a --config, the paths here do not
 export RUN="${RUN:-outputs/sdxl_dpdmd/sdxl_t50_1024_lr1e5_4nfe_anchor8}"
 exec bash "$(dirname "${BASH_SOURCE[0]}")/run_train.sh" sdxl "$@"

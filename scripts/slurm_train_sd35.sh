@@ -25,23 +25,23 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_multi_node.yaml}"
 
-source scripts/given.sh
-eval "$(grep '^export RUN=' scripts/run_train_sd35.sh)" # the folder's name is there alone
-LOG="$(given --run_dir "$RUN" "$@")/log/log.txt"
-lines=$(cat "$LOG" 2>/dev/null | wc -l)
-
+output="$(mktemp)"
 # The launcher between srun and the trainers would die of USR1, which it does not know: it ignores it, and the
 # trainers, which inherit that, set their own answer.
 srun --kill-on-bad-exit=0 bash -c '
     trap "" USR1
     export LAUNCH_FLAGS="--machine_rank $SLURM_NODEID --num_machines $SLURM_NNODES --main_process_ip $MASTER_ADDR --num_processes $((8 * SLURM_NNODES))"
-    exec bash scripts/run_train_sd35.sh --resume_from_checkpoint latest "$@"
-' bash "$@"
-status=$?
+    exec bash scripts/run_train_sd35.sh --resume_from_checkpoint latest --config scripts/configs/sd35_16gpus.yaml "$@"
+' bash "$@" 2>&1 | tee "$output"
+status=${PIPESTATUS[0]}
 
-# Behind a launcher the trainers' own status is lost; what ended them is near the end of what they added to the log.
-if [ "$status" != 0 ] && tail -n "+$((lines + 1))" "$LOG" | tail -n 10 | grep -q "stopped: SIG"; then
-    echo "stopped by a signal and saved: queued again"
+# Behind a launcher the trainers' own status is lost, but each prints what ended it. SIGTERM while they load does not
+# count: the launcher sends it if one of them has failed.
+grep -qE "stopped: (SIG[A-Z0-9]+: |SIGUSR1)" "$output"
+warned=$?
+rm -f "$output"
+if [ "$status" != 0 ] && [ "$warned" = 0 ]; then
+    echo "stopped by a signal: queued again"
     exec scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -156,10 +156,12 @@ def _print_report_command(out: Path) -> None:
 
 
 def default_jobs(sweep: Sweep) -> int:
-    """Return one job per CPU core, or a single job if a launcher is used or all jobs would share one GPU."""
+    """Return one job per CPU core of this process, or a single one with a launcher or a GPU, which all would share."""
     import torch
 
-    return 1 if torch.cuda.device_count() or not sweep.on_cores else os.cpu_count() or 1
+    # A container or a scheduler may give a process some of the machine's cores; not every system can say so.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if torch.cuda.device_count() or not sweep.on_cores else cores
 
 
 def _print_errors(problems: Sequence[object]) -> int:

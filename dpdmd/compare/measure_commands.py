@@ -66,12 +66,12 @@ class MeasureCommand:
         Raises:
             ValueError: one line that names the flag and what to do.
         """
+        found: list[tuple[Path, Path | None]] = []
         if self.program is None:
-            models, base = self.args.model, None
-        else:
-            models = [] if self.args.images else [Path(self.args.model)]
-            base = Path(self.args.base_model) if self.args.base_model else None
-        for path in models:
+            found = [(path, None) for path in self.args.model]
+        elif not self.args.images:
+            found = [self.program.locate_model(self.args)[:2]]
+        for path, base in found:
             model = find_model(path, base)
             flag = "--model" if model.source == model.folder else "--base_model"
             check_folder(LAYOUTS[family_of(model.folder)], model.folder, flag, no_t5=model.defaults.no_t5)

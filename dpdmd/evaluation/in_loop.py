@@ -5,12 +5,13 @@ Nothing is reloaded: the student is the one in memory, and the scorers are loade
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from dpdmd.config import Config
@@ -111,6 +112,8 @@ class InLoopEvaluation:
             scorer.offload()
 
     def _score_teacher(self) -> dict[str, Summary]:
+        if self.accelerator.is_main_process:  # if this is interrupted, the old scores would be of other images
+            self.folder.teacher_scores.unlink(missing_ok=True)
         scores = self._score(self.teacher, TEACHER, self.folder.eval_images / TEACHER, show=False)
         if self.accelerator.is_main_process:
             content = {"settings": self._settings(), "metrics": {name: asdict(s) for name, s in scores.items()}}
@@ -187,8 +190,7 @@ class InLoopEvaluation:
             rows = {}
             for label, folder in ((TEACHER, self.folder.eval_images / TEACHER), (title, self.folder.eval_images)):
                 files = [folder / image_set.name / file_name((index, n)) for n in range(image_set.num_samples)]
-                # An image may be missing here if another node wrote it to its own disk.
-                rows[label] = [open_image(file) for file in files if file.is_file()]
+                rows[label] = list(_readable(files))
             rows = {label: row for label, row in rows.items() if row}
             if rows:
                 grid = labelled_grid(list(rows.values()), list(rows), prompt, columns=GRID_COLUMNS)
@@ -200,6 +202,16 @@ class InLoopEvaluation:
             seed_grids.save(self.folder, step, self.setup.sets)
         except (OSError, ValueError) as error:
             logger.warning("the report will lack the images of step %d: %s", step, error)
+
+
+def _readable(files: Sequence[Path]) -> Iterator[Image.Image]:
+    """Yield the images that are here: another node may have written some to its own disk, and a disk may be damaged."""
+    for file in files:
+        try:
+            if file.is_file():
+                yield open_image(file)
+        except ValueError as error:
+            logger.warning("div_vis/ will lack an image: %s", error)
 
 
 def _score_finite(samples: list[Sample], made: Tensor, scorers: list[Scorer], title: str) -> list[ImageScores]:

@@ -18,7 +18,7 @@ from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths, given_scorers, scorer_sources
-from dpdmd.models.hub_models import locate_all
+from dpdmd.models.hub_models import Located, Source, locate_all
 from dpdmd.sampling.given_images import GivenImages, find_images, is_table, odd_names, read_table
 from dpdmd.sampling.image_folder import PICTURES, ImageFile, is_whole, read_settings
 from dpdmd.sampling.model_source import locate_model
@@ -45,16 +45,14 @@ class Program:
         """Run the program and return its exit status: 2 on wrong input, 1 if it had to stop."""
         try:
             self._run(self.check(self.parser().parse_args(argv)))
-        except ValueError as error:
-            print(f"{self.name}: error: {one_line(error)}", file=sys.stderr)
-            return 2
-        except (OSError, MemoryError) as error:
-            print(f"{self.name}: stopped: {one_line(error)}", file=sys.stderr)
-            if isinstance(error, ConnectionAbortedError):
-                from dpdmd.distributed import collectives  # imported long ago
+        except (ValueError, OSError, MemoryError) as error:
+            status, kind = (2, "error") if isinstance(error, ValueError) else (1, "stopped")
+            print(f"{self.name}: {kind}: {one_line(error)}", file=sys.stderr)
+            if COLLECTIVES in sys.modules:  # else there is no process group yet
+                from dpdmd.distributed import collectives
 
-                collectives.exit_without_peers(1)
-            return 1
+                collectives.exit_without_peers(status)
+            return status
         return 0
 
     def _run(self, job: Job) -> None:
@@ -100,6 +98,9 @@ class Program:
             kind = _kind(flag)
             options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
             options |= {"default": _checked_default(flag, value), "help": f"{described[flag]} (default: %(default)s)"}
+            if flag == BASE_MODEL:  # does not replace the base that a LoRA names; see `locate_model`
+                shown = str(options.pop("default")).replace("%", "%%")
+                options["help"] = f"{described[flag]} (default of a network alone: {shown})"
             parser.add_argument(f"--{flag}", **options)
         parser.add_argument("--images_per_prompt", type=int, help=PER_PROMPT_HELP)
         parser.add_argument("--prompt_column", help=COLUMN_HELP)
@@ -147,6 +148,7 @@ class Program:
         if set(scorers) <= DIVERSITY_SCORERS:
             _check_pairs(args, images)
         model, base_model, paths = self.locate(args)  # last: a wrong path must not cost a download
+        args.base_model = args.base_model or (base_model and str(base_model))  # for summary.json
         return Job(args, model, base_model, paths, options, prompts, images, given.note, out)
 
     def locate(self, args: argparse.Namespace) -> tuple[Path | None, Path | None, dict[str, dict[str, Path]]]:
@@ -156,14 +158,22 @@ class Program:
             ValueError: a path does not hold what its flag needs, or a model is neither here nor in the Hub's cache.
             OSError: a model cannot be fetched from the Hub.
         """
-        sources, hub = scorer_sources(vars(args), self.scorers), HubOptions.of(args)
+        sources = scorer_sources(vars(args), self.scorers)
         model = base_model = None
         if args.images:
-            found = locate_all(list(sources.values()), hub)
+            found = locate_all(list(sources.values()), HubOptions.of(args))
         else:
-            model, base_model, found = locate_model(args.model, args.base_model, hub, list(sources.values()))
+            model, base_model, found = self.locate_model(args, list(sources.values()))
         local = {flag: str(one.path) for flag, one in zip(sources, found, strict=True)}
         return model, base_model, check_scorer_paths(vars(args) | local, self.scorers)
+
+    def locate_model(
+        self, args: argparse.Namespace, others: Sequence[Source] = ()
+    ) -> tuple[Path, Path | None, list[Located]]:
+        """Return the local paths of --model, --base_model and `others`; raises as `model_source.locate_model`."""
+        default = self.defaults[BASE_MODEL]
+        default = _path(str(default)) if default else None
+        return locate_model(args.model, args.base_model, HubOptions.of(args), others, default_base=default)
 
     def prompts(self, args: argparse.Namespace, scorers: Collection[str]) -> list[str]:
         """Return the prompts of --prompts_txt if images are generated, a scorer needs them, or the flag was given.
@@ -267,10 +277,12 @@ PER_PROMPT_HELP = (
     "with a folder as --images: take its images in their order, 2 before 10, this many for each prompt (default: their "
     "names say the prompts)"
 )
+BASE_MODEL = "base_model"
+COLLECTIVES = "dpdmd.distributed.collectives"
 BATCH_SIZES = {"gen_batch_size": 4, "batch_size": 32}
 HELP = {
     "model": "run, checkpoint or pipeline folder, org/name, or with --base_model a .pt, .pth, .bin or .safetensors",
-    "base_model": "pipeline that a LoRA or a network alone belongs to: a folder, or org/name on the Hub",
+    BASE_MODEL: "pipeline that a LoRA or a network alone belongs to: a folder, or org/name on the Hub",
     "images": "score the images of this folder, or those in a CSV file with the columns file and prompt",
     "prompts_txt": "prompts, one a line or in a column; the default is read with --images only if scorers need it",
     "output_dir": "pictures/, per_image.csv, summary.json and table.txt",

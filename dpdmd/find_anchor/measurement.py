@@ -1,6 +1,7 @@
 """The work of `dpdmd.find_anchor`: check and load the teacher, measure its curve, write the files."""
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -11,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from dpdmd.config import Config
+from dpdmd.data.encoded_prompts import EncodedPrompts
 from dpdmd.data.prompts import pool_prompts
 from dpdmd.distributed.topology import describe
 from dpdmd.evaluation.in_loop_setup import set_up_evaluation
@@ -41,7 +43,8 @@ def run(config: Config, own: argparse.Namespace) -> str:
         MemoryError: the device has too little memory.
     """
     prompts = _check_teacher(config, own.num_prompts)
-    with out_of_memory.explained("lower --batch_size, --height or --width, or give --bf16 or --space latents"):
+    lower = "lower --batch_size, --height or --width, or give --bf16, --space latents or --text_encoder_precision int8"
+    with out_of_memory.explained(lower):
         return _run(config, own, prompts)
 
 
@@ -59,26 +62,32 @@ def _check_teacher(config: Config, num_prompts: int) -> list[str]:
     return pool_prompts(prompts, config.run.seed, num_prompts, weights)
 
 
-def load_teacher(config: Config) -> tuple[Sampler, TextEncoder]:
-    """Load the teacher as `dpdmd.train` does, with the grid and the guidance of its anchors."""
+def load_teacher(config: Config, prompts: Sequence[str]) -> tuple[Sampler, TextEncoder]:
+    """Load the teacher as `dpdmd.train` does, with the grid and the guidance of its anchors.
+
+    The prompts are encoded first, and the text encoders are deleted before the network loads.
+    """
     dtype = precision.set_up(config.optim.bf16)
     family = family_class(config.model.family)(local_device(), dtype, config.model.precisions)
     folder, method = Path(config.model.teacher_id), config.method
+    null_prompt = family.layout.guidance.null_prompt
     encoder = family.load_text_encoder(folder, config.data.max_sequence_length, no_t5=config.model.no_t5)
+    encoder = EncodedPrompts(encoder, [null_prompt, *prompts], family.device)
+    gc.collect()  # the libraries' pipelines hold reference cycles
+    torch.cuda.empty_cache()
     network = family.load_network(folder, family.compute_dtype).requires_grad_(False).to(family.device)
     if config.optim.attention_backend:
         use_attention_backend(network, config.optim.attention_backend, family.compute_dtype)
     size = next(iter(config.data.image_sizes))
     schedule, decoder = family.load_schedule(folder).at_size(*size), family.load_image_decoder(folder)
-    null = encoder.encode([family.layout.guidance.null_prompt])
     grid = schedule.default_sigmas(method.teacher_infer_steps)
     settings = SamplerSettings(grid, method.teacher_guidance_scale, *size)
-    return Sampler(family, network, schedule, decoder, null, settings), encoder
+    return Sampler(family, network, schedule, decoder, encoder.encode([null_prompt]), settings), encoder
 
 
 def _run(config: Config, own: argparse.Namespace, prompts: Sequence[str]) -> str:
     started = time.perf_counter()
-    sampler, encoder = load_teacher(config)
+    sampler, encoder = load_teacher(config, prompts)
     steps = curve_steps(config.method.teacher_infer_steps)
     space = own.space or cheap_space(sampler.settings.height, sampler.settings.width)
     settings = CurveSettings(steps, space, own.num_seeds, config.run.seed, config.optim.batch_size)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from dpdmd.models.loading import raise_as_value_error
 from dpdmd.models.lora import Adapter
 from dpdmd.models.tensor_files import LazyTensor, Weights
 from dpdmd.models.weight_files import Shape, read_shapes_of_weights
+from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.paths import LORA_WEIGHTS
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ def save_lora(
         state: the weights under the names of their layers.
         component: the network that the adapter changes.
         comfyui_name: converts diffusers' name of a weight or alpha to ComfyUI's; None if they are the same.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     scale = adapter.alpha / adapter.rank
     named = {
@@ -44,11 +49,18 @@ def save_lora(
         for name, value in state.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(named, folder / LORA_WEIGHTS, metadata={"format": "pt"})
+    _save(named, folder / LORA_WEIGHTS, {"format": "pt"})
     if comfyui_name:
         layers = (name.removesuffix(_B) for name in named if name.endswith(_B))
         named |= {f"{layer}.alpha": torch.tensor(float(adapter.rank)) for layer in layers}
-        save_file({comfyui_name(name): value for name, value in named.items()}, folder / COMFYUI_WEIGHTS)
+        _save({comfyui_name(name): value for name, value in named.items()}, folder / COMFYUI_WEIGHTS)
+
+
+def _save(named: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    try:
+        save_file(named, path, metadata)
+    except SafetensorError as error:  # which is no OSError, also if the disk is full
+        raise OSError(f"{path}: cannot be written ({shorten_error(error)})") from None
 
 
 def read_lora(folder: Path, component: str) -> dict[str, Tensor]:

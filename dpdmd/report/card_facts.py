@@ -14,7 +14,7 @@ from dpdmd.report.runs import Run, RunEntry, read_runs
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.hub import cache_folder, cached_snapshot, parse_id
 from dpdmd.utils.manifest import read_manifest
-from dpdmd.utils.paths import MODEL_INDEX
+from dpdmd.utils.paths import MODEL_INDEX, same_place
 
 CARD = "README.md"
 PIPELINE, SINGLE_FILE = "pipeline", "single file"  # kinds of exports, beside run_folder's LORA
@@ -71,7 +71,12 @@ def training_of(student: Path) -> Training | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     root = Path(config["run_dir"]) if config.get("run_dir") else checkpoint.parent.parent
-    places = [place for place in (checkpoint.parent.parent, root) if RunFolder.of(place).metrics.is_file()]
+    # Another run may lie now where the run of a copied checkpoint was.
+    places = [
+        place
+        for place in (checkpoint.parent.parent, root)
+        if RunFolder.of(place).metrics.is_file() and same_place(RunFolder.of(place).ckpts, checkpoint.parent)
+    ]
     run = read_runs([RunEntry(places[0])])[0] if places else None
     return Training(config, step, manifest.get("num_prompts"), run)
 

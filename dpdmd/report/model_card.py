@@ -112,8 +112,9 @@ def snippet(card: Card, prompt: str, known: str | None) -> str:
 
 def _loading(card: Card, base: str) -> tuple[list[str], list[str]]:
     """Return the imports of the snippet, and the lines that load `pipe` from `student`."""
-    layout, dtype, base_variant = card.layout, f"dtype=torch.{card.dtype}", card.defaults.base_variant
-    from_base = f"{dtype}, variant={_quoted(base_variant)}" if base_variant else dtype
+    layout, dtype = card.layout, f"dtype=torch.{card.dtype}"
+    exact = {"variant": card.defaults.base_variant, "revision": card.defaults.base_revision}
+    from_base = ", ".join([dtype, *(f"{name}={_quoted(value)}" for name, value in exact.items() if value)])
     if card.kind == LORA:
         scheduler = card.scheduler.get("_class_name", _FLOW)
         without = "".join(f", {name}=None" for name in layout.t5 if card.defaults.no_t5)

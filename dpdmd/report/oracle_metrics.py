@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dpdmd.report.scores import Score
+from dpdmd.run_folder import CKPTS
 from dpdmd.utils.text_files import read_json
 
 COLUMNS = ("entropy", "coverage", "spread")  # shown beside the accuracy of each category
@@ -53,11 +55,18 @@ def read_oracle_metrics(path: Path, root: Path) -> list[OracleMetrics]:
 def _read(model: str, entry: dict[str, Any], root: Path) -> OracleMetrics:
     return OracleMetrics(
         model=model,
-        in_run=Path(model).absolute().is_relative_to(root.absolute()),
+        in_run=_is_in_run(Path(model), root.absolute()),
         steps=int(entry["steps"]),
         means={name: Score(None if (mean := entry["mean"][name]) is None else float(mean)) for name in COLUMNS},
         accuracy={name: Score(row["mean"], row["low"], row["high"]) for name, row in entry["categories"].items()},
     )
+
+
+def _is_in_run(model: Path, root: Path) -> bool:
+    """Return whether a model is in the run at `root`, also by a path of before the run moved or from another folder."""
+    if model.exists() or model.absolute().is_relative_to(root):
+        return model.absolute().is_relative_to(root)
+    return (root.name, CKPTS) in pairwise(model.parts)
 
 
 def categories(models: Sequence[OracleMetrics]) -> list[str]:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,28 +48,30 @@ class PromptSheets:
 
 def prompt_sheets(shown: Sequence[ShownRun]) -> list[PromptSheets]:
     """Return the sheets of every prompt: first those of different teachers, then those of each run."""
-    # (image set, prompt) -> run number -> step or TEACHER -> sheet
-    found: dict[tuple[str, str], dict[int, dict[int | str, SeedGrid]]] = {}
+    # (image set, prompt) -> run number -> step or TEACHER -> sheet, with its data URI
+    found: dict[tuple[str, str], dict[int, dict[int | str, tuple[SeedGrid, str]]]] = {}
     for number, item in enumerate(shown):
         for step, grids in item.run.grids.items():
             for grid in grids:
-                by_run = found.setdefault((grid.image_set, grid.prompt), {})
-                by_run.setdefault(number, {}).setdefault(step, grid)
+                with suppress(OSError):  # a run that goes on has deleted it, or it is damaged
+                    sheet = grid, _as_uri(grid.file.read_bytes())
+                    by_run = found.setdefault((grid.image_set, grid.prompt), {})
+                    by_run.setdefault(number, {}).setdefault(step, sheet)
     prompts = []
     for index, ((image_set, prompt), by_run) in enumerate(found.items()):
         teachers: list[ModelSheets] = []
         students = []
         for number, grids in by_run.items():
             item = shown[number]
-            if teacher := grids.pop(TEACHER, None):
-                uri = _data_uri(teacher.file)
+            if TEACHER in grids:
+                teacher, uri = grids.pop(TEACHER)
                 if all(other.sheets[None] != uri for other in teachers):
                     key = f"sheet{index}-teacher{len(teachers)}"
                     style = TEACHER_STYLE
                     teachers.append(ModelSheets(key, "teacher", style, teacher.num_seeds, teacher.size, {None: uri}))
             if grids:
-                last = grids[max(grids)]
-                sheets = {step: _data_uri(grid.file) for step, grid in grids.items()}
+                last, _ = grids[max(grids)]
+                sheets = {step: uri for step, (_, uri) in grids.items()}
                 key = f"sheet{index}-{item.key}"
                 students.append(ModelSheets(key, item.run.name, item.style, last.num_seeds, last.size, sheets))
         prompts.append(PromptSheets(image_set, prompt, teachers + students))
@@ -94,10 +97,6 @@ def load_image(path: Path | None, title: str, style: Style | None = None) -> Sho
     data = io.BytesIO()
     image.save(data, format="WEBP", quality=90)
     return ShownImage(title, style, image.size, _as_uri(data.getvalue()))
-
-
-def _data_uri(path: Path) -> str:
-    return _as_uri(path.read_bytes())
 
 
 def _as_uri(webp: bytes) -> str:

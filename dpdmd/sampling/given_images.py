@@ -23,7 +23,7 @@ from dpdmd.sampling.image_folder import (
     is_hidden,
     is_image,
 )
-from dpdmd.utils.text_files import require_regular
+from dpdmd.utils.text_files import is_utf8, require_regular
 
 TABLES = {".csv": ",;\t", ".tsv": "\t"}  # ending -> separators
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "path")
@@ -150,6 +150,8 @@ def find_images(folder: Path, prompts: Sequence[str], per_prompt: int | None = N
         if not folder.is_dir():
             raise ValueError("no such folder")
         paths = _without_sheets(_images_below(folder))
+        if odd := next((path for path in paths if not is_utf8(str(path))), None):
+            raise ValueError(f"{str(odd)!r}: its name is not UTF-8; rename it")
     if not paths:
         raise ValueError(f"--images {folder}: no image in it ({', '.join(SUFFIXES)})")
     if per_prompt:

@@ -42,6 +42,14 @@ def base_source(lora: Path, variant: str | None = None) -> Source | None:
     return Source(f"--model {lora}: its base", str(model or base), pipeline_with_text_of(lora), variant=variant)
 
 
+def names_base(lora: Path) -> bool:
+    """Return whether a LoRA's dpdmd.json names the pipeline that it changes."""
+    try:
+        return bool(read_json(lora / DEFAULTS_FILE).get("base"))
+    except ValueError:
+        return False  # see `base_source`
+
+
 def pipeline_with_text_of(folder: Path) -> Select:
     """Return the function that selects the files of a pipeline for a student in `folder`: no T5 if it has none."""
     try:
@@ -58,11 +66,15 @@ def locate_model(
     others: Sequence[Source] = (),
     *,
     base_variant_only: bool = False,
+    default_base: str | None = None,
 ) -> tuple[Path, Path | None, list[Located]]:
     """Return the local paths of --model and --base_model, and of `others`. Call on every rank.
 
     `--variant` is that of the pipeline whose weights are read: of --model, or of the base of a LoRA or a network alone.
     With `base_variant_only` it is never that of --model.
+
+    Args:
+        default_base: counts as --base_model of a network alone, and of a LoRA that names no base.
 
     Raises:
         ValueError, OSError: as `locate_all`.
@@ -78,6 +90,8 @@ def locate_model(
         again = locate_all([own(str(place))] if variant and not sources else [], options)
         return again[0].path if again else path, Path(base_model) if base_model else None, found
     base = base_source(place, options.variant) if place else None
+    if not base_model and (not names_base(place) if place else _is_network(model)):
+        base_model = default_base
     if base_model:
         select = pipeline_with_text_of(place) if place else pipeline_files
         base = Source("--base_model", base_model, select, variant=options.variant)

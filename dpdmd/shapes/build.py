@@ -1,7 +1,7 @@
 """Train the small world's weights: `python -m dpdmd.shapes.build [--pairs|--scorers]`. A seed gives the same training.
 
 `--pairs` continues from the pipeline for one object and trains the pipeline for one or two. After an interruption the
-same command with `--vae OUT/vae` goes on from the last whole cycle of the teacher, kept in OUT_cycles until the end.
+same command with `--vae OUT_cycles/vae` goes on from the last whole cycle of the teacher. OUT is written at the end.
 """
 
 from dpdmd.utils import signals
@@ -27,7 +27,7 @@ from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.utils.error_lines import one_line
-from dpdmd.utils.folders import delete_tree, finish_folder
+from dpdmd.utils.folders import creating_folder, delete_tree
 from dpdmd.utils.paths import check_writable, user_path
 
 GUIDANCE_SCALE = 3.5  # the paper's, for SD3.5
@@ -66,18 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = PAIRS
         start_vae = load_vae(args.start / "vae")
         start = SD3Transformer2DModel.from_pretrained(args.start, subfolder="transformer")
+    cycles = out.with_name(out.name + "_cycles")
     if args.vae:
         vae = load_vae(args.vae).eval()
     else:
         vae = train_autoencoder(args.seed, recipe.vae_steps, recipe.world, start_vae)
-        vae.save_pretrained(out / "vae")
+        vae.save_pretrained(cycles / "vae")
     logger.info("autoencoder after %.0f s", time.perf_counter() - started)
-    cycles = out.with_name(out.name + "_cycles")
     pipe = train_teacher(vae, args.seed, recipe, start, saved=cycles)
-    pipe.save_pretrained(out, safe_serialization=True)
+    with creating_folder(out) as folder:
+        pipe.save_pretrained(folder, safe_serialization=True)
+        SamplingDefaults(steps=30, guidance_scale=GUIDANCE_SCALE, max_sequence_length=MAX_LENGTH).write(folder)
     delete_tree(cycles)
-    finish_folder(out)
-    SamplingDefaults(steps=30, guidance_scale=GUIDANCE_SCALE, max_sequence_length=MAX_LENGTH).write(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     logger.info("%s: %.1f MB after %.0f s", out, size, time.perf_counter() - started)
     return 0
@@ -99,6 +99,8 @@ def check(args: argparse.Namespace, out: Path) -> None:
                 check_model_folder(folder)
             except ValueError as error:
                 raise ValueError(f"{flag} {folder}: {error}") from None
+    if not args.scorers and out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
+        raise ValueError(f"--out {out}: is there already; give another --out")
 
 
 def load_vae(folder: Path) -> AutoencoderKL:

@@ -21,7 +21,6 @@ from dpdmd.evaluation.scorers import imagereward
 from dpdmd.shapes import world
 from dpdmd.shapes.text import CHARACTERS, MAX_LENGTH, build_clip_tokenizer, words_of
 from dpdmd.shapes.world import IMAGE_SIZE
-from dpdmd.utils.folders import finish_folder
 
 WIDTH, PATCH, DEPTH = 64, 8, 4  # of every image encoder; 64 tokens and a class token
 TEXT_WIDTH, TEXT_DEPTH = 64, 2
@@ -114,7 +113,6 @@ def save_model(folder: Path, model: nn.Module, processor: CLIPProcessor | BitIma
     """Write a transformers folder."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    finish_folder(folder)
 
 
 def save_imagereward(
@@ -125,4 +123,3 @@ def save_imagereward(
     torch.save(imagereward.to_official(network.state_dict()), folder / "ImageReward.pt")
     (folder / "med_config.json").write_text(json.dumps(med_config, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
-    finish_folder(folder)

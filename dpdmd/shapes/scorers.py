@@ -26,6 +26,7 @@ from dpdmd.shapes.scorer_models import (
 )
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
+from dpdmd.utils.folders import creating_folder
 from dpdmd.utils.rng import numpy_generator
 
 BATCH_SIZE = 48
@@ -195,14 +196,15 @@ def train_imagereward(seed: int) -> tuple[imagereward.ImageRewardNetwork, dict[s
 
 def build_scorers(out: Path, seed: int) -> None:
     """Train the four scorers and save them below `out`; an existing one is kept."""
-    builders: dict[str, Callable[[], None]] = {
-        "clip": lambda: save_model(out / "clip", *train_clip("clip", seed)),
-        "pickscore": lambda: save_model(out / "pickscore", *train_clip("pickscore", seed + 1)),
-        "dinov2": lambda: save_model(out / "dinov2", *train_dinov2(seed + 2)),
-        "ImageReward": lambda: save_imagereward(out / "ImageReward", *train_imagereward(seed + 3)),
+    builders: dict[str, Callable[[Path], None]] = {
+        "clip": lambda folder: save_model(folder, *train_clip("clip", seed)),
+        "pickscore": lambda folder: save_model(folder, *train_clip("pickscore", seed + 1)),
+        "dinov2": lambda folder: save_model(folder, *train_dinov2(seed + 2)),
+        "ImageReward": lambda folder: save_imagereward(folder, *train_imagereward(seed + 3)),
     }
     for name, build in builders.items():
         if (out / name).exists():
             logger.info("%s exists already", out / name)
         else:
-            build()
+            with creating_folder(out / name) as folder:
+                build(folder)

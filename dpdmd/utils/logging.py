@@ -22,10 +22,25 @@ def set_up_logging(log_file: Path | None, *, every_line: bool = False) -> None:
         old.close()
     handlers: list[logging.Handler] = [_AboveBar()]
     if log_file:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers.append(_LogFile(log_file, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """Says once that the file cannot be written, for example to a full disk. logging would with every line."""
+
+    has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.has_failed:
+            self.has_failed = True
+            reason = f"cannot be written ({error.strerror}); it will lack lines that are on the terminal"
+            tqdm.write(f"{self.baseFilename}: {reason}", file=sys.stderr)
 
 
 class _AboveBar(logging.Handler):

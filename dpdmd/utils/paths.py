@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpdmd.utils.text_files import is_utf8
+
 MODEL_INDEX = "model_index.json"  # in the folder of a diffusers pipeline
 DEFAULTS_FILE = "dpdmd.json"  # sampling defaults, beside model_index.json or a LoRA
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -20,8 +22,11 @@ def expanded(text: str) -> str:
     """Expand a leading ~, which the shell leaves alone after `--flag=`, and follow text files in place of links.
 
     Raises:
-        ValueError: ~name of an unknown user, which would otherwise become a folder of that name.
+        ValueError: ~name of an unknown user, which would otherwise become a folder of that name; or a name that is not
+            UTF-8, which no result file can hold.
     """
+    if not is_utf8(text):
+        raise ValueError(f"{text!r}: its name is not UTF-8; rename it")
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise ValueError(
@@ -67,7 +72,7 @@ def user_path(text: str) -> Path:
     """Convert the value of a flag to a path.
 
     Raises:
-        argparse.ArgumentTypeError: it is empty, has a zero byte, or begins with ~name of an unknown user.
+        argparse.ArgumentTypeError: it is empty, has a zero byte, is not UTF-8, or begins with ~name of an unknown user.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is empty; give a path, or leave it out")

@@ -65,13 +65,18 @@ def check_prompt_length(prompt: str, place: str) -> None:
         )
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a text from outside is UTF-8: Python decodes other bytes, also of file names, to surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def check_prompt(prompt: str, place: str) -> None:
     """Check that a prompt from outside a file is text, is not empty, and is not a whole document.
 
     Raises:
         ValueError: one line that begins with `place`.
     """
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # Python decodes invalid bytes to these
+    if not is_utf8(prompt):
         raise ValueError(f"{place} {ascii(prompt)[:60]}: is not UTF-8")
     if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
         raise ValueError(f"{place}: is empty")

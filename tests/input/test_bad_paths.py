@@ -231,6 +231,7 @@ def test_the_doctor_reports_a_full_disk_in_one_line(capsys, monkeypatch, tmp_pat
         (build, ["--seed", "-1"], "--seed -1: must be 0 to"),
         (build, ["--vae", "{tmp}/none"], "--vae {tmp}/none: no such folder"),
         (build, ["--pairs", "--start", "{tmp}/none"], "--start {tmp}/none/vae: no such folder"),
+        (build, [], "--out weights/tiny/sd35: is there already; give another --out"),
         (build, ["--out", "{tmp}/file/sd35"], "--out {tmp}/file: {tmp}/file is a file; give a folder"),
         (measure_scorers, ["--out", "{tmp}"], "--out {tmp}: is a folder; give a file"),
         (measure_scorers, ["--out", "{tmp}/file/x.json"], "--out {tmp}/file: {tmp}/file is a file; give a folder"),

@@ -329,7 +329,7 @@ def test_jobs_run_one_at_a_time_on_a_gpu(values, tmp_path, monkeypatch):
     call(values, tmp_path)
     launched = read_sweep(tmp_path / "sweep.yaml")
     plain = replace(launched, on_cores=True)
-    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(7)))
     for devices, expected in ((0, (7, 1)), (2, (1, 1))):
         monkeypatch.setattr("torch.cuda.device_count", lambda devices=devices: devices)
         assert (default_jobs(plain), default_jobs(launched)) == expected

@@ -1,6 +1,8 @@
 """`dpdmd.doctor`: every check passes on a sound trainer, and each fails when its fault is put in."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from dpdmd.methods import losses, updates
 from dpdmd.models import base
 from dpdmd.models.sd35.family import SD35
 from dpdmd.sampling import rollout
-from dpdmd.training import optimizer_state
+from dpdmd.training import doctor_checks, optimizer_state
 from dpdmd.utils import rng
 
 
@@ -99,6 +101,18 @@ def forgotten_moments(monkeypatch):
     monkeypatch.setattr(optimizer_state, "restore_optimizer_state", lambda *_: None)
 
 
+def a_flipped_step(monkeypatch):
+    healthy = doctor_checks._restore
+
+    def restore(trainer, snapshot):
+        healthy(trainer, snapshot)
+        trained = trainer.trained["student"]
+        with torch.no_grad():
+            trained.parameters[0].view(-1)[0] += 4 * trained.optimizer.param_groups[0]["lr"]
+
+    monkeypatch.setattr(doctor_checks, "_restore", restore)
+
+
 def another_grid(monkeypatch):
     healthy = SD35.library_sigmas
     monkeypatch.setattr(SD35, "library_sigmas", lambda *given: healthy(*given) ** 1.01)
@@ -136,8 +150,31 @@ def test_each_fault_fails_its_check(run_doctor, monkeypatch, fault, check):
     assert status == 1 and check in failed
 
 
+@pytest.mark.parametrize(("fault", "passes"), [(None, True), (a_flipped_step, True), (forgotten_moments, False)])
+@pytest.mark.parametrize("more", [[], ["--lora_rank", "4"]], ids=str)
+def test_the_limit_of_a_gpu_allows_rounding_and_no_lost_moments(run_doctor, monkeypatch, fault, passes, more):
+    """Its sums have no fixed order, which may turn an element's first steps around."""
+    monkeypatch.setattr(doctor_checks, "_resume_limit", lambda device: doctor_checks.RESUME_LIMIT)
+    if fault:
+        fault(monkeypatch)
+    _, failed = run_doctor(*more)
+    assert ("resume" in failed) != passes
+
+
+def test_two_doctors_do_not_share_a_folder(tmp_path):
+    """What a killed one left is cleared."""
+    (tmp_path / ".scratch" / "student").mkdir(parents=True)
+    with doctor.scratch_folder(tmp_path) as folder:
+        assert [path for path in folder.iterdir() if path.is_dir()] == []
+        other = f"from pathlib import Path; from dpdmd import doctor; doctor.scratch_folder(Path({str(tmp_path)!r}))"
+        done = subprocess.run([sys.executable, "-c", f"{other}.__enter__()"], capture_output=True, text=True)
+        assert "another doctor is at work there" in done.stderr and folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_loss_that_is_not_finite_fails_a_check_and_keeps_its_diagnostic(run_doctor, tmp_path):
-    status, failed = run_doctor("--lr_fake", "100", "--max_grad_norm", "1e30")
+    """Also if the run itself would skip such updates."""
+    status, failed = run_doctor("--lr_fake", "100", "--max_grad_norm", "1e30", "--nonfinite", "skip")
     (diagnostic,) = (tmp_path / "doctor" / "diagnostics").iterdir()
     assert status == 1 and "training" in failed
     assert f"see {diagnostic}" in (tmp_path / "doctor" / "table.md").read_text()

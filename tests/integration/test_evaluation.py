@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpdmd import train
+from dpdmd.distributed import collectives
 from dpdmd.evaluation import program_run
 from dpdmd.evaluation.in_loop import InLoopEvaluation
 from dpdmd.evaluation.scorers.clip import ClipScore
+from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.sampler import Sampler
 from dpdmd.training.adaptive_weight import weight_factor
 
@@ -112,8 +115,11 @@ def test_a_run_is_evaluated_before_during_and_at_the_end(flags, tmp_path, monkey
         return score(self, sampler, title, folder, show=show)
 
     monkeypatch.setattr(InLoopEvaluation, "_score", counted)
+    damaged = run / "eval_images" / "teacher" / "eval" / "00000_000.png"
+    damaged.write_bytes(b"")
     assert train.main([*flags, "--max_steps", "18", "--resume_from_checkpoint", "latest"]) == 0
     assert passes == ["step 18"]
+    assert f"div_vis/ will lack an image: {damaged} cannot be read" in (run / "log" / "log.txt").read_text()
     assert [line["step"] for line in evaluations(run)] == [0, 6, 12, 18]
     lines = (run / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["step"] != 18 or json.loads(line)["turn"] != "eval"]
@@ -121,6 +127,22 @@ def test_a_run_is_evaluated_before_during_and_at_the_end(flags, tmp_path, monkey
     passes.clear()
     assert train.main([*flags, "--max_steps", "24", "--resume_from_checkpoint", "latest"]) == 0
     assert passes == ["step 18", "step 24"]
+
+
+def test_an_interrupted_scoring_of_the_teacher_leaves_no_scores(tmp_path, monkeypatch):
+    """They would be those of other images."""
+    evaluation, folder = object.__new__(InLoopEvaluation), RunFolder.of(tmp_path)
+    evaluation.teacher, evaluation.folder = {}, folder
+    evaluation.accelerator = SimpleNamespace(is_main_process=True)
+    folder.teacher_scores.write_text("{}")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InLoopEvaluation, "_score", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation._score_teacher()
+    assert not folder.teacher_scores.exists()
 
 
 def test_evaluation_does_not_change_training(flags, tmp_path):
@@ -378,6 +400,20 @@ def test_a_rank_that_runs_out_of_memory_ends_the_others(preference, tmp_path, ru
     given = ["tests/processes/drivers/starved_rank.py", *preference, "--output_dir", str(tmp_path / "out")]
     done = run_processes(given, check=False)
     assert done.returncode == 1 and done.stderr.count("test_preference.py: stopped: out of memory; lower") == 2
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, 2), (OSError, 1), (MemoryError, 1)])
+def test_an_error_of_all_ranks_leaves_no_process_group(preference, tmp_path, monkeypatch, error, status):
+    """Gloo's threads abort an interpreter that ends before its group; without a group the call does nothing."""
+    ended = []
+
+    def fail(job):
+        raise error("broken")
+
+    monkeypatch.setattr(program_run, "run", fail)
+    monkeypatch.setattr(collectives, "exit_without_peers", ended.append)
+    assert program("test_preference").main([*preference, "--output_dir", str(tmp_path / "out")]) == status
+    assert ended == [status]
 
 
 def test_programs_refuse_wrong_input(preference, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """K from the teacher alone: `dpdmd.find_anchor`, and `dpdmd.train --k_anchor auto`, on small random models."""
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dpdmd.config import read_yaml
 from dpdmd.config.anchor_search import NUM_SEEDS, THRESHOLD
 from dpdmd.find_anchor import __main__ as find_anchor
 from dpdmd.methods import decidedness
+from dpdmd.models.sd35.family import SD35
 from dpdmd.training import anchor_choice
 from dpdmd.utils.strict_yaml import read
 
@@ -86,6 +88,24 @@ def test_the_images_are_as_large_as_pixels_may_be(monkeypatch, find):
     """Above this size the default is latents, and the result says so."""
     monkeypatch.setattr(decidedness, "MAX_DECODED", 64 * 64 - 1)
     assert find("--num_seeds", "2")["space"] == "latents"
+
+
+def test_the_text_encoders_are_gone_before_the_teacher_loads(find, monkeypatch):
+    """A preset's GPU need not hold both."""
+    load_encoder, load_network, encoders = SD35.load_text_encoder, SD35.load_network, []
+
+    def load_text_encoder(self, *given, **named):
+        encoder = load_encoder(self, *given, **named)
+        encoders.append(weakref.ref(encoder))
+        return encoder
+
+    def load_alone(self, *given):
+        assert encoders and encoders[0]() is None
+        return load_network(self, *given)
+
+    monkeypatch.setattr(SD35, "load_text_encoder", load_text_encoder)
+    monkeypatch.setattr(SD35, "load_network", load_alone)
+    assert find("--num_seeds", "2")["curve"]
 
 
 def test_an_epsilon_model(tiny_sdxl, find):

@@ -39,7 +39,9 @@ def test_a_card_names_the_repository_of_a_variant(hub, tiny_pipeline, short_run,
         assert "variants" not in text and str(tmp_path) not in text
     if lora:
         code = re.findall(r"```python\n(.+?)```", text_of(student)[1], re.DOTALL)[0]
-        assert f'.from_pretrained("{name}", dtype=torch.float16, variant="fp16")' in code
+        commit = json.loads((student / "dpdmd.json").read_text())["base_revision"]
+        exact = "" if local else f', revision="{commit}"'
+        assert f'.from_pretrained("{name}", dtype=torch.float16, variant="fp16"{exact})' in code
         again = tmp_path / "again"  # from the Hub, where no run is known
         hub.add("me/lora", student.resolve())
         assert export.main(["--model", "me/lora", "--out", str(again), "--download"]) == 0

@@ -1,9 +1,11 @@
 """LoRA from the command line: runs, and the files that diffusers and ComfyUI read."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpdmd import export, train
+from dpdmd.compare import measure_commands
 from dpdmd.config import read_yaml
 from dpdmd.models.comfyui_workflow import WORKFLOW
 from dpdmd.models.lora_files import COMFYUI_WEIGHTS, LORA_WEIGHTS
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.models.sd35.family import SD35
+from dpdmd.sampling.find_model import find_model
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.training import checkpoint
 
@@ -211,6 +215,36 @@ def test_a_lora_folder_finds_its_base_or_is_given_it(lora_run, tiny_pipeline, tm
     with pytest.raises(ValueError, match="gone, which is not there; give --base_model"):
         load_sampler(alone, CPU)
     assert torch.equal(our_image(alone, tiny_pipeline), our_image(lora_run))
+
+
+def test_a_programs_own_base_counts_only_if_the_lora_names_none(
+    lora_run, tiny_pipeline, tiny_scorers, tmp_path, monkeypatch
+):
+    """The variable at the top of the program's file is for a network alone; the flag wins over the LoRA's own base."""
+    program = runpy.run_path(str(Path(__file__).parents[2] / "test_diversity.py"))["PROGRAM"]
+    own = Path(shutil.copytree(tiny_pipeline, tmp_path / "own"))
+    program = replace(program, defaults={**program.defaults, "base_model": str(own)})
+    alone = Path(shutil.copytree(lora_run / "ckpts" / "latest" / "lora", tmp_path / "lora"))
+    network = tmp_path / "network.pt"
+    network.touch()
+    (tmp_path / "prompts.txt").write_text("a cross\n")
+
+    def base_of(model: Path, *flags: str) -> Path:
+        given = ["--model", str(model), "--clip_path", tiny_scorers["clip_path"], "--dino_path", "", *flags]
+        given += ["--prompts_txt", str(tmp_path / "prompts.txt"), "--output_dir", str(tmp_path / "out")]
+        job = program.check(program.parser().parse_args(given))
+        return find_model(job.model, job.base_model).folder
+
+    known = Path(json.loads((alone / "dpdmd.json").read_text())["base"])
+    assert base_of(alone) == base_of(lora_run) == known != own and base_of(network) == own
+    assert base_of(alone, "--base_model", str(own)) == own
+    (alone / "dpdmd.json").unlink()
+    assert base_of(alone) == own
+    out = ["--output_dir", str(tmp_path / "out")]
+    command = ["test_diversity.py", "--model", str(lora_run), *out]  # as a sweep measures it
+    monkeypatch.setattr(measure_commands, "_load_program", lambda path: program)
+    shutil.rmtree(own)
+    measure_commands.parse_command(command).check_model()
 
 
 WRITE_LORA = """

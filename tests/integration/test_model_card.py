@@ -1,6 +1,7 @@
 """The model card of exports and checkpoints: the printed code samples the student, and the facts are the run's."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -136,11 +137,14 @@ def test_a_card_has_the_runs_scores_images_and_settings(short_run, tiny_scorers,
     assert export.main(["--model", str(earlier), "--out", str(tmp_path / "earlier")]) == 0
     assert "| updates, student and fake score together | 3 |" in (tmp_path / "earlier" / CARD).read_text()
     assert (tmp_path / "earlier" / "images").is_dir() and not (earlier / "images").exists()
+    copied = Path(shutil.copytree(earlier.parent, tmp_path / "copied" / "step_000003", symlinks=True))
+    assert export.main(["--model", str(copied / "student"), "--out", str(tmp_path / "unknown")]) == 0
+    text = (tmp_path / "unknown" / CARD).read_text()  # in the folder where it was trained may be another run now
+    assert "student and fake score together | 3 |" in text and "## Scores" not in text
+    assert not (tmp_path / "unknown" / "images").exists()
 
 
 def test_the_head_names_the_base_and_its_licence_where_they_are_known(short_run, tiny_pipeline, tmp_path):
-    import shutil
-
     official = tmp_path / "weights" / "stabilityai" / "stable-diffusion-3.5-medium"
     shutil.copytree(tiny_pipeline, official)
     assert export.main(["--model", str(official), "--out", str(tmp_path / "a")]) == 0

@@ -15,6 +15,7 @@ from dpdmd.models.sd35.family import SD35
 from dpdmd.models.sd35.layout import LAYOUT
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.shapes import build, measure_scorers, pairs, recipes, teacher, world
+from dpdmd.shapes import scorers as scorer_training
 from dpdmd.shapes.autoencoder import reconstruct_scenes
 from dpdmd.shapes.measure import measure_model
 from dpdmd.shapes.oracle import read_images, summarise
@@ -141,19 +142,34 @@ def test_an_interrupted_build_goes_on_after_the_last_whole_cycle(tmp_path, monke
         steps.append(set_gradients(*given))
         return steps[-1]
 
-    def build_parts(*flags):
+    def build_parts(*flags, out="parts"):
         steps.clear()
-        return build.main(["--out", str(tmp_path / "parts"), *flags])
+        return build.main(["--out", str(tmp_path / out), *flags])
 
     monkeypatch.setattr(teacher, "set_gradients", at_most_three)
-    vae = ("--vae", str(tmp_path / "parts" / "vae"))
+    vae = ("--vae", str(tmp_path / "parts_cycles" / "vae"))
     with pytest.raises(KilledError):
         build_parts()
+    assert not (tmp_path / "parts").exists()
     assert build_parts(*vae) == 0 and len(steps) == 2
     assert_equal_folders(tmp_path / "whole", tmp_path / "parts")
+    vae = ("--vae", str(tmp_path / "parts" / "vae"))
     for seed in ("0", "1"):  # what another seed left is no help
         with pytest.raises(KilledError):
-            build_parts(*vae, "--seed", seed)
+            build_parts(*vae, "--seed", seed, out="other")
+
+
+def test_a_scorer_that_was_interrupted_is_built_again(tmp_path, monkeypatch):
+    class Half:
+        def save_pretrained(self, folder):
+            folder.mkdir(parents=True)
+            raise KilledError
+
+    monkeypatch.setattr(scorer_training, "train_clip", lambda *_: (Half(), None))
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            scorer_training.build_scorers(tmp_path, 0)
+        assert not (tmp_path / "clip").exists()
 
 
 @pytest.fixture(scope="module")

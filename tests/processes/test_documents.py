@@ -393,7 +393,7 @@ SETUPS = {  # row -> flags, processes, sharded
         True,
     ),
     "`scripts/run_train_sd35.sh` under DDP (`scripts/accelerate_ddp.yaml`)": (SCRIPT, 8, False),
-    "`scripts/slurm_train_sd35.sh`": (SCRIPT, 16, True),
+    "`scripts/slurm_train_sd35.sh`": ((*SCRIPT, "--batch_size", "2"), 16, True),
 }
 
 

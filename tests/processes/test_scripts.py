@@ -153,7 +153,8 @@ def test_a_wrong_interpreter_is_named(tmp_path):
 def train_on_gpus(tmp_path):
     """Return a function that calls run_train_sd35.sh on made-up scorers, and prints the trainer's command line."""
     python = tmp_path / "python"  # it passes the check of setup_env.sh, and prints its arguments
-    python.write_text('#!/bin/bash\n[ "$1" = - ] && echo "$0" || echo "$*"\n')
+    own = f'[[ $2 == *.yaml ]] && exec {sys.executable} "$@"'  # reads the files of --config
+    python.write_text(f'#!/bin/bash\n{own}\n[ "$1" = - ] && echo "$0" || echo "$*"\n')
     python.chmod(0o755)
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "model_index.json").touch()
@@ -180,14 +181,37 @@ def test_empty_variables_leave_their_scorers_out(train_on_gpus, tmp_path):
 
 
 def test_the_flags_of_a_launch_replace_its_paths(train_on_gpus, tmp_path):
-    """Student and fake score start from the teacher that is given, and a scorer may be left out."""
+    """The script passes no path of its own beside a flag, or its name in diffusers, and a scorer may be left out."""
     model = str(tmp_path / "own" / "model")
-    for flags in (["--teacher_id", model], [f"--teacher_id={model}"], ["--teacher_id=~/own/model"]):
+    for flags in (
+        ["--teacher_id", model],
+        [f"--teacher_id={model}"],
+        ["--teacher_id=~/own/model"],
+        ["--pretrained_model_name_or_path", model, "--output_dir", "mine"],
+    ):
         done = train_on_gpus(*flags, "--clip_path=", CLIP="no/such")
         assert (done.returncode, done.stderr) == (0, "")
-        assert f"--teacher_id {model} --student_id {model} --fake_id {model} " in done.stdout
+        assert done.stdout.count(flags[0]) == 1 and done.stdout.count("--clip_path") == 1
+        assert ("--teacher_id" in done.stdout) == ("--teacher_id" in flags[0])
+        assert ("--run_dir" in done.stdout) == ("--output_dir" not in flags)
     done = train_on_gpus(TEACHER="some_organisation/a-model")
-    assert done.returncode == 0 and "--fake_id some_organisation/a-model " in done.stdout
+    assert done.returncode == 0 and "--teacher_id some_organisation/a-model --prompt_txt" in done.stdout
+    done = train_on_gpus(TEACHER=model, FAKE=model)
+    assert f"--fake_id {model} " in done.stdout and "--student_id" not in done.stdout
+
+
+def test_a_file_that_sets_a_path_replaces_the_scripts_own(train_on_gpus, tmp_path):
+    """What the environment or a flag sets is passed, and so wins over the file."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {teacher_id: no/such/teacher}\nprompt_txt: mine.txt\neval:\n  clip_path: no/such\n")
+    model = str(tmp_path / "own" / "model")
+    done = train_on_gpus("--config", str(file), CLIP=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--teacher_id" not in done.stdout and "--prompt_txt" not in done.stdout
+    assert f"--clip_path {tmp_path} --run_dir " in done.stdout
+    done = train_on_gpus(f"--config={file}", "--clip_path=", TEACHER=model, PROMPTS="other.txt")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"--teacher_id {model} --prompt_txt other.txt " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dpdmd.config import Config, write_yaml
 from dpdmd.config.options import RunConfig
 from dpdmd.run_folder import RunFolder, read_records
 
@@ -24,6 +25,19 @@ def test_a_folder_with_a_configuration_is_used(tmp_path):
     (tmp_path / "config.yaml").write_text("k_anchor: 5")
     assert RunFolder.of(tmp_path).flag_in_use()
     assert not RunFolder.from_config(RunConfig(run_dir=str(tmp_path / "none"))).flag_in_use()
+
+
+def test_programs_find_the_folders_that_the_configuration_names(tmp_path):
+    """Folders that are gone or were given relative to another place do not count."""
+    config = Config()
+    config.run.ckpt_dir, config.run.eval_dir = str(tmp_path / "disk"), "nowhere/images"
+    (tmp_path / "disk" / "step_000003").mkdir(parents=True)
+    root = tmp_path / "run"
+    write_yaml(config, root / "config.yaml")
+    folder = RunFolder.of(root)
+    assert folder.latest() == tmp_path / "disk" / "step_000003" and folder.eval_images == root / "eval_images"
+    (root / "config.yaml").write_text("run: [")
+    assert RunFolder.of(root).ckpts == root / "ckpts"
 
 
 def test_the_folder_in_use_is_named_by_its_flag(tmp_path):

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from dpdmd.config import Config
 from dpdmd.config.options import ModelConfig
 from dpdmd.methods.networks import Networks, load_networks
-from dpdmd.models import lora
+from dpdmd.models import lora, lora_files
+from dpdmd.models.lora import Adapter
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sd35.family import SD35
 
@@ -237,3 +239,15 @@ def test_recomputation_draws_the_masks_of_the_forward_pass(dropping, inputs):
 
 def test_without_dropout_the_layers_are_pefts(shared):
     assert not any(isinstance(module, lora.NamedDropout) for module in shared.student.base.network.modules())
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    """safetensors has an error of its own, which no program expects."""
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(lora_files, "save_file", full)
+    state = {"a.lora_A.weight": torch.ones(1, 1), "a.lora_B.weight": torch.ones(1, 1)}
+    with pytest.raises(OSError, match=r"safetensors: cannot be written \(.*No space left on device"):
+        lora_files.save_lora(tmp_path, state, Adapter(1, 1.0, ("a",)), "transformer")

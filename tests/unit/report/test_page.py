@@ -209,6 +209,22 @@ def test_a_run_without_evaluation_shows_its_last_update(tmp_path):
     assert "Images during training" not in page_of(run, tmp_path=tmp_path).text
 
 
+def test_a_sheet_that_is_gone_is_left_out(tmp_path, monkeypatch):
+    """A run that goes on deletes sheets while the page is made; the page has the others."""
+    run = make_run(tmp_path / "run")
+    whole = page_of(run, tmp_path=tmp_path).attributes("src")
+    (grids,) = [item.grids for item in read_runs([RunEntry(run)])]
+    gone, read_bytes = grids[max(key for key in grids if key != seed_grids.TEACHER)][0].file, Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path == gone:
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert set(page_of(run, tmp_path=tmp_path).attributes("src")) != set(whole)
+
+
 def test_steps_and_guidance_stand_at_the_top(tmp_path):
     """Once if all runs agree; else each group of runs has its line."""
     runs = [make_run(tmp_path / name, images=False, teacher_guidance_scale=g) for name, g in (("a", 3.5), ("b", 4.5))]

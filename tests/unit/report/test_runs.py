@@ -1,8 +1,11 @@
 """Runs: what cannot be read is a warning."""
 
+import json
+
 import pytest
 from made_up_runs import make_run
 
+from dpdmd.report.oracle_metrics import COLUMNS, read_oracle_metrics
 from dpdmd.report.runs import RunEntry, read_runs
 
 
@@ -31,3 +34,15 @@ def test_a_record_that_no_run_wrote_is_a_warning_and_the_others_are_shown(tmp_pa
     (line,) = read.warnings
     assert "metrics.jsonl, line 16: no record of a run (needs a turn" in line and line.endswith("(and 1 more line)")
     assert read.last_step == 12 and len(read.evaluations) == 3
+
+
+def test_a_model_of_the_run_is_known_by_a_path_from_elsewhere(tmp_path):
+    """The oracle was called in another folder, or the run has moved since; a model that is there is another run's."""
+    root, other = tmp_path / "a" / "run", tmp_path / "b" / "run" / "ckpts" / "latest"
+    root.mkdir(parents=True)
+    other.mkdir(parents=True)
+    entry = {"steps": 4, "mean": dict.fromkeys(COLUMNS), "categories": {}}
+    models = ["outputs/run/ckpts/latest", str(root / "ckpts" / "latest"), "outputs/teacher", str(other)]
+    (root / "figures.json").write_text(json.dumps(dict.fromkeys(models, entry)))
+    found = read_oracle_metrics(root / "figures.json", root)
+    assert [model.in_run for model in found] == [True, True, False, False]

@@ -1,5 +1,6 @@
 """Which given image is of which prompt: by names, by a CSV file, or by the order of the files."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from dpdmd.sampling.given_images import find_images, is_table, natural_order, read_table
 from dpdmd.utils.image_grid import save_image
+from dpdmd.utils.paths import user_path
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS
 
 
@@ -95,6 +97,16 @@ def test_an_ambiguous_name_is_named(tmp_path):
     place(tmp_path / "more", "a/00000_000.png", "b/00000_000.png")
     with pytest.raises(ValueError, match=r"a/00000_000\.png and .*b/00000_000\.png have the same number"):
         find_images(tmp_path / "more", ["a"])
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    """The result files could not hold it, which would only be found after the scoring."""
+    place(tmp_path, "00000_000.png")
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
+    with pytest.raises(ValueError, match=r"caf\\udce9\.png': its name is not UTF-8; rename it"):
+        find_images(tmp_path, [])
+    with pytest.raises(argparse.ArgumentTypeError, match="its name is not UTF-8; rename it"):
+        user_path(os.fsdecode(b"caf\xe9"))
 
 
 def keys_of(images) -> dict[str, tuple[int, int]]:
