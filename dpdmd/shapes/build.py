@@ -1,7 +1,8 @@
 """Train the small world's weights: `python -m dpdmd.shapes.build [--pairs|--scorers]`. A seed gives the same training.
 
 `--pairs` continues from the pipeline for one object and trains the pipeline for one or two. After an interruption the
-same command with `--vae OUT_cycles/vae` goes on from the last whole cycle of the teacher. OUT is written at the end.
+same command goes on from what is whole in OUT_cycles: the autoencoder, and the teacher's last cycle. OUT is written at
+the end.
 """
 
 from dpdmd.utils import signals
@@ -67,11 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_vae = load_vae(args.start / "vae")
         start = SD3Transformer2DModel.from_pretrained(args.start, subfolder="transformer")
     cycles = out.with_name(out.name + "_cycles")
-    if args.vae:
-        vae = load_vae(args.vae).eval()
+    trained = args.vae or cycles / f"vae_of_seed_{args.seed}"
+    if trained.is_dir():
+        vae = load_vae(trained).eval()
     else:
         vae = train_autoencoder(args.seed, recipe.vae_steps, recipe.world, start_vae)
-        vae.save_pretrained(cycles / "vae")
+        with creating_folder(trained) as folder:
+            vae.save_pretrained(folder)
     logger.info("autoencoder after %.0f s", time.perf_counter() - started)
     pipe = train_teacher(vae, args.seed, recipe, start, saved=cycles)
     with creating_folder(out) as folder:
