@@ -195,6 +195,8 @@ def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch
     ("flag", "value", "says"),
     [
         ("--lora_targets", "to_z", "--lora_targets: no linear layer of"),
+        ("--lora_targets", "proj", "--lora_targets: proj names pos_embed.proj of"),  # a convolution
+        ("--lora_targets", "to_q,0", "--lora_targets: 0 names transformer_blocks.0 of"),  # besides to_out.0
         ("--lora_targets", "to_q,,", "must be names such as to_q,to_k,to_v"),
         ("--lora_dropout", "1", "--lora_dropout 1.0: must be at least 0 and below 1"),
         ("--lora_dropout", "nan", "--lora_dropout nan: must be at least 0 and below 1"),
