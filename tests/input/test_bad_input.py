@@ -316,6 +316,22 @@ def test_a_wrong_weight_folder_names_the_file(refused, broken, part, content, sa
     assert says in line and (str(broken) in line)
 
 
+@pytest.mark.parametrize("flag", ["--teacher_id", "--student_id"])
+def test_a_run_in_place_of_a_model_is_named(refused, tiny_pipeline, tmp_path, flag):
+    """`--model` of other programs takes them."""
+    for step, content in (("student", "model_index.json"), ("lora", "pytorch_lora_weights.safetensors")):
+        run = tmp_path / f"run_{step}"
+        place = run / "ckpts" / "step_000600" / step
+        place.mkdir(parents=True)
+        (place / content).touch()
+        (place.parent / "manifest.json").write_text("{}")
+        (run / "ckpts" / "latest").symlink_to("step_000600")
+        for given in (run, place.parent, *([place] if step == "lora" else [])):
+            says = f"give the model in it, {given}" if step == "student" else "is a LoRA; merge it with python -m"
+            assert refused({flag: str(given)}).startswith(f"{flag} {given}: ")
+            assert says in refused({flag: str(given)})
+
+
 def test_a_missing_file_says_where_to_get_it(refused, broken):
     (broken / "vae" / "config.json").unlink()
     line = refused({"--teacher_id": str(broken)})
