@@ -14,7 +14,7 @@ from dpdmd.config.image_sizes import format_sizes
 from dpdmd.config.presets import FAMILIES, PRESETS, preset_values
 from dpdmd.config.schema import Config, equal_values, group_of_each_option, option_groups, value_type
 from dpdmd.config.validation import check_range, check_relations, check_tracker_names
-from dpdmd.config.variants import find_variant
+from dpdmd.config.variants import find_variant_of_teacher
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded
@@ -256,10 +256,12 @@ def on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Ma
     """
     family = given.get("family", _layered(Config(), {}, preset, paths).model.family)
     defaults = FAMILIES.get(family, {})  # `validate` rejects an unknown one
-    teacher = given.get("teacher_id", _layered(from_dict(defaults, "--family"), {}, preset, paths).model.teacher_id)
+    files = _layered(from_dict(defaults, "--family"), {}, preset, paths)
+    teacher = given.get("teacher_id", files.model.teacher_id)
+    place = (given.get(name, getattr(files.hub, name)) for name in ("revision", "cache_dir"))
     try:
-        variant = find_variant(family, Path(expanded(teacher)))
-    except ValueError:  # `_expand_paths` says what is wrong
+        variant = find_variant_of_teacher(family, expanded(teacher), *place)
+    except (ValueError, OSError):  # later checks say what is wrong
         variant = None
     values = preset_values(preset, family, variant and variant.name) if preset else {}
     own = {**defaults, **(variant.values if variant else {})}
