@@ -20,6 +20,7 @@ from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import fingerprint
 from dpdmd.sampling.image_folder import GENERATED
 from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.training import preflight
 from dpdmd.utils.image_grid import save_image
 from dpdmd.utils.manifest import write_manifest
 
@@ -404,6 +405,17 @@ def test_another_architecture(refused, broken):
     config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": 99}))
     line = refused({"--student_id": str(broken)})
     assert "(pos_embed_max_size differ)" in line
+
+
+def test_another_version_of_diffusers_writes_other_entries(refused, flags, broken):
+    """An entry that is missing has its default, and one that the class does not know counts for nothing."""
+    path = broken / "transformer" / "config.json"
+    entries = json.loads(path.read_text())
+    path.write_text(json.dumps({**entries, "newer": 0.0}))
+    command = [part for pair in {**flags, "--student_id": str(broken)}.items() for part in pair]
+    preflight.check(config.parse(command))
+    path.write_text(json.dumps({name: value for name, value in entries.items() if name != "sample_size"}))
+    assert refused({"--student_id": str(broken)}).endswith("not the teacher's architecture (sample_size differ)")
 
 
 def test_a_used_run_folder_needs_resume(refused, flags):

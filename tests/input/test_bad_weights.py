@@ -77,6 +77,12 @@ def _flags(copies: Path, folder: str) -> dict[str, str]:
         ),
         ("dinov2", "config.json", b"{}", "does not describe a AutoModel"),
         ("ImageReward", "med_config.json", b"{}", "med_config.json lacks 'num_attention_heads'"),
+        (
+            "ImageReward",
+            "med_config.json",
+            b'{"num_attention_heads": "12"}',
+            "ImageReward.pt is no whole ImageReward (its med_config.json does not describe a text encoder (Strict",
+        ),
         ("ImageReward", "tokenizer.json", b"{}", "does not load as a BertTokenizer"),
         ("ImageReward", "ImageReward.pt", b"\x80\x04x", "--ir_model_path TMP/scorers/ImageReward/ImageReward.pt: TMP/"),
     ],
@@ -85,6 +91,22 @@ def test_a_scorers_wrong_file_is_named(refused, copies, tmp_path, folder, file, 
     (copies / folder / file).write_bytes(content)
     line = refused(_flags(copies, folder))
     assert says in line.replace(str(tmp_path), "TMP") and "get it from https://huggingface.co/" in line
+
+
+@pytest.mark.parametrize("change", [-3, 1])
+def test_a_tokenizer_of_another_bert(refused, copies, change):
+    """A larger one would fail at the first prompt that has its tokens, a smaller one would give wrong scores."""
+    file = copies / "ImageReward" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    count = len(words)
+    if change > 0:
+        words["zebra"] = count
+    content["model"]["vocab"] = {word: number for word, number in words.items() if number < count + change}
+    file.write_text(json.dumps(content))
+    line = refused(_flags(copies, "ImageReward"))
+    assert line.startswith("--ir_tokenizer_path ")
+    assert f"its tokenizer has {count + change} tokens, but the network {count}: another model's?" in line
 
 
 def test_a_truncated_imagereward(refused, copies):

@@ -4,6 +4,7 @@ The libraries put random numbers where a file has none, and some of them only wa
 from the class itself, so a library that renames weights is followed.
 """
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ def _check_text_widths(layout: Layout, folder: Path, encoders: Mapping[str, Any]
                 f"{' and '.join(encoders)}: {kind} has {found} numbers, but the {layout.network} reads {wanted}: "
                 "another model's?"
             )
+
+
+def full_network_config(layout: Layout, folder: Path) -> dict[str, Any]:
+    """Return the entries of the network's configuration that its class knows, with its defaults where there is none."""
+    known = inspect.signature(getattr(diffusers, layout.classes[layout.network])).parameters
+    config = {name: parameter.default for name, parameter in known.items()} | layout.network_config(folder)
+    return {name: list(config[name]) if isinstance(config[name], tuple) else config[name] for name in known}
 
 
 def _check_diffusers(layout: Layout, folder: Path, component: str) -> None:
