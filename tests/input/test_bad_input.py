@@ -58,6 +58,7 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
             "--base_precision int8: give --lora_rank with it; a network that is trained whole",
         ),
         ("--attention_backend", "zebra", "--attention_backend zebra: choose one of flash, "),
+        ("--attention_backend", "flash_hub", "--attention_backend flash_hub: would fetch code from the Hub and run it"),
         ("--attention_backend", "", "argument --attention_backend: expected one argument"),
         ("--attention_backend", "sage", "--attention_backend sage: does not work here (Sage Attention backend"),
         ("--attention_backend", "flex", "--attention_backend flex: does not work here (FlexAttention does not support"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from bad_input import program
 from edit_models import rewrite_weights
 from safetensors.torch import load_file, save_file
 from small_models import save_open_clip
+from transformers import CLIPVisionModel, SiglipVisionModel, ViTModel
 
 from dpdmd import config, export, generate
 from dpdmd.evaluation.scorers import check_scorer_contents
@@ -175,6 +177,15 @@ def test_whole_scorers_pass(flags, tiny_scorers):
     assert set(setup.evaluation.paths) == {"div_clip", "div_dino", "pickscore", "imagereward", "clip_score"}
     check_scorer_contents(setup.evaluation.paths)
     check_perceptual_contents("dino", Path(tiny_scorers["dino_path"]))
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(CLIPVisionModel, False), (SiglipVisionModel, False), (ViTModel, True)])
+def test_another_image_encoder_is_no_dino(copies, tmp_path, kind, fits):
+    """But the first DINO is a plain ViT."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind(kind.config_class(**sizes, image_size=64, patch_size=32)).save_pretrained(copies / "dinov2")
+    with nullcontext() if fits else pytest.raises(ValueError, match=r"^--dino_path .*, but a DINO is needed"):
+        check_scorer_contents({"div_dino": {"dino_path": copies / "dinov2"}})
 
 
 def test_a_network_without_the_layers_of_a_dino_is_no_perceptual_distance(tiny_scorers):
