@@ -462,14 +462,18 @@ def save_scorers(root: Path) -> None:
         scorer_models.save_imagereward(root / "ImageReward", network, med_config, tokenizer)
 
 
-def save_open_clip(folder: Path) -> nn.Module:
-    """Save a CLIP in OpenCLIP's layout, and return it."""
+def save_open_clip(folder: Path, **vision: Any) -> nn.Module:
+    """Save a CLIP in OpenCLIP's layout, and return it.
+
+    Args:
+        vision: entries of its image encoder in place of a ViT's.
+    """
     import open_clip
 
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16, **vision},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     }
     preprocess = {

@@ -14,7 +14,7 @@ from dpdmd.config.image_sizes import format_sizes
 from dpdmd.config.presets import FAMILIES, PRESETS, preset_values
 from dpdmd.config.schema import Config, equal_values, group_of_each_option, option_groups, value_type
 from dpdmd.config.validation import check_range, check_relations, check_tracker_names
-from dpdmd.config.variants import find_variant
+from dpdmd.config.variants import find_variant_of_teacher
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.paths import expanded
@@ -204,9 +204,9 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     given = vars(build_parser().parse_args(argv))
     paths = given.pop("config", [])
     preset = given.pop("preset", None)
+    given = _without_aliases(given, _layered(Config(), {}, preset, paths))
     config = on_defaults_of_the_model(preset, paths, given)
     group_of = group_of_each_option()
-    given = _without_aliases(given, config)
     for name, value in given.items():
         setattr(getattr(config, group_of[name]), name, value)
     _expand_paths(config)
@@ -222,6 +222,9 @@ def parse(argv: Sequence[str] | None = None) -> Config:
 def _without_aliases(given: dict[str, Any], config: Config) -> dict[str, Any]:
     """Return the flags of a command line (name -> value) with our flags in place of their aliases.
 
+    Args:
+        config: the values of the files, for the folder that a path is in.
+
     Raises:
         ValueError: an alias has a value that its flag may not have, or another value than its flag.
     """
@@ -234,7 +237,7 @@ def _without_aliases(given: dict[str, Any], config: Config) -> dict[str, Any]:
         if alias.values is None:
             check_range(name, given[name], items[alias.flags[0]][1].metadata)
         value = given[name] if alias.values is None else alias.values[given[name]]
-        if alias.under and not Path(expanded(value)).is_absolute():
+        if alias.under and not Path(_expanded(name, value)).is_absolute():
             folder = own.get(alias.under) or getattr(getattr(config, items[alias.under][0]), alias.under)
             if folder is None:
                 raise ValueError(f"{typed}: is a folder in the run folder; give --{alias.under} with it")
@@ -253,10 +256,12 @@ def on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Ma
     """
     family = given.get("family", _layered(Config(), {}, preset, paths).model.family)
     defaults = FAMILIES.get(family, {})  # `validate` rejects an unknown one
-    teacher = given.get("teacher_id", _layered(from_dict(defaults, "--family"), {}, preset, paths).model.teacher_id)
+    files = _layered(from_dict(defaults, "--family"), {}, preset, paths)
+    teacher = given.get("teacher_id", files.model.teacher_id)
+    place = (given.get(name, getattr(files.hub, name)) for name in ("revision", "cache_dir"))
     try:
-        variant = find_variant(family, Path(expanded(teacher)))
-    except ValueError:  # `_expand_paths` says what is wrong
+        variant = find_variant_of_teacher(family, expanded(teacher), *place)
+    except (ValueError, OSError):  # later checks say what is wrong
         variant = None
     values = preset_values(preset, family, variant and variant.name) if preset else {}
     own = {**defaults, **(variant.values if variant else {})}
@@ -268,7 +273,11 @@ def _layered(config: Config, values: Mapping[str, Any], preset: str | None, path
     if values:
         config = from_dict(dict(values), f"--preset {preset}", config)
     for path in paths:
+        teacher, config.model.teacher_id = config.model.teacher_id, None
         config = read_yaml(Path(_expanded("config", path)), config)
+        if config.model.teacher_id is None:
+            config.model.teacher_id = teacher
+            continue
         for name in ("student_id", "fake_id"):  # older versions wrote the teacher's folder where none was given
             if getattr(config.model, name) == config.model.teacher_id:
                 setattr(config.model, name, None)

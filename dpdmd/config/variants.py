@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpdmd.utils import hub
 from dpdmd.utils.text_files import read_json
 
 
@@ -75,13 +76,15 @@ VARIANTS = (
 )
 
 
-def find_variant(family: str, folder: Path) -> Variant | None:
+def find_variant(family: str, folder: Path, name: str = "") -> Variant | None:
     """Return the variant of a pipeline folder; None for the family's first model and for unknown ones.
 
-    If the file that tells it cannot be read, as before a download, the variant is the one that the path or the id of
-    the Hub names.
+    If the file that tells it cannot be read, as before a download, the variant is the one that the path names.
+
+    Args:
+        name: what names the model in place of the folder's path.
     """
-    path = folder.as_posix().partition("@")[0]
+    path = (name or folder.as_posix()).partition("@")[0]
     for variant in VARIANTS:
         if variant.family != family:
             continue
@@ -92,3 +95,16 @@ def find_variant(family: str, folder: Path) -> Variant | None:
         if found:
             return variant
     return None
+
+
+def find_variant_of_teacher(family: str, teacher: str, revision: str | None, cache_dir: str | None) -> Variant | None:
+    """Return the variant of a teacher, a path or an id of the Hub, by its files here or in the Hub's cache.
+
+    Raises:
+        OSError: the cache cannot be read.
+    """
+    model = hub.parse_id(teacher)
+    if model and revision:
+        model = hub.parse_id(f"{model.repository}@{revision}")
+    snapshot = hub.cached_snapshot(model, hub.cache_folder(cache_dir)) if model else None
+    return find_variant(family, snapshot or Path(teacher), teacher)

@@ -112,14 +112,14 @@ def _check_path(path: Path, file: ScorerFile) -> None:
         require_folder(path)
     if file.open_clip and is_open_clip(path):
         read_json(path / OPEN_CLIP_CONFIG)
-        weights = _find_open_clip_weights(path)
+        weights = find_open_clip_weights(path)
         (read_shapes_of_weights if weights.suffix == ".safetensors" else check_pickle)(weights)
         return
     for part in file.holds:
         _CHECKS[part](path)
 
 
-def _find_open_clip_weights(folder: Path) -> Path:
+def find_open_clip_weights(folder: Path) -> Path:
     """Return the file that OpenCLIP takes the weights from; without one it would use random numbers.
 
     Raises:

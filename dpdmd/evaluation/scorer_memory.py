@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dpdmd.config.scorer_table import SCORERS
+from dpdmd.evaluation.scorer_files import find_open_clip_weights, is_open_clip
 from dpdmd.models.activation_memory import FP32
 from dpdmd.models.layout import count_numbers
 from dpdmd.models.weight_files import read_weight_shapes
@@ -16,10 +17,9 @@ def scorer_bytes(name: str, paths: Mapping[str, Path]) -> int:
 
 def _file_bytes(path: Path, prefix: str = "") -> int:
     """Return the bytes of a scorer's weights in fp32, of names with `prefix`: by their header, else by file size."""
+    if path.is_dir() and is_open_clip(path):
+        path = find_open_clip_weights(path)
     if path.is_file():
         return path.stat().st_size
-    try:
-        shapes = read_weight_shapes(path)
-        return FP32 * count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
-    except ValueError:  # OpenCLIP's layout has other file names
-        return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
+    shapes = read_weight_shapes(path)
+    return FP32 * count_numbers({name: shape for name, shape in shapes.items() if name.startswith(prefix)})

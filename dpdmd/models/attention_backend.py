@@ -105,16 +105,18 @@ def check_attention_backend(backend: str, device: torch.device, dtype: torch.dty
         masked: the network leaves tokens that only fill the batch out of its attention.
 
     Raises:
-        ValueError: diffusers does not know it, or it does not work here: a package, the device or the type is wrong, it
-            has no gradient, or it takes no mask.
+        ValueError: diffusers does not know it, it would fetch code, or it does not work here: a package, the device or
+            the type is wrong, it has no gradient, or it takes no mask.
     """
     from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
-    names = [each.value for each in AttentionBackendName]
+    names = [each.value for each in AttentionBackendName if not each.value.endswith("_hub")]
+    if backend.endswith("_hub"):
+        raise ValueError(f"--attention_backend {backend}: would fetch code from the Hub and run it; give another")
     if backend not in names:
         raise ValueError(f"--attention_backend {backend}: choose one of {', '.join(names)}")
     try:
-        with attention_backend(backend):  # checks packages, and downloads the kernels of backends named ..._hub
+        with attention_backend(backend):  # checks packages
             found, gradients = _attend(backend, device, dtype, masked)
     except Exception as error:  # kernels raise anything
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

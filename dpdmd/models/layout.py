@@ -5,7 +5,7 @@ Does not import diffusers, which takes seconds, so a wrong path is reported at o
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,16 @@ def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str,
 def _is_named(name: str, endings: Sequence[str]) -> bool:
     """Return whether a layer's dotted name ends in one of `endings`, as peft compares them."""
     return any(f".{name}".endswith(f".{ending}") for ending in endings)
+
+
+def _modules(weights: Iterable[str]) -> list[str]:
+    """Return the dotted names of all modules that hold one of the weights, and of those before one in a list."""
+    names = {}
+    for path in (name.split(".")[:-1] for name in weights):
+        for depth, last in enumerate(path):
+            earlier = range(int(last)) if last.isdigit() else ()  # such as activations, which have no weights
+            names |= dict.fromkeys(".".join([*path[:depth], str(part)]) for part in (*earlier, last))
+    return list(names)
 
 
 def clip_tokens(folder: Path, default: int) -> int:
@@ -106,6 +116,8 @@ class Layout:
         text_layers: the first layers of the text encoder, which alone are loaded; None for all.
         autoencoder: what the autoencoder's configuration says about latents.
         text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
+        encoder_widths: the same by the configurations of the text encoders (component -> configuration); None for a
+            width that they do not decide.
         text_tokens: the tokens of a prompt in the network's input, by (folder, `max_sequence_length`).
         longest_text: the most tokens of a prompt, by the network's configuration.
         beside_single_file: components that diffusers does not find in the single file, though it holds them.
@@ -146,6 +158,10 @@ class Layout:
     lora_full_names: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     text_layers: int | None = None
     autoencoder: Autoencoder = AUTOENCODER_KL
+    encoder_widths: Callable[[Mapping[str, Any]], tuple[int | None, int | None]] = lambda encoders: (
+        encoders["text_encoder"].hidden_size,
+        None,
+    )
     text_tokens: Callable[[Path, int], int] = _clip_and_t5_tokens
     longest_text: Callable[[Mapping[str, Any]], int] = lambda _: 512
     beside_single_file: tuple[str, ...] = ()
@@ -267,19 +283,25 @@ class Layout:
         """Return (outputs, inputs) of each linear layer of the network whose name ends in one of `targets`.
 
         Raises:
-            ValueError: no layer's name ends in one of the targets.
+            ValueError: no layer's name ends in one of the targets, or the name of another module does, which peft
+                would adapt or reject.
         """
-        linear = {
-            name.removesuffix(".weight"): shape
-            for name, shape in self.weight_shapes(folder, self.network).items()
-            if name.endswith(".weight") and len(shape) == 2
-        }
-        if self.lora_excluded:
-            excluded = self.lora_excluded(self.network_config(folder))
-            linear = {name: shape for name, shape in linear.items() if not _is_named(name, excluded)}
+        config, shapes = self.network_config(folder), self.weight_shapes(folder, self.network)
+        excluded = self.lora_excluded(config) if self.lora_excluded else ()
+        modules = [name for name in _modules(shapes) if not _is_named(name, excluded)]
+        weights = {name: shapes.get(f"{name}.weight", ()) for name in modules}
+        linear = {name: shape for name, shape in weights.items() if len(shape) == 2}
+        targets = self.peft_targets(config, targets)
         for target in targets:
-            if not any(_is_named(name, (target,)) for name in linear):
+            named = [name for name in modules if _is_named(name, (target,))]
+            fitting = [name for name in named if name in linear]
+            if not fitting:
                 raise ValueError(f"no linear layer of {folder / self.network} is called {target}")
+            if others := [name for name in named if name not in linear]:
+                raise ValueError(
+                    f"{target} names {others[0]} of {folder / self.network}, too, which is no linear layer; give more "
+                    f"of the names, as in {fitting[0]}"
+                )
         return {name: shape for name, shape in linear.items() if _is_named(name, targets)}
 
     def peft_targets(self, config: Mapping[str, Any], targets: Sequence[str]) -> tuple[str, ...]:

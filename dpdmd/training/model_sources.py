@@ -5,6 +5,7 @@ from functools import partial
 from dpdmd.config import Config, from_dict
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.config.scorer_table import IN_LOOP_SCORERS
+from dpdmd.config.variants import Variant, find_variant_of_teacher
 from dpdmd.evaluation.scorer_files import scorer_sources
 from dpdmd.models.hub_files import folder_files, network_files, pipeline_files
 from dpdmd.models.hub_models import Source, locate_all
@@ -19,12 +20,18 @@ def locate_models(config: Config) -> None:
     A resumed run takes the commits that its checkpoint recorded, even if a branch has moved since.
 
     Raises:
-        ValueError, OSError: as `locate_all`.
+        ValueError, OSError: as `locate_all`; or a download shows that the teacher has defaults of its own.
     """
     before = _recorded(config)
     sources = {name: _pinned(source, before.get(name)) for name, source in _sources(config).items()}
+    expected = _variant(config)
     found = dict(zip(sources, locate_all(list(sources.values()), HubOptions.of(config.hub)), strict=True))
     teacher = config.model.teacher_id
+    if _variant(config) != expected:  # before the download, the flags got another model's defaults
+        raise ValueError(
+            f"--teacher_id {teacher}: was fetched, and its files show that it is a model with defaults of its own; "
+            "give the same command again"
+        )
     for name in ("student_id", "fake_id"):
         if getattr(config.model, name) == teacher:
             found[name] = found["teacher_id"]
@@ -32,6 +39,11 @@ def locate_models(config: Config) -> None:
     for name, located in found.items():
         group = next(group for group, values in config.as_dict().items() if name in values)
         config.locate(group, name, str(located.path), located.recorded)
+
+
+def _variant(config: Config) -> Variant | None:
+    model, hub = config.model, config.hub
+    return find_variant_of_teacher(model.family, model.teacher_id, hub.revision, hub.cache_dir)
 
 
 def _sources(config: Config) -> dict[str, Source]:

@@ -207,7 +207,8 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
         warnings.append(warning)
     if config.run.resume_from_checkpoint and not point.path:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
-    if reason := why_distilled(config.model.family, Path(config.model.teacher_id)):
+    recorded = config.recorded.get("teacher_id")
+    if reason := why_distilled(config.model.family, Path(config.model.teacher_id), recorded):
         warnings.append(
             f"--teacher_id {config.model.teacher_id}: {reason}. A distilled teacher has less variety to pass on, and "
             f"--teacher_guidance_scale {config.method.teacher_guidance_scale} was not part of its training: give the "

@@ -1,8 +1,9 @@
 """Checks of the models before a run: folders, architectures, image size, sigma grids, and the content of weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
@@ -14,7 +15,9 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_sampling_defaults
+from dpdmd.sampling.model_source import place_or_none
 from dpdmd.training.preflight_machine import local_device
+from dpdmd.utils.paths import LORA_WEIGHTS
 from dpdmd.utils.precision import compute_dtype
 
 
@@ -51,6 +54,8 @@ def check_models(config: Config) -> None:
 def _check_networks(config: Config) -> None:
     model, data, layout = config.model, config.data, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
+    for flag in ("teacher_id", "student_id", "fake_id"):
+        _check_no_run(layout, f"--{flag}", Path(getattr(model, flag)))
     check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
     defaults = read_sampling_defaults(teacher, layout.defaults)
     text_length = layout.text_length(teacher, data.max_sequence_length, defaults)
@@ -59,10 +64,7 @@ def _check_networks(config: Config) -> None:
     expected = layout.network_config(teacher)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
         check_folder(layout, Path(folder), flag, network_only=True)
-        found = layout.network_config(Path(folder))
-        differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        if differing:
-            raise ValueError(f"{flag} {folder}: not the teacher's architecture ({', '.join(differing)} differ)")
+        _check_architecture(flag, folder, layout.network_config(Path(folder)), expected)
         _check_prediction(layout, teacher, flag, Path(folder))
     for size in data.image_sizes:
         layout.check_size(teacher, *size, flag=f"--sizes {size}" if data.sizes else "")
@@ -74,6 +76,32 @@ def _check_networks(config: Config) -> None:
     schedule = layout.read_schedule(teacher)
     for size in data.image_sizes:
         _check_grids(config.method, schedule.at_size(*size))
+
+
+def _check_no_run(layout: Layout, flag: str, folder: Path) -> None:
+    """Check that a folder is neither a run nor a checkpoint nor a LoRA, which other programs take as a model.
+
+    Raises:
+        ValueError: it is.
+    """
+    place = None if (folder / layout.network).is_dir() else place_or_none(folder)
+    if place and (place / LORA_WEIGHTS).is_file():
+        raise ValueError(
+            f"{flag} {folder}: is a LoRA; merge it with python -m dpdmd.export --model {folder} --out FOLDER, and give "
+            "that folder"
+        )
+    if place and place != folder:
+        raise ValueError(f"{flag} {folder}: is a run or a checkpoint; give the model in it, {place}")
+
+
+def _check_architecture(flag: str, folder: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Compare the entries that two configurations have: another version of diffusers writes more or fewer of them.
+
+    Raises:
+        ValueError: one differs.
+    """
+    if differing := sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name]):
+        raise ValueError(f"{flag} {folder}: not the teacher's architecture ({', '.join(differing)} differ)")
 
 
 def _check_prediction(layout: Layout, teacher: Path, flag: str, folder: Path) -> None:
@@ -111,13 +139,15 @@ def check_weights(config: Config, evaluation: EvalSetup) -> None:
     """
     from dpdmd.evaluation.scorers import check_scorer_contents
     from dpdmd.methods.perceptual import check_perceptual_contents
-    from dpdmd.models.checks.contents import check_contents
+    from dpdmd.models.checks.contents import check_contents, full_network_config
 
     model, layout = config.model, LAYOUTS[config.model.family]
     check_contents(layout, Path(model.teacher_id), "--teacher_id", no_t5=model.no_t5)
     for flag, folder in (("--student_id", model.student_id), ("--fake_id", model.fake_id)):
         if folder != model.teacher_id:
             check_contents(layout, Path(folder), flag, network_only=True)
+            found, expected = (full_network_config(layout, Path(place)) for place in (folder, model.teacher_id))
+            _check_architecture(flag, folder, found, expected)
     check_scorer_contents(evaluation.paths)
     if config.optim.attention_backend:
         dtype = compute_dtype(config.optim.bf16)

@@ -20,6 +20,7 @@ from dpdmd import config, doctor, export, generate
 from dpdmd.data.prompts import fingerprint
 from dpdmd.sampling.image_folder import GENERATED
 from dpdmd.shapes.text import MAX_LENGTH
+from dpdmd.training import preflight
 from dpdmd.utils.image_grid import save_image
 from dpdmd.utils.manifest import write_manifest
 
@@ -57,6 +58,7 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
             "--base_precision int8: give --lora_rank with it; a network that is trained whole",
         ),
         ("--attention_backend", "zebra", "--attention_backend zebra: choose one of flash, "),
+        ("--attention_backend", "flash_hub", "--attention_backend flash_hub: would fetch code from the Hub and run it"),
         ("--attention_backend", "", "argument --attention_backend: expected one argument"),
         ("--attention_backend", "sage", "--attention_backend sage: does not work here (Sage Attention backend"),
         ("--attention_backend", "flex", "--attention_backend flex: does not work here (FlexAttention does not support"),
@@ -195,6 +197,8 @@ def test_a_wrong_configuration_file_gets_one_line(refused, tmp_path, monkeypatch
     ("flag", "value", "says"),
     [
         ("--lora_targets", "to_z", "--lora_targets: no linear layer of"),
+        ("--lora_targets", "proj", "--lora_targets: proj names pos_embed.proj of"),  # a convolution
+        ("--lora_targets", "to_q,0", "--lora_targets: 0 names transformer_blocks.0 of"),  # besides to_out.0
         ("--lora_targets", "to_q,,", "must be names such as to_q,to_k,to_v"),
         ("--lora_dropout", "1", "--lora_dropout 1.0: must be at least 0 and below 1"),
         ("--lora_dropout", "nan", "--lora_dropout nan: must be at least 0 and below 1"),
@@ -314,6 +318,22 @@ def test_a_wrong_weight_folder_names_the_file(refused, broken, part, content, sa
     assert says in line and (str(broken) in line)
 
 
+@pytest.mark.parametrize("flag", ["--teacher_id", "--student_id"])
+def test_a_run_in_place_of_a_model_is_named(refused, tiny_pipeline, tmp_path, flag):
+    """`--model` of other programs takes them."""
+    for step, content in (("student", "model_index.json"), ("lora", "pytorch_lora_weights.safetensors")):
+        run = tmp_path / f"run_{step}"
+        place = run / "ckpts" / "step_000600" / step
+        place.mkdir(parents=True)
+        (place / content).touch()
+        (place.parent / "manifest.json").write_text("{}")
+        (run / "ckpts" / "latest").symlink_to("step_000600")
+        for given in (run, place.parent, *([place] if step == "lora" else [])):
+            says = f"give the model in it, {given}" if step == "student" else "is a LoRA; merge it with python -m"
+            assert refused({flag: str(given)}).startswith(f"{flag} {given}: ")
+            assert says in refused({flag: str(given)})
+
+
 def test_a_missing_file_says_where_to_get_it(refused, broken):
     (broken / "vae" / "config.json").unlink()
     line = refused({"--teacher_id": str(broken)})
@@ -386,6 +406,17 @@ def test_another_architecture(refused, broken):
     config.write_text(json.dumps({**json.loads(config.read_text()), "pos_embed_max_size": 99}))
     line = refused({"--student_id": str(broken)})
     assert "(pos_embed_max_size differ)" in line
+
+
+def test_another_version_of_diffusers_writes_other_entries(refused, flags, broken):
+    """An entry that is missing has its default, and one that the class does not know counts for nothing."""
+    path = broken / "transformer" / "config.json"
+    entries = json.loads(path.read_text())
+    path.write_text(json.dumps({**entries, "newer": 0.0}))
+    command = [part for pair in {**flags, "--student_id": str(broken)}.items() for part in pair]
+    preflight.check(config.parse(command))
+    path.write_text(json.dumps({name: value for name, value in entries.items() if name != "sample_size"}))
+    assert refused({"--student_id": str(broken)}).endswith("not the teacher's architecture (sample_size differ)")
 
 
 def test_a_used_run_folder_needs_resume(refused, flags):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from bad_input import program
 from edit_models import rewrite_weights
 from safetensors.torch import load_file, save_file
 from small_models import save_open_clip
+from transformers import CLIPVisionModel, SiglipVisionModel, ViTModel
 
 from dpdmd import config, export, generate
 from dpdmd.evaluation.scorers import check_scorer_contents
@@ -77,6 +79,12 @@ def _flags(copies: Path, folder: str) -> dict[str, str]:
         ),
         ("dinov2", "config.json", b"{}", "does not describe a AutoModel"),
         ("ImageReward", "med_config.json", b"{}", "med_config.json lacks 'num_attention_heads'"),
+        (
+            "ImageReward",
+            "med_config.json",
+            b'{"num_attention_heads": "12"}',
+            "ImageReward.pt is no whole ImageReward (its med_config.json does not describe a text encoder (Strict",
+        ),
         ("ImageReward", "tokenizer.json", b"{}", "does not load as a BertTokenizer"),
         ("ImageReward", "ImageReward.pt", b"\x80\x04x", "--ir_model_path TMP/scorers/ImageReward/ImageReward.pt: TMP/"),
     ],
@@ -85,6 +93,22 @@ def test_a_scorers_wrong_file_is_named(refused, copies, tmp_path, folder, file, 
     (copies / folder / file).write_bytes(content)
     line = refused(_flags(copies, folder))
     assert says in line.replace(str(tmp_path), "TMP") and "get it from https://huggingface.co/" in line
+
+
+@pytest.mark.parametrize("change", [-3, 1])
+def test_a_tokenizer_of_another_bert(refused, copies, change):
+    """A larger one would fail at the first prompt that has its tokens, a smaller one would give wrong scores."""
+    file = copies / "ImageReward" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    count = len(words)
+    if change > 0:
+        words["zebra"] = count
+    content["model"]["vocab"] = {word: number for word, number in words.items() if number < count + change}
+    file.write_text(json.dumps(content))
+    line = refused(_flags(copies, "ImageReward"))
+    assert line.startswith("--ir_tokenizer_path ")
+    assert f"its tokenizer has {count + change} tokens, but the network {count}: another model's?" in line
 
 
 def test_a_truncated_imagereward(refused, copies):
@@ -153,6 +177,15 @@ def test_whole_scorers_pass(flags, tiny_scorers):
     assert set(setup.evaluation.paths) == {"div_clip", "div_dino", "pickscore", "imagereward", "clip_score"}
     check_scorer_contents(setup.evaluation.paths)
     check_perceptual_contents("dino", Path(tiny_scorers["dino_path"]))
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(CLIPVisionModel, False), (SiglipVisionModel, False), (ViTModel, True)])
+def test_another_image_encoder_is_no_dino(copies, tmp_path, kind, fits):
+    """But the first DINO is a plain ViT."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind(kind.config_class(**sizes, image_size=64, patch_size=32)).save_pretrained(copies / "dinov2")
+    with nullcontext() if fits else pytest.raises(ValueError, match=r"^--dino_path .*, but a DINO is needed"):
+        check_scorer_contents({"div_dino": {"dino_path": copies / "dinov2"}})
 
 
 def test_a_network_without_the_layers_of_a_dino_is_no_perceptual_distance(tiny_scorers):

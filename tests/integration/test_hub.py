@@ -12,12 +12,13 @@ from edit_models import DIFFUSION, MODEL, as_variant
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from dpdmd import export, generate, train
+from dpdmd import config, export, generate, train
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.models.hub_models import Source, locate
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE
 from dpdmd.sampling.load_model import load_sampler
+from dpdmd.training import preflight
 from dpdmd.utils.file_digests import sha256_of_files
 
 TOKEN = "hf_secretsecretsecret"
@@ -232,6 +233,24 @@ def test_a_mixed_set_is_an_error(hub, small):
     assert "has no weights of --variant fp16 (it has: no variant); leave the flag out" in line
     assert hub.fetched() == []
     assert "has no weights of --variant fp16" in error_of(str(small), variant="fp16")
+
+
+def test_a_teacher_of_the_cache_has_the_defaults_of_its_model(hub, tiny_folder, short_run, capsys):
+    """By its files, whatever its name is. Before they are fetched, nobody knows the model."""
+    hub.add("org/finetuned", tiny_folder("sd3_medium")).refs["v1"] = A
+    command = [*short_run, "--teacher_id", "org/finetuned"]
+    says = "--teacher_id org/finetuned: was fetched, and its files show that it is a model with defaults of its own"
+    assert train.main([*command, "--download"]) == 2 and says in capsys.readouterr().err
+    find("org/finetuned@v1")
+    for more in ([], ["--revision", "v1"], ["--cache_dir", constants.HF_HUB_CACHE]):
+        assert config.parse([*command, *more]).method.teacher_guidance_scale == 7.0
+    assert config.parse([*command, "--revision", "v2"]).method.teacher_guidance_scale == 3.5
+
+
+def test_a_distilled_teacher_is_known_by_the_name_of_its_repository(hub, small, short_run):
+    hub.add("org/SD3.5-Lightning", small)
+    chosen = config.parse([*short_run, "--teacher_id", "org/SD3.5-Lightning", "--download"])
+    assert any("its name has the word Lightning" in line for line in preflight.check(chosen).warnings)
 
 
 def test_a_run_records_the_commit_and_resumes_from_it(hub, small, tiny_pipeline, short_run, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """MANIQA and VisualQuality-R1 on random weights in the official layouts."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,13 @@ def tiny_qwen(tmp_path_factory) -> Path:
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def test_visualquality_without_a_chat_template_is_an_error(tiny_qwen, tmp_path):
+    folder = Path(shutil.copytree(tiny_qwen, tmp_path / "qwen"))
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"^--vq_path .* needs the model's chat template"):
+        check_scorer_contents({"vqr1": {"vq_path": folder}})
 
 
 def test_visualquality_runs_and_keeps_what_it_cannot_parse(tiny_qwen, monkeypatch):

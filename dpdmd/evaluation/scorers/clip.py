@@ -166,10 +166,13 @@ def check_image_encoder(folder: Path) -> None:
     """Check that the image encoder of a CLIP and its processor will load, and fit each other.
 
     Raises:
-        ValueError: they will not.
+        ValueError: they will not, or the encoder has no class token.
     """
     if is_open_clip(folder):
-        _check_open_clip(folder)
+        clip = _check_open_clip(folder)
+        pixels = clip.pixels([Image.new("RGB", (96, 64))]).to("meta")
+        with raise_as_value_error(f"{folder}: its image encoder has no class token to compare; give a CLIP with a ViT"):
+            clip.class_token(pixels)
     else:
         _check_image_size(folder, check_network("CLIPVisionModel", folder))
 
@@ -189,10 +192,10 @@ def check_clip(folder: Path, processor: Path) -> None:
     check_prompt_tokenizer("AutoTokenizer", processor, text.max_position_embeddings, text.vocab_size)
 
 
-def _check_open_clip(folder: Path) -> None:
+def _check_open_clip(folder: Path) -> OpenClip:
     """Load the folder into a network without numbers, which compares names and shapes."""
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # about numbers that are not copied
-        OpenClip(folder, "meta")
+        return OpenClip(folder, "meta")
 
 
 def _check_image_size(processor: Path, config: Any) -> None:

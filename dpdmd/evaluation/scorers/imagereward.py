@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
 from dpdmd.models.checks.transformers_parts import check_prompt_tokenizer
+from dpdmd.models.loading import raise_as_value_error
 from dpdmd.models.network_files import read_checkpoint
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.text_files import read_json
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the package's training rewards
 NUM_TEXT_TOKENS = 35
+NUM_ADDED_TOKENS = 2  # BLIP's own, which are not in the released tokenizer
 HEAD_SIZE = 64  # of every ViT of BLIP; the number of heads cannot be read from the tensors
 VISION_EPS = 1e-6  # BLIP's own; transformers' default is 1e-5
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -137,18 +139,19 @@ class ImageRewardNetwork(nn.Module):
             hidden_act="gelu",
             layer_norm_eps=VISION_EPS,
         )
-        text = BlipTextConfig(
-            vocab_size=sizes.vocabulary,
-            hidden_size=sizes.text_width,
-            encoder_hidden_size=sizes.vision_width,
-            intermediate_size=sizes.text_mlp,
-            num_hidden_layers=sizes.text_depth,
-            num_attention_heads=med_config["num_attention_heads"],
-            max_position_embeddings=sizes.positions,
-            hidden_act=med_config.get("hidden_act", "gelu"),
-            layer_norm_eps=med_config.get("layer_norm_eps", 1e-12),
-            is_decoder=True,  # builds the cross attention
-        )
+        with raise_as_value_error("its med_config.json does not describe a text encoder"):
+            text = BlipTextConfig(
+                vocab_size=sizes.vocabulary,
+                hidden_size=sizes.text_width,
+                encoder_hidden_size=sizes.vision_width,
+                intermediate_size=sizes.text_mlp,
+                num_hidden_layers=sizes.text_depth,
+                num_attention_heads=med_config["num_attention_heads"],
+                max_position_embeddings=sizes.positions,
+                hidden_act=med_config.get("hidden_act", "gelu"),
+                layer_norm_eps=med_config.get("layer_norm_eps", 1e-12),
+                is_decoder=True,  # builds the cross attention
+            )
         self.image_size = sizes.image_size
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
@@ -205,7 +208,7 @@ class ImageReward(ValueScorer):
         return [
             lambda: _check_network(model_path, med_config),
             None,
-            lambda: check_prompt_tokenizer("BertTokenizer", tokenizer, NUM_TEXT_TOKENS),
+            lambda: _check_tokenizer(model_path, tokenizer),
         ]
 
     def __init__(self, model_path: Path, med_config: Path, tokenizer: Path, device: torch.device):
@@ -254,3 +257,11 @@ def image_transform(size: int) -> Callable[[Image.Image], Tensor]:
 def _check_network(model_path: Path, med_config: Path) -> None:
     with torch.device("meta"):
         load_network(model_path, med_config)
+
+
+def _check_tokenizer(model_path: Path, folder: Path) -> None:
+    vocabulary = len(read_checkpoint(model_path)["blip.text_encoder.embeddings.word_embeddings.weight"])
+    tokenizer = check_prompt_tokenizer("BertTokenizer", folder, NUM_TEXT_TOKENS, vocabulary)
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens < vocabulary - NUM_ADDED_TOKENS:
+        raise ValueError(f"{folder}: its tokenizer has {tokens} tokens, but the network {vocabulary}: another model's?")

@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from dpdmd.evaluation.scorers.base import Check, Sample, Score, ValueScorer
 from dpdmd.models.checks.transformers_parts import check_image_processor, check_network, check_tokenizer
-from dpdmd.models.loading import load_strict
+from dpdmd.models.loading import load_strict, raise_as_value_error
 from dpdmd.utils.rng import derive_seed
 
 # The model was trained with exactly this question, "picture" included; another one gives other ratings.
@@ -100,12 +101,8 @@ class VisualQualityR1(ValueScorer):
 
     @torch.no_grad()
     def _answers(self, samples: Sequence[Sample]) -> list[str]:
-        message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-        text = self.processor.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, add_vision_id=True
-        )
         inputs = self.processor(
-            text=[text] * len(samples),
+            text=[_question(self.processor)] * len(samples),
             images=self.resized(samples),
             padding=True,
             return_tensors="pt",
@@ -117,7 +114,17 @@ class VisualQualityR1(ValueScorer):
         return self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+def _question(processor: Any) -> str:
+    """Return the question about an image as the processor's chat template writes it."""
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    return processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True, add_vision_id=True)
+
+
 def _check_folder(folder: Path) -> None:
+    from transformers import AutoProcessor
+
     check_network("Qwen2_5_VLForConditionalGeneration", folder)
     check_tokenizer("AutoTokenizer", folder)
     check_image_processor(folder)
+    with raise_as_value_error(f"{folder} cannot write its question, for which it needs the model's chat template"):
+        _question(AutoProcessor.from_pretrained(str(folder), local_files_only=True))

@@ -4,7 +4,10 @@ The libraries put random numbers where a file has none, and some of them only wa
 from the class itself, so a library that renames weights is followed.
 """
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -15,7 +18,7 @@ from dpdmd.models.checks.transformers_parts import check_network, check_prompt_t
 from dpdmd.models.layout import Layout, in_numbered_block
 from dpdmd.models.loading import quieten_libraries, raise_as_value_error
 from dpdmd.models.weight_files import check_weights
-from dpdmd.utils.text_files import read_json
+from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 
 def check_contents(layout: Layout, folder: Path, flag: str, *, network_only: bool = False, no_t5: bool = False) -> None:
@@ -32,12 +35,13 @@ def check_contents(layout: Layout, folder: Path, flag: str, *, network_only: boo
             if component in (layout.network, "vae"):
                 _check_diffusers(layout, folder, component)
             elif component in layout.classes:
-                configs[component] = check_network(layout.classes[component], folder / component, all_layers=True)
+                config = check_network(layout.classes[component], folder / component, all_layers=True)
+                configs[component] = config.get_text_config()
             elif component.startswith("tokenizer"):
                 if not hasattr(transformers, kind):
                     raise ValueError(f"model_index.json says {component} is a {kind}, which transformers does not have")
                 encoder = configs.get(component.replace("tokenizer", "text_encoder"))
-                vocabulary = encoder.get_text_config().vocab_size if encoder else None
+                vocabulary = encoder.vocab_size if encoder else None
                 length = layout.defaults.max_sequence_length
                 tokenizer = check_prompt_tokenizer(kind, folder / component, length, vocabulary)
                 if layout.check_tokenizer:
@@ -45,6 +49,28 @@ def check_contents(layout: Layout, folder: Path, flag: str, *, network_only: boo
                         layout.check_tokenizer(tokenizer)
                     except ValueError as error:
                         raise ValueError(f"{folder / component}: {error}") from None
+        if configs:
+            _check_text_widths(layout, folder, configs)
+
+
+def _check_text_widths(layout: Layout, folder: Path, encoders: Mapping[str, Any]) -> None:
+    """Check that the text encoders give the network what it reads."""
+    with expecting_mapping_keys(folder / layout.network / "config.json"):
+        needed = layout.text_widths(layout.network_config(folder))
+    kinds = ("a token's embedding", "the pooled embedding")
+    for kind, found, wanted in zip(kinds, layout.encoder_widths(encoders), needed, strict=True):
+        if found is not None and found != wanted:
+            raise ValueError(
+                f"{' and '.join(encoders)}: {kind} has {found} numbers, but the {layout.network} reads {wanted}: "
+                "another model's?"
+            )
+
+
+def full_network_config(layout: Layout, folder: Path) -> dict[str, Any]:
+    """Return the entries of the network's configuration that its class knows, with its defaults where there is none."""
+    known = inspect.signature(getattr(diffusers, layout.classes[layout.network])).parameters
+    config = {name: parameter.default for name, parameter in known.items()} | layout.network_config(folder)
+    return {name: list(config[name]) if isinstance(config[name], tuple) else config[name] for name in known}
 
 
 def _check_diffusers(layout: Layout, folder: Path, component: str) -> None:

@@ -11,11 +11,14 @@ _NAMES = re.compile(r"(?<![a-z])(turbo|lightning|hyper|lcm|schnell|distilled)(?!
 _SWITCHES = ("is_distilled", "guidance_embeds")
 
 
-def why_distilled(family: str, folder: Path) -> str | None:
+def why_distilled(family: str, folder: Path, recorded: str | None = None) -> str | None:
     """Return the reason to think that the model of a checked pipeline folder is distilled; None without a sign.
 
     The signs: an entry of a configuration, the name of the model that a file or the folder has, a scheduler that only
     the distilled model has, or the dpdmd.json of a student with a grid of its own.
+
+    Args:
+        recorded: what files record in place of the folder, such as the id of the Hub.
     """
     network = LAYOUTS[family].network
     files = {name: read_json(folder / name) for name in ("model_index.json", f"{network}/config.json")}
@@ -29,6 +32,6 @@ def why_distilled(family: str, folder: Path) -> str | None:
             return f"its {name} says that it is {origin}"
     if (defaults := sampling_defaults(folder)).sigmas:
         return f"its dpdmd.json is that of a student of {defaults.steps} steps"
-    if match := _NAMES.search(folder.resolve().name):
-        return f"its folder is named {match.group()}"
+    if match := _NAMES.search(Path(recorded).name if recorded else folder.resolve().name):
+        return f"its name has the word {match.group()}"
     return None

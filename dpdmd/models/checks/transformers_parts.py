@@ -39,7 +39,7 @@ def check_dino(folder: Path) -> Any:
         ValueError: it has another network, or a part will not load.
     """
     config = check_network("AutoModel", folder)
-    if hasattr(config, "vision_config") or not hasattr(config, "image_size"):
+    if config.model_type != "vit" and not config.model_type.startswith("dino"):  # the first DINO is a plain ViT
         raise ValueError(f"{folder / 'config.json'} is of a {config.model_type}, but a DINO is needed")
     check_image_processor(folder)
     return config

@@ -94,6 +94,7 @@ LAYOUT = Layout(
     ),
     lora_full_names=_single_outputs,
     text_widths=lambda config: (config["joint_attention_dim"], None),
+    encoder_widths=lambda encoders: (len(HIDDEN_STATES) * encoders["text_encoder"].hidden_size, None),
     text_tensors=("context",),
     unread=("lm_head.",),
     text_layers=max(HIDDEN_STATES) + 1,  # the last hidden state of all is behind the final norm

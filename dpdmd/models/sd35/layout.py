@@ -30,6 +30,12 @@ def _latents(config: Mapping[str, Any]) -> tuple[int, float]:
     return patch, patch * int(config.get("pos_embed_max_size", 96))
 
 
+def _encoder_widths(encoders: Mapping[str, Any]) -> tuple[int | None, int]:
+    """Return the widths of the context, which are zeros of any width without a T5, and of both pooled vectors."""
+    t5 = encoders.get("text_encoder_3")
+    return t5 and t5.d_model, encoders["text_encoder"].projection_dim + encoders["text_encoder_2"].projection_dim
+
+
 def read_schedule(folder: Path) -> FlowSchedule:
     """Return the schedule of a FlowMatchEulerDiscreteScheduler with one shift, which spaces the times itself.
 
@@ -69,6 +75,7 @@ LAYOUT = Layout(
         *("net.0.proj", "net.2"),  # feed-forward, both
     ),
     text_widths=lambda config: (config["joint_attention_dim"], config["pooled_projection_dim"]),
+    encoder_widths=_encoder_widths,
     t5=("text_encoder_3", "tokenizer_3"),
     buffers=("pos_embed.pos_embed",),
     call_memory=call_memory,

@@ -54,6 +54,12 @@ def _text_widths(config: Mapping[str, Any]) -> tuple[int, int]:
     return config["cross_attention_dim"], config["projection_class_embeddings_input_dim"] - sizes
 
 
+def _encoder_widths(encoders: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the widths of the context, both encoders beside each other, and of the second one's pooled vector."""
+    first, second = encoders["text_encoder"], encoders["text_encoder_2"]
+    return first.hidden_size + second.hidden_size, second.projection_dim
+
+
 _EULER_DEFAULTS = {  # diffusers' values for what the file does not set
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -140,6 +146,7 @@ LAYOUT = Layout(
     defaults=SamplingDefaults(steps=50, guidance_scale=8.0, max_sequence_length=77),
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"),
     text_widths=_text_widths,
+    encoder_widths=_encoder_widths,
     fixed_text_length=True,
     vae_factor=8,
     text_tokens=lambda folder, _: clip_tokens(folder, 77),

@@ -190,6 +190,14 @@ def test_a_file_of_an_older_version_names_the_teacher_three_times(tmp_path):
     assert (model.student_id, model.fake_id) == ("new", "new")
 
 
+def test_a_file_that_names_a_student_alone_means_it(tmp_path):
+    """Even if it names the default teacher, while a flag names another one."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"student_id: {options.ModelConfig.teacher_id}\n")
+    model = config.parse(["--config", str(path), "--teacher_id", "new"]).model
+    assert (model.teacher_id, model.student_id, model.fake_id) == ("new", options.ModelConfig.teacher_id, "new")
+
+
 def test_one_place_by_two_names_is_one_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("teacher")

@@ -94,6 +94,7 @@ def test_every_alias_is_in_the_help_and_sets_flags_that_exist(options):
         ("--rank 0", "--rank 0: must be 1 to 16384"),
         ("--resolution x", "argument --resolution: invalid"),
         ("--logging_dir logs", "--logging_dir logs: is a folder in the run folder; give --run_dir with it"),
+        ("--logging_dir ~nosuch/x", "--logging_dir ~nosuch/x: ~nosuch is not the home of a known user"),
     ],
 )
 def test_a_wrong_alias_gets_one_line(command, says):

@@ -37,6 +37,12 @@ def test_a_teacher_has_the_defaults_of_its_model(tiny_folder, tmp_path, model, f
         assert (own.steps, own.guidance_scale) == (steps, scale)
 
 
+@pytest.mark.parametrize(("model", "preset"), [("sd3_medium", []), ("sd35_large", ["--preset", "24gb"])])
+def test_an_alias_of_the_teacher_gives_the_same_defaults_and_preset(tiny_folder, model, preset):
+    chosen = config.parse(["--pretrained_model_name_or_path", str(tiny_folder(model)), *preset])
+    assert chosen == config.parse(["--teacher_id", str(tiny_folder(model)), *preset])
+
+
 def test_files_that_cannot_be_read_are_left_to_the_checks_of_the_folder(tmp_path):
     assert find_variant("sd35", tmp_path / "missing") is None
     for content in ("", "[]", "{"):

@@ -115,6 +115,18 @@ def test_open_clip_folders_are_read(tmp_path):
     assert all(-100 <= score.value <= 100 for score in scores)
 
 
+def test_an_open_clip_without_a_class_token_measures_agreement_alone(tmp_path):
+    save_open_clip(tmp_path, layers=[1, 1, 1, 1])  # a ResNet
+    paths = check_scorer_paths(
+        {"clip_path": str(tmp_path), "clip_score_path": str(tmp_path)}, ("div_clip", "clip_score")
+    )
+    check_scorer_contents({"clip_score": paths["clip_score"]})
+    with pytest.raises(
+        ValueError, match=r"^--clip_path .*: its image encoder has no class token .*; give a CLIP with a"
+    ):
+        check_scorer_contents({"div_clip": paths["div_clip"]})
+
+
 def test_imagereward_is_read_strictly(tiny_scorers, tmp_path):
     """Every official key has a place; what no forward pass reads may be there; nothing else may lack or be extra."""
     official = read_checkpoint(Path(tiny_scorers["ir_model_path"]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from edit_models import DIFFUSION, MODEL, rewrite_weights, set_json
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -127,6 +128,30 @@ def test_a_t5_may_name_its_embedding_by_its_other_name(copied):
     file = folder / "text_encoder_3" / MODEL
     rewrite_weights(file, lambda weights: weights.update({"encoder.embed_tokens.weight": weights.pop("shared.weight")}))
     check_contents(LAYOUTS["sd35"], folder, "--teacher_id")
+
+
+@pytest.mark.parametrize(
+    ("family", "encoder", "entry", "kind"),
+    [
+        ("sd35", "text_encoder_3", "d_model", "a token's embedding"),
+        ("sd35", "text_encoder_2", "projection_dim", "the pooled embedding"),
+        ("sdxl", "text_encoder", "hidden_size", "a token's embedding"),
+        ("sdxl", "text_encoder_2", "projection_dim", "the pooled embedding"),
+        *((family, "text_encoder", "hidden_size", "a token's embedding") for family in tuple(LAYOUTS)[2:]),
+    ],
+)
+def test_a_text_encoder_of_another_width_is_rejected(copied, family, encoder, entry, kind):
+    """It would fail in the first call of the network."""
+    folder, layout = copied(family), LAYOUTS[family]
+    network = getattr(transformers, layout.classes[encoder])
+    changed = network.config_class.from_pretrained(folder / encoder)
+    text = changed.get_text_config()
+    setattr(text, entry, 2 * getattr(text, entry))
+    shutil.rmtree(folder / encoder)
+    network(changed).save_pretrained(folder / encoder)
+    check_folder(layout, folder, "--teacher_id")
+    with pytest.raises(ValueError, match=f"^--teacher_id .*: {kind} has .*, but the {layout.network} reads"):
+        check_contents(layout, folder, "--teacher_id")
 
 
 def test_nothing_large_is_read(copied, monkeypatch):

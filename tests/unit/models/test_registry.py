@@ -1,6 +1,7 @@
 """The families by name, and the adapters that the flags ask for."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,21 @@ def test_ranks_and_alphas_of_the_flags():
     assert pair.fake == Adapter(8, 4.0, ("to_q", "to_k"))  # the student's ratio of alpha to rank
     assert adapters(ModelConfig()) is None
     assert adapters(ModelConfig(lora_rank=4)).student.alpha == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "module"),
+    [
+        ("sd35", "net.0.proj,proj", "proj names pos_embed.proj"),  # a convolution
+        ("sd35", "0", "0 names transformer_blocks.0"),  # besides to_out.0
+        (
+            "zimage",
+            "adaLN_modulation.0",
+            "adaLN_modulation.0 names all_final_layer.2-1.adaLN_modulation.0",
+        ),  # no weights
+    ],
+)
+def test_a_target_may_not_name_what_is_no_linear_layer(tiny_folder, family, target, module):
+    layout = LAYOUTS[family]
+    with pytest.raises(ValueError, match=f"^{re.escape(module)} of .*, too, which is no linear layer; give more of"):
+        layout.adapted_layers(tiny_folder(family), target.split(","))

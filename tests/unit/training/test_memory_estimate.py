@@ -283,3 +283,11 @@ def test_the_scorers_item_is_what_they_load(tiny_scorers):
         network = build_scorer(name, paths[name], torch.device("cpu")).network
         loaded = 4 * sum(parameter.numel() for parameter in network.parameters())
         assert scorer_bytes(name, paths[name]) == loaded, name
+
+
+def test_an_open_clip_with_weights_in_several_forms_counts_once(tmp_path):
+    """By the file that OpenCLIP reads."""
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    for size, ending in ((30, "pth"), (20, "bin"), (10, "safetensors")):
+        (tmp_path / f"open_clip_pytorch_model.{ending}").write_bytes(b"0" * size)
+        assert scorer_bytes("clip_score", {"clip_score_path": tmp_path}) == size
