@@ -60,6 +60,7 @@ def refused(flags, capsys, tiny_sdxl, monkeypatch) -> Refused:
 
 def one_line(program: str, main: Callable[[list[str]], int], command: list[str], capsys: pytest.CaptureFixture) -> str:
     """Return the one-line error of a program for a wrong command line, without the program's name."""
+    capsys.readouterr()  # progress bars of models that a test made first
     try:
         status = main(command)
     except SystemExit as error:  # argparse
