@@ -1,5 +1,6 @@
 """Checks of the models before a run: folders, architectures, image size, sigma grids, and the content of weights."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,8 +85,9 @@ def _check_no_run(layout: Layout, flag: str, folder: Path) -> None:
     Raises:
         ValueError: it is.
     """
-    place = None if (folder / layout.network).is_dir() else place_or_none(folder)
-    if place and (place / LORA_WEIGHTS).is_file():
+    # `os.path` takes a folder that cannot be read for none, which a later check reports.
+    place = None if os.path.isdir(folder / layout.network) else place_or_none(folder)
+    if place and os.path.isfile(place / LORA_WEIGHTS):
         raise ValueError(
             f"{flag} {folder}: is a LoRA; merge it with python -m dpdmd.export --model {folder} --out FOLDER, and give "
             "that folder"
