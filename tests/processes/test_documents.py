@@ -355,6 +355,24 @@ def test_results_are_those_that_were_measured(document, name, columns, count):
     assert len(rows_of(document, *METHODS)) == count
 
 
+TUNED = {
+    "the teacher": "teacher",
+    "DMD-LPIPS, tuned": "dmd_lpips",
+    "DMD-GAN, tuned": "dmd_gan",
+    "DP-DMD, `tiny.yaml`": "dpdmd_tiny",
+}
+
+
+def test_tuned_results_are_those_that_were_measured():
+    table = result("2026-11-30_table1_tiny")
+    rows = rows_of(ROOT / "docs" / "small_world.md", *TUNED)
+    assert [row[0] for row in rows] == list(TUNED)
+    for row in rows:
+        values = {column: table[TUNED[row[0]], column] for column in ("accuracy", "entropy", "spread")}
+        assert [row[1], row[2], row[4]] == [shown(*value)[1] for value in values.values()], row
+        assert row[3] == f"{values['entropy'][0] / table['teacher', 'entropy'][0]:.0%}"
+
+
 def test_ablations_are_those_that_were_measured():
     document = ROOT / "docs" / "small_world.md"
     (steps,), (entropies,) = (rows_of(document, name) for name in ("K", "entropy"))
