@@ -357,6 +357,7 @@ def test_results_are_those_that_were_measured(document, name, columns, count):
 
 TUNED = {
     "the teacher": "teacher",
+    "DMD, falling rate": "dmd_falling",
     "DMD-LPIPS, tuned": "dmd_lpips",
     "DMD-GAN, tuned": "dmd_gan",
     "DP-DMD, `tiny.yaml`": "dpdmd_tiny",
