@@ -29,6 +29,7 @@ STUDENT_EMA, LORA_EMA = f"{STUDENT}_ema", f"{LORA}_ema"  # the same of the movin
 CONFIG, CKPTS = "config.yaml", "ckpts"
 LATEST_IMAGE = "latest.png"  # in process_vis/
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
+CONDITIONS = "conditions"  # of these records: what scores must share to be compared (`InLoopEvaluation.conditions`)
 _PARTS = ("ckpt_dir", "log_path", "eval_dir", "process_folder_name", "diversity_folder_name")  # options of RunConfig
 _STEP = re.compile("step_([0-9]+)")
 
@@ -343,7 +344,7 @@ def _read_record(line: str) -> dict[str, Any]:
     if not (isinstance(turn, str) and turn and type(step) is int and 0 <= step <= MAX_COUNT):
         raise ValueError("needs a turn, which is text, and a step, which is a whole number")
     for name, value in record.items():
-        if name not in ("turn", "step", "size") and not (value is None or _is_number(value)):
+        if name not in ("turn", "step", "size", CONDITIONS) and not (value is None or _is_number(value)):
             raise ValueError(f"{name} is no number")
     return record
 

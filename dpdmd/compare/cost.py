@@ -25,7 +25,7 @@ def calls_of_training(options: Mapping[str, Any]) -> int | None:
     if config.run.max_epoch or (has_anchor and method.k_anchor == AUTO):
         return None
     try:
-        schedule = layout.read_schedule(Path(config.model.teacher_id))
+        schedule = layout.read_schedule(Path(config.model.teacher_id)).at_size(*next(iter(config.data.image_sizes)))
     except (OSError, ValueError):
         return None
     anchor = 0

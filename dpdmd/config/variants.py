@@ -31,6 +31,13 @@ class Variant:
     values: Mapping[str, Any] = field(default_factory=dict)
     distilled: bool = False
 
+    def is_in(self, folder: Path, name: str = "") -> bool:
+        """Return whether a pipeline folder holds this model; `name` as in `find_variant`."""
+        try:
+            return self.matches(read_json(folder / self.file))
+        except (ValueError, OSError):  # the checks of the folder say what is wrong
+            return bool(self.repository) and (name or folder.as_posix()).partition("@")[0].endswith(self.repository)
+
 
 SD35_LARGE, SD3_MEDIUM, SDXL_V, ZIMAGE_TURBO = "SD3.5-Large", "SD3-Medium", "SDXL with v-prediction", "Z-Image-Turbo"
 FLUX2_KLEIN_9B = "FLUX.2-klein-base-9B"
@@ -84,17 +91,7 @@ def find_variant(family: str, folder: Path, name: str = "") -> Variant | None:
     Args:
         name: what names the model in place of the folder's path.
     """
-    path = (name or folder.as_posix()).partition("@")[0]
-    for variant in VARIANTS:
-        if variant.family != family:
-            continue
-        try:
-            found = variant.matches(read_json(folder / variant.file))
-        except (ValueError, OSError):  # the checks of the folder say what is wrong
-            found = bool(variant.repository) and path.endswith(variant.repository)
-        if found:
-            return variant
-    return None
+    return next((each for each in VARIANTS if each.family == family and each.is_in(folder, name)), None)
 
 
 def find_variant_of_teacher(family: str, teacher: str, revision: str | None, cache_dir: str | None) -> Variant | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ from dpdmd.evaluation.scoring import (
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.models.base import TextEncoder
-from dpdmd.models.identity import identify, identify_pipeline
+from dpdmd.models.identity import digest, identify, identify_pipeline
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.run_folder import EVAL_TURN, RunFolder
+from dpdmd.run_folder import CONDITIONS, EVAL_TURN, RunFolder
 from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.sampling.sampler import Sampler, batches_of
 from dpdmd.utils.atomic_files import write_text
@@ -116,7 +117,7 @@ class InLoopEvaluation:
             self.folder.teacher_scores.unlink(missing_ok=True)
         scores = self._score(self.teacher, TEACHER, self.folder.eval_images / TEACHER, show=False)
         if self.accelerator.is_main_process:
-            content = {"settings": self._settings(), "metrics": {name: asdict(s) for name, s in scores.items()}}
+            content = {"settings": self._settings, "metrics": {name: asdict(s) for name, s in scores.items()}}
             write_text(self.folder.teacher_scores, json.dumps(content, indent=2) + "\n")
         return scores
 
@@ -124,12 +125,19 @@ class InLoopEvaluation:
         """Return the saved scores if they are of the same teacher, images and scorers, else {}."""
         try:
             cached = json.loads(self.folder.teacher_scores.read_text(encoding="utf-8"))
-            if cached["settings"] != self._settings():
+            if cached["settings"] != self._settings:
                 return {}
             return {name: Summary(**values) for name, values in cached["metrics"].items()}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
+    @property
+    def conditions(self) -> str:
+        """Digest of what scores of two steps must share to be compared: prompts, seeds, sizes and scorers."""
+        shared = ("size", "max_sequence_length", "eval_seed", "sets", "scorers")
+        return digest({name: self._settings[name] for name in shared})
+
+    @cached_property
     def _settings(self) -> dict[str, Any]:
         """Return everything that the teacher's scores depend on: of models the content, whatever their paths."""
         config, settings = self.config, next(iter(self.teacher.values())).settings
@@ -254,9 +262,12 @@ def text_table(step: int, student: dict[str, Summary], teacher: dict[str, Summar
 def best_step(records: list[dict[str, Any]], available: set[int], sets: list[ImageSet], best_by: str) -> int | None:
     """Return the best evaluated step that has a checkpoint, the later one of equals; None if none has a score.
 
+    Steps that were evaluated under other conditions than the last one, before a resume with other flags, do not count.
     With `mean_rank`, the steps are ranked by each preference score and by each diversity score, and the mean ranks of
     the two groups count the same. With the name of a scorer, the highest score wins.
     """
+    conditions = records[-1].get(CONDITIONS) if records else None  # records of older versions have none
+    records = [record for record in records if record.get(CONDITIONS, conditions) == conditions]
     candidates = sorted((r for r in records if r["step"] in available), key=lambda r: r["step"])
     metrics = [(scorer, image_set.metric_key(scorer)) for image_set in sets for scorer in image_set.scorers]
     if best_by == "mean_rank":

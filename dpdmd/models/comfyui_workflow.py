@@ -5,13 +5,14 @@ are those of ComfyUI's `nodes.py`, `comfy_extras/nodes_custom_sampler.py`, `node
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpdmd.config.variants import VARIANTS
 from dpdmd.models.sampling_defaults import SamplingDefaults
 
 WORKFLOW = "comfyui_workflow.json"
@@ -25,6 +26,7 @@ class ComfyUINames:
 
     Attributes:
         checkpoint: file of the official weights in `models/checkpoints`.
+        other_checkpoints: the same of other models of the family, by their names in `config.variants`.
         text_encoders: files in `models/text_encoders` that the checkpoint does not hold, T5 last.
         latent: node of the empty latent.
         pads_t5: the T5's tokens are padded to the text length of the sampling defaults.
@@ -32,10 +34,16 @@ class ComfyUINames:
     """
 
     checkpoint: str
+    other_checkpoints: Mapping[str, str] = field(default_factory=dict)
     text_encoders: tuple[str, ...] = ()
     latent: str = "EmptyLatentImage"
     pads_t5: bool = False
     zeros_for_empty_prompt: bool = False
+
+    def for_base(self, folder: Path) -> "ComfyUINames":
+        """Return the names for the model of a pipeline folder; for one without an entry, those of the first."""
+        found = (each.name for each in VARIANTS if each.name in self.other_checkpoints and each.is_in(folder))
+        return replace(self, checkpoint=self.other_checkpoints.get(next(found, ""), self.checkpoint))
 
 
 class _Graph:

@@ -202,7 +202,7 @@ class DiffusersFamily(Family):
             size = self._image_size(source, defaults)
             schedule = self.load_schedule(source).at_size(*size)
             sigmas = defaults.sigmas or schedule.named_sigmas(defaults.grid, defaults.steps).tolist()
-            write_workflow(folder, build_workflow(names, defaults, sigmas, size, **files))
+            write_workflow(folder, build_workflow(names.for_base(source), defaults, sigmas, size, **files))
 
     def read_lora(self, folder: Path) -> dict[str, Tensor]:
         return lora_files.read_lora(folder, self.layout.network)

@@ -26,12 +26,14 @@ class DiscreteSchedule(Schedule):
     Attributes:
         table: sigma of each time 0 to 999, rising, float64 [1000].
         lowest: the first entry of the table.
+        zero_snr: the argument.
     """
 
     def __init__(
         self, beta_start: float, beta_end: float, steps_offset: int, spacing: str = LEADING, *, zero_snr: bool = False
     ):
         self.beta_start, self.beta_end, self.steps_offset, self.spacing = beta_start, beta_end, steps_offset, spacing
+        self.zero_snr = zero_snr
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
         kept = torch.cumprod(1 - betas, dim=0)
         if zero_snr:

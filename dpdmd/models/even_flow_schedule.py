@@ -1,4 +1,4 @@
-"""Rectified flows whose pipeline, and not its scheduler, spaces the times: Z-Image, Qwen-Image, FLUX.2.
+"""Rectified flows whose pipeline, and not its scheduler, spaces the times: all but Stable Diffusion 3.
 
 The pipeline gives FlowMatchEulerDiscreteScheduler the even times u = 1, (N - 1) / N, ..., 1 / N, and the scheduler
 shifts them. The scheduler's own times for N steps, which Stable Diffusion 3 uses, are others (`FlowSchedule`): a

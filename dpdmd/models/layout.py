@@ -124,6 +124,7 @@ class Layout:
         image_first: the first argument of the pipeline's call is an image, so the prompt needs its name.
         single_file_network: the original files hold the network alone, so the single file does too.
         comfyui_name: converts the name of a LoRA weight to the one that ComfyUI reads; None if it reads diffusers'.
+        comfyui_reads_lora: whether ComfyUI has names for a LoRA of the family at all.
         comfyui: what ComfyUI calls the parts, for the workflow beside an export; None for no workflow.
         call_memory: device memory of one call by (configuration, shape, pixels a side of a latent); None if unknown.
     """
@@ -168,6 +169,7 @@ class Layout:
     image_first: bool = False
     single_file_network: bool = False
     comfyui_name: Callable[[str], str] | None = None
+    comfyui_reads_lora: bool = True
     comfyui: ComfyUINames | None = None
     call_memory: Callable[[Mapping[str, Any], CallShape, int], CallMemory] | None = None
 

@@ -202,11 +202,11 @@ def _notes(card: Card) -> list[str]:
         )
     if card.kind == LORA:
         notes.append("The scheduler belongs to the student: the base model's own would make other noise levels.")
-        notes.append(
-            "In ComfyUI, load "
-            + ("`comfyui_lora.safetensors`" if card.layout.comfyui_name else "`pytorch_lora_weights.safetensors`")
-            + f" and sample with CFG 1 and {steps} steps."
-        )
+        if card.layout.comfyui_reads_lora:
+            file = "comfyui_lora.safetensors" if card.layout.comfyui_name else "pytorch_lora_weights.safetensors"
+            notes.append(f"In ComfyUI, load `{file}` and sample with CFG 1 and {steps} steps.")
+        else:
+            notes.append("ComfyUI has no names for this LoRA: diffusers alone reads it.")
     if (precision := _base_precision(card)) != UNQUANTIZED:
         merged = "the code above puts it beside" if card.kind == LORA else "it is merged into"
         notes.append(

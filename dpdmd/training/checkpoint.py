@@ -54,6 +54,7 @@ class Progress:
         global_batch_size: prompts of one update; with the step it fixes the data position.
         prompts: fingerprint of all prompts in their order; "" in checkpoints of older versions.
         models: identity of the models that stay as they are (`identify_models`); None in those of older versions.
+        total_steps: the step at which the run was to end; None in those of older versions.
     """
 
     step: int
@@ -61,6 +62,7 @@ class Progress:
     global_batch_size: int
     prompts: str = ""
     models: Identity | None = None
+    total_steps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Checkpointer:
                 self.setup.global_batch_size,
                 fingerprint(self.setup.prompts, self.setup.weights),
                 models,
+                self.setup.total_steps,
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
             {

@@ -16,12 +16,13 @@ from dpdmd.data.prompts import PromptWeights, fingerprint
 from dpdmd.distributed.launch_env import read_launch, single_process_warning
 from dpdmd.evaluation.in_loop_setup import EvalSetup, set_up_evaluation
 from dpdmd.methods.registry import steps_with_draws
-from dpdmd.methods.update_schedule import num_student_updates
+from dpdmd.methods.update_schedule import diversity_weight, num_student_updates
 from dpdmd.models.checks.distilled import why_distilled
 from dpdmd.models.memory_estimate import MemoryEstimate, device_bytes
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint, resume
+from dpdmd.training.lr_schedules import lr_share
 from dpdmd.training.memory_estimate import estimate_memory, fewest_recomputed_blocks
 from dpdmd.training.memory_items import Topology
 from dpdmd.training.model_sources import locate_models
@@ -223,6 +224,7 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
             f"{point.path}: an older version wrote it without the content of its teacher; whether "
             f"--teacher_id {config.model.teacher_id} has changed since is unknown"
         )
+    warnings += _changed_curves(config, point, steps)
     pair = adapters(config.model)
     if pair and pair.fake.rank < pair.student.rank:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
@@ -241,6 +243,23 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
     if not num_student_updates(steps, config.method):
         warnings.append(f"the run ends at step {steps}, before the student's first update: it learns nothing")
     return warnings
+
+
+def _changed_curves(config: Config, point: ResumePoint, steps: int) -> list[str]:
+    """Return a line for each curve over the run that goes on at another height, since the run has another length."""
+    if not point.progress or point.progress.total_steps in (None, steps):
+        return []
+    optim, method, lines = config.optim, config.method, []
+    lengths = (point.progress.total_steps, steps)
+    done = num_student_updates(point.step, method)
+    totals = [num_student_updates(length, method) for length in lengths]
+    shares = [lr_share(optim.lr_student, optim, done, total) for total in totals]
+    weights = [diversity_weight(point.step, length, method) for length in lengths]
+    if abs(shares[0] - shares[1]) > 0.01:
+        lines.append(f"--lr_scheduler: the learning rate jumps from {shares[0]:.0%} to {shares[1]:.0%}")
+    if abs(weights[0] - weights[1]) > 0.01 * method.div_weight:
+        lines.append(f"--div_weight_schedule: lambda jumps from {weights[0]:.3g} to {weights[1]:.3g}")
+    return [f"{line} at the resume, because the run ends at step {steps} and not at {lengths[0]}" for line in lines]
 
 
 def _check_resume_point(setup: RunSetup) -> None:

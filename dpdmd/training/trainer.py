@@ -22,7 +22,7 @@ from dpdmd.methods import registry, updates
 from dpdmd.methods.context import DistillationContext, LossResult, MicroBatch
 from dpdmd.models.hub_models import check_equal_pins
 from dpdmd.report import writer
-from dpdmd.run_folder import LATEST_IMAGE
+from dpdmd.run_folder import CONDITIONS, LATEST_IMAGE
 from dpdmd.training import introduction, preflight, resume
 from dpdmd.training.accelerator import make_accelerator
 from dpdmd.training.adaptive_weight import weight_factor
@@ -315,7 +315,10 @@ class Trainer:
         if self.average:
             with self.average.in_place():
                 student |= self.evaluation.evaluate_average(step)
-        log.evaluation(in_loop.record(step, student, teacher, started), in_loop.text_table(step, student, teacher))
+        record = in_loop.record(step, student, teacher, started)
+        if self.accelerator.is_main_process:  # which has the scorers' digests, and writes the record
+            record[CONDITIONS] = self.evaluation.conditions
+        log.evaluation(record, in_loop.text_table(step, student, teacher))
         self._adapt_weight(log)
         self.checkpointer.wait()
         self.checkpointer.point_best(log)

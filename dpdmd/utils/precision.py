@@ -16,7 +16,7 @@ def set_up(bf16: bool) -> torch.dtype:
     No TF32: fp32 means fp32. torch's default would round the factors of convolutions to 10 bits. With `bf16` the
     networks have no product in fp32 (tests/integration/test_precision.py), so TF32 would only speed up the scorers,
     whose scores must equal those of the root programs. Attention needs no switch: diffusers calls torch's
-    scaled_dot_product_attention without a mask, and torch chooses its flash kernels for bf16.
+    scaled_dot_product_attention, for which torch chooses a fused kernel in bf16, its flash kernel if there is no mask.
 
     With `bf16` cuDNN measures which algorithm is fastest for each shape. Only the decoder has convolutions that profit,
     and it meets a few shapes thousands of times. In fp32 cuDNN does not measure: its choice, and with it the last bits

@@ -165,6 +165,12 @@ def test_the_best_checkpoint_outlives_the_limit(flags, tmp_path):
     assert (best / "student" / "model_index.json").is_file()
     kept = {path.name for path in (run / "ckpts").glob("step_*")}
     assert kept == {best.name, "step_000030"}
+    resumed = [*flags, "--max_steps", "36", "--resume_from_checkpoint", "latest", "--best_by", "div_clip"]
+    assert train.main([*resumed, "--eval_seed", "1"]) == 0  # other images, whose scores are not compared with these
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["conditions"] for line in lines if line["turn"] == "eval"}
+    assert found.pop(36) not in found.values() and len(set(found.values())) == 1
+    assert os.readlink(run / "ckpts" / "best") == "step_000036"
 
 
 def test_images_that_are_not_finite_have_no_scores(flags, tmp_path, monkeypatch):

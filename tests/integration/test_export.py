@@ -14,6 +14,7 @@ from diffusers import (
     DiffusionPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
     ZImagePipeline,
 )
 from safetensors import safe_open
@@ -178,6 +179,24 @@ def test_a_single_file_is_the_same_model(family, official, tmp_path):
     inputs = {name: value for node in nodes for name, value in node["inputs"].items()}
     assert inputs["ckpt_name"] == "mine.safetensors" and (inputs["height"], inputs["width"]) == (64, 64)
     assert isinstance(inputs["cfg"], float) and len([n for n in nodes if n["class_type"] == "ManualSigmas"]) == 1
+
+
+@pytest.mark.parametrize(("zero_snr", "markers"), [(False, {"v_pred"}), (True, {"v_pred", "ztsnr"})])
+def test_a_single_file_says_that_its_network_predicts_v(tiny_sdxl, tmp_path, zero_snr, markers):
+    """By the empty tensors by which ComfyUI knows it; without them it would take the network for one of noise."""
+    folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "student"))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    values = json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero_snr}
+    scheduler.write_text(json.dumps(values))
+    for student, name, found in ((folder, "v", markers), (tiny_sdxl, "eps", set())):
+        command = ["--model", str(student), "--out", str(tmp_path / name), "--single_file", "--dtype", "bf16"]
+        assert export.main(command) == 0
+        state = load_file(tmp_path / name / f"{name}.safetensors")
+        assert {each for each, value in state.items() if not value.numel()} == found
+    network = UNet2DConditionModel.from_single_file(
+        str(tmp_path / "v" / "v.safetensors"), config=str(folder), subfolder="unet"
+    )
+    assert network.dtype == torch.float32
 
 
 @pytest.mark.parametrize("on_the_hub", [False, True])

@@ -68,3 +68,15 @@ def test_a_skipped_update_does_not_move_the_schedule(short_run, tmp_path, monkey
     flags = ["--vis_every", "0", "--max_steps", "6", "--nonfinite", "skip", "--lr_scheduler", "linear"]
     assert train.main([*short_run, *flags, "--run_dir", str(tmp_path / "run")]) == 0
     assert rates(tmp_path / "run", "fake") == [1e-3 * (1 - update / 5) for update in range(5)]
+
+
+def test_a_run_of_another_length_says_where_its_curves_jump(short_run, tmp_path, capfd):
+    flags = [*short_run, "--run_dir", str(tmp_path / "run"), "--vis_every", "0", "--resume_from_checkpoint", "latest"]
+    flags += ["--lr_scheduler", "linear", "--div_weight_schedule", "increasing", "--div_weight", "2"]
+    assert train.main([*flags, "--max_steps", "12"]) == 0
+    assert "jumps" not in capfd.readouterr().err
+    assert train.main([*flags, "--max_steps", "24"]) == 0
+    said = capfd.readouterr().err
+    why = "at the resume, because the run ends at step 24 and not at 12"
+    assert f"--lr_scheduler: the learning rate jumps from 0% to 50% {why}" in said
+    assert f"--div_weight_schedule: lambda jumps from 2 to 1 {why}" in said

@@ -107,6 +107,7 @@ def test_the_code_of_another_familys_card_samples_the_student(
     assert ("max_sequence_length" in code) != LAYOUTS[family].fixed_text_length and "sigmas=" not in code
     guidance = LAYOUTS[family].guidance
     assert f"{guidance.argument}={guidance.off}" in code
+    assert ("In ComfyUI, load" in (student / CARD).read_text()) == (lora and family != "lumina2")
     assert np.abs(sampled_by_the_card(student, monkeypatch, eps) - ours(run, eps, "a red circle")).max() <= 1
 
 

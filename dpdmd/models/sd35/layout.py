@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE
 from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.flow_scheduler import read_shift
 from dpdmd.models.layout import Layout
@@ -81,6 +82,7 @@ LAYOUT = Layout(
     call_memory=call_memory,
     comfyui=ComfyUINames(
         checkpoint="sd3.5_medium.safetensors",
+        other_checkpoints={SD35_LARGE: "sd3.5_large.safetensors", SD3_MEDIUM: "sd3_medium.safetensors"},
         text_encoders=("clip_l.safetensors", "clip_g.safetensors", "t5xxl_fp16.safetensors"),
         latent="EmptySD3LatentImage",
         pads_t5=True,

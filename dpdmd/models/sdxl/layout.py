@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpdmd.config.variants import SDXL_V
 from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.counted_memory import counted
 from dpdmd.models.discrete_schedule import SPACINGS, DiscreteSchedule, EpsilonSchedule, VPredictionSchedule
@@ -152,5 +153,9 @@ LAYOUT = Layout(
     text_tokens=lambda folder, _: clip_tokens(folder, 77),
     call_memory=counted("sdxl"),
     comfyui_name=_kohya_name,
-    comfyui=ComfyUINames(checkpoint="sd_xl_base_1.0.safetensors", zeros_for_empty_prompt=True),
+    comfyui=ComfyUINames(
+        checkpoint="sd_xl_base_1.0.safetensors",
+        other_checkpoints={SDXL_V: "NoobAI-XL-Vpred-v1.0.safetensors"},
+        zeros_for_empty_prompt=True,
+    ),
 )

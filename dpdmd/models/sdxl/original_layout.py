@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from dpdmd.models.discrete_schedule import VPredictionSchedule
+from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.original_names import Renaming, original_vae, renamed, with_text_model
 from dpdmd.models.sdxl.layout import LAYOUT
-from dpdmd.models.tensor_files import LazyTensor, Weights, concatenated
+from dpdmd.models.tensor_files import LazyTensor, Weights, concatenated, in_memory
 
 _OUTSIDE = [
     (r"^time_embedding\.linear_1", "time_embed.0"),
@@ -47,7 +50,15 @@ def original_layout(parts: Mapping[str, Weights], source: Path) -> dict[str, Laz
     found |= original_vae(parts["vae"])
     found |= {f"conditioner.embedders.0.transformer.{name}": value for name, value in clip.items()}
     openclip = original_openclip(with_text_model(parts["text_encoder_2"]))
-    return found | {f"conditioner.embedders.1.model.{name}": value for name, value in openclip.items()}
+    found |= {f"conditioner.embedders.1.model.{name}": value for name, value in openclip.items()}
+    return found | in_memory(prediction_markers(LAYOUT.read_schedule(source)))
+
+
+def prediction_markers(schedule: Schedule) -> dict[str, Tensor]:
+    """Return the empty tensors by which ComfyUI knows what the network predicts: none for the noise."""
+    if not isinstance(schedule, VPredictionSchedule):
+        return {}
+    return {name: torch.empty(0) for name in ("v_pred", *(["ztsnr"] if schedule.zero_snr else []))}
 
 
 def original_unet(weights: Weights, layers_per_block: int) -> dict[str, LazyTensor]:

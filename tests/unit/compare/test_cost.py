@@ -42,3 +42,9 @@ def test_a_method_without_an_anchor_costs_the_same_for_any_k(tiny_pipeline, k):
 @pytest.mark.parametrize("options", [{"max_epoch": 1}, {"k_anchor": "auto"}, {"teacher_id": "nowhere"}])
 def test_a_cost_that_only_the_run_knows_is_none(tiny_pipeline, options):
     assert calls_of_training({"teacher_id": str(tiny_pipeline), **options}) is None
+
+
+@pytest.mark.parametrize("family", ["flux2_klein", "qwen_image", "lumina2"])
+def test_a_grid_that_depends_on_the_size_is_that_of_the_runs_size(tiny_folder, family):
+    options = {"family": family, "teacher_id": str(tiny_folder(family)), "teacher_infer_steps": 6, "k_anchor": 2}
+    assert calls_of_training({**options, "height": 64, "width": 64, "max_steps": 6}) > 0

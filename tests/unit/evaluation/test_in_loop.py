@@ -46,3 +46,17 @@ def test_the_best_step():
     lost = [{"step": 6, "eval/x_div_clip": None}, {"step": 12}]  # every scorer failed
     assert best_step(lost, {6, 12}, sets, "mean_rank") is None
     assert best_step([*lost, *records[2:]], {6, 12}, sets, "div_clip") == 12
+
+
+def test_the_best_step_is_among_those_of_the_last_conditions():
+    """Scores of other prompts, seeds or scorers cannot be compared; records of older versions say nothing of them."""
+    sets = [ImageSet("x", [], 9, ("div_clip",))]
+    scores = {6: 0.9, 12: 0.8, 18: 0.2, 24: 0.1}
+    records = [{"step": step, "eval/x_div_clip": score, "conditions": "a"} for step, score in scores.items()]
+    assert best_step(records, set(scores), sets, "div_clip") == 6
+    for record in records[2:]:
+        record["conditions"] = "b"
+    assert best_step(records, set(scores), sets, "div_clip") == 18
+    assert best_step(records, {6, 12}, sets, "div_clip") is None
+    del records[0]["conditions"]
+    assert best_step(records, set(scores), sets, "div_clip") == 6

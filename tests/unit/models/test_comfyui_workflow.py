@@ -127,6 +127,20 @@ def test_the_grid_is_read_back_exactly(sigmas):
     assert torch.equal(torch.tensor(read), torch.tensor(sigmas)) and "e" not in text
 
 
+def test_a_lora_is_put_on_the_model_that_it_was_trained_on(tmp_path):
+    """A network that predicts v has the shapes of one that predicts noise: the wrong file would load."""
+    for part in ("scheduler", "transformer"):
+        (tmp_path / part).mkdir()
+    names = {family: LAYOUTS[family].comfyui for family in ("sd35", "sdxl")}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    (tmp_path / "transformer" / "config.json").write_text('{"qk_norm": "rms_norm"}')
+    assert names["sdxl"].for_base(tmp_path).checkpoint == "NoobAI-XL-Vpred-v1.0.safetensors"
+    assert names["sd35"].for_base(tmp_path).checkpoint == "sd3.5_large.safetensors"
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "epsilon"}')
+    (tmp_path / "transformer" / "config.json").write_text('{"dual_attention_layers": [0], "qk_norm": "rms_norm"}')
+    assert all(each.for_base(tmp_path) == each for each in names.values())
+
+
 def test_the_file(tmp_path):
     nodes = workflow(**LORA)
     write_workflow(tmp_path, nodes)
