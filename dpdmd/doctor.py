@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_memory_only(own)
         check_single_process("it checks by itself what several ranks would do")
         check_writable("--out", own.out)
+        if RunFolder.of(own.out).metrics.exists():
+            raise ValueError(f"--out {own.out}: is the folder of a run, whose files it would replace; give another")
         config = parse(flags)
         checkpoints = RunFolder.from_config(config.run).ckpts
         with scratch_folder(own.out) as scratch:

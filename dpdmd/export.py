@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling.export import DTYPES, export
 from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_hub_flags(parser)
     args = parser.parse_args(argv)
     try:
+        check_single_process("it writes one folder")
         check_attention_variable()
         repository = _check(args)
         _export(args, repository)

@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=user_path,
         help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
     )
-    parser.add_argument("--prompt", nargs="+", help="one or more prompts")
+    parser.add_argument("--prompt", nargs="+", action="extend", help="one or more prompts")
     parser.add_argument("--prompt_txt", type=user_path, help="file of prompts: text, one per line, or columns")
     parser.add_argument("--prompt_column", help=COLUMN_HELP)
     parser.add_argument("--geneval", type=user_path, help="GenEval's evaluation_metadata.jsonl; OUT gets its layout")

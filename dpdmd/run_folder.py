@@ -86,6 +86,11 @@ class RunFolder:
         return self.root / "figures.json"
 
     @property
+    def anchor(self) -> Path:
+        """The K that `--k_anchor auto` found, and everything that it depends on."""
+        return self.root / "anchor.json"
+
+    @property
     def wandb(self) -> Path:
         """The id of the run's W&B run, and the last step that a resumed run found in it."""
         return self.root / "wandb.json"
@@ -227,7 +232,8 @@ class RunFolder:
         Files of a run that ended before its first step, for example because a model did not load, do not count, nor do
         temporary files and those of file managers.
         """
-        begun = {self.config, self.environment, self.log_file, self._lock, self.saved} if self._has_begun() else set()
+        ours = {self.config, self.environment, self.log_file, self._lock, self.saved, self.anchor}
+        begun = ours if self._has_begun() else set()
         return next((flag for flag, folder in self.by_flag().items() if _holds_files(folder, begun)), None)
 
     def _has_begun(self) -> bool:

@@ -117,10 +117,13 @@ need_both() { # path, name, another path of the same scorer, its name
 { hub_id "$TEACHER" && [ ! -e "$TEACHER" ]; } || need "${TEACHER:+$TEACHER/model_index.json}" "$MODEL"
 need "$STUDENT" "$MODEL"
 need "$FAKE" "$MODEL"
-need_both "$PICK_PROCESSOR" pick-clip "$PICK_MODEL" pickscore
-need_both "$IR_MODEL" imagereward "$IR_MED_CONFIG" imagereward
-need "$DINO" dinov2
-need "$CLIP" clip
+given --eval_every "" "$@" || VALUE=""
+if [ "$VALUE" != 0 ]; then # else the trainer reads no scorer
+    need_both "$PICK_PROCESSOR" pick-clip "$PICK_MODEL" pickscore
+    need_both "$IR_MODEL" imagereward "$IR_MED_CONFIG" imagereward
+    need "$DINO" dinov2
+    need "$CLIP" clip
+fi
 if [ ! -f "$ACCELERATE_CONFIG" ]; then
     echo "missing: $ACCELERATE_CONFIG — set ACCELERATE_CONFIG to one of scripts/accelerate_*.yaml" >&2
     missing=1

@@ -19,7 +19,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
 
 # `latest` starts anew where there is no checkpoint yet. One process: no launcher needed.
-flags=(--config scripts/configs/tiny.yaml --run_dir outputs/tiny/dpdmd --resume_from_checkpoint latest "$@")
+flags=(--config scripts/configs/tiny.yaml --resume_from_checkpoint latest "$@")
+[[ " $*" == *" --run_dir"* || " $*" == *" --output_dir"* ]] || flags+=(--run_dir outputs/tiny/dpdmd)
 
 # Where it goes and whom it learns from: asked of the trainer's own parser, which knows every form of a flag. What only
 # comes after the training is checked here.
@@ -43,7 +44,9 @@ model = folder.ckpts / "latest"
 measure = ["-m", "dpdmd.shapes.measure", f"--model={model}", f"--out={folder.figures}"]
 try:
     check_prompt(grid_prompt, "GRID_PROMPT")
-    parse_command([*measure, f"--prompt_txt={prompts}", f"--num_seeds={num_seeds}"]).check(folder.root)
+    parse_command([*measure, f"--prompt_txt={prompts}", f"--num_seeds={num_seeds}"]).check(
+        folder.root, next(iter(config.data.image_sizes))
+    )
 except ValueError as error:
     message = one_line(error).replace("--prompt_txt", "MEASURED_PROMPTS").replace("--num_seeds", "NUM_SEEDS")
     print(f"run_train_tiny.sh: {message}", file=sys.stderr)
@@ -58,7 +61,7 @@ PY
 pictures="$run/pictures"
 for name in student teacher; do
     [ "$name" = student ] && source_of="$model" || source_of="$teacher"
-    "$PYTHON" -m dpdmd.generate --model "$source_of" --prompt "$GRID_PROMPT" --num_images 9 --seed 0 --out "$pictures/$name" >/dev/null
+    "$PYTHON" -m dpdmd.generate --model "$source_of" --prompt="$GRID_PROMPT" --num_images 9 --seed 0 --out "$pictures/$name" >/dev/null
 done
 echo
 "$PYTHON" -m dpdmd.shapes.measure --model "$teacher" "$model" --prompt_txt "$MEASURED_PROMPTS" \

@@ -23,6 +23,7 @@ from dpdmd.compare import sweep_file
 from dpdmd.compare.jobs import Job, build_jobs
 from dpdmd.compare.sweep import Sweep
 from dpdmd.compare.workers import Workers
+from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.report.sweeps import read_results
 from dpdmd.utils.atomic_files import clear_leftovers
 from dpdmd.utils.error_lines import one_line, unreadable
@@ -65,13 +66,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reuse",
         nargs="+",
+        action="extend",
         type=user_path,
         default=[],
         metavar="OUT",
         help="output folders of other sweeps: models trained there with the same options and seed are only measured",
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="train, measure and show only these configurations")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="use only these of the sweep's seeds")
+    several = {"nargs": "+", "action": "extend"}
+    parser.add_argument("--only", **several, metavar="NAME", help="train, measure and show only these configurations")
+    parser.add_argument("--seeds", **several, type=int, metavar="SEED", help="use only these of the sweep's seeds")
     return parser
 
 
@@ -106,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep and return the exit status."""
     args = build_parser().parse_args(argv)
     try:
+        check_single_process("it starts processes itself; a launcher is written in the sweep")
         setup = check(args)
     except ValueError as error:
         return _print_errors([error])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.config.scorer_table import metric_names
 from dpdmd.evaluation.program import Program
@@ -21,6 +22,7 @@ from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.sampling.find_model import find_model
 from dpdmd.sampling.image_folder import SUMMARY
 from dpdmd.shapes import measure
+from dpdmd.shapes.world import IMAGE_SIZE
 from dpdmd.utils.error_lines import shorten_error
 
 ROOT_PROGRAMS = ("test_diversity.py", "test_preference.py", "test_quality.py")
@@ -45,8 +47,11 @@ class MeasureCommand:
     result: Path
     program: Program | None
 
-    def check(self, job: Path) -> list[str]:
+    def check(self, job: Path, size: ImageSize | None = None) -> list[str]:
         """Check all paths except the model; earlier measures write into subfolders of `job`.
+
+        Args:
+            size: of the images of a model that is still to be trained.
 
         Returns:
             Names of the metrics that the program gives.
@@ -54,7 +59,7 @@ class MeasureCommand:
         Raises:
             ValueError: one line that names the flag and what to do.
         """
-        return self._check_oracle() if self.program is None else self._check_root(self.program, job)
+        return self._check_oracle(size) if self.program is None else self._check_root(self.program, job)
 
     def inputs(self) -> dict[str, Path]:
         """Return flag -> path of the scorers and prompts that the program reads."""
@@ -88,8 +93,13 @@ class MeasureCommand:
             paths = program.check(args).paths
         return metric_names(paths)
 
-    def _check_oracle(self) -> list[str]:
+    def _check_oracle(self, size: ImageSize | None) -> list[str]:
         check_ranges(vars(self.args))
+        if size and tuple(size) != (IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(
+                f"--height {size.height} --width {size.width}: the oracle of the small world reads {IMAGE_SIZE} x "
+                f"{IMAGE_SIZE} pixels; leave them out"
+            )
         if len(self.args.model) > 1:
             raise ValueError("--model: a measure is of one model; give {model} alone")
         captions = measure.read_captions(self.args.prompt_txt, self.args.prompt_column)

@@ -11,7 +11,7 @@ from pathlib import Path
 from dpdmd.compare.jobs import TRAIN, Job, Stage
 from dpdmd.compare.measure_commands import parse_command
 from dpdmd.compare.sweep import Sweep
-from dpdmd.config import parse
+from dpdmd.config import from_dict, parse
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import preflight
 from dpdmd.utils.error_lines import unreadable
@@ -84,7 +84,9 @@ def check_measure(sweep: Sweep, job: Job, stage: Stage, *, model_exists: bool) -
         _check_program(stage.command)
         return
     _check_launcher(stage.command[: command.start])
-    known = command.check(job.folder)
+    options = sweep.configurations[job.configuration].resolved
+    size = next(iter(from_dict(dict(options), "").data.image_sizes)) if options and not model_exists else None
+    known = command.check(job.folder, size)
     written = os.path.relpath(command.result, stage.folder / measure.name)
     if written != os.path.normpath(measure.result):
         raise ValueError(f"result {measure.result}: {command.name} writes {{out}}/{written}")

@@ -230,6 +230,11 @@ def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str,
             f"{place}: {config} sets {scattered[0]}, but the sweep gives every run its own folder; remove it"
         )
     resolved = from_dict({**options_of(base), **flags}, place)
+    if resolved.run.push_to_hub:
+        raise ValueError(
+            f"{place}: push_to_hub: each run would replace the last one's upload; remove it, and upload the student of "
+            "your choice with python -m dpdmd.export --push_to_hub"
+        )
     try:
         validate(resolved)
     except ValueError as error:

@@ -205,8 +205,12 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     paths = given.pop("config", [])
     preset = given.pop("preset", None)
     given = _without_aliases(given, _layered(Config(), {}, preset, paths))
-    config = on_defaults_of_the_model(preset, paths, given)
+    config, of_preset = _on_defaults(preset, paths, given)
     group_of = group_of_each_option()
+    found = {name: getattr(getattr(config, group_of[name]), name) for name in of_preset if name not in given}
+    outvoted = {
+        name: of_preset[name] for name, value in found.items() if not equal_values(name, value, of_preset[name])
+    }
     for name, value in given.items():
         setattr(getattr(config, group_of[name]), name, value)
     _expand_paths(config)
@@ -215,7 +219,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     for name in ("student_id", "fake_id"):
         if getattr(config.model, name) is None:
             config.derive("model", name, config.model.teacher_id)
-    config.given = frozenset(given)
+    config.given, config.outvoted = frozenset(given), outvoted
     return config
 
 
@@ -250,7 +254,14 @@ def _without_aliases(given: dict[str, Any], config: Config) -> dict[str, Any]:
 
 
 def on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Mapping[str, Any]) -> Config:
-    """Return the defaults of the family, then of the teacher's variant, with the values of a preset and files set.
+    """Return the defaults of the family, then of the teacher's variant, with the values of a preset and files set."""
+    return _on_defaults(preset, paths, given)[0]
+
+
+def _on_defaults(
+    preset: str | None, paths: Sequence[str], given: Mapping[str, Any]
+) -> tuple[Config, Mapping[str, Any]]:
+    """Return what `on_defaults_of_the_model` does, and the values of the preset.
 
     Family and teacher may come from a flag, a file or a default, so the files are read before they are known.
     """
@@ -265,7 +276,7 @@ def on_defaults_of_the_model(preset: str | None, paths: Sequence[str], given: Ma
         variant = None
     values = preset_values(preset, family, variant and variant.name) if preset else {}
     own = {**defaults, **(variant.values if variant else {})}
-    return _layered(from_dict(own, "--family"), values, preset, paths)
+    return _layered(from_dict(own, "--family"), values, preset, paths), values
 
 
 def _layered(config: Config, values: Mapping[str, Any], preset: str | None, paths: Sequence[str]) -> Config:

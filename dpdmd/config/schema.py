@@ -24,6 +24,8 @@ class Config:
 
     # Names of the flags on the command line. Not an option, so not a field; empty for a Config from a file.
     given = frozenset()
+    # Values of --preset that a file of --config replaced, and no flag, by name.
+    outvoted = types.MappingProxyType({})
     # Values before `derive` set them, by name; in config.yaml they stay underived.
     underived = types.MappingProxyType({})
     # Values that files record in place of a model's local folder, by name: "org/name@commit" of the Hub.

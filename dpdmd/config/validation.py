@@ -163,7 +163,7 @@ def _check_lora(model: ModelConfig, optim: OptimConfig) -> None:
         given = getattr(model, name)
         if given is not None and not same_place(given, model.teacher_id):
             raise ValueError(f"--{name} {given}: with --lora_rank all three networks are the teacher's; leave it out")
-    if model.lora_targets is not None and not all(model.lora_targets.split(",")):
+    if model.lora_targets is not None and not all(map(str.strip, model.lora_targets.split(","))):
         raise ValueError(f"--lora_targets {model.lora_targets}: must be names such as to_q,to_k,to_v")
 
 

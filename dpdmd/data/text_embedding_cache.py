@@ -35,19 +35,27 @@ class EmbeddingSettings:
 
 
 def embedding_cache(
-    folder: Path, prompts: Iterable[str], settings: EmbeddingSettings, names: Sequence[str] = ("context", "pooled")
+    folder: Path,
+    prompts: Iterable[str],
+    settings: EmbeddingSettings,
+    names: Sequence[str] = ("context", "pooled"),
+    evaluated: Iterable[str] = (),
 ) -> TensorCache:
     """Return the cache of these prompts and of the empty prompt.
 
     Args:
         names: the tensors of an embedding (`TextEmbedding.to_cache`).
+        evaluated: prompts that follow in their own order. Others or more of them leave the files of `prompts` as they
+            are, which sorting them among these would not.
     """
+    trained = sorted({"", *prompts})
+    known = set(trained)
     return TensorCache(
         flag="--cache_text_embeddings",
         folder=folder,
         contents="text embeddings",
         names=tuple(names),
-        prompts=sorted({"", *prompts}),
+        prompts=trained + [prompt for prompt in dict.fromkeys(evaluated) if prompt not in known],
         rows_per_file=ROWS_PER_FILE,
         key=lambda _, part: [asdict(settings), part],
     )
@@ -88,16 +96,17 @@ def cached_encoder(
     load: Callable[[], TextEncoder],
     processes: Processes,
     names: Sequence[str] = ("context", "pooled"),
+    evaluated: Iterable[str] = (),
 ) -> CachedTextEncoder:
     """Complete the cache of these prompts, and return an encoder that reads it. Collective.
 
     Args:
         load: loads the text encoders; called only if embeddings are missing.
-        names: the tensors of an embedding.
+        names, evaluated: as in `embedding_cache`.
 
     Raises:
         ValueError: the disk has too little space, or a file cannot be read.
     """
-    cache = embedding_cache(folder, prompts, settings, names)
+    cache = embedding_cache(folder, prompts, settings, names, evaluated)
     longest = max(cache.prompts, key=len)
     return CachedTextEncoder(cache.complete(lambda: embedding_maker(load(), longest), processes, device))

@@ -22,6 +22,7 @@ from dpdmd.config.hub_flags import HubOptions, add_hub_flags
 from dpdmd.config.sampling_flags import add_sampling_flags, apply_size, check_ranges
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, SCORERS
 from dpdmd.demo.sources import find_sources
+from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.evaluation.scorer_files import check_scorer_paths, scorer_sources
 from dpdmd.models.hub_models import locate_all
 from dpdmd.utils.error_lines import one_line
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program until it is stopped. Return exit status 2 for wrong input, 1 for an error while loading."""
     args = build_parser().parse_args(argv)
     try:
+        check_single_process("it serves one page")
         check_attention_variable()
         check(args)
         with bind(args.host, args.port) as bound:

@@ -70,7 +70,9 @@ def _run_of(model: Path) -> Config | None:
     Raises:
         ValueError: the file is unreadable.
     """
-    for folder in (place_or_none(model) or model).absolute().parents[:4]:  # RUN/ckpts/step_000600/student
-        if (path := RunFolder.of(folder).config).is_file():
-            return read_yaml(path)
+    place = (place_or_none(model) or model).absolute()
+    for folder in place.parents[:4]:  # RUN/ckpts/step_000600/student
+        run = RunFolder.of(folder)
+        if run.config.is_file() and place.is_relative_to(run.ckpts.absolute()):  # any project may have a config.yaml
+            return read_yaml(run.config)
     return None

@@ -72,7 +72,7 @@ def adapters(model: ModelConfig) -> Adapters | None:
     if model.lora_rank is None:
         return None
     layout = LAYOUTS[model.family]
-    targets = tuple(model.lora_targets.split(",")) if model.lora_targets else layout.lora_targets
+    targets = tuple(map(str.strip, model.lora_targets.split(","))) if model.lora_targets else layout.lora_targets
     by_config = layout.lora_excluded or layout.lora_full_names
     config = layout.network_config(Path(model.teacher_id)) if by_config else {}
     targets = layout.peft_targets(config, targets)

@@ -131,7 +131,8 @@ def find_images(folder: Path, prompts: Sequence[str], per_prompt: int | None = N
     """Find all images below a folder, and the prompt of each.
 
     The file 00012_003 is sample 3 of prompt 12, and the file 12 is the only image of prompt 12, as in the authors'
-    release. GenEval's 00012/samples/0003 is sample 3 of prompt 12. Files 1 to N are of N prompts, counted from 1.
+    release. GenEval's 00012/samples/0003 is sample 3 of prompt 12. Files 1 to N are of N prompts, counted from 1. Fewer
+    files that begin at 1 are refused: the first or the last image may be the one that is missing.
 
     If no name has such a form, each image counts as a prompt of its own. With `prompts`, names are compared with the
     prompts; if they name none, the images are taken in their own order, in which 2 comes before 10: the same number
@@ -192,6 +193,12 @@ def _by_numbers(folder: Path, paths: Sequence[Path], keys: Sequence[_Key], promp
     if prompts and sorted(keys) == [(number, 0) for number in range(1, len(prompts) + 1)]:
         keys = [(number - 1, 0) for number, _ in keys]
         note = f"--images {folder}: the names count from 1: {paths[0].name} is of {prompts[keys[0][0]]!r}"
+    elif min(keys) == (1, 0) and max(keys)[0] < len(prompts) and all(_RELEASE_NAME.fullmatch(path.stem) for path in paths):
+        raise ValueError(
+            f"--images {folder}: which prompt is of which image? The names begin at 1, and {len(paths)} images of "
+            f"{len(prompts)} prompts may count from 0 or from 1; name them from 00000_000.png on (prompt 0, sample 0), "
+            f"or {ADVICE}"
+        )
     for path, key in zip(paths, keys, strict=True):
         if prompts and key[0] >= len(prompts):
             raise ValueError(

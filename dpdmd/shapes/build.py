@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from dpdmd.config.sampling_flags import check_ranges
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import check_model_folder
-from dpdmd.shapes.autoencoder import train_autoencoder
+from dpdmd.shapes.autoencoder import LATENT_CHANNELS, train_autoencoder
 from dpdmd.shapes.recipes import ONE_OBJECT, PAIRS
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import train_teacher
@@ -30,6 +30,7 @@ from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.folders import creating_folder, delete_tree
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.text_files import read_json
 
 GUIDANCE_SCALE = 3.5  # the paper's, for SD3.5
 OUT, OUT_PAIRS = Path("weights/tiny/sd35"), Path("weights/tiny/sd35_pairs")
@@ -57,11 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dpdmd.shapes.build: error: {one_line(error)}", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        build(args, out)
+    except OSError as error:
+        print(f"dpdmd.shapes.build: stopped: {one_line(error)}; the same command goes on", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build(args: argparse.Namespace, out: Path) -> None:
+    """Train and save what the flags ask for."""
     started = time.perf_counter()
     if args.scorers:
         build_scorers(out.parent, args.seed)
         logger.info("scorers after %.0f s", time.perf_counter() - started)
-        return 0
+        return
     recipe, start_vae, start = ONE_OBJECT, None, None
     if args.pairs:
         recipe = PAIRS
@@ -83,7 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     delete_tree(cycles)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     logger.info("%s: %.1f MB after %.0f s", out, size, time.perf_counter() - started)
-    return 0
 
 
 def check(args: argparse.Namespace, out: Path) -> None:
@@ -94,16 +104,30 @@ def check(args: argparse.Namespace, out: Path) -> None:
     """
     check_ranges({"seed": args.seed})
     check_writable("--out", out.parent)
-    folders = {"--start": [args.start / part for part in ("vae", "transformer")]} if args.pairs else {}
+    start = args.start / "transformer"
+    folders = {"--start": [args.start / "vae", start]} if args.pairs else {}
     folders |= {"--vae": [args.vae]} if args.vae else {}
     for flag, parts in folders.items():
         for folder in parts:
             try:
                 check_model_folder(folder)
+                if folder is not start:
+                    _check_vae(folder)
             except ValueError as error:
                 raise ValueError(f"{flag} {folder}: {error}") from None
     if not args.scorers and out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
         raise ValueError(f"--out {out}: is there already; give another --out")
+
+
+def _check_vae(folder: Path) -> None:
+    """Check that a folder holds an autoencoder whose latents the small world's networks take.
+
+    Raises:
+        ValueError: it holds another model.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("_class_name") != "AutoencoderKL" or config.get("latent_channels") != LATENT_CHANNELS:
+        raise ValueError(f"holds no AutoencoderKL with {LATENT_CHANNELS} latent channels")
 
 
 def load_vae(folder: Path) -> AutoencoderKL:

@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 
 from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
+from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling.find_model import Model, find_model
@@ -39,6 +40,7 @@ from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.image_grid import to_float, to_pil
 from dpdmd.utils.paths import check_writable_file, user_path
 from dpdmd.utils.tables import markdown_table
+from dpdmd.utils.text_files import read_json
 
 EVAL_PROMPTS = "data/shapes_eval.txt"
 BATCH_SIZE = 64
@@ -113,7 +115,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `dpdmd.shapes.measure`."""
     parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--model", type=user_path, nargs="+", required=True, help="run folders, checkpoints or pipeline folders"
+        "--model",
+        type=user_path,
+        nargs="+",
+        action="extend",
+        required=True,
+        help="run folders, checkpoints or pipeline folders",
     )
     parser.add_argument(
         "--prompt_txt",
@@ -145,7 +152,26 @@ def check(args: argparse.Namespace) -> list[str]:
         check_size(find_model(model, None))
     if args.out:
         check_writable_file("--out", args.out)
+        check_replaced(
+            args.out, lambda found: all(isinstance(each, dict) and "mean" in each for each in found.values())
+        )
     return captions
+
+
+def check_replaced(out: Path, is_result: Callable[[dict[str, Any]], bool]) -> None:
+    """Check that the result replaces no other file than an earlier result, such as RUN/metrics.jsonl.
+
+    Raises:
+        ValueError: one line that names --out.
+    """
+    if not out.exists():
+        return
+    try:
+        found = read_json(out)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not is_result(found):
+        raise ValueError(f"--out {out}: exists and is no result of this program; give another file")
 
 
 def check_size(model: Model) -> None:
@@ -179,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
+        check_single_process("it measures one model after the other")
         precision.set_up(bf16=False)
         prompts = check(args)
     except ValueError as error:

@@ -21,6 +21,7 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import score_batch
+from dpdmd.shapes.measure import check_replaced
 from dpdmd.shapes.oracle import read_images, variety
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 from dpdmd.utils.atomic_files import write_text
@@ -141,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.out:
             check_writable_file("--out", args.out)
+            check_replaced(args.out, lambda found: all(isinstance(each, float) for each in found.values()))
         scorers = load(args.root)
     except ValueError as error:
         print(f"dpdmd.shapes.measure_scorers: error: {one_line(error)}", file=sys.stderr)

@@ -126,17 +126,17 @@ def _load_text_encoder(setup: RunSetup, accelerator: Any, family: Family) -> Tex
     if not data.cache_text_embeddings:
         return load()
     dtype = replace(family.precisions, base=UNQUANTIZED).described(str(family.compute_dtype))
-    image_set = [prompt for images in setup.evaluation.sets for prompt in images.prompts]
     layout = LAYOUTS[setup.config.model.family]
     model = collectives.call_on_main(accelerator, lambda: cache_key(identify_text(layout, folder, no_t5=no_t5)))
     return text_embedding_cache.cached_encoder(
         Path(data.cache_text_embeddings),
-        [layout.guidance.null_prompt, *setup.prompts, *image_set],
+        [layout.guidance.null_prompt, *setup.prompts],
         text_embedding_cache.EmbeddingSettings(model, data.max_sequence_length, dtype, no_t5),
         accelerator.device,
         load,
         _processes(accelerator),
         layout.text_tensors,
+        [prompt for images in setup.evaluation.sets for prompt in images.prompts],
     )
 
 

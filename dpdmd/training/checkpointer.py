@@ -130,6 +130,17 @@ class Checkpointer:
         if best is not None:
             self.folder.point(BEST, saved[best])
 
+    def finish(self, step: int) -> None:
+        """Save a run that ends where it began, if its last checkpoint is missing or has links in place of copies."""
+
+        def is_whole() -> bool:
+            folder = self.folder.checkpoint(step)
+            exports = [checkpoint.student_folder(folder, self.config), checkpoint.average_folder(folder, self.config)]
+            return folder.is_dir() and not any(path.is_symlink() for each in exports for path in each.rglob("*"))
+
+        if not collectives.call_on_main(self.accelerator, is_whole):
+            self.save(step)
+
     def tidy(self, log: RunLog) -> None:
         """Do what a killed process had no time for: move `best`, and delete checkpoints beyond the limit."""
         if self.accelerator.is_main_process and self.setup.resume.path:

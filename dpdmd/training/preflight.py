@@ -9,6 +9,7 @@ import numpy as np
 from dpdmd.config import Config
 from dpdmd.config.method_table import METHODS
 from dpdmd.config.options import ADAPTIVE, DEFAULT_MAX_STEPS, MAX_COUNT, DataConfig, MethodConfig
+from dpdmd.config.presets import as_typed
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, SCORERS
 from dpdmd.config.validation import unused_flag_warnings
 from dpdmd.data.prompt_files import read_prompts, read_weighted_prompts
@@ -206,6 +207,11 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
     ]
     if warning := single_process_warning():
         warnings.append(warning)
+    if config.outvoted:
+        warnings.append(
+            f"--preset: a file of --config has other values than its {as_typed(config.outvoted)}, and wins; leave out "
+            "one of both, or give these flags too"
+        )
     if config.run.resume_from_checkpoint and not point.path:
         warnings.append(f"no checkpoint in {folder.ckpts} yet: starting at step 0")
     recorded = config.recorded.get("teacher_id")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpdmd.config import Config, from_dict
 from dpdmd.models.identity import Identity, changed_parts
-from dpdmd.run_folder import LATEST, RunFolder, read_records
+from dpdmd.run_folder import LATEST, RunFolder, read_records, step_folders
 from dpdmd.training.checkpoint import Progress, identify_models, step_of
 from dpdmd.utils.hub import parse_id
 from dpdmd.utils.manifest import MANIFEST, check_files, check_sizes, read_manifest
@@ -54,6 +54,11 @@ def find(folder: RunFolder, wanted: str, config: Config, *, sizes_only: bool = F
         try:
             return ResumePoint(Path(wanted), _read(Path(wanted), config, sizes_only))
         except DamagedError as error:
+            if inside := [path for place in (Path(wanted), Path(wanted) / "ckpts") for _, path in step_folders(place)]:
+                raise ValueError(
+                    f"--resume_from_checkpoint {wanted}: is no checkpoint; give one in it, such as {inside[-1]}, or "
+                    "latest for that of --run_dir"
+                ) from None
             raise ValueError(f"--resume_from_checkpoint {wanted}: no whole checkpoint: {error}") from None
     candidates = _newest_first(folder)
     passed_over = [f"{path} is half-written: passed over" for path in folder.half_written()]

@@ -139,6 +139,7 @@ class Trainer:
                 self._evaluate(self.start, log)
             if self.start >= self.stop:
                 logger.info("nothing left to train: step %d of %d", self.start, self.stop)
+                self.checkpointer.finish(self.start)
             for done in range(self.start + 1, self.stop + 1):
                 pending.append(self.start_step(done - 1))
                 saves, evaluates = self.schedule.saves(done), self.schedule.evaluates(done)

@@ -121,7 +121,11 @@ def test_names_that_count_from_one(tmp_path):
     assert given.note.endswith("the names count from 1: 0001.png is of 'a'")
     with pytest.raises(ValueError, match=r"0001\.png is of prompt 1, but there are 1 prompts, from 0; if names do not"):
         find_images(tmp_path, ["a"])
-    assert find_images(tmp_path, ["a", "b", "c"]).note == ""  # prompt 0 has no image
+    with pytest.raises(ValueError, match="The names begin at 1, and 2 images of 3 prompts may count from 0 or from 1"):
+        find_images(tmp_path, ["a", "b", "c"])
+    place(tmp_path / "ours", "00001_000.png", "00002_000.png")  # `generate` counts from 0: prompt 0 has no image
+    given = find_images(tmp_path / "ours", ["a", "b", "c"])
+    assert given.note == "" and keys_of(given.images) == {"00001_000.png": (1, 0), "00002_000.png": (2, 0)}
 
 
 @pytest.mark.parametrize(
