@@ -9,6 +9,7 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
+[ "$PWD" -ef "$(dirname "${BASH_SOURCE[0]}")/.." ] || echo "paths count from the checkout, not from $PWD" >&2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 MODEL="${1:-}"
 SETTINGS="scripts/configs/$MODEL.yaml"

@@ -16,6 +16,7 @@ MEASURED_PROMPTS="${MEASURED_PROMPTS:-data/shapes_eval.txt}" # what the figures 
 NUM_SEEDS="${NUM_SEEDS:-16}"                                 # pictures of each of them; the benchmarks use 64
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+[ "$PWD" -ef "$ROOT" ] || echo "paths count from the checkout, not from $PWD" >&2
 cd "$ROOT"
 
 # `latest` starts anew where there is no checkpoint yet. One process: no launcher needed.

@@ -193,7 +193,7 @@ def _by_numbers(folder: Path, paths: Sequence[Path], keys: Sequence[_Key], promp
     if prompts and sorted(keys) == [(number, 0) for number in range(1, len(prompts) + 1)]:
         keys = [(number - 1, 0) for number, _ in keys]
         note = f"--images {folder}: the names count from 1: {paths[0].name} is of {prompts[keys[0][0]]!r}"
-    elif min(keys) == (1, 0) and max(keys)[0] < len(prompts) and all(_RELEASE_NAME.fullmatch(path.stem) for path in paths):
+    elif min(keys)[0] == 1 and max(keys)[0] < len(prompts) and all(path.stem.isdecimal() for path in paths):
         raise ValueError(
             f"--images {folder}: which prompt is of which image? The names begin at 1, and {len(paths)} images of "
             f"{len(prompts)} prompts may count from 0 or from 1; name them from 00000_000.png on (prompt 0, sample 0), "

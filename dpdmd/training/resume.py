@@ -54,11 +54,6 @@ def find(folder: RunFolder, wanted: str, config: Config, *, sizes_only: bool = F
         try:
             return ResumePoint(Path(wanted), _read(Path(wanted), config, sizes_only))
         except DamagedError as error:
-            if inside := [path for place in (Path(wanted), Path(wanted) / "ckpts") for _, path in step_folders(place)]:
-                raise ValueError(
-                    f"--resume_from_checkpoint {wanted}: is no checkpoint; give one in it, such as {inside[-1]}, or "
-                    "latest for that of --run_dir"
-                ) from None
             raise ValueError(f"--resume_from_checkpoint {wanted}: no whole checkpoint: {error}") from None
     candidates = _newest_first(folder)
     passed_over = [f"{path} is half-written: passed over" for path in folder.half_written()]
@@ -76,10 +71,10 @@ def find(folder: RunFolder, wanted: str, config: Config, *, sizes_only: bool = F
 
 
 def check_wanted(wanted: str) -> None:
-    """Check that `--resume_from_checkpoint` is "latest" or names a folder.
+    """Check that `--resume_from_checkpoint` is "latest" or names a folder, and not that of a run or of its checkpoints.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it does not.
     """
     try:
         known = wanted == LATEST or stat.S_ISDIR(os.stat(wanted).st_mode)
@@ -89,6 +84,13 @@ def check_wanted(wanted: str) -> None:
         raise ValueError(f"--resume_from_checkpoint {wanted}: cannot be read ({error.strerror})") from None
     if not known:
         raise ValueError(f"--resume_from_checkpoint {wanted}: no such folder; give latest, or a checkpoint's")
+    if wanted != LATEST and not (Path(wanted) / MANIFEST).exists():
+        inside = [path for place in (Path(wanted), Path(wanted) / "ckpts") for _, path in step_folders(place)]
+        if inside:
+            raise ValueError(
+                f"--resume_from_checkpoint {wanted}: is no checkpoint; give one in it, such as {inside[-1]}, or latest "
+                "for that of --run_dir"
+            )
 
 
 def _newest_first(folder: RunFolder) -> list[Path]:

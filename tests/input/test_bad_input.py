@@ -585,6 +585,16 @@ def test_a_resume_on_other_prompts(refused, flags):
     assert f"--prompt_txt {prompts}: not the prompts that" in line and "step_000010 was trained on" in line
 
 
+@pytest.mark.parametrize("place", [".", "ckpts"])
+def test_a_run_in_place_of_its_checkpoint(refused, flags, place):
+    saved(flags["--run_dir"], {})
+    wanted, run = Path(flags["--run_dir"]) / place, Path(flags["--run_dir"])
+    line = refused({"--resume_from_checkpoint": str(wanted)})
+    assert line.endswith(
+        f"is no checkpoint; give one in it, such as {run}/ckpts/step_000010, or latest for that of --run_dir"
+    )
+
+
 def test_a_checkpoint_of_another_version(refused, flags):
     saved(flags["--run_dir"], {"progress": {"iteration": 3}, "config": {}})
     assert "not of this version" in refused({"--resume_from_checkpoint": "latest"})

@@ -9,7 +9,10 @@ from bad_input import ROOT
 from processes import LAUNCHER as TORCHRUN
 from processes import cpu_environment, free_port
 
-from dpdmd import doctor, generate
+from dpdmd import doctor, export, generate
+from dpdmd.compare import __main__ as compare
+from dpdmd.demo import __main__ as demo
+from dpdmd.shapes import measure
 
 pytestmark = pytest.mark.usefixtures("no_model_loads")
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -58,10 +61,29 @@ def test_the_doctor_names_the_variable_too(refused_by, monkeypatch, tmp_path):
     assert "WORLD_SIZE is 'x'" in refused_by("dpdmd.doctor", doctor.main, given)
 
 
-def test_generate_runs_on_one_process(refused_by, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("program", "main", "given"),
+    [
+        ("dpdmd.export", export.main, ["--model", "m", "--out", "{tmp}/out"]),
+        ("dpdmd.demo", demo.main, ["--model", "m"]),
+        ("dpdmd.shapes.measure", measure.main, ["--model", "m"]),
+        ("dpdmd.compare", compare.main, ["sweep.yaml"]),
+    ],
+)
+def test_a_program_for_one_process_says_so(refused_by, two_processes, tmp_path, program, main, given):
+    line = refused_by(program, main, [word.format(tmp=tmp_path) for word in given])
+    assert line.startswith("2 processes were launched: start it on one process: it ")
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
     two = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, text in two.items():
         monkeypatch.setenv(name, text)
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_generate_runs_on_one_process(refused_by, tmp_path):
     given = ["--model", str(tmp_path), "--prompt", "a red circle", "--out", str(tmp_path / "out")]
     line = refused_by("dpdmd.generate", generate.main, given)
     assert line == "2 processes were launched: start it on one process: several would write the same images"

@@ -14,7 +14,7 @@ from small_sweep import call, starts, two_methods
 
 from dpdmd import config
 from dpdmd.compare import measure_commands, preflight
-from dpdmd.compare.__main__ import default_jobs, main
+from dpdmd.compare.__main__ import build_parser, default_jobs, main
 from dpdmd.compare.jobs import build_jobs
 from dpdmd.compare.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
 from dpdmd.compare.sweep_file import read_sweep
@@ -50,6 +50,10 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
         ({"flags": {"kanchor": 3}}, "configuration dmd: unknown key 'kanchor' (did you mean k_anchor?)"),
         ({"flags": {"k_anchor": 31}}, "configuration dpdmd: --k_anchor 31: must be 1 to --teacher_infer_steps (30)"),
         ({"flags": {"seed": 3}}, "configuration dmd: seed is set by the sweep"),
+        (
+            {"flags": {"push_to_hub": True}},
+            "configuration dmd: push_to_hub: each run would replace the last one's upload",
+        ),
         ({"flags": {"k_anchor": [1]}}, "configuration dmd: k_anchor must be a number, a string, true or false"),
         ({"configurations": {"a/b": {}}}, "names are letters, digits"),
         ({"configurations": {"a": {"model": "m", "flags": {}}}}, "has model, so nothing is trained"),
@@ -269,6 +273,16 @@ def test_a_measure_is_parsed_by_its_own_program(values, tmp_path, monkeypatch, c
     assert len(lines) == bool(says) and all("measure m: " in line and says in line for line in lines)
 
 
+def test_images_that_the_oracle_does_not_read_are_named_before_the_training(values, tmp_path):
+    command = "python -m dpdmd.shapes.measure --model {model} --out {out}/figures.json"
+    values["measure"] = {"oracle": {"command": command, "result": "figures.json", "metrics": ["accuracy"]}}
+    values["flags"] |= {"height": 128, "width": 128}
+    assert any(
+        "measure oracle: --height 128 --width 128: the oracle of the small world reads 64 x 64" in line
+        for line in problems(values, tmp_path)
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -386,3 +400,24 @@ def test_the_four_sweeps_of_sd35_share_a_training():
     assert all("--reuse" in sweep.path.read_text() for sweep in read.values())
     # Each keeps one checkpoint: nothing is scored in the loop, so there is no best checkpoint to keep.
     assert not any(first.resolved[file.flag] for file in in_loop_files())
+
+
+def test_a_list_may_be_given_in_parts():
+    words = [
+        "sweep.yaml",
+        "--only",
+        "a",
+        "--only",
+        "b",
+        "c",
+        "--seeds",
+        "1",
+        "--seeds",
+        "2",
+        "--reuse",
+        "x",
+        "--reuse",
+        "y",
+    ]
+    args = build_parser().parse_args(words)
+    assert (args.only, args.seeds, args.reuse) == (["a", "b", "c"], [1, 2], [Path("x"), Path("y")])

@@ -1,6 +1,7 @@
 """The demo's models and images: shared parts, the noises of `dpdmd.generate`, and requests that do not mix."""
 
 import argparse
+import shutil
 import threading
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def lora_run(tmp_path_factory, short_run) -> Path:
 @pytest.fixture(scope="module")
 def comparison(finished, lora_run) -> Comparison:
     return loaded("--model", finished, "--model", lora_run)
+
+
+def test_a_configuration_of_another_project_is_not_the_runs(tiny_pipeline, tmp_path):
+    """Any project may have a config.yaml above an exported student."""
+    (tmp_path / "config.yaml").write_text("wandb: true\n")
+    student = shutil.copytree(tiny_pipeline, tmp_path / "outputs" / "student")
+    sources = find_sources(arguments("--model", student))
+    assert (sources.teacher, sources.run) == (None, None)
 
 
 def test_teacher_and_students_share_what_is_equal(comparison):

@@ -12,7 +12,7 @@ from dpdmd import train
 from dpdmd.config import read_yaml
 from dpdmd.config.anchor_search import NUM_SEEDS, THRESHOLD
 from dpdmd.find_anchor import __main__ as find_anchor
-from dpdmd.methods import decidedness
+from dpdmd.methods import decidedness, updates
 from dpdmd.models.sd35.family import SD35
 from dpdmd.training import anchor_choice
 from dpdmd.utils.strict_yaml import read
@@ -142,6 +142,28 @@ def test_a_resumed_run_keeps_the_k_of_its_checkpoint(auto, tmp_path, monkeypatch
     assert student_bytes(whole) == student_bytes(parts)
     other = [*auto, "--k_anchor", str(k % STEPS + 1), "--run_dir", str(parts), "--max_steps", "8", *again]
     assert train.main(other) == 2
+
+
+@pytest.mark.usefixtures("few_seeds")
+def test_a_run_that_is_stopped_before_its_first_checkpoint_keeps_its_k(auto, tmp_path, monkeypatch):
+    """Measured again only if something that it depends on has changed, such as the teacher's guidance."""
+    measured, measure = [], anchor_choice.measure_curves
+
+    def counting(*given, **more):
+        measured.append(1)
+        return measure(*given, **more)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(anchor_choice, "measure_curves", counting)
+    run = [*auto, "--run_dir", str(tmp_path / "run"), "--max_steps", "6", "--resume_from_checkpoint", "latest"]
+    for more, count in (([], 1), ([], 1), (["--teacher_guidance_scale", "2"], 2)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(updates, "fake_score_loss", killed)
+            train.main([*run, *more])
+        assert len(measured) == count
+    assert train.main([*run, *more]) == 0 and len(measured) == 2
 
 
 @pytest.mark.usefixtures("few_seeds")

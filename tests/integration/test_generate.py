@@ -25,7 +25,18 @@ def images(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_images_do_not_depend_on_the_batch(tiny_pipeline, tmp_path):
-    common = ["--model", str(tiny_pipeline), "--prompt", "a red circle", "a cross", "--num_images", "3", "--steps", "2"]
+    common = [
+        "--model",
+        str(tiny_pipeline),
+        "--prompt",
+        "a red circle",
+        "--prompt",
+        "a cross",
+        "--num_images",
+        "3",
+        "--steps",
+        "2",
+    ]
     assert generate.main([*common, "--out", str(tmp_path / "one"), "--batch_size", "1"]) == 0
     assert generate.main([*common, "--out", str(tmp_path / "four"), "--batch_size", "4"]) == 0
     one, four = images(tmp_path / "one"), images(tmp_path / "four")

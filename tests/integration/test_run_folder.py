@@ -92,3 +92,24 @@ def test_latest_alone_and_damaged_is_an_error(flags, tmp_path, capsys):
     again = [*flags, "--run_dir", str(alone.root), "--resume_from_checkpoint", "latest", "--max_steps", "12"]
     assert train.main(again) == 2 and not alone.checkpoints()
     assert f"no checkpoint in {alone.ckpts} is whole" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_ends_where_it_stopped_has_a_last_checkpoint_without_links(flags, tmp_path):
+    """Fewer --max_steps than before: the checkpoint was not the last one when it was written."""
+    assert train.main([*flags, "--max_steps", "13", "--ckpt_every", "6"]) == 0
+    folder = RunFolder.of(tmp_path / "run")
+    shutil.rmtree(folder.checkpoint(13))
+    folder.point(LATEST, folder.checkpoint(12))
+    student = folder.checkpoint(12) / "student"
+    before = student_bytes(student)
+    assert any(path.is_symlink() for path in student.rglob("*"))
+    again = [*flags, "--max_steps", "12", "--ckpt_every", "6", "--resume_from_checkpoint", "latest"]
+    for _ in range(2):
+        assert train.main(again) == 0
+        assert not any(path.is_symlink() for path in student.rglob("*")) and student_bytes(student) == before
+        written = student.stat().st_ino
+    assert student.stat().st_ino == written  # the second call found nothing to write
+
+
+def student_bytes(student):
+    return (student / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()

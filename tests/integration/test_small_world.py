@@ -1,5 +1,6 @@
 """The committed teacher and scorers: layout, size and quality. The teacher's build is reproducible."""
 
+import errno
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -191,3 +192,16 @@ def test_the_scorers_prefer_images_that_match_the_caption(scorers, name, least):
 def test_the_scorers_diversity_follows_the_oracles_entropy(scorers, name):
     """Spearman's rank correlation over sets of graded diversity."""
     assert measure_scorers.agreement_with_oracle(scorers[name], measure_scorers.graded_sets(24)) >= 0.8
+
+
+def test_a_wrong_autoencoder_and_a_full_disk_get_one_line(tmp_path, monkeypatch, capsys):
+    assert build.main(["--vae", str(TEACHER / "transformer"), "--out", str(tmp_path / "out")]) == 2
+    assert "transformer: holds no AutoencoderKL with 8 latent channels" in capsys.readouterr().err
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build, "train_teacher", full)
+    assert build.main(["--vae", str(TEACHER / "vae"), "--out", str(tmp_path / "out")]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("dpdmd.shapes.build: stopped: ") and line.endswith("; the same command goes on")

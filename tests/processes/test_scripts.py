@@ -125,6 +125,13 @@ def test_the_small_worlds_run_checks_its_measurement_before_it_trains(tmp_path, 
     assert line.startswith("run_train_tiny.sh: ") and says in line and not (tmp_path / "run").exists()
 
 
+def test_the_small_worlds_run_has_images_that_its_oracle_reads(tmp_path):
+    line = refused({}, "--height", "128", "--output_dir", str(tmp_path / "run"))  # one folder: no other is given
+    assert line == (
+        "run_train_tiny.sh: --height 128 --width 64: the oracle of the small world reads 64 x 64 pixels; leave them out"
+    )
+
+
 def test_the_small_worlds_run_names_a_wrong_flag():
     assert refused({}, "--max_stps", "3").startswith("dpdmd.train: error: unrecognized arguments: --max_stps 3 (did")
 
@@ -178,6 +185,13 @@ def test_empty_variables_leave_their_scorers_out(train_on_gpus, tmp_path):
     assert done.returncode == 0 and "--dino_path  --clip_path  --run_dir" in done.stdout
     done = train_on_gpus(TEACHER=str(tmp_path / "own" / "model"), IR_MODEL="", IR_MED_CONFIG="no/such")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_without_evaluation_needs_no_scorer(train_on_gpus, tmp_path):
+    model = str(tmp_path / "own" / "model")
+    for flags in (["--eval_every", "0"], ["--eval_every=0"]):
+        assert train_on_gpus(*flags, TEACHER=model, DINO="no/such/dino", IR_MODEL="no/such/ir").returncode == 0
+    assert train_on_gpus("--eval_every", "60", TEACHER=model, DINO="no/such/dino").returncode == 2
 
 
 def test_the_flags_of_a_launch_replace_its_paths(train_on_gpus, tmp_path):

@@ -96,3 +96,13 @@ def test_help_says_what_each_sets():
     text = re.sub(r"\s+", " ", config.build_parser().format_help())
     for name, preset in PRESETS.items():
         assert f"{name}: {preset.summary()}" in text
+
+
+def test_a_file_that_replaces_values_of_a_preset_is_named(tmp_path):
+    """`--preset 48gb` beside the paper's file trains a LoRA at a tenth of its learning rate. A flag is meant."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("lr_student: 1e-5\nbatch_size: 4\nbf16: true\n")
+    command = ["--preset", "48gb", "--config", str(file)]
+    assert config.parse(command).outvoted == {"lr_student": 1e-4, "batch_size": 8}
+    assert config.parse([*command, "--batch_size", "2"]).outvoted == {"lr_student": 1e-4}
+    assert not config.parse(["--preset", "48gb"]).outvoted and not config.parse(["--config", str(file)]).outvoted

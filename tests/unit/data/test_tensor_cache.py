@@ -107,6 +107,19 @@ def test_another_model_length_or_type_is_another_file(tmp_path):
     assert one == other
 
 
+def test_more_prompts_to_evaluate_leave_the_other_files_as_they_are(monkeypatch):
+    """Both may change on a resume; sorted among the training's prompts, each would shift all files behind it."""
+    monkeypatch.setattr(text_embedding_cache, "ROWS_PER_FILE", 2)
+
+    def names(evaluated):
+        cache = embedding_cache(Path("cache"), ["b", "d", "f"], SETTINGS, evaluated=evaluated)
+        assert cache.prompts == ["", "b", "d", "f", *(each for each in evaluated if each != "d")]
+        return [file.path.name for file in cache.files]
+
+    few, more = names(["c", "d", "a"]), names(["c", "d", "a", "aa", "e"])
+    assert len(more) == 4 and few == more[:3]
+
+
 def test_a_pool_shows_every_prompt_as_often_as_any_other():
     prompts = [f"prompt {index}" for index in range(5)]
     pool = pool_prompts(prompts, 0, 10)

@@ -57,7 +57,7 @@ def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
 
 
 def test_ranks_and_alphas_of_the_flags():
-    pair = adapters(ModelConfig(lora_rank=4, lora_alpha=2.0, fake_lora_rank=8, lora_targets="to_q,to_k"))
+    pair = adapters(ModelConfig(lora_rank=4, lora_alpha=2.0, fake_lora_rank=8, lora_targets="to_q, to_k"))
     assert pair.student == Adapter(4, 2.0, ("to_q", "to_k"))
     assert pair.fake == Adapter(8, 4.0, ("to_q", "to_k"))  # the student's ratio of alpha to rank
     assert adapters(ModelConfig()) is None
