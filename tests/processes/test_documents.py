@@ -25,6 +25,8 @@ from document_commands import ROOT, Command
 from processes import LAUNCHER, cpu_environment, free_port
 
 from dpdmd import config, train
+from dpdmd.compare.cost import calls_of_training
+from dpdmd.compare.sweep_file import read_sweep
 from dpdmd.config.precisions import INT8, NF4, UNQUANTIZED
 from dpdmd.config.presets import PRESETS
 from dpdmd.config.variants import SD3_MEDIUM, SD35_LARGE
@@ -311,7 +313,7 @@ def test_messages_that_are_explained_exist():
 def rows_of(document: Path, *starts: str) -> list[list[str]]:
     """Return the cells of a document's table rows that begin with one of `starts`, in its order."""
     lines = (line.strip("| \n").split("|") for line in documents.prose(document).splitlines() if line.startswith("| "))
-    cells = [[cell.strip(" *") for cell in line] for line in lines]
+    cells = [[cell.replace("*", "").strip() for cell in line] for line in lines]
     return [row for row in cells if row[0] in starts]
 
 
@@ -330,48 +332,39 @@ def shown(mean: float, margin: float | None) -> tuple[str, str]:
     return text, text if margin is None else f"{text} ± {margin:.3f}".replace("± 0", "± ")
 
 
-METHODS = {
-    "teacher, guidance 3.5": "teacher",
-    "DMD": "dmd",
-    "DMD-LPIPS (with the small world's DINO)": "dmd_lpips",
-    "DMD-GAN": "dmd_gan",
-    "DP-DMD": "dpdmd",
+METHODS = {"teacher, guidance 3.5": "teacher", "DMD": "dmd", "DP-DMD": "dpdmd"}
+TABLE_1 = {  # configuration -> the beginnings of its rows in README and docs/small_world.md
+    "teacher": ("teacher, guidance 3.5, 30 steps", "the teacher, guidance 3.5, 30 steps"),
+    "dmd": ("DMD", "DMD, the paper's way"),
+    "dmd_falling": ("DMD, falling learning rate", "DMD, falling rate"),
+    "dmd_lpips": ("DMD-LPIPS (with the small world's DINO), tuned", "DMD-LPIPS, tuned"),
+    "dmd_gan": ("DMD-GAN, tuned", "DMD-GAN, tuned"),
+    "dpdmd": ("DP-DMD", "DP-DMD, the paper's way"),
+    "dpdmd_tiny": ("DP-DMD, `scripts/configs/tiny.yaml`", "DP-DMD, `tiny.yaml`"),
 }
 
 
-@pytest.mark.parametrize(
-    ("document", "name", "columns", "count"),
-    [
-        (README, "2026-11-24_table1_tiny", ("accuracy", "entropy"), 5),
-        (ROOT / "docs" / "small_world.md", "2026-11-24_table1_tiny", ("accuracy", "entropy"), 8),
-    ],
-)
-def test_results_are_those_that_were_measured(document, name, columns, count):
-    table = result(name)
-    for row in [row for row in rows_of(document, *METHODS) if len(row) < 9][:5]:
-        values = [table[METHODS[row[0]], column] for column in columns]
-        assert [cell.replace("*", "") for cell in row[2:4]] == [shown(*value)[1] for value in values], row
-        assert row[4] == f"{values[1][0] / table['teacher', 'entropy'][0]:.0%}"
-    assert len(rows_of(document, *METHODS)) == count
-
-
-TUNED = {
-    "the teacher": "teacher",
-    "DMD, falling rate": "dmd_falling",
-    "DMD-LPIPS, tuned": "dmd_lpips",
-    "DMD-GAN, tuned": "dmd_gan",
-    "DP-DMD, `tiny.yaml`": "dpdmd_tiny",
-}
-
-
-def test_tuned_results_are_those_that_were_measured():
+@pytest.mark.parametrize(("place", "document"), [(0, README), (1, ROOT / "docs" / "small_world.md")])
+def test_table_1_is_what_was_measured(monkeypatch, place, document):
+    """The row `dpdmd` was trained for the judging of the recipe, whose result file has its table."""
     table = result("2026-11-30_table1_tiny")
-    rows = rows_of(ROOT / "docs" / "small_world.md", *TUNED)
-    assert [row[0] for row in rows] == list(TUNED)
-    for row in rows:
-        values = {column: table[TUNED[row[0]], column] for column in ("accuracy", "entropy", "spread")}
-        assert [row[1], row[2], row[4]] == [shown(*value)[1] for value in values.values()], row
-        assert row[3] == f"{values['entropy'][0] / table['teacher', 'entropy'][0]:.0%}"
+    judged = ROOT / "benchmarks" / "results" / "2026-11-29_recipe_tiny.md"
+    ((_, calls, accuracy, _, entropy, _, spread),) = [
+        row for row in rows_of(judged, "the paper's way") if len(row) == 7
+    ]
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(ROOT / "scripts" / "sweeps" / "table1_tiny.yaml")
+    named = dict(zip(TABLE_1, (names[place] for names in TABLE_1.values()), strict=True))
+    for name, row in zip(TABLE_1, rows_of(document, *named.values())[:7], strict=True):
+        assert row[0] == named[name]
+        values = [table.get((name, column)) for column in ("accuracy", "entropy", "spread")]
+        cells = [accuracy, entropy, spread] if name == "dpdmd" else [shown(*value)[1] for value in values]
+        mean = float(cells[1][:4])
+        cells.insert(2, f"{mean / table['teacher', 'entropy'][0]:.0%}")
+        assert row[2:] == cells[: len(row) - 2]
+        of_all = calls_of_training(sweep.configurations[name].resolved) if name != "teacher" else None
+        assert row[1] == (f"{of_all // 8:,}" if of_all else "")
+    assert calls == "15,000"
 
 
 def test_ablations_are_those_that_were_measured():
@@ -389,7 +382,7 @@ def test_ablations_are_those_that_were_measured():
         "position",
         "entropy",
     )
-    for row in rows_of(document, *METHODS)[5:]:
+    for row in [row for row in rows_of(document, *METHODS) if len(row) == 9]:
         assert row[2:] == [shown(*pairs[METHODS[row[0]], column])[1] for column in columns]
     weights = result("2026-11-24_table4_tiny")
     text = ", ".join(shown(*weights[f"lambda_{value}", "entropy"])[0] for value in (1, 5, 8, 10))

@@ -48,8 +48,8 @@ LAYOUT = Layout(
     text_widths=lambda config: (config["cap_feat_dim"], None),
     guidance=Guidance("u + s (c - u), each row of a channel as long as c's"),
     text_tensors=("context", "lengths"),
-    comfyui_reads_lora=False,
     call_memory=counted("lumina2"),
+    comfyui_reads_lora=False,
     text_tokens=lambda _, length: length,
     longest_text=lambda config: config["axes_lens"][0] - 1,  # the image's position is the number of tokens
 )
