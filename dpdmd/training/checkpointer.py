@@ -131,14 +131,14 @@ class Checkpointer:
             self.folder.point(BEST, saved[best])
 
     def finish(self, step: int) -> None:
-        """Save a run that ends where it began, if its last checkpoint is missing or has links in place of copies."""
+        """Save a run that ends where it began once more, if its last checkpoint has links in place of copies."""
 
-        def is_whole() -> bool:
+        def has_links() -> bool:
             folder = self.folder.checkpoint(step)
             exports = [checkpoint.student_folder(folder, self.config), checkpoint.average_folder(folder, self.config)]
-            return folder.is_dir() and not any(path.is_symlink() for each in exports for path in each.rglob("*"))
+            return any(path.is_symlink() for each in exports for path in each.rglob("*"))
 
-        if not collectives.call_on_main(self.accelerator, is_whole):
+        if collectives.call_on_main(self.accelerator, has_links):
             self.save(step)
 
     def tidy(self, log: RunLog) -> None:

@@ -93,7 +93,8 @@ def test_sixty_iterations_with_a_resume_in_the_middle(flags, tmp_path):
     prompts = read_prompts(Path(flags[flags.index("--prompt_txt") + 1]))
     progress = {"step": 60, "updates": {"student": 10, "fake": 50}, "global_batch_size": 2}
     models = identify_models(read_yaml(parts / "config.yaml"))
-    assert manifest["progress"] == progress | {"prompts": fingerprint(prompts), "models": models}
+    found = {"prompts": fingerprint(prompts), "models": models, "total_steps": 60}
+    assert manifest["progress"] == progress | found
     assert state_bytes(whole / "ckpts" / "step_000060") == state_bytes(parts / "ckpts" / "step_000060")
     kept = ("step", "turn", "loss_fake", "loss_student", "grad_norm")
     assert [{k: r.get(k) for k in kept} for r in records(whole)] == [
