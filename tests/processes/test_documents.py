@@ -335,12 +335,12 @@ def shown(mean: float, margin: float | None) -> tuple[str, str]:
 METHODS = {"teacher, guidance 3.5": "teacher", "DMD": "dmd", "DP-DMD": "dpdmd"}
 TABLE_1 = {  # configuration -> the beginnings of its rows in README and docs/small_world.md
     "teacher": ("teacher, guidance 3.5, 30 steps", "the teacher, guidance 3.5, 30 steps"),
-    "dmd": ("DMD", "DMD, the paper's way"),
+    "dmd": ("DMD, the paper's way",) * 2,
     "dmd_falling": ("DMD, falling learning rate", "DMD, falling rate"),
     "dmd_lpips": ("DMD-LPIPS (with the small world's DINO), tuned", "DMD-LPIPS, tuned"),
     "dmd_gan": ("DMD-GAN, tuned", "DMD-GAN, tuned"),
-    "dpdmd": ("DP-DMD", "DP-DMD, the paper's way"),
-    "dpdmd_tiny": ("DP-DMD, `scripts/configs/tiny.yaml`", "DP-DMD, `tiny.yaml`"),
+    "dpdmd": ("DP-DMD, the paper's way",) * 2,
+    "dpdmd_tiny": ("DP-DMD, `scripts/configs/tiny.yaml` (falling rate)", "DP-DMD, `tiny.yaml`"),
 }
 
 
