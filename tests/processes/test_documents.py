@@ -94,6 +94,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_sdxl: Path) -> Path:
         sdxl = ["--family", "sdxl", "--teacher_id", str(tiny_sdxl), "--run_dir", "outputs/sdxl", "--height", "64"]
         sdxl += ["--width", "64", "--prompt_txt", "my_prompts.txt", "--max_steps", "2", "--report_to", "none"]
         assert train.main([*sdxl, *SHORT["dpdmd.train"]]) == 0
+    (folder / "outputs" / "tiny").mkdir()
+    for name in ("dpdmd", "pairs"):  # in place of the runs of run_train_tiny.sh, which is not run here
+        (folder / "outputs" / "tiny" / name).symlink_to(folder / "outputs" / "mine")
     return folder
 
 
