@@ -335,7 +335,7 @@ def shown(mean: float, margin: float | None) -> tuple[str, str]:
     return text, text if margin is None else f"{text} ± {margin:.3f}".replace("± 0", "± ")
 
 
-METHODS = {"teacher, guidance 3.5": "teacher", "DMD": "dmd", "DP-DMD": "dpdmd"}
+METHODS = {"teacher, guidance 3.5": "teacher", "DMD": "dmd", "DP-DMD, `tiny.yaml`": "dpdmd_tiny"}
 TABLE_1 = {  # configuration -> the beginnings of its rows in README and docs/small_world.md
     "teacher": ("teacher, guidance 3.5, 30 steps", "the teacher, guidance 3.5, 30 steps"),
     "dmd": ("DMD, the paper's way",) * 2,
@@ -375,7 +375,7 @@ def test_ablations_are_those_that_were_measured():
     (steps,), (entropies,) = (rows_of(document, name) for name in ("K", "entropy"))
     found = result("2026-11-24_table3_tiny")
     assert entropies[1:] == [shown(*found[f"k_{k}", "entropy"])[0] for k in steps[1:]]
-    pairs = result("2026-11-24_geneval_tiny")
+    pairs = result("2026-11-30_geneval_tiny")
     columns = (
         "single_attribute",
         "colour_shape",
