@@ -51,9 +51,9 @@ def set_k_anchor(
     if found is None:
         curves = _measure(setup, accelerator, sampler, encoder, settings)
         found = smallest_decided(settings.steps, mean_decidedness(curves), THRESHOLD, method.anchor_steps)
+        content = json.dumps({"k_anchor": found, "of": of}, indent=2) + "\n"
+        collectives.call_on_main(accelerator, lambda: write_text(setup.folder.anchor, content))
     method.k_anchor = collectives.broadcast_from_main(accelerator, found)
-    content = json.dumps({"k_anchor": method.k_anchor, "of": of}, indent=2) + "\n"
-    collectives.call_on_main(accelerator, lambda: write_text(setup.folder.anchor, content))
     if accelerator.is_main_process:
         logger.info(
             "--k_anchor auto: %d of %d steps, the first with decidedness %.2f or more (%d prompts x %d seeds, in %s)",

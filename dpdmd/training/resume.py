@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpdmd.config import Config, from_dict
 from dpdmd.models.identity import Identity, changed_parts
-from dpdmd.run_folder import LATEST, RunFolder, read_records, step_folders
+from dpdmd.run_folder import CKPTS, LATEST, RunFolder, read_records, step_folders
 from dpdmd.training.checkpoint import Progress, identify_models, step_of
 from dpdmd.utils.hub import parse_id
 from dpdmd.utils.manifest import MANIFEST, check_files, check_sizes, read_manifest
@@ -84,8 +84,8 @@ def check_wanted(wanted: str) -> None:
         raise ValueError(f"--resume_from_checkpoint {wanted}: cannot be read ({error.strerror})") from None
     if not known:
         raise ValueError(f"--resume_from_checkpoint {wanted}: no such folder; give latest, or a checkpoint's")
-    if wanted != LATEST and not (Path(wanted) / MANIFEST).exists():
-        inside = [path for place in (Path(wanted), Path(wanted) / "ckpts") for _, path in step_folders(place)]
+    if wanted != LATEST and not os.path.exists(Path(wanted) / MANIFEST):
+        inside = [path for place in (Path(wanted), Path(wanted) / CKPTS) for _, path in step_folders(place)]
         if inside:
             raise ValueError(
                 f"--resume_from_checkpoint {wanted}: is no checkpoint; give one in it, such as {inside[-1]}, or latest "
@@ -171,7 +171,10 @@ def _check_counts(progress: Progress) -> None:
     Raises:
         DamagedError: names the first count that is not.
     """
-    for name, count in {"step": progress.step, "global_batch_size": progress.global_batch_size}.items():
+    counts = {"step": progress.step, "global_batch_size": progress.global_batch_size}
+    if progress.total_steps is not None:
+        counts["total_steps"] = progress.total_steps
+    for name, count in counts.items():
         if type(count) is not int or count < 1:
             raise DamagedError(f"{MANIFEST} says that {name} is {count!r}, which must be a whole number, at least 1")
     for name, count in progress.updates.items():

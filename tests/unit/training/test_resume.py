@@ -67,7 +67,9 @@ def test_it_is_an_error_if_nothing_is_whole(run, config, wanted):
         resume.find(run, given, config)
 
 
-@pytest.mark.parametrize("count", [{"step": 0}, {"global_batch_size": "4"}, {"updates": {"fake": 7}}])
+@pytest.mark.parametrize(
+    "count", [{"step": 0}, {"global_batch_size": "4"}, {"updates": {"fake": 7}}, {"total_steps": "6"}]
+)
 def test_impossible_counts_are_damage(run, config, count):
     (run.checkpoint(6) / MANIFEST).unlink()
     counts = {"step": 6, "updates": {"student": 1, "fake": 5}, "global_batch_size": 4}
