@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -335,6 +336,16 @@ def _is_json(line: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def comparable_with_last(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records of evaluations, sorted by step, that were made under the conditions of the last one.
+
+    A resume with other prompts, seeds or scorers changes the conditions. Records of older versions have none and are
+    kept.
+    """
+    conditions = evaluations[-1].get(CONDITIONS) if evaluations else None
+    return [record for record in evaluations if record.get(CONDITIONS, conditions) == conditions]
 
 
 def _read_record(line: str) -> dict[str, Any]:

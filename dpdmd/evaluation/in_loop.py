@@ -36,7 +36,7 @@ from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.models.base import TextEncoder
 from dpdmd.models.identity import digest, identify, identify_pipeline
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.run_folder import CONDITIONS, EVAL_TURN, RunFolder
+from dpdmd.run_folder import EVAL_TURN, RunFolder, comparable_with_last
 from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.sampling.sampler import Sampler, batches_of
 from dpdmd.utils.atomic_files import write_text
@@ -266,8 +266,7 @@ def best_step(records: list[dict[str, Any]], available: set[int], sets: list[Ima
     With `mean_rank`, the steps are ranked by each preference score and by each diversity score, and the mean ranks of
     the two groups count the same. With the name of a scorer, the highest score wins.
     """
-    conditions = records[-1].get(CONDITIONS) if records else None  # records of older versions have none
-    records = [record for record in records if record.get(CONDITIONS, conditions) == conditions]
+    records = comparable_with_last(records)
     candidates = sorted((r for r in records if r["step"] in available), key=lambda r: r["step"])
     metrics = [(scorer, image_set.metric_key(scorer)) for image_set in sets for scorer in image_set.scorers]
     if best_by == "mean_rank":

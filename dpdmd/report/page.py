@@ -141,7 +141,7 @@ def _score_plots(shown: Sequence[ShownRun], metrics: Sequence[Metric], labels: d
     for index, metric in enumerate(metric for metric in metrics if not metric.rescaled):
         curves, texts = [], []
         for item in shown:
-            scores = [(r["step"], score_of(r, metric)) for r in item.run.evaluations if metric.name in r]
+            scores = [(r["step"], score_of(r, metric)) for r in item.run.comparable if metric.name in r]
             if any(score.mean is not None for _, score in scores):
                 steps = plots.as_array([step for step, _ in scores])
                 values, low, high = (
@@ -166,7 +166,7 @@ def _plane_plots(shown: Sequence[ShownRun], metrics: Sequence[Metric], labels: d
     for index, (preference, diversity) in enumerate((y, x) for y in preferences for x in diversities):
         paths = []
         for item in shown:
-            points = [(score_of(r, diversity), score_of(r, preference)) for r in item.run.evaluations]
+            points = [(score_of(r, diversity), score_of(r, preference)) for r in item.run.comparable]
             points = [(x, y) for x, y in points if x.mean is not None and y.mean is not None]
             if points:
                 paths.append(plots.PlanePath(item.key, item.style, points))

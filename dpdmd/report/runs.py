@@ -9,7 +9,7 @@ from dpdmd.config.options import DEFAULT_MAX_STEPS
 from dpdmd.evaluation import seed_grids
 from dpdmd.report.oracle_metrics import OracleMetrics, read_oracle_metrics
 from dpdmd.report.scores import EMA_PREFIX, PREFIX, Metric, Score
-from dpdmd.run_folder import EVAL_TURN, LATEST_IMAGE, RunFolder, read_records
+from dpdmd.run_folder import CONDITIONS, EVAL_TURN, LATEST_IMAGE, RunFolder, comparable_with_last, read_records
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
 from dpdmd.utils.paths import distinct_names
@@ -66,6 +66,11 @@ class Run:
     warnings: list[str]
 
     @property
+    def comparable(self) -> list[dict[str, Any]]:
+        """The evaluations that one curve may connect: those under the conditions of the last one."""
+        return comparable_with_last(self.evaluations)
+
+    @property
     def last_step(self) -> int:
         return max((record["step"] for record in (*self.updates, *self.evaluations)), default=0)
 
@@ -88,7 +93,8 @@ class Run:
                 if key.startswith(EMA_PREFIX)
             }
             if scores:
-                evaluations.append({"step": record["step"], **scores})
+                conditions = {CONDITIONS: record[CONDITIONS]} if CONDITIONS in record else {}
+                evaluations.append({"step": record["step"], **conditions, **scores})
         if not evaluations:
             return None
         name = f"{self.name}, average"
@@ -142,7 +148,7 @@ def _read(entry: RunEntry, name: str) -> Run:
     evaluations = {record["step"]: record for record in records if record["turn"] == EVAL_TURN}
     metrics = {key: Metric.of(key) for record in evaluations.values() for key in record}
     best, process_image = folder.best(), folder.process_vis / LATEST_IMAGE
-    return Run(
+    run = Run(
         entry=entry,
         name=name,
         updates=[updates[step] for step in sorted(updates)],
@@ -157,6 +163,12 @@ def _read(entry: RunEntry, name: str) -> Run:
         best=_step_of(best) if best else None,
         warnings=warnings,
     )
+    if others := [record["step"] for record in run.evaluations if record not in run.comparable]:
+        warnings.append(
+            f"{counted(len(others), 'evaluation')} up to step {others[-1]} had other prompts, seeds or scorers than the "
+            "last one: no plot shows them"
+        )
+    return run
 
 
 def _step_of(checkpoint: Path) -> int | None:

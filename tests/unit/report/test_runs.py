@@ -36,6 +36,23 @@ def test_a_record_that_no_run_wrote_is_a_warning_and_the_others_are_shown(tmp_pa
     assert read.last_step == 12 and len(read.evaluations) == 3
 
 
+def test_scores_of_other_prompts_are_in_no_curve_with_the_last_ones(tmp_path):
+    """A resume with other evaluation prompts: the earlier scores stay in the tables, and a line says why."""
+    run = make_run(tmp_path / "run", images=False)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in (record for record in records if record["turn"] == "eval"):
+        record["conditions"] = "old" if record["step"] < 12 else "new"
+        record |= {key.replace("eval/", "eval_ema/"): value for key, value in record.items() if "eval/" in key}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    read = read_runs([RunEntry(run)])[0]
+    assert [record["step"] for record in read.evaluations] == [0, 6, 12]
+    assert [record["step"] for record in read.comparable] == [12]
+    assert [record["step"] for record in read.of_average().comparable] == [12]
+    assert read.warnings == [
+        "2 evaluations up to step 6 had other prompts, seeds or scorers than the last one: no plot shows them"
+    ]
+
+
 def test_a_model_of_the_run_is_known_by_a_path_from_elsewhere(tmp_path):
     """The oracle was called in another folder, or the run has moved since; a model that is there is another run's."""
     root, other = tmp_path / "a" / "run", tmp_path / "b" / "run" / "ckpts" / "latest"
