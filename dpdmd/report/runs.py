@@ -165,8 +165,8 @@ def _read(entry: RunEntry, name: str) -> Run:
     )
     if others := [record["step"] for record in run.evaluations if record not in run.comparable]:
         warnings.append(
-            f"{counted(len(others), 'evaluation')} up to step {others[-1]} had other prompts, seeds or scorers than the "
-            "last one: no plot shows them"
+            f"{counted(len(others), 'evaluation')} up to step {others[-1]} had other prompts, seeds or scorers than "
+            "the last one: no plot shows them"
         )
     return run
 

@@ -75,3 +75,17 @@ def test_a_moving_average_is_measured_in_place_of_its_student(tmp_path, tiny_pip
     (train, oracle), (same_train, same_oracle) = student.stages, average.stages
     assert train.settings == same_train.settings
     assert oracle.settings != same_oracle.settings and same_oracle.command[2] == str(average.model)
+
+
+def test_each_run_of_a_sweep_has_its_name_in_wandb(tmp_path, tiny_pipeline):
+    """Their folders are all named "run"; a long configuration's name is shortened to what W&B takes."""
+    values = two_methods(tmp_path, tiny_pipeline)
+    values["flags"]["report_to"] = "wandb"
+    long = "a" * 200
+    values["configurations"] = {"student": {}, long: {}, "named": {"flags": {"tracker_run_name": "mine"}}}
+    values["baseline"], values["seeds"] = "student", [3]
+    call(values, tmp_path)
+    sweep = read_sweep(tmp_path / "sweep.yaml")
+    commands = [sweep.train_command(name, 3, tmp_path / "run") for name in sweep.configurations]
+    names = [parse(command[command.index("dpdmd.train") + 1 :]).run.tracker_run_name for command in commands]
+    assert names == ["student_seed_3", "a" * 108 + "_seed_3", "mine"]
