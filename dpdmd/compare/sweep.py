@@ -140,7 +140,7 @@ class Sweep:
         words += [_as_flag(flag, value) for flag, value in configuration.flags.items()]
         own = ["--seed", str(seed), "--run_dir", str(run), "--resume_from_checkpoint", "latest"]
         if configuration.resolved["report_to"] == "wandb" and not configuration.resolved["tracker_run_name"]:
-            own += ["--tracker_run_name", f"{name[:MAX_NAME - 20]}_seed_{seed}"]  # each run folder is "run"
+            own += ["--tracker_run_name", f"{name[: MAX_NAME - 20]}_seed_{seed}"]  # each run folder is "run"
         return [*_interpreter(configuration.launcher), "-m", "dpdmd.train", *words, *own]
 
     def measure_command(self, measure: str, model: str, out: Path) -> list[str]:

@@ -45,8 +45,8 @@ def embedding_cache(
 
     Args:
         names: the tensors of an embedding (`TextEmbedding.to_cache`).
-        evaluated: prompts that follow in their own order. Others or more of them leave the files of `prompts` as they
-            are, which sorting them among these would not.
+        evaluated: prompts that follow in their own order. Others or more of them leave the files of `prompts` but the
+            last as they are, which sorting them among these would not.
     """
     trained = sorted({"", *prompts})
     known = set(trained)

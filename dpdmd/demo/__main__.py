@@ -101,7 +101,7 @@ def find_scorers(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket at the address, before any model loads. It does not listen yet.
+    """Return a socket at the address, before any model loads.
 
     Raises:
         ValueError: the port is in use or not allowed, or this machine does not have the address.
@@ -111,6 +111,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just in use
         bound.bind(address)
+        bound.listen()  # until then another program could have the port too; the first requests wait for the models
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
             raise ValueError(f"--port {port}: {os.strerror(error.errno)}; give another, or 0 for any") from None

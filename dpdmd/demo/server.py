@@ -73,7 +73,6 @@ def serve(comparison: "Comparison", bound: socket.socket) -> None:
     host, port = bound.getsockname()[:2]
     if host not in LOCAL:
         logger.warning("everyone who reaches %s can use the page: it has no password", host)
-    bound.listen()
     logger.info("the page is at http://%s:%d", f"[{host}]" if ":" in host else host, port)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     # In a thread, uvicorn leaves the signals to this program.

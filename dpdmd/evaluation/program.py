@@ -15,12 +15,13 @@ from dpdmd.config.hub_flags import HubOptions, add_hub_flags
 from dpdmd.config.sampling_flags import RANGES, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
+from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed.launch_env import check_launch
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths, given_scorers, scorer_sources
 from dpdmd.models.hub_models import Located, Source, locate_all
 from dpdmd.sampling.given_images import GivenImages, find_images, is_table, odd_names, read_table
-from dpdmd.sampling.image_folder import PICTURES, ImageFile, is_whole, read_settings
+from dpdmd.sampling.image_folder import PICTURES, SETTINGS_FILE, ImageFile, is_whole, read_settings, recorded_prompts
 from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
@@ -97,11 +98,13 @@ class Program:
         for flag, value in {**self.defaults, **BATCH_SIZES}.items():
             kind = _kind(flag)
             options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+            options |= {"action": _Prompts} if flag == "prompts_txt" else {}
             options |= {"default": _checked_default(flag, value), "help": f"{described[flag]} (default: %(default)s)"}
             if flag == BASE_MODEL:  # does not replace the base that a LoRA names; see `locate_model`
                 shown = str(options.pop("default")).replace("%", "%%")
                 options["help"] = f"{described[flag]} (default of a network alone: {shown})"
             parser.add_argument(f"--{flag}", **options)
+        parser.set_defaults(prompts_given=None)
         parser.add_argument("--images_per_prompt", type=int, help=PER_PROMPT_HELP)
         parser.add_argument("--prompt_column", help=COLUMN_HELP)
         add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "size", "bf16")
@@ -127,7 +130,7 @@ class Program:
         if not scorers:
             flags = [f"--{SCORERS[name].files[0].flag}" for name in self.scorers]
             raise ValueError(f"no scorer is given: {' or '.join(flags)}")
-        table = _table(args, prompts_given=self._are_prompts_given(args))
+        table = _table(args)
         prompts = list(dict.fromkeys(image.prompt for image in table)) or self.prompts(args, scorers)
         if not args.images and not prompts:
             raise ValueError("--prompts_txt: give the prompts to make images of")
@@ -139,6 +142,7 @@ class Program:
         given = GivenImages(table)
         if args.images and not table:
             given = find_images(Path(args.images), prompts, args.images_per_prompt)
+            _check_prompts(args, prompts)
         images = given.images
         if args.images:
             _check_readable(Path(args.images), images)
@@ -197,12 +201,14 @@ class Program:
     def _reads_prompts(self, args: argparse.Namespace, scorers: Collection[str]) -> bool:
         if not args.prompts_txt or (args.images and is_table(Path(args.images))):
             return False
-        return not args.images or not PREFERENCE_SCORERS.isdisjoint(scorers) or self._are_prompts_given(args)
+        return not args.images or not PREFERENCE_SCORERS.isdisjoint(scorers) or bool(args.prompts_given)
 
-    def _are_prompts_given(self, args: argparse.Namespace) -> bool:
-        """Return whether --prompts_txt has another value than the variable at the top of the file, as it is parsed."""
-        default = self.defaults["prompts_txt"]
-        return args.prompts_txt != (_path(str(default)) if default else default)
+
+class _Prompts(argparse.Action):
+    """Keep the value, and in `prompts_given` that the flag was given, be it with the default's value."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        namespace.prompts_txt, namespace.prompts_given = values, True
 
 
 def _kind(flag: str) -> Callable[[Any], Any]:
@@ -236,7 +242,7 @@ def _path(text: str) -> str:
     return str(user_path(text)) if text else text
 
 
-def _table(args: argparse.Namespace, *, prompts_given: bool) -> list[ImageFile]:
+def _table(args: argparse.Namespace) -> list[ImageFile]:
     """Return the images of a CSV file given as --images; [] for a folder or without --images.
 
     Raises:
@@ -248,9 +254,19 @@ def _table(args: argparse.Namespace, *, prompts_given: bool) -> list[ImageFile]:
         raise ValueError(f"--images_per_prompt {args.images_per_prompt}: {reason}; leave it out")
     if not table:
         return []
-    if args.prompts_txt and prompts_given:
+    if args.prompts_txt and args.prompts_given:
         raise ValueError(f"--prompts_txt {args.prompts_txt}: the CSV file of --images has the prompts; leave it out")
     return read_table(Path(args.images), args.prompt_column)
+
+
+def _check_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> None:
+    """Check that the images of a folder that this project's programs wrote are of these prompts."""
+    made_of = recorded_prompts(Path(args.images))
+    if prompts and made_of and made_of != fingerprint(prompts):
+        raise ValueError(
+            f"--prompts_txt {args.prompts_txt}: the images in {args.images} are of other prompts "
+            f"({SETTINGS_FILE}); give the file that they were made of"
+        )
 
 
 def _check_readable(folder: Path, images: list[ImageFile]) -> None:

@@ -48,7 +48,7 @@ from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import Batch, batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
-from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
+from dpdmd.utils.image_grid import labelled_grid, save_image, that_fit, to_pil
 from dpdmd.utils.logging import logger
 from dpdmd.utils.paths import same_place
 from dpdmd.utils.tables import latex_row, latex_text
@@ -80,7 +80,7 @@ def run(job: Job) -> ScoreReport:
             _check_results(job, scorer_files)
     if accelerator.is_main_process:
         _introduce(job, accelerator)
-        clear_leftovers([job.out / PICTURES, job.out / GRIDS])
+        clear_leftovers([job.out, job.out / PICTURES, job.out / GRIDS])
     if job.images:
         job.args.bf16 = bool(job.args.bf16)
         precision.set_up(job.args.bf16)
@@ -92,7 +92,8 @@ def run(job: Job) -> ScoreReport:
     with _raised_everywhere(accelerator, SMALLER_BATCH):
         rows = _score(job, images, scorers, accelerator)
     metrics = metric_names(job.paths)
-    result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
+    with _raised_everywhere(accelerator, SMALLER_BATCH):
+        result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
             _write(job, result, metrics, settings, scorer_files, accelerator.num_processes)
@@ -146,7 +147,8 @@ def _check_results(job: Job, scorer_files: dict[str, Identity]) -> None:
     changes += [f"{name} is left out now" for name in metrics if name not in metric_names(job.paths)]
     if changes:
         pictures = job.out / PICTURES
-        same = f", and --images {pictures} to score the images there" if pictures.is_dir() else ""
+        same = f", and --images {pictures} and their --prompts_txt to score the images there"
+        same = same if pictures.is_dir() else ""
         raise ValueError(
             f"--output_dir {job.out}: holds the scores of another call ({'; '.join(changes)}); give another{same}"
         )
@@ -272,13 +274,13 @@ def _write(
     write_text(job.out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
     line = table(job, result)
     write_text(job.out / "table.txt", line + "\n")
-    _save_grids(job, result)
     unreadable = sum(UNREADABLE in row.notes for row in result.rows)
     for name, value in result.summaries.items():
         tqdm.write(f"{name:18} {value}")
     if unreadable:
         tqdm.write(f"{unreadable} of {len(result.rows)} images could not be read: see {job.out / PER_IMAGE}")
     tqdm.write(f"\n{line}\n\n{job.out}")
+    _save_grids(job, result)
 
 
 def table(job: Job, result: ScoreReport) -> str:
@@ -298,7 +300,6 @@ def _save_grids(job: Job, result: ScoreReport) -> None:
             groups.setdefault(row.key[0], []).append(row)
     for prompt, rows in list(groups.items())[:NUM_GRIDS]:
         if len(rows) > 1:
-            grid = labelled_grid(
-                [[open_image(Path(row.file)) for row in rows]], [rows[0].prompt or str(prompt)], columns=9
-            )
+            images = that_fit(open_image(Path(row.file)) for row in rows)
+            grid = labelled_grid([images], [rows[0].prompt or str(prompt)], columns=9)
             save_image(grid, job.out / GRIDS / f"{prompt:05d}.png")

@@ -17,6 +17,7 @@ from dpdmd.evaluation.statistics import Summary, summarise
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.logging import logger
 from dpdmd.utils.out_of_memory import is_out_of_memory
+from dpdmd.utils.wording import counted
 
 UNREADABLE = "unreadable"
 NOT_FINITE = "not finite"  # such a score is missing: a single one would make the mean nan
@@ -53,7 +54,7 @@ class ScoreReport:
 def score_batch(
     samples: Sequence[Sample], scorers: Sequence[Scorer], files: Sequence[str] = (), *, raise_memory: bool = False
 ) -> list[ImageScores]:
-    """Score one batch with every scorer. If a scorer fails, its scores are missing and the rows keep the reason.
+    """Score one batch with every scorer. An image on which a scorer fails has no score of it, and its row the reason.
 
     Args:
         raise_memory: raise errors of full memory: outside a training, a smaller batch gives the scores.
@@ -63,23 +64,36 @@ def score_batch(
         for sample, file in zip(samples, files or [""] * len(samples), strict=True)
     ]
     for scorer in scorers if samples else ():  # a scorer never gets an empty batch
-        try:
-            _apply(scorer, samples, rows)
-        except Exception as error:  # of any library: a score that fails must not end days of training
-            if raise_memory and is_out_of_memory(error):
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            logger.warning("%s failed on %d images, now without its score: %s", scorer.name, len(rows), reason)
-            for row in rows:
-                row.notes[scorer.name] = f"failed: {reason}"
+        if failed := _try(scorer, samples, rows, raise_memory):
+            reason = failed[0].notes[scorer.name]
+            logger.warning("%s gives %s no score: the first %s", scorer.name, counted(len(failed), "image"), reason)
     return rows
+
+
+def _try(
+    scorer: Scorer, samples: Sequence[Sample], rows: Sequence[ImageScores], raise_memory: bool
+) -> list[ImageScores]:
+    """Score a batch, and if that fails each of its images alone; return the rows of those that fail alone."""
+    try:
+        _apply(scorer, samples, rows)
+    except Exception as error:  # of any library: a score that fails must not end days of training
+        full = is_out_of_memory(error)
+        if raise_memory and full:
+            raise
+        if len(rows) > 1 and not full:
+            alone = zip(samples, rows, strict=True)
+            return [failed for sample, row in alone for failed in _try(scorer, [sample], [row], raise_memory)]
+        for row in rows:
+            row.notes[scorer.name] = f"failed: {type(error).__name__}: {error}"
+        return list(rows)
+    return []
 
 
 def _apply(scorer: Scorer, samples: Sequence[Sample], rows: Sequence[ImageScores]) -> None:
     if isinstance(scorer, FeatureScorer):
         for row, features in zip(rows, scorer.features(samples), strict=True):
             if features.isfinite().all():
-                row.features[scorer.name] = features
+                row.features[scorer.name] = features.clone()  # a view would be sent with its whole batch
             else:
                 row.notes[scorer.name] = NOT_FINITE
     elif isinstance(scorer, ValueScorer):

@@ -17,6 +17,7 @@ from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.report.card_facts import CARD, SINGLE_FILE, Card, Training, hub_id, licence_of
 from dpdmd.report.runs import score_of
+from dpdmd.report.scores import Score
 from dpdmd.report.tables import DASH, interval, number
 from dpdmd.run_folder import LORA
 from dpdmd.utils.tables import markdown_table
@@ -242,9 +243,12 @@ def _scores(training: Training | None) -> list[str]:
     record = next((each for each in (run.evaluations if run else ()) if each["step"] == training.step), None)
     if record is None:
         return []
+    teacher = run.teacher
+    if record not in run.comparable:  # the run's are of the last evaluation's prompts
+        teacher = {metric.name: Score(record.get(f"{metric.name}_teacher")) for metric in run.metrics}
     rows = []
     for metric in (metric for metric in run.metrics if not metric.rescaled):
-        scores = score_of(record, metric), run.teacher.get(metric.name)
+        scores = score_of(record, metric), teacher.get(metric.name)
         cells = [f"{number(each.mean)} ({interval(each) or DASH})" if each else DASH for each in scores]
         rows.append([metric.label, metric.image_set, *cells])
     header = ["score", "prompts", "this student (95% interval)", "teacher (95% interval)"]

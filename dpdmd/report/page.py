@@ -149,6 +149,8 @@ def _score_plots(shown: Sequence[ShownRun], metrics: Sequence[Metric], labels: d
                 )
                 curves.append(plots.Curve(item.key, item.style, steps, values, low, high))
                 texts.append(f"{item.run.name} {tables.number(scores[-1][1].mean)} at step {scores[-1][0]}")
+        if not curves:
+            continue
         teachers = [score for (score,) in _teachers(shown, metric.name)]
         texts += [f"teacher {tables.number(score.mean)}" for score in teachers]
         svg = plots.plot_score(f"score{index}", curves, teachers)
@@ -170,6 +172,8 @@ def _plane_plots(shown: Sequence[ShownRun], metrics: Sequence[Metric], labels: d
             points = [(x, y) for x, y in points if x.mean is not None and y.mean is not None]
             if points:
                 paths.append(plots.PlanePath(item.key, item.style, points))
+        if not paths:
+            continue
         x_label, y_label = labels[diversity.name], labels[preference.name]
         teachers = _teachers(shown, diversity.name, preference.name)
         svg = plots.plot_plane(f"plane{index}", (x_label, y_label), paths, teachers)

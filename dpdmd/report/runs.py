@@ -9,7 +9,7 @@ from dpdmd.config.options import DEFAULT_MAX_STEPS
 from dpdmd.evaluation import seed_grids
 from dpdmd.report.oracle_metrics import OracleMetrics, read_oracle_metrics
 from dpdmd.report.scores import EMA_PREFIX, PREFIX, Metric, Score
-from dpdmd.run_folder import CONDITIONS, EVAL_TURN, LATEST_IMAGE, RunFolder, comparable_with_last, read_records
+from dpdmd.run_folder import EVAL_TURN, LATEST_IMAGE, RunFolder, comparable_with_last, read_records
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
 from dpdmd.utils.paths import distinct_names
@@ -84,17 +84,16 @@ class Run:
         return self.planned_steps is not None and self.last_step < self.planned_steps
 
     def of_average(self) -> "Run | None":
-        """Return the evaluations of the moving average as a run without updates and images; None without any."""
+        """Return the moving average as a run with its comparable evaluations alone; None without any."""
         evaluations = []
-        for record in self.evaluations:
+        for record in self.comparable:
             scores = {
                 PREFIX + key.removeprefix(EMA_PREFIX): value
                 for key, value in record.items()
                 if key.startswith(EMA_PREFIX)
             }
             if scores:
-                conditions = {CONDITIONS: record[CONDITIONS]} if CONDITIONS in record else {}
-                evaluations.append({"step": record["step"], **conditions, **scores})
+                evaluations.append({"step": record["step"], **scores})
         if not evaluations:
             return None
         name = f"{self.name}, average"
@@ -166,8 +165,10 @@ def _read(entry: RunEntry, name: str) -> Run:
     if others := [record["step"] for record in run.evaluations if record not in run.comparable]:
         warnings.append(
             f"{counted(len(others), 'evaluation')} up to step {others[-1]} had other prompts, seeds or scorers than "
-            "the last one: no plot shows them"
+            "the last one: no plot or sheet shows them"
         )
+        for step in others:  # of other start noises
+            run.grids.pop(step, None)
     return run
 
 

@@ -26,13 +26,12 @@ from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import Batch, batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import clear_leftovers, write_text
-from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
+from dpdmd.utils.image_grid import GRID_PIXELS, labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger
 from dpdmd.utils.wording import counted
 
 COLUMNS = 9
 BESIDE = "_bf16"  # ending of the names of images on a network that is not quantised
-GRID_PIXELS = 2**26  # 64 images of 1024 x 1024; a grid of thousands would not fit in memory or in a viewer
 
 
 def run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:

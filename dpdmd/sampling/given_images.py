@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -262,8 +263,8 @@ def _named_prompts(paths: Sequence[Path], prompts: Sequence[str]) -> list[int | 
 
 
 def _words(text: str) -> str:
-    """Return the words of a prompt or name alone, as file names keep few signs and no difference of case."""
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+    """Return the words of a prompt or name alone: file names keep few signs and no case, and macOS splits accents."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _in_own_order(folder: Path, paths: Sequence[Path], prompts: Sequence[str], per_prompt: int) -> list[ImageFile]:

@@ -105,6 +105,14 @@ def read_settings(folder: Path, flag: str) -> dict[str, Any] | None:
     return None
 
 
+def recorded_prompts(folder: Path) -> str | None:
+    """Return the fingerprint of the prompts that the images in a folder were made of; None if it is not known."""
+    try:
+        return read_json(folder / SETTINGS_FILE).get("prompts")
+    except (ValueError, AttributeError):
+        return None
+
+
 def check_or_write_settings(folder: Path, settings: dict[str, Any], flag: str) -> None:
     """Write the settings of the images in a folder, or compare them with the settings there. Call on rank 0 only.
 

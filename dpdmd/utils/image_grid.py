@@ -1,6 +1,6 @@
 """8-bit images, and labelled grids of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from dpdmd.utils.atomic_files import replacing
 from dpdmd.utils.captions import fit_caption
 
+GRID_PIXELS = 2**26  # 64 images of 1024 x 1024; a grid of thousands would not fit in memory or in a viewer
 _GAP = 4
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
@@ -59,6 +60,18 @@ def labelled_grid(
             sheet.paste(image, (_GAP + column * (width + _GAP), top + band + line * (height + _GAP)))
         top += band + count * (height + _GAP)
     return sheet
+
+
+def that_fit(images: Iterable[Image.Image]) -> list[Image.Image]:
+    """Return the first images, at least one, whose places in a grid have together at most GRID_PIXELS."""
+    fitting: list[Image.Image] = []
+    width = height = 0
+    for image in images:
+        width, height = max(width, image.width), max(height, image.height)
+        if fitting and (len(fitting) + 1) * width * height > GRID_PIXELS:
+            break
+        fitting.append(image)
+    return fitting
 
 
 def save_image(image: Image.Image, path: Path, about: Mapping[str, str] | None = None) -> None:

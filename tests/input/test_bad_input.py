@@ -853,3 +853,27 @@ def test_images_and_prompts_that_do_not_fit(refused_by, diversity, tmp_path, mon
     (tmp_path / "images.csv").write_text("file,prompt\na.png,a red circle\nnone.png,a cross\n")
     assert says in refused_by("test_diversity.py", program("test_diversity.py"), [*diversity, *extra])
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_were_made_of_other_prompts(refused_by, tmp_path):
+    """Their pictures.json knows; the numbers of the files alone would fit."""
+    pictures, prompts = tmp_path / "pictures", tmp_path / "prompts.txt"
+    pictures.mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / "00000_000.png")
+    (pictures / "pictures.json").write_text(json.dumps({"prompts": fingerprint(["a green shape"])}))
+    prompts.write_text("a red circle\na cross\n")
+    given = ["--images", str(pictures), "--output_dir", str(tmp_path / "out"), "--prompts_txt", str(prompts)]
+    line = refused_by("test_quality.py", program("test_quality.py"), given)
+    assert line.startswith(f"--prompts_txt {prompts}: the images in {pictures} are of other prompts (pictures.json);")
+
+
+def test_prompts_are_given_also_with_the_value_of_the_default(refused_by, diversity, tmp_path, monkeypatch):
+    """With a CSV file any value is refused, the default's too."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "images.csv").write_text("file,prompt\na.png,a red circle\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prompts_eval.txt").write_text("a red circle\n")
+    given = [*diversity, "--images", "images.csv", "--prompts_txt", "data/prompts_eval.txt"]
+    line = refused_by("test_diversity.py", program("test_diversity.py"), given)
+    assert line == "--prompts_txt data/prompts_eval.txt: the CSV file of --images has the prompts; leave it out"

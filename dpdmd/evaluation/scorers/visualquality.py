@@ -24,6 +24,7 @@ QUESTION = (
 LOWEST, HIGHEST = 1.0, 5.0
 NUM_NEW_TOKENS = 512
 TOP_K = 50  # of the paper's sampling
+MAX_RATIO = 200  # of an image's sides at the network's size; the processor raises above it
 NUM_IMAGE_TOKENS = (4, 16384)  # least and most of an image, from qwen_vl_utils
 # A number that stands alone: not a part of 4,5 or 1e1 or 1-5.
 _NUMBER = re.compile(r"(?<![\w.,-])-?\d+(?:\.\d+)?(?!\w|[.,-]\d)")
@@ -86,18 +87,29 @@ class VisualQualityR1(ValueScorer):
         # `generate` draws from the global generator only, so an answer with a seed of its own needs a call of its own.
         # On a CPU a batch saves no time, and the last bits of an answer would depend on it.
         one_by_one = self.sample or self.device.type == "cpu"
-        groups = [[sample] for sample in samples] if one_by_one else [list(samples)]
+        usable = [sample for sample in samples if self._takes(sample.image)]
+        groups = [[sample] for sample in usable] if one_by_one or not usable else [usable]
         answers = [answer for group in groups for answer in self._answers(group)]
-        rated = [(parse_rating(answer), answer) for answer in answers]
-        return [Score(rating, answer if rating is None else "") for rating, answer in rated]
+        ratings = [(parse_rating(answer), answer) for answer in answers]
+        rated = iter([Score(rating, answer if rating is None else "") for rating, answer in ratings])
+        narrow = Score(None, f"sides in a ratio above {MAX_RATIO}")
+        return [next(rated) if self._takes(sample.image) else narrow for sample in samples]
+
+    def _size(self, image: Image.Image) -> tuple[int, int]:
+        processor = self.processor.image_processor
+        return network_size(image.size, processor.patch_size * processor.merge_size)
+
+    def _takes(self, image: Image.Image) -> bool:
+        """Return whether the processor takes an image of this shape."""
+        sides = self._size(image)
+        return max(sides) <= MAX_RATIO * min(sides)
 
     def resized(self, samples: Sequence[Sample]) -> list[Image.Image]:
         """Return images at the network's sizes, resized by Pillow as in the authors' code (qwen_vl_utils).
 
         The processor would resize with torchvision, which gives other pixels. It leaves these sizes as they are.
         """
-        factor = self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
-        return [sample.image.resize(network_size(sample.image.size, factor), Image.BICUBIC) for sample in samples]
+        return [sample.image.resize(self._size(sample.image), Image.BICUBIC) for sample in samples]
 
     @torch.no_grad()
     def _answers(self, samples: Sequence[Sample]) -> list[str]:

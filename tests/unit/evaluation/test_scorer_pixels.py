@@ -140,6 +140,28 @@ def test_visualquality_sees_pillows_pixels(size):
     assert processor(found, return_tensors="pt")["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
 
 
+def test_visualquality_leaves_out_what_its_processor_does_not_take():
+    """The others of the batch have their rating; (1, 500) has a ratio of 18 at the network's size."""
+    processor = Qwen2VLImageProcessor(size={"shortest_edge": 4 * 28**2, "longest_edge": 16384 * 28**2})
+    scorer = VisualQualityR1.__new__(VisualQualityR1)
+    scorer.processor, scorer.sample, scorer.device = (
+        SimpleNamespace(image_processor=processor),
+        False,
+        torch.device("cpu"),
+    )
+    scorer._answers = lambda samples: [f"<answer>{len(sample.image.tobytes()) % 3 + 1}</answer>" for sample in samples]
+    narrow, taken = (
+        Sample(noise((6000, 20)), "", (0, 1)),
+        [Sample(noise((1, 500)), "", (0, 0)), Sample(noise((64, 65)), "", (0, 2))],
+    )
+    with pytest.raises(ValueError, match="aspect ratio"):
+        processor(scorer.resized([narrow]), return_tensors="pt")
+    processor(scorer.resized(taken), return_tensors="pt")
+    found = scorer.score([taken[0], narrow, taken[1]])
+    assert [rating.value is None for rating in found] == [False, True, False]
+    assert found[1].text == "sides in a ratio above 200"
+
+
 def test_visualqualitys_question_is_the_authors():
     """Word for word, with "picture"."""
     assert QUESTION == (

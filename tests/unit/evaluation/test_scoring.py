@@ -37,6 +37,37 @@ def test_a_scorer_that_fails_is_reported_and_missing(caplog):
     assert "no kernel for this device" in found.rows[0].notes["div_broken"]
 
 
+class Choosy(ValueScorer):
+    name = "choosy"
+
+    def score(self, samples):
+        if any(sample.image.width > 100 for sample in samples):
+            raise ValueError("too wide")
+        return [Score(1.0) for _ in samples]
+
+
+def test_an_image_that_a_scorer_cannot_take_does_not_cost_the_others_of_its_batch_their_score(caplog):
+    samples = [Sample(Image.new("RGB", (width, 8)), "a", (0, n)) for n, width in enumerate((8, 200, 9))]
+    with caplog.at_level("WARNING", logger="dpdmd"):
+        rows = score_batch(samples, [Choosy()])
+    assert [row.values.get("choosy") for row in rows] == [1.0, None, 1.0]
+    assert rows[1].notes == {"choosy": "failed: ValueError: too wide"} and not rows[0].notes
+    assert caplog.messages == ["choosy gives 1 image no score: the first failed: ValueError: too wide"]
+
+
+class Constant(FeatureScorer):
+    name = "div_constant"
+
+    def features(self, samples):
+        return torch.ones(len(samples), 5)
+
+
+def test_the_features_of_an_image_are_sent_alone():
+    """A row of a batch's tensor would be pickled with the whole batch, and a gather would be as many times larger."""
+    rows = score_batch([Sample(Image.new("RGB", (8, 8)), "a", (0, n)) for n in range(3)], [Constant()])
+    assert [row.features["div_constant"].untyped_storage().nbytes() for row in rows] == [5 * 4] * 3
+
+
 class HungryValues(ValueScorer):
     name = "hungry"
 

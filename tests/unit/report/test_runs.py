@@ -5,6 +5,8 @@ import json
 import pytest
 from made_up_runs import make_run
 
+from dpdmd.report.card_facts import Training
+from dpdmd.report.model_card import _scores
 from dpdmd.report.oracle_metrics import COLUMNS, read_oracle_metrics
 from dpdmd.report.runs import RunEntry, read_runs
 
@@ -49,8 +51,22 @@ def test_scores_of_other_prompts_are_in_no_curve_with_the_last_ones(tmp_path):
     assert [record["step"] for record in read.comparable] == [12]
     assert [record["step"] for record in read.of_average().comparable] == [12]
     assert read.warnings == [
-        "2 evaluations up to step 6 had other prompts, seeds or scorers than the last one: no plot shows them"
+        "2 evaluations up to step 6 had other prompts, seeds or scorers than the last one: no plot or sheet shows them"
     ]
+
+
+def test_a_card_compares_a_student_with_the_teacher_of_its_own_evaluation(tmp_path):
+    """An earlier checkpoint's scores are of the prompts before a resume; the run's teacher is of those after it."""
+    run = make_run(tmp_path / "run", images=False)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in (record for record in records if record["turn"] == "eval"):
+        record["conditions"] = "old" if record["step"] < 12 else "new"
+        if record["step"] < 12:
+            record |= {key: 0.125 for key in record if key.endswith("_teacher")}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    read = read_runs([RunEntry(run)])[0]
+    earlier, last = ("\n".join(_scores(Training({}, step, run=read))) for step in (6, 12))
+    assert "0.125" in earlier and "0.125" not in last
 
 
 def test_a_model_of_the_run_is_known_by_a_path_from_elsewhere(tmp_path):

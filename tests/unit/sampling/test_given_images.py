@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,16 @@ def test_files_named_after_their_prompts(tmp_path, names, keys):
     given = find_images(tmp_path, prompts)
     assert keys_of(given.images) == dict(zip(names, keys, strict=True)) and given.note == ""
     assert all(image.prompt == prompts[image.key[0]] for image in given.images)
+
+
+def test_macos_splits_accents_in_names(tmp_path):
+    """Its file names are in Unicode's NFD, prompts mostly in NFC."""
+    prompts = ["café", "한국 거리", "a cross"]
+    place(tmp_path, *(unicodedata.normalize("NFD", f"{prompt}.png") for prompt in reversed(prompts)))
+    given = find_images(tmp_path, prompts)
+    assert given.note == "" and {image.key[0]: image.prompt for image in given.images} == dict(enumerate(prompts))
+    for image in given.images:
+        assert unicodedata.normalize("NFC", image.path.stem) == image.prompt
 
 
 def test_one_name_of_no_prompt_is_an_error(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dpdmd.utils.image_grid import labelled_grid, to_float, to_pil
+from dpdmd.utils import image_grid
+from dpdmd.utils.image_grid import labelled_grid, that_fit, to_float, to_pil
 
 
 def test_eight_bits_round_trip():
@@ -22,6 +23,15 @@ def test_grid_shows_every_image_in_its_place():
     assert set(colours) <= found
     with pytest.raises(ValueError, match="at least one image"):
         labelled_grid([[]], ["none"])
+
+
+def test_a_grid_of_too_many_pixels_has_the_first_images(monkeypatch):
+    """A large image makes every place as large."""
+    monkeypatch.setattr(image_grid, "GRID_PIXELS", 4 * 8 * 8)
+    small, large = Image.new("RGB", (8, 8)), Image.new("RGB", (16, 8))
+    assert that_fit(iter([small] * 9)) == [small] * 4
+    assert that_fit([small, large, small]) == [small, large]
+    assert that_fit([Image.new("RGB", (99, 99)), small])[0].size == (99, 99)
 
 
 def test_images_of_different_sizes_do_not_cover_each_other():
