@@ -193,10 +193,16 @@ class RunFolder:
         delete_tree(self.seed_grids)
 
     def continue_from(self, checkpoint: Path) -> None:
-        """Let `latest` point to `checkpoint`, if it is one of this run's numbered checkpoints."""
+        """Let `latest` point to `checkpoint`, if it is one of this run's numbered checkpoints.
+
+        Later ones are left behind. From now on they are older, so that none of them is taken for one that a killed
+        process wrote without moving the link.
+        """
         for path in self.checkpoints():
             if path.resolve() == checkpoint.resolve():
                 self.point(LATEST, path)
+                with suppress(OSError):  # another user's
+                    os.utime(path / MANIFEST)
 
     def check_files(self) -> None:
         """Check that no folder has the name of a file that the run writes, and that the log can be continued.

@@ -5,6 +5,7 @@
 #   bash scripts/download_prompts.sh            # all: diffusiondb (195 MB to read), pickapic, coco
 #   bash scripts/download_prompts.sh pickapic   # some; --help lists them
 set -euo pipefail
+unset CDPATH # with it, cd prints or goes elsewhere
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -n ${PYTHON:-} ]] || PYTHON=$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)
 exec "$PYTHON" scripts/download_prompts.py "$@"

@@ -2,6 +2,7 @@
 # Download the weights that the README's commands name, into weights/ of this repository (24 GB in all).
 # Needs network and the `hf` command: pip install 'huggingface_hub>=1.33'.
 set -euo pipefail
+unset CDPATH # with it, cd prints or goes elsewhere
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:$PWD/.venv/bin
 

@@ -39,7 +39,7 @@ given() { # a flag, its other name or "", the flags of this call: whether they h
     local names="|$1|$2|" found=1
     shift 2
     while [ $# -gt 0 ]; do
-        if [[ $names == *"|${1%%=*}|"* ]]; then
+        if [[ -n ${1%%=*} && $names == *"|${1%%=*}|"* ]]; then
             found=0
             case $1 in *=*) VALUE="${1#*=}" ;; *) VALUE="${2:-}" ;; esac
             VALUE="${VALUE/#\~\//$HOME/}" # the shell leaves a ~ after = alone
@@ -49,7 +49,7 @@ given() { # a flag, its other name or "", the flags of this call: whether they h
     return "$found"
 }
 
-configured() { # the flags of this call: prints the options that their --config files set
+configured() { # the flags of this call: prints the options that their --config files set, and eval_every=N
     local files=()
     while [ $# -gt 0 ]; do
         case $1 in --config) files+=("${2:-}") ;; --config=*) files+=("${1#*=}") ;; esac
@@ -64,13 +64,14 @@ from pathlib import Path
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.paths import expanded
 
+options = {}
 for file in sys.argv[1:]:
     try:
-        values = strict_yaml.read(Path(expanded(file)), "--config")
-        names = [name for key, value in values.items() for name in (value if isinstance(value, dict) else [key])]
-        print(*names, sep="\n")
+        for key, value in strict_yaml.read(Path(expanded(file)), "--config").items():
+            options |= value if isinstance(value, dict) else {key: value}
     except (ValueError, AttributeError):
         pass  # the trainer says what is wrong
+print(*options, f"eval_every={options.get('eval_every', '')}", sep="\n")
 PY
 }
 IN_FILES="$(configured "$@")"
@@ -118,7 +119,7 @@ need_both() { # path, name, another path of the same scorer, its name
 { hub_id "$TEACHER" && [ ! -e "$TEACHER" ]; } || need "${TEACHER:+$TEACHER/model_index.json}" "$MODEL"
 need "$STUDENT" "$MODEL"
 need "$FAKE" "$MODEL"
-given --eval_every "" "$@" || VALUE=""
+given --eval_every "" "$@" || VALUE="$(sed -n 's/^eval_every=//p' <<<"$IN_FILES")"
 if [ "$VALUE" != 0 ]; then # else the trainer reads no scorer
     need_both "$PICK_PROCESSOR" pick-clip "$PICK_MODEL" pickscore
     need_both "$IR_MODEL" imagereward "$IR_MED_CONFIG" imagereward

@@ -21,7 +21,6 @@ cd "$ROOT"
 
 # `latest` starts anew where there is no checkpoint yet. One process: no launcher needed.
 flags=(--config scripts/configs/tiny.yaml --resume_from_checkpoint latest "$@")
-[[ " $*" == *" --run_dir"* || " $*" == *" --output_dir"* ]] || flags+=(--run_dir outputs/tiny/dpdmd)
 
 # Where it goes and whom it learns from: asked of the trainer's own parser, which knows every form of a flag. What only
 # comes after the training is checked here.
@@ -35,8 +34,12 @@ from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.text_files import check_prompt
 
 grid_prompt, prompts, num_seeds, *flags = sys.argv[1:]
+default = []
 try:
     config = parse(flags)
+    if config.run.run_dir is None:
+        default = ["--run_dir=outputs/tiny/dpdmd"]
+        config = parse([*flags, *default])
 except ValueError as error:
     print(f"dpdmd.train: error: {one_line(error)}", file=sys.stderr)
     sys.exit(2)
@@ -52,10 +55,11 @@ except ValueError as error:
     message = one_line(error).replace("--prompt_txt", "MEASURED_PROMPTS").replace("--num_seeds", "NUM_SEEDS")
     print(f"run_train_tiny.sh: {message}", file=sys.stderr)
     sys.exit(2)
-print(folder.root, model, config.model.teacher_id, sep="\n")
+print(*default or [""], folder.root, model, config.model.teacher_id, sep="\n")
 PY
 )"
-{ read -r run; read -r model; read -r teacher; } <<<"$answer"
+{ read -r default; read -r run; read -r model; read -r teacher; } <<<"$answer"
+flags+=(${default:+"$default"})
 
 "$PYTHON" -m dpdmd.train "${flags[@]}"
 

@@ -5,6 +5,7 @@
 # script creates .venv in the checkout, and updates it when setup.py changes. pip's default torch is the CUDA build,
 # which is large and also works on a machine without a GPU.
 
+unset CDPATH # with it, cd prints or goes elsewhere
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # Print the full path of an interpreter that has all packages; otherwise fail and print what is missing.
@@ -94,6 +95,8 @@ _setup() {
             echo "setup: PYTHON=$PYTHON: no such program; give the path of an interpreter, or unset PYTHON" >&2
             return 2
         fi
+    elif [ -x "$ROOT/.venv/bin/python" ] && [ ! -e "$ROOT/.venv/dpdmd.stamp" ]; then
+        candidates+=("$ROOT/.venv/bin/python") # the user's own, such as uv's, which may be without pip
     fi
     for candidate in "${candidates[@]}"; do
         command -v "$candidate" >/dev/null || continue

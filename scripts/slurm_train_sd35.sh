@@ -21,6 +21,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
     echo "this is a job: sbatch scripts/slurm_train_sd35.sh (without SLURM: scripts/run_train_sd35.sh)" >&2
     exit 2
 fi
+unset CDPATH # with it, cd prints or goes elsewhere
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 export ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_multi_node.yaml}"

@@ -1,6 +1,7 @@
 """The configuration of a run, from flags and YAML files. Imports nothing heavy: a wrong flag is reported at once."""
 
 import argparse
+import json
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -17,7 +18,7 @@ from dpdmd.config.validation import check_range, check_relations, check_tracker_
 from dpdmd.config.variants import find_variant_of_teacher
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.paths import expanded
+from dpdmd.utils.paths import LATEST, expanded
 
 MAX_MESSAGE = 400  # letters of argparse's messages
 LISTS = ("lora_targets", "sizes", "student_sigmas")  # options of the form a,b,..., which a file may give as a list
@@ -97,13 +98,19 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
 def write_yaml(config: Config, path: Path) -> None:
     """Write the configuration, which `parse` reads back. Derived values (`Config.derive`) are comments.
 
-    So a run that reads the file with another teacher derives them from that teacher.
+    So a run that reads the file with another teacher derives them from that teacher. The checkpoint that this run
+    started from is a comment too: another run with these settings would start from it unasked.
     """
-    values = config.as_dict()
+    values, lines = config.as_dict(), []
+    source = config.run.resume_from_checkpoint
+    if source not in (None, LATEST):
+        values["run"]["resume_from_checkpoint"] = None
+        lines.append(f"started from {json.dumps(source, ensure_ascii=False)}")
     used = {name: value for items in values.values() for name, value in items.items() if name in config.underived}
     for items in values.values():
         items.update((name, value) for name, value in config.underived.items() if name in items)
-    lines = ["derived from other options or from the machine:", *yaml.safe_dump(used).splitlines()] if used else []
+    if used:
+        lines += ["derived from other options or from the machine:", *yaml.safe_dump(used).splitlines()]
     write_text(path, "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(values, sort_keys=False))
 
 

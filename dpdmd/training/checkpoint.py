@@ -101,6 +101,12 @@ def average_folder(checkpoint: Path, config: Config) -> Path:
     return checkpoint / (STUDENT_EMA if adapters(config.model) is None else LORA_EMA)
 
 
+def has_links(checkpoint: Path, config: Config) -> bool:
+    """Return whether an export in a checkpoint has links in place of copies of the teacher's files."""
+    exports = (student_folder(checkpoint, config), average_folder(checkpoint, config))
+    return any(path.is_symlink() for folder in exports for path in folder.rglob("*"))
+
+
 def size_in_bytes(config: Config) -> int:
     """Return the bytes of one checkpoint: fp32 weights of student, average and fake score, and their moments."""
     numbers, moments = count_state(config)

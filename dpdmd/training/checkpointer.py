@@ -35,9 +35,17 @@ class Checkpointer:
         self.setup, self.config, self.folder, self.accelerator = setup, setup.config, setup.folder, accelerator
         self.trained, self.average, self.run = state.trained, state.average, state.run
         self.writer = CheckpointWriter()
+        # Of the way that the run takes no more, if it went back to an earlier checkpoint.
+        saved = map(checkpoint.step_of, self.folder.checkpoints())
+        self._left_behind = {step for step in saved if step > setup.resume.step}
         # In the background: the first run of a teacher reads its files once more, from the page cache if they fit.
         if accelerator.is_main_process:
             self._models = in_background(partial(checkpoint.identify_models, self.config))
+
+    def _total_steps(self, step: int) -> int | None:
+        """Return the length of the run whose learning-rate curve led to `step`."""
+        point = self.setup.resume
+        return point.progress.total_steps if point.progress and step == point.step else self.setup.total_steps
 
     def snapshot(self, step: int) -> checkpoint.Snapshot:
         """Copy all state after `step` updates: unsharded, on the CPU of rank 0.
@@ -56,7 +64,7 @@ class Checkpointer:
                 self.setup.global_batch_size,
                 fingerprint(self.setup.prompts, self.setup.weights),
                 models,
-                self.setup.total_steps,
+                self._total_steps(step),
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
             {
@@ -106,7 +114,8 @@ class Checkpointer:
             SaveError: the checkpoint before could not be written.
         """
         self.wait()
-        snapshot, last = self.snapshot(step), step == self.setup.total_steps
+        snapshot, last = self.snapshot(step), step >= self.setup.total_steps
+        self._left_behind.discard(step)
         if self.accelerator.is_main_process:
             known = {"last": last, "num_prompts": len(self.setup.prompts)}
             arguments = (self.folder, snapshot, self.config, self.run.family, self.sampling_defaults())
@@ -126,19 +135,16 @@ class Checkpointer:
         if not self.accelerator.is_main_process:
             return
         saved = {checkpoint.step_of(path): path for path in self.folder.checkpoints()}
+        saved = {step: path for step, path in saved.items() if step not in self._left_behind}
         best = in_loop.best_step(log.evaluations, set(saved), self.setup.evaluation.sets, self.config.eval.best_by)
         if best is not None:
             self.folder.point(BEST, saved[best])
 
     def finish(self, step: int) -> None:
         """Save a run that ends where it began once more, if its last checkpoint has links in place of copies."""
-
-        def has_links() -> bool:
-            folder = self.folder.checkpoint(step)
-            exports = [checkpoint.student_folder(folder, self.config), checkpoint.average_folder(folder, self.config)]
-            return any(path.is_symlink() for each in exports for path in each.rglob("*"))
-
-        if collectives.call_on_main(self.accelerator, has_links):
+        if collectives.call_on_main(
+            self.accelerator, lambda: checkpoint.has_links(self.folder.checkpoint(step), self.config)
+        ):
             self.save(step)
 
     def tidy(self, log: RunLog) -> None:

@@ -246,7 +246,7 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
     warnings += unused_flag_warnings(
         config.method.method, config.given, evaluates=bool(evaluation.sets), several_sizes=several_sizes
     )
-    if not num_student_updates(steps, config.method):
+    if not num_student_updates(max(steps, point.step), config.method):
         warnings.append(f"the run ends at step {steps}, before the student's first update: it learns nothing")
     return warnings
 
@@ -300,6 +300,8 @@ def _check_space(setup: RunSetup) -> None:
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     every, limit = config.run.ckpt_every, config.run.checkpoints_total_limit
     count = max(0, math.ceil(setup.total_steps / every) - setup.resume.step // every)
+    if setup.resume.path and setup.resume.step >= setup.total_steps:  # it may be saved once more, without links
+        count = int(checkpoint.has_links(setup.resume.path, config))
     if limit:
         # One above the limit, since the oldest goes when the newest is whole; and `best`, which always stays.
         most = limit + 1 + bool(setup.evaluation.sets)

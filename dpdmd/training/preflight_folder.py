@@ -66,6 +66,7 @@ def _check_use(config: Config, folder: RunFolder) -> None:
             f"{place}: is not empty, but {folder.ckpts} has no checkpoint to continue; give the --ckpt_dir of its "
             "checkpoints, or another --run_dir"
         )
+    own = "give latest to continue that run, or " if folder.numbered() else "give "
     raise ValueError(
-        f"--resume_from_checkpoint {wanted}: is not of the run in {place}, which is not empty; give another --run_dir"
+        f"--resume_from_checkpoint {wanted}: is not of the run in {place}, which is not empty; {own}another --run_dir"
     )

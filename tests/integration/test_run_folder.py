@@ -10,6 +10,7 @@ import pytest
 from dpdmd import train
 from dpdmd.run_folder import LATEST, RunFolder
 from dpdmd.training import resume
+from dpdmd.utils.manifest import read_manifest
 
 
 @pytest.fixture
@@ -109,6 +110,28 @@ def test_a_run_that_ends_where_it_stopped_has_a_last_checkpoint_without_links(fl
         assert not any(path.is_symlink() for path in student.rglob("*")) and student_bytes(student) == before
         written = student.stat().st_ino
     assert student.stat().st_ino == written  # the second call found nothing to write
+
+
+def test_a_run_that_ends_before_where_it_stopped_is_saved_once_more(flags, tmp_path, monkeypatch, caplog):
+    """Its checkpoint can be moved, and keeps the length of the training that made it. A full disk is named before."""
+    assert train.main([*flags, "--max_steps", "13", "--ckpt_every", "6"]) == 0
+    folder = RunFolder.of(tmp_path / "run")
+    shutil.rmtree(folder.checkpoint(13))
+    folder.point(LATEST, folder.checkpoint(12))
+    again = [*flags, "--max_steps", "3", "--ckpt_every", "6", "--resume_from_checkpoint", "latest"]
+    student, before = folder.checkpoint(12) / "student", student_bytes(folder.checkpoint(12) / "student")
+    with monkeypatch.context() as patch:
+        patch.setattr("dpdmd.utils.paths.free_bytes", lambda path: 1)
+        assert train.main(again) == 2
+    assert any(path.is_symlink() for path in student.rglob("*"))
+    caplog.clear()
+    for _ in range(2):
+        assert train.main(again) == 0
+        assert not any(path.is_symlink() for path in student.rglob("*")) and student_bytes(student) == before
+        written = student.stat().st_ino
+    assert student.stat().st_ino == written
+    assert read_manifest(folder.checkpoint(12))["progress"]["total_steps"] == 13
+    assert "it learns nothing" not in caplog.text
 
 
 def student_bytes(student):

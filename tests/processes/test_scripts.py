@@ -132,6 +132,22 @@ def test_the_small_worlds_run_has_images_that_its_oracle_reads(tmp_path):
     )
 
 
+@pytest.mark.parametrize("given", [[], ["--config", "mine.yaml"], ["--output_dir", "elsewhere"]])
+def test_the_small_worlds_run_goes_where_flags_and_files_say(tmp_path, given):
+    """An interpreter stands in for the trainer: it prints its words, and everything else is real."""
+    (tmp_path / "mine.yaml").write_text(f"run: {{run_dir: {tmp_path / 'in_file'}}}\n")
+    python = tmp_path / "python"
+    own = f'[[ $2 == *setup.py ]] && echo "$0" && exit\n[[ $1 == - ]] && exec {sys.executable} "$@"'
+    python.write_text(f'#!/bin/bash\n{own}\necho "$*"\nexit 3\n')
+    python.chmod(0o755)
+    words = [str(tmp_path / word) if word == "mine.yaml" else word for word in given]
+    command = ["bash", "scripts/run_train_tiny.sh", *words]
+    environment = os.environ | {"PYTHON": str(python), "CDPATH": f".:{ROOT}"}  # with which `cd` prints
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+    assert ("--run_dir=outputs/tiny/dpdmd" in done.stdout) == (not given)
+
+
 def test_the_small_worlds_run_names_a_wrong_flag():
     assert refused({}, "--max_stps", "3").startswith("dpdmd.train: error: unrecognized arguments: --max_stps 3 (did")
 
@@ -192,6 +208,18 @@ def test_a_run_without_evaluation_needs_no_scorer(train_on_gpus, tmp_path):
     for flags in (["--eval_every", "0"], ["--eval_every=0"]):
         assert train_on_gpus(*flags, TEACHER=model, DINO="no/such/dino", IR_MODEL="no/such/ir").returncode == 0
     assert train_on_gpus("--eval_every", "60", TEACHER=model, DINO="no/such/dino").returncode == 2
+    for every, status in ((0, 0), (60, 2)):
+        (tmp_path / "mine.yaml").write_text(f"eval: {{eval_every: {every}}}\n")
+        done = train_on_gpus("--config", str(tmp_path / "mine.yaml"), TEACHER=model, DINO="no/such/dino")
+        assert done.returncode == status
+
+
+def test_an_empty_word_is_no_flag(train_on_gpus, tmp_path):
+    """It leaves one scorer out, at the end of the line or before other flags."""
+    for words in (["--max_steps", "10", "--clip_path", ""], ["--clip_path", "", "--max_steps", "10"]):
+        done = train_on_gpus(*words, TEACHER=str(tmp_path / "own" / "model"), CLIP="no/such")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"--dino_path {tmp_path} --run_dir " in done.stdout and "--prompt_txt data/prompts" in done.stdout
 
 
 def test_the_flags_of_a_launch_replace_its_paths(train_on_gpus, tmp_path):

@@ -169,6 +169,16 @@ def test_the_written_file_gives_the_same_configuration_back(tmp_path):
     assert config.parse(["--config", str(tmp_path / "c.yaml")]) == c
 
 
+def test_a_written_file_does_not_start_another_run_from_a_checkpoint(tmp_path):
+    """Where this run started is a comment; `latest` stays, since without checkpoints it starts anew."""
+    path = tmp_path / "c.yaml"
+    config.write_yaml(config.parse(["--resume_from_checkpoint", "a/ckpts/step_000600"]), path)
+    assert path.read_text().startswith('# started from "a/ckpts/step_000600"\n')
+    assert config.parse(["--config", str(path)]).run.resume_from_checkpoint is None
+    config.write_yaml(config.parse(["--resume_from_checkpoint", "latest"]), path)
+    assert config.parse(["--config", str(path)]).run.resume_from_checkpoint == "latest"
+
+
 def test_a_written_file_keeps_no_value_that_was_derived(tmp_path):
     """With a new --teacher_id the student and the fake score start from it, unless a flag names another model."""
     path = tmp_path / "c.yaml"

@@ -1,5 +1,6 @@
 """Which checkpoint a run continues; the checkpoints are manifests beside one small file."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_latest_is_where_the_link_points(run, config):
     assert (point.path, point.step, point.passed_over) == (run.checkpoint(6), 6, ())
     run.point(LATEST, run.checkpoint(4))  # resumed from 4 since: 6 is left over
     assert resume.find(run, LATEST, config).step == 4
+
+
+def test_a_checkpoint_that_a_run_went_back_from_is_not_continued(run, config):
+    """The new way was killed behind step 4, before it saved: the old step 4 is of the other way."""
+    for step, age in ((2, 300), (4, 200), (6, 100)):
+        manifest = run.checkpoint(step) / MANIFEST
+        os.utime(manifest, (manifest.stat().st_mtime - age,) * 2)
+    run.continue_from(run.checkpoint(2))
+    run.metrics.write_text("".join(f'{{"step": {step}, "turn": "fake"}}\n' for step in range(1, 6)))
+    assert resume.find(run, LATEST, config).step == 2
 
 
 def test_without_a_checkpoint_latest_starts_anew(tmp_path, config):
