@@ -93,6 +93,8 @@ def _check(args: argparse.Namespace) -> str:
     """
     if os.path.lexists(args.out):
         raise ValueError(f"--out {args.out}: exists already; give another")
+    if args.out.suffix == ".safetensors":
+        raise ValueError(f"--out {args.out}: give the name of a folder, such as {args.out.with_suffix('')}")
     check_writable("--out", args.out)
     return check_upload(args.push_to_hub, args.hub_model_id, args.private, ("--out", args.out))
 
@@ -111,6 +113,7 @@ def _export(args: argparse.Namespace, repository: str) -> None:
             kind=SINGLE_FILE if args.single_file else PIPELINE,
             layout=LAYOUTS[family_of(model.folder)],
             defaults=model.defaults,
+            from_base=training is not None or model.source != model.folder,
             base=Path(training.config["teacher_id"]) if training else model.folder,
             dtype=DTYPES[args.dtype or "fp32"],
             file=f"{args.out.name}.safetensors",

@@ -76,6 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"objects": [self._place(entry) for entry in json.loads(body)["objects"]]})
         if rest == "/commit/main":
             return self._commit(name, [json.loads(line) for line in body.decode().splitlines()])
+        if not rest and name in self.hub.private:  # about the repository
+            return self._send(200, {"id": name, "private": self.hub.private[name], "siblings": []})
         return self._send(404, {"error": f"no {path}"})
 
     def _create(self, wanted: dict) -> None:

@@ -14,8 +14,8 @@ from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.identity import same_content
 from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import DEFAULT
-from dpdmd.models.registry import LAYOUTS, family_of
-from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from dpdmd.models.registry import LAYOUTS, family_of, sampling_defaults
+from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.sampling.find_model import Model, find_model, warn_of_unused_base
 from dpdmd.sampling.load_model import image_size, load_network, model_family, sampler_settings, uses_bf16
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
@@ -124,7 +124,7 @@ def _find_teacher(sources: Sources, students: Sequence[Model], first: Path) -> M
     text = students[0].defaults
     no_t5 = text.no_t5 and bool(LAYOUTS[family].t5)
     check_folder(LAYOUTS[family], folder, "--teacher", no_t5=no_t5)
-    defaults = read_sampling_defaults(folder, LAYOUTS[family].defaults)
+    defaults = sampling_defaults(folder)
     defaults = replace(defaults, no_t5=no_t5, max_sequence_length=text.max_sequence_length)
     return Model(folder, _as_trained_from(defaults, sources.run) if sources.run else defaults)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE
-from dpdmd.models.weight_files import DIFFUSERS_STEM, SETTINGS_FILES, TRANSFORMERS_STEM
+from dpdmd.models.weight_files import deciding_files
 from dpdmd.utils.file_digests import sha256_of_files
 from dpdmd.utils.paths import MODEL_INDEX
 from dpdmd.utils.text_files import read_json
@@ -22,7 +22,6 @@ from dpdmd.utils.versions import library_versions
 Identity = dict[str, str]  # part of a model -> digest of its content
 
 _TYPES = ("dtype", "torch_dtype")  # entries of config.json that a loader's own type overrides
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def identify(parts: Mapping[str, Path | None]) -> Identity:
@@ -34,7 +33,7 @@ def identify(parts: Mapping[str, Path | None]) -> Identity:
     Raises:
         ValueError: a file cannot be read.
     """
-    files = {name: (path, _deciding_files(path)) for name, path in parts.items() if path}
+    files = {name: (path, deciding_files(path)) for name, path in parts.items() if path}
     paths = list(dict.fromkeys(file for _, found in files.values() for file in found))
     try:
         digests = dict(zip(paths, sha256_of_files(paths), strict=True))
@@ -85,7 +84,7 @@ def same_content(one: Path, other: Path) -> bool:
 
     An exported student has its teacher's text encoders with another type in config.json (`pipeline_export.py`).
     """
-    files = [{file.relative_to(folder): file for file in _deciding_files(folder)} for folder in (one, other)]
+    files = [{file.relative_to(folder): file for file in deciding_files(folder)} for folder in (one, other)]
     return files[0].keys() == files[1].keys() and all(
         _same_file(file, files[1][name]) for name, file in files[0].items()
     )
@@ -112,26 +111,3 @@ def digest(value: Any) -> str:
 def changed_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the parts in which two identities differ."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-
-
-def _deciding_files(path: Path) -> list[Path]:
-    """Return the path itself if it is a file, else the settings in the folder and the weights that are loaded.
-
-    Weights in another format or precision beside them are not read. They may be as large again.
-    """
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    weights = set()
-    for stem in (TRANSFORMERS_STEM, DIFFUSERS_STEM):
-        weights |= {f"{stem}.safetensors", *_shards(path / f"{stem}.safetensors.index.json")}
-    if not any(file.name in weights for file in files):
-        weights |= {file.name for file in files if file.suffix in _WEIGHTS}
-    return [file for file in files if file.suffix in SETTINGS_FILES or file.name in weights]
-
-
-def _shards(index: Path) -> Iterable[str]:
-    if not index.is_file():
-        return ()
-    placed = read_json(index).get("weight_map")
-    return set(placed.values()) if isinstance(placed, dict) else ()

@@ -16,7 +16,7 @@ from dpdmd.models.comfyui_workflow import ComfyUINames
 from dpdmd.models.layout_values import AUTOENCODER_KL, CLASSIFIER_FREE, Autoencoder, Guidance, WeightBytes
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.models.weight_files import Shape, find_weight_files, read_all_shapes, stem_of
+from dpdmd.models.weight_files import Shape, deciding_files, find_weight_files, read_all_shapes, stem_of
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 _TABLES = ("relative_attention_bias.weight",)  # in a block of a T5, but an embedding
@@ -323,9 +323,9 @@ class Layout:
         return self.call_memory(self.network_config(folder), shape, self.read_vae_factor(folder))
 
     def bytes_beside_network(self, folder: Path, *, no_t5: bool = False) -> int:
-        """Return the size of all files of the pipeline except the network's: what a whole export copies."""
+        """Return the size of the pipeline's files that are loaded except the network's: what a whole export copies."""
         others = [folder / name for name in self.components(folder, no_t5=no_t5) if name != self.network]
-        return sum(path.stat().st_size for other in others for path in other.rglob("*") if path.is_file())
+        return sum(path.stat().st_size for other in others for path in deciding_files(other))
 
     def text_length(
         self, folder: Path, requested: int | None, defaults: SamplingDefaults, source: Path | None = None

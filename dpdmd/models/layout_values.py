@@ -44,6 +44,9 @@ def _check_scaling(config: Mapping[str, Any]) -> None:
     scale, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")  # without an entry, the class's own
     if not is_finite_number(scale) or scale <= 0:
         raise ValueError(f"sets scaling_factor {shown(repr(scale))}, which must be a number above 0")
+    for name in ("latents_mean", "latents_std"):
+        if config.get(name) is not None:
+            raise ValueError(f"sets {name}, which is not read: give an autoencoder with scaling_factor alone")
     if not (shift is None or is_finite_number(shift)):
         raise ValueError(f"sets shift_factor {shown(repr(shift))}, which must be a number, or null")
 

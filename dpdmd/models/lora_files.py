@@ -97,6 +97,8 @@ def check_lora(expected: Mapping[str, Shape], folder: Path, pipeline: Any, compo
             )
     layers = list(dict.fromkeys(name.partition(".lora_")[0] for name in shapes))
     for layer in layers:
+        if layer.endswith(".alpha"):
+            raise ValueError(f"{path} holds {start}{layer}, which diffusers does not read: multiply B by alpha / rank")
         if f"{layer}.weight" not in expected:
             raise ValueError(f"{path} changes {layer}, which the network does not have")
         for half in (_A, _B):

@@ -9,11 +9,11 @@ import torch
 
 from dpdmd.models.layout import Layout
 from dpdmd.models.tensor_files import Weights, open_weights, write_tensors
-from dpdmd.models.weight_files import stem_of
-from dpdmd.utils.folders import copy_tree, link_or_copy
+from dpdmd.models.weight_files import DIFFUSERS_STEM, SETTINGS_FILES, TRANSFORMERS_STEM, deciding_files, stem_of
+from dpdmd.utils.folders import copy_tree, has_links, link_or_copy
 from dpdmd.utils.text_files import read_json
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".index.json")
+_INDEXES = tuple(f"{stem}.safetensors.index.json" for stem in (TRANSFORMERS_STEM, DIFFUSERS_STEM))
 
 
 def export_pipeline(
@@ -34,15 +34,16 @@ def export_pipeline(
     """
     source = source.resolve()
     start_pipeline(layout, folder, source, no_t5=no_t5)
+    copy = copy or not has_links(folder)
     for name in other_components(layout, source, no_t5=no_t5):
         place, origin = folder / name, source / name
         if dtype and name in layout.classes:
             stem = stem_of(name, layout.network)
             write_component(place, origin, open_weights(origin, stem), stem, dtype)
-        elif (config := _fp32_config(origin)) is None:
-            (copy_tree if copy else link_or_copy)(origin, place)
+        elif (config := _fp32_config(origin)) is None and not copy:
+            place.symlink_to(origin)
         else:
-            _write_with_config(place, origin, config, copy=copy)
+            _copy_loaded_files(place, origin, config, copy=copy)
     stem = stem_of(layout.network, layout.network)
     write_component(folder / layout.network, source / layout.network, weights, stem, dtype or torch.float32)
 
@@ -74,23 +75,30 @@ def write_component(folder: Path, source: Path, weights: Weights, stem: str, dty
 
 
 def _copy_settings(folder: Path, source: Path) -> None:
-    """Create a component with all files of `source` but the weights."""
+    """Create a component with the configurations and tokenizers' files of `source`."""
     folder.mkdir()
     config = _fp32_config(source)
     for path in source.iterdir():
         if path.name == "config.json" and config is not None:
             (folder / path.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        elif not path.name.endswith(_WEIGHTS):
+        elif path.name.endswith(SETTINGS_FILES) and ".index." not in path.name:
             copy_tree(path, folder / path.name)
 
 
-def _write_with_config(folder: Path, source: Path, config: dict[str, Any], *, copy: bool) -> None:
-    """Create a component with the files of `source`, copied or linked, but with another configuration."""
+def _copy_loaded_files(folder: Path, source: Path, config: dict[str, Any] | None, *, copy: bool) -> None:
+    """Create a component with the files of `source` that are loaded, copied or linked.
+
+    A repository may have the weights in other formats and precisions beside them, many times as large.
+
+    Args:
+        config: the configuration in place of that of `source`; None for the same.
+    """
     folder.mkdir()
-    for path in source.iterdir():
-        if path.name != "config.json":
+    for path in deciding_files(source):
+        if path.name == "config.json" and config is not None:
+            (folder / path.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        elif ".index." not in path.name or path.name in _INDEXES:
             (copy_tree if copy else link_or_copy)(path, folder / path.name)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _fp32_config(component: Path) -> dict[str, Any] | None:

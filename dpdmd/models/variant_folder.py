@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dpdmd.utils.atomic_files import delete_on_failure
+from dpdmd.utils.folders import delete_tree
 from dpdmd.utils.user_cache import user_cache
 
 
@@ -32,6 +33,8 @@ def link_variant(folder: Path, files: Mapping[str, str], variant: str) -> Path:
         for name, original in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).symlink_to(source / original)
+        if target.is_dir() and any(not os.path.lexists(target / name) for name in files):
+            delete_tree(target)  # someone deleted links
         try:
             os.replace(new, target)
         except OSError:

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
+from dpdmd.config.variants import VARIANTS
 from dpdmd.models.layout import Layout
+from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.report.runs import Run, RunEntry, read_runs
 from dpdmd.run_folder import RunFolder
@@ -47,6 +50,7 @@ class Card:
         kind: PIPELINE, LORA or SINGLE_FILE.
         file: of a SINGLE_FILE, the name of its weights.
         base: pipeline folder that the student was trained from, or is made from.
+        from_base: whether the weights differ from those of `base`; else the export is a copy of it.
         dtype: torch's name of the type in which the snippet loads the student.
     """
 
@@ -55,6 +59,7 @@ class Card:
     layout: Layout
     defaults: SamplingDefaults
     base: Path
+    from_base: bool = True
     dtype: str = "float32"
     training: Training | None = None
     file: str = ""
@@ -95,14 +100,16 @@ def hub_id(base: Path, layout: Layout) -> str | None:
 
     Return None if it is unknown. The folder of a variant has links to the files of another folder.
     """
-    if model := parse_id(base.as_posix()):
+    if "@" in base.name and (model := parse_id(base.as_posix())):  # as runs record it; a/b may be a folder that is gone
         return model.repository
+    family = next(name for name, other in LAYOUTS.items() if other is layout)
+    known = [layout.repository, *(each.repository for each in VARIANTS if each.family == family and each.repository)]
     index = (base / MODEL_INDEX).resolve()
     for path in (base, base.resolve(), index.parent):
         if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)/(?:snapshots|blobs)(?:/|$)", path.as_posix()):
             return f"{cached[1]}/{cached[2]}"
-        if f"/{path.as_posix()}".endswith(f"/{layout.repository}"):
-            return layout.repository
+        if found := next((each for each in known if f"/{path.as_posix()}".endswith(f"/{each}")), None):
+            return found
     return None
 
 
@@ -119,4 +126,7 @@ def licence_of(base: Path, layout: Layout, known: str | None, cache_dir: str | N
         found = {name: str(own[name]) for name in _LICENCE if own.get(name)}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError, IndexError):
         found = {}
+    link = found.get("license_link", "")
+    if known and link and not urlsplit(link).scheme:  # a file of the base's repository
+        found["license_link"] = f"https://huggingface.co/{known}/blob/main/{link}"
     return found or (dict(layout.licence) if known == layout.repository else {})

@@ -6,6 +6,7 @@ the machine, but for the base of a LoRA that is not on the Hub.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from dpdmd.config.method_table import METHODS
 from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.models.sampling_defaults import read_sampling_defaults
-from dpdmd.report.card_facts import CARD, SINGLE_FILE, Card, Training, hub_id, licence_of
+from dpdmd.report.card_facts import CARD, PIPELINE, SINGLE_FILE, Card, Training, hub_id, licence_of
 from dpdmd.report.runs import score_of
 from dpdmd.report.scores import Score
 from dpdmd.report.tables import DASH, interval, number
 from dpdmd.run_folder import LORA
+from dpdmd.utils.hub import parse_id
 from dpdmd.utils.tables import markdown_table
 from dpdmd.utils.text_files import read_json
 
@@ -40,10 +42,22 @@ def write_card(folder: Path, card: Card, *, images: bool) -> None:
         OSError: a file cannot be written.
     """
     defaults = read_sampling_defaults(folder, card.defaults)
+    if card.kind == SINGLE_FILE:  # its code takes parts of the base; the folder itself names none
+        defaults = replace(defaults, **_exact_base(card))
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     card = Card(**(vars(card) | {"defaults": defaults, "scheduler": scheduler}))
     shown = _copy_images(folder / IMAGES, card.training) if images else []
     (folder / CARD).write_text(render(card, shown), encoding="utf-8")
+
+
+def _exact_base(card: Card) -> dict[str, str | None]:
+    """Return the commit and the variant of the base's weights, from a LoRA's sampling defaults or from the training."""
+    config = card.training.config if card.training else {}
+    teacher = parse_id(config.get("teacher_id") or "")
+    return {
+        "base_revision": card.defaults.base_revision or (teacher.revision if teacher else None),
+        "base_variant": card.defaults.base_variant or config.get("variant"),
+    }
 
 
 def _copy_images(target: Path, training: Training | None) -> list[tuple[str, list[str]]]:
@@ -66,17 +80,8 @@ def _copy_images(target: Path, training: Training | None) -> list[tuple[str, lis
 
 def render(card: Card, shown: list[tuple[str, list[str]]]) -> str:
     """Return the card's text; `shown` as `_copy_images` returns it."""
-    method = card.training.config.get("method", "dpdmd") if card.training else "dpdmd"
-    steps, what = card.defaults.steps, "LoRA of" if card.kind == LORA else "student of"
     known = hub_id(card.base, card.layout)
-    teacher = f"[{known}](https://huggingface.co/{known})" if known else f"`{card.base.name}`"
-    few = "one step" if steps == 1 else f"{steps} steps"
-    many = f" in place of {card.training.config['teacher_infer_steps']}" if card.training else ""
-    about = (
-        f"A {what} {teacher}, distilled with {_METHODS.get(method, method)} "
-        f"([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})): {few} without guidance{many}."
-    )
-    parts = [_head(card, known), f"# {card.name.rpartition('/')[2]}", about, *_image_table(shown)]
+    parts = [_head(card, known), f"# {card.name.rpartition('/')[2]}", _about(card, known), *_image_table(shown)]
     prompt = shown[0][0] if shown else PROMPT
     parts += ["## Use it", f"```python\n{snippet(card, prompt, known)}```", *_notes(card)]
     parts += _scores(card.training)
@@ -84,14 +89,32 @@ def render(card: Card, shown: list[tuple[str, list[str]]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _about(card: Card, known: str | None) -> str:
+    """Return the sentence that says what the model is. Without its training no method is named."""
+    base = f"[{known}](https://huggingface.co/{known})" if known else f"`{card.base.name}`"
+    steps, scale = card.defaults.steps, card.defaults.guidance_scale
+    few = "one step" if steps == 1 else f"{steps} steps"
+    guided = "without guidance" if scale == card.layout.guidance.off else f"with guidance {scale:g}"
+    if card.training is None:
+        what = "Made from" if card.from_base else "A copy of"
+        return f"{what} {base}; it is sampled in {few} {guided}."
+    method, what = card.training.config.get("method", "dpdmd"), "LoRA of" if card.kind == LORA else "student of"
+    return (
+        f"A {what} {base}, distilled with {_METHODS.get(method, method)} "
+        f"([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})): {few} {guided} in place of "
+        f"{card.training.config['teacher_infer_steps']}."
+    )
+
+
 def _head(card: Card, known: str | None) -> str:
     cache_dir = card.training.config.get("cache_dir") if card.training else None
     values: dict[str, Any] = licence_of(card.base, card.layout, known, cache_dir)
-    values |= {"base_model": known} if known else {}
-    values |= {"base_model_relation": "adapter" if card.kind == LORA else "finetune"} if known else {}
+    if known and card.from_base:
+        values |= {"base_model": known, "base_model_relation": "adapter" if card.kind == LORA else "finetune"}
     values |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    tags = ["text-to-image", "distillation", "few-step", "dp-dmd", *(["lora"] if card.kind == LORA else [])]
-    values |= {"tags": [*tags, f"arxiv:{PAPER}"]}
+    tags = ["text-to-image", *(["distillation", "few-step", "dp-dmd"] if card.training else [])]
+    tags += ["lora"] if card.kind == LORA else []
+    values |= {"tags": [*tags, *([f"arxiv:{PAPER}"] if card.training else [])]}
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
 
 
@@ -208,6 +231,11 @@ def _notes(card: Card) -> list[str]:
             notes.append(f"In ComfyUI, load `{file}` and sample with CFG 1 and {steps} steps.")
         else:
             notes.append("ComfyUI has no names for this LoRA: diffusers alone reads it.")
+    if card.layout.t5 and card.defaults.no_t5 and card.kind != PIPELINE:
+        notes.append(
+            "The student was trained without the T5. diffusers puts vectors of zeros in the place of its text, and "
+            "ComfyUI nothing, so ComfyUI's images differ a little."
+        )
     if (precision := _base_precision(card)) != UNQUANTIZED:
         merged = "the code above puts it beside" if card.kind == LORA else "it is merged into"
         notes.append(

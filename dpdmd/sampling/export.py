@@ -65,7 +65,7 @@ def export(
 def _check_disk(
     out: Path, layout: "Layout", model: "Model", weights: "Weights", kind: "torch.dtype | None", *, single_file: bool
 ) -> None:
-    """Check that the weights fit on the disk. Of a single file only the network is counted.
+    """Check that the weights fit on the disk.
 
     Raises:
         ValueError: they do not.
@@ -74,7 +74,7 @@ def _check_disk(
     from dpdmd.models.layout import count_numbers
 
     needed = count_numbers({name: weight.shape for name, weight in weights.items()}) * (kind.itemsize if kind else FP32)
-    if not single_file:
+    if not (single_file and layout.single_file_network):
         folder, no_t5 = model.folder, model.defaults.no_t5
         if kind:
             parts = (*layout.text_encoders(folder, no_t5=no_t5), "vae")

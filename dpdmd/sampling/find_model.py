@@ -72,17 +72,39 @@ def _find(path: Path, base_model: Path | None) -> Model:
     if path.suffix.lower() in NETWORK_FILES and not path.is_dir():
         if not path.is_file():
             raise ValueError(f"--model {path}: no such file")
+        if _is_lora(path):
+            raise ValueError(
+                f"--model {path}: is a LoRA; give its folder, in which the file has the name {LORA_WEIGHTS} and "
+                "diffusers' names of weights"
+            )
         if base_model is None:
             raise ValueError(f"--model {path}: is a network alone; give the pipeline it is of as --base_model")
         return Model(base_model, _defaults_of_network(path, base_model), state_dict=path)
     if place := model_place(path):
         if (place / MODEL_INDEX).is_file():
+            if _is_single_file_export(place):
+                raise ValueError(
+                    f"--model {path}: is an export in a single file, for ComfyUI and diffusers' from_single_file; give "
+                    "the run, or an export without --single_file"
+                )
             return Model(place, sampling_defaults(place))
         return _with_base(place, base_model)
     raise ValueError(
         f"--model {path}: neither a pipeline folder (no model_index.json) nor a LoRA (no {LORA_WEIGHTS}) nor a "
         "checkpoint nor a run with one"
     )
+
+
+def _is_lora(file: Path) -> bool:
+    """Return whether a file holds a LoRA, in the names of diffusers, kohya or ComfyUI."""
+    if file.suffix.lower() != ".safetensors":
+        return False
+    return any(".lora_" in name or "lora_down" in name for name in read_shapes(file))
+
+
+def _is_single_file_export(folder: Path) -> bool:
+    """Return whether all weights of a pipeline folder lie in one file beside its settings."""
+    return any(folder.glob("*.safetensors")) and not any(folder.glob("*/*.safetensors"))
 
 
 def _defaults_of_network(path: Path, base: Path) -> SamplingDefaults:

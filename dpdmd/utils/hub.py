@@ -3,6 +3,7 @@
 Reading the cache sends no request. The client is imported when it is needed, and takes 0.3 seconds.
 """
 
+import errno
 import glob
 import os
 import re
@@ -24,6 +25,7 @@ _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _ID = re.compile(rf"(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9_][A-Za-z0-9_./-]*))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _OUR_FOLDERS = ("weights", "outputs", "data", "scripts")  # of the checkout: no organisation of the Hub is meant
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # errors of a write name no file
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]+")
 
 
@@ -230,6 +232,8 @@ def _one_line_errors(model: HubId) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename:
             raise OSError(error.errno, error.strerror, error.filename) from None
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise OSError(error.errno, f"{error.strerror}, while the cache got {model.page}") from None
         reason = f"{type(error).__name__}: {shorten_error(error, hide_tokens)}"
         raise ConnectionError(f"{model.page} cannot be read ({reason}); the same command goes on") from None
 

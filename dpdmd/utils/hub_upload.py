@@ -76,6 +76,8 @@ def upload(
     api = HfApi()
     try:
         created = api.create_repo(repository, private=private or None, exist_ok=True)
+        if private and not api.repo_info(created.repo_id).private:  # one that exists stays as it is
+            raise PermissionError("the repository exists and is public; make it private, or give another name")
         on_name(folder, repository, created.repo_id)
         api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message=message)
     except Exception as error:  # of the client, the network or the server: tens of classes

@@ -1,9 +1,11 @@
 """The demo's models and images: shared parts, the noises of `dpdmd.generate`, and requests that do not mix."""
 
 import argparse
+import json
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ import yaml
 from dpdmd import train
 from dpdmd.demo.__main__ import build_parser
 from dpdmd.demo.comparison import PIXELS, Comparison
-from dpdmd.demo.models import CheckedModel, check_models, load_models
+from dpdmd.demo.models import CheckedModel, _find_teacher, check_models, load_models
 from dpdmd.demo.sources import find_sources
 from dpdmd.evaluation.scorers import build_scorer
+from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.sampling.find_model import Model
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.utils.image_grid import to_pil
 
@@ -142,6 +146,18 @@ def test_a_teacher_without_a_run_has_its_own_steps(finished, tiny_pipeline):
     assert len(models[0].settings.sigmas) - 1 == 4  # the student is inside a run
     models = checked("--model", tiny_pipeline, "--teacher", tiny_pipeline)
     assert len(models[0].settings.sigmas) - 1 == 30
+
+
+def test_a_teacher_of_another_model_has_that_models_steps_and_guidance(tiny_pipeline, tmp_path):
+    """SD3-Medium is known by its network; its folder has no dpdmd.json."""
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "medium"))
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    config |= {"dual_attention_layers": [], "qk_norm": None}
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    (folder / "dpdmd.json").unlink(missing_ok=True)
+    sources = SimpleNamespace(teacher=folder, run=None)
+    teacher = _find_teacher(sources, [Model(tiny_pipeline, SamplingDefaults())], tiny_pipeline)
+    assert (teacher.defaults.steps, teacher.defaults.guidance_scale) == (28, 7.0)
 
 
 def test_runs_of_two_teachers_need_a_choice(finished, tmp_path, tiny_sdxl):

@@ -280,6 +280,59 @@ def test_a_clip_with_a_projection_has_no_place_in_sd3s_file(tiny_pipeline, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_files_that_are_not_loaded_stay_behind(tiny_pipeline, tmp_path):
+    """A whole repository has the weights in other formats, too, many times as large, and they are the teacher's."""
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "teacher"))
+    others = ("model.onnx", "model.onnx_data", "openvino_model.xml", "x.ckpt", "model.fp16.safetensors", "flax.msgpack")
+    for part in ("transformer", "text_encoder", "vae"):
+        for name in (*others, "model.safetensors.index.fp16.json"):
+            (folder / part / name).write_bytes(b"1")
+    for name, flags in (("whole", []), ("bf16", ["--dtype", "bf16"])):
+        assert export.main(["--model", str(folder), "--out", str(tmp_path / name), *flags]) == 0
+        plain = tmp_path / f"{name}_of_the_plain_one"
+        assert export.main(["--model", str(tiny_pipeline), "--out", str(plain), *flags]) == 0
+        names = [{str(path.relative_to(place)) for path in place.rglob("*")} for place in (tmp_path / name, plain)]
+        assert names[0] == names[1]
+
+
+def test_a_t5_with_its_table_under_the_other_name_has_a_single_file(tmp_path, official, family):
+    """safetensors keeps the first of the names of a shared tensor."""
+    if family != "sd35":
+        pytest.skip("has no T5")
+    folder = Path(shutil.copytree(official, tmp_path / "other"))
+    path = folder / "text_encoder_3" / "model.safetensors"
+    state = load_file(path)
+    state["encoder.embed_tokens.weight"] = state.pop("shared.weight")
+    save_file(state, path, {"format": "pt"})
+    for name, model in (("one", folder), ("two", official)):
+        assert export.main(["--model", str(model), "--out", str(tmp_path / name), "--single_file"]) == 0
+    found = [load_file(tmp_path / name / f"{name}.safetensors") for name in ("one", "two")]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_network_with_blocks_by_level_has_no_single_file(tiny_sdxl, tmp_path, capsys):
+    folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "model"))
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    config["layers_per_block"] = [config["layers_per_block"]] * len(config["block_out_channels"])
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    assert export.main(["--model", str(folder), "--out", str(tmp_path / "whole")]) == 0
+    assert export.main(["--model", str(folder), "--out", str(tmp_path / "out"), "--single_file"]) == 2
+    assert "for which Stability's layout has no numbers: leave out --single_file" in capsys.readouterr().err
+
+
+def test_a_folder_of_a_single_file_and_a_file_of_a_lora_are_named(official, family, tmp_path, capsys):
+    assert export.main(["--model", str(official), "--out", str(tmp_path / "one"), "--single_file"]) == 0
+    assert export.main(["--model", str(tmp_path / "one"), "--out", str(tmp_path / "out")]) == 2
+    assert "is an export in a single file, for ComfyUI" in capsys.readouterr().err
+    save_file({"transformer.x.lora_A.weight": torch.zeros(1, 1)}, tmp_path / "style.safetensors")
+    given = ["--model", str(tmp_path / "style.safetensors"), "--base_model", str(official)]
+    assert export.main([*given, "--out", str(tmp_path / "out")]) == 2
+    assert "is a LoRA; give its folder, in which the file has the name pytorch_lora" in capsys.readouterr().err
+    assert export.main(["--model", str(official), "--out", str(tmp_path / "x.safetensors")]) == 2
+    assert f"give the name of a folder, such as {tmp_path / 'x'}" in capsys.readouterr().err
+
+
 def test_a_family_without_a_single_file_says_so(tiny_folder, tmp_path, capsys):
     command = ["--model", str(tiny_folder("lumina2")), "--out", str(tmp_path / "out"), "--single_file"]
     assert export.main(command) == 2
@@ -305,16 +358,16 @@ def test_weights_that_are_not_finite_are_an_error(tiny_pipeline, tmp_path, capsy
     assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("flags", [[], ["--dtype", "bf16"]], ids=["fp32", "bf16"])
-def test_an_export_that_does_not_fit_the_disk_is_an_error_before_it_begins(tiny_pipeline, tmp_path, capsys, flags):
-    given = ["--model", str(tiny_pipeline), *flags, "--out"]
+@pytest.mark.parametrize("flags", [[], ["--dtype", "bf16"], ["--single_file"]], ids=["fp32", "bf16", "single file"])
+def test_an_export_that_does_not_fit_the_disk_is_an_error_before_it_begins(tiny_sdxl, tmp_path, capsys, flags):
+    given = ["--model", str(tiny_sdxl), *flags, "--out"]
     assert export.main([*given, str(tmp_path / "whole")]) == 0
     size = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=int(0.8 * size)))
         assert export.main([*given, str(tmp_path / "full")]) == 2
         (line,) = capsys.readouterr().err.splitlines()[-1:]
-        assert f"--out {tmp_path / 'full'}: " in line and ("or --dtype bf16" in line) == (not flags)
+        assert f"--out {tmp_path / 'full'}: " in line and ("or --dtype bf16" in line) == ("--dtype" not in flags)
         assert [path.name for path in tmp_path.iterdir()] == ["whole"]
         patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=size))
         assert export.main([*given, str(tmp_path / "fits")]) == 0

@@ -1,5 +1,6 @@
 """Models by their id on the Hub: the real client against a server on the loopback interface."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -158,6 +159,19 @@ def test_unknown_names_and_a_hub_that_is_down(hub, small, monkeypatch):
     assert "http://127.0.0.1:9/org/small cannot be read (ConnectError" in line and "password" not in line
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set, so nothing is fetched: unset it" in error_of()
+
+
+def test_a_full_disk_is_no_hub_that_is_down(hub, small, monkeypatch):
+    """A write that fails names no file."""
+    hub.add("org/small", small)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(OSError, match=f"No space left on device, while the cache got {hub.url}/org/small"):
+        find()
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, small, tiny_pipeline):

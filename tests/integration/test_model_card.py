@@ -150,12 +150,21 @@ def test_the_head_names_the_base_and_its_licence_where_they_are_known(short_run,
     shutil.copytree(tiny_pipeline, official)
     assert export.main(["--model", str(official), "--out", str(tmp_path / "a")]) == 0
     head = head_of(tmp_path / "a" / CARD)
-    assert head["base_model"] == "stabilityai/stable-diffusion-3.5-medium"
     assert (head["license"], head["license_name"]) == ("other", "stabilityai-ai-community")
     assert (head["library_name"], head["pipeline_tag"]) == ("diffusers", "text-to-image")
+    assert "base_model" not in head and head["tags"] == ["text-to-image"]  # a copy, which nobody distilled
+    text = (tmp_path / "a" / CARD).read_text()
+    assert "A copy of [stabilityai/stable-diffusion-3.5-medium](" in text and "with guidance 7;" not in text
+    assert "distilled" not in text and "sampled in 30 steps with guidance" in text
+    (official / CARD).write_text("---\nlicense: other\nlicense_link: LICENSE.md\nother: 1\n---\n# Base\n")
+    run = tmp_path / "run"
+    command = [*short_run, "--teacher_id", str(official), "--max_steps", "1", "--run_dir", str(run), "--vis_every", "0"]
+    assert train.main(command) == 0
+    assert export.main(["--model", str(run), "--out", str(tmp_path / "b")]) == 0
+    head = head_of(tmp_path / "b" / CARD)
+    name = "stabilityai/stable-diffusion-3.5-medium"
+    assert (head["base_model"], head["license"]) == (name, "other")
+    assert head["license_link"] == f"https://huggingface.co/{name}/blob/main/LICENSE.md"  # where it leads to
     assert "arxiv:2602.03139" in head["tags"] and "dp-dmd" in head["tags"]
-    (official / CARD).write_text("---\nlicense: mit\nother: 1\n---\n# Base\n")
-    assert export.main(["--model", str(official), "--out", str(tmp_path / "b")]) == 0
-    assert head_of(tmp_path / "b" / CARD)["license"] == "mit"
     assert export.main(["--model", str(tiny_pipeline), "--out", str(tmp_path / "c")]) == 0
     assert not {"license", "base_model"} & head_of(tmp_path / "c" / CARD).keys()

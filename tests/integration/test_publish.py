@@ -44,6 +44,15 @@ def test_an_export_is_uploaded_as_it_lies_there(hub, finished, tmp_path, capsys)
     assert not any(TOKEN.encode() in content for content in files_of(out).values())
 
 
+def test_a_public_repository_gets_nothing_private(hub, finished, tmp_path, capsys):
+    """The Hub leaves a repository that exists as it is, whatever is asked of a new one."""
+    hub.private[f"{USER}/my-student"], hub.files[f"{USER}/my-student"] = False, {}
+    given = ["--model", str(finished), "--push_to_hub", "--private", "--out", str(tmp_path / "my-student")]
+    assert export.main(given) == 1
+    assert "the repository exists and is public; make it private, or give another name" in capsys.readouterr().err
+    assert hub.files[f"{USER}/my-student"] == {}
+
+
 def test_a_run_uploads_its_last_student_with_scores(hub, short_run, tiny_scorers, tmp_path):
     scorers = [
         part for name in ("clip_score_path", "clip_path", "dino_path") for part in (f"--{name}", tiny_scorers[name])

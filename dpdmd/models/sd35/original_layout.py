@@ -78,7 +78,8 @@ def original_transformer(weights: Weights, num_blocks: int) -> dict[str, LazyTen
 
 def _with_embedding(t5: Weights) -> Weights:
     """Return the weights of a T5 with its table of tokens under both names: diffusers' reader does not tie the two."""
-    return {"encoder.embed_tokens.weight": t5["shared.weight"], **t5}
+    names = ("shared.weight", "encoder.embed_tokens.weight")  # a file may have either
+    return dict.fromkeys(names, t5[next(name for name in names if name in t5)]) | dict(t5)
 
 
 def _swapped(value: LazyTensor) -> LazyTensor:

@@ -46,7 +46,13 @@ _OPENCLIP = [
 def original_layout(parts: Mapping[str, Weights], source: Path) -> dict[str, LazyTensor]:
     """Return the weights of all components under the names of Stability's checkpoints (`Family.original_layout`)."""
     clip = with_text_model(parts["text_encoder"])
-    found = original_unet(parts["unet"], LAYOUT.network_config(source)["layers_per_block"])
+    layers = LAYOUT.network_config(source)["layers_per_block"]
+    if not isinstance(layers, int):
+        raise ValueError(
+            f"{source / 'unet'} sets layers_per_block {layers}, for which Stability's layout has no numbers: leave out "
+            "--single_file"
+        )
+    found = original_unet(parts["unet"], layers)
     found |= original_vae(parts["vae"])
     found |= {f"conditioner.embedders.0.transformer.{name}": value for name, value in clip.items()}
     openclip = original_openclip(with_text_model(parts["text_encoder_2"]))
