@@ -15,13 +15,13 @@ from dpdmd.config.hub_flags import HubOptions, add_hub_flags
 from dpdmd.config.sampling_flags import RANGES, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
-from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed.launch_env import check_launch
+from dpdmd.evaluation.program_images import check_pairs, check_prompts, check_readable, listed_images
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths, given_scorers, scorer_sources
 from dpdmd.models.hub_models import Located, Source, locate_all
-from dpdmd.sampling.given_images import GivenImages, find_images, is_table, odd_names, read_table
-from dpdmd.sampling.image_folder import PICTURES, SETTINGS_FILE, ImageFile, is_whole, read_settings, recorded_prompts
+from dpdmd.sampling.given_images import GivenImages, find_images, is_table
+from dpdmd.sampling.image_folder import PICTURES, read_settings
 from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
@@ -130,7 +130,7 @@ class Program:
         if not scorers:
             flags = [f"--{SCORERS[name].files[0].flag}" for name in self.scorers]
             raise ValueError(f"no scorer is given: {' or '.join(flags)}")
-        table = _table(args)
+        table = listed_images(args)
         prompts = list(dict.fromkeys(image.prompt for image in table)) or self.prompts(args, scorers)
         if not args.images and not prompts:
             raise ValueError("--prompts_txt: give the prompts to make images of")
@@ -142,15 +142,15 @@ class Program:
         given = GivenImages(table)
         if args.images and not table:
             given = find_images(Path(args.images), prompts, args.images_per_prompt)
-            _check_prompts(args, prompts)
+            check_prompts(args, prompts)
         images = given.images
         if args.images:
-            _check_readable(Path(args.images), images)
+            check_readable(Path(args.images), images)
         else:
             check_total("num_samples", len(prompts), args.num_samples)
             read_settings(out / PICTURES, "--output_dir")
         if set(scorers) <= DIVERSITY_SCORERS:
-            _check_pairs(args, images)
+            check_pairs(args, images)
         model, base_model, paths = self.locate(args)  # last: a wrong path must not cost a download
         args.base_model = args.base_model or (base_model and str(base_model))  # for summary.json
         return Job(args, model, base_model, paths, options, prompts, images, given.note, out)
@@ -240,53 +240,6 @@ def _checked_default(flag: str, value: Any) -> Any:
 def _path(text: str) -> str:
     """Return a flag's path with ~ expanded; an empty text stays empty."""
     return str(user_path(text)) if text else text
-
-
-def _table(args: argparse.Namespace) -> list[ImageFile]:
-    """Return the images of a CSV file given as --images; [] for a folder or without --images.
-
-    Raises:
-        ValueError: the file cannot be used, or a flag is given that has no meaning with it.
-    """
-    table = bool(args.images) and is_table(Path(args.images))
-    if args.images_per_prompt and (table or not args.images):
-        reason = "the CSV file of --images says which image is of which prompt" if table else "--images is not given"
-        raise ValueError(f"--images_per_prompt {args.images_per_prompt}: {reason}; leave it out")
-    if not table:
-        return []
-    if args.prompts_txt and args.prompts_given:
-        raise ValueError(f"--prompts_txt {args.prompts_txt}: the CSV file of --images has the prompts; leave it out")
-    return read_table(Path(args.images), args.prompt_column)
-
-
-def _check_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> None:
-    """Check that the images of a folder that this project's programs wrote are of these prompts."""
-    made_of = recorded_prompts(Path(args.images))
-    if prompts and made_of and made_of != fingerprint(prompts):
-        raise ValueError(
-            f"--prompts_txt {args.prompts_txt}: the images in {args.images} are of other prompts "
-            f"({SETTINGS_FILE}); give the file that they were made of"
-        )
-
-
-def _check_readable(folder: Path, images: list[ImageFile]) -> None:
-    """Check that at least one image can be read; the others are counted as missing."""
-    if not any(is_whole(image.path) for image in images):
-        raise ValueError(
-            f"--images {folder}: none of its {len(images)} images can be read; {images[0].path} is the first"
-        )
-
-
-def _check_pairs(args: argparse.Namespace, images: list[ImageFile]) -> None:
-    """Check that a prompt has two images, without which there is no diversity."""
-    if not args.images and args.num_samples < 2:
-        raise ValueError(f"--num_samples {args.num_samples}: diversity compares images of a prompt; give at least 2")
-    if args.images and len({image.key[0] for image in images}) == len(images):
-        raise ValueError(
-            f"--images {args.images}: no two images are of one prompt, and diversity compares such "
-            f"({odd_names([image.path for image in images])}); name them 00012_000.png and 00012_001.png, or give "
-            "--images_per_prompt"
-        )
 
 
 PER_PROMPT_HELP = (

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpdmd.models.deciding_files import deciding_files
 from dpdmd.models.layout import Layout
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE
-from dpdmd.models.weight_files import deciding_files
 from dpdmd.utils.file_digests import sha256_of_files
 from dpdmd.utils.paths import MODEL_INDEX
 from dpdmd.utils.text_files import read_json

@@ -13,10 +13,11 @@ from typing import Any
 from dpdmd.config.precisions import UNQUANTIZED, bytes_of_linear
 from dpdmd.models.activation_memory import FP32, CallMemory, CallShape
 from dpdmd.models.comfyui_workflow import ComfyUINames
+from dpdmd.models.deciding_files import deciding_files
 from dpdmd.models.layout_values import AUTOENCODER_KL, CLASSIFIER_FREE, Autoencoder, Guidance, WeightBytes
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from dpdmd.models.weight_files import Shape, deciding_files, find_weight_files, read_all_shapes, stem_of
+from dpdmd.models.weight_files import Shape, find_weight_files, read_all_shapes, stem_of
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 _TABLES = ("relative_attention_bias.weight",)  # in a block of a T5, but an embedding

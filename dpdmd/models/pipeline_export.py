@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from dpdmd.models.deciding_files import deciding_files
 from dpdmd.models.layout import Layout
 from dpdmd.models.tensor_files import Weights, open_weights, write_tensors
-from dpdmd.models.weight_files import DIFFUSERS_STEM, SETTINGS_FILES, TRANSFORMERS_STEM, deciding_files, stem_of
+from dpdmd.models.weight_files import DIFFUSERS_STEM, SETTINGS_FILES, TRANSFORMERS_STEM, stem_of
 from dpdmd.utils.folders import copy_tree, has_links, link_or_copy
 from dpdmd.utils.text_files import read_json
 

@@ -18,7 +18,6 @@ TRANSFORMERS_STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"  # the li
 Shape = tuple[int, ...]
 _GIT_LFS = b"version https://git-lfs"
 SETTINGS_FILES = (".json", ".txt", ".model", ".jinja")  # endings of configurations and of tokenizers' files
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # torch's zip file, and its older bare pickle
 FLOATS = {  # safetensors' names of the types that weights may have -> torch's
     "F64": "float64",
@@ -174,29 +173,6 @@ def find_weight_files(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, D
         if index.exists():
             return _find_shards(index)
     raise ValueError(_explain_missing(folder, stems))
-
-
-def deciding_files(path: Path) -> list[Path]:
-    """Return the path itself if it is a file, else the settings in the folder and the weights that are loaded.
-
-    Weights in another format or precision beside them are left out. They may be as large again.
-    """
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    weights = set()
-    for stem in (TRANSFORMERS_STEM, DIFFUSERS_STEM):
-        weights |= {f"{stem}.safetensors", *_shards(path / f"{stem}.safetensors.index.json")}
-    if not any(file.name in weights for file in files):
-        weights |= {file.name for file in files if file.suffix in _WEIGHTS}
-    return [file for file in files if file.suffix in SETTINGS_FILES or file.name in weights]
-
-
-def _shards(index: Path) -> Iterable[str]:
-    if not index.is_file():
-        return ()
-    placed = read_json(index).get("weight_map")
-    return set(placed.values()) if isinstance(placed, dict) else ()
 
 
 def _find_shards(index: Path) -> list[Path]:

@@ -1,0 +1,56 @@
+"""The images of --images: those that a CSV file lists, and whether given images can be scored."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpdmd.data.prompts import fingerprint
+from dpdmd.sampling.given_images import is_table, odd_names, read_table
+from dpdmd.sampling.image_folder import SETTINGS_FILE, ImageFile, is_whole, recorded_prompts
+
+
+def listed_images(args: argparse.Namespace) -> list[ImageFile]:
+    """Return the images of a CSV file given as --images; [] for a folder or without --images.
+
+    Raises:
+        ValueError: the file cannot be used, or a flag is given that has no meaning with it.
+    """
+    table = bool(args.images) and is_table(Path(args.images))
+    if args.images_per_prompt and (table or not args.images):
+        reason = "the CSV file of --images says which image is of which prompt" if table else "--images is not given"
+        raise ValueError(f"--images_per_prompt {args.images_per_prompt}: {reason}; leave it out")
+    if not table:
+        return []
+    if args.prompts_txt and args.prompts_given:
+        raise ValueError(f"--prompts_txt {args.prompts_txt}: the CSV file of --images has the prompts; leave it out")
+    return read_table(Path(args.images), args.prompt_column)
+
+
+def check_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> None:
+    """Check that the images of a folder that this project's programs wrote are of these prompts."""
+    made_of = recorded_prompts(Path(args.images))
+    if prompts and made_of and made_of != fingerprint(prompts):
+        raise ValueError(
+            f"--prompts_txt {args.prompts_txt}: the images in {args.images} are of other prompts "
+            f"({SETTINGS_FILE}); give the file that they were made of"
+        )
+
+
+def check_readable(folder: Path, images: list[ImageFile]) -> None:
+    """Check that at least one image can be read; the others are counted as missing."""
+    if not any(is_whole(image.path) for image in images):
+        raise ValueError(
+            f"--images {folder}: none of its {len(images)} images can be read; {images[0].path} is the first"
+        )
+
+
+def check_pairs(args: argparse.Namespace, images: list[ImageFile]) -> None:
+    """Check that a prompt has two images, without which there is no diversity."""
+    if not args.images and args.num_samples < 2:
+        raise ValueError(f"--num_samples {args.num_samples}: diversity compares images of a prompt; give at least 2")
+    if args.images and len({image.key[0] for image in images}) == len(images):
+        raise ValueError(
+            f"--images {args.images}: no two images are of one prompt, and diversity compares such "
+            f"({odd_names([image.path for image in images])}); name them 00012_000.png and 00012_001.png, or give "
+            "--images_per_prompt"
+        )
