@@ -3,6 +3,7 @@
 # The package needs old libraries, so it gets an environment of its own (several GB, below $PARITY or a temporary folder).
 #   bash benchmarks/imagereward_parity.sh               writes benchmarks/results/DATE_imagereward_parity.md
 set -euo pipefail
+unset CDPATH # with it, cd prints or goes elsewhere
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_env.sh
 

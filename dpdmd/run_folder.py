@@ -178,6 +178,12 @@ class RunFolder:
         """Return the checkpoint that `--resume_from_checkpoint` names, or None if a run starts anew."""
         return self.latest() if wanted == LATEST else Path(wanted) if wanted else None
 
+    def unpoint(self, name: str) -> None:
+        """Delete the link `latest` or `best`, or the text file in its place; a folder of that name stays."""
+        link = self.ckpts / name
+        if link.is_symlink() or link.is_file():
+            link.unlink()
+
     def owns(self, checkpoint: Path) -> bool:
         """Return whether a checkpoint is one of this run's, or a link among them leads to it."""
         return self.ckpts.is_dir() and checkpoint.resolve() in {path.resolve() for path in self.ckpts.iterdir()}

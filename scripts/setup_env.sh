@@ -1,9 +1,9 @@
 # Find or create the Python environment that the scripts use: source scripts/setup_env.sh
 #
-# Sets ROOT (the checkout) and exports PYTHON. If $PYTHON, or else python3 or python of the active environment, has all
-# packages that setup.py requires (with SETUP_EXTRA=test the tests' packages, too), it is used unchanged. Otherwise this
-# script creates .venv in the checkout, and updates it when setup.py changes. pip's default torch is the CUDA build,
-# which is large and also works on a machine without a GPU.
+# Sets ROOT (the checkout) and exports PYTHON. If $PYTHON, or else python3 or python of the active environment or of a
+# .venv that this script did not make, has all packages that setup.py requires (with SETUP_EXTRA=test the tests'
+# packages, too), it is used unchanged. Otherwise this script creates .venv in the checkout, and updates it when setup.py
+# changes. pip's default torch is the CUDA build, which is large and also works on a machine without a GPU.
 
 unset CDPATH # with it, cd prints or goes elsewhere
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

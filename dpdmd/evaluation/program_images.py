@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpdmd.data.prompts import fingerprint
 from dpdmd.sampling.given_images import is_table, odd_names, read_table
-from dpdmd.sampling.image_folder import SETTINGS_FILE, ImageFile, is_whole, recorded_prompts
+from dpdmd.sampling.image_folder import PICTURES, SETTINGS_FILE, ImageFile, is_whole, recorded_prompts
 
 
 def listed_images(args: argparse.Namespace) -> list[ImageFile]:
@@ -28,7 +28,8 @@ def listed_images(args: argparse.Namespace) -> list[ImageFile]:
 
 def check_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> None:
     """Check that the images of a folder that this project's programs wrote are of these prompts."""
-    made_of = recorded_prompts(Path(args.images))
+    folder = Path(args.images)
+    made_of = recorded_prompts(folder) or recorded_prompts(folder / PICTURES)
     if prompts and made_of and made_of != fingerprint(prompts):
         raise ValueError(
             f"--prompts_txt {args.prompts_txt}: the images in {args.images} are of other prompts "

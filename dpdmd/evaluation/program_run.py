@@ -92,8 +92,9 @@ def run(job: Job) -> ScoreReport:
     with _raised_everywhere(accelerator, SMALLER_BATCH):
         rows = _score(job, images, scorers, accelerator)
     metrics = metric_names(job.paths)
-    with _raised_everywhere(accelerator, SMALLER_BATCH):
-        result = summarise_scores(collectives.gather(accelerator, rows), metrics, job.args.seed)
+    with out_of_memory.explained(FEWER_SCORERS):  # not raised everywhere: the others wait in the gathering itself
+        rows = collectives.gather(accelerator, rows)
+    result = summarise_scores(rows, metrics, job.args.seed)
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
             _write(job, result, metrics, settings, scorer_files, accelerator.num_processes)
@@ -266,7 +267,10 @@ def _write(
     write_csv(job.out / PER_IMAGE, result.rows, metrics)
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
-        "settings": {**{name: value for name, value in vars(job.args).items() if value is not None}, **settings},
+        "settings": {
+            **{name: value for name, value in vars(job.args).items() if value is not None and name != "prompts_given"},
+            **settings,
+        },
         "scorers": scorer_files,
         "processes": processes,
         "versions": versions(),
@@ -301,5 +305,7 @@ def _save_grids(job: Job, result: ScoreReport) -> None:
     for prompt, rows in list(groups.items())[:NUM_GRIDS]:
         if len(rows) > 1:
             images = that_fit(open_image(Path(row.file)) for row in rows)
-            grid = labelled_grid([images], [rows[0].prompt or str(prompt)], columns=9)
+            if len(images) < len(rows):
+                logger.warning("grids/%05d.png has the first %d of %d images", prompt, len(images), len(rows))
+            grid = labelled_grid([images], [rows[0].prompt or str(prompt)], columns=min(9, len(images)))
             save_image(grid, job.out / GRIDS / f"{prompt:05d}.png")

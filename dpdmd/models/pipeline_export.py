@@ -10,11 +10,9 @@ import torch
 from dpdmd.models.deciding_files import deciding_files
 from dpdmd.models.layout import Layout
 from dpdmd.models.tensor_files import Weights, open_weights, write_tensors
-from dpdmd.models.weight_files import DIFFUSERS_STEM, SETTINGS_FILES, TRANSFORMERS_STEM, stem_of
-from dpdmd.utils.folders import copy_tree, has_links, link_or_copy
+from dpdmd.models.weight_files import SETTINGS_FILES, stem_of
+from dpdmd.utils.folders import copy_tree, has_links
 from dpdmd.utils.text_files import read_json
-
-_INDEXES = tuple(f"{stem}.safetensors.index.json" for stem in (TRANSFORMERS_STEM, DIFFUSERS_STEM))
 
 
 def export_pipeline(
@@ -98,8 +96,10 @@ def _copy_loaded_files(folder: Path, source: Path, config: dict[str, Any] | None
     for path in deciding_files(source):
         if path.name == "config.json" and config is not None:
             (folder / path.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        elif ".index." not in path.name or path.name in _INDEXES:
-            (copy_tree if copy else link_or_copy)(path, folder / path.name)
+        elif copy:
+            copy_tree(path, folder / path.name)
+        else:
+            (folder / path.name).symlink_to(path)
 
 
 def _fp32_config(component: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from dpdmd.utils.atomic_files import delete_on_failure
@@ -33,8 +34,11 @@ def link_variant(folder: Path, files: Mapping[str, str], variant: str) -> Path:
         for name, original in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).symlink_to(source / original)
-        if target.is_dir() and any(not os.path.lexists(target / name) for name in files):
-            delete_tree(target)  # someone deleted links
+        if target.is_dir() and any(not os.path.lexists(target / name) for name in files):  # someone deleted links
+            with suppress(OSError):  # another process was faster
+                broken = new.with_name(f"{new.name}.broken")
+                os.replace(target, broken)
+                delete_tree(broken)
         try:
             os.replace(new, target)
         except OSError:

@@ -129,16 +129,17 @@ def rename(folder: Path, old: str, new: str) -> None:
 
 def _notes(card: Card) -> list[str]:
     """Return what a user should know who changes the snippet."""
-    steps, notes = card.defaults.steps, []
+    steps, notes, what = card.defaults.steps, [], "student" if card.training else "model"
+    cfg = f"{card.defaults.guidance_scale - card.layout.guidance.off + 1:g}"  # ComfyUI's 1 is without guidance
     if card.defaults.sigmas_argument:
         notes.append(
-            "**Keep `sigmas=`.** No scheduler of diffusers makes this student's noise levels from a number of steps. "
+            f"**Keep `sigmas=`.** No scheduler of diffusers makes this {what}'s noise levels from a number of steps. "
             "With `num_inference_steps` alone, the images are of other noise levels, without an error."
         )
     elif card.defaults.own_scheduler:
         own = ", ".join(f"{name}={value}" for name, value in card.defaults.own_scheduler.items())
         notes.append(
-            f"The scheduler in this folder makes the student's noise levels for {steps} steps. For another number of "
+            f"The scheduler in this folder makes the {what}'s noise levels for {steps} steps. For another number of "
             f"steps, take the base model's: `pipe.scheduler.from_config(pipe.scheduler.config, {own})`."
         )
     if card.kind == LORA:
@@ -150,7 +151,7 @@ def _notes(card: Card) -> list[str]:
             notes.append("ComfyUI has no names for this LoRA: diffusers alone reads it.")
     if card.layout.t5 and card.defaults.no_t5 and card.kind != PIPELINE:
         notes.append(
-            "The student was trained without the T5. diffusers puts vectors of zeros in the place of its text, and "
+            f"The {what} is sampled without the T5. diffusers puts vectors of zeros in the place of its text, and "
             "ComfyUI nothing, so ComfyUI's images differ a little."
         )
     if (precision := _base_precision(card)) != UNQUANTIZED:
@@ -166,7 +167,7 @@ def _notes(card: Card) -> list[str]:
         if card.layout.single_file_network:
             notes.append("The file holds the network alone: the code takes all other parts of the base model.")
             loaded = "a diffusion model, with the base model's text encoder and autoencoder"
-        notes.append(f"In ComfyUI, load the file as {loaded}, and sample with CFG 1 and {steps} steps.")
+        notes.append(f"In ComfyUI, load the file as {loaded}, and sample with CFG {cfg} and {steps} steps.")
     return notes
 
 
@@ -190,7 +191,8 @@ def _scores(training: Training | None) -> list[str]:
         return []
     teacher = run.teacher
     if record not in run.comparable:  # the run's are of the last evaluation's prompts
-        teacher = {metric.name: Score(record.get(f"{metric.name}_teacher")) for metric in run.metrics}
+        known = {metric.name: record.get(f"{metric.name}_teacher") for metric in run.metrics}
+        teacher = {name: Score(value) for name, value in known.items() if value is not None}
     rows = []
     for metric in (metric for metric in run.metrics if not metric.rescaled):
         scores = score_of(record, metric), teacher.get(metric.name)

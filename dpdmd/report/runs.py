@@ -169,6 +169,8 @@ def _read(entry: RunEntry, name: str) -> Run:
         )
         for step in others:  # of other start noises
             run.grids.pop(step, None)
+        if run.grids.keys() <= {seed_grids.TEACHER}:
+            run.grids.clear()
     return run
 
 

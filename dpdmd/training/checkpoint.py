@@ -13,7 +13,7 @@ Random draws, the data position and the schedules are functions of the step, so 
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -55,6 +55,7 @@ class Progress:
         prompts: fingerprint of all prompts in their order; "" in checkpoints of older versions.
         models: identity of the models that stay as they are (`identify_models`); None in those of older versions.
         total_steps: the step at which the run was to end; None in those of older versions.
+        left_behind: steps of other checkpoints, which are not on the way to this one.
     """
 
     step: int
@@ -63,6 +64,7 @@ class Progress:
     prompts: str = ""
     models: Identity | None = None
     total_steps: int | None = None
+    left_behind: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,10 @@ class Checkpointer:
         self.setup, self.config, self.folder, self.accelerator = setup, setup.config, setup.folder, accelerator
         self.trained, self.average, self.run = state.trained, state.average, state.run
         self.writer = CheckpointWriter()
-        # Of the way that the run takes no more, if it went back to an earlier checkpoint.
-        saved = map(checkpoint.step_of, self.folder.checkpoints())
-        self._left_behind = {step for step in saved if step > setup.resume.step}
+        # Steps of checkpoints on a way that the run has left, when it went back to an earlier one.
+        point = setup.resume
+        self._left_behind = set(point.progress.left_behind if point.progress else ())
+        self._left_behind |= {step for step in map(checkpoint.step_of, self.folder.checkpoints()) if step > point.step}
         # In the background: the first run of a teacher reads its files once more, from the page cache if they fit.
         if accelerator.is_main_process:
             self._models = in_background(partial(checkpoint.identify_models, self.config))
@@ -65,6 +66,7 @@ class Checkpointer:
                 fingerprint(self.setup.prompts, self.setup.weights),
                 models,
                 self._total_steps(step),
+                sorted(self._left_behind),
             ),
             {name: sharding.whole_network_state(each.network) for name, each in self.trained.items()},
             {
@@ -114,8 +116,8 @@ class Checkpointer:
             SaveError: the checkpoint before could not be written.
         """
         self.wait()
-        snapshot, last = self.snapshot(step), step >= self.setup.total_steps
         self._left_behind.discard(step)
+        snapshot, last = self.snapshot(step), step >= self.setup.total_steps
         if self.accelerator.is_main_process:
             known = {"last": last, "num_prompts": len(self.setup.prompts)}
             arguments = (self.folder, snapshot, self.config, self.run.family, self.sampling_defaults())
@@ -139,6 +141,8 @@ class Checkpointer:
         best = in_loop.best_step(log.evaluations, set(saved), self.setup.evaluation.sets, self.config.eval.best_by)
         if best is not None:
             self.folder.point(BEST, saved[best])
+        elif (known := self.folder.best()) and checkpoint.step_of(known) in self._left_behind:
+            self.folder.unpoint(BEST)
 
     def finish(self, step: int) -> None:
         """Save a run that ends where it began once more, if its last checkpoint has links in place of copies."""

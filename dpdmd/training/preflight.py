@@ -300,8 +300,8 @@ def _check_space(setup: RunSetup) -> None:
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     every, limit = config.run.ckpt_every, config.run.checkpoints_total_limit
     count = max(0, math.ceil(setup.total_steps / every) - setup.resume.step // every)
-    if setup.resume.path and setup.resume.step >= setup.total_steps:  # it may be saved once more, without links
-        count = int(checkpoint.has_links(setup.resume.path, config))
+    if setup.resume.step >= setup.total_steps:  # its own checkpoint may be saved once more, without links
+        count = int(checkpoint.has_links(folder.checkpoint(setup.resume.step), config))
     if limit:
         # One above the limit, since the oldest goes when the newest is whole; and `best`, which always stays.
         most = limit + 1 + bool(setup.evaluation.sets)

@@ -177,6 +177,8 @@ def _check_counts(progress: Progress) -> None:
     for name, count in counts.items():
         if type(count) is not int or count < 1:
             raise DamagedError(f"{MANIFEST} says that {name} is {count!r}, which must be a whole number, at least 1")
+    if not isinstance(progress.left_behind, list) or any(type(step) is not int for step in progress.left_behind):
+        raise DamagedError(f"{MANIFEST} says that left_behind is {progress.left_behind!r}, which must be steps")
     for name, count in progress.updates.items():
         if type(count) is not int or not 0 <= count <= progress.step:
             raise DamagedError(f"{MANIFEST} counts {count!r} updates of {name} in {progress.step} steps")

@@ -14,6 +14,10 @@ from dpdmd.utils.hub import hide_tokens
 _NAME = re.compile(r"(?:[\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}", re.ASCII)
 
 
+class _PublicError(OSError):
+    """What was to be private would be public."""
+
+
 def check_upload(push: bool, model_id: str | None, private: bool, folder: tuple[str, Path]) -> str:
     """Check the flags of an upload, before any work, and if `push` what it needs: a valid name, and a token.
 
@@ -77,9 +81,14 @@ def upload(
     try:
         created = api.create_repo(repository, private=private or None, exist_ok=True)
         if private and not api.repo_info(created.repo_id).private:  # one that exists stays as it is
-            raise PermissionError("the repository exists and is public; make it private, or give another name")
+            raise _PublicError(
+                f"--private: {created.repo_id} exists and is public, so nothing was uploaded; {folder} is complete; "
+                "make the repository private, or give another --hub_model_id"
+            )
         on_name(folder, repository, created.repo_id)
         api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message=message)
+    except _PublicError:
+        raise
     except Exception as error:  # of the client, the network or the server: tens of classes
         raise OSError(
             f"the upload to {repository} failed ({shorten_error(error, hide_tokens)}); {folder} is complete; to try "

@@ -64,6 +64,12 @@ def test_a_port_in_use(refuse):
         assert f"--port {port}: Address already in use; give another, or 0 for any" in refuse("--port", port)
 
 
+def test_a_port_that_another_demo_has_bound():
+    """Also while that one still loads its models."""
+    with demo.bind("127.0.0.1", 0) as first, pytest.raises(ValueError, match="Address already in use; give another"):
+        demo.bind("127.0.0.1", first.getsockname()[1])
+
+
 def test_gradio_is_missing(refuse, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(

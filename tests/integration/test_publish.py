@@ -49,7 +49,9 @@ def test_a_public_repository_gets_nothing_private(hub, finished, tmp_path, capsy
     hub.private[f"{USER}/my-student"], hub.files[f"{USER}/my-student"] = False, {}
     given = ["--model", str(finished), "--push_to_hub", "--private", "--out", str(tmp_path / "my-student")]
     assert export.main(given) == 1
-    assert "the repository exists and is public; make it private, or give another name" in capsys.readouterr().err
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"--private: {USER}/my-student exists and is public, so nothing was uploaded" in line
+    assert "hf upload" not in line  # which would publish it
     assert hub.files[f"{USER}/my-student"] == {}
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.report.card_facts import hub_id
+from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.report.card_facts import SINGLE_FILE, Card, Training, hub_id
+from dpdmd.report.model_card import write_card
 
 COMMIT = "a" * 40
 
@@ -25,3 +27,23 @@ COMMIT = "a" * 40
 )
 def test_the_repository_of_a_base(family, base, expected):
     assert hub_id(Path(base), LAYOUTS[family]) == expected
+
+
+def test_the_code_of_a_single_file_loads_the_base_that_was_trained(tmp_path):
+    """Its commit and its variant; the export's own folder names none."""
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
+    training = Training({"teacher_id": f"org/klein@{COMMIT}", "variant": "fp16", "teacher_infer_steps": 50}, 6)
+    card = Card(
+        name="mine",
+        kind=SINGLE_FILE,
+        layout=LAYOUTS["flux2_klein"],
+        defaults=SamplingDefaults(),
+        base=Path(f"org/klein@{COMMIT}"),
+        training=training,
+        file="mine.safetensors",
+    )
+    write_card(tmp_path, card, images=False)
+    exact = f'variant="fp16", revision="{COMMIT}"'
+    code = (tmp_path / "README.md").read_text()
+    assert f'.from_pretrained("org/klein", transformer=transformer, dtype=torch.float32, {exact})' in code

@@ -9,8 +9,9 @@ import pytest
 from dpdmd.config import Config
 from dpdmd.evaluation.in_loop_setup import ImageSet
 from dpdmd.run_folder import RunFolder
-from dpdmd.training.checkpoint import SaveError
+from dpdmd.training.checkpoint import Progress, SaveError
 from dpdmd.training.checkpointer import Checkpointer, CheckpointWriter
+from dpdmd.training.resume import ResumePoint
 from dpdmd.utils.manifest import write_manifest
 
 
@@ -52,24 +53,31 @@ def test_a_second_interrupt_leaves_what_is_being_written():
 
 
 def test_a_checkpoint_that_a_run_went_back_from_is_not_the_best(tmp_path):
-    """The run was resumed at step 2 and scores its own step 6, of which only the old way has a checkpoint."""
+    """The run was resumed at step 2 and scores its own step 6, of which only the old way has a checkpoint.
+
+    The next session knows it from the checkpoint that it continues, whatever copies have done to the times of files.
+    """
     folder, config = RunFolder.of(tmp_path / "run"), Config()
-    for step in (2, 6):
+    for step in (2, 6, 8):
         folder.checkpoint(step).mkdir(parents=True)
         write_manifest(folder.checkpoint(step), {})
     image_set = ImageSet("set", ["a"], 1, ("pickscore",))
-    setup = SimpleNamespace(
-        config=config, folder=folder, resume=SimpleNamespace(step=2), evaluation=SimpleNamespace(sets=[image_set])
-    )
-    state = SimpleNamespace(trained={}, average=None, run=None)
-    accelerator = SimpleNamespace(is_main_process=False)
-    went_back = Checkpointer(setup, accelerator, state)
-    setup.resume.step = 6
-    goes_on = Checkpointer(setup, accelerator, state)
-    accelerator.is_main_process = True
+
+    def checkpointer(step: int, left_behind: list[int]) -> Checkpointer:
+        point = ResumePoint(folder.checkpoint(step), Progress(step, {}, 4, left_behind=left_behind))
+        setup = SimpleNamespace(
+            config=config, folder=folder, resume=point, evaluation=SimpleNamespace(sets=[image_set]), total_steps=12
+        )
+        accelerator = SimpleNamespace(is_main_process=False)
+        made = Checkpointer(setup, accelerator, SimpleNamespace(trained={}, average=None, run=None))
+        accelerator.is_main_process = True
+        return made
+
     key = image_set.metric_key("pickscore")
-    log = SimpleNamespace(evaluations=[{"step": 2, key: 0.2}, {"step": 6, key: 0.9}])
-    went_back.point_best(log)
-    assert folder.best() == folder.checkpoint(2)
-    goes_on.point_best(log)
-    assert folder.best() == folder.checkpoint(6)
+    log = SimpleNamespace(evaluations=[{"step": 2, key: 0.2}, {"step": 6, key: 0.9}, {"step": 8, key: 0.3}])
+    folder.point("best", folder.checkpoint(6))
+    for resumed_at, left_behind, best in ((2, [], 2), (8, [6], 8), (8, [], 6)):
+        checkpointer(resumed_at, left_behind).point_best(log)
+        assert folder.best() == folder.checkpoint(best)
+    checkpointer(8, [6]).point_best(SimpleNamespace(evaluations=[]))
+    assert folder.best() is None
