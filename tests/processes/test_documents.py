@@ -335,7 +335,12 @@ def shown(mean: float, margin: float | None) -> tuple[str, str]:
     return text, text if margin is None else f"{text} ± {margin:.3f}".replace("± 0", "± ")
 
 
-METHODS = {"teacher, guidance 3.5": "teacher", "DMD": "dmd", "DP-DMD, `tiny.yaml`": "dpdmd_tiny"}
+METHODS = {
+    "teacher, guidance 3.5": "teacher",
+    "DMD": "dmd",
+    "DP-DMD, the paper's way": "dpdmd",
+    "DP-DMD, `tiny.yaml`": "dpdmd_tiny",
+}
 TABLE_1 = {  # configuration -> the beginnings of its rows in README and docs/small_world.md
     "teacher": ("teacher, guidance 3.5, 30 steps", "the teacher, guidance 3.5, 30 steps"),
     "dmd": ("DMD, the paper's way",) * 2,
