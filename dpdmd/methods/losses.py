@@ -91,8 +91,8 @@ def score_error_cosine(x_student: Tensor, x0_real: Tensor, x0_fake: Tensor) -> T
     Near 1 the fake score knows the student as well as the teacher does. The fake-score loss shows this less well,
     since it mostly measures the noise level. All arguments: [B, C, H, W].
     """
-    real_error, fake_error = (x0_real - x_student).flatten(1), (x0_fake - x_student).flatten(1)
-    return F.cosine_similarity(real_error.float(), fake_error.float()).mean()
+    real_error, fake_error = ((x0.float() - x_student.float()).flatten(1) for x0 in (x0_real, x0_fake))
+    return F.cosine_similarity(real_error, fake_error).mean()
 
 
 def perceptual_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:

@@ -585,6 +585,18 @@ def test_a_resume_on_other_prompts(refused, flags):
     assert f"--prompt_txt {prompts}: not the prompts that" in line and "step_000010 was trained on" in line
 
 
+def test_a_resume_with_another_global_batch(refused, flags):
+    """The prompts of a step are a function of it."""
+    prompts = ["a red circle", "a blue circle"]
+    Path(flags["--prompt_txt"]).write_text("\n".join(prompts))
+    progress = {"step": 10, "updates": {"student": 1, "fake": 9}, "global_batch_size": 4}
+    theirs = config.parse([part for pair in flags.items() for part in pair])
+    theirs.data.max_sequence_length = MAX_LENGTH
+    saved(flags["--run_dir"], {"progress": progress | {"prompts": fingerprint(prompts)}, "config": theirs.as_dict()})
+    line = refused({"--resume_from_checkpoint": "latest", "--batch_size": "2", "--grad_accum": "1"})
+    assert "processes is 2, but the checkpoint's is 4: give values with the same product" in line
+
+
 @pytest.mark.parametrize("place", [".", "ckpts"])
 def test_a_run_in_place_of_its_checkpoint(refused, flags, place):
     saved(flags["--run_dir"], {})

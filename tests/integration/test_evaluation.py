@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from dpdmd import train
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import program_run
-from dpdmd.evaluation.in_loop import InLoopEvaluation
+from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
+from dpdmd.evaluation.in_loop_setup import ImageSet
 from dpdmd.evaluation.scorers.clip import ClipScore
 from dpdmd.run_folder import RunFolder
 from dpdmd.sampling.sampler import Sampler
@@ -106,7 +107,9 @@ def test_a_run_is_evaluated_before_during_and_at_the_end(flags, tmp_path, monkey
     assert "evaluation at step 12" in (run / "log" / "log.txt").read_text()
     assert {path.name for path in (run / "div_vis" / "eval").iterdir()} == {"00000.png", "00001.png"}
     assert len(list((run / "eval_images" / "eval").iterdir())) == 2 * 3
-    assert os.readlink(run / "ckpts" / "best") in ("step_000006", "step_000012")
+    sets = [ImageSet("eval", [], 3, ("div_clip", "div_dino", "pickscore", "imagereward", "clip_score"))]
+    best = best_step(found, {6, 12}, sets, "mean_rank")
+    assert os.readlink(run / "ckpts" / "best") == f"step_{best:06d}"
 
     passes, score = [], InLoopEvaluation._score
 
@@ -165,6 +168,8 @@ def test_the_best_checkpoint_outlives_the_limit(flags, tmp_path):
     assert (best / "student" / "model_index.json").is_file()
     kept = {path.name for path in (run / "ckpts").glob("step_*")}
     assert kept == {best.name, "step_000030"}
+    scores = {line["step"]: line["eval/eval_div_clip"] for line in evaluations(run) if line["step"]}
+    assert best.name == f"step_{max(scores, key=scores.get):06d}"
     resumed = [*flags, "--max_steps", "36", "--resume_from_checkpoint", "latest", "--best_by", "div_clip"]
     assert train.main([*resumed, "--eval_seed", "1"]) == 0  # other images, whose scores are not compared with these
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import PIL
 import pytest
 import torch
@@ -111,8 +112,13 @@ def test_open_clip_folders_are_read(tmp_path):
         model.encode_image(diversity.clip.pixels([s.image for s in batch]))
     expected = torch.nn.functional.normalize(kept[0][:, 0], dim=-1)
     torch.testing.assert_close(diversity.features(batch).float(), expected, rtol=0, atol=1e-5)
-    scores = build_scorer("clip_score", found["clip_score"], CPU).score(batch)
-    assert all(-100 <= score.value <= 100 for score in scores)
+    scorer = build_scorer("clip_score", found["clip_score"], CPU)
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")([s.prompt for s in batch])
+    with torch.no_grad():
+        sides = model.encode_image(scorer.clip.pixels([s.image for s in batch])), model.encode_text(tokens)
+    expected = 100 * torch.cosine_similarity(*sides)
+    assert [score.value for score in scorer.score(batch)] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-4)
+    assert expected.unique().numel() == 3
 
 
 def test_an_open_clip_without_a_class_token_measures_agreement_alone(tmp_path):

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_distillation import SpyFamily, gradients, make_discriminator, same, weights
 
 from dpdmd.methods import loss_terms, losses, updates
+from dpdmd.methods.context import DistillationContext, MicroBatch
 from dpdmd.methods.discriminator import Discriminator
 from dpdmd.methods.networks import Networks
 from dpdmd.methods.updates import fake_score_loss, student_loss
@@ -39,7 +41,10 @@ def test_the_discriminator_learns_in_the_fake_score_update_alone(make, batch, fe
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_the_generator_loss_descends_toward_what_the_discriminator_takes_for_real(make, batch, checkpointed):
-    """A small step of the sample against the gradient lowers the loss, by the step times the gradient's square."""
+    """A small step of the sample against the gradient lowers the loss, by the step times the gradient's square.
+
+    Then the discriminator's logit is higher: the sample looks more like a teacher's.
+    """
     run, mine = make(method="dmd_gan", gan_weight=1.0), batch(0, 1)
     if checkpointed:
         run.networks.fake.enable_gradient_checkpointing()
@@ -52,8 +57,36 @@ def test_the_generator_loss_descends_toward_what_the_discriminator_takes_for_rea
     loss = loss_of(x)
     (gradient,) = torch.autograd.grad(loss, x)
     step = 1e-2 / gradient.norm()
-    lower = loss_of((x - step * gradient).detach().requires_grad_())
+    moved = (x - step * gradient).detach()
+    lower = loss_of(moved.clone().requires_grad_())
+    with torch.no_grad():
+        assert logits_of(run, mine, moved, "student").mean() > logits_of(run, mine, x, "student").mean()
     assert (loss - lower).item() == pytest.approx((step * gradient.square().sum()).item(), rel=0.05)
+
+
+def logits_of(run: DistillationContext, batch: MicroBatch, x: torch.Tensor, role: str) -> torch.Tensor:
+    z_t, sigma = run.discriminator_input(batch, x, role)
+    return run.discriminator.heads(run.discriminator.features(run.family, z_t, sigma, batch.text))
+
+
+def test_both_losses_are_the_logistic_ones_of_their_samples(make, batch):
+    """The generator's is weighted; the discriminator takes the teacher's samples for real, the student's for fake."""
+    run, mine = make(method="dmd_gan", gan_weight=0.5), batch(0, 1)
+    student = updates.roll_out_student(run, mine)
+    found = loss_terms.adversarial_term(run, student)
+    with torch.no_grad():
+        expected = F.softplus(-logits_of(run, mine, student.x, "student")).mean()
+    torch.testing.assert_close(found.metrics["loss_gan"], expected)
+    torch.testing.assert_close(found.loss.detach(), 0.5 * expected)
+    found = fake_score_loss(run, mine)
+    with torch.no_grad():
+        real = logits_of(run, mine, found.latents["teacher"], "teacher")
+        fake = logits_of(run, mine, found.latents["student"], "student")
+    torch.testing.assert_close(found.latents["teacher"], run.teacher_samples(mine))
+    torch.testing.assert_close(found.metrics["logit_real"], real.mean())
+    torch.testing.assert_close(found.metrics["logit_fake"], fake.mean())
+    torch.testing.assert_close(found.metrics["loss_discriminator"], F.softplus(-real).mean() + F.softplus(fake).mean())
+    assert abs(real.mean() - fake.mean()) > 1e-3  # the roles could be told apart
 
 
 def test_a_discriminator_learns_to_tell_two_kinds_apart():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoImageProcessor, AutoModel
 
 from dpdmd.methods import perceptual
 from dpdmd.methods.perceptual import DINO_LAYERS, check_perceptual_contents, load_perceptual
@@ -39,6 +40,24 @@ def test_dino_distance(tiny_scorers):
     assert not any(parameter.requires_grad for parameter in distance.network.parameters())
 
 
+def test_dino_distance_is_that_of_the_patches_of_normalised_images(tiny_scorers):
+    """1 - cosine, mean over the layers and the patches, without the class token."""
+    folder = Path(tiny_scorers["dino_path"])
+    network = AutoModel.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    distance = load_perceptual("dino", folder, CPU)
+    with torch.no_grad():
+        states = [
+            network(pixel_values=(images(seed) - mean) / std, output_hidden_states=True).hidden_states
+            for seed in (0, 1)
+        ]
+        pairs = [[state[layer][:, 1:] for state in states] for layer in (1, 2, 3, 4)]
+        found = distance(images(0), images(1))
+    expected = torch.stack([1 - torch.cosine_similarity(*pair, dim=-1).mean(-1) for pair in pairs]).mean(0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["lpips", "dists"])
 def test_lpips_and_dists_load_from_files_alone(name, tmp_path, monkeypatch):
     """Random weights under the publishers' names; a download would fail, and a missing weight is an error."""
@@ -53,9 +72,10 @@ def test_lpips_and_dists_load_from_files_alone(name, tmp_path, monkeypatch):
         torch.manual_seed(0)
         torch.save(torchvision.models.vgg16(weights=None).state_dict(), tmp_path / IMAGENET_VGG)
     widths = (64, 128, 256, 512, 512)
-    own = {f"lin{index}.model.1.weight": torch.rand(1, width, 1, 1) for index, width in enumerate(widths)}
+    draw = torch.Generator().manual_seed(1)
+    own = {f"lin{index}.model.1.weight": torch.rand(1, w, 1, 1, generator=draw) for index, w in enumerate(widths)}
     if name == "dists":
-        own = {key: torch.rand(1, 3 + sum(widths), 1, 1) for key in ("alpha", "beta")}
+        own = {key: torch.rand(1, 3 + sum(widths), 1, 1, generator=draw) for key in ("alpha", "beta")}
     torch.save(own, tmp_path / PERCEPTUAL_FILES[name])
     check_perceptual_contents(name, tmp_path)
     check_distance(load_perceptual(name, tmp_path, CPU))

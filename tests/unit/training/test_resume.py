@@ -79,7 +79,8 @@ def test_it_is_an_error_if_nothing_is_whole(run, config, wanted):
 
 
 @pytest.mark.parametrize(
-    "count", [{"step": 0}, {"global_batch_size": "4"}, {"updates": {"fake": 7}}, {"total_steps": "6"}]
+    "count",
+    [{"step": 0}, {"global_batch_size": "4"}, {"updates": {"fake": 7}}, {"total_steps": "6"}, {"left_behind": "6"}],
 )
 def test_impossible_counts_are_damage(run, config, count):
     (run.checkpoint(6) / MANIFEST).unlink()

@@ -35,3 +35,17 @@ def test_a_metric_that_is_not_finite_moves_nothing(fused, bad):
     ours, theirs = (trained.optimizer.state[trained.parameters[0]] for trained in (spared, other))
     assert ours["step"] == theirs["step"] == 2
     assert torch.equal(ours["exp_avg"], theirs["exp_avg"]) and torch.equal(ours["exp_avg_sq"], theirs["exp_avg_sq"])
+
+
+@pytest.mark.parametrize(("max_norm", "share"), [(2.5, 0.5), (10.0, 1.0)])
+def test_gradients_are_clipped_to_their_norm_over_all_parameters(max_norm, share):
+    """Gradients 3 and 4 have norm 5; SGD moves each parameter by its clipped gradient times the rate."""
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    trained = TrainedNetwork(torch.nn.Identity(), torch.optim.SGD(parameters, 1.0), parameters, 1.0)
+    for parameter, gradient in zip(parameters, (3.0, 4.0), strict=True):
+        parameter.grad = torch.tensor([gradient])
+    norm = sharding.gradient_norm(parameters)
+    assert norm.item() == 5
+    apply_update(trained, StepMetrics(["grad_norm"], torch.stack([norm])), norm, 0.1, max_norm=max_norm)
+    moved = [parameter.item() for parameter in parameters]
+    assert moved == pytest.approx([-0.3 * share, -0.4 * share], rel=1e-5)
