@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpdmd import generate, train
+from dpdmd.training import trainer
 
 CPU = torch.device("cpu")
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -63,10 +64,20 @@ def test_discriminator_and_average_resume_bit_for_bit(flags, tmp_path, more):
     assert "loss_gan" in records(whole)[2] and "grad_norm_discriminator" not in records(whole)[2]
 
 
-def test_only_the_right_weights_move(flags, tmp_path):
-    """Fake-score updates move the discriminator and the fake score; a student update moves neither."""
-    run = tmp_path / "run"
-    assert train.main([*flags, *GAN, "--run_dir", str(run), "--max_steps", "3", "--ckpt_every", "1"]) == 0
+def test_only_the_right_weights_move(flags, tmp_path, monkeypatch):
+    """Fake-score updates move the discriminator and the fake score, each at its own rate; a student update neither."""
+    run, rates, apply = tmp_path / "run", [], trainer.apply_update
+
+    def watched(trained, metrics, norm, learning_rate, *more):
+        rates.append(learning_rate)
+        return apply(trained, metrics, norm, learning_rate, *more)
+
+    monkeypatch.setattr(trainer, "apply_update", watched)
+    own = ["--lr_student", "1e-3", "--lr_fake", "2e-3", "--lr_discriminator", "3e-3"]
+    assert train.main([*flags, *GAN, *own, "--run_dir", str(run), "--max_steps", "3", "--ckpt_every", "1"]) == 0
+    assert rates == [2e-3, 3e-3, 2e-3, 3e-3, 1e-3]
+    last = records(run)[-1]
+    assert last["loss_student"] == pytest.approx(last["loss_dmd"] + 0.1 * last["loss_gan"], rel=1e-5)
     saved = [state(run, step) for step in (1, 2, 3)]
     for name in ("state/discriminator.safetensors", "state/fake.safetensors"):
         assert saved[0][name] != saved[1][name] == saved[2][name]
