@@ -142,7 +142,9 @@ def main() -> None:
             print(f"{kind}, seed {seed}: exit status {code.returncode}", flush=True)
     judged = {key: judgement(folder) for key, folder in folders.items() if is_done(folder)}
     lines = result_head("Good runs, and runs that were broken on purpose", describe_cpu(threads=1))
-    lines += [f"{STEPS} steps of `{' '.join(FLAGS[:2])}` with a cosine. {cost(next(iter(folders.values())))}", ""]
+    if not judged:
+        sys.exit("broken_runs: no run finished: see the logs in " + str(args.out))
+    lines += [f"{STEPS} steps of `{' '.join(FLAGS[:2])}` with a cosine. {cost(folders[next(iter(judged))])}", ""]
     lines += ["Of each measure: smallest, median, largest; its healthy range in the head.", "", *tables(judged), ""]
     sys.stdout.write(write_result(args.results, "broken_runs", lines))
 

@@ -170,8 +170,9 @@ def main() -> None:
         found = measure(family, Path(folder), precision, args.kind, args.size, args.tokens)
         sys.stdout.write(f"{json.dumps(found)}\n")
         return
-    work = args.work.resolve() if args.work else Path(tempfile.mkdtemp())
-    work.mkdir(parents=True, exist_ok=True)
+    if args.work:
+        args.work.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=args.work))  # of its own: it is deleted at the end
     shape = ["--kind", args.kind, "--size", str(args.size), "--tokens", str(args.tokens)]
     ending = (f"_{args.real_size}" if args.real_size else "") + ("" if args.kind == "bf16" else f"_{args.kind}")
     rows: list[list[str]] = []

@@ -188,7 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     args, flags = build_parser().parse_known_args()
-    work, layout = args.work.resolve(), LAYOUTS[args.family]
+    layout = LAYOUTS[args.family]
+    work = args.work.resolve() / f"rehearsal_{(args.variant or args.family).lower()}"  # of its own: it is deleted
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "teacher").exists():
         write_real_size(args.family, work / "teacher", args.variant, hollow=args.hollow)
@@ -201,6 +202,8 @@ def main() -> int:
     name = args.variant or layout.repository
     title = f"{'The checks of a run' if args.hollow else 'Every program'} at the real size of {name}"
     setting = HOLLOW if args.hollow else SETTING
+    if unknown := set(args.only or ()) - programs.keys():
+        sys.exit(f"rehearsal: --only {unknown.pop()}: is not one of {', '.join(programs)}")
     rows: dict[str, Measured] = {}
     result = f"rehearsal_{(args.variant or args.family).lower()}"
     for program, command in programs.items():

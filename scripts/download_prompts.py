@@ -80,7 +80,7 @@ def distinct(prompts: Iterator[str], limit: int | None) -> list[str]:
 def write(path: Path, prompts: list[str]) -> None:
     """One prompt a line; the file appears only once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(prompt + "\n" for prompt in prompts)
         file.flush()
@@ -130,6 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Exception as error:  # all kinds: the hub's HTTP client, and so its errors, differ between versions
             reason = " ".join(str(error).split())[:200]
             sys.exit(f"download_prompts: {path}: {type(error).__name__}: {reason} (is the hub within reach?)")
+        if not prompts:
+            sys.exit(f"download_prompts: {path}: {SETS[name].source} has no prompt of this set any more")
         try:
             write(path, prompts)
         except OSError as error:

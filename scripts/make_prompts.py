@@ -18,6 +18,7 @@ import numpy as np
 from dpdmd.shapes import pairs
 from dpdmd.shapes.categories import COLOUR_SHAPE, OF_ONE, OF_TWO, category
 from dpdmd.shapes.world import ATTRIBUTES, all_captions, caption
+from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.rng import numpy_generator
 
 NUM_TRAIN, NUM_EVAL, NUM_EVAL_SHORT = 4000, 200, 16
@@ -390,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "prompts_eval.txt": prompts_eval,
         "prompts_eval_16.txt": prompts_eval[:NUM_EVAL_SHORT],  # one of each family
     }.items():
-        (args.out / name).write_text("\n".join(prompts) + "\n", encoding="utf-8", newline="\n")
+        write_text(args.out / name, "\n".join(prompts) + "\n")
 
 
 if __name__ == "__main__":

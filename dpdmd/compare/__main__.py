@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs",
         type=int,
-        help="number of models processed in parallel (default: number of CPU cores; 1 on a GPU or with a launcher)",
+        help="models processed in parallel; on GPUs they share the first one (default: number of CPU cores; 1 on a GPU "
+        "or with a launcher)",
     )
     parser.add_argument(
         "--reuse",

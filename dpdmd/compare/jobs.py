@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.compare.content import identify_inputs, measure_inputs, parsed_inputs, training_inputs
+from dpdmd.compare.metrics import MeasuredMetric, read_metrics
 from dpdmd.compare.sweep import Sweep, options_of
 from dpdmd.config import Config, equal_values
 from dpdmd.utils.atomic_files import write_text
@@ -30,6 +31,7 @@ class Stage:
     Attributes:
         name: of the record and the log.
         settings: what must not change between calls: the configuration, or the measuring command. Plain values.
+        result: of a measure, the file with its metrics in the folder that its command writes into.
         single_thread: whether the process gets one thread (processes that share cores are several times slower with
             two).
         named_inputs: models and prompt files that the process reads, by name, as far as its settings name them.
@@ -41,6 +43,7 @@ class Stage:
     settings: dict[str, Any]
     single_thread: bool
     named_inputs: Mapping[str, Path] = field(default_factory=dict)
+    result: str = ""
 
     @cached_property
     def inputs(self) -> dict[str, Path]:
@@ -71,8 +74,34 @@ class Stage:
     def is_done(self) -> bool:
         return self.record.is_file() and _read_record(self.record).done
 
+    @property
+    def out(self) -> Path:
+        """Where a measure writes."""
+        return self.folder / self.name
+
+    def metrics(self) -> dict[str, MeasuredMetric]:
+        """Return the metrics that a measure has written.
+
+        Raises:
+            ValueError: there are none, or they cannot be read; the line says how to measure again.
+        """
+        try:
+            return read_metrics(self.out / self.result)
+        except ValueError as error:
+            raise ValueError(f"{error}; {self.to_repeat}") from None
+
+    @property
+    def to_repeat(self) -> str:
+        """How a user lets the stage run again."""
+        return f"to measure again, delete {self.record} and give the same command"
+
     def write_record(self, done: bool) -> None:
-        record = {"done": done, "asked": self.settings, "content": self.content}
+        content = self.content
+        if done and self.name != TRAIN:  # a word may be a file that the measures write in common, such as a log
+            words = {name: path for name, path in self.named_inputs.items() if name != "model"}
+            now = identify_inputs(words)
+            content = {name: digest for name, digest in content.items() if now.get(name, digest) == digest}
+        record = {"done": done, "asked": self.settings, "content": content}
         write_text(self.record, json.dumps(record, indent=2) + "\n")
 
     def check(self) -> str:
@@ -87,13 +116,16 @@ class Stage:
         if not self.record.is_file():
             return ""
         record = _read_record(self.record)
+        place, remedy = self.folder, "delete that folder"
+        if self.name != TRAIN:  # the training beside it must not be lost
+            place, remedy = self.out, self.to_repeat
+            if not record.done:  # it failed, or was stopped: it begins anew with what is asked now
+                return ""
         if changes := _changes(self.settings, record.settings):
-            raise ValueError(f"{self.folder}: was made with {changes}; give another --out, or delete that folder")
+            raise ValueError(f"{place}: was made with {changes}; give another --out, or {remedy}")
         if changed := record.changed_inputs(self):
             paths = ", ".join(dict.fromkeys(str(self.inputs[name]) for name in changed))
-            raise ValueError(
-                f"{self.folder}: the content of {paths} has changed since; give another --out, or delete that folder"
-            )
+            raise ValueError(f"{place}: the content of {paths} has changed since; give another --out, or {remedy}")
         return "" if record.content is not None else str(self.record)
 
 
@@ -136,6 +168,7 @@ def _changes(settings: dict[str, Any], recorded: dict[str, Any]) -> str:
 
 
 def _equal(key: str, one: Any, other: Any) -> bool:
+    one, other = (os.path.expanduser(each) if isinstance(each, str) else each for each in (one, other))
     if key == "model" and one and other:
         return same_place(one, other)
     return equal_values(key, one, other)
@@ -193,7 +226,7 @@ def _job(sweep: Sweep, name: str, seed: int | None, out: Path, reuse: Sequence[P
         inputs = measure_inputs(measure.command)
         if model is not None:  # one that is trained here is known by its training
             inputs["model"] = path
-        stages.append(Stage(measure.name, folder, command, settings, sweep.on_cores, inputs))
+        stages.append(Stage(measure.name, folder, command, settings, sweep.on_cores, inputs, measure.result))
     return Job(name, seed, folder, path, tuple(stages))
 
 

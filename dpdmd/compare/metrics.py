@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,16 +57,29 @@ def _from_program(metrics: Mapping[str, Any], per_image: Path) -> dict[str, Meas
     with reading_long_values(), per_image.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             for name in metrics:
-                if row[name]:
+                if row[name] and math.isfinite(float(row[name])):
                     scores[name].setdefault(f"{row['prompt_index']} {row['prompt']}", []).append(float(row[name]))
     return {
         name: MeasuredMetric(
-            summary["mean"],
+            _mean(summary["mean"]),
             {prompt: float(np.mean(values)) for prompt, values in scores[name].items()},
             summary.get("num_missing", 0),
         )
         for name, summary in metrics.items()
     }
+
+
+def _mean(value: Any) -> float | None:
+    """Return a mean that is a finite number; None for one that is missing or not finite.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"a mean is {value!r}, which is no number")
+    return float(value) if math.isfinite(value) else None
 
 
 def _from_oracle(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, MeasuredMetric]:
@@ -85,5 +99,5 @@ def _numbers(entry: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
                 yield name, float(np.mean(list(value.values())))
         elif name == "category":
             yield f"accuracy/{value}", entry["accuracy"]
-        elif value is not None:
+        elif value is not None and math.isfinite(value):
             yield name, value

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpdmd.compare.cost import calls_of_training
-from dpdmd.compare.jobs import Job
-from dpdmd.compare.metrics import MeasuredMetric, read_metrics
+from dpdmd.compare.jobs import TRAIN, Job
+from dpdmd.compare.metrics import MeasuredMetric
 from dpdmd.compare.plane import draw_plane
 from dpdmd.compare.sample_grid import draw_sample_grid, shows
 from dpdmd.compare.sweep import Sweep
@@ -17,6 +17,7 @@ from dpdmd.compare.tables import as_csv, as_latex, as_markdown, compare
 from dpdmd.sampling.image_folder import PER_IMAGE
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import shorten_error
+from dpdmd.utils.paths import expanded
 from dpdmd.utils.versions import versions
 from dpdmd.utils.wording import counted
 
@@ -66,7 +67,7 @@ def write_sample_grid(sweep: Sweep, jobs: Sequence[Job], out: Path) -> list[str]
         A line if a model cannot be sampled or the file cannot be written.
     """
     finished = [job for job in jobs if job.is_done()]
-    first = {job.configuration: job.model for job in reversed(finished)}  # of the first seed
+    first = {job.configuration: Path(expanded(str(job.model))) for job in reversed(finished)}  # of the first seed
     models = {name: first[name] for name in sweep.sample_grid.rows if name in first} if sweep.sample_grid else {}
     sources = [sweep.path, *(stage.record for job in finished for stage in job.stages)]
     path = out / "picture.png"
@@ -85,10 +86,10 @@ def _is_newer(path: Path, sources: Sequence[Path]) -> bool:
 def _read_columns(sweep: Sweep, job: Job, problems: list[str]) -> dict[str, MeasuredMetric]:
     """Return column -> metric of a finished job. A missing metric is empty and adds a line to `problems`."""
     columns = {column: MeasuredMetric(None, {}) for column in sweep.columns}
-    for name, measure in sweep.measures.items():
-        path = job.folder / name / measure.result
+    for stage in (stage for stage in job.stages if stage.name != TRAIN):
+        name, measure, path = stage.name, sweep.measures[stage.name], stage.out / stage.result
         try:
-            metrics = read_metrics(path)
+            metrics = stage.metrics()
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -98,7 +99,7 @@ def _read_columns(sweep: Sweep, job: Job, problems: list[str]) -> dict[str, Meas
                 if found.num_missing:
                     problems.append(
                         f"{path}: {counted(found.num_missing, 'image')} without {metric}, see {PER_IMAGE} beside it; "
-                        f"to measure again, delete {job.folder / name}.json and give the same command"
+                        f"{stage.to_repeat}"
                     )
             else:
                 known = ", ".join(metrics)
@@ -123,5 +124,7 @@ def _head(jobs: Sequence[Job], finished: Sequence[Job], command: str, calls: Map
         lines.append(f"Not finished: {'; '.join(missing)}.")
     if calls:
         costs = ", ".join(f"{name} {number:,}" for name, number in calls.items())
-        lines.append(f"Network calls of a training, each of one sample, a backward pass as two: {costs}.")
+        lines.append(
+            f"Network calls of a training in each process, each of one sample, a backward pass as two: {costs}."
+        )
     return "\n\n".join(lines)

@@ -4,6 +4,7 @@ import os.path
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from dpdmd.config import from_dict, parse
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import preflight
 from dpdmd.utils.error_lines import unreadable
+from dpdmd.utils.paths import check_free, expanded
 
 
 def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
@@ -24,19 +26,54 @@ def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
         One line per problem, with all configurations or measures that have it.
     """
     names: dict[tuple[str, str], dict[str, None]] = {}
-    for kind, name, run in _checks(sweep, jobs):
+    room = _Room()
+    for kind, name, run in _checks(sweep, jobs, room):
         try:
             run()
         except (ValueError, OSError) as error:
             message = unreadable(error) if isinstance(error, OSError) else str(error)
             names.setdefault((kind, message), {})[name] = None
-    return [
+    problems = [
         f"{sweep.path}: {kind}{'s' if len(where) > 1 else ''} {', '.join(where)}: {message}"
         for (kind, message), where in names.items()
     ]
+    try:
+        room.check()
+    except ValueError as error:
+        problems.append(f"{sweep.path}: {error}")
+    return problems
 
 
-def _checks(sweep: Sweep, jobs: Sequence[Job]) -> Iterator[tuple[str, str, Callable[[], None]]]:
+@dataclass
+class _Room:
+    """The disk that the checkpoints of all trainings need together.
+
+    Attributes:
+        needed: bytes of those that are to come.
+        place: a folder on the disk.
+    """
+
+    trainings: int = 0
+    needed: float = 0
+    place: Path | None = None
+
+    def add(self, setup: preflight.RunSetup) -> None:
+        count, needed = preflight.checkpoints_to_come(setup)
+        self.trainings, self.needed = self.trainings + bool(count), self.needed + needed
+        self.place = setup.folder.root
+
+    def check(self) -> None:
+        """Check that they fit.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.trainings > 1:
+            remedy = "free some, set checkpoints_total_limit in flags, or give another --out"
+            check_free("flags", self.place, self.needed, f"the checkpoints of {self.trainings} trainings", remedy)
+
+
+def _checks(sweep: Sweep, jobs: Sequence[Job], room: _Room) -> Iterator[tuple[str, str, Callable[[], None]]]:
     """Yield ("configuration" or "measure", its name, check) for all unfinished stages."""
     for job in jobs:
         unfinished = [stage for stage in job.stages if not stage.is_done()]
@@ -45,17 +82,17 @@ def _checks(sweep: Sweep, jobs: Sequence[Job]) -> Iterator[tuple[str, str, Calla
             yield "configuration", job.configuration, partial(_check_model, job.model)
         for stage in unfinished:
             if stage.name == TRAIN:
-                yield "configuration", job.configuration, partial(_check_training, sweep, stage)
+                yield "configuration", job.configuration, partial(_check_training, sweep, stage, room)
             else:
                 yield "measure", stage.name, partial(check_measure, sweep, job, stage, model_exists=not trains)
 
 
 def _check_model(model: Path) -> None:
-    if not model.exists():
+    if not Path(expanded(str(model))).exists():  # `latest` may be a text file with the checkpoint's name
         raise ValueError(f"model {model}: no such folder; scripts/download_weights.sh gets the official ones")
 
 
-def _check_training(sweep: Sweep, stage: Stage) -> None:
+def _check_training(sweep: Sweep, stage: Stage, room: _Room) -> None:
     """Check a training as `dpdmd.train` does, except for what only the launched processes know.
 
     Raises:
@@ -66,10 +103,13 @@ def _check_training(sweep: Sweep, stage: Stage) -> None:
     config = parse(stage.command[start + 1 :])
     if RunFolder.from_config(config.run).checkpoints():
         return  # its inputs were checked when it started, and reading its checkpoints would take minutes
-    if config.run.max_epoch and not sweep.on_cores:
-        # The steps per epoch, and so the disk space for checkpoints, depend on the number of launched processes.
+    # The steps per epoch, and so the disk space for checkpoints, depend on the number of launched processes.
+    unknown = config.run.max_epoch and not sweep.on_cores
+    if unknown:
         config.run.ckpt_every = sys.maxsize
-    preflight.check(config)
+    setup = preflight.check(config)
+    if not unknown:
+        room.add(setup)
 
 
 def check_measure(sweep: Sweep, job: Job, stage: Stage, *, model_exists: bool) -> None:

@@ -48,7 +48,7 @@ from dpdmd.compare.sweep import (
     Sweep,
     options_of,
 )
-from dpdmd.config import from_dict, on_defaults_of_the_model, validate
+from dpdmd.config import expand_paths, from_dict, on_defaults_of_the_model, validate
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.paths import expanded
 from dpdmd.utils.text_files import check_prompt
@@ -145,7 +145,9 @@ def _words(command: str, place: str) -> tuple[str, ...]:
 
 
 def _check_name(name: Any, place: str) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str):
+        raise ValueError(f"{place}: YAML reads this name as {type(name).__name__}; put it in quotes")
+    if not _NAME.fullmatch(name):
         raise ValueError(f"{place}: names are letters, digits and _ . = + -")
     if len(name.encode()) > _MAX_NAME:
         raise ValueError(f"{place}: a name has at most {_MAX_NAME} letters")
@@ -163,6 +165,8 @@ def _seeds(seeds: list[Any], configurations: dict[str, Configuration], place: st
 def _measure(name: Any, values: Any, place: str) -> Measure:
     if _check_name(name, place) in _RESERVED:
         raise ValueError(f"{place}: that name is reserved for the training; choose another")
+    if name.endswith((".json", ".log")):
+        raise ValueError(f"{place}: a name may not end as the files of the measures do, in .json or .log")
     keys = {"command": str, "result": str, "metrics": list | dict}
     values = _checked(values, keys, place, required=tuple(keys))
     command = _words(values["command"], f"{place}: command")
@@ -236,6 +240,7 @@ def _resolve(config: str | None, flags: dict[str, Any], place: str) -> dict[str,
             "your choice with python -m dpdmd.export --push_to_hub"
         )
     try:
+        expand_paths(resolved)
         validate(resolved)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None

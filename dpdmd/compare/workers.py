@@ -75,9 +75,10 @@ class Workers:
     def _try_job(self, job: Job, bar: tqdm) -> None:
         try:
             self._run_job(job, bar)
-        except OSError as error:  # a full disk or a missing folder: the other jobs go on
+        except Exception as error:  # a full disk, a damaged record, a library's error: the other jobs go on
             self.failures.append(job.label)
-            _print(f"{job.label}: {error}")
+            kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+            _print(f"{job.label}: {kind}{error}")
 
     def _run_job(self, job: Job, bar: tqdm) -> None:
         if job.is_done() or self.stopped:
@@ -87,6 +88,7 @@ class Workers:
             if not self._acquire(lock.fileno(), job):
                 return
             for stage in job.stages:
+                stage.check()  # while this job waited, another sweep may have worked in its folder
                 if not stage.is_done() and not self._run_stage(job, stage, lock.fileno(), bar):
                     return
         # Called here and not in `run`, which must react to a signal at once: tests over 10,000 prompts take a while.
@@ -116,7 +118,7 @@ class Workers:
         """Run one stage and record it; return whether the job can go on."""
         stage.write_record(done=False)
         if stage.name != TRAIN:  # {out} must exist, or the path {out}/../oracle does not resolve
-            (job.folder / stage.name).mkdir(exist_ok=True)
+            stage.out.mkdir(exist_ok=True)
         status = self._run_process(stage, lock)
         if status is None or (self.stopped and status != 0):
             return False
@@ -124,6 +126,13 @@ class Workers:
             self.failures.append(job.label)
             _print(f"{job.label}: {stage.name} ended with status {status}\n{_tail(stage.log)}")
             return False
+        if stage.name != TRAIN:
+            try:
+                stage.metrics()
+            except ValueError as error:
+                self.failures.append(job.label)
+                _print(f"{job.label}: {error}")
+                return False
         stage.write_record(done=True)
         bar.update()
         return True

@@ -2,6 +2,7 @@
 
 from dpdmd.config.parser import (
     build_parser,
+    expand_paths,
     from_dict,
     on_defaults_of_the_model,
     parse,
@@ -15,6 +16,7 @@ __all__ = [
     "Config",
     "build_parser",
     "equal_values",
+    "expand_paths",
     "from_dict",
     "on_defaults_of_the_model",
     "parse",

@@ -220,7 +220,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     }
     for name, value in given.items():
         setattr(getattr(config, group_of[name]), name, value)
-    _expand_paths(config)
+    expand_paths(config)
     validate(config)
     _set_first_size(config, given)
     for name in ("student_id", "fake_id"):
@@ -311,7 +311,7 @@ def _expanded(name: str, text: str) -> str:
         raise ValueError(f"--{name} {error}") from None
 
 
-def _expand_paths(config: Config) -> None:
+def expand_paths(config: Config) -> None:
     """Expand a leading ~, and text files in place of links, in all strings. Only paths have ~ or a slash."""
     for group in vars(config).values():
         for name, value in vars(group).items():

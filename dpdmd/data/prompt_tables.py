@@ -54,6 +54,8 @@ def separated_rows(path: Path, separators: str) -> Iterator[tuple[int, list[str]
     try:
         with reading_long_values(), path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
+            if re.fullmatch(r"sep=.\s*", header, re.IGNORECASE):
+                raise ValueError(f"line 1 is {header.strip()!r}, which Excel writes for itself; delete that line")
             if header and not header.strip():
                 raise ValueError("line 1 is blank; the first line must have the names of the columns")
             counts = {sign: len(next(csv.reader([header], delimiter=sign), [])) for sign in separators}
@@ -107,12 +109,13 @@ def _unpacked(table: dict[str, Any], columns: Columns) -> list[Any]:
     if _is_numbered(table):
         return list(table.values())
     held = {name: list(each.values()) if _is_numbered(each) else each for name, each in table.items()}
-    if fitting(held, columns.prompt):
-        return _rows_of_lists(held, columns)
     objects = {
         name: each for name, each in held.items() if isinstance(each, list) and each and isinstance(each[0], dict)
     }
     found = [name for name, rows in objects.items() if fitting(rows[0], columns.prompt)]
+    own = fitting(held, columns.prompt)
+    if own and not (found and all(isinstance(held[name], str) for name in own)):  # a text beside a list is its title
+        return _rows_of_lists(held, columns)
     if len(found) > 1:
         raise ValueError(f"several lists in it have prompts: {listed(found)}; give a file with one of them")
     if not found:

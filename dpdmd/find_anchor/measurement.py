@@ -28,6 +28,7 @@ from dpdmd.training.preflight_machine import check_machine, local_device
 from dpdmd.training.preflight_models import check_models, check_weights
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.image_grid import save_image, to_pil
 from dpdmd.utils.wording import counted
 
@@ -98,17 +99,22 @@ def _run(config: Config, own: argparse.Namespace, prompts: Sequence[str]) -> str
     except ValueError as error:
         raise ValueError(f"--teacher_id {config.model.teacher_id}: {error}") from None
     result = Result(config, settings, sampler, prompts, [curves[index] for index in range(len(prompts))], own.threshold)
-    samples = _sample(sampler, encoder, prompts[0], settings, result.shown_steps())
-    return _write(result, samples, own.out, time.perf_counter() - started)
+    seconds, path = time.perf_counter() - started, own.out / "anchor.json"
+    write_text(path, json.dumps({**result.as_dict(), "seconds": round(seconds, 1)}, indent=2) + "\n")
+    try:
+        samples = _sample(sampler, encoder, prompts[0], settings, result.shown_steps())
+        picture = str(_draw(result, samples, own.out))
+    except Exception as error:  # the measurement is there, so any error of decoder, plot or disk is only reported
+        picture = f"without anchor.png ({type(error).__name__}: {shorten_error(error)})"
+    return f"{result.table()}\n{path}, {picture}"
 
 
-def _write(result: Result, samples: Samples, out: Path, seconds: float) -> str:
-    """Write anchor.json and anchor.png to `out`, and return the text for the terminal."""
+def _draw(result: Result, samples: Samples, out: Path) -> Path:
+    """Write anchor.png to `out`, and return its path."""
     from dpdmd.find_anchor.plot import draw  # imports matplotlib
 
-    write_text(out / "anchor.json", json.dumps({**result.as_dict(), "seconds": round(seconds, 1)}, indent=2) + "\n")
     save_image(draw(result, samples), out / "anchor.png")
-    return f"{result.table()}\n{out / 'anchor.json'}, {out / 'anchor.png'}"
+    return out / "anchor.png"
 
 
 def _sample(

@@ -20,6 +20,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from dpdmd.config.sampling_flags import check_ranges
+from dpdmd.models.identity import digest, identify
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import check_model_folder
 from dpdmd.shapes.autoencoder import LATENT_CHANNELS, train_autoencoder
@@ -79,7 +80,7 @@ def build(args: argparse.Namespace, out: Path) -> None:
         start_vae = load_vae(args.start / "vae")
         start = SD3Transformer2DModel.from_pretrained(args.start, subfolder="transformer")
     cycles = out.with_name(out.name + "_cycles")
-    trained = args.vae or cycles / f"vae_of_seed_{args.seed}"
+    trained = args.vae or cycles / f"vae{'_of_pairs' if args.pairs else ''}_of_seed_{args.seed}"
     if trained.is_dir():
         vae = load_vae(trained).eval()
     else:
@@ -87,7 +88,8 @@ def build(args: argparse.Namespace, out: Path) -> None:
         with creating_folder(trained) as folder:
             vae.save_pretrained(folder)
     logger.info("autoencoder after %.0f s", time.perf_counter() - started)
-    pipe = train_teacher(vae, args.seed, recipe, start, saved=cycles)
+    sources = {"vae": trained, "start": args.start / "transformer" if args.pairs else None}
+    pipe = train_teacher(vae, args.seed, recipe, start, saved=cycles, made_from=digest(identify(sources)))
     with creating_folder(out) as folder:
         pipe.save_pretrained(folder, safe_serialization=True)
         SamplingDefaults(steps=30, guidance_scale=GUIDANCE_SCALE, max_sequence_length=MAX_LENGTH).write(folder)

@@ -186,11 +186,13 @@ def train_teacher(
     lr_matrices: float = 1e-2,
     lr: float = 2e-3,
     saved: Path | None = None,
+    made_from: str = "",
 ) -> StableDiffusion3Pipeline:
     """Train text encoders and transformer, and return the pipeline with averaged (EMA) weights.
 
     The transformer starts from the weights of `start`, if given. With `saved`, a folder, every cycle's end is saved
-    there, and the training continues after the last whole cycle of the same seed and recipe.
+    there, and the training continues after the last whole cycle of the same seed, recipe, and `made_from`, a digest of
+    `vae` and `start`.
     """
     torch.manual_seed(seed)
     pipe = build_pipeline(vae, recipe.world)
@@ -207,7 +209,7 @@ def train_teacher(
     with ThreadPoolExecutor(NUM_WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as workers:
         for number, cycle in enumerate(recipe.cycles):
             file = saved / f"cycle_{number}.safetensors" if saved else None
-            made_by = {"seed": str(seed), "cycles": repr(recipe.cycles[: number + 1])}
+            made_by = {"seed": str(seed), "cycles": repr(recipe.cycles[: number + 1]), "made_from": made_from}
             if file and _load_cycle(file, made_by, transformer, noise):
                 step += cycle.num_steps
                 progress.update(cycle.num_steps)

@@ -296,6 +296,15 @@ def _check_space(setup: RunSetup) -> None:
     Raises:
         ValueError: they do not.
     """
+    count, needed = checkpoints_to_come(setup)
+    folder = setup.folder
+    if count:
+        remedy = "free some, lower --checkpoints_total_limit, or give another --run_dir"
+        check_free(f"--ckpt_dir {folder.ckpts}", folder.ckpts, needed, f"{count} checkpoints", remedy)
+
+
+def checkpoints_to_come(setup: RunSetup) -> tuple[int, float]:
+    """Return how many checkpoints a run will add to those that are there, at most, and their bytes."""
     config, folder = setup.config, setup.folder
     layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
     every, limit = config.run.ckpt_every, config.run.checkpoints_total_limit
@@ -307,11 +316,10 @@ def _check_space(setup: RunSetup) -> None:
         most = limit + 1 + bool(setup.evaluation.sets)
         count = min(count, max(1, most - len(folder.checkpoints())))
     if not count:
-        return
+        return 0, 0
     needed = count * checkpoint.size_in_bytes(config)
     if adapters(config.model) is None:  # the last export holds copies of the teacher's other parts; without links all
         exports = 1 if config.optim.ema_decay is None else 2
         exports *= 1 if folder.has_links() else count
         needed += exports * layout.bytes_beside_network(teacher, no_t5=config.model.no_t5)
-    remedy = "free some, lower --checkpoints_total_limit, or give another --run_dir"
-    check_free(f"--ckpt_dir {folder.ckpts}", folder.ckpts, needed, f"{count} checkpoints", remedy)
+    return count, needed

@@ -56,6 +56,11 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
         ),
         ({"flags": {"k_anchor": [1]}}, "configuration dmd: k_anchor must be a number, a string, true or false"),
         ({"configurations": {"a/b": {}}}, "names are letters, digits"),
+        ({"configurations": {5: {}}}, "configuration 5: YAML reads this name as int; put it in quotes"),
+        (
+            {"measure": {"train.log": {"command": "x {out}", "result": "r", "metrics": ["m"]}}},
+            "measure train.log: a name may not end as the files of the measures do",
+        ),
         ({"configurations": {"a": {"model": "m", "flags": {}}}}, "has model, so nothing is trained"),
         ({"configurations": {"a": {"model": "m", "launcher": "x"}}}, "nothing is trained; remove launcher"),
         ({"configurations": {"a": {"model": "m", "average": True}}}, "nothing is trained; remove average"),
@@ -204,6 +209,16 @@ def test_disk_space_is_not_checked_for_epochs_on_many_gpus(values, tmp_path, mon
     assert problems(values, tmp_path) == []
     del values["launcher"]
     assert "--ckpt_dir" in problems(values, tmp_path)[0]
+
+
+def test_the_checkpoints_of_all_trainings_must_fit_the_disk(values, tmp_path, monkeypatch):
+    """Each alone would."""
+    values["flags"] |= {"max_steps": 6}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: argparse.Namespace(free=30_000_000))
+    (line,) = problems(values, tmp_path)
+    assert ": flags: 0.03 GB are free, but the checkpoints of 4 trainings will take about" in line
+    monkeypatch.setattr("shutil.disk_usage", lambda path: argparse.Namespace(free=10**9))
+    assert problems(values, tmp_path) == []
 
 
 @pytest.mark.parametrize(

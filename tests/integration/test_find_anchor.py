@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from dpdmd import train
 from dpdmd.config import read_yaml
 from dpdmd.config.anchor_search import NUM_SEEDS, THRESHOLD
 from dpdmd.find_anchor import __main__ as find_anchor
+from dpdmd.find_anchor import measurement
 from dpdmd.methods import decidedness, updates
 from dpdmd.models.sd35.family import SD35
 from dpdmd.training import anchor_choice
@@ -106,6 +108,20 @@ def test_the_text_encoders_are_gone_before_the_teacher_loads(find, monkeypatch):
     monkeypatch.setattr(SD35, "load_text_encoder", load_text_encoder)
     monkeypatch.setattr(SD35, "load_network", load_alone)
     assert find("--num_seeds", "2")["curve"]
+
+
+def test_a_picture_that_fails_costs_no_measurement(short_run, tmp_path, monkeypatch, capsys):
+    """The decoder may first run for it, after hours of calls in latents."""
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(measurement, "_sample", full)
+    out = tmp_path / "out"
+    given = [*short_run, "--num_prompts", "2", "--num_seeds", "2", "--out", str(out), "--space", "latents"]
+    assert find_anchor.main(given) == 0
+    assert json.loads((out / "anchor.json").read_text())["curve"] and not (out / "anchor.png").exists()
+    assert "without anchor.png (OutOfMemoryError: CUDA out of memory)" in capsys.readouterr().out
 
 
 def test_an_epsilon_model(tiny_sdxl, find):

@@ -89,3 +89,49 @@ def test_each_run_of_a_sweep_has_its_name_in_wandb(tmp_path, tiny_pipeline):
     commands = [sweep.train_command(name, 3, tmp_path / "run") for name in sweep.configurations]
     names = [parse(command[command.index("dpdmd.train") + 1 :]).run.tracker_run_name for command in commands]
     assert names == ["student_seed_3", "a" * 108 + "_seed_3", "mine"]
+
+
+def test_a_measure_that_changed_costs_no_training(tmp_path):
+    """Its record alone is to be deleted; one that failed begins anew with what is asked now."""
+
+    def stage(command: str) -> Stage:
+        return Stage("oracle", tmp_path, [], {"command": command}, True)
+
+    stage("one").write_record(done=False)
+    assert stage("two").check() == ""
+    stage("one").write_record(done=True)
+    with pytest.raises(ValueError, match="was made with command 'one'") as raised:
+        stage("two").check()
+    assert str(raised.value).startswith(f"{tmp_path / 'oracle'}: ")
+    assert str(raised.value).endswith(f"delete {tmp_path / 'oracle.json'} and give the same command")
+    train = Stage("train", tmp_path, [], {"command": "one"}, True)
+    train.write_record(done=False)  # a training's settings count from its first step on
+    with pytest.raises(ValueError, match="delete that folder"):
+        Stage("train", tmp_path, [], {"command": "two"}, True).check()
+
+
+def test_a_file_that_measures_write_in_common_is_no_input(tmp_path):
+    log = tmp_path / "all_scores.csv"
+    log.write_text("a")
+    stage = Stage("oracle", tmp_path, ["mine"], {}, True, {str(log): log})
+    stage.write_record(done=False)
+    log.write_text("a, b")
+    stage.write_record(done=True)
+    log.write_text("a, b, c")
+    assert Stage("oracle", tmp_path, ["mine"], {}, True, {str(log): log}).check() == ""
+
+
+def test_home_folders_are_expanded_in_a_sweep(tmp_path, tiny_pipeline, monkeypatch):
+    """A teacher or a prompt file that is not found has no content to compare."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.txt").write_text("a red circle")
+    values = two_methods(tmp_path, tiny_pipeline)
+    values["flags"]["prompt_txt"] = "~/p.txt"
+    call(values, tmp_path)
+    jobs = build_jobs(read_sweep(tmp_path / "sweep.yaml"), tmp_path / "out")
+    train = next(stage for job in jobs for stage in job.stages if stage.name == "train")
+    assert train.settings["prompt_txt"] == str(tmp_path / "p.txt") and "prompt_txt" in train.content
+    train.folder.mkdir(parents=True)
+    train.write_record(done=True)  # one of an older version has the text of the file
+    train.record.write_text(train.record.read_text().replace(str(tmp_path / "p.txt"), "~/p.txt"))
+    train.check()

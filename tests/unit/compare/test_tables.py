@@ -61,7 +61,7 @@ def test_missing_scores_are_reported(tmp_path):
         rows.writerow({"prompt_index": 0, "prompt": "a " * 100_000, "clip_score": 20, "maniqa": 0.5})
     sweep = sweep_of({"one": None}, plane=None)
     sweep.measures["m"] = Measure("m", ("x",), "summary.json", {name: name for name in metrics})
-    job = Job("one", None, tmp_path, Path("model"), (Stage("m", tmp_path, [], {}, False),))
+    job = Job("one", None, tmp_path, Path("model"), (Stage("m", tmp_path, [], {}, False, {}, "summary.json"),))
     problems = outputs.write_tables(sweep, [job], tmp_path, "command").problems
     for problem, says in zip(problems, ("2 images without vqr1, see", "1 image without maniqa, see"), strict=True):
         assert problem.startswith(f"{tmp_path / 'm' / 'summary.json'}: {says}") and f"{tmp_path / 'm.json'}" in problem
