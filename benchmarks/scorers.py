@@ -36,6 +36,7 @@ def load(root: Path, device: torch.device) -> list[Scorer]:
 
 def score_as_release(root: Path, samples: list[Sample], device: torch.device) -> None:
     for scorer in load(root, device):
+        scorer.network.float()
         if scorer.name == "imagereward":
             for sample in samples:
                 scorer.score([sample])
