@@ -397,6 +397,19 @@ def test_ablations_are_those_that_were_measured():
     assert text in " ".join(documents.prose(document).split())
 
 
+def test_the_trainings_beside_decidedness_are_those_that_were_measured():
+    found = result("2026-11-30_anchor_pairs_tiny")
+    names = {
+        "students' entropy, five seeds (teacher .876)": "entropy",
+        "students' accuracy": "accuracy",
+        "students' spread (teacher .804)": "spread",
+    }
+    rows = rows_of(ROOT / "docs" / "anchor.md", *names)[-3:]  # of two objects
+    assert [names[row[0]] for row in rows] == ["entropy", "accuracy", "spread"]
+    for name, *cells in rows:
+        assert cells[:5] == [shown(*found[f"k_{k}", names[name]])[0].split(" ")[0] for k in (1, 5, 10, 20, 30)]
+
+
 SCRIPT = ("--bf16", "--gradient_checkpointing", "--batch_size", "4")  # of run_train_sd35.sh
 CACHE = ("--cache_text_embeddings", "outputs/text_cache")
 SETUPS = {  # row -> flags, processes, sharded
