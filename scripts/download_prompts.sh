@@ -6,7 +6,7 @@
 #   bash scripts/download_prompts.sh pickapic   # some; --help lists them
 set -euo pipefail
 unset CDPATH # with it, cd prints or goes elsewhere
-[ "$PWD" -ef "$(dirname "${BASH_SOURCE[0]}")/.." ] || echo "paths count from the checkout, not from $PWD" >&2
+[[ " $*" != *" --out"* || "$PWD" -ef "$(dirname "${BASH_SOURCE[0]}")/.." ]] || echo "paths count from the checkout, not from $PWD" >&2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -n ${PYTHON:-} ]] || PYTHON=$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)
 exec "$PYTHON" scripts/download_prompts.py "$@"

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.data.prompts import fingerprint
 from dpdmd.sampling.given_images import is_table, odd_names, read_table
 from dpdmd.sampling.image_folder import PICTURES, SETTINGS_FILE, ImageFile, is_whole, recorded_prompts
 
@@ -30,7 +29,11 @@ def check_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> None:
     """Check that the images of a folder that this project's programs wrote are of these prompts."""
     folder = Path(args.images)
     made_of = recorded_prompts(folder) or recorded_prompts(folder / PICTURES)
-    if prompts and made_of and made_of != fingerprint(prompts):
+    if not (prompts and made_of):
+        return
+    from dpdmd.data.prompts import fingerprint  # imports torch, which takes seconds
+
+    if made_of != fingerprint(prompts):
         raise ValueError(
             f"--prompts_txt {args.prompts_txt}: the images in {args.images} are of other prompts "
             f"({SETTINGS_FILE}); give the file that they were made of"

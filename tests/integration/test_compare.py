@@ -60,7 +60,10 @@ def test_the_table_has_the_cost_of_each_training_if_the_plane_shows_it(values, t
     values["flags"] |= {"max_steps": 12}
     assert main(call(values, tmp_path, "--seeds", "0")) == 0
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "Network calls of a training, each of one sample, a backward pass as two: dmd 400, dpdmd 480." in table
+    assert (
+        "Network calls of a training in each process, each of one sample, a backward pass as two: dmd 400, dpdmd 480."
+        in table
+    )
 
 
 def test_the_tables_are_there_after_each_model(values, tmp_path, monkeypatch):

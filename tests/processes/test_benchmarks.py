@@ -81,10 +81,10 @@ def test_every_benchmark_finds_what_it_imports(program):
 
 
 def test_a_rehearsal_without_weights_checks_the_run(tiny_pipeline, tmp_path, monkeypatch, capsys):
-    work, only = tmp_path / "work", "checks of dpdmd.train"
-    work.mkdir()
+    work, only = tmp_path / "work" / "rehearsal_sd35", "checks of dpdmd.train"
+    work.mkdir(parents=True)
     (work / "teacher").symlink_to(tiny_pipeline)
-    own = ["sd35", "--hollow", "--work", str(work), "--only", only, "--keep", "--out", str(tmp_path)]
+    own = ["sd35", "--hollow", "--work", str(work.parent), "--only", only, "--keep", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["rehearsal.py", *own, "--height", "64", "--width", "64"])
     assert rehearsal.main() == 0
     (table,) = tmp_path.glob("*_rehearsal_sd35.md")
