@@ -162,7 +162,8 @@ def _read(entry: RunEntry, name: str) -> Run:
         best=_step_of(best) if best else None,
         warnings=warnings,
     )
-    if others := [record["step"] for record in run.evaluations if record not in run.comparable]:
+    kept = {record["step"] for record in run.comparable}
+    if others := [record["step"] for record in run.evaluations if record["step"] not in kept]:
         warnings.append(
             f"{counted(len(others), 'evaluation')} up to step {others[-1]} had other prompts, seeds or scorers than "
             "the last one: no plot or sheet shows them"

@@ -99,7 +99,10 @@ def _is_lora(file: Path) -> bool:
     """Return whether a file holds a LoRA, in the names of diffusers, kohya or ComfyUI."""
     if file.suffix.lower() != ".safetensors":
         return False
-    return any(".lora_" in name or "lora_down" in name for name in read_shapes(file))
+    try:
+        return any(".lora_" in name or "lora_down" in name for name in read_shapes(file))
+    except ValueError:
+        return False  # the checks of a network's file say what is wrong
 
 
 def _is_single_file_export(folder: Path) -> bool:

@@ -153,10 +153,10 @@ def test_an_interrupted_build_goes_on_after_the_last_whole_cycle(tmp_path, monke
     assert not (tmp_path / "parts").exists()
     assert build_parts() == 0 and len(steps) == 2
     assert_equal_folders(tmp_path / "whole", tmp_path / "parts")
-    vae = ("--vae", str(tmp_path / "parts" / "vae"))
-    for seed in ("0", "1"):  # what another seed left is no help
+    own, other = (str(folder / "vae") for folder in (tmp_path / "parts", TEACHER))
+    for vae, seed in ((own, "0"), (own, "1"), (other, "1")):  # what another seed or autoencoder left is no help
         with pytest.raises(KilledError):
-            build_parts(*vae, "--seed", seed, out="other")
+            build_parts("--vae", vae, "--seed", seed, out="other")
 
 
 def test_a_scorer_that_was_interrupted_is_built_again(tmp_path, monkeypatch):
