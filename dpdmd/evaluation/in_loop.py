@@ -127,6 +127,8 @@ class InLoopEvaluation:
             cached = json.loads(self.folder.teacher_scores.read_text(encoding="utf-8"))
             if cached["settings"] != self._settings:
                 return {}
+            if not (images := self.folder.eval_images / TEACHER).is_dir():  # after a resume with another --eval_dir
+                logger.warning("div_vis/ will lack the teacher's images: %s is not there, and its scores are", images)
             return {name: Summary(**values) for name, values in cached["metrics"].items()}
         except (OSError, ValueError, KeyError, TypeError):
             return {}

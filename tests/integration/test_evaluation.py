@@ -148,6 +148,19 @@ def test_an_interrupted_scoring_of_the_teacher_leaves_no_scores(tmp_path, monkey
     assert not folder.teacher_scores.exists()
 
 
+def test_scores_of_the_teacher_without_its_images_are_said(tmp_path, caplog):
+    """After a resume with another --eval_dir, or once its images are deleted, they are not made again."""
+    evaluation, folder = object.__new__(InLoopEvaluation), RunFolder.of(tmp_path)
+    evaluation.folder, evaluation.__dict__["_settings"] = folder, {}
+    folder.teacher_scores.write_text(json.dumps({"settings": {}, "metrics": {}}))
+    evaluation._read_teacher()
+    assert f"div_vis/ will lack the teacher's images: {folder.eval_images / 'teacher'} is not there" in caplog.text
+    caplog.clear()
+    (folder.eval_images / "teacher").mkdir(parents=True)
+    evaluation._read_teacher()
+    assert not caplog.text
+
+
 def test_evaluation_does_not_change_training(flags, tmp_path):
     """The weights are equal with and without it: evaluation does not use training's random draws."""
     states = []
