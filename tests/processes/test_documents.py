@@ -398,16 +398,19 @@ def test_ablations_are_those_that_were_measured():
 
 
 def test_the_trainings_beside_decidedness_are_those_that_were_measured():
-    found = result("2026-11-30_anchor_pairs_tiny")
-    names = {
-        "students' entropy, five seeds (teacher .876)": "entropy",
-        "students' accuracy": "accuracy",
-        "students' spread (teacher .804)": "spread",
-    }
-    rows = rows_of(ROOT / "docs" / "anchor.md", *names)[-3:]  # of two objects
-    assert [names[row[0]] for row in rows] == ["entropy", "accuracy", "spread"]
-    for name, *cells in rows:
-        assert cells[:5] == [shown(*found[f"k_{k}", names[name]])[0].split(" ")[0] for k in (1, 5, 10, 20, 30)]
+    one, two = (result(f"2026-11-30_{name}") for name in ("anchor_tiny", "anchor_pairs_tiny"))
+    wanted = [
+        ("students' entropy (teacher .846)", one, "entropy"),
+        ("students' accuracy", one, "accuracy"),
+        ("students' spread (teacher .884)", one, "spread"),
+        ("students' entropy (teacher .876)", two, "entropy"),
+        ("students' accuracy", two, "accuracy"),
+        ("students' spread (teacher .804)", two, "spread"),
+    ]
+    rows = rows_of(ROOT / "docs" / "anchor.md", *{name for name, *_ in wanted})
+    for (name, *cells), (expected, found, metric) in zip(rows, wanted, strict=True):
+        assert name == expected
+        assert cells[:5] == [shown(*found[f"k_{k}", metric])[0] for k in (1, 5, 10, 20, 30)]
 
 
 SCRIPT = ("--bf16", "--gradient_checkpointing", "--batch_size", "4")  # of run_train_sd35.sh
