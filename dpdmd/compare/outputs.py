@@ -98,8 +98,8 @@ def _read_columns(sweep: Sweep, job: Job, problems: list[str]) -> dict[str, Meas
                 columns[column] = found = metrics[metric]
                 if found.num_missing:
                     problems.append(
-                        f"{path}: {counted(found.num_missing, 'image')} without {metric}, see {PER_IMAGE} beside it; "
-                        f"{stage.to_repeat}"
+                        f"{path}: {counted(found.num_missing, 'image')} without {metric}, see {PER_IMAGE} beside "
+                        f"it; {stage.to_repeat}"
                     )
             else:
                 known = ", ".join(metrics)

@@ -4,7 +4,6 @@ import os.path
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +25,8 @@ def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
         One line per problem, with all configurations or measures that have it.
     """
     names: dict[tuple[str, str], dict[str, None]] = {}
-    room = _Room()
-    for kind, name, run in _checks(sweep, jobs, room):
+    to_come: list[tuple[Path, float]] = []
+    for kind, name, run in _checks(sweep, jobs, to_come):
         try:
             run()
         except (ValueError, OSError) as error:
@@ -38,43 +37,31 @@ def check(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
         for (kind, message), where in names.items()
     ]
     try:
-        room.check()
+        _check_room(to_come)
     except ValueError as error:
         problems.append(f"{sweep.path}: {error}")
     return problems
 
 
-@dataclass
-class _Room:
-    """The disk that the checkpoints of all trainings need together.
+def _check_room(to_come: Sequence[tuple[Path, float]]) -> None:
+    """Check that the checkpoints of all trainings, (run folder, bytes) of each, fit the disk together.
 
-    Attributes:
-        needed: bytes of those that are to come.
-        place: a folder on the disk.
+    Raises:
+        ValueError: they do not.
     """
-
-    trainings: int = 0
-    needed: float = 0
-    place: Path | None = None
-
-    def add(self, setup: preflight.RunSetup) -> None:
-        count, needed = preflight.checkpoints_to_come(setup)
-        self.trainings, self.needed = self.trainings + bool(count), self.needed + needed
-        self.place = setup.folder.root
-
-    def check(self) -> None:
-        """Check that they fit.
-
-        Raises:
-            ValueError: they do not.
-        """
-        if self.trainings > 1:
-            remedy = "free some, set checkpoints_total_limit in flags, or give another --out"
-            check_free("flags", self.place, self.needed, f"the checkpoints of {self.trainings} trainings", remedy)
+    if len(to_come) > 1:
+        remedy = "free some, set checkpoints_total_limit in flags, or give another --out"
+        needed = sum(size for _, size in to_come)
+        check_free("flags", to_come[-1][0], needed, f"the checkpoints of {len(to_come)} trainings", remedy)
 
 
-def _checks(sweep: Sweep, jobs: Sequence[Job], room: _Room) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """Yield ("configuration" or "measure", its name, check) for all unfinished stages."""
+def _checks(
+    sweep: Sweep, jobs: Sequence[Job], to_come: list[tuple[Path, float]]
+) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """Yield ("configuration" or "measure", its name, check) for all unfinished stages.
+
+    The check of a training adds its checkpoints to `to_come`.
+    """
     for job in jobs:
         unfinished = [stage for stage in job.stages if not stage.is_done()]
         trains = any(stage.name == TRAIN for stage in unfinished)
@@ -82,7 +69,7 @@ def _checks(sweep: Sweep, jobs: Sequence[Job], room: _Room) -> Iterator[tuple[st
             yield "configuration", job.configuration, partial(_check_model, job.model)
         for stage in unfinished:
             if stage.name == TRAIN:
-                yield "configuration", job.configuration, partial(_check_training, sweep, stage, room)
+                yield "configuration", job.configuration, partial(_check_training, sweep, stage, to_come)
             else:
                 yield "measure", stage.name, partial(check_measure, sweep, job, stage, model_exists=not trains)
 
@@ -92,7 +79,7 @@ def _check_model(model: Path) -> None:
         raise ValueError(f"model {model}: no such folder; scripts/download_weights.sh gets the official ones")
 
 
-def _check_training(sweep: Sweep, stage: Stage, room: _Room) -> None:
+def _check_training(sweep: Sweep, stage: Stage, to_come: list[tuple[Path, float]]) -> None:
     """Check a training as `dpdmd.train` does, except for what only the launched processes know.
 
     Raises:
@@ -108,8 +95,9 @@ def _check_training(sweep: Sweep, stage: Stage, room: _Room) -> None:
     if unknown:
         config.run.ckpt_every = sys.maxsize
     setup = preflight.check(config)
-    if not unknown:
-        room.add(setup)
+    count, size = preflight.checkpoints_to_come(setup)
+    if count and not unknown:
+        to_come.append((setup.folder.root, size))
 
 
 def check_measure(sweep: Sweep, job: Job, stage: Stage, *, model_exists: bool) -> None:

@@ -148,8 +148,9 @@ def _check_results(job: Job, scorer_files: dict[str, Identity]) -> None:
     changes += [f"{name} is left out now" for name in metrics if name not in metric_names(job.paths)]
     if changes:
         pictures = job.out / PICTURES
-        same = f", and --images {pictures} and their --prompts_txt to score the images there"
-        same = same if pictures.is_dir() else ""
+        same = ""
+        if pictures.is_dir():
+            same = f", and --images {pictures} and their --prompts_txt to score the images there"
         raise ValueError(
             f"--output_dir {job.out}: holds the scores of another call ({'; '.join(changes)}); give another{same}"
         )

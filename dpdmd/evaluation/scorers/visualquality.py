@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,14 @@ class VisualQualityR1(ValueScorer):
         # `generate` draws from the global generator only, so an answer with a seed of its own needs a call of its own.
         # On a CPU a batch saves no time, and the last bits of an answer would depend on it.
         one_by_one = self.sample or self.device.type == "cpu"
-        usable = [sample for sample in samples if self._takes(sample.image)]
+        taken = [self._takes(sample.image) for sample in samples]
+        usable = list(compress(samples, taken))
         groups = [[sample] for sample in usable] if one_by_one or not usable else [usable]
         answers = [answer for group in groups for answer in self._answers(group)]
         ratings = [(parse_rating(answer), answer) for answer in answers]
         rated = iter([Score(rating, answer if rating is None else "") for rating, answer in ratings])
         narrow = Score(None, f"sides in a ratio above {MAX_RATIO}")
-        return [next(rated) if self._takes(sample.image) else narrow for sample in samples]
+        return [next(rated) if each else narrow for each in taken]
 
     def _size(self, image: Image.Image) -> tuple[int, int]:
         processor = self.processor.image_processor

@@ -53,7 +53,7 @@ def test_a_second_interrupt_leaves_what_is_being_written():
 
 
 def test_a_checkpoint_that_a_run_went_back_from_is_not_the_best(tmp_path):
-    """The run was resumed at step 2 and scores its own step 6, of which only the old way has a checkpoint.
+    """The run went back to step 2. It scores its step 6 anew, but the checkpoint of step 6 is the old one.
 
     The next session knows it from the checkpoint that it continues, whatever copies have done to the times of files.
     """
