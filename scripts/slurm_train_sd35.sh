@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SD3.5-Medium on two SLURM nodes of 8 GPUs; goes on by itself after the time limit and after preemption.
 #   sbatch scripts/slurm_train_sd35.sh                     paths as in run_train_sd35.sh: RUN=... TEACHER=... sbatch ...
+#   sbatch --nodes=1 scripts/slurm_train_sd35.sh           one node; more than two: give --batch_size as well
 #SBATCH --job-name=dpdmd
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -27,12 +28,14 @@ export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIS
 export ACCELERATE_CONFIG="${ACCELERATE_CONFIG:-scripts/accelerate_multi_node.yaml}"
 
 output="$(mktemp)"
+# The paper's global batch of 32; sd35.yaml has it on one node.
+[ "${SLURM_NNODES:-1}" = 1 ] || set -- --config scripts/configs/sd35_16gpus.yaml "$@"
 # The launcher between srun and the trainers would die of USR1, which it does not know: it ignores it, and the
 # trainers, which inherit that, set their own answer.
 srun --kill-on-bad-exit=0 bash -c '
     trap "" USR1
     export LAUNCH_FLAGS="--machine_rank $SLURM_NODEID --num_machines $SLURM_NNODES --main_process_ip $MASTER_ADDR --num_processes $((8 * SLURM_NNODES))"
-    exec bash scripts/run_train_sd35.sh --resume_from_checkpoint latest --config scripts/configs/sd35_16gpus.yaml "$@"
+    exec bash scripts/run_train_sd35.sh --resume_from_checkpoint latest "$@"
 ' bash "$@" 2>&1 | tee "$output"
 status=${PIPESTATUS[0]}
 

@@ -261,8 +261,10 @@ class DataConfig:
     )
     cache_text_embeddings: str | None = _changeable_path(
         None,
-        "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory",
+        "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory; empty for "
+        "none where a preset names one",
         "ours",
+        empty=True,
     )
     height: int = _flag(1024, "image height in pixels", "paper", ge=1, le=MAX_PIXELS)
     width: int = _flag(1024, "image width in pixels", "paper", ge=1, le=MAX_PIXELS)

@@ -44,7 +44,7 @@ def where_to_get(path: Path, repository: str) -> str:
     """Return advice on missing weights at `path`: download them, or find the ones that come with this code."""
     if path.parts[:2] == ("weights", "tiny"):
         return "it comes with this code; start in the checkout, where these paths lead"
-    return f"get it from https://huggingface.co/{repository} (scripts/download_weights.sh)"
+    return f"get it from https://huggingface.co/{repository} (bash scripts/download_weights.sh --help lists the names)"
 
 
 def require_folder(folder: Path) -> None:

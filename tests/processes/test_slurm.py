@@ -21,17 +21,17 @@ STOPPED = "dpdmd.train: stopped: SIGUSR1: saved at step 300; continue with --res
 
 
 @pytest.mark.parametrize(
-    ("status", "last_line", "again"),
+    ("status", "last_line", "again", "nodes"),
     [
-        (0, "saved ckpts/step_006000", False),
-        (1, STOPPED, True),
-        (1, "dpdmd.train: stopped: SIGUSR1; files written before are complete", True),  # while the models load
-        (1, "dpdmd.train: stopped: SIGTERM; files written before are complete", False),  # another trainer failed
-        (1, "step 12 fake loss_fake=nan", False),
-        (2, "", False),
+        (0, "saved ckpts/step_006000", False, 2),
+        (1, STOPPED, True, 1),
+        (1, "dpdmd.train: stopped: SIGUSR1; files written before are complete", True, 2),  # while the models load
+        (1, "dpdmd.train: stopped: SIGTERM; files written before are complete", False, 2),  # another trainer failed
+        (1, "step 12 fake loss_fake=nan", False, 2),
+        (2, "", False, 1),
     ],
 )
-def test_a_job_is_queued_again_only_after_a_signal(tmp_path, status, last_line, again):
+def test_a_job_is_queued_again_only_after_a_signal(tmp_path, status, last_line, again, nodes):
     """What the trainers print says what ended them, wherever their log is."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
@@ -45,6 +45,7 @@ def test_a_job_is_queued_again_only_after_a_signal(tmp_path, status, last_line, 
         "LAST_LINE": last_line,
         "SLURM_JOB_ID": "41",
         "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_NNODES": str(nodes),
         "SLURM_SUBMIT_DIR": str(ROOT),
     }
     done = subprocess.run(
@@ -57,7 +58,7 @@ def test_a_job_is_queued_again_only_after_a_signal(tmp_path, status, last_line, 
         check=False,
     )
     called = (tmp_path / "calls" / "srun").read_text()
-    assert "--config scripts/configs/sd35_16gpus.yaml" in called and "--max_steps 9" in called
+    assert ("--config scripts/configs/sd35_16gpus.yaml" in called) == (nodes == 2) and "--max_steps 9" in called
     assert last_line in done.stdout
     requeued = (tmp_path / "calls" / "scontrol").exists()
     assert requeued == again and done.returncode == (0 if again else status)
