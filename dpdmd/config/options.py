@@ -261,8 +261,8 @@ class DataConfig:
     )
     cache_text_embeddings: str | None = _changeable_path(
         None,
-        "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory; empty for "
-        "none where a preset names one",
+        "folder where all prompts are encoded ahead, once for all runs, so that the text encoders leave memory; "
+        "empty for none where a preset names one",
         "ours",
         empty=True,
     )

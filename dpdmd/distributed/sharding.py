@@ -66,13 +66,16 @@ def reshard(network: nn.Module) -> None:
 
 
 @contextmanager
-def synchronise_when(accelerator: Accelerator, networks: Sequence[nn.Module], condition: bool) -> Iterator[None]:
-    """Average the gradients of a backward pass over processes only if `condition` is true."""
+def synchronise_when(networks: Sequence[nn.Module], condition: bool) -> Iterator[None]:
+    """Average the gradients of a backward pass over processes only if `condition` is true.
+
+    FSDP2 averages after each backward pass. Until it does, it keeps the whole network's gradients on every process.
+    """
     with ExitStack() as stack:
         if not condition:
             for network in networks:
-                whole = isinstance(network, DistributedDataParallel)
-                stack.enter_context(network.no_sync() if whole else accelerator.no_sync(network))
+                if isinstance(network, DistributedDataParallel):
+                    stack.enter_context(network.no_sync())
         yield
 
 

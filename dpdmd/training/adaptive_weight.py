@@ -4,23 +4,27 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpdmd.config.options import MethodConfig
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS
+from dpdmd.methods.update_schedule import num_student_updates
 
 GAIN = 8  # at 5% less diversity than the teacher's, lambda grows by half
 LIMIT = 10  # largest factor of lambda, and its inverse the smallest
 
 
-def weight_factor(evaluations: Sequence[Mapping[str, Any]]) -> float:
+def weight_factor(evaluations: Sequence[Mapping[str, Any]], config: MethodConfig) -> float:
     """Return the factor of lambda after some evaluations, given by their records in metrics.jsonl.
 
     Each evaluation multiplies the factor by (teacher / student)^GAIN, the geometric mean over the diversity scores, and
-    the factor stays within LIMIT and its inverse. The evaluation before the first update does not count: it is of the
-    teacher's weights with the student's steps. The factor depends on the records alone, so a resumed run has the same.
+    the factor stays within LIMIT and its inverse. An evaluation without a student update since the last one, or before
+    the first, does not count: at first the student has the teacher's weights. The factor depends on the records alone,
+    so a resumed run has the same.
     """
-    log_factor, bound = 0.0, math.log(LIMIT)
+    log_factor, bound, counted = 0.0, math.log(LIMIT), 0
     for record in evaluations:
-        ratios = _log_ratios(record) if record["step"] > 0 else []
-        if ratios:
+        updates = num_student_updates(record["step"], config)
+        if updates > counted and (ratios := _log_ratios(record)):
+            counted = updates
             log_factor = min(bound, max(-bound, log_factor + GAIN * sum(ratios) / len(ratios)))
     return math.exp(log_factor)
 

@@ -196,7 +196,7 @@ class Trainer:
         """
         networks, means = [each.network for each in trained.values()], {}
         for index, batch in enumerate(batches):
-            with sharding.synchronise_when(self.accelerator, networks, index == len(batches) - 1):
+            with sharding.synchronise_when(networks, index == len(batches) - 1):
                 result = compute(self.run, batch)
                 self.accelerator.backward(result.loss / len(batches))
             for name, value in result.metrics.items():
@@ -330,7 +330,9 @@ class Trainer:
     def _adapt_weight(self, log: RunLog) -> None:
         """Set the factor of lambda from all evaluations so far, if `--div_weight_schedule adaptive` is set."""
         if self.config.method.div_weight_schedule == ADAPTIVE:
-            factor = collectives.broadcast_from_main(self.accelerator, weight_factor(log.evaluations))
+            factor = collectives.broadcast_from_main(
+                self.accelerator, weight_factor(log.evaluations, self.config.method)
+            )
             self.run = replace(self.run, div_weight_factor=factor)
 
 

@@ -182,7 +182,8 @@ def test_a_prompt_longer_than_the_positions_of_a_model_is_an_error(refused, tiny
 @pytest.mark.parametrize("model", ["stable-diffusion-3.5-large", "stable-diffusion-3-medium-diffusers"])
 def test_a_missing_model_says_where_to_get_this_model(refused, model):
     message = refused({"--teacher_id": f"weights/stabilityai/{model}"})
-    assert message.endswith(f"get it from https://huggingface.co/stabilityai/{model} (bash scripts/download_weights.sh --help lists the names)")
+    where = f"https://huggingface.co/stabilityai/{model} (bash scripts/download_weights.sh --help lists the names)"
+    assert message.endswith(f"get it from {where}")
 
 
 def test_a_damaged_model_says_where_to_get_this_model(refused, tiny_folder, tmp_path):

@@ -1,8 +1,15 @@
 """Gradient norms and unsharded state dicts in one process. `tests/processes` has the same over shards."""
 
+import copy
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dpdmd.distributed import sharding
 
@@ -51,6 +58,35 @@ def test_restoring_is_strict(network):
         sharding.restore_network_state(network, {**state, "more": torch.zeros(1)})
     with pytest.raises(RuntimeError, match="weight"):
         sharding.restore_network_state(network, {**state, "weight": torch.zeros(3)})
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_fsdp_holds_no_whole_gradients_between_micro_batches():
+    """Whole fp32 gradients of Qwen-Image are 81 GB."""
+    network = nn.Linear(3, 2)
+    whole = copy.deepcopy(network)
+    fully_shard(network, mesh=init_device_mesh("cpu", (1,)))
+    for index, x in enumerate(torch.ones(2, 1, 3) * torch.tensor([1.0, 2.0])[:, None, None]):
+        with sharding.synchronise_when([network], index == 1):
+            network(x).square().sum().backward()
+        whole(x).square().sum().backward()
+        assert isinstance(network.weight.grad, DTensor)  # None until FSDP2 shards it
+        torch.testing.assert_close(network.weight.grad.full_tensor(), whole.weight.grad)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_ddp_averages_gradients_once_an_update():
+    network = DistributedDataParallel(nn.Linear(3, 2))
+    for condition in (False, True):
+        with sharding.synchronise_when([network], condition):
+            assert network.require_backward_grad_sync is condition
 
 
 def test_only_shared_memory_is_copied():
