@@ -21,6 +21,7 @@ from dpdmd.utils.image_grid import save_image
 
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 160  # inches without the legend; dots per inch
 HANDLE, LINE = 0.5, 0.18  # inches: width of marker and gaps beside a name, and height of a line of names
+TALL_LINE = 0.3  # inches: the same beside markers of any size up to LARGEST
 MEAN, TRAINING = 7.5, 3.8  # points: side of a square with the area of a mean's marker, and of a training's
 LARGEST = 14  # points: the same of the mean's marker of the most expensive row, if areas are costs
 AREA = "area of a marker: network calls of a training"
@@ -42,10 +43,9 @@ def draw_plane(sweep: Sweep, table: Table, path: Path, calls: Mapping[str, int] 
         return
     labels = {name: _shorten(name) for name in shown}
     columns = max(1, min(len(shown), int(WIDTH / (HANDLE + max(map(_inches, labels.values()))))))
-    height = HEIGHT + LINE * math.ceil(len(shown) / columns)
     sides = _sides({name: calls[name] for name in shown if name in calls} if calls else {})
-    if sides:
-        height += LINE  # of the legend's title
+    line = TALL_LINE if sides else LINE
+    height = HEIGHT + line * math.ceil(len(shown) / columns) + bool(sides) * LINE  # the legend and its title
     with matplotlib.rc_context(PLOT_SETTINGS):
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
@@ -58,6 +58,8 @@ def draw_plane(sweep: Sweep, table: Table, path: Path, calls: Mapping[str, int] 
         axes.set_xlabel(f"{plane.x} →", loc="right")
         axes.set_ylabel(f"{plane.y} →", loc="top")
         layout = {"ncols": columns, "frameon": False, "handletextpad": 0.3, "columnspacing": 1}
+        if sides:
+            layout["labelspacing"] = TALL_LINE * 72 / PLOT_SETTINGS["font.size"] - 1
         legend = figure.legend(loc="outside lower left", title=AREA if sides else None, alignment="left", **layout)
         legend.get_title().set_fontsize(PLOT_SETTINGS["font.size"])
         png = io.BytesIO()
@@ -106,7 +108,16 @@ def _draw_points(axes: Axes, name: str, x: Cell, y: Cell, style: Style, side: fl
         size = marker_size(style.marker, TRAINING)
         axes.plot(*points, style.marker, color=style.colour, alpha=0.35, ms=size, mew=0, zorder=2)
     size = marker_size(style.marker, side)
-    axes.plot(x.mean.mean, y.mean.mean, style.marker, color=style.colour, ms=size, mec="white", zorder=3, label=name)
+    axes.plot(
+        x.mean.mean,
+        y.mean.mean,
+        style.marker,
+        color=style.colour,
+        ms=size,
+        mec="white",
+        zorder=4 - side / LARGEST,
+        label=name,
+    )
 
 
 def marker_size(marker: str, side: float) -> float:
