@@ -44,8 +44,8 @@ def draw_plane(sweep: Sweep, table: Table, path: Path, calls: Mapping[str, int] 
     labels = {name: _shorten(name) for name in shown}
     columns = max(1, min(len(shown), int(WIDTH / (HANDLE + max(map(_inches, labels.values()))))))
     sides = _sides({name: calls[name] for name in shown if name in calls} if calls else {})
-    line = TALL_LINE if sides else LINE
-    height = HEIGHT + line * math.ceil(len(shown) / columns) + bool(sides) * LINE  # the legend and its title
+    line, title = (TALL_LINE, LINE) if sides else (LINE, 0)
+    height = HEIGHT + line * math.ceil(len(shown) / columns) + title
     with matplotlib.rc_context(PLOT_SETTINGS):
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
@@ -58,8 +58,7 @@ def draw_plane(sweep: Sweep, table: Table, path: Path, calls: Mapping[str, int] 
         axes.set_xlabel(f"{plane.x} →", loc="right")
         axes.set_ylabel(f"{plane.y} →", loc="top")
         layout = {"ncols": columns, "frameon": False, "handletextpad": 0.3, "columnspacing": 1}
-        if sides:
-            layout["labelspacing"] = TALL_LINE * 72 / PLOT_SETTINGS["font.size"] - 1
+        layout["labelspacing"] = line * 72 / PLOT_SETTINGS["font.size"] - 1
         legend = figure.legend(loc="outside lower left", title=AREA if sides else None, alignment="left", **layout)
         legend.get_title().set_fontsize(PLOT_SETTINGS["font.size"])
         png = io.BytesIO()
@@ -107,17 +106,8 @@ def _draw_points(axes: Axes, name: str, x: Cell, y: Cell, style: Style, side: fl
         points = ([cell.by_seed[seed] for seed in both] for cell in (x, y))
         size = marker_size(style.marker, TRAINING)
         axes.plot(*points, style.marker, color=style.colour, alpha=0.35, ms=size, mew=0, zorder=2)
-    size = marker_size(style.marker, side)
-    axes.plot(
-        x.mean.mean,
-        y.mean.mean,
-        style.marker,
-        color=style.colour,
-        ms=size,
-        mec="white",
-        zorder=4 - side / LARGEST,
-        label=name,
-    )
+    look = {"color": style.colour, "ms": marker_size(style.marker, side), "mec": "white", "label": name}
+    axes.plot(x.mean.mean, y.mean.mean, style.marker, zorder=4 - side / LARGEST, **look)  # the small above the large
 
 
 def marker_size(marker: str, side: float) -> float:
