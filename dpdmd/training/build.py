@@ -156,8 +156,8 @@ def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, l
     if resumed and name != STUDENT:
         network.load_state_dict(checkpoint.load_state(resumed, name), strict=True)
     optimizer = make_optimizer(trained_parameters(network), setup.config.optim, lr, accelerator.device)
-    wrap = sharding.prepare if setup.config.model.lora_rank is None else sharding.replicate
-    network, optimizer = wrap(accelerator, network, optimizer)
+    lora = setup.config.model.lora_rank is not None
+    network, optimizer = sharding.prepare(accelerator, network, optimizer, whole=lora)
     if resumed:
         saved = checkpoint.load_state(resumed, f"{checkpoint.OPTIMIZER}{name}")
         optimizer_state.restore_optimizer_state(network, optimizer, saved)
