@@ -13,6 +13,7 @@ from dpdmd.config.options import ModelConfig
 from dpdmd.config.variants import find_variant
 from dpdmd.models.base import Family
 from dpdmd.models.flux2_klein.layout import LAYOUT as FLUX2_KLEIN
+from dpdmd.models.identity import Identity, identify_pipeline
 from dpdmd.models.lora import Adapter, Adapters
 from dpdmd.models.lumina2.layout import LAYOUT as LUMINA2
 from dpdmd.models.qwen_image.layout import LAYOUT as QWEN_IMAGE
@@ -65,6 +66,11 @@ def family_class(name: str) -> type[Family]:
     if name not in LAYOUTS:
         raise ValueError(f"unknown family {name!r} (known: {', '.join(LAYOUTS)})")
     return import_module(f"dpdmd.models.{name}.family").FAMILY
+
+
+def identify_teacher(model: ModelConfig, without: tuple[str, ...] = ()) -> Identity:
+    """Return the identity of the teacher (`identify_pipeline`)."""
+    return identify_pipeline(LAYOUTS[model.family], Path(model.teacher_id), no_t5=model.no_t5, without=without)
 
 
 def adapters(model: ModelConfig) -> Adapters | None:
