@@ -79,10 +79,8 @@ def adapters(model: ModelConfig) -> Adapters | None:
         return None
     layout = LAYOUTS[model.family]
     targets = tuple(map(str.strip, model.lora_targets.split(","))) if model.lora_targets else layout.lora_targets
-    by_config = layout.lora_excluded or layout.lora_full_names
-    config = layout.network_config(Path(model.teacher_id)) if by_config else {}
-    targets = layout.peft_targets(config, targets)
-    excluded = layout.lora_excluded(config) if layout.lora_excluded else ()
+    config = layout.network_config(Path(model.teacher_id))
+    targets, excluded = layout.peft_targets(config, targets), layout.lora_excluded(config)
     fake_rank = model.fake_lora_rank or model.lora_rank
     # A fake score of another rank keeps the student's ratio of alpha to rank, so that both learn at one pace.
     ratio = (model.lora_alpha or model.lora_rank) / model.lora_rank
