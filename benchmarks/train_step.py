@@ -168,7 +168,7 @@ def parts(trainer: Trainer, clock: Clock) -> None:
 
 
 def clip(parameters: list[torch.nn.Parameter]) -> None:
-    sharding.clip_gradients(parameters, 1.0, sharding.gradient_norm(parameters))
+    torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, sharding.gradient_norm(parameters))
 
 
 def save(trainer: Trainer, step: int) -> None:

@@ -103,7 +103,6 @@ def _export(args: argparse.Namespace, repository: str) -> None:
     """Write the folder with its model card."""
 
     def finish(model: "Model", folder: Path) -> None:
-        from dpdmd.models.registry import LAYOUTS, family_of
         from dpdmd.report.card_facts import PIPELINE, SINGLE_FILE, Card, training_of
         from dpdmd.report.model_card import write_card
 
@@ -111,7 +110,7 @@ def _export(args: argparse.Namespace, repository: str) -> None:
         card = Card(
             name=repository if args.push_to_hub else args.out.name,
             kind=SINGLE_FILE if args.single_file else PIPELINE,
-            layout=LAYOUTS[family_of(model.folder)],
+            layout=model.layout,
             defaults=model.defaults,
             from_base=training is not None or model.source != model.folder,
             base=Path(training.config["teacher_id"]) if training else model.folder,

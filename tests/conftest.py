@@ -3,6 +3,7 @@
 Each process imports this file, so it imports torch but no model library. Fixtures import those.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -132,6 +133,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, short_run: list[str]) -> 
     more = ["--ckpt_every", "2", "--vis_every", "0", "--max_steps", "6"]
     assert train.main([*short_run, "--run_dir", str(run), *more]) == 0
     return run
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every file system the answer of exFAT, FUSE or SMB to a symbolic link."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ MEASURED = {"seconds", "samples_per_second", "memory_gb"}
 
 
 def records(run: Path) -> list[dict]:
+    """Return metrics.jsonl without times and memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 

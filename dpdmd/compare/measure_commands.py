@@ -18,7 +18,6 @@ from dpdmd.config.scorer_table import metric_names
 from dpdmd.evaluation.program import Program
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.models.checks.folder import check_folder
-from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.sampling.find_model import find_model
 from dpdmd.sampling.image_folder import SUMMARY
 from dpdmd.shapes import measure
@@ -79,7 +78,7 @@ class MeasureCommand:
         for path, base in found:
             model = find_model(path, base)
             flag = "--model" if model.source == model.folder else "--base_model"
-            check_folder(LAYOUTS[family_of(model.folder)], model.folder, flag, no_t5=model.defaults.no_t5)
+            check_folder(model.layout, model.folder, flag, no_t5=model.defaults.no_t5)
             if self.program is None:
                 measure.check_size(model)
 

@@ -83,7 +83,7 @@ def _mean(value: Any) -> float | None:
 
 
 def _from_oracle(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, MeasuredMetric]:
-    """Average over prompts as `oracle.summarise` does: a prompt with no open attribute has no coverage or entropy."""
+    """Average over prompts as `oracle.mean_metrics`: a prompt with no open attribute has no coverage or entropy."""
     scores: dict[str, dict[str, float]] = {}
     for prompt, entry in prompts.items():
         for name, value in _numbers(entry):

@@ -12,7 +12,6 @@ from dpdmd.demo.sources import Sources
 from dpdmd.models.base import Family, ImageDecoder, TextEncoder
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.identity import same_content
-from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import DEFAULT
 from dpdmd.models.registry import LAYOUTS, family_of, sampling_defaults
 from dpdmd.models.sampling_defaults import SamplingDefaults
@@ -41,19 +40,16 @@ class CheckedModel:
     settings: SamplerSettings
     text_length: int
 
-    @property
-    def layout(self) -> Layout:
-        return LAYOUTS[family_of(self.model.folder)]
-
     def latents(self) -> tuple[int, int, int]:
         """Return the shape of the latents that a sample starts from: (channels, height, width)."""
-        factor = self.layout.read_vae_factor(self.model.folder)
-        channels = int(self.layout.latent_channels(self.layout.network_config(self.model.folder)))
+        layout = self.model.layout
+        factor = layout.read_vae_factor(self.model.folder)
+        channels = int(layout.latent_channels(layout.network_config(self.model.folder)))
         return channels, self.settings.height // factor, self.settings.width // factor
 
     def text_components(self) -> dict[str, Path]:
         """Return the folders of the text encoders and tokenizers, by component."""
-        components = self.layout.components(self.model.folder, no_t5=self.model.defaults.no_t5)
+        components = self.model.layout.components(self.model.folder, no_t5=self.model.defaults.no_t5)
         return {name: self.model.folder / name for name in components if name.startswith(("text_encoder", "tokenizer"))}
 
     def shares_text_with(self, other: "CheckedModel") -> bool:
@@ -100,7 +96,7 @@ def check_models(args: argparse.Namespace, sources: Sources, device: torch.devic
     for name, model, family in zip(names, [teacher, *students], families, strict=True):
         schedule = family.load_schedule(model.folder).at_size(height, width)
         settings = sampler_settings(model, schedule, height, width)
-        length = LAYOUTS[family_of(model.folder)].text_length(model.folder, None, model.defaults)
+        length = model.layout.text_length(model.folder, None, model.defaults)
         checked.append(CheckedModel(name, model, family, settings, length))
     for one in checked[1:]:
         if one.latents() != checked[0].latents():

@@ -21,22 +21,16 @@ def is_fsdp(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type is DistributedType.FSDP
 
 
-def prepare(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+def prepare(
+    accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer, *, whole: bool
+) -> tuple[nn.Module, Any]:
     """Place and wrap one trained network and its optimizer. Collective: call on every rank.
 
-    With FSDP2, accelerate takes one network for each call.
+    With FSDP2, accelerate takes one network for each call. A `whole` network is not sharded; DDP averages gradients.
     """
+    if whole and is_fsdp(accelerator):
+        return DistributedDataParallel(network.to(accelerator.device)), optimizer
     return accelerator.prepare(network, optimizer)
-
-
-def replicate(accelerator: Accelerator, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-    """Place and wrap like `prepare`, but keep the network whole on every process under FSDP too. Collective.
-
-    Gradients are averaged by DDP.
-    """
-    if not is_fsdp(accelerator):
-        return prepare(accelerator, network, optimizer)
-    return DistributedDataParallel(network.to(accelerator.device)), optimizer
 
 
 def shard_frozen(network: nn.Module, block_classes: Sequence[str], device: torch.device) -> None:
@@ -83,11 +77,6 @@ def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     """Return the 2-norm of all gradients over all shards, a plain scalar tensor. Collective: call on every rank."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def clip_gradients(parameters: list[nn.Parameter], max_norm: float, norm: Tensor) -> None:
-    """Scale all gradients by max_norm / norm if their global `norm` exceeds `max_norm`."""
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:

@@ -34,8 +34,8 @@ from dpdmd.evaluation.scoring import (
 from dpdmd.evaluation.seed_grids import TEACHER
 from dpdmd.evaluation.statistics import Summary, mean_rank
 from dpdmd.models.base import TextEncoder
-from dpdmd.models.identity import digest, identify, identify_pipeline
-from dpdmd.models.registry import LAYOUTS
+from dpdmd.models.identity import digest, identify
+from dpdmd.models.registry import identify_teacher
 from dpdmd.run_folder import EVAL_TURN, RunFolder, comparable_with_last
 from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.sampling.sampler import Sampler, batches_of
@@ -143,9 +143,9 @@ class InLoopEvaluation:
     def _settings(self) -> dict[str, Any]:
         """Return everything that the teacher's scores depend on: of models the content, whatever their paths."""
         config, settings = self.config, next(iter(self.teacher.values())).settings
-        model, layout = config.model, LAYOUTS[config.model.family]
+        model = config.model
         return {
-            "teacher": identify_pipeline(layout, Path(model.teacher_id), no_t5=model.no_t5),
+            "teacher": identify_teacher(model),
             "libraries": library_versions(),
             "sigmas": settings.sigmas.tolist(),
             "guidance_scale": settings.guidance_scale,

@@ -1,7 +1,6 @@
 """The work of `dpdmd.find_anchor`: check and load the teacher, measure its curve, write the files."""
 
 import argparse
-import gc
 import json
 import sys
 import time
@@ -12,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from dpdmd.config import Config
-from dpdmd.data.encoded_prompts import EncodedPrompts
 from dpdmd.data.prompts import pool_prompts
 from dpdmd.distributed.topology import describe
 from dpdmd.evaluation.in_loop_setup import set_up_evaluation
@@ -21,6 +19,9 @@ from dpdmd.methods.decidedness import CurveSettings, cheap_space, curve_steps, m
 from dpdmd.models.attention_backend import use_attention_backend
 from dpdmd.models.base import TextEncoder
 from dpdmd.models.registry import family_class
+from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.sampling.find_model import Model
+from dpdmd.sampling.load_model import SamplerPlan
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training.model_sources import locate_models
 from dpdmd.training.preflight import read_training_prompts
@@ -64,26 +65,18 @@ def _check_teacher(config: Config, num_prompts: int) -> list[str]:
 
 
 def load_teacher(config: Config, prompts: Sequence[str]) -> tuple[Sampler, TextEncoder]:
-    """Load the teacher as `dpdmd.train` does, with the grid and the guidance of its anchors.
-
-    The prompts are encoded first, and the text encoders are deleted before the network loads.
-    """
+    """Load the teacher as `dpdmd.train` does, with the grid and the guidance of its anchors (`SamplerPlan.load`)."""
     dtype = precision.set_up(config.optim.bf16)
     family = family_class(config.model.family)(local_device(), dtype, config.model.precisions)
-    folder, method = Path(config.model.teacher_id), config.method
-    null_prompt = family.layout.guidance.null_prompt
-    encoder = family.load_text_encoder(folder, config.data.max_sequence_length, no_t5=config.model.no_t5)
-    encoder = EncodedPrompts(encoder, [null_prompt, *prompts], family.device)
-    gc.collect()  # the libraries' pipelines hold reference cycles
-    torch.cuda.empty_cache()
-    network = family.load_network(folder, family.compute_dtype).requires_grad_(False).to(family.device)
-    if config.optim.attention_backend:
-        use_attention_backend(network, config.optim.attention_backend, family.compute_dtype)
-    size = next(iter(config.data.image_sizes))
-    schedule, decoder = family.load_schedule(folder).at_size(*size), family.load_image_decoder(folder)
+    model = Model(Path(config.model.teacher_id), SamplingDefaults(no_t5=config.model.no_t5))
+    method, size = config.method, next(iter(config.data.image_sizes))
+    schedule = family.load_schedule(model.folder).at_size(*size)
     grid = schedule.default_sigmas(method.teacher_infer_steps)
     settings = SamplerSettings(grid, method.teacher_guidance_scale, *size)
-    return Sampler(family, network, schedule, decoder, encoder.encode([null_prompt]), settings), encoder
+    sampler, encoder = SamplerPlan(model, family, schedule, settings, config.data.max_sequence_length).load(prompts)
+    if config.optim.attention_backend:
+        use_attention_backend(sampler.network, config.optim.attention_backend, dtype)
+    return sampler, encoder
 
 
 def _run(config: Config, own: argparse.Namespace, prompts: Sequence[str]) -> str:

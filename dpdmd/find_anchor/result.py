@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -11,8 +10,7 @@ from PIL import Image
 from dpdmd.config import Config
 from dpdmd.evaluation.statistics import Summary, summarise
 from dpdmd.methods.decidedness import Curve, CurveSettings, anchor_calls, mean_decidedness, smallest_decided
-from dpdmd.models.identity import identify_pipeline
-from dpdmd.models.registry import LAYOUTS
+from dpdmd.models.registry import identify_teacher
 from dpdmd.sampling.sampler import Sampler
 from dpdmd.utils.tables import markdown_table
 from dpdmd.utils.versions import library_versions
@@ -98,7 +96,6 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for anchor.json."""
         model, method, settings = self.config.model, self.config.method, self.settings
-        layout, teacher = LAYOUTS[model.family], Path(model.teacher_id)
         return {
             "k_anchor": self.k_anchor,
             "k_interval": self.k_interval,
@@ -110,7 +107,7 @@ class Result:
             "seed": settings.seed,
             **self.sampler.settings.as_dict(),
             "teacher_id": self.config.recorded.get("teacher_id", model.teacher_id),
-            "teacher_content": identify_pipeline(layout, teacher, no_t5=model.no_t5),
+            "teacher_content": identify_teacher(model),
             "libraries": library_versions(),
             "curve": [asdict(point) for point in self.points],
             "prompts": [{"prompt": p, **asdict(curve)} for p, curve in zip(self.prompts, self.curves, strict=True)],

@@ -75,7 +75,7 @@ def train_parameters(network: nn.Module, family: Family) -> nn.Module:
     DDP would wait for gradients of the others, and their optimizer would have no state to resume from.
     """
     network.requires_grad_(True)
-    for name in family.layout.frozen(network.config) if family.layout.frozen else ():
+    for name in family.layout.frozen(network.config):
         network.get_parameter(name).requires_grad_(False)
     return network
 

@@ -169,8 +169,7 @@ def add_adapters(
 ) -> lora.AdapterView:
     """Return the network with the adapters of a run, seen as the student."""
     layout = family.layout
-    excluded = layout.lora_excluded(config) if layout.lora_excluded else ()
-    targets = layout.peft_targets(config, layout.lora_targets)
+    targets, excluded = layout.peft_targets(config, layout.lora_targets), layout.lora_excluded(config)
     adapter = lora.Adapter(rank, float(rank), targets, 0.5 if dropout else 0.0, excluded)
     # peft moves new layers to their base's device and type; tensors without data cannot be moved in place. Drawing what
     # they hold only takes time.

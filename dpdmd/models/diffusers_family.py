@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.precisions import UNQUANTIZED
 from dpdmd.models import lora_files
-from dpdmd.models.base import Family, ImageDecoder
+from dpdmd.models.base import Family, ImageDecoder, TextEncoder
 from dpdmd.models.comfyui_workflow import build_workflow, write_workflow
-from dpdmd.models.image_decoder import KLImageDecoder
+from dpdmd.models.image_decoder import AutoencoderDecoder, KLImageDecoder
 from dpdmd.models.loading import load_quantized_network, load_strict
 from dpdmd.models.lora import Adapter
 from dpdmd.models.noise_schedule import Schedule
@@ -28,16 +28,20 @@ SchedulerValues = dict[str, float | bool | None]  # entries of scheduler_config.
 
 
 class DiffusersFamily(Family):
-    """A family of diffusers' classes, with an AutoencoderKL.
+    """A family of diffusers' classes.
 
     Attributes:
         network_class, pipeline_class, scheduler_class: diffusers' classes of the distilled network, the pipeline and
             its scheduler.
+        text_encoder_class: called with the arguments of `load_text_encoder`, after the family.
+        decoder_class: the decoder of its autoencoder.
     """
 
     network_class: type[ModelMixin]
     pipeline_class: type[DiffusionPipeline]
     scheduler_class: type[SchedulerMixin]
+    text_encoder_class: type[TextEncoder]
+    decoder_class: type[AutoencoderDecoder] = KLImageDecoder
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         network, precision = folder / self.layout.network, self.precisions.base
@@ -46,8 +50,11 @@ class DiffusersFamily(Family):
         prefixes = self.layout.block_prefixes(folder)
         return load_quantized_network(self.network_class, network, prefixes, precision, dtype, self.device)
 
+    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> TextEncoder:
+        return self.text_encoder_class(self, folder, max_sequence_length, no_t5=no_t5)
+
     def load_image_decoder(self, folder: Path) -> ImageDecoder:
-        return KLImageDecoder(folder, self.device, self.compute_dtype)
+        return self.decoder_class(folder, self.device, self.compute_dtype)
 
     def load_schedule(self, folder: Path) -> Schedule:
         return self.layout.read_schedule(folder)

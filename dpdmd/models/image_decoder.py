@@ -3,23 +3,30 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 
 from dpdmd.models.base import ImageDecoder
 from dpdmd.models.loading import load_strict
 
 
-class KLImageDecoder(ImageDecoder):
-    """The decoder half of an AutoencoderKL."""
+class AutoencoderDecoder(ImageDecoder):
+    """The decoder half of an autoencoder of the class `vae_class`, from a pipeline folder."""
+
+    vae_class: type[ModelMixin]
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        self.vae = load_strict(AutoencoderKL, folder / "vae", dtype)
-        self.vae.requires_grad_(False).to(device)
-        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.vae = load_strict(self.vae_class, folder / "vae", dtype).requires_grad_(False).to(device)
+
+
+class KLImageDecoder(AutoencoderDecoder):
+    """The decoder half of an AutoencoderKL."""
+
+    vae_class = AutoencoderKL
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.vae.config.latent_channels, height // factor, width // factor
 
     def decode_with_gradient(self, latents: Tensor) -> Tensor:
         raw = latents.to(self.vae.device) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)

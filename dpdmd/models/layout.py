@@ -108,12 +108,11 @@ class Layout:
         vae_factor: pixels a side of one latent, if the network takes the size of its image in pixels.
         t5: components that a pipeline can do without (`--no_t5`); empty if it cannot.
         buffers: weights of the network that are no parameters, so are not trained.
-        frozen: parameters of the network that no loss reaches, by its configuration: they are not trained. None if a
-            loss reaches all of them.
+        frozen: parameters of the network that no loss reaches, by its configuration: they are not trained.
         lora_excluded: layers without a LoRA adapter though a target names them, by the configuration, as endings of
-            their names; None if there are none.
+            their names.
         lora_full_names: layers whose ending is also that of a module without weights, by the configuration; peft must
-            get their full names. None if there are none.
+            get their full names.
         text_layers: the first layers of the text encoder, which alone are loaded; None for all.
         autoencoder: what the autoencoder's configuration says about latents.
         text_widths: the numbers of a token of the context, and of the pooled vector or None, by the configuration.
@@ -155,9 +154,9 @@ class Layout:
     vae_factor: int | None = None
     t5: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
-    frozen: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
-    lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
-    lora_full_names: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    frozen: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda _: ()
+    lora_excluded: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda _: ()
+    lora_full_names: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda _: ()
     text_layers: int | None = None
     autoencoder: Autoencoder = AUTOENCODER_KL
     encoder_widths: Callable[[Mapping[str, Any]], tuple[int | None, int | None]] = lambda encoders: (
@@ -270,7 +269,7 @@ class Layout:
     def count_trained(self, folder: Path) -> int:
         """Return how many numbers full fine-tuning trains."""
         shapes = self.weight_shapes(folder, self.network)
-        untrained = {*self.buffers, *(self.frozen(self.network_config(folder)) if self.frozen else ())}
+        untrained = {*self.buffers, *self.frozen(self.network_config(folder))}
         return count_numbers({name: shape for name, shape in shapes.items() if name not in untrained})
 
     def count_buffers(self, folder: Path) -> int:
@@ -290,8 +289,7 @@ class Layout:
                 would adapt or reject.
         """
         config, shapes = self.network_config(folder), self.weight_shapes(folder, self.network)
-        excluded = self.lora_excluded(config) if self.lora_excluded else ()
-        modules = [name for name in _modules(shapes) if not _is_named(name, excluded)]
+        modules = [name for name in _modules(shapes) if not _is_named(name, self.lora_excluded(config))]
         weights = {name: shapes.get(f"{name}.weight", ()) for name in modules}
         linear = {name: shape for name, shape in weights.items() if len(shape) == 2}
         targets = self.peft_targets(config, targets)
@@ -309,7 +307,7 @@ class Layout:
 
     def peft_targets(self, config: Mapping[str, Any], targets: Sequence[str]) -> tuple[str, ...]:
         """Return the names by which peft finds the layers of `targets` in a network of this configuration."""
-        full = self.lora_full_names(config) if self.lora_full_names else ()
+        full = self.lora_full_names(config)
         found = ([name for name in full if _is_named(name, (target,))] or [target] for target in targets)
         return tuple(dict.fromkeys(name for names in found for name in names))
 

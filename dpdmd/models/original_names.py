@@ -6,6 +6,8 @@ diffusers converts these files to its own layout. The functions here go the othe
 import re
 from collections.abc import Sequence
 
+import torch
+
 from dpdmd.models.tensor_files import LazyTensor, Weights
 
 Renaming = Sequence[tuple[str, str]]  # (regular expression, replacement), applied in order
@@ -44,6 +46,11 @@ def original_vae(weights: Weights, prefix: str = "first_stage_model.") -> dict[s
             value = value.map(lambda matrix: matrix[:, :, None, None], (*value.shape, 1, 1))
         found[f"{prefix}{new}"] = value
     return found
+
+
+def shift_first(value: LazyTensor) -> LazyTensor:
+    """Return a modulation as shift and scale; diffusers has the scale first."""
+    return value.map(lambda tensor: torch.cat(tensor.chunk(2)[::-1]))
 
 
 def with_text_model(weights: Weights) -> dict[str, LazyTensor]:

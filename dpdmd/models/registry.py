@@ -13,6 +13,7 @@ from dpdmd.config.options import ModelConfig
 from dpdmd.config.variants import find_variant
 from dpdmd.models.base import Family
 from dpdmd.models.flux2_klein.layout import LAYOUT as FLUX2_KLEIN
+from dpdmd.models.identity import Identity, identify_pipeline
 from dpdmd.models.lora import Adapter, Adapters
 from dpdmd.models.lumina2.layout import LAYOUT as LUMINA2
 from dpdmd.models.qwen_image.layout import LAYOUT as QWEN_IMAGE
@@ -67,16 +68,19 @@ def family_class(name: str) -> type[Family]:
     return import_module(f"dpdmd.models.{name}.family").FAMILY
 
 
+def identify_teacher(model: ModelConfig, without: tuple[str, ...] = ()) -> Identity:
+    """Return the identity of the teacher (`identify_pipeline`)."""
+    return identify_pipeline(LAYOUTS[model.family], Path(model.teacher_id), no_t5=model.no_t5, without=without)
+
+
 def adapters(model: ModelConfig) -> Adapters | None:
     """Return the two adapters that the flags ask for, or None if whole networks are trained."""
     if model.lora_rank is None:
         return None
     layout = LAYOUTS[model.family]
     targets = tuple(map(str.strip, model.lora_targets.split(","))) if model.lora_targets else layout.lora_targets
-    by_config = layout.lora_excluded or layout.lora_full_names
-    config = layout.network_config(Path(model.teacher_id)) if by_config else {}
-    targets = layout.peft_targets(config, targets)
-    excluded = layout.lora_excluded(config) if layout.lora_excluded else ()
+    config = layout.network_config(Path(model.teacher_id))
+    targets, excluded = layout.peft_targets(config, targets), layout.lora_excluded(config)
     fake_rank = model.fake_lora_rank or model.lora_rank
     # A fake score of another rank keeps the student's ratio of alpha to rank, so that both learn at one pace.
     ratio = (model.lora_alpha or model.lora_rank) / model.lora_rank

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.models.hub_models import locate
+from dpdmd.models.layout import Layout
 from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.network_files import NETWORK_FILES
 from dpdmd.models.noise_schedule import DEFAULT
@@ -33,6 +34,11 @@ class Model:
     defaults: SamplingDefaults
     state_dict: Path | None = None
     lora: Path | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the folder's family."""
+        return LAYOUTS[family_of(self.folder)]
 
     @property
     def source(self) -> Path:

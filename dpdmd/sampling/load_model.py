@@ -17,7 +17,7 @@ from dpdmd.models.checks.folder import check_folder
 from dpdmd.models.layout import Layout
 from dpdmd.models.network_files import read_network, read_network_shapes
 from dpdmd.models.noise_schedule import Schedule
-from dpdmd.models.registry import LAYOUTS, family_class, family_of
+from dpdmd.models.registry import family_class, family_of
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.weight_files import check_weights, stored_in_16_bits
 from dpdmd.sampling.find_model import Model, find_model
@@ -48,13 +48,13 @@ def model_family(
     Raises:
         ValueError: a file is missing or broken, or weights do not fit.
     """
-    name, flag = family_of(model.folder), flag if model.source == model.folder else model.folder_flag
-    check_folder(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
+    layout, flag = model.layout, flag if model.source == model.folder else model.folder_flag
+    check_folder(layout, model.folder, flag, no_t5=model.defaults.no_t5)
     from dpdmd.models.checks.contents import check_contents  # imports diffusers
 
-    check_contents(LAYOUTS[name], model.folder, flag, no_t5=model.defaults.no_t5)
-    _check_sigmas(model, LAYOUTS[name])
-    family = family_class(name)(device, dtype, precisions)
+    check_contents(layout, model.folder, flag, no_t5=model.defaults.no_t5)
+    _check_sigmas(model, layout)
+    family = family_class(family_of(model.folder))(device, dtype, precisions)
     _check_source(model, family)
     if model.state_dict and precisions.base != UNQUANTIZED:
         raise ValueError(
@@ -102,8 +102,7 @@ def load_network(family: Family, model: Model, dtype: torch.dtype) -> nn.Module:
     network = family.load_network(model.folder, dtype)
     if model.state_dict:
         try:
-            layout = LAYOUTS[family_of(model.folder)]
-            network.load_state_dict(read_network(model.state_dict, network_prefixes(layout)), strict=True)
+            network.load_state_dict(read_network(model.state_dict, network_prefixes(family.layout)), strict=True)
         except RuntimeError as error:
             raise ValueError(
                 f"--model {model.state_dict}: does not fit {model.folder} ({shorten_error(error)})"
@@ -125,7 +124,7 @@ def image_size(model: Model, height: int | None, width: int | None) -> tuple[int
     Raises:
         ValueError: the model cannot make images of this size.
     """
-    layout = LAYOUTS[family_of(model.folder)]
+    layout = model.layout
     sizes = []
     for side, given in (("height", height), ("width", width)):
         value, place = given, f"--{side} {given}:"
@@ -199,7 +198,7 @@ def uses_bf16(model: Model, requested: bool | None) -> bool:
         return False
     if model.defaults.bf16 is not None:
         return model.defaults.bf16
-    layout = LAYOUTS[family_of(model.folder)]
+    layout = model.layout
     check_folder(layout, model.folder, model.folder_flag, no_t5=model.defaults.no_t5)
     if model.state_dict and model.state_dict.suffix.lower() == ".safetensors":
         return stored_in_16_bits([model.state_dict])
@@ -262,7 +261,7 @@ def plan_sampler(
         ValueError: missing or broken files, weights that do not fit, or an image size that the model does not allow.
     """
     family = model_family(model, device, dtype, precisions=precisions)
-    folder, defaults, layout = model.folder, model.defaults, LAYOUTS[family_of(model.folder)]
+    folder, defaults, layout = model.folder, model.defaults, family.layout
     height, width = image_size(model, height, width)
     _warn_of_untrained_size(ImageSize(height, width), defaults)
     max_sequence_length = layout.text_length(folder, max_sequence_length, defaults, model.source)

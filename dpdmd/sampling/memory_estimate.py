@@ -11,7 +11,6 @@ from dpdmd.models.activation_memory import BF16, FP32, CallShape
 from dpdmd.models.layout import count_numbers
 from dpdmd.models.lora_files import LORA_WEIGHTS
 from dpdmd.models.memory_estimate import MemoryEstimate, MemoryItem, device_bytes, libraries
-from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.models.weight_files import read_shapes
 from dpdmd.sampling.find_model import Model
 from dpdmd.sampling.load_model import SamplerPlan
@@ -46,7 +45,7 @@ def report_export_memory(model: Model) -> None:
     Raises:
         ValueError: the export cannot fit by far.
     """
-    layout, folder = LAYOUTS[family_of(model.folder)], model.folder
+    layout, folder = model.layout, model.folder
     components = [layout.network, "vae", *layout.text_encoders(folder, no_t5=model.defaults.no_t5)]
     shapes = [shape for name in components for shape in layout.weight_shapes(folder, name).values()]
     numbers = max(map(math.prod, shapes))
@@ -71,7 +70,7 @@ def sampling_items(plan: SamplerPlan, batch: int, batch_flag: str) -> list[Memor
         batch_flag: the flag that gives `batch`.
     """
     model, settings = plan.model, plan.settings
-    layout, folder = LAYOUTS[family_of(model.folder)], model.folder
+    layout, folder = model.layout, model.folder
     bf16 = plan.family.compute_dtype == torch.bfloat16
     number, kind, bf16_flag = (BF16, "bf16", ()) if bf16 else (FP32, "fp32", ("--bf16",))
     loaded, size_flags = (SAMPLING, DECODING), (batch_flag, "--height", "--width")

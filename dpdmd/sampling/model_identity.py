@@ -4,7 +4,6 @@ from typing import Any
 
 from dpdmd.models.identity import Identity, identify, identify_pipeline
 from dpdmd.models.lora_files import LORA_WEIGHTS
-from dpdmd.models.registry import LAYOUTS, family_of
 from dpdmd.models.sampling_defaults import DEFAULTS_FILE
 from dpdmd.sampling.find_model import Model
 from dpdmd.sampling.image_folder import CONTENT, LIBRARIES, MODEL
@@ -17,7 +16,7 @@ def identify_model(model: Model) -> Identity:
     Raises:
         ValueError: a file cannot be read.
     """
-    pipeline = identify_pipeline(LAYOUTS[family_of(model.folder)], model.folder, no_t5=model.defaults.no_t5)
+    pipeline = identify_pipeline(model.layout, model.folder, no_t5=model.defaults.no_t5)
     lora = {f"lora/{name}": model.lora / name for name in (LORA_WEIGHTS, DEFAULTS_FILE)} if model.lora else {}
     present = {name: path for name, path in lora.items() if path.exists()}
     return pipeline | identify({"state_dict": model.state_dict, **present})

@@ -30,7 +30,7 @@ from dpdmd.sampling.find_model import Model, find_model
 from dpdmd.sampling.load_model import image_size, load_sampler
 from dpdmd.sampling.sampler import Sampler, batches_of, check_finite
 from dpdmd.shapes.categories import accuracy_by_category, category
-from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, measure_prompt, read_images, summarise
+from dpdmd.shapes.oracle import PromptMetrics, WorldMetrics, mean_metrics, measure_prompt, read_images
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
 from dpdmd.shapes.world import IMAGE_SIZE
@@ -240,7 +240,7 @@ def _measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sampler, encoder = load_sampler(model, device, steps=args.steps, guidance_scale=args.guidance_scale)
     metrics = measure_model(model, sampler, encoder, prompts, args.num_seeds, args.seed)
-    world, categories = summarise(metrics), accuracy_by_category(prompts, metrics)
+    world, categories = mean_metrics(metrics), accuracy_by_category(prompts, metrics)
     details = {
         "steps": len(sampler.settings.sigmas) - 1,
         "guidance_scale": sampler.settings.guidance_scale,

@@ -203,7 +203,7 @@ class WorldMetrics:
         return asdict(self)
 
 
-def summarise(metrics: Sequence[PromptMetrics]) -> WorldMetrics:
+def mean_metrics(metrics: Sequence[PromptMetrics]) -> WorldMetrics:
     """Average over prompts. Prompts without open attributes count for accuracy, not for coverage and entropy."""
     open_prompts = [m for m in metrics if m.entropy]
     spreads = [m.spread for m in metrics if m.spread is not None]

@@ -26,6 +26,8 @@ from dpdmd.utils.rng import numpy_generator, torch_generator
 SHIFT = 3.0  # SD3.5-Medium's
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
+BATCH_SIZE = 48
+LR_MATRICES, LR = 1e-2, 2e-3  # peaks
 # Threads that each process a part of the batch and of the matrices: faster than threads within small operations. The
 # number is fixed, so a seed gives the same weights on every machine.
 NUM_WORKERS = 2
@@ -178,21 +180,13 @@ def loss_and_gradients(
 
 
 def train_teacher(
-    vae: AutoencoderKL,
-    seed: int,
-    recipe: Recipe,
-    start: SD3Transformer2DModel | None = None,
-    batch_size: int = 48,
-    lr_matrices: float = 1e-2,
-    lr: float = 2e-3,
-    saved: Path | None = None,
-    made_from: str = "",
+    vae: AutoencoderKL, seed: int, recipe: Recipe, start: SD3Transformer2DModel | None, saved: Path, made_from: str
 ) -> StableDiffusion3Pipeline:
     """Train text encoders and transformer, and return the pipeline with averaged (EMA) weights.
 
-    The transformer starts from the weights of `start`, if given. With `saved`, a folder, every cycle's end is saved
-    there, and the training continues after the last whole cycle of the same seed, recipe, and `made_from`, a digest of
-    `vae` and `start`.
+    The transformer starts from the weights of `start`, if given. Every cycle's end is saved in the folder `saved`, and
+    the training continues after the last whole cycle of the same seed, recipe, and `made_from`, a digest of `vae` and
+    `start`.
     """
     torch.manual_seed(seed)
     pipe = build_pipeline(vae, recipe.world)
@@ -203,39 +197,43 @@ def train_teacher(
     if start is not None:
         pipe.transformer.load_state_dict(start.state_dict())
     transformer, noise = pipe.transformer.train(), torch_generator(seed, "teacher noise")
-    parameters = list(transformer.parameters())
-    progress = tqdm(total=sum(cycle.num_steps for cycle in recipe.cycles), desc="teacher")
-    step = 0
-    with ThreadPoolExecutor(NUM_WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as workers:
-        for number, cycle in enumerate(recipe.cycles):
-            file = saved / f"cycle_{number}.safetensors" if saved else None
-            made_by = {"seed": str(seed), "cycles": repr(recipe.cycles[: number + 1]), "made_from": made_from}
-            if file and _load_cycle(file, made_by, transformer, noise):
-                step += cycle.num_steps
-                progress.update(cycle.num_steps)
-                continue
-            average = copy.deepcopy(transformer).requires_grad_(False)
-            optimizers = build_optimizers(transformer, lr_matrices * cycle.lr_factor, lr * cycle.lr_factor)
-            factor = partial(lr_factor, cycle.num_steps)
-            schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
-            for index in range(cycle.num_steps):
-                loss = set_gradients(transformer, data.batch(step, batch_size, cycle, noise), workers)
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                list(workers.map(lambda optimizer: optimizer.step(), optimizers))
-                for schedule in schedules:
-                    schedule.step()
-                decay = min(EMA_DECAY, (index + 1) / (index + 10))
-                torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
-                if step % 50 == 0:
-                    progress.set_postfix(loss=f"{loss.item():.4f}")
-                step += 1
-                progress.update()
-            transformer.load_state_dict(average.state_dict())
-            if file:
-                with replacing(file) as opened:
-                    opened.write(save({**transformer.state_dict(), NOISE: noise.get_state()}, made_by))
+    step, progress = 0, tqdm(total=sum(cycle.num_steps for cycle in recipe.cycles), desc="teacher")
+    for number, cycle in enumerate(recipe.cycles):
+        file = saved / f"cycle_{number}.safetensors"
+        made_by = {"seed": str(seed), "cycles": repr(recipe.cycles[: number + 1]), "made_from": made_from}
+        if _load_cycle(file, made_by, transformer, noise):
+            progress.update(cycle.num_steps)
+        else:
+            _train_cycle(transformer, data, cycle, step, noise, progress)
+            with replacing(file) as opened:
+                opened.write(save({**transformer.state_dict(), NOISE: noise.get_state()}, made_by))
+        step += cycle.num_steps
     transformer.eval().requires_grad_(False)
     return pipe
+
+
+def _train_cycle(
+    transformer: nn.Module, data: TrainingData, cycle: Cycle, first: int, noise: torch.Generator, progress: tqdm
+) -> None:
+    """Train for one cycle, from step `first` of all cycles, and give the transformer its averaged (EMA) weights."""
+    average, parameters = copy.deepcopy(transformer).requires_grad_(False), list(transformer.parameters())
+    optimizers = build_optimizers(transformer, LR_MATRICES * cycle.lr_factor, LR * cycle.lr_factor)
+    factor = partial(lr_factor, cycle.num_steps)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
+    with ThreadPoolExecutor(NUM_WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        for index in range(cycle.num_steps):
+            step = first + index
+            loss = set_gradients(transformer, data.batch(step, BATCH_SIZE, cycle, noise), workers)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            list(workers.map(lambda optimizer: optimizer.step(), optimizers))
+            for schedule in schedules:
+                schedule.step()
+            decay = min(EMA_DECAY, (index + 1) / (index + 10))
+            torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
+            if step % 50 == 0:
+                progress.set_postfix(loss=f"{loss.item():.4f}")
+            progress.update()
+    transformer.load_state_dict(average.state_dict())
 
 
 def _load_cycle(

@@ -1,7 +1,6 @@
 """`--k_anchor auto`: K measured on the teacher, once before a run."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from dpdmd.config.anchor_search import AUTO, NUM_PROMPTS, NUM_SEEDS, THRESHOLD
@@ -19,8 +18,7 @@ from dpdmd.methods.decidedness import (
     smallest_decided,
 )
 from dpdmd.models.base import ImageDecoder, TextEncoder
-from dpdmd.models.identity import identify_pipeline
-from dpdmd.models.registry import LAYOUTS
+from dpdmd.models.registry import identify_teacher
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training.preflight import RunSetup
 from dpdmd.utils.atomic_files import write_text
@@ -69,7 +67,7 @@ def _read_found(setup: RunSetup, settings: CurveSettings) -> tuple[int | None, d
     """
     model, method, data = setup.config.model, setup.config.method, setup.config.data
     of = {
-        "teacher": identify_pipeline(LAYOUTS[model.family], Path(model.teacher_id), no_t5=model.no_t5),
+        "teacher": identify_teacher(model),
         "prompts": fingerprint(setup.prompts, setup.weights),
         "curve": {**vars(settings), "num_prompts": _num_prompts(setup)},
         "steps": [method.teacher_infer_steps, method.anchor_steps],

@@ -22,9 +22,9 @@ from dpdmd.methods.discriminator import Discriminator, DiscriminatorContext, cho
 from dpdmd.methods.networks import Networks, blocks_owner, load_networks, trained_parameters
 from dpdmd.methods.perceptual import load_perceptual
 from dpdmd.models.base import Family, ImageDecoder, TextEncoder
-from dpdmd.models.identity import cache_key, identify_pipeline, identify_text
+from dpdmd.models.identity import cache_key, identify_text
 from dpdmd.models.image_decoder import OffloadedDecoder
-from dpdmd.models.registry import LAYOUTS, family_class
+from dpdmd.models.registry import LAYOUTS, family_class, identify_teacher
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training import anchor_choice, checkpoint, optimizer_state
@@ -156,8 +156,8 @@ def _prepare(setup: RunSetup, accelerator: Any, name: str, network: nn.Module, l
     if resumed and name != STUDENT:
         network.load_state_dict(checkpoint.load_state(resumed, name), strict=True)
     optimizer = make_optimizer(trained_parameters(network), setup.config.optim, lr, accelerator.device)
-    wrap = sharding.prepare if setup.config.model.lora_rank is None else sharding.replicate
-    network, optimizer = wrap(accelerator, network, optimizer)
+    lora = setup.config.model.lora_rank is not None
+    network, optimizer = sharding.prepare(accelerator, network, optimizer, whole=lora)
     if resumed:
         saved = checkpoint.load_state(resumed, f"{checkpoint.OPTIMIZER}{name}")
         optimizer_state.restore_optimizer_state(network, optimizer, saved)
@@ -198,14 +198,11 @@ def _store_samples(
 ) -> list[Callable[[Sequence[int]], Tensor]]:
     """Open the cache of teacher samples at each image size; missing samples are made first."""
     config = setup.config
-
-    def model() -> str:  # the samples are latents
-        layout, folder = LAYOUTS[config.model.family], Path(config.model.teacher_id)
-        return cache_key(identify_pipeline(layout, folder, no_t5=config.model.no_t5, without=("vae",)))
-
     pool = pool_prompts(setup.prompts, run.seed, config.method.teacher_cache_size, setup.weights)
+    # The samples are latents.
+    model = collectives.call_on_main(accelerator, lambda: cache_key(identify_teacher(config.model, without=("vae",))))
     settings = teacher_sample_cache.PoolSettings(
-        model=collectives.call_on_main(accelerator, model),
+        model=model,
         dtype=run.family.precisions.described(str(run.family.compute_dtype)),
         sigmas=tuple(run.teacher_sigmas.tolist()),
         guidance_scale=run.config.teacher_guidance_scale,

@@ -23,8 +23,8 @@ from torch import Tensor
 from dpdmd.config import Config
 from dpdmd.models.activation_memory import FP32
 from dpdmd.models.base import Family
-from dpdmd.models.identity import Identity, identify, identify_pipeline
-from dpdmd.models.registry import LAYOUTS, adapters
+from dpdmd.models.identity import Identity, identify
+from dpdmd.models.registry import LAYOUTS, adapters, identify_teacher
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.tensor_files import in_memory
 from dpdmd.report.card_facts import PIPELINE, Card, Training, stored_dtype
@@ -88,9 +88,8 @@ def identify_models(config: Config) -> Identity:
     Raises:
         ValueError: a file cannot be read.
     """
-    model, perceptual = config.model, config.method.perceptual_path
-    teacher = identify_pipeline(LAYOUTS[model.family], Path(model.teacher_id), no_t5=model.no_t5)
-    return teacher | identify({"perceptual network": Path(perceptual) if perceptual else None})
+    perceptual = config.method.perceptual_path
+    return identify_teacher(config.model) | identify({"perceptual network": Path(perceptual) if perceptual else None})
 
 
 def student_folder(checkpoint: Path, config: Config) -> Path:

@@ -8,7 +8,6 @@ from dpdmd.config import Config
 from dpdmd.distributed.topology import describe
 from dpdmd.methods.registry import num_draws
 from dpdmd.methods.update_schedule import num_student_updates
-from dpdmd.models.registry import adapters
 from dpdmd.report.health import judge
 from dpdmd.run_folder import RunFolder, read_records
 from dpdmd.training import checkpoint
@@ -53,8 +52,8 @@ def _table(facts: dict[str, str], title: str) -> str:
 
 
 def _method(config: Config) -> str:
-    method, pair = config.method, adapters(config.model)
-    trained = "all weights" if pair is None else f"LoRA of rank {pair.student.rank}"
+    method, rank = config.method, config.model.lora_rank
+    trained = "all weights" if rank is None else f"LoRA of rank {rank}"
     return (
         f"{method.method}: a student of {counted(method.stu_inference_steps, 'sampling step')} ({trained}) from "
         f"{config.model.teacher_id}, {counted(method.teacher_infer_steps, 'sampling step')} at guidance "

@@ -102,5 +102,5 @@ def apply_update(
         optimizer.grad_scale, optimizer.found_inf = None, metrics.nonfinite
     elif not metrics.are_finite():
         return
-    sharding.clip_gradients(trained.parameters, max_norm, norm)
+    nn.utils.clip_grads_with_norm_(trained.parameters, max_norm, norm)
     trained.optimizer.step()

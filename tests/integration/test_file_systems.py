@@ -22,16 +22,6 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.of(tmp_path / "run")
 
 
-@pytest.fixture
-def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every file system the answer of exFAT, FUSE or SMB to a symbolic link."""
-
-    def refuse(*_, **__):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "symlink", refuse)
-
-
 def modes(root: Path) -> set[int]:
     """Return the permissions of all files below a folder; files that links lead to do not count."""
     return {stat.S_IMODE(path.lstat().st_mode) for path in root.rglob("*") if path.is_file() and not path.is_symlink()}

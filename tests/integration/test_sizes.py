@@ -10,6 +10,7 @@ import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 from small_distillation import method_flags
+from trajectories import records
 
 from dpdmd import config, doctor, export, generate, train
 from dpdmd.config.image_sizes import ImageSize
@@ -20,7 +21,6 @@ from dpdmd.training.batches import Batches
 from dpdmd.utils.image_grid import to_pil
 
 SIZES = "64x64,48x64,64x32:2"
-MEASURED = {"seconds", "samples_per_second", "memory_gb"}
 
 
 def sized(flags: list[str], sizes: str = SIZES) -> list[str]:
@@ -30,12 +30,6 @@ def sized(flags: list[str], sizes: str = SIZES) -> list[str]:
         place = kept.index(name)
         del kept[place : place + 2]
     return [*kept, "--sizes", sizes, "--seed", "7"]
-
-
-def records(run: Path) -> list[dict]:
-    """Return metrics.jsonl without times and memory."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def weights_of(checkpoint: Path) -> dict[str, bytes]:

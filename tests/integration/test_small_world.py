@@ -19,7 +19,7 @@ from dpdmd.shapes import build, measure_scorers, pairs, recipes, teacher, world
 from dpdmd.shapes import scorers as scorer_training
 from dpdmd.shapes.autoencoder import reconstruct_scenes
 from dpdmd.shapes.measure import measure_model
-from dpdmd.shapes.oracle import read_images, summarise
+from dpdmd.shapes.oracle import mean_metrics, read_images
 from dpdmd.shapes.pair_oracle import read_pairs
 from dpdmd.shapes.text import MAX_LENGTH
 from dpdmd.shapes.world import ATTRIBUTES, World, sample_scene
@@ -98,7 +98,7 @@ def test_the_teacher_follows_prompts_and_is_diverse():
     """A short version of the measurement in weights/tiny/README.md: 4 prompts x 12 images."""
     sampler, encoder = load_sampler(TEACHER, torch.device("cpu"))
     prompts = ["a red circle", "a shape on a grey background", "a small triangle", "a large blue square"]
-    metrics = summarise(measure_model(TEACHER, sampler, encoder, prompts, 12, 0))
+    metrics = mean_metrics(measure_model(TEACHER, sampler, encoder, prompts, 12, 0))
     # 48 images: at the true 95% the chance of fewer than 85% is below 1%
     assert metrics.accuracy >= 0.85 and metrics.unrecognised <= 0.12
     # 12 images underestimate both: 0.70 and 0.76 measured; 64 images of each of 16 prompts give 0.85 and 0.88

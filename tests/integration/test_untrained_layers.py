@@ -61,7 +61,7 @@ def test_frozen_parameters_have_no_gradient_and_count_as_untrained(particular, t
         assert {name for name, p in network.named_parameters() if not p.requires_grad} == set(FROZEN)
         assert sum(p.numel() for p in trained_parameters(network)) == particular.count_trained(tiny_pipeline)
     assert (
-        replace(particular, frozen=None).count_trained(tiny_pipeline)
+        replace(particular, frozen=lambda _: ()).count_trained(tiny_pipeline)
         == particular.count_trained(tiny_pipeline) + frozen
     )
     whole = 4 * 2 * particular.count_parameters(tiny_pipeline) + 16 * particular.count_trained(tiny_pipeline)
@@ -76,7 +76,8 @@ def test_excluded_layers_get_no_adapter(particular, tiny_pipeline):
     announced = set(particular.adapted_layers(tiny_pipeline, pair.student.targets))
     networks = load_networks(config, SD35(torch.device("cpu"), torch.float32))
     found = {name.partition(".lora_")[0] for name, _ in networks.student.named_parameters()}
-    everything = set(replace(particular, lora_excluded=None).adapted_layers(tiny_pipeline, pair.student.targets))
+    whole = replace(particular, lora_excluded=lambda _: ())
+    everything = set(whole.adapted_layers(tiny_pipeline, pair.student.targets))
     assert found == announced and len(everything - announced) == 1 + sum(
         "ff_context.net.2" in name for name in everything
     )

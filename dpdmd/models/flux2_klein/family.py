@@ -10,7 +10,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor, nn
 
 from dpdmd.config.image_sizes import ImageSize
-from dpdmd.models.base import ImageDecoder, TextEmbedding, TextEncoder
+from dpdmd.models.base import TextEmbedding
 from dpdmd.models.flow_family import EvenFlowFamily
 from dpdmd.models.flux2_klein.image_decoder import Flux2ImageDecoder
 from dpdmd.models.flux2_klein.layout import FACTOR, HIDDEN_STATES, LAYOUT
@@ -47,12 +47,8 @@ class Flux2Klein(EvenFlowFamily):
     network_class = Flux2Transformer2DModel
     pipeline_class = Flux2KleinPipeline
     block_classes = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
-
-    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> TextEncoder:
-        return Flux2KleinTextEncoder(self, folder, max_sequence_length)
-
-    def load_image_decoder(self, folder: Path) -> ImageDecoder:
-        return Flux2ImageDecoder(folder, self.device, self.compute_dtype)
+    text_encoder_class = Flux2KleinTextEncoder
+    decoder_class = Flux2ImageDecoder
 
     def pipeline_mu(self, scheduler: Any, steps: int, size: ImageSize) -> float:
         return compute_empirical_mu(size.height * size.width // FACTOR**2, steps)

@@ -1,27 +1,21 @@
 """The decoder of FLUX.2's autoencoder."""
 
-from pathlib import Path
-
-import torch
 from diffusers import AutoencoderKLFlux2
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
-from dpdmd.models.base import ImageDecoder
 from dpdmd.models.flux2_klein.layout import FACTOR, PATCH
-from dpdmd.models.loading import load_strict
+from dpdmd.models.image_decoder import AutoencoderDecoder
 
 
-class Flux2ImageDecoder(ImageDecoder):
+class Flux2ImageDecoder(AutoencoderDecoder):
     """The decoder half of an AutoencoderKLFlux2.
 
     Latents of the sampler [B, 128, H / 16, W / 16] are 2 x 2 patches of the autoencoder's latents, each channel
     normalised by the running mean and variance of the batch norm in the autoencoder's file.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        self.vae = load_strict(AutoencoderKLFlux2, folder / "vae", dtype)
-        self.vae.requires_grad_(False).to(device)
+    vae_class = AutoencoderKLFlux2
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return PATCH**2 * self.vae.config.latent_channels, height // FACTOR, width // FACTOR

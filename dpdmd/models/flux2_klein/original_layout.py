@@ -2,9 +2,7 @@
 
 import re
 
-import torch
-
-from dpdmd.models.original_names import renamed
+from dpdmd.models.original_names import renamed, shift_first
 from dpdmd.models.tensor_files import LazyTensor, Weights, concatenated
 
 _NETWORK = [
@@ -40,14 +38,9 @@ def original_transformer(weights: Weights) -> dict[str, LazyTensor]:
     for name, value in weights.items():
         attention = re.match(r"transformer_blocks\.(\d+\.)attn\.((?:to|add)_[qkv](?:_proj)?)\.weight$", name)
         if attention is None:
-            found[renamed(name, _NETWORK)] = _shift_first(value) if name == "norm_out.linear.weight" else value
+            found[renamed(name, _NETWORK)] = shift_first(value) if name == "norm_out.linear.weight" else value
         elif attention[2] in _JOINED:
             stream, *three = _JOINED[attention[2]]
             joined = concatenated([weights[f"transformer_blocks.{attention[1]}attn.{part}.weight"] for part in three])
             found[f"double_blocks.{attention[1]}{stream}.qkv.weight"] = joined
     return found
-
-
-def _shift_first(value: LazyTensor) -> LazyTensor:
-    """Return a modulation as shift and scale; diffusers has the scale first."""
-    return value.map(lambda matrix: torch.cat(matrix.chunk(2)[::-1]))

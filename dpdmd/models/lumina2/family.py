@@ -23,8 +23,8 @@ class Lumina2TextEncoder(PipelineTextEncoder):
     A system prompt stands before each prompt, but not before the unconditional one.
     """
 
-    def __init__(self, family: EvenFlowFamily, folder: Path, max_sequence_length: int):
-        super().__init__(family, folder, max_sequence_length)
+    def __init__(self, family: EvenFlowFamily, folder: Path, max_sequence_length: int, *, no_t5: bool = False):
+        super().__init__(family, folder, max_sequence_length, no_t5=no_t5)
         if not self.pipe.tokenizer(LAYOUT.guidance.null_prompt).input_ids:
             raise ValueError(f"{folder / 'tokenizer'}: an empty prompt has no token; set add_bos_token to true")
 
@@ -92,9 +92,7 @@ class Lumina2(EvenFlowFamily):
     network_class = Lumina2Network
     pipeline_class = Lumina2Pipeline
     block_classes = ("Lumina2TransformerBlock",)
-
-    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> Lumina2TextEncoder:
-        return Lumina2TextEncoder(self, folder, max_sequence_length)
+    text_encoder_class = Lumina2TextEncoder
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         time = 1 - sigma * NUM_TRAIN_TIMESTEPS / NUM_TRAIN_TIMESTEPS  # rounded as the pipeline rounds it

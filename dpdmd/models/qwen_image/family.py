@@ -12,29 +12,25 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLTextModel
 
 from dpdmd.config.image_sizes import ImageSize
-from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.models.base import TextEmbedding
 from dpdmd.models.flow_family import EvenFlowFamily
 from dpdmd.models.loading import load_encoder
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
+from dpdmd.models.pipeline_text_encoder import PipelineTextEncoder
 from dpdmd.models.qwen_image.image_decoder import QwenImageDecoder
 from dpdmd.models.qwen_image.layout import LAYOUT, PATCH, TOKEN_SIDE
 from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
-class QwenImageTextEncoder(TextEncoder):
+class QwenImageTextEncoder(PipelineTextEncoder):
     """The language model of a Qwen2.5-VL, run by diffusers' own `encode_prompt`; its vision tower is not loaded."""
 
-    def __init__(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str, max_sequence_length: int
-    ):
-        self.device, self.max_sequence_length = device, max_sequence_length
-        part = folder / "text_encoder"
+    def load_encoders(self, family: EvenFlowFamily, folder: Path, *, no_t5: bool) -> dict[str, nn.Module]:
+        part, precision = folder / "text_encoder", family.precisions.text_encoders
         config = Qwen2_5_VLConfig.from_pretrained(part, local_files_only=True).text_config
         names = {r"^model\.language_model\.": ""}  # of some versions of transformers
-        encoder = load_encoder(Qwen2_5_VLTextModel, part, dtype, precision, device, config=config, key_mapping=names)
-        self.pipe = QwenImagePipeline.from_pretrained(
-            folder, transformer=None, vae=None, text_encoder=encoder, dtype=dtype, local_files_only=True
-        ).to(device)
+        arguments = (Qwen2_5_VLTextModel, part, family.compute_dtype, precision, family.device)
+        return {"text_encoder": load_encoder(*arguments, config=config, key_mapping=names)}
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
@@ -73,6 +69,8 @@ class QwenImage(EvenFlowFamily):
     network_class = QwenImageTransformer2DModel
     pipeline_class = QwenImagePipeline
     block_classes = ("QwenImageTransformerBlock",)
+    text_encoder_class = QwenImageTextEncoder
+    decoder_class = QwenImageDecoder
 
     def load_network(self, folder: Path, dtype: torch.dtype) -> nn.Module:
         network = super().load_network(folder, dtype)
@@ -81,13 +79,6 @@ class QwenImage(EvenFlowFamily):
         network.register_forward_pre_hook(_keep_times, with_kwargs=True)
         network.time_text_embed.register_forward_pre_hook(_restore_times)
         return network
-
-    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> QwenImageTextEncoder:
-        precision = self.precisions.text_encoders
-        return QwenImageTextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length)
-
-    def load_image_decoder(self, folder: Path) -> QwenImageDecoder:
-        return QwenImageDecoder(folder, self.device, self.compute_dtype)
 
     def pipeline_mu(self, scheduler: Any, steps: int, size: ImageSize) -> float:
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")

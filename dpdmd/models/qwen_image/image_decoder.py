@@ -6,16 +6,16 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 from torch import Tensor
 
-from dpdmd.models.base import ImageDecoder
-from dpdmd.models.loading import load_strict
+from dpdmd.models.image_decoder import AutoencoderDecoder
 
 
-class QwenImageDecoder(ImageDecoder):
+class QwenImageDecoder(AutoencoderDecoder):
     """The decoder half of an AutoencoderKLQwenImage, for videos of one frame."""
 
+    vae_class = AutoencoderKLQwenImage
+
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        self.vae = load_strict(AutoencoderKLQwenImage, folder / "vae", dtype)
-        self.vae.requires_grad_(False).to(device)
+        super().__init__(folder, device, dtype)
         mean, deviation = self.vae.config.latents_mean, self.vae.config.latents_std
         self.mean, self.deviation = (torch.tensor(each, device=device)[:, None, None] for each in (mean, deviation))
 

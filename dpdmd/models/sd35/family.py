@@ -8,36 +8,20 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from dpdmd.models.base import TextEmbedding, TextEncoder
+from dpdmd.models.base import TextEmbedding
 from dpdmd.models.flow_family import FlowFamily
-from dpdmd.models.loading import load_text_encoders
 from dpdmd.models.noise_schedule import NUM_TRAIN_TIMESTEPS
+from dpdmd.models.pipeline_text_encoder import PipelineTextEncoder
 from dpdmd.models.sd35.layout import LAYOUT
 from dpdmd.models.sd35.original_layout import original_layout
 from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
-class SD35TextEncoder(TextEncoder):
+class SD35TextEncoder(PipelineTextEncoder):
     """Two CLIPs and a T5, run by diffusers' own `encode_prompt`; without the T5 its tokens are zeros."""
 
-    def __init__(
-        self,
-        folder: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        precision: str,
-        max_sequence_length: int,
-        no_t5: bool,
-    ):
-        self.device = device
-        self.max_sequence_length = max_sequence_length
-        # diffusers needs an explicit None for a missing T5, even if the folder's own index has it as null.
-        present = LAYOUT.components(folder, no_t5=no_t5)
-        left_out = dict.fromkeys(["transformer", "vae", *(name for name in LAYOUT.t5 if name not in present)])
-        encoders = load_text_encoders(LAYOUT, folder, dtype, precision, device, no_t5=no_t5)
-        self.pipe = StableDiffusion3Pipeline.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, **left_out, **encoders
-        ).to(device)
+    def __init__(self, family: FlowFamily, folder: Path, max_sequence_length: int, *, no_t5: bool = False):
+        super().__init__(family, folder, max_sequence_length, no_t5=no_t5)
         if self.pipe.text_encoder_3 is None:
             # diffusers reads the width of the zeros from the transformer's configuration, and nothing else.
             self.pipe.transformer = SimpleNamespace(config=SimpleNamespace(**LAYOUT.network_config(folder)))
@@ -62,10 +46,7 @@ class SD35(FlowFamily):
     network_class = SD3Transformer2DModel
     pipeline_class = StableDiffusion3Pipeline
     block_classes = ("JointTransformerBlock",)
-
-    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SD35TextEncoder:
-        precision = self.precisions.text_encoders
-        return SD35TextEncoder(folder, self.device, self.compute_dtype, precision, max_sequence_length, no_t5)
+    text_encoder_class = SD35TextEncoder
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # sigma reaches the network in fp32: bf16 would merge the 1000 times into 351.

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from dpdmd.models.original_names import original_vae, renamed, with_text_model
+from dpdmd.models.original_names import original_vae, renamed, shift_first, with_text_model
 from dpdmd.models.sd35.layout import LAYOUT
 from dpdmd.models.tensor_files import LazyTensor, Weights, concatenated
 
@@ -61,7 +60,7 @@ def original_transformer(weights: Weights, num_blocks: int) -> dict[str, LazyTen
     for name, value in weights.items():
         block = re.match(r"transformer_blocks\.(\d+)\.(.+)\.(weight|bias)$", name)
         if block is None:
-            value = _swapped(value) if name.startswith("norm_out.") else value
+            value = shift_first(value) if name.startswith("norm_out.") else value
             found[renamed(name, _OUTSIDE)] = value
             continue
         number, layer, kind = block.groups()
@@ -72,7 +71,7 @@ def original_transformer(weights: Weights, num_blocks: int) -> dict[str, LazyTen
         elif not any(layer in others for others, _ in _TRIPLES.values()):
             # The last block's text gives no output: its modulation is a shift and a scale, as in the last layer.
             last = layer == "norm1_context.linear" and int(number) == num_blocks - 1
-            found[f"joint_blocks.{number}.{renamed(layer, _INSIDE)}.{kind}"] = _swapped(value) if last else value
+            found[f"joint_blocks.{number}.{renamed(layer, _INSIDE)}.{kind}"] = shift_first(value) if last else value
     return found
 
 
@@ -80,16 +79,6 @@ def _with_embedding(t5: Weights) -> Weights:
     """Return the weights of a T5 with its table of tokens under both names: diffusers' reader does not tie the two."""
     names = ("shared.weight", "encoder.embed_tokens.weight")  # a file may have either
     return dict.fromkeys(names, t5[next(name for name in names if name in t5)]) | dict(t5)
-
-
-def _swapped(value: LazyTensor) -> LazyTensor:
-    """Return (shift, scale) in place of diffusers' (scale, shift)."""
-
-    def swap(tensor: Tensor) -> Tensor:
-        scale, shift = tensor.chunk(2)
-        return torch.cat([shift, scale])
-
-    return value.map(swap)
 
 
 def _check_projection(clip: Weights, source: Path) -> None:

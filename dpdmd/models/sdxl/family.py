@@ -8,10 +8,10 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from torch import Tensor, nn
 
 from dpdmd.config.precisions import Precisions
-from dpdmd.models.base import UNQUANTIZED_MODEL, TextEmbedding, TextEncoder
+from dpdmd.models.base import UNQUANTIZED_MODEL, TextEmbedding
 from dpdmd.models.diffusers_family import DiffusersFamily, SchedulerValues
 from dpdmd.models.discrete_schedule import DiscreteSchedule
-from dpdmd.models.loading import load_text_encoders
+from dpdmd.models.pipeline_text_encoder import PipelineTextEncoder
 from dpdmd.models.sampling_defaults import SamplingDefaults
 from dpdmd.models.scheduler_fit import fit_euler_scheduler
 from dpdmd.models.sdxl.layout import LAYOUT, SCHEDULE, read_schedule
@@ -19,7 +19,7 @@ from dpdmd.models.sdxl.original_layout import original_layout
 from dpdmd.models.tensor_files import LazyTensor, Weights
 
 
-class SDXLTextEncoder(TextEncoder):
+class SDXLTextEncoder(PipelineTextEncoder):
     """Two CLIPs, run by diffusers' own `encode_prompt`: the last layer but one of both, the second's pooled output.
 
     The empty prompt, unconditional under guidance, is zeros if model_index.json sets force_zeros_for_empty_prompt. The
@@ -27,25 +27,14 @@ class SDXLTextEncoder(TextEncoder):
     never seen the CLIPs' embedding of "".
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, precision: str):
-        self.device = device
-        self.pipe = StableDiffusionXLPipeline.from_pretrained(
-            folder,
-            unet=None,
-            vae=None,
-            dtype=dtype,
-            add_watermarker=False,
-            local_files_only=True,
-            **load_text_encoders(LAYOUT, folder, dtype, precision, device),
-        ).to(device)
-        self.empty_is_zero = self.pipe.config.force_zeros_for_empty_prompt
+    options: Mapping[str, bool] = {"add_watermarker": False}
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        context, _, pooled, _ = self.pipe.encode_prompt(
+        context, _, pooled, _ = self.pipe.encode_prompt(  # the tokenizers have the length
             prompt=prompts, device=self.device, do_classifier_free_guidance=False
         )
-        if self.empty_is_zero:
+        if self.pipe.config.force_zeros_for_empty_prompt:
             empty = [row for row, prompt in enumerate(prompts) if not prompt]
             context[empty], pooled[empty] = 0, 0
         return TextEmbedding(context, pooled)
@@ -66,6 +55,7 @@ class SDXL(DiffusersFamily):
     pipeline_class = StableDiffusionXLPipeline
     scheduler_class = EulerDiscreteScheduler
     block_classes = ("BasicTransformerBlock", "ResnetBlock2D")
+    text_encoder_class = SDXLTextEncoder
 
     def __init__(self, device: torch.device, compute_dtype: torch.dtype, precisions: Precisions = UNQUANTIZED_MODEL):
         super().__init__(device, compute_dtype, precisions)
@@ -74,10 +64,6 @@ class SDXL(DiffusersFamily):
     def load_schedule(self, folder: Path) -> DiscreteSchedule:
         self._schedule = read_schedule(folder)
         return self._schedule
-
-    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> SDXLTextEncoder:
-        precision = self.precisions.text_encoders
-        return SDXLTextEncoder(folder, self.device, self.compute_dtype, precision)  # the tokenizers have the length
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # Original size, corner of the crop and target size, in pixels: the whole image at the size of the latents.

@@ -41,9 +41,7 @@ class ZImage(EvenFlowFamily):
     network_class = ZImageTransformer2DModel
     pipeline_class = ZImagePipeline
     block_classes = ("ZImageTransformerBlock",)
-
-    def load_text_encoder(self, folder: Path, max_sequence_length: int, *, no_t5: bool = False) -> ZImageTextEncoder:
-        return ZImageTextEncoder(self, folder, max_sequence_length)
+    text_encoder_class = ZImageTextEncoder
 
     def predict(self, network: nn.Module, z: Tensor, sigma: Tensor, text: TextEmbedding) -> Tensor:
         # The time is rounded as the pipeline rounds it. The network multiplies it by 1000, and so a rounding error too.

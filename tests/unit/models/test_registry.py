@@ -56,12 +56,13 @@ def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
     assert family_of(tmp_path) == "sd35"  # a folder of no family gets the first one's error
 
 
-def test_ranks_and_alphas_of_the_flags():
-    pair = adapters(ModelConfig(lora_rank=4, lora_alpha=2.0, fake_lora_rank=8, lora_targets="to_q, to_k"))
+def test_ranks_and_alphas_of_the_flags(tiny_pipeline):
+    given = {"teacher_id": str(tiny_pipeline), "lora_rank": 4}
+    pair = adapters(ModelConfig(**given, lora_alpha=2.0, fake_lora_rank=8, lora_targets="to_q, to_k"))
     assert pair.student == Adapter(4, 2.0, ("to_q", "to_k"))
     assert pair.fake == Adapter(8, 4.0, ("to_q", "to_k"))  # the student's ratio of alpha to rank
     assert adapters(ModelConfig()) is None
-    assert adapters(ModelConfig(lora_rank=4)).student.alpha == 4
+    assert adapters(ModelConfig(**given)).student.alpha == 4
 
 
 @pytest.mark.parametrize(

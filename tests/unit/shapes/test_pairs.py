@@ -11,7 +11,7 @@ from dpdmd.data.prompt_files import read_prompts
 from dpdmd.shapes import world
 from dpdmd.shapes.categories import CATEGORIES, OF_TWO, accuracy_by_category, category
 from dpdmd.shapes.measure import measure_images
-from dpdmd.shapes.oracle import read_images, summarise
+from dpdmd.shapes.oracle import mean_metrics, read_images
 from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import (
     ATTRIBUTES,
@@ -173,7 +173,7 @@ def test_prompts_of_one_object_are_measured_by_their_own_oracle():
     one = measure_images("a red circle", render([scene]))
     two = measure_images("a red circle and a blue square", render([RED_CIRCLE_LEFT_OF_BLUE_SQUARE]))
     assert (one.accuracy, two.accuracy, one.spread) == (1.0, 1.0, 0.0)
-    assert summarise([one, two]).spread == 0.0 and summarise([two]).spread is None
+    assert mean_metrics([one, two]).spread == 0.0 and mean_metrics([two]).spread is None
     with pytest.raises(ValueError, match="names one object"):
         measure_pair_prompt("a red circle", read_pairs(render([RED_CIRCLE_LEFT_OF_BLUE_SQUARE])))
 

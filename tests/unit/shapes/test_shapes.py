@@ -8,7 +8,7 @@ import pytest
 
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.shapes.categories import OF_ONE, accuracy_by_category, category
-from dpdmd.shapes.oracle import PromptMetrics, Reading, measure_prompt, read_images, summarise
+from dpdmd.shapes.oracle import PromptMetrics, Reading, mean_metrics, measure_prompt, read_images
 from dpdmd.shapes.world import (
     ATTRIBUTES,
     IMAGE_SIZE,
@@ -150,7 +150,7 @@ def test_summary_leaves_closed_prompts_out_of_diversity():
     full = "a small red circle on a grey background"
     scene = Scene("red", "circle", "grey", "small", (0.5, 0.5))
     closed, open_ = measure_prompt(full, reading_of([scene])), measure_prompt("a shape", reading_of([scene]))
-    summary = summarise([closed, open_])
+    summary = mean_metrics([closed, open_])
     assert summary.entropy == 0 and summary.accuracy == 1 and summary.num_prompts == 2
     assert summary.coverage == pytest.approx(np.mean([1 / len(values) for values in ATTRIBUTES.values()]))
 

@@ -27,16 +27,6 @@ def mode(path):
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-@pytest.fixture
-def no_links(monkeypatch):
-    """Give every file system the answer of exFAT, FUSE or SMB to a symbolic link."""
-
-    def refuse(*_, **__):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "symlink", refuse)
-
-
 @pytest.fixture(params=[0o022, 0o002, 0o027, 0o077])
 def umask(request):
     old = os.umask(request.param)
