@@ -24,8 +24,8 @@ from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling import geneval
 from dpdmd.sampling.image_folder import SHEET, is_generated
 from dpdmd.sampling.model_source import locate_model
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.programs import make_parser, run_program
 from dpdmd.utils.text_files import check_prompt
 from dpdmd.utils.wording import counted
 
@@ -34,7 +34,7 @@ NUM_IMAGES = 9
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `dpdmd.generate`."""
-    parser = argparse.ArgumentParser(prog="dpdmd.generate", description=__doc__, allow_abbrev=False)
+    parser = make_parser("dpdmd.generate", __doc__)
     parser.add_argument(
         "--model",
         type=user_path,
@@ -131,22 +131,17 @@ def _check_images(out: Path, num_prompts: int, num_images: int, *, beside: bool)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program. Return exit status 2 for wrong input, 1 for an error while sampling."""
     args = build_parser().parse_args(argv)
-    try:
-        prompts = check(args)
-        base = args.base_model and str(args.base_model)
-        args.model, args.base_model, _ = locate_model(str(args.model), base, HubOptions.of(args))
-        # Imported late: it takes seconds, and wrong input is reported before.
-        from dpdmd.sampling import generation
+    return run_program("dpdmd.generate", lambda: _generate(args))
 
-        written = generation.run(args, prompts)
-    except ValueError as error:
-        print(f"dpdmd.generate: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"dpdmd.generate: stopped: {one_line(error)}", file=sys.stderr)
-        return 1
-    sys.stdout.write(f"{written}\n")
-    return 0
+
+def _generate(args: argparse.Namespace) -> None:
+    prompts = check(args)
+    base = args.base_model and str(args.base_model)
+    args.model, args.base_model, _ = locate_model(str(args.model), base, HubOptions.of(args))
+    # Imported late: it takes seconds, and wrong input is reported before.
+    from dpdmd.sampling import generation
+
+    sys.stdout.write(f"{generation.run(args, prompts)}\n")
 
 
 if __name__ == "__main__":

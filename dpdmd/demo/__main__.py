@@ -25,9 +25,9 @@ from dpdmd.demo.sources import find_sources
 from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.evaluation.scorer_files import check_scorer_paths, scorer_sources
 from dpdmd.models.hub_models import locate_all
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.library_settings import check_attention_variable
 from dpdmd.utils.paths import user_path
+from dpdmd.utils.programs import make_parser, run_program
 
 MAX_PORT = 65535
 SCORER_FILES = [file for name in sorted(DIVERSITY_SCORERS) for file in SCORERS[name].files]
@@ -35,12 +35,7 @@ SCORER_FILES = [file for name in sorted(DIVERSITY_SCORERS) for file in SCORERS[n
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `dpdmd.demo`."""
-    parser = argparse.ArgumentParser(
-        prog="dpdmd.demo",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("dpdmd.demo", __doc__)
     parser.add_argument(
         "--model",
         type=user_path,
@@ -122,23 +117,19 @@ def bind(host: str, port: int) -> socket.socket:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program until it is stopped. Return exit status 2 for wrong input, 1 for an error while loading."""
     args = build_parser().parse_args(argv)
-    try:
-        check_single_process("it serves one page")
-        check_attention_variable()
-        check(args)
-        with bind(args.host, args.port) as bound:
-            sources, scorer_paths = find_sources(args), find_scorers(args)
-            # Imported late: it takes seconds, and wrong input is reported before.
-            from dpdmd.demo.server import run
+    return run_program("dpdmd.demo", lambda: _serve(args))
 
-            run(args, sources, scorer_paths, bound)
-    except ValueError as error:
-        print(f"dpdmd.demo: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"dpdmd.demo: stopped: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+
+def _serve(args: argparse.Namespace) -> None:
+    check_single_process("it serves one page")
+    check_attention_variable()
+    check(args)
+    with bind(args.host, args.port) as bound:
+        sources, scorer_paths = find_sources(args), find_scorers(args)
+        # Imported late: it takes seconds, and wrong input is reported before.
+        from dpdmd.demo.server import run
+
+        run(args, sources, scorer_paths, bound)
 
 
 if __name__ == "__main__":
