@@ -1,6 +1,5 @@
 """Run a root program's job: generate the missing images, score all of them, write the results."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ from dpdmd.sampling.memory_estimate import report_memory
 from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import Batch, batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
-from dpdmd.utils.atomic_files import clear_leftovers, write_text
+from dpdmd.utils.atomic_files import clear_leftovers, write_json, write_text
 from dpdmd.utils.image_grid import labelled_grid, save_image, that_fit, to_pil
 from dpdmd.utils.logging import logger
 from dpdmd.utils.paths import same_place
@@ -276,7 +275,7 @@ def _write(
         "processes": processes,
         "versions": versions(),
     }
-    write_text(job.out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_json(job.out / SUMMARY, summary, ensure_ascii=False, default=str)
     line = table(job, result)
     write_text(job.out / "table.txt", line + "\n")
     unreadable = sum(UNREADABLE in row.notes for row in result.rows)

@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from dpdmd.training.preflight import read_training_prompts
 from dpdmd.training.preflight_machine import check_machine, local_device
 from dpdmd.training.preflight_models import check_models, check_weights
 from dpdmd.utils import out_of_memory, precision
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.image_grid import save_image, to_pil
 from dpdmd.utils.wording import counted
@@ -100,7 +99,7 @@ def _run(config: Config, own: argparse.Namespace, prompts: Sequence[str]) -> str
         raise ValueError(f"--teacher_id {config.model.teacher_id}: {error}") from None
     result = Result(config, settings, sampler, prompts, [curves[index] for index in range(len(prompts))], own.threshold)
     seconds, path = time.perf_counter() - started, own.out / "anchor.json"
-    write_text(path, json.dumps({**result.as_dict(), "seconds": round(seconds, 1)}, indent=2) + "\n")
+    write_json(path, {**result.as_dict(), "seconds": round(seconds, 1)})
     try:
         samples = _sample(sampler, encoder, prompts[0], settings, result.shown_steps())
         picture = str(_draw(result, samples, own.out))

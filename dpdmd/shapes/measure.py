@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     signals.install_exit_handlers("dpdmd.shapes.measure")
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,7 @@ from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
 from dpdmd.shapes.world import IMAGE_SIZE
 from dpdmd.utils import out_of_memory, precision
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.image_grid import to_float, to_pil
 from dpdmd.utils.paths import check_writable_file, user_path
 from dpdmd.utils.programs import FAILURES, make_parser, run_program
@@ -241,7 +240,7 @@ def write_result(out: Path, content: dict[str, Any]) -> None:
         OSError: it cannot be written; the message names --out.
     """
     try:
-        write_text(out, json.dumps(content, indent=2) + "\n")
+        write_json(out, content)
     except OSError as error:
         raise OSError(f"--out {out}: {error.strerror}") from None
 

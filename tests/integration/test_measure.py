@@ -120,6 +120,6 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, flags):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(measure, "write_text", full)
+    monkeypatch.setattr(measure, "write_json", full)
     assert measure.main([*flags, "--out", str(tmp_path / "figures.json")]) == 1
     assert capsys.readouterr().err.endswith("figures.json: No space left on device\n")
