@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags, add_model_flags
 from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling.export import DTYPES, export
 from dpdmd.sampling.model_source import locate_model
@@ -32,17 +32,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program. Return exit status 2 for wrong input, 1 for an error while writing."""
     parser = make_parser("dpdmd.export", __doc__)
-    parser.add_argument(
-        "--model",
-        type=user_path,
-        required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub",
-    )
-    parser.add_argument(
-        "--base_model",
-        type=user_path,
-        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
-    )
+    add_model_flags(parser)
     parser.add_argument("--out", type=user_path, required=True, help="folder to create; it must not exist")
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), help="type of all weights; without it the network is fp32, the rest as it is"

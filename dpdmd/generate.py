@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags, add_model_flags
 from dpdmd.config.precisions import PRECISIONS, UNQUANTIZED, check_installed
 from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
@@ -35,17 +35,7 @@ NUM_IMAGES = 9
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `dpdmd.generate`."""
     parser = make_parser("dpdmd.generate", __doc__)
-    parser.add_argument(
-        "--model",
-        type=user_path,
-        required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub",
-    )
-    parser.add_argument(
-        "--base_model",
-        type=user_path,
-        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
-    )
+    add_model_flags(parser)
     parser.add_argument("--prompt", nargs="+", action="extend", help="one or more prompts")
     parser.add_argument("--prompt_txt", type=user_path, help="file of prompts: text, one per line, or columns")
     parser.add_argument("--prompt_column", help=COLUMN_HELP)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags, add_model_flags
 from dpdmd.config.sampling_flags import add_sampling_flags, apply_size, check_ranges
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, SCORERS
 from dpdmd.demo.sources import find_sources
@@ -36,23 +36,11 @@ SCORER_FILES = [file for name in sorted(DIVERSITY_SCORERS) for file in SCORERS[n
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `dpdmd.demo`."""
     parser = make_parser("dpdmd.demo", __doc__)
-    parser.add_argument(
-        "--model",
-        type=user_path,
-        action="append",
-        required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub; give it once "
-        "for each student",
-    )
+    add_model_flags(parser, several=True)
     parser.add_argument(
         "--teacher",
         type=user_path,
         help="the teacher's pipeline folder, or org/name (default: the one in the run's config.yaml)",
-    )
-    parser.add_argument(
-        "--base_model",
-        type=user_path,
-        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0 for any (default: %(default)s)")
