@@ -311,8 +311,14 @@ def _holds_files(folder: Path, ignored: set[Path]) -> bool:
 
 def step_folders(root: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of each folder step_000600 in `root`, in the order of the steps."""
-    matches = ((_STEP.fullmatch(path.name), path) for path in root.glob("step_*"))
-    return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
+    found = ((step_of(path), path) for path in root.glob("step_*"))
+    return sorted((step, path) for step, path in found if step is not None and path.is_dir())
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """Return the step in a checkpoint's name; None if the name is another one."""
+    match = _STEP.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
 
 
 def read_records(path: Path, odd: list[str] | None = None) -> list[dict[str, Any]]:

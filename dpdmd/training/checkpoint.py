@@ -31,7 +31,7 @@ from dpdmd.report.card_facts import PIPELINE, Card, Training, stored_dtype
 from dpdmd.report.model_card import write_card
 from dpdmd.run_folder import LATEST, LORA, LORA_EMA, STUDENT, STUDENT_EMA, RunFolder
 from dpdmd.training.memory_items import count_state
-from dpdmd.utils.atomic_files import is_temporary
+from dpdmd.utils.atomic_files import is_temporary, temporary_path
 from dpdmd.utils.folders import delete_tree, finish_folder
 from dpdmd.utils.logging import logger
 from dpdmd.utils.manifest import is_whole, write_manifest
@@ -165,7 +165,7 @@ def save(
         SaveError: the disk is full or gone, or the teacher's files cannot be read; nothing half-written remains.
     """
     target = folder.checkpoint(snapshot.progress.step)
-    temporary = folder.ckpts / f".{target.name}.tmp"
+    temporary = temporary_path(target)
     try:
         temporary.mkdir(parents=True)
         exports = {student_folder(temporary, config): snapshot.networks[STUDENT]}
@@ -236,11 +236,6 @@ def _try_to_delete(checkpoint: Path) -> None:
         delete_tree(checkpoint if is_temporary(checkpoint) else _set_aside(checkpoint))
     except OSError as error:
         logger.warning("%s could not be deleted (%s)", checkpoint, error)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the step in a checkpoint's name."""
-    return int(checkpoint.name.rpartition("_")[2])
 
 
 def load_state(checkpoint: Path, name: str) -> dict[str, Tensor]:
