@@ -11,7 +11,7 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.tensor_files import Weights, open_weights, write_tensors
 from dpdmd.models.weight_files import SETTINGS_FILES, stem_of
 from dpdmd.utils.atomic_files import write_json
-from dpdmd.utils.folders import copy_tree, has_links
+from dpdmd.utils.folders import copy_tree, supports_links
 from dpdmd.utils.text_files import read_json
 
 
@@ -33,7 +33,7 @@ def export_pipeline(
     """
     source = source.resolve()
     start_pipeline(layout, folder, source, no_t5=no_t5)
-    copy = copy or not has_links(folder)
+    copy = copy or not supports_links(folder)
     for name in other_components(layout, source, no_t5=no_t5):
         place, origin = folder / name, source / name
         if dtype and name in layout.classes:
