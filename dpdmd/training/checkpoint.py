@@ -37,7 +37,7 @@ from dpdmd.utils.logging import logger
 from dpdmd.utils.manifest import is_whole, write_manifest
 from dpdmd.utils.versions import versions
 
-STATE, OPTIMIZER, AVERAGE = "state", "optimizer_", "student_ema"
+STATE, OPTIMIZER = "state", "optimizer_"
 
 
 class SaveError(RuntimeError):
@@ -202,7 +202,7 @@ def _write_state(folder: Path, snapshot: Snapshot, *, adapter: bool) -> None:
     folder.mkdir()
     states = {name: state for name, state in snapshot.networks.items() if adapter or name != STUDENT}
     if adapter and snapshot.average is not None:
-        states[AVERAGE] = snapshot.average
+        states[STUDENT_EMA] = snapshot.average
     states |= {f"{OPTIMIZER}{name}": state for name, state in snapshot.optimizers.items()}
     for name, state in states.items():
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
@@ -244,6 +244,6 @@ def load_state(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 
 def load_adapter(checkpoint: Path, name: str, export: Path, family: Family) -> dict[str, Tensor]:
-    """Load the student's adapter, or its average (AVERAGE), as it is trained; older versions have it in `export`."""
+    """Load the student's adapter, or its average (STUDENT_EMA), as trained; older versions have it in `export`."""
     stored = (checkpoint / STATE / f"{name}.safetensors").exists()
     return load_state(checkpoint, name) if stored else family.read_lora(export)
