@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dpdmd.distributed.launch_env import read_launch
+from dpdmd.distributed.launch_env import read_launch, uses_gpu
 from dpdmd.utils.wording import counted
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ def group_options() -> "InitProcessGroupKwargs":
     from accelerate.utils import InitProcessGroupKwargs  # takes seconds, and other programs only describe processes
 
     return InitProcessGroupKwargs(timeout=LONGEST_FILE_WORK)
+
+
+def local_device() -> torch.device:
+    """Return the device of this process: the GPU of its local rank, or the CPU if `uses_gpu` says so."""
+    return torch.device("cuda", read_launch().local_rank) if uses_gpu() else torch.device("cpu")
 
 
 def check_joined(joined: int) -> None:

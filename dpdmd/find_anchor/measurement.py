@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dpdmd.config import Config
 from dpdmd.data.encoded_prompts import EncodedPrompts
 from dpdmd.data.prompts import pool_prompts
-from dpdmd.distributed.topology import describe
+from dpdmd.distributed.topology import describe, local_device
 from dpdmd.evaluation.in_loop_setup import set_up_evaluation
 from dpdmd.find_anchor.result import Result, Samples
 from dpdmd.methods.decidedness import CurveSettings, cheap_space, curve_steps, measure_curves, straight_line_ends
@@ -23,7 +23,7 @@ from dpdmd.models.registry import family_class
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training.model_sources import locate_models
 from dpdmd.training.preflight import read_training_prompts
-from dpdmd.training.preflight_machine import check_machine, local_device
+from dpdmd.training.preflight_machine import check_machine
 from dpdmd.training.preflight_models import check_models, check_weights
 from dpdmd.utils import out_of_memory, precision
 from dpdmd.utils.atomic_files import write_json

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_single_process
+from dpdmd.distributed.topology import local_device
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling.find_model import Model, find_model
@@ -250,7 +250,7 @@ def _measure(
 ) -> tuple[WorldMetrics, dict[str, Summary], dict[str, Any]]:
     """Return one model's metrics: their means, the accuracy by category, and everything for --out."""
     started = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     sampler, encoder = load_sampler(model, device, steps=args.steps, guidance_scale=args.guidance_scale)
     metrics = measure_model(model, sampler, encoder, prompts, args.num_seeds, args.seed)
     world, categories = summarise(metrics), accuracy_by_category(prompts, metrics)

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
+from dpdmd.distributed.topology import local_device
 from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.methods.perceptual_files import check_perceptual
 from dpdmd.models.attention_backend import check_attention_backend
@@ -17,7 +18,6 @@ from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.sampling.model_source import place_or_none
-from dpdmd.training.preflight_machine import local_device
 from dpdmd.utils.paths import LORA_WEIGHTS
 from dpdmd.utils.precision import compute_dtype
 

@@ -1,9 +1,10 @@
 """The device of a process, and the process group's patience with rank 0's work on files."""
 
 import pytest
+import torch
 
 from dpdmd.distributed.launch_env import uses_gpu
-from dpdmd.distributed.topology import LONGEST_FILE_WORK, group_options
+from dpdmd.distributed.topology import LONGEST_FILE_WORK, group_options, local_device
 
 
 @pytest.mark.parametrize(
@@ -17,9 +18,9 @@ from dpdmd.distributed.topology import LONGEST_FILE_WORK, group_options
 )
 def test_accelerates_variables_choose_the_device(monkeypatch, variable, value, on_gpu):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert uses_gpu()
+    assert uses_gpu() and local_device() == torch.device("cuda", 0)
     monkeypatch.setenv(variable, value)
-    assert uses_gpu() == on_gpu
+    assert uses_gpu() == on_gpu and local_device().type == ("cuda" if on_gpu else "cpu")
 
 
 def test_ranks_wait_longer_for_files_than_nccl_would():
