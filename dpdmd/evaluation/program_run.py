@@ -14,7 +14,7 @@ from dpdmd.config.scorer_table import SCORERS, metric_names
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
 from dpdmd.distributed.launch_env import single_process_warning
-from dpdmd.distributed.topology import check_joined, describe, group_options
+from dpdmd.distributed.topology import describe, start_accelerator
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
@@ -65,13 +65,13 @@ def run(job: Job) -> ScoreReport:
     """Run the job. Call on every rank; rank 0 writes and prints the results.
 
     Raises:
-        ValueError: the model's or a scorer's files do not load, or `output_dir` holds other images or scores.
+        ValueError: the processes do not find each other, the model's or a scorer's files do not load, or `output_dir`
+            holds other images or scores.
         OSError: an image or a result cannot be written.
         MemoryError: the device has too little memory.
     """
     check_scorer_contents(job.paths)
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[group_options()])
-    check_joined(accelerator.num_processes)
+    accelerator = start_accelerator()
     scorer_files: dict[str, Identity] = {}  # before they are loaded: the scores are of these
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
