@@ -43,7 +43,7 @@ def write_card(folder: Path, card: Card, *, images: bool) -> None:
     if card.kind == SINGLE_FILE:  # its code takes parts of the base; the folder itself names none
         defaults = replace(defaults, **_exact_base(card))
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    card = Card(**(vars(card) | {"defaults": defaults, "scheduler": scheduler}))
+    card = replace(card, defaults=defaults, scheduler=scheduler)
     shown = _copy_images(folder / IMAGES, card.training) if images else []
     (folder / CARD).write_text(render(card, shown), encoding="utf-8")
 

@@ -129,20 +129,19 @@ def export_student(
         family.export(folder, in_memory(state), teacher, defaults, copy=copy)
 
 
+def student_card(name: str, config: Config, defaults: SamplingDefaults, training: Training | None) -> Card:
+    """Return what the model card of an exported student is made from; `name` as in `Card`."""
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    kind, dtype = PIPELINE, "float32"
+    if adapters(config.model):
+        kind, dtype = LORA, stored_dtype(layout, teacher)
+    return Card(name, kind, layout, defaults, base=teacher, dtype=dtype, training=training)
+
+
 def _write_card(folder: Path, step: int, num_prompts: int | None, config: Config, defaults: SamplingDefaults) -> None:
     """Write the model card of an exported student, without scores and images: those of its step come later."""
-    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
-    lora = adapters(config.model) is not None
     flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
-    card = Card(
-        name=folder.name,
-        kind=LORA if lora else PIPELINE,
-        layout=layout,
-        defaults=defaults,
-        base=teacher,
-        dtype=stored_dtype(layout, teacher) if lora else "float32",
-        training=Training(flat, step, num_prompts),
-    )
+    card = student_card(folder.name, config, defaults, Training(flat, step, num_prompts))
     write_card(folder, card, images=False)
 
 
