@@ -11,6 +11,7 @@ from tokenizer_folders import TOKENIZERS
 from dpdmd.models.hollow import write_hollow
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.tensor_files import file_head
+from dpdmd.utils.atomic_files import write_json
 
 CHUNK = 2**24  # numbers that are drawn and written at a time
 SHARD_BYTES = 10**10  # of one file at most, as diffusers writes them
@@ -54,7 +55,7 @@ def write_weights(path: Path, shard_bytes: int = SHARD_BYTES) -> None:
         _write_file(path.with_name(name), shard)
         places |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(map(_size, header.values()))}, "weight_map": places}
-    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(path.with_name(f"{path.name}.index.json"), index)
 
 
 def _size(entry: Mapping[str, Any]) -> int:

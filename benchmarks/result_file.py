@@ -1,7 +1,6 @@
 """The dated result files of this folder: what, when, how and on which machine, then the table; numbers beside it."""
 
 import datetime
-import json
 import os
 import shlex
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json, write_text
 from dpdmd.utils.versions import versions
 
 
@@ -42,5 +41,5 @@ def write_result(out: Path, name: str, lines: Sequence[str], values: Any = None)
     path, text = out / f"{datetime.date.today().isoformat()}_{name}", "\n".join(lines).rstrip("\n") + "\n"
     write_text(path.with_name(f"{path.name}.md"), text)
     if values is not None:
-        write_text(path.with_name(f"{path.name}.json"), json.dumps(values, indent=2) + "\n")
+        write_json(path.with_name(f"{path.name}.json"), values)
     return text

@@ -30,8 +30,8 @@ from dpdmd.training.memory_items import Topology, doctor_item
 from dpdmd.training.memory_preview import preview_memory
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import delete_on_failure, write_text
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.programs import FAILURES, make_parser, run_program
 
 MAX_PROCESSES = 2**16
 
@@ -102,49 +102,44 @@ def _check_memory_only(own: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="dpdmd.doctor",
+    parser = make_parser(
+        "dpdmd.doctor",
+        __doc__,
         usage="%(prog)s [--out OUT | --memory [--num_processes N] [--fsdp]] [the flags of dpdmd.train]",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=user_path, default=Path("outputs/doctor"), help="folder (default: %(default)s)")
     parser.add_argument("--memory", action="store_true", help="only print the memory estimate of one process")
     parser.add_argument("--num_processes", type=int, help="with --memory: processes of the run, one a GPU (default: 1)")
     parser.add_argument("--fsdp", action="store_true", help="with --memory: the networks are sharded by FSDP2")
     own, flags = parser.parse_known_args(argv)
-    try:
-        if own.memory:
-            sys.stdout.write(memory_table(own, flags))
-            return 0
-        _check_memory_only(own)
-        check_single_process("it checks by itself what several ranks would do")
-        check_writable("--out", own.out)
-        if RunFolder.of(own.out).metrics.exists():
-            raise ValueError(f"--out {own.out}: is the folder of a run, whose files it would replace; give another")
-        config = parse(flags)
-        checkpoints = RunFolder.from_config(config.run).ckpts
-        with scratch_folder(own.out) as scratch:
-            setup = prepare(config, scratch / "run")
-            _report_memory(setup)
-            with out_of_memory.explained(f"{setup.memory.summary()}; {setup.memory.advice()}"):
-                # Both import diffusers, which takes seconds: only once the input is known to be right.
-                from dpdmd.distributed.topology import describe
-                from dpdmd.training.doctor_checks import run_checks, table
-                from dpdmd.training.trainer import Trainer
+    return run_program("dpdmd.doctor", lambda: _run(own, flags), (*FAILURES, SaveError))
 
-                trainer = Trainer(setup)
-                shutil.copyfile(setup.folder.environment, own.out / "environment.json")
-                results = run_checks(trainer, own.out, scratch, checkpoints)
-        write_text(own.out / "table.md", table(results) + "\n")
-        write_text(own.out / "memory.txt", setup.memory.table() + "\n")
-    except ValueError as error:
-        print(f"dpdmd.doctor: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError, SaveError) as error:
-        print(f"dpdmd.doctor: stopped: {one_line(error)}", file=sys.stderr)
-        return 1
+
+def _run(own: argparse.Namespace, flags: Sequence[str]) -> int:
+    if own.memory:
+        sys.stdout.write(memory_table(own, flags))
+        return 0
+    _check_memory_only(own)
+    check_single_process("it checks by itself what several ranks would do")
+    check_writable("--out", own.out)
+    if RunFolder.of(own.out).metrics.exists():
+        raise ValueError(f"--out {own.out}: is the folder of a run, whose files it would replace; give another")
+    config = parse(flags)
+    checkpoints = RunFolder.from_config(config.run).ckpts
+    with scratch_folder(own.out) as scratch:
+        setup = prepare(config, scratch / "run")
+        _report_memory(setup)
+        with out_of_memory.explained(f"{setup.memory.summary()}; {setup.memory.advice()}"):
+            # Both import diffusers, which takes seconds: only once the input is known to be right.
+            from dpdmd.distributed.topology import describe
+            from dpdmd.training.doctor_checks import run_checks, table
+            from dpdmd.training.trainer import Trainer
+
+            trainer = Trainer(setup)
+            shutil.copyfile(setup.folder.environment, own.out / "environment.json")
+            results = run_checks(trainer, own.out, scratch, checkpoints)
+    write_text(own.out / "table.md", table(results) + "\n")
+    write_text(own.out / "memory.txt", setup.memory.table() + "\n")
     ran_on = describe(trainer.accelerator.num_processes, trainer.accelerator.device)
     sys.stdout.write(f"{table(results)}\n\n{setup.memory.table()}\n\n{ran_on}\n")
     return 0 if all(result.passed for result in results) else 1

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags, add_model_flags
 from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling.export import DTYPES, export
 from dpdmd.sampling.model_source import locate_model
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.hub_upload import check_upload, upload
 from dpdmd.utils.library_settings import check_attention_variable
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.programs import make_parser, run_program
 
 if TYPE_CHECKING:
     from dpdmd.sampling.find_model import Model  # its module imports torch
@@ -31,23 +31,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program. Return exit status 2 for wrong input, 1 for an error while writing."""
-    parser = argparse.ArgumentParser(
-        prog="dpdmd.export",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--model",
-        type=user_path,
-        required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub",
-    )
-    parser.add_argument(
-        "--base_model",
-        type=user_path,
-        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
-    )
+    parser = make_parser("dpdmd.export", __doc__)
+    add_model_flags(parser)
     parser.add_argument("--out", type=user_path, required=True, help="folder to create; it must not exist")
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), help="type of all weights; without it the network is fp32, the rest as it is"
@@ -64,25 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     add_hub_flags(parser)
     args = parser.parse_args(argv)
-    try:
-        check_single_process("it writes one folder")
-        check_attention_variable()
-        repository = _check(args)
-        _export(args, repository)
-    except ValueError as error:
-        print(f"dpdmd.export: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"dpdmd.export: stopped: {one_line(error)}", file=sys.stderr)
-        return 1
+    return run_program("dpdmd.export", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    check_single_process("it writes one folder")
+    check_attention_variable()
+    repository = _check(args)
+    _export(args, repository)
     sys.stdout.write(f"{args.out}\n")
     if args.push_to_hub:
-        try:
-            sys.stdout.write(f"{_upload(args.out, repository, args.private)}\n")
-        except OSError as error:
-            print(f"dpdmd.export: stopped: {one_line(error)}", file=sys.stderr)
-            return 1
-    return 0
+        sys.stdout.write(f"{_upload(args.out, repository, args.private)}\n")
 
 
 def _check(args: argparse.Namespace) -> str:

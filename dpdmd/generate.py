@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags, add_model_flags
 from dpdmd.config.precisions import PRECISIONS, UNQUANTIZED, check_installed
 from dpdmd.config.sampling_flags import FLAGS, add_sampling_flags, apply_size, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
@@ -24,8 +24,8 @@ from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.sampling import geneval
 from dpdmd.sampling.image_folder import SHEET, is_generated
 from dpdmd.sampling.model_source import locate_model
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.programs import make_parser, run_program
 from dpdmd.utils.text_files import check_prompt
 from dpdmd.utils.wording import counted
 
@@ -34,18 +34,8 @@ NUM_IMAGES = 9
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `dpdmd.generate`."""
-    parser = argparse.ArgumentParser(prog="dpdmd.generate", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--model",
-        type=user_path,
-        required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub",
-    )
-    parser.add_argument(
-        "--base_model",
-        type=user_path,
-        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
-    )
+    parser = make_parser("dpdmd.generate", __doc__)
+    add_model_flags(parser)
     parser.add_argument("--prompt", nargs="+", action="extend", help="one or more prompts")
     parser.add_argument("--prompt_txt", type=user_path, help="file of prompts: text, one per line, or columns")
     parser.add_argument("--prompt_column", help=COLUMN_HELP)
@@ -131,22 +121,17 @@ def _check_images(out: Path, num_prompts: int, num_images: int, *, beside: bool)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program. Return exit status 2 for wrong input, 1 for an error while sampling."""
     args = build_parser().parse_args(argv)
-    try:
-        prompts = check(args)
-        base = args.base_model and str(args.base_model)
-        args.model, args.base_model, _ = locate_model(str(args.model), base, HubOptions.of(args))
-        # Imported late: it takes seconds, and wrong input is reported before.
-        from dpdmd.sampling import generation
+    return run_program("dpdmd.generate", lambda: _generate(args))
 
-        written = generation.run(args, prompts)
-    except ValueError as error:
-        print(f"dpdmd.generate: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"dpdmd.generate: stopped: {one_line(error)}", file=sys.stderr)
-        return 1
-    sys.stdout.write(f"{written}\n")
-    return 0
+
+def _generate(args: argparse.Namespace) -> None:
+    prompts = check(args)
+    base = args.base_model and str(args.base_model)
+    args.model, args.base_model, _ = locate_model(str(args.model), base, HubOptions.of(args))
+    # Imported late: it takes seconds, and wrong input is reported before.
+    from dpdmd.sampling import generation
+
+    sys.stdout.write(f"{generation.run(args, prompts)}\n")
 
 
 if __name__ == "__main__":

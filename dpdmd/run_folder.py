@@ -19,7 +19,7 @@ from dpdmd.config.options import MAX_COUNT, RunConfig
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
 from dpdmd.utils.error_lines import shorten_error
-from dpdmd.utils.folders import delete_tree, has_links, link_by_name
+from dpdmd.utils.folders import delete_tree, link_by_name, supports_links
 from dpdmd.utils.manifest import MANIFEST
 from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest_existing
 from dpdmd.utils.text_files import require_regular
@@ -170,9 +170,9 @@ class RunFolder:
             os.replace(link, self.ckpts / next(each for each in names if each not in taken))
         os.replace(temporary, link)
 
-    def has_links(self) -> bool:
+    def supports_links(self) -> bool:
         """Return whether checkpoints can hold symbolic links. If `latest` is one, nothing is written to find out."""
-        return (self.ckpts / LATEST).is_symlink() or has_links(nearest_existing(self.ckpts))
+        return (self.ckpts / LATEST).is_symlink() or supports_links(nearest_existing(self.ckpts))
 
     def to_resume(self, wanted: str | None) -> Path | None:
         """Return the checkpoint that `--resume_from_checkpoint` names, or None if a run starts anew."""
@@ -311,8 +311,14 @@ def _holds_files(folder: Path, ignored: set[Path]) -> bool:
 
 def step_folders(root: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of each folder step_000600 in `root`, in the order of the steps."""
-    matches = ((_STEP.fullmatch(path.name), path) for path in root.glob("step_*"))
-    return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
+    found = ((step_of(path), path) for path in root.glob("step_*"))
+    return sorted((step, path) for step, path in found if step is not None and path.is_dir())
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """Return the step in a checkpoint's name; None if the name is another one."""
+    match = _STEP.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
 
 
 def read_records(path: Path, odd: list[str] | None = None) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from dpdmd.report.sweeps import read_results
 from dpdmd.utils.atomic_files import clear_leftovers
 from dpdmd.utils.error_lines import one_line, unreadable
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.programs import make_parser, print_error
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,7 @@ class Setup:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `dpdmd.compare`."""
-    parser = argparse.ArgumentParser(
-        prog="dpdmd.compare",
-        description=__doc__,
-        epilog=sweep_file.__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("dpdmd.compare", __doc__, epilog=sweep_file.__doc__)
     parser.add_argument("sweep", type=user_path, help="YAML file of the sweep, see below")
     parser.add_argument("--out", type=user_path, help="folder (default: outputs/ and the sweep's name)")
     parser.add_argument(
@@ -172,7 +167,7 @@ def default_jobs(sweep: Sweep) -> int:
 def _print_errors(problems: Sequence[object]) -> int:
     """Print one line per problem and return the exit status of wrong input."""
     for problem in problems:
-        sys.stderr.write(f"dpdmd.compare: error: {one_line(problem)}\n")
+        print_error("dpdmd.compare", problem)
     return 2
 
 

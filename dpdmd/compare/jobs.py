@@ -5,7 +5,6 @@ OUT/runs/dpdmd/seed_0/run/  train.log  train.json  oracle/  oracle.log  oracle.j
 A stage's record (train.json) is written before its process starts, with the settings of the stage, and again after it.
 """
 
-import json
 import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from dpdmd.compare.content import identify_inputs, measure_inputs, parsed_inputs
 from dpdmd.compare.metrics import MeasuredMetric, read_metrics
 from dpdmd.compare.sweep import Sweep, options_of
 from dpdmd.config import Config, equal_values
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.paths import same_place
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
@@ -102,7 +101,7 @@ class Stage:
             now = identify_inputs(words)
             content = {name: digest for name, digest in content.items() if now.get(name, digest) == digest}
         record = {"done": done, "asked": self.settings, "content": content}
-        write_text(self.record, json.dumps(record, indent=2) + "\n")
+        write_json(self.record, record)
 
     def check(self) -> str:
         """Check that an existing record has the settings of this stage, and inputs of the same content.

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from dpdmd.compare.sweep import SampleGrid
+from dpdmd.distributed.topology import local_device
 from dpdmd.sampling.load_model import load_sampler
 from dpdmd.sampling.sampler import batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
@@ -24,7 +25,7 @@ def draw_sample_grid(grid: SampleGrid, models: Mapping[str, Path], path: Path) -
     Raises:
         ValueError: a model does not load, is too large for the device, or its images are not finite.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     rows: list[dict[str, list[Image.Image]]] = [{} for _ in grid.prompts]
     for name, model in models.items():
         try:

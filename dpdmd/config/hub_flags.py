@@ -3,6 +3,8 @@
 import argparse
 from dataclasses import dataclass
 
+from dpdmd.utils.paths import user_path
+
 HELP = {  # flag -> its meaning
     "revision": "branch, tag or commit of the {model} on the Hub; of any other id: org/name@revision",
     "variant": "variant of the weights of the {model}, such as fp16: every component must have it",
@@ -24,6 +26,23 @@ class HubOptions:
     def of(cls, values: object) -> "HubOptions":
         """Return the options that are attributes of `values`: parsed arguments, or the group of the configuration."""
         return cls(**{name: getattr(values, name) for name in HELP})
+
+
+def add_model_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Declare --model, which `several` makes a list, and --base_model."""
+    parser.add_argument(
+        "--model",
+        type=user_path,
+        action="append" if several else "store",
+        required=True,
+        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub"
+        + "; give it once for each student" * several,
+    )
+    parser.add_argument(
+        "--base_model",
+        type=user_path,
+        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
+    )
 
 
 def add_hub_flags(parser: argparse.ArgumentParser, model: str = "--model") -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.utils import hub
+from dpdmd.utils.paths import SCHEDULER_CONFIG
 from dpdmd.utils.text_files import read_json
 
 
@@ -41,7 +42,7 @@ class Variant:
 
 SD35_LARGE, SD3_MEDIUM, SDXL_V, ZIMAGE_TURBO = "SD3.5-Large", "SD3-Medium", "SDXL with v-prediction", "Z-Image-Turbo"
 FLUX2_KLEIN_9B = "FLUX.2-klein-base-9B"
-_TRANSFORMER, _SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
+_TRANSFORMER = "transformer/config.json"
 VARIANTS = (
     Variant(
         SD35_LARGE,
@@ -63,7 +64,7 @@ VARIANTS = (
     Variant(
         SDXL_V,
         "sdxl",
-        _SCHEDULER,
+        SCHEDULER_CONFIG,
         lambda config: config.get("prediction_type") == "v_prediction",
         "Laxhar/noobai-XL-Vpred-1.0",
         {
@@ -72,7 +73,7 @@ VARIANTS = (
             "k_anchor": 5,
         },
     ),
-    Variant(ZIMAGE_TURBO, "zimage", _SCHEDULER, lambda config: config.get("shift") == 3.0, distilled=True),
+    Variant(ZIMAGE_TURBO, "zimage", SCHEDULER_CONFIG, lambda config: config.get("shift") == 3.0, distilled=True),
     Variant(
         FLUX2_KLEIN_9B,
         "flux2_klein",

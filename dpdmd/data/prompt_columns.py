@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length
+from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, is_utf8, is_visible
 
 CANDIDATES = ("prompt", "caption", "text")
 ADVICE = "give a text file, one prompt per line"
@@ -98,9 +98,9 @@ def prompts_of_table(rows: Iterable[tuple[int, Any, Any]], unit: str, *, weighte
         prompt = value.strip()
         if "\n" in prompt or "\r" in prompt:
             prompt = _LINE_BREAK.sub(" ", prompt)
-        if not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        if not is_utf8(prompt):
             raise ValueError(f"{unit} {number} holds half of a surrogate pair, which is not Unicode text")
-        if any(letter.isprintable() and not letter.isspace() for letter in prompt):
+        if is_visible(prompt):
             if weighted:
                 if not (found := _parse_weight(weight, f"{unit} {number}")):
                     unused += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpdmd.data.prompt_columns import ADVICE, Columns, prompts_of_table
 from dpdmd.data.prompt_tables import READERS, is_dataset, lines_of, read_dataset
-from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, require_regular
+from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, is_visible, require_regular
 
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
 _BINARY = (".parquet", ".pq")
@@ -115,7 +115,7 @@ def _text_lines(path: Path) -> Iterator[str]:
                 raise ValueError(f"line {number} is several lines, parted by CR alone; {_LINE_ENDS}")
             if prompt[:1].isdigit():
                 prompt = _NUMBERING.sub("", prompt).strip()
-            if any(letter.isprintable() and not letter.isspace() for letter in prompt):
+            if is_visible(prompt):
                 yield prompt
 
 

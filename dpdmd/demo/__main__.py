@@ -18,16 +18,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpdmd.config.hub_flags import HubOptions, add_hub_flags
+from dpdmd.config.hub_flags import HubOptions, add_hub_flags, add_model_flags
 from dpdmd.config.sampling_flags import add_sampling_flags, apply_size, check_ranges
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, SCORERS
 from dpdmd.demo.sources import find_sources
 from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.evaluation.scorer_files import check_scorer_paths, scorer_sources
 from dpdmd.models.hub_models import locate_all
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.library_settings import check_attention_variable
 from dpdmd.utils.paths import user_path
+from dpdmd.utils.programs import make_parser, run_program
 
 MAX_PORT = 65535
 SCORER_FILES = [file for name in sorted(DIVERSITY_SCORERS) for file in SCORERS[name].files]
@@ -35,29 +35,12 @@ SCORER_FILES = [file for name in sorted(DIVERSITY_SCORERS) for file in SCORERS[n
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `dpdmd.demo`."""
-    parser = argparse.ArgumentParser(
-        prog="dpdmd.demo",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--model",
-        type=user_path,
-        action="append",
-        required=True,
-        help="run folder, checkpoint, pipeline or LoRA folder, a network's file, or org/name on the Hub; give it once "
-        "for each student",
-    )
+    parser = make_parser("dpdmd.demo", __doc__)
+    add_model_flags(parser, several=True)
     parser.add_argument(
         "--teacher",
         type=user_path,
         help="the teacher's pipeline folder, or org/name (default: the one in the run's config.yaml)",
-    )
-    parser.add_argument(
-        "--base_model",
-        type=user_path,
-        help="pipeline that a LoRA or a network alone was trained from: a folder, or org/name",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0 for any (default: %(default)s)")
@@ -122,23 +105,19 @@ def bind(host: str, port: int) -> socket.socket:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program until it is stopped. Return exit status 2 for wrong input, 1 for an error while loading."""
     args = build_parser().parse_args(argv)
-    try:
-        check_single_process("it serves one page")
-        check_attention_variable()
-        check(args)
-        with bind(args.host, args.port) as bound:
-            sources, scorer_paths = find_sources(args), find_scorers(args)
-            # Imported late: it takes seconds, and wrong input is reported before.
-            from dpdmd.demo.server import run
+    return run_program("dpdmd.demo", lambda: _serve(args))
 
-            run(args, sources, scorer_paths, bound)
-    except ValueError as error:
-        print(f"dpdmd.demo: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"dpdmd.demo: stopped: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+
+def _serve(args: argparse.Namespace) -> None:
+    check_single_process("it serves one page")
+    check_attention_variable()
+    check(args)
+    with bind(args.host, args.port) as bound:
+        sources, scorer_paths = find_sources(args), find_scorers(args)
+        # Imported late: it takes seconds, and wrong input is reported before.
+        from dpdmd.demo.server import run
+
+        run(args, sources, scorer_paths, bound)
 
 
 if __name__ == "__main__":

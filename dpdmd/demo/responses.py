@@ -15,6 +15,7 @@ from dpdmd.sampling.sampler import SamplerSettings
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.logging import logger
 from dpdmd.utils.text_files import check_prompt
+from dpdmd.utils.wording import counted
 
 MAX_LETTERS = 2000  # of a prompt; 512 tokens of T5 are about as many
 MAX_IMAGES = 16
@@ -64,7 +65,7 @@ def model_row(
     how = [f"{len(settings.sigmas) - 1} steps", f"guidance {settings.guidance_scale:g}"]
     images: list[tuple[int, str]] = []
     if result:
-        how += [f"{result.seconds:.2f} s for {len(seeds)} image{'s' * (len(seeds) > 1)}"]
+        how += [f"{result.seconds:.2f} s for {counted(len(seeds), 'image')}"]
         how += [f"{measure} {value:.3f}" for measure, value in result.diversity.items()]
         images = list(zip(seeds, map(_data_uri, result.images), strict=True))
     small = settings.width < 256  # is enlarged, with sharp pixels

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from dpdmd.demo.models import check_models, load_models
 from dpdmd.demo.sources import Sources
+from dpdmd.distributed.topology import local_device
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.logging import logger, set_up_logging
 
@@ -31,7 +30,7 @@ def run(
         MemoryError: the device has too little memory.
     """
     set_up_logging(None, every_line=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     checked = check_models(args, sources, device)
     from dpdmd.demo.comparison import Comparison  # imports transformers
     from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents

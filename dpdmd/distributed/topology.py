@@ -6,23 +6,46 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dpdmd.distributed.launch_env import read_launch
+from dpdmd.distributed.launch_env import read_launch, uses_gpu
+from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.wording import counted
 
 if TYPE_CHECKING:
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate import Accelerator
 
 LONGEST_FILE_WORK = timedelta(hours=2)  # of rank 0, while the others wait
 
 
-def group_options() -> "InitProcessGroupKwargs":
-    """Return the options of a process group whose ranks wait as long as rank 0 may work on files.
+def start_accelerator() -> "Accelerator":
+    """Start accelerate, which only joins the processes: precision and accumulation are ours.
 
-    NCCL's own limit is ten minutes, which a checkpoint of 200 GB exceeds.
+    Its ranks wait as long as rank 0 may work on files. NCCL's own limit is ten minutes, which a checkpoint of 200 GB
+    exceeds.
+
+    Raises:
+        ValueError: the processes do not find each other.
     """
-    from accelerate.utils import InitProcessGroupKwargs  # takes seconds, and other programs only describe processes
+    from accelerate import Accelerator  # takes seconds, and other programs only describe processes
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-    return InitProcessGroupKwargs(timeout=LONGEST_FILE_WORK)
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no",
+            # Not gradient_accumulation_steps=1, which ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_FILE_WORK)],
+        )
+    except (AssertionError, ImportError, RuntimeError) as error:  # a port in use, a missing backend
+        raise ValueError(
+            f"the launch: accelerate does not start ({type(error).__name__}: {shorten_error(error)})"
+        ) from None
+    check_joined(accelerator.num_processes)
+    return accelerator
+
+
+def local_device() -> torch.device:
+    """Return the device of this process: the GPU of its local rank, or the CPU if `uses_gpu` says so."""
+    return torch.device("cuda", read_launch().local_rank) if uses_gpu() else torch.device("cpu")
 
 
 def check_joined(joined: int) -> None:

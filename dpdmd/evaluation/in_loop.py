@@ -39,7 +39,7 @@ from dpdmd.models.registry import identify_teacher
 from dpdmd.run_folder import EVAL_TURN, RunFolder, comparable_with_last
 from dpdmd.sampling.image_folder import file_name, open_image
 from dpdmd.sampling.sampler import Sampler, batches_of
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger
 from dpdmd.utils.versions import library_versions
@@ -118,7 +118,7 @@ class InLoopEvaluation:
         scores = self._score(self.teacher, TEACHER, self.folder.eval_images / TEACHER, show=False)
         if self.accelerator.is_main_process:
             content = {"settings": self._settings, "metrics": {name: asdict(s) for name, s in scores.items()}}
-            write_text(self.folder.teacher_scores, json.dumps(content, indent=2) + "\n")
+            write_json(self.folder.teacher_scores, content)
         return scores
 
     def _read_teacher(self) -> dict[str, Summary]:

@@ -1,6 +1,5 @@
 """Run a root program's job: generate the missing images, score all of them, write the results."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from dpdmd.config.scorer_table import SCORERS, metric_names
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed import collectives
 from dpdmd.distributed.launch_env import single_process_warning
-from dpdmd.distributed.topology import check_joined, describe, group_options
+from dpdmd.distributed.topology import describe, start_accelerator
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_memory import scorer_bytes
 from dpdmd.evaluation.scorers import build_scorer, check_scorer_contents
@@ -47,7 +46,7 @@ from dpdmd.sampling.memory_estimate import report_memory
 from dpdmd.sampling.model_identity import model_settings
 from dpdmd.sampling.sampler import Batch, batches_of, check_finite
 from dpdmd.utils import out_of_memory, precision
-from dpdmd.utils.atomic_files import clear_leftovers, write_text
+from dpdmd.utils.atomic_files import clear_leftovers, write_json, write_text
 from dpdmd.utils.image_grid import labelled_grid, save_image, that_fit, to_pil
 from dpdmd.utils.logging import logger
 from dpdmd.utils.paths import same_place
@@ -66,13 +65,13 @@ def run(job: Job) -> ScoreReport:
     """Run the job. Call on every rank; rank 0 writes and prints the results.
 
     Raises:
-        ValueError: the model's or a scorer's files do not load, or `output_dir` holds other images or scores.
+        ValueError: the processes do not find each other, the model's or a scorer's files do not load, or `output_dir`
+            holds other images or scores.
         OSError: an image or a result cannot be written.
         MemoryError: the device has too little memory.
     """
     check_scorer_contents(job.paths)
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[group_options()])
-    check_joined(accelerator.num_processes)
+    accelerator = start_accelerator()
     scorer_files: dict[str, Identity] = {}  # before they are loaded: the scores are of these
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
@@ -276,7 +275,7 @@ def _write(
         "processes": processes,
         "versions": versions(),
     }
-    write_text(job.out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_json(job.out / SUMMARY, summary, ensure_ascii=False, default=str)
     line = table(job, result)
     write_text(job.out / "table.txt", line + "\n")
     unreadable = sum(UNREADABLE in row.notes for row in result.rows)

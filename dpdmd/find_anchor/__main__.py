@@ -22,18 +22,16 @@ from dpdmd.config.options import EvalConfig, OptimConfig, RunConfig
 from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.config.validation import shown
 from dpdmd.distributed.launch_env import check_single_process
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.programs import make_parser, run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the program's own flags."""
-    parser = argparse.ArgumentParser(
-        prog="dpdmd.find_anchor",
+    parser = make_parser(
+        "dpdmd.find_anchor",
+        __doc__,
         usage="%(prog)s [OPTIONS] [the flags of dpdmd.train, such as --config FILE or --teacher_id and --prompt_txt]",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--num_prompts", type=int, default=NUM_PROMPTS, help="of --prompt_txt, drawn by the seed (default: %(default)s)"
@@ -81,20 +79,15 @@ def check(own: argparse.Namespace, flags: Sequence[str]) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and return the exit status."""
     own, flags = build_parser().parse_known_args(argv)
-    try:
-        config = check(own, flags)
-        # Imports torch, which takes seconds; diffusers is imported only once the input is known to be right.
-        from dpdmd.find_anchor import measurement
+    return run_program("dpdmd.find_anchor", lambda: _measure(own, flags))
 
-        text = measurement.run(config, own)
-    except ValueError as error:
-        print(f"dpdmd.find_anchor: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"dpdmd.find_anchor: stopped: {one_line(error)}", file=sys.stderr)
-        return 1
-    sys.stdout.write(f"{text}\n")
-    return 0
+
+def _measure(own: argparse.Namespace, flags: Sequence[str]) -> None:
+    config = check(own, flags)
+    # Imports torch, which takes seconds; diffusers is imported only once the input is known to be right.
+    from dpdmd.find_anchor import measurement
+
+    sys.stdout.write(f"{measurement.run(config, own)}\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The work of `dpdmd.find_anchor`: check and load the teacher, measure its curve, write the files."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from dpdmd.config import Config
 from dpdmd.data.prompts import pool_prompts
-from dpdmd.distributed.topology import describe
+from dpdmd.distributed.topology import describe, local_device
 from dpdmd.evaluation.in_loop_setup import set_up_evaluation
 from dpdmd.find_anchor.result import Result, Samples
 from dpdmd.methods.decidedness import CurveSettings, cheap_space, curve_steps, measure_curves, straight_line_ends
@@ -25,10 +24,10 @@ from dpdmd.sampling.load_model import SamplerPlan
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training.model_sources import locate_models
 from dpdmd.training.preflight import read_training_prompts
-from dpdmd.training.preflight_machine import check_machine, local_device
+from dpdmd.training.preflight_machine import check_machine
 from dpdmd.training.preflight_models import check_models, check_weights
 from dpdmd.utils import out_of_memory, precision
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.image_grid import save_image, to_pil
 from dpdmd.utils.wording import counted
@@ -93,7 +92,7 @@ def _run(config: Config, own: argparse.Namespace, prompts: Sequence[str]) -> str
         raise ValueError(f"--teacher_id {config.model.teacher_id}: {error}") from None
     result = Result(config, settings, sampler, prompts, [curves[index] for index in range(len(prompts))], own.threshold)
     seconds, path = time.perf_counter() - started, own.out / "anchor.json"
-    write_text(path, json.dumps({**result.as_dict(), "seconds": round(seconds, 1)}, indent=2) + "\n")
+    write_json(path, {**result.as_dict(), "seconds": round(seconds, 1)})
     try:
         samples = _sample(sampler, encoder, prompts[0], settings, result.shown_steps())
         picture = str(_draw(result, samples, own.out))

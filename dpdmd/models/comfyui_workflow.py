@@ -4,7 +4,6 @@ The file is in ComfyUI's API format, which its page opens when the file is dropp
 are those of ComfyUI's `nodes.py`, `comfy_extras/nodes_custom_sampler.py`, `nodes_sd3.py` and `nodes_cond.py`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from dpdmd.config.variants import VARIANTS
 from dpdmd.models.sampling_defaults import SamplingDefaults
+from dpdmd.utils.atomic_files import write_json
 
 WORKFLOW = "comfyui_workflow.json"
 PROMPT = "a red circle"
@@ -122,4 +122,4 @@ def _decimals(sigmas: Sequence[float]) -> str:
 
 def write_workflow(folder: Path, workflow: dict[str, Any]) -> None:
     """Write the workflow to a folder."""
-    (folder / WORKFLOW).write_text(json.dumps(workflow, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / WORKFLOW, workflow)

@@ -325,7 +325,7 @@ def _summarise(
     )
 
 
-def counted(name: str) -> Callable[[Mapping[str, Any], CallShape, int], CallMemory]:
+def count_calls_of(name: str) -> Callable[[Mapping[str, Any], CallShape, int], CallMemory]:
     """Return a `Layout.call_memory` that counts the calls of the family `name`; each count is made once."""
 
     @cache

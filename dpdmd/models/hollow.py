@@ -3,7 +3,6 @@
 Checks and estimates read only small files and headers, so they work on such a folder before anything is downloaded.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.loading import quieten_libraries
 from dpdmd.models.tensor_files import file_head
 from dpdmd.models.weight_files import DIFFUSERS_STEM, TRANSFORMERS_STEM
+from dpdmd.utils.atomic_files import write_json
 
 
 def write_hollow(layout: Layout, folder: Path, model: str = "") -> None:
@@ -34,12 +34,12 @@ def write_hollow(layout: Layout, folder: Path, model: str = "") -> None:
             index[name] = _write_network(folder / name, layout.classes[name], config)
         elif name == "scheduler":
             index[name] = ["diffusers", config["_class_name"]]
-            _write_json(folder / name / "scheduler_config.json", config)
+            write_json(folder / name / "scheduler_config.json", config)
         else:
             index[name] = ["transformers", config["tokenizer_class"]]
-            _write_json(folder / name / "tokenizer_config.json", config)
-            _write_json(folder / name / "tokenizer.json", {})
-    _write_json(folder / "model_index.json", index)
+            write_json(folder / name / "tokenizer_config.json", config)
+            write_json(folder / name / "tokenizer.json", {})
+    write_json(folder / "model_index.json", index)
 
 
 def _write_network(folder: Path, kind: str, config: Mapping[str, Any]) -> list[str]:
@@ -79,7 +79,3 @@ def _write_header(path: Path, weights: Mapping[str, Tensor]) -> None:
     with path.open("wb") as file:
         file.write(head)
         file.truncate(len(head) + size)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from dpdmd.models.layout_values import AUTOENCODER_KL, CLASSIFIER_FREE, Autoenco
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from dpdmd.models.weight_files import Shape, find_weight_files, read_all_shapes, stem_of
+from dpdmd.utils.paths import SCHEDULER_CONFIG
 from dpdmd.utils.text_files import expecting_mapping_keys, read_json
 
 _TABLES = ("relative_attention_bias.weight",)  # in a block of a T5, but an embedding
@@ -37,7 +38,7 @@ def read_scheduler_config(folder: Path, scheduler: str) -> tuple[Path, dict[str,
     Raises:
         ValueError: the file is missing, unreadable, or of another class than `scheduler`.
     """
-    path = folder / "scheduler" / "scheduler_config.json"
+    path = folder / SCHEDULER_CONFIG
     config = read_json(path)
     if config.get("_class_name") != scheduler:
         raise ValueError(f"{path} is of a {config.get('_class_name')}, but a {scheduler} is needed")

@@ -1,6 +1,5 @@
 """Write a pipeline folder that diffusers loads."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from dpdmd.models.deciding_files import deciding_files
 from dpdmd.models.layout import Layout
 from dpdmd.models.tensor_files import Weights, open_weights, write_tensors
 from dpdmd.models.weight_files import SETTINGS_FILES, stem_of
-from dpdmd.utils.folders import copy_tree, has_links
+from dpdmd.utils.atomic_files import write_json
+from dpdmd.utils.folders import copy_tree, supports_links
 from dpdmd.utils.text_files import read_json
 
 
@@ -33,7 +33,7 @@ def export_pipeline(
     """
     source = source.resolve()
     start_pipeline(layout, folder, source, no_t5=no_t5)
-    copy = copy or not has_links(folder)
+    copy = copy or not supports_links(folder)
     for name in other_components(layout, source, no_t5=no_t5):
         place, origin = folder / name, source / name
         if dtype and name in layout.classes:
@@ -59,7 +59,7 @@ def start_pipeline(layout: Layout, folder: Path, source: Path, *, no_t5: bool) -
     folder.mkdir(parents=True)
     without = layout.t5 if no_t5 else ()
     index = read_json(source / "model_index.json") | {component: [None, None] for component in without}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "model_index.json", index)
 
 
 def other_components(layout: Layout, source: Path, *, no_t5: bool) -> list[str]:
@@ -79,7 +79,7 @@ def _copy_settings(folder: Path, source: Path) -> None:
     config = _fp32_config(source)
     for path in source.iterdir():
         if path.name == "config.json" and config is not None:
-            (folder / path.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / path.name, config)
         elif path.name.endswith(SETTINGS_FILES) and ".index." not in path.name:
             copy_tree(path, folder / path.name)
 
@@ -95,7 +95,7 @@ def _copy_loaded_files(folder: Path, source: Path, config: dict[str, Any] | None
     folder.mkdir()
     for path in deciding_files(source):
         if path.name == "config.json" and config is not None:
-            (folder / path.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / path.name, config)
         elif copy:
             copy_tree(path, folder / path.name)
         else:

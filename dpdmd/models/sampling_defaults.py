@@ -1,6 +1,5 @@
 """Sampling defaults of a pipeline or LoRA folder: its `dpdmd.json`."""
 
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -11,6 +10,7 @@ from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.options import MAX_COUNT, MAX_GRID_STEPS, MAX_GUIDANCE
 from dpdmd.config.validation import shown
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS, SHIFTS
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.json_values import is_finite_number
 from dpdmd.utils.paths import DEFAULTS_FILE, find_base
 from dpdmd.utils.text_files import read_json
@@ -80,7 +80,7 @@ class SamplingDefaults:
 
     def write(self, folder: Path) -> None:
         """Save the defaults in a folder; diffusers ignores files that it does not know."""
-        (folder / DEFAULTS_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / DEFAULTS_FILE, asdict(self))
 
 
 def _is_count(value: Any, most: int = MAX_COUNT) -> bool:

@@ -3,7 +3,7 @@
 A RUN may be the output folder of a sweep (`dpdmd.compare`): the page then has all its runs, its table and its plane.
 
 The page is self-contained: it needs no network and no other file. Training writes the page of a single run as
-RUN/report.html. Exit status: 0 done, 2 wrong input.
+RUN/report.html. Exit status: 0 done; 1 a run cannot be read to its end; 2 wrong input.
 """
 
 from dpdmd.utils import signals
@@ -11,7 +11,6 @@ from dpdmd.utils import signals
 if __name__ == "__main__":  # before the imports below, which take seconds
     signals.install_exit_handlers("dpdmd.report")
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,37 +18,31 @@ from pathlib import Path
 from dpdmd.report.writer import render_report
 from dpdmd.run_folder import RunFolder
 from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import user_path
+from dpdmd.utils.programs import make_parser, run_program
 from dpdmd.utils.text_files import require_regular
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="dpdmd.report",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("dpdmd.report", __doc__)
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folder, or a sweep's folder")
     parser.add_argument(
         "--out", type=user_path, help="file (default: RUN/report.html of a single run or sweep, else ./report.html)"
     )
     args = parser.parse_args(argv)
     out = args.out or (RunFolder.of(args.runs[0]).report if len(args.runs) == 1 else Path("report.html"))
+    return run_program("dpdmd.report", lambda: _write(args.runs, out))
+
+
+def _write(runs: Sequence[Path], out: Path) -> None:
+    page = render_report(runs)
     try:
-        page = render_report(args.runs)
         _check_out(out)
         write_text(out, page)
-    except ValueError as error:
-        print(f"dpdmd.report: error: {one_line(error)}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"dpdmd.report: error: --out {out}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror})") from None
     sys.stdout.write(f"{out}\n")
-    return 0
 
 
 def _check_out(out: Path) -> None:

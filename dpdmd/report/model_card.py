@@ -22,6 +22,7 @@ from dpdmd.report.scores import Score
 from dpdmd.report.tables import DASH, interval, number
 from dpdmd.run_folder import LORA
 from dpdmd.utils.hub import parse_id
+from dpdmd.utils.paths import SCHEDULER_CONFIG
 from dpdmd.utils.tables import markdown_table
 from dpdmd.utils.text_files import read_json
 
@@ -42,8 +43,8 @@ def write_card(folder: Path, card: Card, *, images: bool) -> None:
     defaults = read_sampling_defaults(folder, card.defaults)
     if card.kind == SINGLE_FILE:  # its code takes parts of the base; the folder itself names none
         defaults = replace(defaults, **_exact_base(card))
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    card = Card(**(vars(card) | {"defaults": defaults, "scheduler": scheduler}))
+    scheduler = read_json(folder / SCHEDULER_CONFIG)
+    card = replace(card, defaults=defaults, scheduler=scheduler)
     shown = _copy_images(folder / IMAGES, card.training) if images else []
     (folder / CARD).write_text(render(card, shown), encoding="utf-8")
 

@@ -20,6 +20,7 @@ from dpdmd.report.shown_runs import ShownRun, average
 from dpdmd.report.style import TEACHER_STYLE, Style, run_style
 from dpdmd.report.sweeps import SweepResult
 from dpdmd.utils.paths import same_place
+from dpdmd.utils.wording import counted
 
 TEMPLATE = Path(__file__).parent / "template"
 # Keys of an update's record that are not plotted: they identify the update, or are in the table of time and memory.
@@ -202,6 +203,6 @@ def _training_plots(shown: Sequence[ShownRun]) -> list[Plot]:
                 curves.append(plots.Curve(item.key, item.style, steps, values))
         title, about = explanations.curve(kind, name)
         svg = plots.plot_training(f"training{index}", curves)
-        alt = f"{title} over steps, of {len(curves)} run{'s'[: len(curves) > 1]}."
+        alt = f"{title} over steps, of {counted(len(curves), 'run')}."
         drawn.append(Plot(title, Markup(svg), alt, about))
     return drawn

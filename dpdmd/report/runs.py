@@ -9,7 +9,7 @@ from dpdmd.config.options import DEFAULT_MAX_STEPS
 from dpdmd.evaluation import seed_grids
 from dpdmd.report.oracle_metrics import OracleMetrics, read_oracle_metrics
 from dpdmd.report.scores import EMA_PREFIX, PREFIX, Metric, Score
-from dpdmd.run_folder import EVAL_TURN, LATEST_IMAGE, RunFolder, comparable_with_last, read_records
+from dpdmd.run_folder import EVAL_TURN, LATEST_IMAGE, RunFolder, comparable_with_last, read_records, step_of
 from dpdmd.utils import strict_yaml
 from dpdmd.utils.manifest import read_manifest
 from dpdmd.utils.paths import distinct_names
@@ -159,7 +159,7 @@ def _read(entry: RunEntry, name: str) -> Run:
         oracle=oracle,
         grids=seed_grids.read(folder.seed_grids),
         process_image=process_image if process_image.is_file() else None,
-        best=_step_of(best) if best else None,
+        best=step_of(best) if best else None,
         warnings=warnings,
     )
     kept = {record["step"] for record in run.comparable}
@@ -173,11 +173,6 @@ def _read(entry: RunEntry, name: str) -> Run:
         if run.grids.keys() <= {seed_grids.TEACHER}:
             run.grids.clear()
     return run
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    number = checkpoint.name.rpartition("_")[2]
-    return int(number) if number.isdecimal() else None
 
 
 def _read_config(path: Path, warnings: list[str]) -> dict[str, Any]:

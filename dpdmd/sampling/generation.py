@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from dpdmd.config.precisions import UNQUANTIZED, Precisions
 from dpdmd.data.prompts import fingerprint
 from dpdmd.distributed.launch_env import single_process_warning
-from dpdmd.distributed.topology import describe
+from dpdmd.distributed.topology import describe, local_device
 from dpdmd.models.quantization import original_weights
 from dpdmd.models.tensor_files import open_weights
 from dpdmd.models.weight_files import DIFFUSERS_STEM
@@ -50,7 +49,7 @@ def _run(args: argparse.Namespace, prompts: Sequence[str]) -> Path:
     model = find_model(args.model, args.base_model)
     warn_of_unused_base(model, args.base_model)
     args.bf16 = uses_bf16(model, args.bf16)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     plan = plan_sampler(
         model,
         device,

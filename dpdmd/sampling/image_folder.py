@@ -1,6 +1,5 @@
 """Folders of images: sampled by a program, with their settings in pictures.json, or given by the user."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.paths import is_system_file
 from dpdmd.utils.text_files import read_json
@@ -121,7 +120,7 @@ def check_or_write_settings(folder: Path, settings: dict[str, Any], flag: str) -
     """
     found = read_settings(folder, flag)
     if found is None:
-        write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / SETTINGS_FILE, settings, ensure_ascii=False)
         return
     if changes := _changes(found, settings):
         raise ValueError(

@@ -1,6 +1,5 @@
 """Train the small world's AutoencoderKL: 64 x 64 images to 8 x 8 latents with 8 channels."""
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
@@ -76,11 +75,3 @@ def encode_scenes(vae: AutoencoderKL, seed: int, indices: range, world: World, b
         scenes = [world.sample_scene(seed, index) for index in indices[start : start + batch_size]]
         encoded.append(vae.encode(torch.from_numpy(world.render(scenes)) * 2 - 1).latent_dist.mean)
     return torch.cat(encoded)
-
-
-@torch.no_grad()
-def reconstruct_scenes(vae: AutoencoderKL, seed: int, indices: range, world: World, batch_size: int = 64) -> np.ndarray:
-    """Encode and decode scenes: [N, 3, 64, 64] in [0, 1]. The oracle is tested on them."""
-    latents = encode_scenes(vae, seed, indices, world, batch_size)
-    decoded = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
-    return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1).numpy()

@@ -28,9 +28,9 @@ from dpdmd.shapes.recipes import ONE_OBJECT, PAIRS
 from dpdmd.shapes.scorers import build_scorers
 from dpdmd.shapes.teacher import train_teacher
 from dpdmd.shapes.text import MAX_LENGTH
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.folders import creating_folder, delete_tree
 from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.programs import make_parser, run_program
 from dpdmd.utils.text_files import read_json
 
 GUIDANCE_SCALE = 3.5  # the paper's, for SD3.5
@@ -41,7 +41,7 @@ logger = logging.getLogger("dpdmd.shapes.build")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and save the pipeline, or with `--scorers` the scorers; return the exit status, 2 for wrong input."""
-    parser = argparse.ArgumentParser(prog="dpdmd.shapes.build", description=__doc__, allow_abbrev=False)
+    parser = make_parser("dpdmd.shapes.build", __doc__)
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--scorers", action="store_true", help="train the scorers, into the folder above --out")
     target.add_argument("--pairs", action="store_true", help="train the pipeline for one or two objects")
@@ -53,18 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vae", type=user_path, help="use this trained autoencoder")
     args = parser.parse_args(argv)
     out = args.out or (OUT_PAIRS if args.pairs else OUT)
-    try:
-        check(args, out)
-    except ValueError as error:
-        print(f"dpdmd.shapes.build: error: {one_line(error)}", file=sys.stderr)
-        return 2
+    return run_program("dpdmd.shapes.build", lambda: _run(args, out))
+
+
+def _run(args: argparse.Namespace, out: Path) -> None:
+    check(args, out)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         build(args, out)
     except OSError as error:
-        print(f"dpdmd.shapes.build: stopped: {one_line(error)}; the same command goes on", file=sys.stderr)
-        return 1
-    return 0
+        raise OSError(f"{error}; the same command goes on") from None
 
 
 def build(args: argparse.Namespace, out: Path) -> None:

@@ -10,20 +10,20 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     signals.install_exit_handlers("dpdmd.shapes.measure")
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dpdmd.config.sampling_flags import add_sampling_flags, check_ranges, check_total
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_single_process
+from dpdmd.distributed.topology import local_device
 from dpdmd.evaluation.statistics import Summary
 from dpdmd.models.base import TextEncoder
 from dpdmd.sampling.find_model import Model, find_model
@@ -35,13 +35,14 @@ from dpdmd.shapes.pair_oracle import measure_pair_prompt, read_pairs
 from dpdmd.shapes.pairs import parse_caption
 from dpdmd.shapes.world import IMAGE_SIZE
 from dpdmd.utils import out_of_memory, precision
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.image_grid import to_float, to_pil
 from dpdmd.utils.paths import check_writable_file, user_path
+from dpdmd.utils.programs import FAILURES, make_parser, run_program
 from dpdmd.utils.tables import markdown_table
 from dpdmd.utils.text_files import read_json
 
+PROGRAM = "dpdmd.shapes.measure"
 EVAL_PROMPTS = "data/shapes_eval.txt"
 BATCH_SIZE = 64
 COLUMNS = ("accuracy", "unrecognised", "entropy", "coverage", "spread")
@@ -113,7 +114,7 @@ def category_table(rows: Mapping[str, Mapping[str, Summary]]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `dpdmd.shapes.measure`."""
-    parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure", description=__doc__, allow_abbrev=False)
+    parser = make_parser(PROGRAM, __doc__)
     parser.add_argument(
         "--model",
         type=user_path,
@@ -204,32 +205,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     A model that fails leaves the metrics of the others.
     """
     args = build_parser().parse_args(argv)
-    try:
-        check_single_process("it measures one model after the other")
-        precision.set_up(bf16=False)
-        prompts = check(args)
-    except ValueError as error:
-        return _print_error(str(error), 2)
+    return run_program(PROGRAM, lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    check_single_process("it measures one model after the other")
+    precision.set_up(bf16=False)
+    prompts = check(args)
     status, rows, by_category, details = 0, {}, {}, {}
-    for model in args.model:
+
+    def measure(model: Path) -> None:
         try:
             with out_of_memory.explained("is the device in use elsewhere?"):
                 name = str(model)
                 rows[name], by_category[name], details[name] = _measure(model, args, prompts)
-        except ValueError as error:
-            status = _print_error(str(error), 2)
-        except (OSError, MemoryError) as error:
-            status = _print_error(f"--model {model}: {error}", 1)
+        except FAILURES as error:
+            raise OSError(f"--model {model}: {error}") from None
+
+    for model in args.model:
+        status = run_program(PROGRAM, partial(measure, model)) or status
     if not details:
         return status
     head = f"{len(prompts)} prompts x {args.num_seeds} seeds, seed {args.seed}"
     sys.stdout.write(f"{head}\n\n{table(rows)}\n\n{category_table(by_category)}\n")
     if args.out:
-        try:
-            write_text(args.out, json.dumps(details, indent=2) + "\n")
-        except OSError as error:
-            return _print_error(f"--out {args.out}: {error.strerror}", 1)
+        write_result(args.out, details)
     return status
+
+
+def write_result(out: Path, content: dict[str, Any]) -> None:
+    """Write a result to --out.
+
+    Raises:
+        OSError: it cannot be written; the message names --out.
+    """
+    try:
+        write_json(out, content)
+    except OSError as error:
+        raise OSError(f"--out {out}: {error.strerror}") from None
 
 
 def _measure(
@@ -237,7 +250,7 @@ def _measure(
 ) -> tuple[WorldMetrics, dict[str, Summary], dict[str, Any]]:
     """Return one model's metrics: their means, the accuracy by category, and everything for --out."""
     started = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     sampler, encoder = load_sampler(model, device, steps=args.steps, guidance_scale=args.guidance_scale)
     metrics = measure_model(model, sampler, encoder, prompts, args.num_seeds, args.seed)
     world, categories = mean_metrics(metrics), accuracy_by_category(prompts, metrics)
@@ -250,12 +263,6 @@ def _measure(
         "prompts": {p: {"category": category(p), **vars(m)} for p, m in zip(prompts, metrics, strict=True)},
     }
     return world, categories, details
-
-
-def _print_error(message: str, status: int) -> int:
-    """Print one line and return the exit status."""
-    sys.stderr.write(f"dpdmd.shapes.measure: error: {one_line(message)}\n")
-    return status
 
 
 if __name__ == "__main__":

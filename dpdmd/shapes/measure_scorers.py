@@ -5,8 +5,6 @@ from dpdmd.utils import signals
 if __name__ == "__main__":  # before the imports below, which take seconds
     signals.install_exit_handlers("dpdmd.shapes.measure_scorers")
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +19,12 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import score_batch
-from dpdmd.shapes.measure import check_replaced
+from dpdmd.shapes.measure import check_replaced, write_result
 from dpdmd.shapes.oracle import read_images, variety
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
-from dpdmd.utils.atomic_files import write_text
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.image_grid import to_pil
 from dpdmd.utils.paths import check_writable_file, user_path
+from dpdmd.utils.programs import make_parser, run_program
 from dpdmd.utils.rng import numpy_generator
 
 TEST_SEED = 1_000  # no scorer was trained on its scenes
@@ -135,18 +132,18 @@ def agreement_with_oracle(scorer: Scorer, sets: list[list[Scene]]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the scorers. Return the exit status: 2 for wrong input, 1 if the metrics cannot be written."""
-    parser = argparse.ArgumentParser(prog="dpdmd.shapes.measure_scorers", description=__doc__, allow_abbrev=False)
+    parser = make_parser("dpdmd.shapes.measure_scorers", __doc__)
     parser.add_argument("--root", type=user_path, default=Path("weights/tiny"), help="(default: %(default)s)")
     parser.add_argument("--out", type=user_path, help="also write the metrics to this JSON file")
     args = parser.parse_args(argv)
-    try:
-        if args.out:
-            check_writable_file("--out", args.out)
-            check_replaced(args.out, lambda found: all(isinstance(each, float) for each in found.values()))
-        scorers = load(args.root)
-    except ValueError as error:
-        print(f"dpdmd.shapes.measure_scorers: error: {one_line(error)}", file=sys.stderr)
-        return 2
+    return run_program("dpdmd.shapes.measure_scorers", lambda: _measure(args.root, args.out))
+
+
+def _measure(root: Path, out: Path | None) -> None:
+    if out:
+        check_writable_file("--out", out)
+        check_replaced(out, lambda found: all(isinstance(each, float) for each in found.values()))
+    scorers = load(root)
     metrics = {
         f"{name}: true against false images": pair_accuracy(scorers[name])
         for name in ("clip_score", "pickscore", "imagereward")
@@ -155,13 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("div_clip", "div_dino"):
         metrics[f"{name}: Spearman with the oracle's entropy"] = agreement_with_oracle(scorers[name], graded_sets())
     sys.stdout.write("\n".join(f"{name:50} {value:.3f}" for name, value in metrics.items()) + "\n")
-    if args.out:
-        try:
-            write_text(args.out, json.dumps(metrics, indent=2) + "\n")
-        except OSError as error:
-            print(f"dpdmd.shapes.measure_scorers: error: --out {args.out}: {error.strerror}", file=sys.stderr)
-            return 1
-    return 0
+    if out:
+        write_result(out, metrics)
 
 
 if __name__ == "__main__":

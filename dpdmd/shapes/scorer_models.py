@@ -1,6 +1,5 @@
 """Build the small world's scorers in the official layouts, with random weights, tokenizers and processors."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from dpdmd.evaluation.scorers import imagereward
 from dpdmd.shapes import world
 from dpdmd.shapes.text import CHARACTERS, MAX_LENGTH, build_clip_tokenizer, words_of
 from dpdmd.shapes.world import IMAGE_SIZE
+from dpdmd.utils.atomic_files import write_json
 
 WIDTH, PATCH, DEPTH = 64, 8, 4  # of every image encoder; 64 tokens and a class token
 TEXT_WIDTH, TEXT_DEPTH = 64, 2
@@ -121,5 +121,5 @@ def save_imagereward(
     """Write ImageReward.pt with the official keys, med_config.json, and the tokenizer."""
     folder.mkdir(parents=True)
     torch.save(imagereward.to_official(network.state_dict()), folder / "ImageReward.pt")
-    (folder / "med_config.json").write_text(json.dumps(med_config, indent=2) + "\n")
+    write_json(folder / "med_config.json", med_config)
     tokenizer.save_pretrained(folder)

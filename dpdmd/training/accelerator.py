@@ -1,12 +1,11 @@
 """Configure accelerate for a training. Topology is accelerate's; accumulation and autocast are ours."""
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DistributedType, set_seed
 
 from dpdmd.config import Config
 from dpdmd.config.method_table import METHODS
-from dpdmd.distributed.topology import check_joined, group_options
-from dpdmd.utils.error_lines import shorten_error
+from dpdmd.distributed.topology import start_accelerator
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
@@ -17,24 +16,13 @@ def make_accelerator(config: Config) -> Accelerator:
     Raises:
         ValueError: the processes do not find each other, or `config` does not work with the topology.
     """
-    try:
-        accelerator = Accelerator(
-            mixed_precision="no",
-            # Not gradient_accumulation_steps=1, which ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[group_options()],
-        )
-    except (AssertionError, ImportError, RuntimeError) as error:  # a port in use, a missing backend
-        raise ValueError(
-            f"the launch: accelerate does not start ({type(error).__name__}: {shorten_error(error)})"
-        ) from None
+    accelerator = start_accelerator()
     _check_topology(accelerator, config)
     set_seed(config.run.seed)  # no draw of ours reads the global state; libraries do
     return accelerator
 
 
 def _check_topology(accelerator: Accelerator, config: Config) -> None:
-    check_joined(accelerator.num_processes)
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise ValueError(

@@ -21,7 +21,7 @@ from dpdmd.models.base import ImageDecoder, TextEncoder
 from dpdmd.models.registry import identify_teacher
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training.preflight import RunSetup
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.logging import logger
 from dpdmd.utils.text_files import read_json
 
@@ -49,8 +49,8 @@ def set_k_anchor(
     if found is None:
         curves = _measure(setup, accelerator, sampler, encoder, settings)
         found = smallest_decided(settings.steps, mean_decidedness(curves), THRESHOLD, method.anchor_steps)
-        content = json.dumps({"k_anchor": found, "of": of}, indent=2) + "\n"
-        collectives.call_on_main(accelerator, lambda: write_text(setup.folder.anchor, content))
+        content = {"k_anchor": found, "of": of}
+        collectives.call_on_main(accelerator, lambda: write_json(setup.folder.anchor, content))
     method.k_anchor = collectives.broadcast_from_main(accelerator, found)
     if accelerator.is_main_process:
         logger.info(

@@ -26,6 +26,7 @@ from dpdmd.models.identity import cache_key, identify_text
 from dpdmd.models.image_decoder import OffloadedDecoder
 from dpdmd.models.registry import LAYOUTS, family_class, identify_teacher
 from dpdmd.models.streamed_text_encoder import StreamedTextEncoder
+from dpdmd.run_folder import STUDENT_EMA
 from dpdmd.sampling.sampler import Sampler, SamplerSettings
 from dpdmd.training import anchor_choice, checkpoint, optimizer_state
 from dpdmd.training.ema import MovingAverage
@@ -183,7 +184,7 @@ def _load_average(setup: RunSetup, family: Family, student: TrainedNetwork) -> M
     if setup.resume.path:
         folder = checkpoint.average_folder(setup.resume.path, config)
         if config.model.lora_rank:
-            state = checkpoint.load_adapter(setup.resume.path, checkpoint.AVERAGE, folder, family)
+            state = checkpoint.load_adapter(setup.resume.path, STUDENT_EMA, folder, family)
         else:
             state = family.load_network(folder, torch.float32).state_dict()
     average = MovingAverage(student.network, student.parameters, config.optim.ema_decay)

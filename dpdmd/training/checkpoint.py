@@ -31,13 +31,13 @@ from dpdmd.report.card_facts import PIPELINE, Card, Training, stored_dtype
 from dpdmd.report.model_card import write_card
 from dpdmd.run_folder import LATEST, LORA, LORA_EMA, STUDENT, STUDENT_EMA, RunFolder
 from dpdmd.training.memory_items import count_state
-from dpdmd.utils.atomic_files import is_temporary
+from dpdmd.utils.atomic_files import is_temporary, temporary_path
 from dpdmd.utils.folders import delete_tree, finish_folder
 from dpdmd.utils.logging import logger
 from dpdmd.utils.manifest import is_whole, write_manifest
 from dpdmd.utils.versions import versions
 
-STATE, OPTIMIZER, AVERAGE = "state", "optimizer_", "student_ema"
+STATE, OPTIMIZER = "state", "optimizer_"
 
 
 class SaveError(RuntimeError):
@@ -128,20 +128,19 @@ def export_student(
         family.export(folder, in_memory(state), teacher, defaults, copy=copy)
 
 
+def student_card(name: str, config: Config, defaults: SamplingDefaults, training: Training | None) -> Card:
+    """Return what the model card of an exported student is made from; `name` as in `Card`."""
+    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
+    kind, dtype = PIPELINE, "float32"
+    if adapters(config.model):
+        kind, dtype = LORA, stored_dtype(layout, teacher)
+    return Card(name, kind, layout, defaults, base=teacher, dtype=dtype, training=training)
+
+
 def _write_card(folder: Path, step: int, num_prompts: int | None, config: Config, defaults: SamplingDefaults) -> None:
     """Write the model card of an exported student, without scores and images: those of its step come later."""
-    layout, teacher = LAYOUTS[config.model.family], Path(config.model.teacher_id)
-    lora = adapters(config.model) is not None
     flat = {name: value for group in config.as_dict().values() for name, value in group.items()}
-    card = Card(
-        name=folder.name,
-        kind=LORA if lora else PIPELINE,
-        layout=layout,
-        defaults=defaults,
-        base=teacher,
-        dtype=stored_dtype(layout, teacher) if lora else "float32",
-        training=Training(flat, step, num_prompts),
-    )
+    card = student_card(folder.name, config, defaults, Training(flat, step, num_prompts))
     write_card(folder, card, images=False)
 
 
@@ -164,7 +163,7 @@ def save(
         SaveError: the disk is full or gone, or the teacher's files cannot be read; nothing half-written remains.
     """
     target = folder.checkpoint(snapshot.progress.step)
-    temporary = folder.ckpts / f".{target.name}.tmp"
+    temporary = temporary_path(target)
     try:
         temporary.mkdir(parents=True)
         exports = {student_folder(temporary, config): snapshot.networks[STUDENT]}
@@ -201,7 +200,7 @@ def _write_state(folder: Path, snapshot: Snapshot, *, adapter: bool) -> None:
     folder.mkdir()
     states = {name: state for name, state in snapshot.networks.items() if adapter or name != STUDENT}
     if adapter and snapshot.average is not None:
-        states[AVERAGE] = snapshot.average
+        states[STUDENT_EMA] = snapshot.average
     states |= {f"{OPTIMIZER}{name}": state for name, state in snapshot.optimizers.items()}
     for name, state in states.items():
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
@@ -237,17 +236,12 @@ def _try_to_delete(checkpoint: Path) -> None:
         logger.warning("%s could not be deleted (%s)", checkpoint, error)
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return the step in a checkpoint's name."""
-    return int(checkpoint.name.rpartition("_")[2])
-
-
 def load_state(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """Load a state by its name: that of a trained network, or OPTIMIZER + that of an optimizer's network."""
     return load_file(checkpoint / STATE / f"{name}.safetensors")
 
 
 def load_adapter(checkpoint: Path, name: str, export: Path, family: Family) -> dict[str, Tensor]:
-    """Load the student's adapter, or its average (AVERAGE), as it is trained; older versions have it in `export`."""
+    """Load the student's adapter, or its average (STUDENT_EMA), as trained; older versions have it in `export`."""
     stored = (checkpoint / STATE / f"{name}.safetensors").exists()
     return load_state(checkpoint, name) if stored else family.read_lora(export)

@@ -17,7 +17,7 @@ from dpdmd.methods import registry
 from dpdmd.models.noise_schedule import DEFAULT, GRIDS
 from dpdmd.models.registry import adapters
 from dpdmd.models.sampling_defaults import SamplingDefaults
-from dpdmd.run_folder import BEST
+from dpdmd.run_folder import BEST, step_of
 from dpdmd.training import checkpoint, optimizer_state
 from dpdmd.training.build import TrainingState
 from dpdmd.training.checkpoint import SaveError
@@ -38,7 +38,7 @@ class Checkpointer:
         # Steps of checkpoints on a way that the run has left, when it went back to an earlier one.
         point = setup.resume
         self._left_behind = set(point.progress.left_behind if point.progress else ())
-        self._left_behind |= {step for step in map(checkpoint.step_of, self.folder.checkpoints()) if step > point.step}
+        self._left_behind |= {step for step in map(step_of, self.folder.checkpoints()) if step > point.step}
         # In the background: the first run of a teacher reads its files once more, from the page cache if they fit.
         if accelerator.is_main_process:
             self._models = in_background(partial(checkpoint.identify_models, self.config))
@@ -136,12 +136,12 @@ class Checkpointer:
         """Move the link `best` to the checkpoint with the best recorded scores."""
         if not self.accelerator.is_main_process:
             return
-        saved = {checkpoint.step_of(path): path for path in self.folder.checkpoints()}
+        saved = {step_of(path): path for path in self.folder.checkpoints()}
         saved = {step: path for step, path in saved.items() if step not in self._left_behind}
         best = in_loop.best_step(log.evaluations, set(saved), self.setup.evaluation.sets, self.config.eval.best_by)
         if best is not None:
             self.folder.point(BEST, saved[best])
-        elif (known := self.folder.best()) and checkpoint.step_of(known) in self._left_behind:
+        elif (known := self.folder.best()) and step_of(known) in self._left_behind:
             self.folder.unpoint(BEST)
 
     def finish(self, step: int) -> None:

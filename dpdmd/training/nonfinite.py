@@ -1,13 +1,12 @@
 """The diagnostic of a loss or gradient that is not finite: the step, its prompts and statistics of its latents."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 
 
 class NonFiniteError(RuntimeError):
@@ -33,4 +32,4 @@ def write_diagnostic(path: Path, step: int, turn: str, metrics: dict[str, float]
     """
     values = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
     content = {"step": step, "turn": turn, "metrics": values, "ranks": ranks}
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, content, ensure_ascii=False)

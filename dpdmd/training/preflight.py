@@ -234,7 +234,7 @@ def _warnings(config: Config, folder: RunFolder, point: ResumePoint, evaluation:
     pair = adapters(config.model)
     if pair and pair.fake.rank < pair.student.rank:
         warnings.append(f"--fake_lora_rank {pair.fake.rank} is below the student's: the fake score may fall behind it")
-    if not folder.has_links():
+    if not folder.supports_links():
         copies = "" if pair else "each checkpoint has a copy of the teacher's other parts, and "
         warnings.append(
             f"--ckpt_dir {folder.ckpts}: the file system has no symbolic links: {copies}latest and best are text files "
@@ -320,6 +320,6 @@ def checkpoints_to_come(setup: RunSetup) -> tuple[int, float]:
     needed = count * checkpoint.size_in_bytes(config)
     if adapters(config.model) is None:  # the last export holds copies of the teacher's other parts; without links all
         exports = 1 if config.optim.ema_decay is None else 2
-        exports *= 1 if folder.has_links() else count
+        exports *= 1 if folder.supports_links() else count
         needed += exports * layout.bytes_beside_network(teacher, no_t5=config.model.no_t5)
     return count, needed

@@ -8,6 +8,7 @@ from dpdmd.config import Config
 from dpdmd.config.options import OptimConfig
 from dpdmd.config.precisions import FP8, UNQUANTIZED, check_installed
 from dpdmd.distributed.launch_env import check_launch, is_on, read_launch, uses_gpu
+from dpdmd.distributed.topology import local_device
 from dpdmd.models.compilation import check_compiler
 from dpdmd.utils.library_settings import COMPILATION, Setting, check_settings
 
@@ -25,7 +26,7 @@ def check_machine(config: Config) -> None:
     _check_device(config)
     _check_quantization(config)
     if config.optim.compile:
-        check_compiler(torch.device("cuda" if uses_gpu() else "cpu"))
+        check_compiler(local_device())
     _check_packages(config)
 
 
@@ -82,8 +83,3 @@ def _check_packages(config: Config) -> None:
         )
     for flag in ("base_precision", "text_encoder_precision"):
         check_installed(flag, getattr(config.model, flag))
-
-
-def local_device() -> torch.device:
-    """Return the device of this process."""
-    return torch.device("cuda", read_launch().local_rank) if uses_gpu() else torch.device("cpu")

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpdmd.config import Config
 from dpdmd.config.options import MethodConfig
+from dpdmd.distributed.topology import local_device
 from dpdmd.evaluation.in_loop_setup import EvalSetup
 from dpdmd.methods.perceptual_files import check_perceptual
 from dpdmd.models.attention_backend import check_attention_backend
@@ -17,8 +18,7 @@ from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_sampling_defaults
 from dpdmd.sampling.model_source import place_or_none
-from dpdmd.training.preflight_machine import local_device
-from dpdmd.utils.paths import LORA_WEIGHTS
+from dpdmd.utils.paths import LORA_WEIGHTS, SCHEDULER_CONFIG
 from dpdmd.utils.precision import compute_dtype
 
 
@@ -112,7 +112,7 @@ def _check_prediction(layout: Layout, teacher: Path, flag: str, folder: Path) ->
     Raises:
         ValueError: it does not.
     """
-    if folder == teacher or not (folder / "scheduler" / "scheduler_config.json").is_file():
+    if folder == teacher or not (folder / SCHEDULER_CONFIG).is_file():
         return
     try:
         found = layout.read_schedule(folder).predicts

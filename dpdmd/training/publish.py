@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.report.card_facts import CARD, PIPELINE, Card, stored_dtype, training_of
+from dpdmd.report.card_facts import CARD, training_of
 from dpdmd.report.model_card import rename, write_card
-from dpdmd.run_folder import LORA
 from dpdmd.training import checkpoint
 from dpdmd.training.preflight import RunSetup
 from dpdmd.utils.folders import creating_folder, delete_tree, link_or_copy
@@ -44,16 +43,8 @@ def _write_folder(setup: RunSetup) -> tuple[Path, str]:
     delete_tree(folder)
     with creating_folder(folder) as new:
         _link_files(student.resolve(), new)
-        layout, base = LAYOUTS[setup.config.model.family], Path(setup.config.model.teacher_id)
-        card = Card(
-            name=repository,
-            kind=LORA if student.name == LORA else PIPELINE,
-            layout=layout,
-            defaults=layout.defaults,
-            base=base,
-            dtype=stored_dtype(layout, base) if student.name == LORA else "float32",
-            training=training_of(student),
-        )
+        defaults = LAYOUTS[setup.config.model.family].defaults
+        card = checkpoint.student_card(repository, setup.config, defaults, training_of(student))
         write_card(new, card, images=True)
     return folder, repository
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dpdmd.config import Config, from_dict
 from dpdmd.models.identity import Identity, changed_parts
-from dpdmd.run_folder import CKPTS, LATEST, RunFolder, read_records, step_folders
-from dpdmd.training.checkpoint import Progress, identify_models, step_of
+from dpdmd.run_folder import CKPTS, LATEST, RunFolder, read_records, step_folders, step_of
+from dpdmd.training.checkpoint import Progress, identify_models
 from dpdmd.utils.hub import parse_id
 from dpdmd.utils.manifest import MANIFEST, check_files, check_sizes, read_manifest
 

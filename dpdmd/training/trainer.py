@@ -1,6 +1,5 @@
 """The training loop: fake-score updates and student updates. Call every method on every rank."""
 
-import json
 import math
 import time
 from collections import deque
@@ -37,7 +36,7 @@ from dpdmd.training.run_log import RunLog, environment, peak_memory_gb
 from dpdmd.training.step import PendingStep, StepMetrics, TrainedNetwork, apply_update, skips_on_device
 from dpdmd.training.step_schedule import StepSchedule
 from dpdmd.training.stopping import StopAskedError, Stopping
-from dpdmd.utils.atomic_files import write_text
+from dpdmd.utils.atomic_files import write_json
 from dpdmd.utils.device_transfer import Stopwatch
 from dpdmd.utils.image_grid import labelled_grid, save_image, to_pil
 from dpdmd.utils.logging import logger, set_up_logging
@@ -112,7 +111,7 @@ class Trainer:
     def _write_start(self) -> None:
         self.folder.clear_leftovers()
         write_yaml(self.config, self.folder.config)
-        write_text(self.folder.environment, json.dumps(environment(self.accelerator), indent=2) + "\n")
+        write_json(self.folder.environment, environment(self.accelerator))
         checkpoint = self.setup.resume.path
         if checkpoint and self.folder.owns(checkpoint):
             # Later records are dropped: if `latest` stayed ahead of them, a second resumption would leave a gap.

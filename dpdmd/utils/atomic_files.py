@@ -6,11 +6,12 @@ nothing heavy.
 """
 
 import fcntl
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 LEFTOVERS = ".*.[0-9]*.tmp"  # temporary files of `replacing`
 _unfinished: set[Path] = set()
@@ -83,6 +84,13 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file. Readers find the old or the new text, even after a kill or a crash of the machine."""
     with replacing(path, sync=True) as file:
         file.write(text.encode())
+
+
+def write_json(
+    path: Path, value: Any, *, ensure_ascii: bool = True, default: Callable[[Any], Any] | None = None
+) -> None:
+    """Replace a JSON file, as `write_text` does; `ensure_ascii` and `default` are those of `json.dumps`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=ensure_ascii, default=default) + "\n")
 
 
 def _open_locked(path: Path) -> IO[bytes]:

@@ -96,7 +96,7 @@ def link_by_name(name: str, target: Path) -> None:
         target.write_text(f"{name}\n", encoding="utf-8")
 
 
-def has_links(folder: Path) -> bool:
+def supports_links(folder: Path) -> bool:
     """Return whether symbolic links can be made in an existing folder."""
     trial = folder / f".link.{os.getpid()}.tmp"
     try:

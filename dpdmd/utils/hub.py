@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dpdmd.utils.atomic_files import write_text
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.paths import check_free
+from dpdmd.utils.wording import counted
 
 MAIN = "main"  # the default branch of a repository
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -159,8 +160,8 @@ def download(model: HubId, files: Mapping[str, RemoteFile], cache: Path) -> Path
         return snapshot
     size = sum(file.size for file in missing.values() if not (folder / "blobs" / file.blob).is_file())
     check_free(str(cache), cache, size, "the files that are missing", "free some, or give another --cache_dir")
-    counted = f"{len(missing)} file{'s' if len(missing) > 1 else ''}, {size_text(size)}"
-    tqdm.write(f"downloading {model.repository} at {model.revision[:12]}: {counted}, to {cache}", file=sys.stderr)
+    what = f"{counted(len(missing), 'file')}, {size_text(size)}"
+    tqdm.write(f"downloading {model.repository} at {model.revision[:12]}: {what}, to {cache}", file=sys.stderr)
     large = [name for name in missing if name.endswith((".safetensors", ".bin", ".pt", ".pth"))]
     with _one_line_errors(model):
         for names in ([name for name in missing if name not in large], large):

@@ -3,15 +3,12 @@
 The token is the one of `hf auth login` or of HF_TOKEN. It is never taken from a flag, and never shown.
 """
 
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.hub import hide_tokens
-
-_NAME = re.compile(r"(?:[\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}", re.ASCII)
 
 
 class _PublicError(OSError):
@@ -41,13 +38,14 @@ def check_upload(push: bool, model_id: str | None, private: bool, folder: tuple[
 
 
 def _check_name(given: str, repository: str) -> None:
-    if (
-        not _NAME.fullmatch(repository)
-        or ".." in repository
-        or "--" in repository
-        or repository.endswith((".", ".git"))
-    ):
-        raise ValueError(f"{given}: is no name of a repository; give --hub_model_id NAME, or ORGANISATION/NAME")
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except ValueError:
+        raise ValueError(
+            f"{given}: is no name of a repository; give --hub_model_id NAME, or ORGANISATION/NAME"
+        ) from None
 
 
 def _check_access() -> None:

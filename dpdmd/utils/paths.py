@@ -11,6 +11,7 @@ from pathlib import Path
 from dpdmd.utils.text_files import is_utf8
 
 MODEL_INDEX = "model_index.json"  # in the folder of a diffusers pipeline
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"  # below the folder of a diffusers pipeline
 DEFAULTS_FILE = "dpdmd.json"  # sampling defaults, beside model_index.json or a LoRA
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 LATEST, BEST = "latest", "best"  # links beside the checkpoints of a run

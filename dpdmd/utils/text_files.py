@@ -67,7 +67,12 @@ def check_prompt_length(prompt: str, place: str) -> None:
 
 def is_utf8(text: str) -> bool:
     """Return whether a text from outside is UTF-8: Python decodes other bytes, also of file names, to surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def is_visible(text: str) -> bool:
+    """Return whether a text has a letter that can be seen."""
+    return any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
 def check_prompt(prompt: str, place: str) -> None:
@@ -78,7 +83,7 @@ def check_prompt(prompt: str, place: str) -> None:
     """
     if not is_utf8(prompt):
         raise ValueError(f"{place} {ascii(prompt)[:60]}: is not UTF-8")
-    if not any(letter.isprintable() and not letter.isspace() for letter in prompt):
+    if not is_visible(prompt):
         raise ValueError(f"{place}: is empty")
     check_prompt_length(prompt, f"{place} {prompt[:60]}...:")
 

@@ -98,7 +98,7 @@ def test_a_model_that_fails_leaves_the_metrics_of_the_others(tmp_path, monkeypat
     monkeypatch.setattr(measure, "load_sampler", full)
     out = ["--out", str(tmp_path / "figures.json")]
     assert measure.main([*flags, "--model", str(tiny_pipeline), str(other), *out]) == 1
-    assert f"error: --model {other}: out of memory; is the device in use elsewhere?" in capsys.readouterr().err
+    assert f"stopped: --model {other}: out of memory; is the device in use elsewhere?" in capsys.readouterr().err
     assert list(json.loads((tmp_path / "figures.json").read_text())) == [str(tiny_pipeline)]
 
 
@@ -120,6 +120,6 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, flags):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(measure, "write_text", full)
+    monkeypatch.setattr(measure, "write_json", full)
     assert measure.main([*flags, "--out", str(tmp_path / "figures.json")]) == 1
     assert capsys.readouterr().err.endswith("figures.json: No space left on device\n")

@@ -16,8 +16,8 @@ from processes import LAUNCHER, cpu_environment, free_port
 from dpdmd import export, generate, train
 from dpdmd.config import Config, parse
 from dpdmd.evaluation import in_loop
-from dpdmd.run_folder import BEST, RunFolder, read_records
-from dpdmd.training import checkpoint, resume
+from dpdmd.run_folder import BEST, RunFolder, read_records, step_of
+from dpdmd.training import resume
 from dpdmd.training.checkpointer import Checkpointer
 from dpdmd.training.trainer import Trainer
 from dpdmd.utils.manifest import MANIFEST, read_manifest, write_manifest
@@ -290,7 +290,7 @@ def test_the_ranks_of_a_killed_launcher_save_and_end(flags, tmp_path):
     while (lines := (tmp_path / "log").read_text()).count(message) < 2 and time.monotonic() < until:
         time.sleep(0.1)
     assert lines.count(message) == 2 and "Traceback" not in lines
-    assert 0 < checkpoint.step_of(run.latest()) < 1000
+    assert 0 < step_of(run.latest()) < 1000
 
 
 def test_a_root_program_ends_when_a_rank_is_killed(tiny_pipeline, tiny_scorers, tmp_path, run_processes, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.activation_memory import decode_bytes
-from dpdmd.models.counted_memory import counted
+from dpdmd.models.counted_memory import count_calls_of
 from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.flow_scheduler import read_flow_scheduler
 from dpdmd.models.flux2_klein.official import OFFICIAL, OTHERS
@@ -111,5 +111,5 @@ LAYOUT = Layout(
     text_tokens=lambda _, length: length,
     image_first=True,
     single_file_network=True,
-    call_memory=counted("flux2_klein"),
+    call_memory=count_calls_of("flux2_klein"),
 )

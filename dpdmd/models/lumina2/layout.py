@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dpdmd.models.counted_memory import counted
+from dpdmd.models.counted_memory import count_calls_of
 from dpdmd.models.flow_scheduler import read_even_schedule
 from dpdmd.models.layout import Layout
 from dpdmd.models.layout_values import Guidance
@@ -48,7 +48,7 @@ LAYOUT = Layout(
     text_widths=lambda config: (config["cap_feat_dim"], None),
     guidance=Guidance("u + s (c - u), each row of a channel as long as c's"),
     text_tensors=("context", "lengths"),
-    call_memory=counted("lumina2"),
+    call_memory=count_calls_of("lumina2"),
     comfyui_reads_lora=False,
     text_tokens=lambda _, length: length,
     longest_text=lambda config: config["axes_lens"][0] - 1,  # the image's position is the number of tokens

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dpdmd.models.activation_memory import BF16, FP32
-from dpdmd.models.counted_memory import counted
+from dpdmd.models.counted_memory import count_calls_of
 from dpdmd.models.even_flow_schedule import EvenFlowSchedule
 from dpdmd.models.flow_scheduler import read_dynamic_shift
 from dpdmd.models.layout import Layout
@@ -126,7 +126,7 @@ LAYOUT = Layout(
         check=_check_autoencoder,
         decode_bytes=_decode_bytes,
     ),
-    call_memory=counted("qwen_image"),
+    call_memory=count_calls_of("qwen_image"),
     text_tokens=lambda _, length: length,
     longest_text=lambda _: MAX_TEXT,
     single_file_network=True,

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpdmd.config.variants import SDXL_V
 from dpdmd.models.comfyui_workflow import ComfyUINames
-from dpdmd.models.counted_memory import counted
+from dpdmd.models.counted_memory import count_calls_of
 from dpdmd.models.discrete_schedule import SPACINGS, DiscreteSchedule, EpsilonSchedule, VPredictionSchedule
 from dpdmd.models.layout import Layout, clip_tokens, read_scheduler_config
 from dpdmd.models.sampling_defaults import SamplingDefaults
@@ -151,7 +151,7 @@ LAYOUT = Layout(
     fixed_text_length=True,
     vae_factor=8,
     text_tokens=lambda folder, _: clip_tokens(folder, 77),
-    call_memory=counted("sdxl"),
+    call_memory=count_calls_of("sdxl"),
     comfyui_name=_kohya_name,
     comfyui=ComfyUINames(
         checkpoint="sd_xl_base_1.0.safetensors",

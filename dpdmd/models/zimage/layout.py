@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dpdmd.models.counted_memory import counted
+from dpdmd.models.counted_memory import count_calls_of
 from dpdmd.models.flow_scheduler import read_even_schedule
 from dpdmd.models.layout import Layout
 from dpdmd.models.layout_values import Guidance
@@ -53,6 +53,6 @@ LAYOUT = Layout(
     guidance=Guidance("c + s (c - u)", off=0.0),
     text_tensors=("context", "lengths"),
     beside_single_file=("vae", "text_encoder"),  # the converter of the network takes all weights
-    call_memory=counted("zimage"),
+    call_memory=count_calls_of("zimage"),
     text_tokens=lambda _, length: -(-length // MULTIPLE) * MULTIPLE,
 )

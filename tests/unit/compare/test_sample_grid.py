@@ -27,9 +27,10 @@ class GreySampler:
 
 @pytest.mark.parametrize(("on_gpu", "sizes"), [(True, [4, 4, 1]), (False, [9])])
 def test_the_grid_fits_a_gpu_and_a_screen(tmp_path, monkeypatch, on_gpu, sizes):
-    """A GPU samples in bf16 and small batches. Tiles have at most 256 pixels."""
+    """A GPU, unless accelerate is told to use the CPU, samples in bf16 and small batches. Tiles have <= 256 pixels."""
     model, asked = GreySampler(600), []
-    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", str(not on_gpu))
     monkeypatch.setattr(
         sample_grid, "load_sampler", lambda path, device, dtype: asked.append((device.type, dtype)) or (model, None)
     )

@@ -16,9 +16,9 @@ from dpdmd.utils.folders import (
     creating_folder,
     delete_tree,
     finish_folder,
-    has_links,
     link_by_name,
     link_or_copy,
+    supports_links,
 )
 from dpdmd.utils.paths import expanded, is_system_file, linked_name
 
@@ -155,7 +155,7 @@ def test_without_links_folders_are_copied_and_names_are_text(tmp_path, no_links)
     assert (tmp_path / "copy" / "file").read_text() == "content"
     link_by_name("source", tmp_path / "latest")
     assert (tmp_path / "latest").read_text() == "source\n" and linked_name(tmp_path / "latest") == "source"
-    assert not has_links(tmp_path)
+    assert not supports_links(tmp_path)
     assert expanded(f"{tmp_path}/latest/file") == f"{tmp_path}/source/file"
 
 
@@ -164,7 +164,7 @@ def test_with_links_folders_are_linked(tmp_path):
     link_or_copy(tmp_path / "source", tmp_path / "copy")
     link_by_name("source", tmp_path / "latest")
     assert os.readlink(tmp_path / "copy") == str(tmp_path / "source") and linked_name(tmp_path / "latest") == "source"
-    assert has_links(tmp_path)
+    assert supports_links(tmp_path)
     assert expanded(f"{tmp_path}/latest/file") == f"{tmp_path}/latest/file"
     assert {path.name for path in tmp_path.iterdir()} == {"source", "copy", "latest"}
 
@@ -177,7 +177,7 @@ def test_a_full_disk_is_an_error_and_not_a_missing_feature(tmp_path, monkeypatch
     for link in (lambda: link_or_copy(tmp_path, tmp_path / "a"), lambda: link_by_name("x", tmp_path / "b")):
         with pytest.raises(OSError, match="No space left"):
             link()
-    assert not list(tmp_path.iterdir()) and folders.has_links(tmp_path)
+    assert not list(tmp_path.iterdir()) and folders.supports_links(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "a/b", "two\nlines", "x" * 300, b"\xff\xfe"])
