@@ -40,11 +40,12 @@ _START = "start with accelerate launch or torchrun, which set all of them, or un
 
 @dataclass(frozen=True)
 class Launch:
-    """The number of launched processes, and this process's rank among all of them and on this machine."""
+    """The number of launched processes and this process's rank, among all of them and on this machine."""
 
     processes: int
     rank: int
     local_rank: int
+    local_processes: int
 
 
 def read_launch() -> Launch:
@@ -55,12 +56,13 @@ def read_launch() -> Launch:
     """
     processes = _number("WORLD_SIZE", 1, least=1)
     rank, local_rank = _number("RANK", 0), _number("LOCAL_RANK", 0, least=-1)  # -1 means none, as in torch
-    on_this_machine = _number("LOCAL_WORLD_SIZE", processes if "WORLD_SIZE" in os.environ else MAX_PROCESSES, least=1)
+    launched = "WORLD_SIZE" in os.environ
+    on_this_machine = _number("LOCAL_WORLD_SIZE", processes if launched else MAX_PROCESSES, least=1)
     if rank >= processes:
         raise ValueError(f"RANK is {rank}, but WORLD_SIZE is {processes}, and ranks count from 0; {_START}")
     if local_rank >= on_this_machine:
         raise ValueError(f"LOCAL_RANK is {local_rank}, but {on_this_machine} processes were launched here; {_START}")
-    return Launch(processes, rank, max(0, local_rank))
+    return Launch(processes, rank, max(0, local_rank), min(on_this_machine, processes))
 
 
 def _number(name: str, default: int, least: int = 0) -> int:

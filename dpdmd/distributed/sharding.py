@@ -13,6 +13,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from dpdmd.distributed.topology import DDP_OPTIONS
+
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -29,7 +31,7 @@ def prepare(
     With FSDP2, accelerate takes one network for each call. A `whole` network is not sharded; DDP averages gradients.
     """
     if whole and is_fsdp(accelerator):
-        return DistributedDataParallel(network.to(accelerator.device)), optimizer
+        return DistributedDataParallel(network.to(accelerator.device), **DDP_OPTIONS), optimizer
     return accelerator.prepare(network, optimizer)
 
 

@@ -13,6 +13,8 @@ from dpdmd.utils.wording import counted
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# All ranks load the same buffers, and no step changes them: each call would send SD3.5's position table, .9 GB.
+DDP_OPTIONS = {"broadcast_buffers": False}
 LONGEST_FILE_WORK = timedelta(hours=2)  # of rank 0, while the others wait
 
 
@@ -26,14 +28,17 @@ def start_accelerator() -> "Accelerator":
         ValueError: the processes do not find each other.
     """
     from accelerate import Accelerator  # takes seconds, and other programs only describe processes
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
     try:
         accelerator = Accelerator(
             mixed_precision="no",
             # Not gradient_accumulation_steps=1, which ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_FILE_WORK)],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=LONGEST_FILE_WORK),
+                DistributedDataParallelKwargs(**DDP_OPTIONS),
+            ],
         )
     except (AssertionError, ImportError, RuntimeError) as error:  # a port in use, a missing backend
         raise ValueError(

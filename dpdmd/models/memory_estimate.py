@@ -116,14 +116,21 @@ class MemoryEstimate:
         Raises:
             ValueError: the process cannot fit by far; the system would kill it without a message.
         """
-        try:
-            host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError):
+        host = host_bytes()
+        if host is None:
             return []
         comparison = f"{self.summary()}; this machine has {host / 1e9:.1f} GB of memory; {self.advice()}"
         if self.total > HOST_LIMIT * host:
             raise ValueError(f"{flags}: the run cannot fit: {comparison}")
         return [f"the run may not fit this machine: {comparison}"] if self.total > host else []
+
+
+def host_bytes() -> int | None:
+    """Return this machine's memory; None on a system that does not report it."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
 
 
 def device_bytes() -> int | None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from dpdmd.config import Config
 from dpdmd.evaluation.in_loop_setup import EvalSetup
-from dpdmd.models.memory_estimate import MemoryEstimate
+from dpdmd.models.activation_memory import BF16, FP32
+from dpdmd.models.memory_estimate import MemoryEstimate, host_bytes
 from dpdmd.models.registry import LAYOUTS
-from dpdmd.training.memory_items import Topology, memory_items
+from dpdmd.training.memory_items import Topology, checkpoint_item, memory_items
+from dpdmd.utils.wording import counted
 
 
 def estimate_memory(
@@ -29,6 +31,28 @@ def estimate_memory(
         items = memory_items(replace(config, data=data), evaluation, topology, on_gpu=on_gpu)
         estimates.append(MemoryEstimate(tuple(items), device, str(size) if len(sizes) > 1 else ""))
     return max(estimates, key=lambda estimate: estimate.total)
+
+
+def host_warnings(config: Config, local_processes: int) -> list[str]:
+    """Compare this machine's memory with what a run on GPUs needs of it, beside that of the GPUs.
+
+    Every process loads networks on the CPU before they are sharded or moved: the trained ones in fp32, with LoRA their
+    base. Later, the first process copies what a checkpoint holds.
+
+    Returns:
+        A warning if the run may not fit; none on a system that does not report its memory.
+    """
+    layout, teacher, host = LAYOUTS[config.model.family], Path(config.model.teacher_id), host_bytes()
+    bytes_of_number = (BF16 if config.optim.bf16 else FP32) if config.model.lora_rank else 2 * FP32
+    loading = local_processes * layout.count_parameters(teacher) * bytes_of_number
+    saving = checkpoint_item(config).bytes or 0
+    if host is None or max(loading, saving) <= host:
+        return []
+    return [
+        f"this machine has {host / 1e9:.0f} GB of memory: its {counted(local_processes, 'process', 'es')} load "
+        f"{loading / 1e9:.0f} GB before the GPUs hold the networks, a checkpoint's copy takes {saving / 1e9:.0f} GB, and "
+        "the system may kill the run; start fewer processes on each machine, or train a LoRA with --lora_rank"
+    ]
 
 
 def fewest_recomputed_blocks(config: Config, evaluation: EvalSetup, topology: Topology, device: int | None) -> str:

@@ -112,7 +112,7 @@ def test_an_unsupported_variable_is_named(monkeypatch, name, value, says):
 def test_a_setting_of_fsdp_that_the_trainer_cannot_use_is_named(monkeypatch, name, value, says):
     """Without FSDP nothing reads the setting."""
     monkeypatch.setenv(f"FSDP_{name}", value)
-    assert check_launch() == Launch(1, 0, 0)
+    assert check_launch() == Launch(1, 0, 0, 1)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=re.escape(says)) as error:
         check_launch()
@@ -120,10 +120,10 @@ def test_a_setting_of_fsdp_that_the_trainer_cannot_use_is_named(monkeypatch, nam
 
 
 def test_a_launch_that_fits(monkeypatch):
-    assert read_launch() == check_launch() == Launch(1, 0, 0)
+    assert read_launch() == check_launch() == Launch(1, 0, 0, 1)
     for name, text in {**TWO, "ACCELERATE_USE_CPU": "True", "ACCELERATE_DYNAMO_BACKEND": "NO"}.items():
         monkeypatch.setenv(name, text)
-    assert check_launch() == Launch(2, 1, 1)
+    assert check_launch() == Launch(2, 1, 1, 2)
     monkeypatch.setenv("LOCAL_RANK", "-1")
     assert check_launch().local_rank == 0
     assert is_on("ACCELERATE_USE_CPU") and not is_on("ACCELERATE_USE_FSDP")

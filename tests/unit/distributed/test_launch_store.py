@@ -24,7 +24,7 @@ def on_ranks(monkeypatch) -> Callable[..., list]:
         results: list = [None] * count
 
         def call(rank: int) -> None:
-            local.launch = Launch(count, rank, rank)
+            local.launch = Launch(count, rank, rank, count)
             try:
                 results[rank] = function(rank)
             except (ValueError, OSError) as error:

@@ -25,7 +25,7 @@ def test_accelerates_variables_choose_the_device(monkeypatch, variable, value, o
     assert uses_gpu() == on_gpu and local_device().type == ("cuda" if on_gpu else "cpu")
 
 
-def test_ranks_wait_longer_for_files_than_nccl_would(monkeypatch):
+def test_ranks_wait_longer_for_files_than_nccl_would_and_send_no_buffers(monkeypatch):
     """The default of accelerate, which is NCCL's, is ten minutes; accelerate passes on what differs."""
     started = {}
 
@@ -35,8 +35,10 @@ def test_ranks_wait_longer_for_files_than_nccl_would(monkeypatch):
 
     monkeypatch.setattr("accelerate.Accelerator", start)
     start_accelerator()
-    (group,) = started["kwargs_handlers"]
-    assert group.to_kwargs() == {"timeout": LONGEST_FILE_WORK}
+    assert [handler.to_kwargs() for handler in started["kwargs_handlers"]] == [
+        {"timeout": LONGEST_FILE_WORK},
+        {"broadcast_buffers": False},
+    ]
 
 
 def test_a_busy_port_is_wrong_input_of_the_launch(monkeypatch):

@@ -1,6 +1,7 @@
 """The estimate of device memory: what each item counts, sums, warnings and advice."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from dpdmd.models.layout import count_numbers
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.training import checkpoint
-from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks
+from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks, host_warnings
 from dpdmd.training.memory_items import (
     ENCODING,
     FAKE,
@@ -253,6 +254,24 @@ def test_auto_recomputes_as_few_blocks_as_fit(medium):
         estimate(medium, "--recomputed_blocks", str(n), device=int((none + every) / 2e-9)) for n in (count, count - 1)
     )
     assert few.fits and not fewer.fits
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "each"),
+    [
+        ([], 8, 64),  # the student and the fake score in fp32
+        ([], 1, 24),  # both and their moments, copied for a checkpoint
+        (["--lora_rank", "4"], 8, 16),  # the base in bf16
+    ],
+)
+def test_a_machine_too_small_for_what_its_processes_load_or_copy_gives_a_warning(
+    medium, monkeypatch, flags, processes, each
+):
+    needed = each * LAYOUTS["sd35"].count_parameters(medium)
+    for part, warns in ((0.9, True), (1.01, False)):
+        monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": int(part * needed), "SC_PAGE_SIZE": 1}.get)
+        found = host_warnings(medium_config(medium, *flags), processes)
+        assert bool(found) == warns and all("the system may kill the run" in line for line in found)
 
 
 def test_only_the_largest_phase_counts_and_a_device_too_small_gives_a_warning():
