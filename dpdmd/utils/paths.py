@@ -85,8 +85,11 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def same_place(one: str, other: str) -> bool:
-    """Return whether two paths name one file or folder: ./a, a/ and links count as a. It may not exist."""
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths name one file or folder: ./a, a/ and links count as a. It may not exist.
+
+    All code compares paths with `os.path.realpath`: `Path.resolve` raises RuntimeError on a link that leads to itself.
+    """
     return os.path.realpath(one) == os.path.realpath(other)
 
 
@@ -97,13 +100,13 @@ def find_base(folder: Path, base: str | None, from_here: str | None) -> Path | N
         base, from_here: its path, and its path relative to `folder`, which counts if the first one is gone.
     """
     places = [Path(base)] if base else []
-    places += [Path(os.path.normpath(folder.resolve() / from_here))] if from_here else []
+    places += [Path(os.path.normpath(os.path.join(os.path.realpath(folder), from_here)))] if from_here else []
     return next((place for place in places if place.is_dir()), next(iter(places), None))
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return the names of different files or folders, with as many parent folders as make the names different."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [Path(os.path.realpath(path)).parts for path in paths]
     depth = 1
     while max(Counter(part[-depth:] for part in parts).values(), default=1) > 1:
         depth += 1
@@ -134,7 +137,8 @@ def check_writable(flag: str, path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{flag} {path}: {nearest} cannot be written to ({error.strerror})") from None
-    if model := next((folder for folder in _with_parents(path.resolve()) if (folder / MODEL_INDEX).is_file()), None):
+    parents = _with_parents(Path(os.path.realpath(path)))
+    if model := next((folder for folder in parents if (folder / MODEL_INDEX).is_file()), None):
         raise ValueError(f"{flag} {path}: lies in a model's folder, {model}; give another folder")
 
 

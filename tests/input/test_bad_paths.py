@@ -188,6 +188,12 @@ def test_report_rejects_a_folder_that_is_no_run(capsys, tmp_path):
     assert "is not a run folder" in capsys.readouterr().err
 
 
+def test_a_link_that_leads_to_itself_gets_one_line(refused_by, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    assert f"{loop}: is not a run folder" in refused_by("dpdmd.report", write_report, [str(loop)])
+
+
 def test_a_run_that_cannot_be_read_is_not_called_a_wrong_out(refused_by, monkeypatch, tmp_path):
     long, out = str(tmp_path / LONG), str(tmp_path / "x.html")
     assert (

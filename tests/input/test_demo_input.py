@@ -81,6 +81,8 @@ def test_gradio_is_missing(refuse, monkeypatch):
 def test_wrong_models(refuse, tiny_pipeline, tiny_sdxl, broken, tmp_path):
     assert "--model no/such/run: neither a pipeline folder" in refuse(model=Path("no/such/run"))
     assert "--model no/such: no such folder; get it from" in refuse(model=Path("no/such"))
+    (tmp_path / "loop").symlink_to("loop")
+    assert f"--model {tmp_path / 'loop'}: neither a pipeline folder" in refuse(model=tmp_path / "loop")
     again = tiny_pipeline.parent / "." / tiny_pipeline.name
     assert f"--model {again}: is given twice" in refuse("--model", again)
     shutil.rmtree(broken / "transformer")
