@@ -142,9 +142,11 @@ from dpdmd.config import parse
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.distributed.launch_env import check_accelerate_file
 from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.library_settings import check_torch_variables
 
 file, *flags = sys.argv[1:]
 try:
+    check_torch_variables()
     check_accelerate_file(Path(file), f"ACCELERATE_CONFIG {file}")
     data = parse(flags).data
     read_prompts(Path(data.prompt_txt), column=data.prompt_column)

@@ -19,7 +19,7 @@ from typing import Any
 
 from dpdmd.utils.atomic_files import delete_unfinished
 from dpdmd.utils.error_lines import one_line
-from dpdmd.utils.library_settings import check_import
+from dpdmd.utils.library_settings import check_import, check_torch_variables
 
 STDERR = 2
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable of processes that torch's launcher starts
@@ -62,13 +62,18 @@ def install_exit_handlers(program: str) -> None:
     for number in _handled_signals():
         signal.signal(number, end)
     _end_with_launcher()
-    _check_tqdm(program)
+    _check_imports(program)
 
 
-def _check_tqdm(program: str) -> None:
-    """Exit if tqdm, which torch imports, cannot read a variable: no later check would be reached."""
+def _check_imports(program: str) -> None:
+    """Exit if torch or tqdm, which torch imports, could not be imported: no later check would be reached."""
     try:
+        try:
+            os.getcwd()
+        except OSError:
+            raise ValueError("the current folder is gone; cd to one that exists") from None
         check_import("TQDM_", "tqdm")
+        check_torch_variables()
     except ValueError as error:
         sys.stderr.write(f"{program}: error: {one_line(error)}\n")
         sys.exit(2)
