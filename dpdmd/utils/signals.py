@@ -109,11 +109,14 @@ def _keep_writing() -> None:
     """Let no write to stdout or stderr fail because a terminal was closed, or the reader of a pipe has ended.
 
     Otherwise the next line of a progress bar would end a run that has its log in a file. A letter that the encoding
-    lacks, as in the path that a program prints after its work, is written as its escape.
+    lacks, as in the path that a program prints after its work, is written as its escape. A stream that was closed
+    before the program started takes lines, too.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if type(stream) is not io.TextIOWrapper:  # closed before the program started, or replaced, as in a notebook
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if type(stream) is not io.TextIOWrapper:  # closed, or replaced, as in a notebook
             continue
         raw = _Stream(stream.fileno(), "w", closefd=False)
         wrapped = io.TextIOWrapper(
@@ -142,9 +145,16 @@ def final_status(status: int) -> int:
     """Return the exit status of a program that has finished, and ignore SIGNALS from here on.
 
     Python restores the default handlers while it shuts down, so a signal would change the status of a finished program.
+    Its last lines are written here, since an error in the shutdown would be a traceback.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _print_line(f"stopped: standard output cannot be written ({error.strerror})")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status or 1
     return status
 
 
