@@ -98,6 +98,7 @@ class _Stream(io.FileIO):
         except OSError as error:
             terminal = stat.S_ISCHR(os.fstat(self.fileno()).st_mode)  # a closed terminal fails as a broken disk does
             if not (error.errno == errno.EPIPE or (error.errno == errno.EIO and terminal)):
+                error.filename = "standard error" if self.fileno() == STDERR else "standard output"
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())  # for libraries that write to the descriptor, and for child processes
@@ -152,7 +153,7 @@ def final_status(status: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        _print_line(f"stopped: standard output cannot be written ({error.strerror})")
+        _print_line(f"stopped: {error}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status or 1
     return status

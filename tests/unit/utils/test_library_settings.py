@@ -34,6 +34,6 @@ def test_a_variable_that_a_library_cannot_read_is_named(tmp_path, monkeypatch, e
 def test_pairs_that_end_the_import_of_torch(monkeypatch, value, valid):
     """torch 2.15 reads the valid values, and aborts at the others."""
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", value)
-    error = pytest.raises(ValueError, match="^PYTORCH_CUDA_ALLOC_CONF=.*: torch reads only pairs")
+    error = pytest.raises(ValueError, match=r"^PYTORCH_CUDA_ALLOC_CONF=.*: torch reads only pairs")
     with nullcontext() if valid else error:
         check_torch_variables()
