@@ -162,7 +162,8 @@ def find_weight_files(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, D
         stems: allowed names of the file, without the ending; an error asks for the first one.
 
     Raises:
-        ValueError: a file is missing, or a file of diffusers has an index beside it, which diffusers would read.
+        ValueError: a file is missing, a file of diffusers has an index beside it, which diffusers would read, or an
+            index is not that of its shards.
     """
     for stem in stems:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
@@ -183,6 +184,12 @@ def _find_shards(index: Path) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path} is missing (a shard of {index.name})")
+    held = {name: path.name for path in paths for name in _read_head(path)}
+    if wrong := sorted(name for name in held.keys() | shards.keys() if held.get(name) != shards.get(name)):
+        name = wrong[0]
+        fault = f"{name} is in {shards[name]}" if name in shards else f"no file has {name}"
+        where = f"it is in {held[name]}" if name in held else "no shard has it"
+        raise ValueError(f"by {index}, {fault}, but {where}{_and_more(wrong)}; get the index of these shards")
     return paths
 
 

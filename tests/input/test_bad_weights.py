@@ -292,6 +292,32 @@ def test_quantised_weights_are_an_error(refused, broken, part):
     assert line.startswith(f"--teacher_id {broken}: {file} holds ") and "as I8; its weights must be in fp32" in line
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda placed: placed.pop("patched"),
+            "no file has patched, but it is in SHARD; get the index of these shards",
+        ),
+        (lambda placed: placed.update(patched="SHARD", more="SHARD"), "more is in SHARD, but no shard has it; get the"),
+    ],
+)
+def test_an_index_of_other_shards_is_an_error(refused, broken, change, says):
+    """diffusers would load the network without a weight, or look for one that is not there."""
+    shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    patched = sorted(weights)[0]
+    save_file(weights, file.with_name(shard), {"format": "pt"})
+    file.unlink()
+    placed = dict.fromkeys(["patched", *sorted(weights)[1:]], shard)
+    change(placed)
+    index = file.with_name(f"{file.name}.index.json")
+    index.write_text(json.dumps({"weight_map": placed}).replace("patched", patched).replace("SHARD", shard))
+    says = says.replace("patched", patched).replace("SHARD", shard)
+    assert f"--teacher_id {broken}: by {index}, {says}" in refused({"--teacher_id": str(broken)})
+
+
 @pytest.mark.parametrize("part", ["", "_2", "_3"])
 def test_a_token_beyond_the_text_encoders_table_is_an_error(refused, broken, part):
     """The first prompt with this token would end in an IndexError."""
