@@ -138,8 +138,14 @@ def check_writable(flag: str, path: Path) -> None:
     except OSError as error:
         raise ValueError(f"{flag} {path}: {nearest} cannot be written to ({error.strerror})") from None
     parents = _with_parents(Path(os.path.realpath(path)))
-    if model := next((folder for folder in parents if (folder / MODEL_INDEX).is_file()), None):
+    if model := next((folder for folder in parents if _is_model(folder)), None):
         raise ValueError(f"{flag} {path}: lies in a model's folder, {model}; give another folder")
+
+
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder holds a pipeline, or one network: a component of a pipeline, or a scorer."""
+    network = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return network or (folder / MODEL_INDEX).is_file()
 
 
 def check_writable_file(flag: str, path: Path) -> None:

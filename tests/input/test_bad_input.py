@@ -236,6 +236,10 @@ def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says
             "--compile: not possible with --method dmd_gan: the discriminator reads features",
         ),
         (
+            {"--method": "dmd_gan", "--teacher_cache_size": "8", "--teacher_cache": "weights/tiny/sd35/vae"},
+            "--teacher_cache weights/tiny/sd35/vae: lies in a model's folder, ",
+        ),
+        (
             {"--method": "dmd_gan", "--teacher_cache_size": "8", "--teacher_cache": "README.md"},
             "README.md is a file; give a folder",
         ),

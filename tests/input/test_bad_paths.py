@@ -36,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
         ),
         ("--run_dir", "weights/tiny/sd35/run", "lies in a model's folder, "),
         ("--cache_text_embeddings", "weights/tiny/sd35", "lies in a model's folder, "),
+        ("--cache_text_embeddings", "weights/tiny/clip", "lies in a model's folder, "),
         ("--prompt_txt", "/dev/zero", "cannot be read (No regular file but a pipe or a device)"),
         ("--teacher_id", "README.md", "--teacher_id README.md: is a file; give the folder of a model"),
         ("--clip_path", "README.md", "--clip_path README.md: is a file; give the folder of a model"),
