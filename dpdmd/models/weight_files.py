@@ -43,6 +43,8 @@ def stem_of(component: str, network: str) -> str:
 def where_to_get(path: Path, repository: str) -> str:
     """Return advice on missing weights at `path`: download them, or find the ones that come with this code."""
     if path.parts[:2] == ("weights", "tiny"):
+        if Path("weights/tiny").is_dir():
+            return "give another path, or get it as it came with this code by git checkout weights/tiny"
         return "it comes with this code; start in the checkout, where these paths lead"
     return f"get it from https://huggingface.co/{repository} (bash scripts/download_weights.sh --help lists the names)"
 

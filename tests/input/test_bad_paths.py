@@ -39,6 +39,12 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
         ("--cache_text_embeddings", "weights/tiny/clip", "lies in a model's folder, "),
         ("--prompt_txt", "/dev/zero", "cannot be read (No regular file but a pipe or a device)"),
         ("--teacher_id", "README.md", "--teacher_id README.md: is a file; give the folder of a model"),
+        (
+            "--teacher_id",
+            "weights/tiny/clip",
+            "model_index.json is missing; give another path, or get it as it came with",
+        ),
+        ("--teacher_id", "weights/tiny/sd36", "no such folder; give another path, or get it as it came with this code"),
         ("--clip_path", "README.md", "--clip_path README.md: is a file; give the folder of a model"),
         (
             "--teacher_id",
@@ -50,6 +56,12 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
 def test_a_wrong_path_gets_one_line(refused, monkeypatch, flag, value, says):
     monkeypatch.chdir(ROOT)
     assert says in refused({flag: value})
+
+
+def test_a_path_of_the_checkout_elsewhere(refused, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    line = refused({"--teacher_id": "weights/tiny/sd35"})
+    assert line.endswith("no such folder; it comes with this code; start in the checkout, where these paths lead")
 
 
 @pytest.mark.parametrize("flag", ["--run_dir", "--cache_text_embeddings"])
