@@ -356,10 +356,24 @@ def test_a_student_of_another_model_is_reported_before_its_base_loads(refused_by
     assert "proj_out.weight has shape (4, 4)" in error({**weights, "proj_out.weight": torch.zeros(4, 4)})
     assert "lack proj_out.weight" in error({n: v for n, v in weights.items() if n != "proj_out.weight"})
     assert "hold more" in error({**weights, "more": torch.zeros(2)})
+    nested = f"--model {tmp_path / 'student.pt'} is no state dict, but holds 'generator'"
+    optimizer = {"state": {}, "param_groups": []}
+    parts = {"step": 3, "optimizer": optimizer, "generator": weights}
+    assert error(parts) == f"{nested}: save that part alone"
     (tmp_path / "student.pt").write_bytes(b"PK\x03\x04")
     command = ["--model", str(tmp_path / "student.pt"), *given]
     line = refused_by("dpdmd.generate", generate.main, command)
     assert "is no checkpoint" in line
+
+
+def test_a_run_in_place_of_the_base_is_named(refused_by, tiny_pipeline, tmp_path):
+    student = tmp_path / "run" / "ckpts" / "step_000002" / "student"
+    shutil.copytree(tiny_pipeline, student)
+    network = tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors"
+    command = ["--model", str(network), "--base_model", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    says = f"--base_model {tmp_path / 'run'}: is a run or a checkpoint; give the model in it, {student}"
+    assert refused_by("dpdmd.export", export.main, command) == says
+    assert refused_by("dpdmd.generate", generate.main, [*command, "--prompt", "a"]) == says
 
 
 TO_Q = "transformer_blocks.0.attn.to_q"
