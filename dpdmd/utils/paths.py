@@ -23,11 +23,13 @@ def expanded(text: str) -> str:
     """Expand a leading ~, which the shell leaves alone after `--flag=`, and follow text files in place of links.
 
     Raises:
-        ValueError: ~name of an unknown user, which would otherwise become a folder of that name; or a name that is not
-            UTF-8, which no result file can hold.
+        ValueError: ~name of an unknown user, which would otherwise become a folder of that name; an address such as
+            s3://bucket, which would become the folder s3:; or a name that is not UTF-8, which no result file can hold.
     """
     if not is_utf8(text):
         raise ValueError(f"{text!r}: its name is not UTF-8; rename it")
+    if "://" in text:
+        raise ValueError(f"{text}: is an address; give a local path, or for a model org/name, its id on the Hub")
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise ValueError(
@@ -73,7 +75,7 @@ def user_path(text: str) -> Path:
     """Convert the value of a flag to a path.
 
     Raises:
-        argparse.ArgumentTypeError: it is empty, has a zero byte, is not UTF-8, or begins with ~name of an unknown user.
+        argparse.ArgumentTypeError: it is empty, has a zero byte, or is no path (`expanded`).
     """
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is empty; give a path, or leave it out")

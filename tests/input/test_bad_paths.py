@@ -34,6 +34,12 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
             "~nobody_at_all/a.yaml",
             "--config ~nobody_at_all/a.yaml: ~nobody_at_all is not the home of a known user",
         ),
+        (
+            "--teacher_id",
+            "hf://a/b",
+            "--teacher_id hf://a/b: is an address; give a local path, or for a model org/name",
+        ),
+        ("--run_dir", "s3://bucket/run", "--run_dir s3://bucket/run: is an address; give a local path"),
         ("--run_dir", "weights/tiny/sd35/run", "lies in a model's folder, "),
         ("--cache_text_embeddings", "weights/tiny/sd35", "lies in a model's folder, "),
         ("--cache_text_embeddings", "weights/tiny/clip", "lies in a model's folder, "),
