@@ -45,7 +45,8 @@ def _convert(value: Any, kind: type, name: str, place: str) -> Any:
     except ValueError:
         other = f"; or give {', '.join(words)}" if words else ""
         if wanted is str and not isinstance(value, (list, dict)):
-            other = "; put a text in quotes"
+            whole = f"give {value:.0f}, or " if isinstance(value, float) and value.is_integer() else ""
+            other = f"; {whole}put a text in quotes"
         raise ValueError(f"{place}: {name} must be {wanted.__name__}, not {value!r}{other}") from None
 
 
@@ -92,7 +93,23 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
     values = strict_yaml.read(path, f"--config {path}")
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold keys and values, such as 'k_anchor: 5'")
-    return from_dict(values, f"--config {path}", onto)
+    config = from_dict(values, f"--config {path}", onto)
+    _check_one_size(
+        {name: value for name, value, _ in _pairs(values, "", group_of_each_option())}, config, f"--config {path}"
+    )
+    return config
+
+
+def _check_one_size(given: dict[str, Any], config: Config, place: str) -> None:
+    """Check that a file does not give one size twice. The config.yaml of a run with several sizes also has a height.
+
+    Raises:
+        ValueError: height or width is not that of `sizes`.
+    """
+    sizes = config.data.image_sizes if given.get("sizes") else {}
+    for name in ("height", "width"):
+        if len(sizes) == 1 and name in given and getattr(config.data, name) != getattr(next(iter(sizes)), name):
+            raise ValueError(f"{place}: {name} {given[name]} and sizes {config.data.sizes}: leave out one of both")
 
 
 def write_yaml(config: Config, path: Path) -> None:
