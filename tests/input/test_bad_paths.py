@@ -64,6 +64,12 @@ def test_a_wrong_path_gets_one_line(refused, monkeypatch, flag, value, says):
     assert says in refused({flag: value})
 
 
+def test_a_cache_that_is_a_file(refused, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    line = refused({"--teacher_id": "a/b", "--cache_dir": "README.md"})
+    assert line == f"--cache_dir {ROOT / 'README.md'}: is a file; give a folder"
+
+
 def test_a_path_of_the_checkout_elsewhere(refused, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     line = refused({"--teacher_id": "weights/tiny/sd35"})

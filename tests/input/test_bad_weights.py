@@ -256,6 +256,7 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("text_encoder/config.json", {"num_hidden_layers": 1}, "layers.1.layer_norm1.bias (and 15 more), for which"),
         ("text_encoder_3/config.json", {"num_layers": 1}, "hold encoder.block.1."),
         ("vae/config.json", {"layers_per_block": 0}, "for which its config.json has no place"),
+        ("transformer/config.json", {"num_layers": "2"}, "blocks, its config.json '2', which must be a number without"),
         ("transformer/config.json", {"sample_size": -8}, "sets sample_size -8, which must be a number above 0"),
         ("transformer/config.json", {"dual_attention_layers": "x"}, "holds an unexpected value (TypeError: "),
     ],
