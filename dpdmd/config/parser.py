@@ -93,23 +93,24 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
     values = strict_yaml.read(path, f"--config {path}")
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold keys and values, such as 'k_anchor: 5'")
-    config = from_dict(values, f"--config {path}", onto)
-    _check_one_size(
-        {name: value for name, value, _ in _pairs(values, "", group_of_each_option())}, config, f"--config {path}"
-    )
-    return config
+    return from_dict(values, f"--config {path}", onto)
 
 
-def _check_one_size(given: dict[str, Any], config: Config, place: str) -> None:
-    """Check that a file does not give one size twice. The config.yaml of a run with several sizes also has a height.
+def _check_one_size(path: Path, config: Config) -> None:
+    """Check that a file, which was read, gives no size twice. A run's config.yaml with several sizes also has a height.
 
     Raises:
         ValueError: height or width is not that of `sizes`.
     """
-    sizes = config.data.image_sizes if given.get("sizes") else {}
-    for name in ("height", "width"):
-        if len(sizes) == 1 and name in given and getattr(config.data, name) != getattr(next(iter(sizes)), name):
-            raise ValueError(f"{place}: {name} {given[name]} and sizes {config.data.sizes}: leave out one of both")
+    given = {name for name, _, _ in _pairs(strict_yaml.read(path, f"--config {path}"), "", group_of_each_option())}
+    data = config.data
+    if "sizes" not in given or not data.sizes or len(data.image_sizes) > 1:
+        return
+    for name, side in next(iter(data.image_sizes))._asdict().items():
+        if name in given and getattr(data, name) != side:
+            raise ValueError(
+                f"--config {path}: {name} {getattr(data, name)} and sizes {data.sizes}: leave out one of both"
+            )
 
 
 def write_yaml(config: Config, path: Path) -> None:
@@ -309,7 +310,8 @@ def _layered(config: Config, values: Mapping[str, Any], preset: str | None, path
         config = from_dict(dict(values), f"--preset {preset}", config)
     for path in paths:
         teacher, config.model.teacher_id = config.model.teacher_id, None
-        config = read_yaml(Path(_expanded("config", path)), config)
+        config = read_yaml(file := Path(_expanded("config", path)), config)
+        _check_one_size(file, config)
         if config.model.teacher_id is None:
             config.model.teacher_id = teacher
             continue
