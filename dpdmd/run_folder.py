@@ -21,7 +21,7 @@ from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_pa
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.folders import delete_tree, link_by_name, supports_links
 from dpdmd.utils.manifest import MANIFEST
-from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest_existing
+from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest_existing, same_place
 from dpdmd.utils.text_files import require_regular
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
@@ -186,7 +186,7 @@ class RunFolder:
 
     def owns(self, checkpoint: Path) -> bool:
         """Return whether a checkpoint is one of this run's, or a link among them leads to it."""
-        return self.ckpts.is_dir() and checkpoint.resolve() in {path.resolve() for path in self.ckpts.iterdir()}
+        return self.ckpts.is_dir() and any(same_place(path, checkpoint) for path in self.ckpts.iterdir())
 
     def has_nothing_to_lose(self) -> bool:
         """Return whether a run has begun here and has saved nothing: a new start only repeats its steps."""
@@ -205,7 +205,7 @@ class RunFolder:
         process wrote without moving the link.
         """
         for path in self.checkpoints():
-            if path.resolve() == checkpoint.resolve():
+            if same_place(path, checkpoint):
                 self.point(LATEST, path)
                 with suppress(OSError):  # another user's
                     os.utime(path / MANIFEST)

@@ -133,6 +133,27 @@ fi
 [ "$missing" = 0 ] || exit 2
 
 source scripts/setup_env.sh
+# In one process: behind the launcher every rank prints its error, and the launcher a traceback.
+"$PYTHON" - "$ACCELERATE_CONFIG" --config "$SETTINGS" "${paths[@]}" "$@" <<'PY'
+import sys
+from pathlib import Path
+
+from dpdmd.config import parse
+from dpdmd.data.prompt_files import read_prompts
+from dpdmd.distributed.launch_env import check_accelerate_file
+from dpdmd.utils.error_lines import one_line
+from dpdmd.utils.library_settings import check_torch_variables
+
+file, *flags = sys.argv[1:]
+try:
+    check_torch_variables()
+    check_accelerate_file(Path(file), f"ACCELERATE_CONFIG {file}")
+    data = parse(flags).data
+    read_prompts(Path(data.prompt_txt), column=data.prompt_column)
+except ValueError as error:
+    print(f"dpdmd.train: error: {one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+PY
 # log, ckpts, eval_images, process_vis and div_vis are folders in --run_dir; the release has a flag for each.
 # After SIGTERM the trainers save a checkpoint, which holds both networks and both optimizers. By default torch's
 # launcher kills them after 30 seconds.

@@ -45,7 +45,8 @@ def _convert(value: Any, kind: type, name: str, place: str) -> Any:
     except ValueError:
         other = f"; or give {', '.join(words)}" if words else ""
         if wanted is str and not isinstance(value, (list, dict)):
-            other = "; put a text in quotes"
+            whole = f"give {value:.0f}, or " if isinstance(value, float) and value.is_integer() else ""
+            other = f"; {whole}put a text in quotes"
         raise ValueError(f"{place}: {name} must be {wanted.__name__}, not {value!r}{other}") from None
 
 
@@ -93,6 +94,23 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold keys and values, such as 'k_anchor: 5'")
     return from_dict(values, f"--config {path}", onto)
+
+
+def _check_one_size(path: Path, config: Config) -> None:
+    """Check that a file, which was read, gives no size twice. A run's config.yaml with several sizes also has a height.
+
+    Raises:
+        ValueError: height or width is not that of `sizes`.
+    """
+    given = {name for name, _, _ in _pairs(strict_yaml.read(path, f"--config {path}"), "", group_of_each_option())}
+    data = config.data
+    if "sizes" not in given or not data.sizes or len(data.image_sizes) > 1:
+        return
+    for name, side in next(iter(data.image_sizes))._asdict().items():
+        if name in given and getattr(data, name) != side:
+            raise ValueError(
+                f"--config {path}: {name} {getattr(data, name)} and sizes {data.sizes}: leave out one of both"
+            )
 
 
 def write_yaml(config: Config, path: Path) -> None:
@@ -292,7 +310,8 @@ def _layered(config: Config, values: Mapping[str, Any], preset: str | None, path
         config = from_dict(dict(values), f"--preset {preset}", config)
     for path in paths:
         teacher, config.model.teacher_id = config.model.teacher_id, None
-        config = read_yaml(Path(_expanded("config", path)), config)
+        config = read_yaml(file := Path(_expanded("config", path)), config)
+        _check_one_size(file, config)
         if config.model.teacher_id is None:
             config.model.teacher_id = teacher
             continue

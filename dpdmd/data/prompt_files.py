@@ -1,14 +1,21 @@
 """Read the prompts of a file, by its ending: text, or a format with columns (`prompt_tables.py`). Imports no torch."""
 
+import csv
 import json
 import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpdmd.data.prompt_columns import ADVICE, Columns, prompts_of_table
+from dpdmd.data.prompt_columns import ADVICE, CANDIDATES, Columns, prompts_of_table
 from dpdmd.data.prompt_tables import READERS, is_dataset, lines_of, read_dataset
-from dpdmd.utils.text_files import MAX_PROMPT_LETTERS, check_prompt_length, is_visible, require_regular
+from dpdmd.utils.text_files import (
+    MAX_PROMPT_LETTERS,
+    check_prompt_length,
+    is_visible,
+    reading_long_values,
+    require_regular,
+)
 
 _NUMBERING = re.compile(r"^\d+ -(?: |$)")
 _BINARY = (".parquet", ".pq")
@@ -29,7 +36,21 @@ _OTHER_FILES = {
     b"7z\xbc\xaf\x27\x1c": _COMPRESSED,
     b"\x28\xb5\x2f\xfd": _COMPRESSED,
 }
-_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:(\?xml)|!doctype\s+html|html)\b", re.IGNORECASE)
+_PARQUET = "Parquet; name the file .parquet"
+_NO_TEXT = {
+    rb"\x89PNG\r\n": f"a PNG image; {ADVICE}",
+    rb"\xff\xd8\xff": f"a JPEG image; {ADVICE}",
+    rb"GIF8[79]a": f"a GIF image; {ADVICE}",
+    rb"RIFF.{4}(?:WEBP|WAVE|AVI )": f"an image, a sound or a film; {ADVICE}",
+    rb"SQLite format 3\0": "an SQLite database; save its prompts as text or .csv",
+    rb"PAR1": _PARQUET,
+    rb"ARROW1\0": "an Arrow file; give the folder that `datasets` saved, or save its prompts as text or .csv",
+    rb"\x93NUMPY": f"a NumPy array; {ADVICE}",
+    rb"\x80[\x02-\x05]": f"a pickle; {ADVICE}",
+    rb"PK\x03\x04.{26}[^/]+/data\.pkl": f"a torch checkpoint; {ADVICE}",
+    rb".{5}\0\0\0\{\"": f"a safetensors file; {ADVICE}",
+}
 _BYTE_ORDER_MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
@@ -98,6 +119,8 @@ def _read(path: Path, columns: Columns) -> tuple[list[str], array]:
     prompts = list(_text_lines(path))
     if prompts and _is_json(path, prompts[0]):
         raise ValueError(f"is JSON; {ADVICE}, or name the file .json or .jsonl")
+    if _is_csv(prompts[:2]):
+        raise ValueError("its first line is the header of a CSV file; name the file .csv")
     if weighted:
         raise ValueError("is text without columns; leave out --prompt_weight_column, or give a file with that column")
     return prompts, array("d")
@@ -132,19 +155,35 @@ def _is_json(path: Path, first: str) -> bool:
     return False
 
 
+def _is_csv(lines: list[str]) -> bool:
+    """Return whether the first two lines are a header with a column of prompts, and a row of as many values."""
+    for sign in ",;\t":
+        with reading_long_values():
+            header, *rows = [*csv.reader(lines, delimiter=sign), []]
+        names = [name.strip().lower() for name in header]
+        plain = all(name.isidentifier() for name in names if name)  # pandas gives the column of its index no name
+        if len(names) > 1 and plain and set(names) & set(CANDIDATES) and len(rows[0]) == len(names):
+            return True
+    return False
+
+
 def _check_start(path: Path, *, text: bool) -> None:
     """Check that a file's first bytes are not of another kind of file, nor UTF-16 or UTF-32 in place of `text`.
 
     Raises:
-        ValueError: it is compressed, an HTML page or the like; or it begins with a byte-order mark of UTF-16 or UTF-32,
-            or every other byte is zero, as in UTF-16 without a mark.
+        ValueError: it is compressed, an image, an HTML page or the like; or it begins with a byte-order mark of UTF-16
+            or UTF-32, or every other byte is zero, as in UTF-16 without a mark.
     """
     with path.open("rb") as file:
         start = file.read(_SNIFFED)
+    for sign, kind in _NO_TEXT.items():
+        if re.match(sign, start, re.DOTALL) and (text or kind != _PARQUET):
+            raise ValueError(f"is no text but {kind}")
     if other := next((fault for sign, fault in _OTHER_FILES.items() if start.startswith(sign)), None):
         raise ValueError(other)
-    if _HTML.match(start):
-        raise ValueError("is an HTML page, as sites send in place of a file; download the file itself")
+    if page := _PAGE.match(start):
+        kind = "XML" if page[1] else "an HTML page"
+        raise ValueError(f"is {kind}, as sites send in place of a file; download the file itself")
     if not text:
         return
     name = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)

@@ -64,7 +64,7 @@ def check(args: argparse.Namespace) -> None:
     apply_size(args)
     if not 0 <= args.port <= MAX_PORT:
         raise ValueError(f"--port {args.port}: must be 0 to {MAX_PORT}")
-    places = [path.resolve() for path in args.model]
+    places = [os.path.realpath(path) for path in args.model]
     for number, path in enumerate(args.model):
         if places[number] in places[:number]:
             raise ValueError(f"--model {path}: is given twice")

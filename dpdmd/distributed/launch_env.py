@@ -5,12 +5,17 @@ processes that do not find each other wait for half an hour.
 """
 
 import os
+import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
+from dpdmd.utils import strict_yaml
 from dpdmd.utils.library_settings import ARITHMETIC, FALSE, TRUE, Setting, check_attention_variable, check_settings
 
 MAX_PROCESSES = 2**20
+_TYPES = ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP")  # distributed_type of accelerate's file
+_COUNTS = {"num_processes": "-1|[1-9][0-9]*", "num_machines": "[1-9][0-9]*", "machine_rank": "[0-9]+"}
 _SWITCHES = (
     *("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY", "FORK_LAUNCHED"),
     *(f"ACCELERATE_DYNAMO_USE_{name}" for name in ("DYNAMIC", "FULLGRAPH", "REGIONAL_COMPILATION")),
@@ -123,6 +128,23 @@ def single_process_warning() -> str:
         "accelerate launch was to start several processes (--num_processes or num_processes in its file) but started "
         "one; on a CPU use ACCELERATE_USE_CPU=true torchrun --nproc_per_node N"
     )
+
+
+def check_accelerate_file(path: Path, place: str) -> None:
+    """Check the entries of accelerate's file without which its launcher ends in a traceback.
+
+    Raises:
+        ValueError: one line that begins with `place`.
+    """
+    values = strict_yaml.read(path, place)
+    if not isinstance(values, dict) or "distributed_type" not in values:
+        raise ValueError(f"{place}: no file of accelerate (no distributed_type); give one of scripts/accelerate_*.yaml")
+    kind = values["distributed_type"]
+    if kind not in (*_TYPES, False):  # a bare NO is false
+        raise ValueError(f"{place}: distributed_type is {kind!r}, which must be one of {', '.join(_TYPES)}")
+    for name, pattern in _COUNTS.items():
+        if name in values and not re.fullmatch(pattern, str(values[name])):
+            raise ValueError(f"{place}: {name} is {values[name]!r}, which must be a whole number")
 
 
 def is_on(name: str) -> bool:

@@ -90,12 +90,15 @@ def locate_all(sources: Sequence[Source], options: HubOptions) -> list[Located]:
     there, and all ranks use the commits that rank 0 found. Without, no rank waits for another (`check_equal_pins`).
 
     Raises:
-        ValueError: one line that names the flag and what to do: the cache lacks a model or a part of it, the Hub does
-            not have it, or a set of weights is incomplete or mixed. Every rank raises it.
+        ValueError: one line that names the flag and what to do: the cache is a file, it lacks a model or a part of it,
+            the Hub does not have it, or a set of weights is incomplete or mixed. Every rank raises it.
         OSError: the Hub cannot be reached, or the disk is full.
     """
     ids = [source.hub_id() for source in sources]
     cache = hub.cache_folder(options.cache_dir) if any(ids) else Path()
+    if cache.is_file():
+        place = "--cache_dir" if options.cache_dir else "HF_HUB_CACHE or HF_HOME"
+        raise ValueError(f"{place} {cache}: is a file; give a folder")
     launch = read_launch()
     if options.download and launch.processes > 1:
 

@@ -36,8 +36,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} holds more than tensors: rejected, since unpickling can run any code") from None
         raise ValueError(f"{path} is no checkpoint ({shorten_error(error)})") from None
     state = state.get("params", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} is no state dict")
+
+    def holds_tensors(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(each, torch.Tensor) for each in value.values())
+
+    if not holds_tensors(state):
+        parts = [name for name, value in state.items() if holds_tensors(value)] if isinstance(state, dict) else []
+        advice = f"but holds {' and '.join(map(repr, parts[:5]))}: save that part alone" if parts else ""
+        raise ValueError(f"{path} is no state dict, {advice or 'that is, tensors by their names; save one'}")
     for name, value in state.items():
         if not isinstance(name, str):
             raise ValueError(f"{path} is no state dict of a network: it holds {name!r}, where names of weights belong")

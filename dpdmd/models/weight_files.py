@@ -43,6 +43,8 @@ def stem_of(component: str, network: str) -> str:
 def where_to_get(path: Path, repository: str) -> str:
     """Return advice on missing weights at `path`: download them, or find the ones that come with this code."""
     if path.parts[:2] == ("weights", "tiny"):
+        if Path("weights/tiny").is_dir():
+            return "give another path, or get it as it came with this code by git checkout weights/tiny"
         return "it comes with this code; start in the checkout, where these paths lead"
     return f"get it from https://huggingface.co/{repository} (bash scripts/download_weights.sh --help lists the names)"
 
@@ -162,7 +164,8 @@ def find_weight_files(folder: Path, stems: Sequence[str] = (TRANSFORMERS_STEM, D
         stems: allowed names of the file, without the ending; an error asks for the first one.
 
     Raises:
-        ValueError: a file is missing, or a file of diffusers has an index beside it, which diffusers would read.
+        ValueError: a file is missing, a file of diffusers has an index beside it, which diffusers would read, or an
+            index is not that of its shards.
     """
     for stem in stems:
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
@@ -183,6 +186,12 @@ def _find_shards(index: Path) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise ValueError(f"{path} is missing (a shard of {index.name})")
+    held = {name: path.name for path in paths for name in _read_head(path)}
+    if wrong := sorted(name for name in held.keys() | shards.keys() if held.get(name) != shards.get(name)):
+        name = wrong[0]
+        fault = f"{name} is in {shards[name]}" if name in shards else f"no file has {name}"
+        where = f"it is in {held[name]}" if name in held else "no shard has it"
+        raise ValueError(f"by {index}, {fault}, but {where}{_and_more(wrong)}; get the index of these shards")
     return paths
 
 

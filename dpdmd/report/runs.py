@@ -1,5 +1,6 @@
 """Read a run's folder for a report. Missing or broken files are left out and listed in `warnings`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,9 +120,9 @@ def read_runs(entries: Sequence[RunEntry]) -> list[Run]:
     Raises:
         ValueError: a folder is not a run folder; the message names it.
     """
-    unique: dict[Path, RunEntry] = {}
+    unique: dict[str, RunEntry] = {}
     for entry in entries:
-        unique.setdefault(entry.folder.resolve(), entry)
+        unique.setdefault(os.path.realpath(entry.folder), entry)
     folders = [entry.folder for entry in unique.values() if not entry.label]
     names = dict(zip(folders, distinct_names(folders), strict=True))
     return [_read(entry, entry.label or names[entry.folder]) for entry in unique.values()]

@@ -1,5 +1,6 @@
 """Write a report, and keep the report of a training run up to date."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ def render_report(folders: Sequence[Path]) -> str:
 
     entries, sweeps = [], []
     try:
-        folders = list({folder.resolve(): folder for folder in folders}.values())
+        folders = list({os.path.realpath(folder): folder for folder in folders}.values())
         several = [folder for folder in folders if is_sweep(folder)]
         names = dict(zip(several, distinct_names(several), strict=True))
         for folder in folders:

@@ -84,7 +84,10 @@ def _check_source(model: Model, family: Family) -> None:
     layout = family.layout
     expected = layout.weight_shapes(model.folder, layout.network)
     if model.state_dict:
-        found = read_network_shapes(model.state_dict, network_prefixes(layout))
+        try:
+            found = read_network_shapes(model.state_dict, network_prefixes(layout))
+        except ValueError as error:  # it begins with the file
+            raise ValueError(f"--model {error}") from None
         try:
             check_weights(found, expected, model.state_dict, exact=True)
         except ValueError as error:

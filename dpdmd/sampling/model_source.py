@@ -1,5 +1,6 @@
 """Find where the model that a user names lies, before anything heavy is imported: on disk, or on the Hub."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -77,7 +78,7 @@ def locate_model(
         default_base: counts as --base_model of a network alone, and of a LoRA that names no base.
 
     Raises:
-        ValueError, OSError: as `locate_all`.
+        ValueError, OSError: as `locate_all`; or the base is a run, a checkpoint or a LoRA.
     """
     variant = None if base_variant_only else options.variant
     own = partial(Source, "--model", select=model_files, variant=variant)
@@ -96,6 +97,8 @@ def locate_model(
         select = pipeline_with_text_of(place) if place else pipeline_files
         base = Source("--base_model", base_model, select, variant=options.variant)
     located = locate_all([base] if base else [], options)
+    if base_model:
+        check_no_run("--base_model", located[0].path)
     return path, located[0].path if located else None, found
 
 
@@ -105,6 +108,22 @@ def place_or_none(path: Path) -> Path | None:
         return None if _is_network(str(path)) else model_place(path)
     except OSError:
         return None
+
+
+def check_no_run(flag: str, folder: Path) -> None:
+    """Check that a folder is neither a run nor a checkpoint nor a LoRA, which `--model` takes as a model.
+
+    Raises:
+        ValueError: it is.
+    """
+    place = place_or_none(folder)
+    if place and os.path.isfile(place / LORA_WEIGHTS):
+        raise ValueError(
+            f"{flag} {folder}: is a LoRA; merge it with python -m dpdmd.export --model {folder} --out FOLDER, and give "
+            "that folder"
+        )
+    if place and place != folder:
+        raise ValueError(f"{flag} {folder}: is a run or a checkpoint; give the model in it, {place}")
 
 
 def _is_network(model: str) -> bool:

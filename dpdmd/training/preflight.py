@@ -166,7 +166,7 @@ def _check_caches(config: Config) -> None:
         ("--teacher_cache", config.method.teacher_cache),
     ):
         try:
-            filled = cache and any(Path(cache).glob("*.safetensors"))
+            filled = cache and any(Path(cache).glob("shard_*.safetensors"))  # as in `TensorCache`
         except OSError as error:
             raise ValueError(f"{flag} {cache}: cannot be read ({error.strerror}); give another folder") from None
         if cache and not filled:

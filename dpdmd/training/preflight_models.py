@@ -17,8 +17,8 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_sampling_defaults
-from dpdmd.sampling.model_source import place_or_none
-from dpdmd.utils.paths import LORA_WEIGHTS, SCHEDULER_CONFIG
+from dpdmd.sampling.model_source import check_no_run
+from dpdmd.utils.paths import SCHEDULER_CONFIG
 from dpdmd.utils.precision import compute_dtype
 
 
@@ -56,7 +56,10 @@ def _check_networks(config: Config) -> None:
     model, data, layout = config.model, config.data, LAYOUTS[config.model.family]
     teacher = Path(model.teacher_id)
     for flag in ("teacher_id", "student_id", "fake_id"):
-        _check_no_run(layout, f"--{flag}", Path(getattr(model, flag)))
+        folder = Path(getattr(model, flag))
+        # `os.path` takes a folder that cannot be read for none, which a later check reports.
+        if not os.path.isdir(folder / layout.network):
+            check_no_run(f"--{flag}", folder)
     check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
     defaults = read_sampling_defaults(teacher, layout.defaults)
     text_length = layout.text_length(teacher, data.max_sequence_length, defaults)
@@ -77,23 +80,6 @@ def _check_networks(config: Config) -> None:
     schedule = layout.read_schedule(teacher)
     for size in data.image_sizes:
         _check_grids(config.method, schedule.at_size(*size))
-
-
-def _check_no_run(layout: Layout, flag: str, folder: Path) -> None:
-    """Check that a folder is neither a run nor a checkpoint nor a LoRA, which other programs take as a model.
-
-    Raises:
-        ValueError: it is.
-    """
-    # `os.path` takes a folder that cannot be read for none, which a later check reports.
-    place = None if os.path.isdir(folder / layout.network) else place_or_none(folder)
-    if place and os.path.isfile(place / LORA_WEIGHTS):
-        raise ValueError(
-            f"{flag} {folder}: is a LoRA; merge it with python -m dpdmd.export --model {folder} --out FOLDER, and give "
-            "that folder"
-        )
-    if place and place != folder:
-        raise ValueError(f"{flag} {folder}: is a run or a checkpoint; give the model in it, {place}")
 
 
 def _check_architecture(flag: str, folder: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

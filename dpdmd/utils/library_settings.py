@@ -74,9 +74,26 @@ def check_import(prefix: str, module: str) -> None:
         return
     try:
         import_module(module)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, ImportError, OSError, TypeError, ValueError) as error:
         library = module.partition(".")[0]
         raise ValueError(f"{given}: {library} cannot read it ({shorten_error(error)}); correct or unset it") from None
+
+
+def check_torch_variables() -> None:
+    """Check the variables at which torch's import fails or ends the process. Call this before any import of torch.
+
+    Raises:
+        ValueError: torch cannot read one; one line that names it.
+    """
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        value = os.environ.get(name, "").strip()
+        # Commas separate the pairs, and also the pairs of a list in brackets. torch allows a comma at the end.
+        if value and any(":" not in pair for pair in value.removesuffix(",").split(",")):
+            raise ValueError(
+                f"{name}={value[:40]}: torch reads only pairs such as expandable_segments:True; correct or unset it"
+            )
+    check_import("TORCH_DISTRIBUTED_DEBUG", "torch.distributed")
+    check_import("TORCH_LOGS", "torch")
 
 
 def check_attention_variable() -> None:

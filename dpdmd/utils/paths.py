@@ -23,11 +23,13 @@ def expanded(text: str) -> str:
     """Expand a leading ~, which the shell leaves alone after `--flag=`, and follow text files in place of links.
 
     Raises:
-        ValueError: ~name of an unknown user, which would otherwise become a folder of that name; or a name that is not
-            UTF-8, which no result file can hold.
+        ValueError: ~name of an unknown user, which would otherwise become a folder of that name; an address such as
+            s3://bucket, which would become the folder s3:; or a name that is not UTF-8, which no result file can hold.
     """
     if not is_utf8(text):
         raise ValueError(f"{text!r}: its name is not UTF-8; rename it")
+    if "://" in text:
+        raise ValueError(f"{text}: is an address; give a local path, or for a model org/name, its id on the Hub")
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise ValueError(
@@ -73,7 +75,7 @@ def user_path(text: str) -> Path:
     """Convert the value of a flag to a path.
 
     Raises:
-        argparse.ArgumentTypeError: it is empty, has a zero byte, is not UTF-8, or begins with ~name of an unknown user.
+        argparse.ArgumentTypeError: it is empty, has a zero byte, or is no path (`expanded`).
     """
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r} is empty; give a path, or leave it out")
@@ -85,8 +87,11 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def same_place(one: str, other: str) -> bool:
-    """Return whether two paths name one file or folder: ./a, a/ and links count as a. It may not exist."""
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths name one file or folder: ./a, a/ and links count as a. It may not exist.
+
+    All code compares paths with `os.path.realpath`: `Path.resolve` raises RuntimeError on a link that leads to itself.
+    """
     return os.path.realpath(one) == os.path.realpath(other)
 
 
@@ -97,13 +102,13 @@ def find_base(folder: Path, base: str | None, from_here: str | None) -> Path | N
         base, from_here: its path, and its path relative to `folder`, which counts if the first one is gone.
     """
     places = [Path(base)] if base else []
-    places += [Path(os.path.normpath(folder.resolve() / from_here))] if from_here else []
+    places += [Path(os.path.normpath(os.path.join(os.path.realpath(folder), from_here)))] if from_here else []
     return next((place for place in places if place.is_dir()), next(iter(places), None))
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return the names of different files or folders, with as many parent folders as make the names different."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [Path(os.path.realpath(path)).parts for path in paths]
     depth = 1
     while max(Counter(part[-depth:] for part in parts).values(), default=1) > 1:
         depth += 1
@@ -134,8 +139,15 @@ def check_writable(flag: str, path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{flag} {path}: {nearest} cannot be written to ({error.strerror})") from None
-    if model := next((folder for folder in _with_parents(path.resolve()) if (folder / MODEL_INDEX).is_file()), None):
+    parents = _with_parents(Path(os.path.realpath(path)))
+    if model := next((folder for folder in parents if _is_model(folder)), None):
         raise ValueError(f"{flag} {path}: lies in a model's folder, {model}; give another folder")
+
+
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder holds a pipeline, or one network: a component of a pipeline, or a scorer."""
+    network = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return network or (folder / MODEL_INDEX).is_file()
 
 
 def check_writable_file(flag: str, path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from dpdmd.utils.atomic_files import delete_unfinished
 from dpdmd.utils.error_lines import one_line
-from dpdmd.utils.library_settings import check_import
+from dpdmd.utils.library_settings import check_import, check_torch_variables
 
 STDERR = 2
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable of processes that torch's launcher starts
@@ -62,13 +62,18 @@ def install_exit_handlers(program: str) -> None:
     for number in _handled_signals():
         signal.signal(number, end)
     _end_with_launcher()
-    _check_tqdm(program)
+    _check_imports(program)
 
 
-def _check_tqdm(program: str) -> None:
-    """Exit if tqdm, which torch imports, cannot read a variable: no later check would be reached."""
+def _check_imports(program: str) -> None:
+    """Exit if torch or tqdm, which torch imports, could not be imported: no later check would be reached."""
     try:
+        try:
+            os.getcwd()
+        except OSError:
+            raise ValueError("the current folder is gone; cd to one that exists") from None
         check_import("TQDM_", "tqdm")
+        check_torch_variables()
     except ValueError as error:
         sys.stderr.write(f"{program}: error: {one_line(error)}\n")
         sys.exit(2)
@@ -93,6 +98,7 @@ class _Stream(io.FileIO):
         except OSError as error:
             terminal = stat.S_ISCHR(os.fstat(self.fileno()).st_mode)  # a closed terminal fails as a broken disk does
             if not (error.errno == errno.EPIPE or (error.errno == errno.EIO and terminal)):
+                error.filename = "standard error" if self.fileno() == STDERR else "standard output"
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())  # for libraries that write to the descriptor, and for child processes
@@ -104,11 +110,14 @@ def _keep_writing() -> None:
     """Let no write to stdout or stderr fail because a terminal was closed, or the reader of a pipe has ended.
 
     Otherwise the next line of a progress bar would end a run that has its log in a file. A letter that the encoding
-    lacks, as in the path that a program prints after its work, is written as its escape.
+    lacks, as in the path that a program prints after its work, is written as its escape. A stream that was closed
+    before the program started takes lines, too.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if type(stream) is not io.TextIOWrapper:  # closed before the program started, or replaced, as in a notebook
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if type(stream) is not io.TextIOWrapper:  # closed, or replaced, as in a notebook
             continue
         raw = _Stream(stream.fileno(), "w", closefd=False)
         wrapped = io.TextIOWrapper(
@@ -137,9 +146,16 @@ def final_status(status: int) -> int:
     """Return the exit status of a program that has finished, and ignore SIGNALS from here on.
 
     Python restores the default handlers while it shuts down, so a signal would change the status of a finished program.
+    Its last lines are written here, since an error in the shutdown would be a traceback.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _print_line(f"stopped: {error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status or 1
     return status
 
 

@@ -173,6 +173,9 @@ def test_a_wrong_value_gets_one_line(flags, refused, monkeypatch, flag, value, s
         ("optim: {lr_fake: 1}\noptim: {bf16: true}", "'optim' is given twice"),
         ("k_anchor: 3\nmethod: {k_anchor: 20}", "k_anchor is given twice"),
         ("optim: {k_anchor: 3}", "k_anchor belongs under method, not under optim"),
+        ("eval_prompts_limit: 16.0", "eval_prompts_limit must be str, not 16.0; give 16, or put a text in quotes"),
+        ("sizes: 64x64\nheight: 32", "height 32 and sizes 64x64: leave out one of both"),
+        ("data: {sizes: [64x48], width: 48}", "width 48 and sizes 64x48: leave out one of both"),
         ("data: 5", "data must hold keys and values, not 5"),
         ("? [1]\n: 2", "no YAML"),
         ("student_sigmas: [[1.0]]", "student_sigmas must be str"),
@@ -234,6 +237,10 @@ def test_a_wrong_value_beside_lora_rank_gets_one_line(refused, flag, value, says
         (
             {"--method": "dmd_gan", "--compile": ""},
             "--compile: not possible with --method dmd_gan: the discriminator reads features",
+        ),
+        (
+            {"--method": "dmd_gan", "--teacher_cache_size": "8", "--teacher_cache": "weights/tiny/sd35/vae"},
+            "--teacher_cache weights/tiny/sd35/vae: lies in a model's folder, ",
         ),
         (
             {"--method": "dmd_gan", "--teacher_cache_size": "8", "--teacher_cache": "README.md"},

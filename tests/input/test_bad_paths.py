@@ -34,10 +34,23 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
             "~nobody_at_all/a.yaml",
             "--config ~nobody_at_all/a.yaml: ~nobody_at_all is not the home of a known user",
         ),
+        (
+            "--teacher_id",
+            "hf://a/b",
+            "--teacher_id hf://a/b: is an address; give a local path, or for a model org/name",
+        ),
+        ("--run_dir", "s3://bucket/run", "--run_dir s3://bucket/run: is an address; give a local path"),
         ("--run_dir", "weights/tiny/sd35/run", "lies in a model's folder, "),
         ("--cache_text_embeddings", "weights/tiny/sd35", "lies in a model's folder, "),
+        ("--cache_text_embeddings", "weights/tiny/clip", "lies in a model's folder, "),
         ("--prompt_txt", "/dev/zero", "cannot be read (No regular file but a pipe or a device)"),
         ("--teacher_id", "README.md", "--teacher_id README.md: is a file; give the folder of a model"),
+        (
+            "--teacher_id",
+            "weights/tiny/clip",
+            "model_index.json is missing; give another path, or get it as it came with",
+        ),
+        ("--teacher_id", "weights/tiny/sd36", "no such folder; give another path, or get it as it came with this code"),
         ("--clip_path", "README.md", "--clip_path README.md: is a file; give the folder of a model"),
         (
             "--teacher_id",
@@ -49,6 +62,18 @@ pytestmark = pytest.mark.usefixtures("no_model_loads")
 def test_a_wrong_path_gets_one_line(refused, monkeypatch, flag, value, says):
     monkeypatch.chdir(ROOT)
     assert says in refused({flag: value})
+
+
+def test_a_cache_that_is_a_file(refused, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    line = refused({"--teacher_id": "a/b", "--cache_dir": "README.md"})
+    assert line == f"--cache_dir {ROOT / 'README.md'}: is a file; give a folder"
+
+
+def test_a_path_of_the_checkout_elsewhere(refused, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    line = refused({"--teacher_id": "weights/tiny/sd35"})
+    assert line.endswith("no such folder; it comes with this code; start in the checkout, where these paths lead")
 
 
 @pytest.mark.parametrize("flag", ["--run_dir", "--cache_text_embeddings"])
@@ -186,6 +211,12 @@ def test_a_text_that_no_path_can_be(refused, tmp_path, flags, text):
 def test_report_rejects_a_folder_that_is_no_run(capsys, tmp_path):
     assert write_report([str(tmp_path / "nowhere")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_itself_gets_one_line(refused_by, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    assert f"{loop}: is not a run folder" in refused_by("dpdmd.report", write_report, [str(loop)])
 
 
 def test_a_run_that_cannot_be_read_is_not_called_a_wrong_out(refused_by, monkeypatch, tmp_path):

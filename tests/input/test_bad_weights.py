@@ -256,6 +256,7 @@ def test_root_programs_check_before_they_load(refused_by, diversity, copies):
         ("text_encoder/config.json", {"num_hidden_layers": 1}, "layers.1.layer_norm1.bias (and 15 more), for which"),
         ("text_encoder_3/config.json", {"num_layers": 1}, "hold encoder.block.1."),
         ("vae/config.json", {"layers_per_block": 0}, "for which its config.json has no place"),
+        ("transformer/config.json", {"num_layers": "2"}, "blocks, its config.json '2', which must be a number without"),
         ("transformer/config.json", {"sample_size": -8}, "sets sample_size -8, which must be a number above 0"),
         ("transformer/config.json", {"dual_attention_layers": "x"}, "holds an unexpected value (TypeError: "),
     ],
@@ -290,6 +291,32 @@ def test_quantised_weights_are_an_error(refused, broken, part):
     rewrite_weights(file, lambda weights: weights.update({name: each.to(torch.int8) for name, each in weights.items()}))
     line = refused({"--teacher_id": str(broken)})
     assert line.startswith(f"--teacher_id {broken}: {file} holds ") and "as I8; its weights must be in fp32" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda placed: placed.pop("patched"),
+            "no file has patched, but it is in SHARD; get the index of these shards",
+        ),
+        (lambda placed: placed.update(patched="SHARD", more="SHARD"), "more is in SHARD, but no shard has it; get the"),
+    ],
+)
+def test_an_index_of_other_shards_is_an_error(refused, broken, change, says):
+    """diffusers would load the network without a weight, or look for one that is not there."""
+    shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    file = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    patched = sorted(weights)[0]
+    save_file(weights, file.with_name(shard), {"format": "pt"})
+    file.unlink()
+    placed = dict.fromkeys(["patched", *sorted(weights)[1:]], shard)
+    change(placed)
+    index = file.with_name(f"{file.name}.index.json")
+    index.write_text(json.dumps({"weight_map": placed}).replace("patched", patched).replace("SHARD", shard))
+    says = says.replace("patched", patched).replace("SHARD", shard)
+    assert f"--teacher_id {broken}: by {index}, {says}" in refused({"--teacher_id": str(broken)})
 
 
 @pytest.mark.parametrize("part", ["", "_2", "_3"])
@@ -330,10 +357,24 @@ def test_a_student_of_another_model_is_reported_before_its_base_loads(refused_by
     assert "proj_out.weight has shape (4, 4)" in error({**weights, "proj_out.weight": torch.zeros(4, 4)})
     assert "lack proj_out.weight" in error({n: v for n, v in weights.items() if n != "proj_out.weight"})
     assert "hold more" in error({**weights, "more": torch.zeros(2)})
+    nested = f"--model {tmp_path / 'student.pt'} is no state dict, but holds 'generator'"
+    optimizer = {"state": {}, "param_groups": []}
+    parts = {"step": 3, "optimizer": optimizer, "generator": weights}
+    assert error(parts) == f"{nested}: save that part alone"
     (tmp_path / "student.pt").write_bytes(b"PK\x03\x04")
     command = ["--model", str(tmp_path / "student.pt"), *given]
     line = refused_by("dpdmd.generate", generate.main, command)
     assert "is no checkpoint" in line
+
+
+def test_a_run_in_place_of_the_base_is_named(refused_by, tiny_pipeline, tmp_path):
+    student = tmp_path / "run" / "ckpts" / "step_000002" / "student"
+    shutil.copytree(tiny_pipeline, student)
+    network = tiny_pipeline / "transformer" / "diffusion_pytorch_model.safetensors"
+    command = ["--model", str(network), "--base_model", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    says = f"--base_model {tmp_path / 'run'}: is a run or a checkpoint; give the model in it, {student}"
+    assert refused_by("dpdmd.export", export.main, command) == says
+    assert refused_by("dpdmd.generate", generate.main, [*command, "--prompt", "a"]) == says
 
 
 TO_Q = "transformer_blocks.0.attn.to_q"

@@ -81,6 +81,8 @@ def test_gradio_is_missing(refuse, monkeypatch):
 def test_wrong_models(refuse, tiny_pipeline, tiny_sdxl, broken, tmp_path):
     assert "--model no/such/run: neither a pipeline folder" in refuse(model=Path("no/such/run"))
     assert "--model no/such: no such folder; get it from" in refuse(model=Path("no/such"))
+    (tmp_path / "loop").symlink_to("loop")
+    assert f"--model {tmp_path / 'loop'}: neither a pipeline folder" in refuse(model=tmp_path / "loop")
     again = tiny_pipeline.parent / "." / tiny_pipeline.name
     assert f"--model {again}: is given twice" in refuse("--model", again)
     shutil.rmtree(broken / "transformer")
@@ -96,6 +98,7 @@ def test_wrong_teachers(refuse, tiny_pipeline, tmp_path, finished):
     assert "--teacher no/such/one: no such folder" in refuse(teacher=Path("no/such/one"))
     assert "--revision v1: is that of --teacher, which is not given" in refuse("--revision", "v1", teacher=None)
     run = Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+    assert f"--teacher {run}: is a run or a checkpoint; give the model in it, {run}/ckpts/" in refuse(teacher=run)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(f"teacher_id: {tiny_pipeline}", "teacher_id: gone"))
     assert "--teacher gone: no such folder" in refuse(model=run, teacher=None)

@@ -192,7 +192,8 @@ def test_a_launcher_waits_for_the_checkpoint_of_a_stopped_run(values, tmp_path, 
 @pytest.mark.parametrize(("given", "expected"), [({}, "900"), ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}, "60")])
 def test_the_launch_scripts_wait_for_it_too(tmp_path, script, given, expected):
     python = tmp_path / "python"  # it passes the check of setup_env.sh, and prints its arguments
-    python.write_text('#!/bin/bash\n[ "$1" = - ] && echo "$0" || echo "$* $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"\n')
+    own = f'[[ $2 == *.yaml ]] && exec {sys.executable} "$@"'  # checks the flags
+    python.write_text(f'#!/bin/bash\n{own}\n[ "$1" = - ] && echo "$0" || echo "$* $TORCH_ELASTIC_SHUTDOWN_TIMEOUT"\n')
     python.chmod(0o755)
     (tmp_path / "model_index.json").touch()
     paths = ("TEACHER", "PICK_PROCESSOR", "PICK_MODEL", "IR_MODEL", "IR_MED_CONFIG", "DINO", "CLIP")

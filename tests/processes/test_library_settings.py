@@ -62,6 +62,10 @@ def test_a_setting_of_a_library_is_not_counted_beside_ours(short_run, tmp_path, 
     ("program", "variable", "value"),
     [
         ("dpdmd.train", "TQDM_MININTERVAL", "abc"),
+        ("dpdmd.train", "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments=True"),
+        ("dpdmd.generate", "PYTORCH_ALLOC_CONF", "max_split_size_mb:64,expandable_segments"),
+        ("dpdmd.export", "TORCH_DISTRIBUTED_DEBUG", "1"),
+        ("dpdmd.doctor", "TORCH_LOGS", "foo.bar"),
         ("dpdmd.generate --model weights/tiny/sd35 --prompt a --out", "DIFFUSERS_ATTN_BACKEND", "flash_atn"),
         ("dpdmd.export --model weights/tiny/sd35 --out", "DIFFUSERS_ATTN_BACKEND", "flash_atn"),
         ("dpdmd.report", "MPLBACKEND", "foo"),
@@ -74,3 +78,15 @@ def test_a_variable_that_ends_the_import_of_a_library_is_named(tmp_path, program
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{program.split()[0]}: error: {variable}={value}: ") and line.endswith("unset it")
+
+
+@pytest.mark.parametrize("program", ["dpdmd.train", "dpdmd.report", "dpdmd.generate"])
+def test_a_current_folder_that_is_gone_is_named(tmp_path, program):
+    (tmp_path / "gone").mkdir()
+    start = f"rmdir {tmp_path / 'gone'}; exec {sys.executable} -m {program} --model x"
+    environment = {**cpu_environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", start], cwd=tmp_path / "gone", env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{program}: error: the current folder is gone; cd to one that exists\n"

@@ -176,7 +176,7 @@ def test_a_wrong_interpreter_is_named(tmp_path):
 def train_on_gpus(tmp_path):
     """Return a function that calls run_train_sd35.sh on made-up scorers, and prints the trainer's command line."""
     python = tmp_path / "python"  # it passes the check of setup_env.sh, and prints its arguments
-    own = f'[[ $2 == *.yaml ]] && exec {sys.executable} "$@"'  # reads the files of --config
+    own = f'[[ $2 == *.yaml ]] && exec {sys.executable} "$@"'  # reads files and checks the flags
     python.write_text(f'#!/bin/bash\n{own}\n[ "$1" = - ] && echo "$0" || echo "$*"\n')
     python.chmod(0o755)
     (tmp_path / "own" / "model").mkdir(parents=True)
@@ -245,15 +245,17 @@ def test_the_flags_of_a_launch_replace_its_paths(train_on_gpus, tmp_path):
 def test_a_file_that_sets_a_path_replaces_the_scripts_own(train_on_gpus, tmp_path):
     """What the environment or a flag sets is passed, and so wins over the file."""
     file = tmp_path / "mine.yaml"
-    file.write_text("model: {teacher_id: no/such/teacher}\nprompt_txt: mine.txt\neval:\n  clip_path: no/such\n")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n")
+    file.write_text(f"model: {{teacher_id: no/such/teacher}}\nprompt_txt: {prompts}\neval:\n  clip_path: no/such\n")
     model = str(tmp_path / "own" / "model")
     done = train_on_gpus("--config", str(file), CLIP=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert "--teacher_id" not in done.stdout and "--prompt_txt" not in done.stdout
     assert f"--clip_path {tmp_path} --run_dir " in done.stdout
-    done = train_on_gpus(f"--config={file}", "--clip_path=", TEACHER=model, PROMPTS="other.txt")
+    done = train_on_gpus(f"--config={file}", "--clip_path=", TEACHER=model, PROMPTS=str(prompts))
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"--teacher_id {model} --prompt_txt other.txt " in done.stdout
+    assert f"--teacher_id {model} --prompt_txt {prompts} " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -272,3 +274,22 @@ def test_a_launch_names_what_is_missing(train_on_gpus, tmp_path, variable, value
     given = {"TEACHER": str(tmp_path / "own" / "model"), variable: value}
     done = train_on_gpus(**given)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "says"),
+    [
+        (["--kanchor", "3"], {}, "unrecognized arguments: --kanchor 3 (did you mean --k_anchor?)"),
+        ([], {"PROMPTS": "no/such.txt"}, "--prompt_txt no/such.txt: cannot be read (No such file or directory)"),
+        (
+            [],
+            {"ACCELERATE_CONFIG": "scripts/configs/sd35.yaml"},
+            "ACCELERATE_CONFIG scripts/configs/sd35.yaml: no file of accelerate (no distributed_type); give one of "
+            "scripts/accelerate_*.yaml",
+        ),
+    ],
+)
+def test_a_launch_checks_its_flags_on_one_process(train_on_gpus, tmp_path, flags, variables, says):
+    done = train_on_gpus(*flags, **{"TEACHER": str(tmp_path / "own" / "model")} | variables)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"dpdmd.train: error: {says}")
+    assert len(done.stderr.splitlines()) == 1

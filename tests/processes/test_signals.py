@@ -164,3 +164,24 @@ def test_leftovers_of_killed_processes_are_deleted_and_open_files_stay(tmp_path)
     assert list(tmp_path.iterdir()) == [somebodys]
     save_image(Image.new("RGB", (8, 8)), tmp_path / "picture.png")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "err"),
+    [
+        (">&-", 0, ""),
+        pytest.param(
+            "> /dev/full",
+            1,
+            "stopped: [Errno 28] No space left on device: 'standard output'\n",
+            marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full"),
+        ),
+    ],
+)
+def test_a_last_line_that_cannot_be_written_is_no_traceback(redirection, status, err):
+    code = "import sys; from dpdmd.utils import signals; signals.install_exit_handlers('program'); "
+    code += "sys.stdout.write('out/report.html\\n'); sys.exit(signals.final_status(0))"
+    command = ["bash", "-c", f'exec "$@" {redirection}', "bash", sys.executable, "-c", code]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, err)

@@ -84,6 +84,7 @@ def test_a_run_owns_the_checkpoints_that_lie_or_are_linked_in_its_folder(tmp_pat
     for folder in (one, other):
         folder.checkpoint(2).mkdir(parents=True)
     one.point("latest", one.checkpoint(2))
+    (one.ckpts / "best").symlink_to("best")  # leads to itself
     assert one.owns(one.checkpoint(2)) and one.owns(one.ckpts / "latest") and not other.owns(one.checkpoint(2))
     other.checkpoint(3).symlink_to(one.checkpoint(2))
     assert other.owns(one.checkpoint(2)) and other.owns(other.checkpoint(3))

@@ -150,7 +150,8 @@ def _check_network(layout: Layout, folder: Path, found: Mapping[str, Shape]) -> 
     for prefix, blocks in lists.items():
         numbers = {name.removeprefix(prefix).partition(".")[0] for name in found if name.startswith(prefix)}
         if len(numbers) != blocks:
-            raise ValueError(f"{folder}: its weights have {len(numbers)} blocks, its config.json {blocks}")
+            advice = "" if isinstance(blocks, int) else ", which must be a number without quotes"
+            raise ValueError(f"{folder}: its weights have {len(numbers)} blocks, its config.json {blocks!r}{advice}")
     check_weights(found, expected, folder)
 
 

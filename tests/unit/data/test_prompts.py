@@ -3,13 +3,17 @@
 import bz2
 import gzip
 import importlib.util
+import io
 import lzma
+import pickle
 import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save
 
 from dpdmd.data.prompt_files import read_prompts
 from dpdmd.data.prompts import PromptWeights, epoch_order, fingerprint, global_samples, prompts_of_step
@@ -132,6 +136,12 @@ def test_lines_of_two_kinds_are_not_one_prompt(tmp_path: Path):
     assert str(error.value) == f"--prompt_txt {path}: line 2 is several lines, parted by CR alone; {ends}"
 
 
+def saved(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -141,6 +151,17 @@ def test_lines_of_two_kinds_are_not_one_prompt(tmp_path: Path):
         ),
         (b"\xef\xbb\xbf\n <!DOCTYPE html>\n<title>404</title>\n", "is an HTML page, as sites send in place of a file"),
         (b"<html lang='en'>\n", "is an HTML page"),
+        (b'<?xml version="1.0" encoding="UTF-8"?>\n<Error>\n', "is XML, as sites send in place of a file; download"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is no text but a PNG image; give a text file"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is no text but a JPEG image; give a text file"),
+        (b"GIF89a\x01\0", "is no text but a GIF image; give a text file"),
+        (b"RIFF\x0a\0\0\0WEBPVP8 ", "is no text but an image, a sound or a film; give a text file"),
+        (b"SQLite format 3\0\x10\0", "is no text but an SQLite database; save its prompts as text or .csv"),
+        (b"ARROW1\0\0", "is no text but an Arrow file; give the folder that `datasets` saved, or save"),
+        (b"\x93NUMPY\x01\0v\0{'descr'", "is no text but a NumPy array; give a text file"),
+        (pickle.dumps({"a": 1}), "is no text but a pickle; give a text file"),
+        (saved({"a": torch.zeros(1)}), "is no text but a torch checkpoint; give a text file"),
+        (save({"a": torch.zeros(1)}), "is no text but a safetensors file; give a text file"),
         (b"{\\rtf1\\ansi a cat}\n", "is RTF; save it as plain text"),
         (b"PK\x03\x04\x14\0", "is a zip file, as Excel and Word write; save its prompts as text or .csv"),
         (gzip.compress(b"a cat\n", mtime=0), "is compressed; decompress it"),
@@ -155,6 +176,37 @@ def test_another_kind_of_file(tmp_path: Path, ending: str, content: bytes, says:
     with pytest.raises(ValueError) as error:
         read_prompts(path)
     assert str(error.value).startswith(f"--prompt_txt {path}: {says}")
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "json"])
+def test_parquet_under_another_name(tmp_path: Path, ending: str):
+    path = tmp_path / f"prompts.{ending}"
+    path.write_bytes(b"PAR1\x15\0")
+    with pytest.raises(ValueError, match=r"is no text but Parquet; name the file \.parquet$"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["id,prompt\n1,a cat\n", ",Prompt\n0,a cat\n", "caption;score\na cat;5\n", 'a\ttext\n1\t"a, b"\n']
+)
+def test_a_table_that_is_named_text(tmp_path: Path, content: str):
+    path = prompt_file(tmp_path, content.encode())
+    with pytest.raises(ValueError, match=r"its first line is the header of a CSV file; name the file \.csv$"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a logo, text", "a cat, a dog"],
+        ["logo,text"],
+        ["logo,text", "a cat"],
+        ["prompt", "a cat"],
+        ["RIFF", "a" * 150_000],
+    ],
+)
+def test_prompts_that_only_look_like_a_table(tmp_path: Path, lines: list[str]):
+    assert read_prompts(prompt_file(tmp_path, "\n".join(lines).encode())) == lines
 
 
 def test_unusable_path(tmp_path: Path):

@@ -2,11 +2,13 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from dpdmd.distributed.launch_env import (
     Launch,
+    check_accelerate_file,
     check_launch,
     check_single_process,
     is_on,
@@ -160,3 +162,34 @@ def test_a_program_for_one_process_rejects_several(monkeypatch):
         monkeypatch.setenv(name, text)
     with pytest.raises(ValueError, match="2 processes were launched: start it on one process: why"):
         check_single_process("why")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no file of accelerate (no distributed_type); give one of scripts/accelerate_*.yaml"),
+        ("- FSDP\n", "no file of accelerate"),
+        ("model: {family: sd35}\n", "no file of accelerate"),
+        ("distributed_type: {\n", "no YAML ("),
+        (
+            "distributed_type: FSDPX\n",
+            "distributed_type is 'FSDPX', which must be one of NO, MULTI_GPU, MULTI_CPU, FSDP",
+        ),
+        ("distributed_type: [FSDP]\n", "distributed_type is ['FSDP'], which must be"),
+        ("distributed_type: FSDP\nnum_processes: two\n", "num_processes is 'two', which must be a whole number"),
+        ("distributed_type: FSDP\nnum_processes: 0\n", "num_processes is 0, which must be a whole number"),
+        ("distributed_type: FSDP\nmachine_rank: 1.5\n", "machine_rank is 1.5, which must be a whole number"),
+    ],
+)
+def test_a_wrong_file_of_accelerate_gets_one_line(tmp_path, text, says):
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"^ACCELERATE_CONFIG a: {re.escape(says)}"):
+        check_accelerate_file(path, "ACCELERATE_CONFIG a")
+
+
+def test_files_of_accelerate_pass(tmp_path):
+    """A bare NO is false in YAML, and accelerate takes it; without num_processes it counts the devices."""
+    (tmp_path / "own.yaml").write_text("distributed_type: NO\n")
+    for path in (*(Path(__file__).parents[3] / "scripts").glob("accelerate_*.yaml"), tmp_path / "own.yaml"):
+        check_accelerate_file(path, "")
