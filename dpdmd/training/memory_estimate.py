@@ -50,8 +50,8 @@ def host_warnings(config: Config, local_processes: int) -> list[str]:
         return []
     return [
         f"this machine has {host / 1e9:.0f} GB of memory: its {counted(local_processes, 'process', 'es')} load "
-        f"{loading / 1e9:.0f} GB before the GPUs hold the networks, a checkpoint's copy takes {saving / 1e9:.0f} GB, and "
-        "the system may kill the run; start fewer processes on each machine, or train a LoRA with --lora_rank"
+        f"{loading / 1e9:.0f} GB before the GPUs hold the networks, a checkpoint's copy takes {saving / 1e9:.0f} GB, "
+        "and the system may kill the run; start fewer processes on each machine, or train a LoRA with --lora_rank"
     ]
 
 
