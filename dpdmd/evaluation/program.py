@@ -21,10 +21,10 @@ from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths, given_scorers, scorer_sources
 from dpdmd.models.hub_models import Located, Source, locate_all
 from dpdmd.sampling.given_images import GivenImages, find_images, is_table
-from dpdmd.sampling.image_folder import PICTURES, read_settings
+from dpdmd.sampling.image_folder import GRIDS, PER_IMAGE, PICTURES, SUMMARY, TABLE, grid_files, read_settings
 from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
-from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.paths import check_replaced, check_writable, user_path
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,10 @@ class Program:
         if not args.output_dir:
             raise ValueError("--output_dir: is empty; give a folder")
         out = Path(args.output_dir)
-        check_writable("--output_dir", out)
+        for folder in (out, out / GRIDS, *([] if args.images else [out / PICTURES])):
+            check_writable("--output_dir", folder)
+        grids = [str(path.relative_to(out)) for path in grid_files(out)]
+        check_replaced("--output_dir", out, (SUMMARY, PER_IMAGE, TABLE, *grids), ours=(out / SUMMARY).is_file())
         if not args.images and not args.model:
             raise ValueError("--model or --images: give what to score")
         scorers = given_scorers(vars(args), self.scorers)

@@ -35,9 +35,11 @@ from dpdmd.sampling.image_folder import (
     PER_IMAGE,
     PICTURES,
     SUMMARY,
+    TABLE,
     ImageFile,
     check_or_write_settings,
     file_name,
+    grid_files,
     is_whole,
     open_image,
 )
@@ -263,8 +265,10 @@ def _write(
     scorer_files: dict[str, Identity],
     processes: int,
 ) -> None:
-    """Write the result files and an image grid for each of the first prompts, and print the summaries."""
-    write_csv(job.out / PER_IMAGE, result.rows, metrics)
+    """Write the result files and an image grid for each of the first prompts, and print the summaries.
+
+    summary.json comes first: the other files beside it are then known to be this program's, also after a kill.
+    """
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
         "settings": {
@@ -276,8 +280,9 @@ def _write(
         "versions": versions(),
     }
     write_json(job.out / SUMMARY, summary, ensure_ascii=False, default=str)
+    write_csv(job.out / PER_IMAGE, result.rows, metrics)
     line = table(job, result)
-    write_text(job.out / "table.txt", line + "\n")
+    write_text(job.out / TABLE, line + "\n")
     unreadable = sum(UNREADABLE in row.notes for row in result.rows)
     for name, value in result.summaries.items():
         tqdm.write(f"{name:18} {value}")
@@ -296,7 +301,7 @@ def table(job: Job, result: ScoreReport) -> str:
 
 def _save_grids(job: Job, result: ScoreReport) -> None:
     """Write the grids in place of those of an earlier call."""
-    for path in (job.out / GRIDS).glob("[0-9]" * 5 + ".png"):
+    for path in grid_files(job.out):
         path.unlink()
     groups: dict[int, list[ImageScores]] = {}
     for row in result.rows:

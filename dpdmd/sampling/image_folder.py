@@ -19,7 +19,7 @@ SHEET = "grid.png"  # written by `dpdmd.generate` beside its images
 GENERATED = {"Software": "dpdmd.generate"}  # text of these PNG files; "Software" is a keyword of the PNG standard
 SAMPLES = "samples"  # folder of an entry's images in GenEval's layout
 PICTURES, GRIDS = "pictures", "grids"  # folders of the root programs: images, and sheets of them
-PER_IMAGE, SUMMARY = "per_image.csv", "summary.json"  # the root programs' results
+PER_IMAGE, SUMMARY, TABLE = "per_image.csv", "summary.json", "table.txt"  # the root programs' results
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _WHITE = (255, 255, 255)
 
@@ -36,6 +36,11 @@ class ImageFile:
 def file_name(key: tuple[int, int]) -> str:
     """Return the file name of a sampled image."""
     return f"{key[0]:05d}_{key[1]:03d}.png"
+
+
+def grid_files(out: Path) -> list[Path]:
+    """Return the grids that a root program wrote, or has the names of."""
+    return sorted((out / GRIDS).glob("[0-9]" * 5 + ".png"))
 
 
 def open_image(path: Path) -> Image.Image:

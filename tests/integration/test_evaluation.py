@@ -8,6 +8,7 @@ import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -305,6 +306,20 @@ def test_scores_of_other_images_are_not_overwritten(tiny_scorers, tmp_path, caps
     (out / "summary.json").write_text("{}")
     assert main([*given, "", "--images", str(tmp_path / "a")]) == 2
     assert "lacks 'metrics', so the scores there are unknown" in capsys.readouterr().err
+
+
+def test_a_call_that_was_ended_while_it_wrote_goes_on(tiny_scorers, tmp_path, monkeypatch):
+    """What it leaves is known to be its own, after each of its files."""
+    for sample in range(2):
+        Image.new("RGB", (64, 64), (90 * sample, 0, 0)).save(tmp_path / f"00000_{sample:03d}.png")
+    main, out = program("test_diversity").main, tmp_path / "out"
+    given = ["--images", str(tmp_path), "--prompts_txt", "", "--output_dir", str(out), "--clip_path", ""]
+    given += ["--dino_path", tiny_scorers["dino_path"]]
+    for step in ("write_json", "write_csv", "write_text", "save_image"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"dpdmd.evaluation.program_run.{step}", Mock(side_effect=KeyboardInterrupt))
+            main(given)
+    assert main(given) == 0 and len(rows_of(out)) == 2 and (out / "grids" / "00000.png").is_file()
 
 
 def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):
