@@ -132,6 +132,7 @@ def _check_results(job: Job, scorer_files: dict[str, Identity]) -> None:
         found = read_json(path)
         with expecting_mapping_keys(path):
             metrics, settings = [*found["metrics"]], {**found["settings"]}
+            before = {**found.get("scorers", {})}
     except ValueError as error:
         raise ValueError(f"--output_dir: {error}, so the scores there are unknown; give another folder") from None
     args = vars(job.args)
@@ -144,7 +145,6 @@ def _check_results(job: Job, scorer_files: dict[str, Identity]) -> None:
         for name in dict.fromkeys(names)
         if not _equal_setting(settings.get(name), args[name])
     ]
-    before = found.get("scorers", {})
     changes += [f"{name} has other weights" for name, now in scorer_files.items() if before.get(name, now) != now]
     changes += [f"{name} is left out now" for name in metrics if name not in metric_names(job.paths)]
     if changes:

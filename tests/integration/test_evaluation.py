@@ -303,9 +303,11 @@ def test_scores_of_other_images_are_not_overwritten(tiny_scorers, tmp_path, caps
     weights = load_file(moved / "model.safetensors")
     save_file({name: 2 * value for name, value in weights.items()}, moved / "model.safetensors")
     assert main(again) == 2 and "(div_dino has other weights)" in capsys.readouterr().err
-    (out / "summary.json").write_text("{}")
-    assert main([*given, "", "--images", str(tmp_path / "a")]) == 2
-    assert "lacks 'metrics', so the scores there are unknown" in capsys.readouterr().err
+    for content, says in (({}, "lacks 'metrics'"), ({"metrics": {}, "settings": {}, "scorers": 5}, "has unexpected")):
+        (out / "summary.json").write_text(json.dumps(content))
+        assert main([*given, "", "--images", str(tmp_path / "a")]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"{out / 'summary.json'} {says}" in line and "so the scores there are unknown; give another" in line
 
 
 def test_a_call_that_was_ended_while_it_wrote_goes_on(tiny_scorers, tmp_path, monkeypatch):
