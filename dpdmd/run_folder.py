@@ -27,7 +27,7 @@ from dpdmd.utils.text_files import require_regular
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
 STUDENT_EMA, LORA_EMA = f"{STUDENT}_ema", f"{LORA}_ema"  # the same of the moving average, with --ema_decay
-CONFIG, CKPTS = "config.yaml", "ckpts"
+CONFIG, CKPTS, LOCK = "config.yaml", "ckpts", ".lock"
 LATEST_IMAGE = "latest.png"  # in process_vis/
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
 CONDITIONS = "conditions"  # of these records: what scores must share to be compared (`InLoopEvaluation.conditions`)
@@ -255,7 +255,7 @@ class RunFolder:
 
     @property
     def _lock(self) -> Path:
-        return self.root / ".lock"
+        return self.root / LOCK
 
     def lock(self) -> IO[str] | None:
         """Lock the run folder against other training processes until the returned file is closed.
@@ -299,6 +299,17 @@ class RunFolder:
         images = (self.eval_images, self.process_vis, self.div_vis)
         below = (path for folder in images for path in folder.rglob("*") if path.is_dir())
         clear_leftovers((self.root, self.diagnostics, *images, *below))
+
+
+def check_no_run(flag: str, folder: Path) -> None:
+    """Check that another program's output folder is not a run's.
+
+    Raises:
+        ValueError: one line that names `flag`.
+    """
+    run = RunFolder.of(folder)
+    if run.metrics.exists() or (folder / LOCK).exists():
+        raise ValueError(f"{flag} {folder}: is the folder of a run, whose files it would replace; give another")
 
 
 def _holds_files(folder: Path, ignored: set[Path]) -> bool:

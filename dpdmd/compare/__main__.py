@@ -27,8 +27,10 @@ from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.report.sweeps import read_results
 from dpdmd.utils.atomic_files import clear_leftovers
 from dpdmd.utils.error_lines import one_line, unreadable
-from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.paths import check_replaced, check_writable, user_path
 from dpdmd.utils.programs import make_parser, print_error
+
+FILES = ("table.md", "table.csv", "table.tex", "plane.png", "picture.png")  # in OUT
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def check(args: argparse.Namespace) -> Setup:
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: must be at least 1")
     out = args.out or Path("outputs") / args.sweep.stem
-    check_writable("--out", out)
+    for folder in (out, out / "runs"):
+        check_writable("--out", folder)
+    check_replaced("--out", out, FILES, ours=(out / "runs").is_dir())  # a job's folder comes before any table
     for folder in args.reuse:
         try:
             found = (folder / "runs").is_dir()

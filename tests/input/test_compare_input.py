@@ -14,7 +14,7 @@ from small_sweep import call, starts, two_methods
 
 from dpdmd import config
 from dpdmd.compare import measure_commands, preflight
-from dpdmd.compare.__main__ import build_parser, default_jobs, main
+from dpdmd.compare.__main__ import build_parser, check, default_jobs, main
 from dpdmd.compare.jobs import build_jobs
 from dpdmd.compare.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
 from dpdmd.compare.sweep_file import read_sweep
@@ -94,6 +94,24 @@ def test_a_wrong_sweep_gets_one_line_before_anything_runs(values, tmp_path, caps
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert says in line and str(tmp_path / "sweep.yaml") in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["table.md", "table.csv", "table.tex", "plane.png", "picture.png"])
+def test_a_sweep_replaces_only_its_own_files(values, tmp_path, capsys, name):
+    """runs/, which is there before any table, says that they are its own."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert main(call(values, tmp_path)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"dpdmd.compare: error: --out {out}: {out / name} would be replaced, and nothing shows that")
+    assert (out / name).read_text() == "mine"
+    (out / "runs").mkdir()
+    check(build_parser().parse_args(call(values, tmp_path)))
+    (out / name).unlink()
+    (out / name).mkdir()
+    assert main(call(values, tmp_path)) == 2
+    assert f"{name} is a folder, but a file is written there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
