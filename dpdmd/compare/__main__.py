@@ -87,9 +87,7 @@ def check(args: argparse.Namespace) -> Setup:
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: must be at least 1")
     out = args.out or Path("outputs") / args.sweep.stem
-    for folder in (out, out / "runs"):
-        check_writable("--out", folder)
-    check_replaced("--out", out, FILES, ours=(out / "runs").is_dir())  # a job's folder comes before any table
+    check_writable("--out", out)
     for folder in args.reuse:
         try:
             found = (folder / "runs").is_dir()
@@ -97,6 +95,8 @@ def check(args: argparse.Namespace) -> Setup:
             raise ValueError(f"--reuse {unreadable(error)}") from None
         if not found:
             raise ValueError(f"--reuse {folder}: contains no runs/; give the --out folder of another sweep")
+    check_writable("--out", out / "runs")
+    check_replaced("--out", out, FILES, ours=(out / "runs").is_dir())  # a job's folder comes before any table
     jobs = build_jobs(sweep, out, args.reuse)
     old = [path for job in jobs for stage in job.stages if (path := stage.check())]
     warning = ""

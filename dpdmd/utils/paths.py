@@ -163,8 +163,8 @@ def check_replaced(flag: str, folder: Path, names: Iterable[str], *, ours: bool)
             raise ValueError(f"{flag} {folder}: {path} is a folder, but a file is written there; move it away")
         if not ours and os.path.lexists(path):
             raise ValueError(
-                f"{flag} {folder}: {path} would be replaced, and nothing shows that this program wrote it; move it away, "
-                "or give another folder"
+                f"{flag} {folder}: {path} would be replaced, and nothing shows that this program wrote it; move it "
+                "away, or give another folder"
             )
 
 
