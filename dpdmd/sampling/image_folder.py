@@ -1,5 +1,6 @@
 """Folders of images: sampled by a program, with their settings in pictures.json, or given by the user."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +155,9 @@ def _differing(found: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return sorted(name for name in found.keys() | now.keys() if found.get(name) != now.get(name))
 
 
-def is_image(path: Path, below: Path | None = None) -> bool:
+def is_image(path: Path, below: Path | None = None, suffixes: Sequence[str] = SUFFIXES) -> bool:
     """Return whether a path has the name of an image. Hidden files and folders below a folder hold none."""
-    return path.suffix.lower() in SUFFIXES and not is_hidden(path.relative_to(below or path.parent))
+    return path.suffix.lower() in suffixes and not is_hidden(path.relative_to(below or path.parent))
 
 
 def is_hidden(place: Path) -> bool:
