@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpdmd import train
+from dpdmd.config import read_yaml
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import program_run
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
@@ -69,7 +70,8 @@ def test_lambda_follows_the_diversity_of_the_evaluations(flags, tiny_scorers, tm
     resumed = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
     students = [line for line in lines if line["turn"] == "student"]
     scored = [line for line in lines if line["turn"] == "eval"]
-    expected = [0.05 * weight_factor(scored[:count]) for count in (1, 2, 3)]
+    method = read_yaml(whole / "config.yaml").method
+    expected = [0.05 * weight_factor(scored[:count], method) for count in (1, 2, 3)]
     assert [line["div_weight"] for line in students] == pytest.approx(expected, rel=1e-6)
     assert students[0]["div_weight"] == pytest.approx(0.05) and len(set(expected)) == 3
     for line in students:
