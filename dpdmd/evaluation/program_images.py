@@ -49,7 +49,7 @@ def check_readable(folder: Path, images: list[ImageFile]) -> None:
 
 
 def check_pairs(args: argparse.Namespace, images: list[ImageFile]) -> None:
-    """Check that a prompt has two images, without which there is no diversity."""
+    """Check that a prompt has two images that can be read, without which there is no diversity."""
     if not args.images and args.num_samples < 2:
         raise ValueError(f"--num_samples {args.num_samples}: diversity compares images of a prompt; give at least 2")
     if args.images and len({image.key[0] for image in images}) == len(images):
@@ -58,3 +58,18 @@ def check_pairs(args: argparse.Namespace, images: list[ImageFile]) -> None:
             f"({odd_names([image.path for image in images])}); name them 00012_000.png and 00012_001.png, or give "
             "--images_per_prompt"
         )
+    if args.images and not _has_readable_pair(images):
+        raise ValueError(
+            f"--images {args.images}: of no prompt can two images be read, and diversity compares such; "
+            f"{next(image.path for image in images if not is_whole(image.path))} is the first that cannot be read"
+        )
+
+
+def _has_readable_pair(images: list[ImageFile]) -> bool:
+    read: set[int] = set()
+    for image in sorted(images, key=lambda image: image.key):  # the first two are enough, as a rule
+        if is_whole(image.path):
+            if image.key[0] in read:
+                return True
+            read.add(image.key[0])
+    return False

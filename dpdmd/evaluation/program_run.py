@@ -69,7 +69,7 @@ def run(job: Job) -> ScoreReport:
     Raises:
         ValueError: the processes do not find each other, the model's or a scorer's files do not load, or `output_dir`
             holds other images or scores.
-        OSError: an image or a result cannot be written.
+        OSError: an image or a result cannot be written, or no image has a score.
         MemoryError: the device has too little memory.
     """
     check_scorer_contents(job.paths)
@@ -99,6 +99,8 @@ def run(job: Job) -> ScoreReport:
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
             _write(job, result, metrics, settings, scorer_files, accelerator.num_processes)
+    if all(summary.mean is None for summary in result.summaries.values()):
+        raise OSError(f"no image has a score; the notes in {job.out / PER_IMAGE} say why")
     return result
 
 

@@ -793,6 +793,7 @@ def test_a_wrong_residual_scale(refused_by, value, tmp_path):
         ({"00000_000.png": b"no", "00000_001.png": b""}, "none of its 2 images can be read"),
         ({"a.png": None, "b.png": None}, "no two images are of one prompt, and diversity compares such (a.png has no"),
         ({"0.png": None, "1.png": None}, "diversity compares such (each number is there once)"),
+        ({"0_0.png": None, "0_1.png": b"no", "1_0.png": None}, "of no prompt can two images be read, and diversity "),
         ({"a.txt": b""}, "no image in it"),
     ],
 )

@@ -326,6 +326,19 @@ def test_a_call_that_was_ended_while_it_wrote_goes_on(tiny_scorers, tmp_path, mo
     assert main(given) == 0 and len(rows_of(out)) == 2 and (out / "grids" / "00000.png").is_file()
 
 
+def test_a_call_that_gives_no_image_a_score_fails(tiny_scorers, tmp_path, monkeypatch, capsys):
+    """Its results are kept, and their notes say why."""
+    for sample in range(2):
+        Image.new("RGB", (64, 64), (90 * sample, 0, 0)).save(tmp_path / f"00000_{sample:03d}.png")
+    monkeypatch.setattr("dpdmd.evaluation.scorers.dino.DinoDiversity.features", Mock(side_effect=RuntimeError("no")))
+    out = tmp_path / "out"
+    given = ["--images", str(tmp_path), "--prompts_txt", "", "--output_dir", str(out), "--clip_path", ""]
+    assert program("test_diversity").main([*given, "--dino_path", tiny_scorers["dino_path"]]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"test_diversity.py: stopped: no image has a score; the notes in {out / 'per_image.csv'} say why"
+    assert all("failed: RuntimeError: no" in row["notes"] for row in rows_of(out))
+
+
 def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):
     """The shards are uneven; images are equal, and scores are equal to 1e-6."""
     for count, folder in ((1, "one"), (2, "two")):
