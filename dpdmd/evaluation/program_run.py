@@ -274,7 +274,7 @@ def _write(
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
         "settings": {
-            **{name: value for name, value in vars(job.args).items() if value is not None and name != "prompts_given"},
+            **{name: value for name, value in vars(job.args).items() if value is not None and name != "given"},
             **settings,
         },
         "scorers": scorer_files,

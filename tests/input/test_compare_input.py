@@ -27,6 +27,7 @@ SWEEPS = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
 PICTURE = {"prompts": ["a"], "rows": ["dmd"]}
 MEASURED = {"command": "x {out}", "result": "y", "metrics": ["a"]}
 ORACLE = "python -m dpdmd.shapes.measure --model {model} --out {out}/figures.json"
+GIVEN = "python test_diversity.py --output_dir {out}"
 DIVERSITY = "python test_diversity.py --model {model} --output_dir {out}"
 OURS = "--dino_path weights/tiny/dinov2 --clip_path weights/tiny/clip"
 
@@ -289,8 +290,9 @@ def test_the_checkpoints_of_all_trainings_must_fit_the_disk(values, tmp_path, mo
             "result sumary.json: test_diversity.py writes {out}/summary.json",
         ),
         ("python x/test_quality.py --output_dir {out}", "summary.json", ["vqr1"], "x/test_quality.py: no such file"),
-        (f"{DIVERSITY} {OURS} --images {{out}}/../oracle/pictures", "summary.json", ["div_dino"], ""),
-        (f"{DIVERSITY} {OURS} --images elsewhere", "summary.json", ["div_dino"], "--images elsewhere: no such folder"),
+        (f"{GIVEN} {OURS} --images {{out}}/../oracle/pictures", "summary.json", ["div_dino"], ""),
+        (f"{GIVEN} {OURS} --images {{out}}/../oracle/pictures --steps 2", "summary.json", ["div_dino"], "--steps 2"),
+        (f"{GIVEN} {OURS} --images elsewhere", "summary.json", ["div_dino"], "--images elsewhere: no such folder"),
         ("no_such_program {out}", "x", ["y"], "no_such_program: no such program"),
         ("true {out}", "x", ["y"], ""),
     ],
