@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import os
 import subprocess
 import sys
@@ -72,7 +73,11 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
             'configuration a: launcher: "x \'" cannot be split into words',
         ),
         ({"configurations": {"a": {"paper": {"accuracie": 1}}}}, "no column is called 'accuracie'"),
-        ({"configurations": {"a": {"paper": {"accuracy": "x"}}}}, "accuracy must be a number"),
+        ({"configurations": {"a": {"paper": {"accuracy": "x"}}}}, "accuracy must be a finite number, not 'x'"),
+        ({"configurations": {"a": {"paper": {"accuracy": math.nan}}}}, "accuracy must be a finite number, not nan"),
+        ({"configurations": {"a": {"model": " "}}}, "configuration a: model is empty"),
+        ({"config": ""}, "config is empty"),
+        ({"baseline": ""}, "baseline is empty"),
         ({"configurations": {"a": False}}, "configuration a: must be a mapping of keys to values"),
         ({"configurations": {"a": 0}}, "configuration a: must be a mapping of keys to values"),
         ({"configurations": {LONG: {}}}, "a name has at most 200 letters"),
@@ -87,6 +92,9 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
         ({"measure": {"m": {"command": "x {o}", "result": "y", "metrics": ["a"]}}}, "unknown placeholder {o}"),
         ({"measure": {"m": {"command": "x '{out}", "result": "y", "metrics": ["a"]}}}, "cannot be split into words"),
         ({"measure": {"m": {**MEASURED, "metrics": ["a", "a"]}}}, "measure m: metrics must be different names"),
+        ({"measure": {"m": {**MEASURED, "result": "../../x.json"}}}, "measure m: result: must be a file in {out}, rel"),
+        ({"measure": {"m": {**MEASURED, "result": "/etc/passwd"}}}, "result: must be a file in {out}, relative to it"),
+        ({"measure": {"m": {**MEASURED, "result": "a/.."}}}, "result: must be a file in {out}, relative to it, not a/"),
         ({"measure": {"m": MEASURED, "n": MEASURED}}, "two columns are called 'a'"),
     ],
 )
