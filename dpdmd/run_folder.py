@@ -6,9 +6,9 @@ RUN/config.yaml  metrics.jsonl  log/log.txt  ckpts/step_000600/{student,state}  
 import errno
 import fcntl
 import json
+import math
 import os
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +32,7 @@ LATEST_IMAGE = "latest.png"  # in process_vis/
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
 CONDITIONS = "conditions"  # of these records: what scores must share to be compared (`InLoopEvaluation.conditions`)
 _PARTS = ("ckpt_dir", "log_path", "eval_dir", "process_folder_name", "diversity_folder_name")  # options of RunConfig
+FP32_MAX = 3.41e38  # rounded up
 _STEP = re.compile("step_([0-9]+)")
 
 
@@ -391,10 +392,13 @@ def _read_record(line: str) -> dict[str, Any]:
         raise ValueError("needs a turn, which is text, and a step, which is a whole number")
     for name, value in record.items():
         if name not in ("turn", "step", "size", CONDITIONS) and not (value is None or _is_number(value)):
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is no number in the range of fp32")
     return record
 
 
 def _is_number(value: object) -> bool:
-    """Return whether a value is a number that fits a float, infinities and NaN included."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+    """Return whether a value is a number that a run can measure, in fp32: infinities and NaN included.
+
+    Larger numbers cannot be plotted: even the difference of two of them may not fit a float.
+    """
+    return isinstance(value, (int, float)) and not FP32_MAX < abs(value) < math.inf
