@@ -20,7 +20,7 @@ from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.folders import delete_tree, link_by_name, supports_links
-from dpdmd.utils.manifest import MANIFEST
+from dpdmd.utils.manifest import MANIFEST, is_whole
 from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest_existing
 from dpdmd.utils.text_files import require_regular
 
@@ -287,6 +287,24 @@ class RunFolder:
     def half_written(self) -> list[Path]:
         """Return checkpoints that a killed process was writing or deleting."""
         return sorted(self.ckpts.glob(".step_*.tmp"))
+
+    def restore_checkpoints(self) -> None:
+        """Rename each whole checkpoint that a kill left under a temporary name, unless another process trains here.
+
+        A checkpoint that is written again is renamed away just before the new one takes its name.
+        """
+        names = [path.name[1:].removesuffix(".tmp").removesuffix(".old") for path in self.half_written()]
+        gone = [self.ckpts / name for name in dict.fromkeys(names) if not os.path.lexists(self.ckpts / name)]
+        try:
+            lock = self.lock() if gone else None
+        except ValueError:
+            return
+        if lock:
+            with lock:
+                for path in gone:
+                    for left in (path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old.tmp")):
+                        if not os.path.lexists(path) and is_whole(left):  # the new one, else the old one
+                            os.replace(left, path)
 
     def clear_leftovers(self) -> None:
         """Delete temporary files, folders and links of a killed process. Call this only with the lock held."""
