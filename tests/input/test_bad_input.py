@@ -682,7 +682,7 @@ def test_sharding_the_teacher_without_fsdp(refused):
 def test_whole_networks_under_fsdp_and_what_cannot_be_sharded(refused, monkeypatch, changes, says):
     """With LoRA only the frozen base is sharded, so neither is an error (tests/processes/test_lora_sharding.py)."""
     launch = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP, is_fsdp2=True)
-    monkeypatch.setattr("dpdmd.training.accelerator.Accelerator", lambda **_: launch)
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: launch)
     monkeypatch.setattr("dpdmd.training.preflight_machine.find_spec", lambda name: True)
     assert says in refused({**changes, "--report_to": "none"})
 
