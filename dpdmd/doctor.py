@@ -23,17 +23,19 @@ from pathlib import Path
 
 from dpdmd.config import Config, parse
 from dpdmd.distributed.launch_env import check_single_process
-from dpdmd.run_folder import RunFolder
+from dpdmd.run_folder import RunFolder, check_no_run
 from dpdmd.training import preflight
 from dpdmd.training.checkpoint import SaveError
 from dpdmd.training.memory_items import Topology, doctor_item
 from dpdmd.training.memory_preview import preview_memory
 from dpdmd.utils import out_of_memory
 from dpdmd.utils.atomic_files import delete_on_failure, write_text
-from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.paths import check_replaced, check_writable, user_path
 from dpdmd.utils.programs import FAILURES, make_parser, run_program
+from dpdmd.utils.text_files import has_key
 
 MAX_PROCESSES = 2**16
+FILES = ("environment.json", "pictures.png", "table.md", "memory.txt")  # in OUT, in the order in which they are written
 
 
 @contextmanager
@@ -122,8 +124,8 @@ def _run(own: argparse.Namespace, flags: Sequence[str]) -> int:
     _check_memory_only(own)
     check_single_process("it checks by itself what several ranks would do")
     check_writable("--out", own.out)
-    if RunFolder.of(own.out).metrics.exists():
-        raise ValueError(f"--out {own.out}: is the folder of a run, whose files it would replace; give another")
+    check_no_run("--out", own.out)
+    check_replaced("--out", own.out, FILES, ours=has_key(own.out / FILES[0], "versions"))
     config = parse(flags)
     checkpoints = RunFolder.from_config(config.run).ckpts
     with scratch_folder(own.out) as scratch:

@@ -6,9 +6,9 @@ RUN/config.yaml  metrics.jsonl  log/log.txt  ckpts/step_000600/{student,state}  
 import errno
 import fcntl
 import json
+import math
 import os
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,18 +20,19 @@ from dpdmd.utils import strict_yaml
 from dpdmd.utils.atomic_files import clear_leftovers, is_temporary, temporary_path
 from dpdmd.utils.error_lines import shorten_error
 from dpdmd.utils.folders import delete_tree, link_by_name, supports_links
-from dpdmd.utils.manifest import MANIFEST
+from dpdmd.utils.manifest import MANIFEST, is_whole
 from dpdmd.utils.paths import BEST, LATEST, is_system_file, linked_name, nearest_existing, same_place
 from dpdmd.utils.text_files import require_regular
 
 DEFAULT_RUN_DIR = "outputs/dpdmd"
 STUDENT, LORA = "student", "lora"  # folders in a checkpoint: the complete pipeline, or with --lora_rank the adapter
 STUDENT_EMA, LORA_EMA = f"{STUDENT}_ema", f"{LORA}_ema"  # the same of the moving average, with --ema_decay
-CONFIG, CKPTS = "config.yaml", "ckpts"
+CONFIG, CKPTS, LOCK = "config.yaml", "ckpts", ".lock"
 LATEST_IMAGE = "latest.png"  # in process_vis/
 EVAL_TURN = "eval"  # "turn" of the records of evaluations in metrics.jsonl
 CONDITIONS = "conditions"  # of these records: what scores must share to be compared (`InLoopEvaluation.conditions`)
 _PARTS = ("ckpt_dir", "log_path", "eval_dir", "process_folder_name", "diversity_folder_name")  # options of RunConfig
+FP32_MAX = 3.41e38  # rounded up
 _STEP = re.compile("step_([0-9]+)")
 
 
@@ -255,7 +256,7 @@ class RunFolder:
 
     @property
     def _lock(self) -> Path:
-        return self.root / ".lock"
+        return self.root / LOCK
 
     def lock(self) -> IO[str] | None:
         """Lock the run folder against other training processes until the returned file is closed.
@@ -287,6 +288,24 @@ class RunFolder:
         """Return checkpoints that a killed process was writing or deleting."""
         return sorted(self.ckpts.glob(".step_*.tmp"))
 
+    def restore_checkpoints(self) -> None:
+        """Rename each whole checkpoint that a kill left under a temporary name, unless another process trains here.
+
+        A checkpoint that is written again is renamed away just before the new one takes its name.
+        """
+        names = [path.name[1:].removesuffix(".tmp").removesuffix(".old") for path in self.half_written()]
+        gone = [self.ckpts / name for name in dict.fromkeys(names) if not os.path.lexists(self.ckpts / name)]
+        try:
+            lock = self.lock() if gone else None
+        except ValueError:
+            return
+        if lock:
+            with lock:
+                for path in gone:
+                    for left in (path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old.tmp")):
+                        if not os.path.lexists(path) and is_whole(left):  # the new one, else the old one
+                            os.replace(left, path)
+
     def clear_leftovers(self) -> None:
         """Delete temporary files, folders and links of a killed process. Call this only with the lock held."""
         for path in (*self.half_written(), *self.seed_grids.glob(".*.tmp")):
@@ -299,6 +318,17 @@ class RunFolder:
         images = (self.eval_images, self.process_vis, self.div_vis)
         below = (path for folder in images for path in folder.rglob("*") if path.is_dir())
         clear_leftovers((self.root, self.diagnostics, *images, *below))
+
+
+def check_no_run(flag: str, folder: Path) -> None:
+    """Check that another program's output folder is not a run's.
+
+    Raises:
+        ValueError: one line that names `flag`.
+    """
+    run = RunFolder.of(folder)
+    if run.metrics.exists() or (folder / LOCK).exists():
+        raise ValueError(f"{flag} {folder}: is the folder of a run, whose files it would replace; give another")
 
 
 def _holds_files(folder: Path, ignored: set[Path]) -> bool:
@@ -380,10 +410,13 @@ def _read_record(line: str) -> dict[str, Any]:
         raise ValueError("needs a turn, which is text, and a step, which is a whole number")
     for name, value in record.items():
         if name not in ("turn", "step", "size", CONDITIONS) and not (value is None or _is_number(value)):
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is no number in the range of fp32")
     return record
 
 
 def _is_number(value: object) -> bool:
-    """Return whether a value is a number that fits a float, infinities and NaN included."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+    """Return whether a value is a number that a run can measure, in fp32: infinities and NaN included.
+
+    Larger numbers cannot be plotted: even the difference of two of them may not fit a float.
+    """
+    return isinstance(value, (int, float)) and not FP32_MAX < abs(value) < math.inf

@@ -27,8 +27,10 @@ from dpdmd.distributed.launch_env import check_single_process
 from dpdmd.report.sweeps import read_results
 from dpdmd.utils.atomic_files import clear_leftovers
 from dpdmd.utils.error_lines import one_line, unreadable
-from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.paths import check_replaced, check_writable, user_path
 from dpdmd.utils.programs import make_parser, print_error
+
+FILES = ("table.md", "table.csv", "table.tex", "plane.png", "picture.png")  # in OUT
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def check(args: argparse.Namespace) -> Setup:
             raise ValueError(f"--reuse {unreadable(error)}") from None
         if not found:
             raise ValueError(f"--reuse {folder}: contains no runs/; give the --out folder of another sweep")
+    check_writable("--out", out / "runs")
+    check_replaced("--out", out, FILES, ours=(out / "runs").is_dir())  # a job's folder comes before any table
     jobs = build_jobs(sweep, out, args.reuse)
     old = [path for job in jobs for stage in job.stages if (path := stage.check())]
     warning = ""

@@ -16,6 +16,7 @@ from dpdmd.config.image_sizes import ImageSize
 from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.config.scorer_table import metric_names
 from dpdmd.evaluation.program import Program
+from dpdmd.evaluation.program_images import check_no_sampling
 from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.models.checks.folder import check_folder
 from dpdmd.sampling.find_model import find_model
@@ -86,6 +87,7 @@ class MeasureCommand:
         args = self.args
         if args.images and _is_inside(Path(args.images), job):
             # An earlier measure of this job makes these images; some or none may exist yet.
+            check_no_sampling(args)
             paths = check_scorer_paths(vars(args), program.scorers)
             program.prompts(args, paths)
         else:

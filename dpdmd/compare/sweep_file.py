@@ -31,6 +31,7 @@ prompts, such as accuracy/colour_shape.
 """
 
 import difflib
+import os.path
 import re
 import shlex
 from pathlib import Path
@@ -50,6 +51,7 @@ from dpdmd.compare.sweep import (
 )
 from dpdmd.config import expand_paths, from_dict, on_defaults_of_the_model, validate
 from dpdmd.utils import strict_yaml
+from dpdmd.utils.json_values import is_finite_number
 from dpdmd.utils.paths import expanded
 from dpdmd.utils.text_files import check_prompt
 
@@ -126,7 +128,7 @@ def _checked(values: Any, keys: dict[str, Any], place: str, required: tuple[str,
             raise ValueError(f"{place}: unknown key {key!r}" + (f" (did you mean {near[0]}?)" if near else ""))
         if not isinstance(value, keys[key]) or (isinstance(value, bool) and keys[key] is not bool):
             raise ValueError(f"{place}: {key} must be {_KINDS[keys[key]]}, not {value!r}")
-        if value in ("", [], {}) and key in required:
+        if (isinstance(value, str) and not value.strip()) or (value in ([], {}) and key in required):
             raise ValueError(f"{place}: {key} is empty")
     for key in required:
         if key not in values:
@@ -175,6 +177,9 @@ def _measure(name: Any, values: Any, place: str) -> Measure:
         raise ValueError(f"{place}: command: unknown placeholder {{{unknown}}}; there are {{model}} and {{out}}")
     if "out" not in placeholders:
         raise ValueError(f"{place}: command: must write into {{out}}, the folder of this measure")
+    result = os.path.normpath(values["result"])
+    if os.path.isabs(result) or result.split(os.sep)[0] in (os.curdir, os.pardir):
+        raise ValueError(f"{place}: result: must be a file in {{out}}, relative to it, not {values['result']}")
     given = values["metrics"]
     pairs = list(given.items()) if isinstance(given, dict) else [(column, column) for column in given]
     if not all(isinstance(text, str) for pair in pairs for text in pair) or len(dict(pairs)) < len(pairs):
@@ -190,8 +195,8 @@ def _configuration(name: Any, values: Any, sweep: dict[str, Any], columns: list[
     for column, number in paper.items():
         if column not in columns:
             raise ValueError(f"{place}: paper: no column is called {column!r}; there are {', '.join(columns)}")
-        if not isinstance(number, (int, float)) or isinstance(number, bool):
-            raise ValueError(f"{place}: paper: {column} must be a number, not {number!r}")
+        if not is_finite_number(number):
+            raise ValueError(f"{place}: paper: {column} must be a finite number, not {number!r}")
     if "model" in values:
         for key in ("flags", "launcher", "average"):
             if key in values:

@@ -16,15 +16,21 @@ from dpdmd.config.sampling_flags import RANGES, add_sampling_flags, apply_size, 
 from dpdmd.config.scorer_table import DIVERSITY_SCORERS, PREFERENCE_SCORERS, SCORERS
 from dpdmd.data.prompt_files import COLUMN_HELP, read_prompts
 from dpdmd.distributed.launch_env import check_launch
-from dpdmd.evaluation.program_images import check_pairs, check_prompts, check_readable, listed_images
+from dpdmd.evaluation.program_images import (
+    check_no_sampling,
+    check_pairs,
+    check_prompts,
+    check_readable,
+    listed_images,
+)
 from dpdmd.evaluation.program_job import Job
 from dpdmd.evaluation.scorer_files import check_scorer_paths, given_scorers, scorer_sources
 from dpdmd.models.hub_models import Located, Source, locate_all
 from dpdmd.sampling.given_images import GivenImages, find_images, is_table
-from dpdmd.sampling.image_folder import PICTURES, read_settings
+from dpdmd.sampling.image_folder import GRIDS, PER_IMAGE, PICTURES, SUMMARY, TABLE, grid_files, read_settings
 from dpdmd.sampling.model_source import locate_model
 from dpdmd.utils.error_lines import one_line
-from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.utils.paths import check_replaced, check_writable, user_path
 
 
 @dataclass(frozen=True)
@@ -97,14 +103,13 @@ class Program:
         described = {item.flag: item.help for row in rows for item in (*row.files, *row.options) if item.help} | HELP
         for flag, value in {**self.defaults, **BATCH_SIZES}.items():
             kind = _kind(flag)
-            options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
-            options |= {"action": _Prompts} if flag == "prompts_txt" else {}
+            options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "action": _Given}
             options |= {"default": _checked_default(flag, value), "help": f"{described[flag]} (default: %(default)s)"}
             if flag == BASE_MODEL:  # does not replace the base that a LoRA names; see `locate_model`
                 shown = str(options.pop("default")).replace("%", "%%")
                 options["help"] = f"{described[flag]} (default of a network alone: {shown})"
             parser.add_argument(f"--{flag}", **options)
-        parser.set_defaults(prompts_given=None)
+        parser.set_defaults(given=())
         parser.add_argument("--images_per_prompt", type=int, help=PER_PROMPT_HELP)
         parser.add_argument("--prompt_column", help=COLUMN_HELP)
         add_sampling_flags(parser, "seed", "steps", "guidance_scale", "height", "width", "size", "bf16")
@@ -123,9 +128,13 @@ class Program:
         if not args.output_dir:
             raise ValueError("--output_dir: is empty; give a folder")
         out = Path(args.output_dir)
-        check_writable("--output_dir", out)
+        for folder in (out, out / GRIDS, *([] if args.images else [out / PICTURES])):
+            check_writable("--output_dir", folder)
+        grids = [str(path.relative_to(out)) for path in grid_files(out)]
+        check_replaced("--output_dir", out, (SUMMARY, PER_IMAGE, TABLE, *grids), ours=(out / SUMMARY).is_file())
         if not args.images and not args.model:
             raise ValueError("--model or --images: give what to score")
+        check_no_sampling(args)
         scorers = given_scorers(vars(args), self.scorers)
         if not scorers:
             flags = [f"--{SCORERS[name].files[0].flag}" for name in self.scorers]
@@ -201,14 +210,15 @@ class Program:
     def _reads_prompts(self, args: argparse.Namespace, scorers: Collection[str]) -> bool:
         if not args.prompts_txt or (args.images and is_table(Path(args.images))):
             return False
-        return not args.images or not PREFERENCE_SCORERS.isdisjoint(scorers) or bool(args.prompts_given)
+        return not args.images or not PREFERENCE_SCORERS.isdisjoint(scorers) or "prompts_txt" in args.given
 
 
-class _Prompts(argparse.Action):
-    """Keep the value, and in `prompts_given` that the flag was given, be it with the default's value."""
+class _Given(argparse.Action):
+    """Keep the value, and in `given` that the flag was given, be it with the default's value."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        namespace.prompts_txt, namespace.prompts_given = values, True
+        setattr(namespace, self.dest, values)
+        namespace.given = (*namespace.given, self.dest)
 
 
 def _kind(flag: str) -> Callable[[Any], Any]:

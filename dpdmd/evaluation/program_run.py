@@ -35,9 +35,11 @@ from dpdmd.sampling.image_folder import (
     PER_IMAGE,
     PICTURES,
     SUMMARY,
+    TABLE,
     ImageFile,
     check_or_write_settings,
     file_name,
+    grid_files,
     is_whole,
     open_image,
 )
@@ -67,7 +69,7 @@ def run(job: Job) -> ScoreReport:
     Raises:
         ValueError: the processes do not find each other, the model's or a scorer's files do not load, or `output_dir`
             holds other images or scores.
-        OSError: an image or a result cannot be written.
+        OSError: an image or a result cannot be written, or no image has a score.
         MemoryError: the device has too little memory.
     """
     check_scorer_contents(job.paths)
@@ -97,6 +99,8 @@ def run(job: Job) -> ScoreReport:
     with _raised_everywhere(accelerator):
         if accelerator.is_main_process:
             _write(job, result, metrics, settings, scorer_files, accelerator.num_processes)
+    if all(summary.mean is None for summary in result.summaries.values()):
+        raise OSError(f"no image has a score; the notes in {job.out / PER_IMAGE} say why")
     return result
 
 
@@ -130,6 +134,7 @@ def _check_results(job: Job, scorer_files: dict[str, Identity]) -> None:
         found = read_json(path)
         with expecting_mapping_keys(path):
             metrics, settings = [*found["metrics"]], {**found["settings"]}
+            before = {**found.get("scorers", {})}
     except ValueError as error:
         raise ValueError(f"--output_dir: {error}, so the scores there are unknown; give another folder") from None
     args = vars(job.args)
@@ -142,7 +147,6 @@ def _check_results(job: Job, scorer_files: dict[str, Identity]) -> None:
         for name in dict.fromkeys(names)
         if not _equal_setting(settings.get(name), args[name])
     ]
-    before = found.get("scorers", {})
     changes += [f"{name} has other weights" for name, now in scorer_files.items() if before.get(name, now) != now]
     changes += [f"{name} is left out now" for name in metrics if name not in metric_names(job.paths)]
     if changes:
@@ -263,12 +267,14 @@ def _write(
     scorer_files: dict[str, Identity],
     processes: int,
 ) -> None:
-    """Write the result files and an image grid for each of the first prompts, and print the summaries."""
-    write_csv(job.out / PER_IMAGE, result.rows, metrics)
+    """Write the result files and an image grid for each of the first prompts, and print the summaries.
+
+    summary.json comes first: the other files beside it are then known to be this program's, also after a kill.
+    """
     summary = {
         "metrics": {name: asdict(value) for name, value in result.summaries.items()},
         "settings": {
-            **{name: value for name, value in vars(job.args).items() if value is not None and name != "prompts_given"},
+            **{name: value for name, value in vars(job.args).items() if value is not None and name != "given"},
             **settings,
         },
         "scorers": scorer_files,
@@ -276,8 +282,9 @@ def _write(
         "versions": versions(),
     }
     write_json(job.out / SUMMARY, summary, ensure_ascii=False, default=str)
+    write_csv(job.out / PER_IMAGE, result.rows, metrics)
     line = table(job, result)
-    write_text(job.out / "table.txt", line + "\n")
+    write_text(job.out / TABLE, line + "\n")
     unreadable = sum(UNREADABLE in row.notes for row in result.rows)
     for name, value in result.summaries.items():
         tqdm.write(f"{name:18} {value}")
@@ -296,7 +303,7 @@ def table(job: Job, result: ScoreReport) -> str:
 
 def _save_grids(job: Job, result: ScoreReport) -> None:
     """Write the grids in place of those of an earlier call."""
-    for path in (job.out / GRIDS).glob("[0-9]" * 5 + ".png"):
+    for path in grid_files(job.out):
         path.unlink()
     groups: dict[int, list[ImageScores]] = {}
     for row in result.rows:

@@ -22,8 +22,10 @@ from dpdmd.config.options import EvalConfig, OptimConfig, RunConfig
 from dpdmd.config.sampling_flags import check_ranges, check_total
 from dpdmd.config.validation import shown
 from dpdmd.distributed.launch_env import check_single_process
-from dpdmd.utils.paths import check_writable, user_path
+from dpdmd.run_folder import check_no_run
+from dpdmd.utils.paths import check_replaced, check_writable, user_path
 from dpdmd.utils.programs import make_parser, run_program
+from dpdmd.utils.text_files import has_key
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,6 +69,8 @@ def check(own: argparse.Namespace, flags: Sequence[str]) -> Config:
     if not 0 < own.threshold < 1:
         raise ValueError(f"--threshold {shown(own.threshold)}: must be above 0 and below 1")
     check_writable("--out", own.out)
+    check_no_run("--out", own.out)
+    check_replaced("--out", own.out, ("anchor.json", "anchor.png"), ours=has_key(own.out / "anchor.json", "curve"))
     config = parse(flags)
     config.model.student_id = config.model.fake_id = config.model.teacher_id
     config.model.lora_rank = config.method.perceptual_path = None

@@ -25,8 +25,10 @@ from dpdmd.sampling.image_folder import (
     is_image,
 )
 from dpdmd.utils.text_files import is_utf8, require_regular
+from dpdmd.utils.wording import counted
 
 TABLES = {".csv": ",;\t", ".tsv": "\t"}  # ending -> separators
+OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".ppm", ".tga")  # images, but not read
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "path")
 ADVICE = "give a CSV file with the columns file and prompt as --images"
 TRUNCATED = 32  # letters of a name from which it may be the beginning of a prompt: tools cut long names
@@ -68,10 +70,10 @@ def read_table(path: Path, column: str | None = None) -> list[ImageFile]:
     with _explained(path):
         require_regular(path)
         images = _table_images(path, column)
-        listed = {image.path.resolve() for image in images}
+        listed = {os.path.realpath(image.path) for image in images}
         for folder in dict.fromkeys(image.path.parent for image in images):
-            beside = _without_sheets(sorted(each for each in folder.iterdir() if is_image(each) and each.is_file()))
-            if left_out := [each for each in beside if each.resolve() not in listed]:
+            beside = _without_sheets(sorted(each for each in folder.iterdir() if _is_any_image(each, folder)))
+            if left_out := [each for each in beside if os.path.realpath(each) not in listed]:
                 raise ValueError(
                     f"{len(left_out)} images beside those in it are not in it, such as {left_out[0]}; add or move them"
                 )
@@ -176,6 +178,7 @@ def _images_below(folder: Path) -> list[Path]:
 
     Raises:
         OSError: a folder cannot be read, so some images would be left out.
+        ValueError: an image has an ending that is not read.
     """
 
     def stop(error: OSError) -> None:
@@ -185,7 +188,18 @@ def _images_below(folder: Path) -> list[Path]:
     for place, folders, files in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not is_hidden(Path(name))]  # lost+found is readable for root alone
         found += [Path(place) / name for name in files]
-    return sorted(path for path in found if is_image(path, folder) and path.is_file())
+    images = sorted(path for path in found if _is_any_image(path, folder))
+    if other := [path for path in images if path.suffix.lower() in OTHER_SUFFIXES]:
+        raise ValueError(
+            f"{counted(len(other), 'image')} with an ending that is not read, such as {other[0]}; save them as PNG, or "
+            "move them away"
+        )
+    return images
+
+
+def _is_any_image(path: Path, folder: Path) -> bool:
+    """Return whether a path is an image, one that is not read included: of another ending, or a link to nowhere."""
+    return is_image(path, folder, SUFFIXES + OTHER_SUFFIXES) and (path.is_file() or not path.exists())
 
 
 def _by_numbers(folder: Path, paths: Sequence[Path], keys: Sequence[_Key], prompts: Sequence[str]) -> GivenImages:

@@ -1,5 +1,6 @@
 """Folders of images: sampled by a program, with their settings in pictures.json, or given by the user."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ SHEET = "grid.png"  # written by `dpdmd.generate` beside its images
 GENERATED = {"Software": "dpdmd.generate"}  # text of these PNG files; "Software" is a keyword of the PNG standard
 SAMPLES = "samples"  # folder of an entry's images in GenEval's layout
 PICTURES, GRIDS = "pictures", "grids"  # folders of the root programs: images, and sheets of them
-PER_IMAGE, SUMMARY = "per_image.csv", "summary.json"  # the root programs' results
+PER_IMAGE, SUMMARY, TABLE = "per_image.csv", "summary.json", "table.txt"  # the root programs' results
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _WHITE = (255, 255, 255)
 
@@ -36,6 +37,11 @@ class ImageFile:
 def file_name(key: tuple[int, int]) -> str:
     """Return the file name of a sampled image."""
     return f"{key[0]:05d}_{key[1]:03d}.png"
+
+
+def grid_files(out: Path) -> list[Path]:
+    """Return the grids that a root program wrote, or has the names of."""
+    return sorted((out / GRIDS).glob("[0-9]" * 5 + ".png"))
 
 
 def open_image(path: Path) -> Image.Image:
@@ -149,9 +155,9 @@ def _differing(found: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return sorted(name for name in found.keys() | now.keys() if found.get(name) != now.get(name))
 
 
-def is_image(path: Path, below: Path | None = None) -> bool:
+def is_image(path: Path, below: Path | None = None, suffixes: Sequence[str] = SUFFIXES) -> bool:
     """Return whether a path has the name of an image. Hidden files and folders below a folder hold none."""
-    return path.suffix.lower() in SUFFIXES and not is_hidden(path.relative_to(below or path.parent))
+    return path.suffix.lower() in suffixes and not is_hidden(path.relative_to(below or path.parent))
 
 
 def is_hidden(place: Path) -> bool:

@@ -21,6 +21,8 @@ def check_folder(config: Config, folder: RunFolder) -> None:
         check_writable(flag, path)
     folder.check_files()
     with unreadable_named():
+        if config.run.resume_from_checkpoint is not None:
+            folder.restore_checkpoints()
         _check_use(config, folder)
         if config.run.resume_from_checkpoint is not None and folder.metrics.exists():
             read_records(folder.metrics)  # an odd line would otherwise end the run after its models are loaded

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dpdmd.utils.text_files import is_utf8
@@ -159,6 +159,25 @@ def check_writable_file(flag: str, path: Path) -> None:
     check_writable(flag, path.parent)
     if path.is_dir():
         raise ValueError(f"{flag} {path}: is a folder; give a file")
+
+
+def check_replaced(flag: str, folder: Path, names: Iterable[str], *, ours: bool) -> None:
+    """Check that the files that a program writes into `folder` replace no folder, and no files but its own.
+
+    Args:
+        ours: whether the program wrote those that are there.
+
+    Raises:
+        ValueError: one line that names `flag`.
+    """
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            raise ValueError(f"{flag} {folder}: {path} is a folder, but a file is written there; move it away")
+        if not ours and os.path.lexists(path):
+            raise ValueError(
+                f"{flag} {folder}: {path} would be replaced, and nothing shows that this program wrote it; move it "
+                "away, or give another folder"
+            )
 
 
 def free_bytes(path: Path) -> int:

@@ -114,6 +114,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def has_key(path: Path, key: str) -> bool:
+    """Return whether a file holds a JSON object with this key."""
+    try:
+        return key in read_json(path)
+    except ValueError:
+        return False
+
+
 @contextmanager
 def expecting_mapping_keys(path: Path) -> Iterator[None]:
     """Name the file in errors of a block that computes with its values.

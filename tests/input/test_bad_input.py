@@ -689,7 +689,7 @@ def test_sharding_the_teacher_without_fsdp(refused):
 def test_whole_networks_under_fsdp_and_what_cannot_be_sharded(refused, monkeypatch, changes, says):
     """With LoRA only the frozen base is sharded, so neither is an error (tests/processes/test_lora_sharding.py)."""
     launch = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP, is_fsdp2=True)
-    monkeypatch.setattr("dpdmd.training.accelerator.Accelerator", lambda **_: launch)
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: launch)
     monkeypatch.setattr("dpdmd.training.preflight_machine.find_spec", lambda name: True)
     assert says in refused({**changes, "--report_to": "none"})
 
@@ -774,6 +774,7 @@ def test_generate_overwrites_only_its_own_images(refused_by, tiny_pipeline, tmp_
         *GENERATION,
         ("--num_samples", "0", "--num_samples 0: must be 1 to 100000"),
         ("--num_samples", "1", "--num_samples 1: diversity compares images of a prompt; give at least 2"),
+        ("--images_per_prompt", "2", "--images_per_prompt 2: --images is not given; leave it out"),
         ("--gen_batch_size", "0", "--gen_batch_size 0: must be 1 to 65536"),
         ("--output_dir", "README.md", "README.md is a file; give a folder"),
         ("--output_dir", "README.md/g", "README.md is a file; give a folder"),
@@ -800,6 +801,7 @@ def test_a_wrong_residual_scale(refused_by, value, tmp_path):
         ({"00000_000.png": b"no", "00000_001.png": b""}, "none of its 2 images can be read"),
         ({"a.png": None, "b.png": None}, "no two images are of one prompt, and diversity compares such (a.png has no"),
         ({"0.png": None, "1.png": None}, "diversity compares such (each number is there once)"),
+        ({"0_0.png": None, "0_1.png": b"no", "1_0.png": None}, "of no prompt can two images be read, and diversity "),
         ({"a.txt": b""}, "no image in it"),
     ],
 )
@@ -810,7 +812,7 @@ def test_images_that_cannot_be_scored(refused_by, diversity, tmp_path, files, sa
             Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name)
         else:
             (tmp_path / "pictures" / name).write_bytes(content)
-    extra = ["--images", str(tmp_path / "pictures"), "--prompts_txt", ""]
+    extra = ["--model", "", "--images", str(tmp_path / "pictures"), "--prompts_txt", ""]
     assert says in refused_by("test_diversity.py", program("test_diversity.py"), [*diversity, *extra])
     assert not (tmp_path / "out").exists()
 
@@ -852,7 +854,6 @@ def test_read_only_folders(refused_by, tiny_pipeline, diversity, tmp_path, monke
     ("extra", "says"),
     [
         (["--images_per_prompt", "0"], "--images_per_prompt 0: must be 1 to 100000"),
-        (["--images_per_prompt", "2"], "--images_per_prompt 2: --images is not given; leave it out"),
         (
             ["--images", "images.csv", "--images_per_prompt", "2"],
             "the CSV file of --images says which image is of which",
@@ -870,8 +871,34 @@ def test_images_and_prompts_that_do_not_fit(refused_by, diversity, tmp_path, mon
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "images.csv").write_text("file,prompt\na.png,a red circle\nnone.png,a cross\n")
-    assert says in refused_by("test_diversity.py", program("test_diversity.py"), [*diversity, *extra])
+    given = [*diversity, "--model", "", *extra]
+    assert says in refused_by("test_diversity.py", program("test_diversity.py"), given)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ([], "--model {model}: has no meaning with --images, since no model generates images; leave one out"),
+        (["--base_model", "b"], "--model {model}: has no meaning with"),
+        (["--model", "", "--base_model", "b"], "--base_model b: has no meaning with"),
+        (["--model", "", "--num_samples", "9"], "--num_samples 9: has no"),
+        (["--model", "", "--gen_batch_size", "4"], "--gen_batch_size 4: has no"),
+        (["--model", "", "--steps", "5"], "--steps 5: has no"),
+        (["--model", "", "--guidance_scale", "0"], "--guidance_scale 0.0: has no"),
+        (["--model", "", "--size", "64x64"], "--size 64x64: has no"),
+        (["--model", "", "--width", "64"], "--width 64: has no"),
+    ],
+)
+def test_flags_of_generated_images_beside_given_ones(refused_by, diversity, tmp_path, extra, says):
+    """Also with the default's value; the variables of the program's file may stay as they are."""
+    images = tmp_path / "pictures"
+    images.mkdir()
+    for sample in range(2):
+        Image.new("RGB", (8, 8)).save(images / f"0_{sample}.png")
+    given = [*diversity, "--images", str(images), *extra]
+    line = refused_by("test_diversity.py", program("test_diversity.py"), given)
+    assert line.startswith(says.format(model=diversity[1]))
 
 
 def test_images_that_were_made_of_other_prompts(refused_by, tmp_path):
@@ -893,6 +920,6 @@ def test_prompts_are_given_also_with_the_value_of_the_default(refused_by, divers
     (tmp_path / "images.csv").write_text("file,prompt\na.png,a red circle\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "prompts_eval.txt").write_text("a red circle\n")
-    given = [*diversity, "--images", "images.csv", "--prompts_txt", "data/prompts_eval.txt"]
+    given = [*diversity, "--model", "", "--images", "images.csv", "--prompts_txt", "data/prompts_eval.txt"]
     line = refused_by("test_diversity.py", program("test_diversity.py"), given)
     assert line == "--prompts_txt data/prompts_eval.txt: the CSV file of --images has the prompts; leave it out"

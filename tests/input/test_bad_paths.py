@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from bad_input import LONG, ROOT
+from bad_input import LONG, ROOT, program
 from made_up_runs import make_run
 
 from dpdmd import config, doctor, export, generate
@@ -244,6 +244,39 @@ def test_a_report_replaces_only_a_page(refused_by, tmp_path):
     assert (run / "metrics.jsonl").read_text() == records
     (run / "report.html").touch()
     assert [write_report([str(run)]) for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["grids/00042.png", "per_image.csv", "table.txt"])
+def test_a_root_program_replaces_only_its_own_results(refused_by, diversity, tmp_path, name):
+    """A summary.json, which is written first, says that they are its own."""
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    line = refused_by("test_diversity.py", program("test_diversity.py"), diversity)
+    assert line.startswith(f"--output_dir {tmp_path / 'out'}: {path} would be replaced, and nothing shows that ")
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "says"),
+    [
+        ("summary.json", None, "summary.json is a folder, but a file is written there; move it away"),
+        ("per_image.csv", None, "per_image.csv is a folder, but"),
+        ("table.txt", "summary.json", "table.txt is a folder, but"),
+        ("grids/00000.png", "summary.json", "grids/00000.png is a folder, but"),
+        (None, "grids", "grids is a file; give a folder"),
+        (None, "pictures", "pictures is a file; give a folder"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_result_is_named_before_any_scoring(
+    refused_by, diversity, tmp_path, folder, file, says
+):
+    out = tmp_path / "out"
+    (out / (folder or "")).mkdir(parents=True)
+    if file:
+        (out / file).write_text("{}")
+    line = refused_by("test_diversity.py", program("test_diversity.py"), diversity)
+    assert line.startswith(f"--output_dir {out}") and says in line
 
 
 def test_the_doctor_reports_a_full_disk_in_one_line(capsys, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from small_sweep import call, starts, two_methods
 
 from dpdmd import config
 from dpdmd.compare import measure_commands, preflight
-from dpdmd.compare.__main__ import build_parser, default_jobs, main
+from dpdmd.compare.__main__ import build_parser, check, default_jobs, main
 from dpdmd.compare.jobs import build_jobs
 from dpdmd.compare.sweep import OUTPUT_FLAGS, OWN_FLAGS, options_of
 from dpdmd.compare.sweep_file import read_sweep
@@ -27,6 +28,7 @@ SWEEPS = sorted((ROOT / "scripts" / "sweeps").glob("*.yaml"))
 PICTURE = {"prompts": ["a"], "rows": ["dmd"]}
 MEASURED = {"command": "x {out}", "result": "y", "metrics": ["a"]}
 ORACLE = "python -m dpdmd.shapes.measure --model {model} --out {out}/figures.json"
+GIVEN = "python test_diversity.py --output_dir {out}"
 DIVERSITY = "python test_diversity.py --model {model} --output_dir {out}"
 OURS = "--dino_path weights/tiny/dinov2 --clip_path weights/tiny/clip"
 
@@ -71,7 +73,11 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
             'configuration a: launcher: "x \'" cannot be split into words',
         ),
         ({"configurations": {"a": {"paper": {"accuracie": 1}}}}, "no column is called 'accuracie'"),
-        ({"configurations": {"a": {"paper": {"accuracy": "x"}}}}, "accuracy must be a number"),
+        ({"configurations": {"a": {"paper": {"accuracy": "x"}}}}, "accuracy must be a finite number, not 'x'"),
+        ({"configurations": {"a": {"paper": {"accuracy": math.nan}}}}, "accuracy must be a finite number, not nan"),
+        ({"configurations": {"a": {"model": " "}}}, "configuration a: model is empty"),
+        ({"config": ""}, "config is empty"),
+        ({"baseline": ""}, "baseline is empty"),
         ({"configurations": {"a": False}}, "configuration a: must be a mapping of keys to values"),
         ({"configurations": {"a": 0}}, "configuration a: must be a mapping of keys to values"),
         ({"configurations": {LONG: {}}}, "a name has at most 200 letters"),
@@ -86,6 +92,9 @@ def values(tmp_path: Path, tiny_pipeline: Path) -> dict:
         ({"measure": {"m": {"command": "x {o}", "result": "y", "metrics": ["a"]}}}, "unknown placeholder {o}"),
         ({"measure": {"m": {"command": "x '{out}", "result": "y", "metrics": ["a"]}}}, "cannot be split into words"),
         ({"measure": {"m": {**MEASURED, "metrics": ["a", "a"]}}}, "measure m: metrics must be different names"),
+        ({"measure": {"m": {**MEASURED, "result": "../../x.json"}}}, "measure m: result: must be a file in {out}, rel"),
+        ({"measure": {"m": {**MEASURED, "result": "/etc/passwd"}}}, "result: must be a file in {out}, relative to it"),
+        ({"measure": {"m": {**MEASURED, "result": "a/.."}}}, "result: must be a file in {out}, relative to it, not a/"),
         ({"measure": {"m": MEASURED, "n": MEASURED}}, "two columns are called 'a'"),
     ],
 )
@@ -94,6 +103,24 @@ def test_a_wrong_sweep_gets_one_line_before_anything_runs(values, tmp_path, caps
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert says in line and str(tmp_path / "sweep.yaml") in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["table.md", "table.csv", "table.tex", "plane.png", "picture.png"])
+def test_a_sweep_replaces_only_its_own_files(values, tmp_path, capsys, name):
+    """runs/, which is there before any table, says that they are its own."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert main(call(values, tmp_path)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"dpdmd.compare: error: --out {out}: {out / name} would be replaced, and nothing shows that")
+    assert (out / name).read_text() == "mine"
+    (out / "runs").mkdir()
+    check(build_parser().parse_args(call(values, tmp_path)))
+    (out / name).unlink()
+    (out / name).mkdir()
+    assert main(call(values, tmp_path)) == 2
+    assert f"{name} is a folder, but a file is written there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -271,8 +298,9 @@ def test_the_checkpoints_of_all_trainings_must_fit_the_disk(values, tmp_path, mo
             "result sumary.json: test_diversity.py writes {out}/summary.json",
         ),
         ("python x/test_quality.py --output_dir {out}", "summary.json", ["vqr1"], "x/test_quality.py: no such file"),
-        (f"{DIVERSITY} {OURS} --images {{out}}/../oracle/pictures", "summary.json", ["div_dino"], ""),
-        (f"{DIVERSITY} {OURS} --images elsewhere", "summary.json", ["div_dino"], "--images elsewhere: no such folder"),
+        (f"{GIVEN} {OURS} --images {{out}}/../oracle/pictures", "summary.json", ["div_dino"], ""),
+        (f"{GIVEN} {OURS} --images {{out}}/../oracle/pictures --steps 2", "summary.json", ["div_dino"], "--steps 2"),
+        (f"{GIVEN} {OURS} --images elsewhere", "summary.json", ["div_dino"], "--images elsewhere: no such folder"),
         ("no_such_program {out}", "x", ["y"], "no_such_program: no such program"),
         ("true {out}", "x", ["y"], ""),
     ],

@@ -55,6 +55,27 @@ def test_a_wrong_flag_of_the_search(refused_search, flag, value, says):
     assert says in refused_search({flag: value})
 
 
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"metrics.jsonl": "", "anchor.json": '{"k_anchor": 5, "of": {}}'}, "is the folder of a run, whose files it"),
+        ({".lock": "", "anchor.json": '{"k_anchor": 5, "of": {}}'}, "is the folder of a run, whose files it"),
+        ({"anchor.json": '{"k_anchor": 5, "of": {}}'}, "anchor.json would be replaced, and nothing shows that"),
+        ({"anchor.png": "mine"}, "anchor.png would be replaced, and nothing shows that"),
+        ({"anchor.json/file": "mine"}, "anchor.json is a folder, but a file is written there"),
+    ],
+)
+def test_the_search_replaces_only_its_own_files(refused_by, flags, tmp_path, files, says):
+    out = tmp_path / "found"
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    given = [part for pair in {**flags, "--num_prompts": "1", "--out": str(out)}.items() for part in pair]
+    line = refused_by("dpdmd.find_anchor", find_anchor.main, given)
+    assert line.startswith(f"--out {out}: ") and says in line
+    assert {name: (out / name).read_text() for name in files} == files
+
+
 def test_several_processes(refused_search, monkeypatch):
     ours = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     for name, value in {**ours, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():

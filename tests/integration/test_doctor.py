@@ -198,8 +198,19 @@ def test_wrong_input_has_the_trainers_message(tmp_path, capsys):
     assert doctor.main(["--teacher_id", "nowhere", "--out", str(tmp_path)]) == 2
     assert "dpdmd.doctor: error: --teacher_id nowhere: no such folder" in capsys.readouterr().err
     assert list(Path(tmp_path).iterdir()) == []
-    (tmp_path / "metrics.jsonl").touch()
-    assert doctor.main(["--out", str(tmp_path)]) == 2
-    assert "is the folder of a run, whose files it would replace; give another" in capsys.readouterr().err
+    for name in ("metrics.jsonl", ".lock"):
+        (tmp_path / name).touch()
+        assert doctor.main(["--out", str(tmp_path)]) == 2
+        assert "is the folder of a run, whose files it would replace; give another" in capsys.readouterr().err
+        (tmp_path / name).unlink()
+    for name in ("table.md", "memory.txt", "environment.json", "pictures.png"):
+        (tmp_path / name).write_text("{}")
+        assert doctor.main(["--out", str(tmp_path)]) == 2
+        assert f"{tmp_path / name} would be replaced, and nothing shows" in capsys.readouterr().err
+        (tmp_path / name).unlink()
+    (tmp_path / "environment.json").write_text('{"versions": {}}')  # of a doctor that was ended
+    (tmp_path / "pictures.png").touch()
+    assert doctor.main(["--teacher_id", "nowhere", "--out", str(tmp_path)]) == 2
+    assert "--teacher_id nowhere: no such folder" in capsys.readouterr().err
     assert doctor.main(["--out", __file__]) == 2
     assert "is a file; give a folder" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpdmd import train
+from dpdmd.config import read_yaml
 from dpdmd.distributed import collectives
 from dpdmd.evaluation import program_run
 from dpdmd.evaluation.in_loop import InLoopEvaluation, best_step
@@ -68,7 +70,8 @@ def test_lambda_follows_the_diversity_of_the_evaluations(flags, tiny_scorers, tm
     resumed = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
     students = [line for line in lines if line["turn"] == "student"]
     scored = [line for line in lines if line["turn"] == "eval"]
-    expected = [0.05 * weight_factor(scored[:count]) for count in (1, 2, 3)]
+    method = read_yaml(whole / "config.yaml").method
+    expected = [0.05 * weight_factor(scored[:count], method) for count in (1, 2, 3)]
     assert [line["div_weight"] for line in students] == pytest.approx(expected, rel=1e-6)
     assert students[0]["div_weight"] == pytest.approx(0.05) and len(set(expected)) == 3
     for line in students:
@@ -302,9 +305,38 @@ def test_scores_of_other_images_are_not_overwritten(tiny_scorers, tmp_path, caps
     weights = load_file(moved / "model.safetensors")
     save_file({name: 2 * value for name, value in weights.items()}, moved / "model.safetensors")
     assert main(again) == 2 and "(div_dino has other weights)" in capsys.readouterr().err
-    (out / "summary.json").write_text("{}")
-    assert main([*given, "", "--images", str(tmp_path / "a")]) == 2
-    assert "lacks 'metrics', so the scores there are unknown" in capsys.readouterr().err
+    for content, says in (({}, "lacks 'metrics'"), ({"metrics": {}, "settings": {}, "scorers": 5}, "has unexpected")):
+        (out / "summary.json").write_text(json.dumps(content))
+        assert main([*given, "", "--images", str(tmp_path / "a")]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"{out / 'summary.json'} {says}" in line and "so the scores there are unknown; give another" in line
+
+
+def test_a_call_that_was_ended_while_it_wrote_goes_on(tiny_scorers, tmp_path, monkeypatch):
+    """What it leaves is known to be its own, after each of its files."""
+    for sample in range(2):
+        Image.new("RGB", (64, 64), (90 * sample, 0, 0)).save(tmp_path / f"00000_{sample:03d}.png")
+    main, out = program("test_diversity").main, tmp_path / "out"
+    given = ["--images", str(tmp_path), "--prompts_txt", "", "--output_dir", str(out), "--clip_path", ""]
+    given += ["--dino_path", tiny_scorers["dino_path"]]
+    for step in ("write_json", "write_csv", "write_text", "save_image"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"dpdmd.evaluation.program_run.{step}", Mock(side_effect=KeyboardInterrupt))
+            main(given)
+    assert main(given) == 0 and len(rows_of(out)) == 2 and (out / "grids" / "00000.png").is_file()
+
+
+def test_a_call_that_gives_no_image_a_score_fails(tiny_scorers, tmp_path, monkeypatch, capsys):
+    """Its results are kept, and their notes say why."""
+    for sample in range(2):
+        Image.new("RGB", (64, 64), (90 * sample, 0, 0)).save(tmp_path / f"00000_{sample:03d}.png")
+    monkeypatch.setattr("dpdmd.evaluation.scorers.dino.DinoDiversity.features", Mock(side_effect=RuntimeError("no")))
+    out = tmp_path / "out"
+    given = ["--images", str(tmp_path), "--prompts_txt", "", "--output_dir", str(out), "--clip_path", ""]
+    assert program("test_diversity").main([*given, "--dino_path", tiny_scorers["dino_path"]]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"test_diversity.py: stopped: no image has a score; the notes in {out / 'per_image.csv'} say why"
+    assert all("failed: RuntimeError: no" in row["notes"] for row in rows_of(out))
 
 
 def test_programs_give_the_same_scores_on_two_processes(preference, tmp_path, run_processes):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from processes import LAUNCHER, cpu_environment, free_port
@@ -128,6 +129,35 @@ def test_a_checkpoint_returns_if_its_replacement_cannot_take_its_place(flags, ru
     assert train.main([*flags, *back]) == 1
     assert "step_000004 could not be written" in capsys.readouterr().err
     assert (run.checkpoint(4) / MANIFEST).read_bytes() == old
+
+
+@pytest.mark.parametrize("only", [True, False])
+def test_a_kill_between_two_renames_loses_no_checkpoint(flags, run, monkeypatch, only):
+    """The new checkpoint is taken if it is whole, else the old one; also if the run has no other."""
+    new, old = run.ckpts / ".step_000006.tmp", run.ckpts / ".step_000006.old.tmp"
+    for step in (2, 4) if only else ():
+        shutil.rmtree(run.checkpoint(step))
+    shutil.copytree(run.checkpoint(6), new, symlinks=True)
+    os.replace(run.checkpoint(6), old)
+    (new / "new").touch()
+    last = (new / MANIFEST).read_bytes()
+    run.restore_checkpoints()
+    assert (run.checkpoint(6) / "new").is_file() and old.is_dir() and not new.exists()
+    os.replace(run.checkpoint(6), new)
+    (new / MANIFEST).unlink()
+    assert train.main([*flags, "--max_steps", "6", "--resume_from_checkpoint", "latest"]) == 0
+    assert (run.checkpoint(6) / MANIFEST).read_bytes() == last and run.half_written() == []
+    assert not (run.checkpoint(6) / "new").exists() and "left to train: step 6 of 6" in run.log_file.read_text()
+
+
+def test_checkpoints_are_not_renamed_while_a_process_trains(run, monkeypatch):
+    """It may be about to do so itself."""
+    left = run.ckpts / ".step_000006.tmp"
+    os.replace(run.checkpoint(6), left)
+    for lock in (Mock(side_effect=ValueError("--run_dir: another process is training there")), Mock(return_value=None)):
+        monkeypatch.setattr(RunFolder, "lock", lock)
+        run.restore_checkpoints()
+        assert left.is_dir() and not run.checkpoint(6).exists() and lock.called
 
 
 def test_a_resumed_run_deletes_leftovers(flags, run):

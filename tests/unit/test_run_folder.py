@@ -90,7 +90,7 @@ def test_a_run_owns_the_checkpoints_that_lie_or_are_linked_in_its_folder(tmp_pat
     assert other.owns(one.checkpoint(2)) and other.owns(other.checkpoint(3))
 
 
-WHOLE = '{"step": 1, "turn": "fake", "loss_fake": 0.5, "grad_norm": null, "size": "64x64", "seconds": NaN}'
+WHOLE = '{"step": 1, "turn": "fake", "loss_fake": 3.4e38, "grad_norm": null, "size": "64x64", "a": NaN, "b": -Infinity}'
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,8 @@ WHOLE = '{"step": 1, "turn": "fake", "loss_fake": 0.5, "grad_norm": null, "size"
         ('{"step": 6, "turn": "eval", "eval/x": "0.3"}', "eval/x is no number"),
         ('{"step": 6, "turn": "student", "loss_student": "x"}', "loss_student is no number"),
         (f'{{"step": 6, "turn": "student", "loss_student": {"9" * 400}}}', "loss_student is no number"),
+        ('{"step": 6, "turn": "student", "loss_student": 1e308}', "loss_student is no number in the range of fp32"),
+        ('{"step": 6, "turn": "student", "loss_student": -1e39}', "loss_student is no number"),
         ("[1]", "not a JSON object"),
         ("mine", "Expecting value"),
     ],

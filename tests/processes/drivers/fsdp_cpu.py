@@ -10,7 +10,7 @@ import os
 import sys
 
 import accelerate
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
@@ -19,11 +19,10 @@ from dpdmd import train
 from dpdmd.distributed import collectives, sharding
 from dpdmd.models.registry import family_class
 from dpdmd.report import writer
-from dpdmd.training import accelerator as ours
 
 
-def sharding_accelerator(*args, **kwargs) -> accelerate.Accelerator:
-    accelerator = accelerate.Accelerator(*args, **kwargs)
+def sharding_accelerator(*args, **kwargs) -> Accelerator:
+    accelerator = Accelerator(*args, **kwargs)
     launched.append(accelerator.distributed_type)  # later ones are set here
     for state in (PartialState, AcceleratorState):
         state._shared_state["distributed_type"] = launched[0] if kind == "+whole" else DistributedType.FSDP
@@ -51,7 +50,7 @@ def reporting_shard_frozen(network, *arguments) -> None:
 
 shard_frozen, sharding.shard_frozen = sharding.shard_frozen, reporting_shard_frozen
 writer.refresh = lambda _: None  # a quarter of a short run
-ours.Accelerator = sharding_accelerator
+accelerate.Accelerator = sharding_accelerator
 launched: list[DistributedType] = []
 runs: list[tuple[str, list[str]]] = []
 for argument in sys.argv[1:] if sys.argv[1].startswith("+") else ["+FSDP2", *sys.argv[1:]]:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dpdmd.sampling.given_images import find_images, is_table, natural_order, read_table
+from dpdmd.sampling.image_folder import is_whole
 from dpdmd.utils.image_grid import save_image
 from dpdmd.utils.paths import user_path
 from dpdmd.utils.text_files import MAX_PROMPT_LETTERS
@@ -295,6 +296,32 @@ def test_a_table_beside_what_cannot_be_read(tmp_path, locked):
     table = write_table(tmp_path, "file,prompt\nlocked/a.png,x\n")
     with pytest.raises(ValueError, match=r"line 2: .*locked/a\.png: cannot be read \(Permission denied\)"):
         read_table(table)
+
+
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
+    for name in ("0_0.png", "0_1.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "0_2.png").symlink_to("gone")
+    (tmp_path / "0_3.png").symlink_to("0_3.png")
+    found = find_images(tmp_path, []).images
+    assert [image.key for image in found] == [(0, sample) for sample in range(4)]
+    assert [is_whole(image.path) for image in found] == [True, True, False, False]
+    (tmp_path / "images.csv").write_text("file,prompt\n0_0.png,a\n0_1.png,a\n")
+    with pytest.raises(ValueError, match=r"2 images beside those in it are not in it, such as .*0_2\.png"):
+        read_table(tmp_path / "images.csv")
+
+
+@pytest.mark.parametrize("ending", ["avif", "HEIC", "jfif", "jxl"])
+def test_an_image_with_an_ending_that_is_not_read_is_named(tmp_path, ending):
+    (tmp_path / "below").mkdir()
+    for name in ("0_0.png", f"below/0_1.{ending}", f".0_2.{ending}"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"^--images {tmp_path}: 1 image with an ending .*/0_1.{ending}; save them as"):
+        find_images(tmp_path, [])
+    (tmp_path / "images.csv").write_text("file,prompt\n0_0.png,a\n")
+    (tmp_path / f"0_1.{ending}").touch()
+    with pytest.raises(ValueError, match=f"1 images beside those in it are not in it, such as .*0_1.{ending}"):
+        read_table(tmp_path / "images.csv")
 
 
 def test_an_image_is_no_folder_of_images(tmp_path):
