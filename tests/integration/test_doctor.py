@@ -121,7 +121,7 @@ def another_grid(monkeypatch):
 def bf16_weights(monkeypatch):
     healthy = SD35.load_network
     monkeypatch.setattr(SD35, "load_network", lambda self, folder, dtype: healthy(self, folder, torch.bfloat16).float())
-    monkeypatch.setattr(sharding, "prepare", lambda _, network, optimizer: (network, frozen(optimizer)))
+    monkeypatch.setattr(sharding, "prepare", lambda _, network, optimizer, whole: (network, frozen(optimizer)))
 
 
 def frozen(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
