@@ -296,7 +296,7 @@ class RunFolder:
         names = [path.name[1:].removesuffix(".tmp").removesuffix(".old") for path in self.half_written()]
         gone = [self.ckpts / name for name in dict.fromkeys(names) if not os.path.lexists(self.ckpts / name)]
         try:
-            lock = self.lock() if gone else None
+            lock = self.lock() if gone and self.root.is_dir() else None
         except ValueError:
             return
         if lock:

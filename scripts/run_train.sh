@@ -139,20 +139,22 @@ import sys
 from pathlib import Path
 
 from dpdmd.config import parse
-from dpdmd.data.prompt_files import read_prompts
+from dpdmd.data.prompt_files import read_prompts, read_weighted_prompts
 from dpdmd.distributed.launch_env import check_accelerate_file
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.library_settings import check_torch_variables
+from dpdmd.utils.programs import print_error
 
 file, *flags = sys.argv[1:]
 try:
     check_torch_variables()
     check_accelerate_file(Path(file), f"ACCELERATE_CONFIG {file}")
     data = parse(flags).data
-    read_prompts(Path(data.prompt_txt), column=data.prompt_column)
+    if data.prompt_weight_column:
+        read_weighted_prompts(Path(data.prompt_txt), data.prompt_column, data.prompt_weight_column)
+    else:
+        read_prompts(Path(data.prompt_txt), column=data.prompt_column)
 except ValueError as error:
-    print(f"dpdmd.train: error: {one_line(error)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(print_error("dpdmd.train", error))
 PY
 # log, ckpts, eval_images, process_vis and div_vis are folders in --run_dir; the release has a flag for each.
 # After SIGTERM the trainers save a checkpoint, which holds both networks and both optimizers. By default torch's

@@ -87,7 +87,6 @@ def check(args: argparse.Namespace) -> Setup:
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: must be at least 1")
     out = args.out or Path("outputs") / args.sweep.stem
-    check_writable("--out", out)
     for folder in args.reuse:
         try:
             found = (folder / "runs").is_dir()

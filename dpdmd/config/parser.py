@@ -104,9 +104,11 @@ def _check_one_size(path: Path, config: Config) -> None:
     """
     given = {name for name, _, _ in _pairs(strict_yaml.read(path, f"--config {path}"), "", group_of_each_option())}
     data = config.data
-    if "sizes" not in given or not data.sizes or len(data.image_sizes) > 1:
+    try:
+        (size,) = data.image_sizes if "sizes" in given else ()
+    except ValueError:  # no sizes, several, or unreadable ones, which `validate` reports if no flag replaces them
         return
-    for name, side in next(iter(data.image_sizes))._asdict().items():
+    for name, side in size._asdict().items():
         if name in given and getattr(data, name) != side:
             raise ValueError(
                 f"--config {path}: {name} {getattr(data, name)} and sizes {data.sizes}: leave out one of both"

@@ -160,7 +160,7 @@ def _is_csv(lines: list[str]) -> bool:
     for sign in ",;\t":
         with reading_long_values():
             header, *rows = [*csv.reader(lines, delimiter=sign), []]
-        names = [name.strip().lower() for name in header]
+        names = [name.lower() for name in header]  # "text, logo" is a prompt: no CSV has a blank after its commas
         plain = all(name.isidentifier() for name in names if name)  # pandas gives the column of its index no name
         if len(names) > 1 and plain and set(names) & set(CANDIDATES) and len(rows[0]) == len(names):
             return True

@@ -143,7 +143,7 @@ def check_accelerate_file(path: Path, place: str) -> None:
     if kind not in (*_TYPES, False):  # a bare NO is false
         raise ValueError(f"{place}: distributed_type is {kind!r}, which must be one of {', '.join(_TYPES)}")
     for name, pattern in _COUNTS.items():
-        if name in values and not re.fullmatch(pattern, str(values[name])):
+        if values.get(name) is not None and not re.fullmatch(pattern, str(values[name])):
             raise ValueError(f"{place}: {name} is {values[name]!r}, which must be a whole number")
 
 

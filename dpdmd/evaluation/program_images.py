@@ -9,7 +9,7 @@ from dpdmd.sampling.image_folder import PICTURES, SETTINGS_FILE, ImageFile, is_w
 
 # Flags of the images that a model generates: those with a variable or a default of the program, and those without.
 FROM_PROGRAM = ("model", "base_model", "num_samples", "gen_batch_size")
-FROM_MODEL = ("steps", "guidance_scale", "size", "height", "width")
+FROM_MODEL = ("steps", "guidance_scale", "size", "height", "width", "revision", "variant")
 
 
 def check_no_sampling(args: argparse.Namespace) -> None:

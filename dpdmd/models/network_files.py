@@ -41,7 +41,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return isinstance(value, dict) and all(isinstance(each, torch.Tensor) for each in value.values())
 
     if not holds_tensors(state):
-        parts = [name for name, value in state.items() if holds_tensors(value)] if isinstance(state, dict) else []
+        items = state.items() if isinstance(state, dict) else ()
+        parts = [name for name, value in items if value and holds_tensors(value)]
         advice = f"but holds {' and '.join(map(repr, parts[:5]))}: save that part alone" if parts else ""
         raise ValueError(f"{path} is no state dict, {advice or 'that is, tensors by their names; save one'}")
     for name, value in state.items():

@@ -108,7 +108,7 @@ def _table_images(path: Path, column: str | None) -> list[ImageFile]:
     prompt_place = header.index(choose_column(header, column))
     numbers: dict[str, int] = {}  # prompt -> its number
     samples: Counter[str] = Counter()
-    lines: dict[Path, int] = {}
+    lines: dict[str, int] = {}
     images = []
     for line, row in rows:
         prompt = next(iter(prompts_of_table([(line, row[prompt_place], None)], "line", weighted=False)[0]), None)
@@ -120,7 +120,7 @@ def _table_images(path: Path, column: str | None) -> list[ImageFile]:
                 raise ValueError(f"line {line}: {file}: no such file")
         except OSError as error:  # for example, the name is too long
             raise ValueError(f"line {line}: {file}: cannot be read ({error.strerror})") from None
-        if (other := lines.setdefault(file.resolve(), line)) != line:
+        if (other := lines.setdefault(os.path.realpath(file), line)) != line:
             raise ValueError(f"lines {other} and {line} name the same file, {file}")
         key = numbers.setdefault(prompt, len(numbers)), samples[prompt]
         samples[prompt] += 1

@@ -117,7 +117,7 @@ def check_no_run(flag: str, folder: Path) -> None:
         ValueError: it is.
     """
     place = place_or_none(folder)
-    if place and os.path.isfile(place / LORA_WEIGHTS):
+    if place and os.path.isfile(place / LORA_WEIGHTS) and not os.path.isfile(place / MODEL_INDEX):
         raise ValueError(
             f"{flag} {folder}: is a LoRA; merge it with python -m dpdmd.export --model {folder} --out FOLDER, and give "
             "that folder"

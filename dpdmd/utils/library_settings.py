@@ -87,8 +87,10 @@ def check_torch_variables() -> None:
     """
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         value = os.environ.get(name, "").strip()
-        # Commas separate the pairs, and also the pairs of a list in brackets. torch allows a comma at the end.
-        if value and any(":" not in pair for pair in value.removesuffix(",").split(",")):
+        # Commas separate the pairs, and also those of a list in brackets. torch skips empty ones, but not the last.
+        pairs = value.removesuffix(",").split(",")
+        unpaired = [pair for pair in pairs if pair.strip(" ]") and not pair.partition(":")[2].strip()]
+        if value and (unpaired or not pairs[-1].strip()):
             raise ValueError(
                 f"{name}={value[:40]}: torch reads only pairs such as expandable_segments:True; correct or unset it"
             )

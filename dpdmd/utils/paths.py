@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dpdmd.utils.text_files import is_utf8
+from dpdmd.utils.text_files import has_key, is_utf8
 
 MODEL_INDEX = "model_index.json"  # in the folder of a diffusers pipeline
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"  # below the folder of a diffusers pipeline
 DEFAULTS_FILE = "dpdmd.json"  # sampling defaults, beside model_index.json or a LoRA
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
+NETWORK_KEYS = ("_class_name", "architectures", "model_type", "model_cfg")  # of a network's config.json in any library
 LATEST, BEST = "latest", "best"  # links beside the checkpoints of a run
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")  # of macOS's archives, Synology's thumbnails and fsck
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # of Windows
@@ -146,7 +147,7 @@ def check_writable(flag: str, path: Path) -> None:
 
 def _is_model(folder: Path) -> bool:
     """Return whether a folder holds a pipeline, or one network: a component of a pipeline, or a scorer."""
-    network = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    network = any(has_key(folder / "config.json", key) for key in NETWORK_KEYS) and any(folder.glob("*.safetensors"))
     return network or (folder / MODEL_INDEX).is_file()
 
 

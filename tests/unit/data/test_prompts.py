@@ -199,6 +199,7 @@ def test_a_table_that_is_named_text(tmp_path: Path, content: str):
     "lines",
     [
         ["a logo, text", "a cat, a dog"],
+        ["text, logo", "cat, dog"],
         ["logo,text"],
         ["logo,text", "a cat"],
         ["prompt", "a cat"],

@@ -26,6 +26,8 @@ def test_a_variable_that_a_library_cannot_read_is_named(tmp_path, monkeypatch, e
         ("expandable_segments:True", True),
         ("roundup_power2_divisions:[256:1,512:2,>:4],backend:native,", True),
         ("", True),
+        (",expandable_segments:True", True),  # "$NAME,expandable_segments:True" without a NAME before
+        ("expandable_segments:", False),
         ("expandable_segments=True", False),
         ("expandable_segments:True,max_split_size_mb", False),
         (",", False),
