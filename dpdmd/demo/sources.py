@@ -9,7 +9,7 @@ from dpdmd.config import Config, read_yaml
 from dpdmd.config.hub_flags import HubOptions
 from dpdmd.models.hub_models import Source, locate
 from dpdmd.run_folder import RunFolder
-from dpdmd.sampling.model_source import check_no_run, locate_model, pipeline_with_text_of, place_or_none
+from dpdmd.sampling.model_source import check_is_pipeline, locate_model, pipeline_with_text_of, place_or_none
 from dpdmd.utils.paths import same_place
 
 
@@ -47,7 +47,7 @@ def find_sources(args: argparse.Namespace) -> Sources:
     select = pipeline_with_text_of(place_or_none(students[0][0]) or students[0][0])
     if args.teacher is not None:
         found = locate(Source("--teacher", str(args.teacher), select, hub.revision, hub.variant), hub)
-        check_no_run("--teacher", found.path)
+        check_is_pipeline("--teacher", found.path)
         places = [str(args.teacher), str(found.path), found.recorded or ""]
         trained = (run for run in runs.values() if any(same_place(run.model.teacher_id, place) for place in places))
         return Sources(students, found.path, next(trained, None))

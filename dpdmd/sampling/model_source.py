@@ -98,7 +98,7 @@ def locate_model(
         base = Source("--base_model", base_model, select, variant=options.variant)
     located = locate_all([base] if base else [], options)
     if base_model:
-        check_no_run("--base_model", located[0].path)
+        check_is_pipeline("--base_model", located[0].path)
     return path, located[0].path if located else None, found
 
 
@@ -110,7 +110,7 @@ def place_or_none(path: Path) -> Path | None:
         return None
 
 
-def check_no_run(flag: str, folder: Path) -> None:
+def check_is_pipeline(flag: str, folder: Path) -> None:
     """Check that a folder is neither a run nor a checkpoint nor a LoRA, which `--model` takes as a model.
 
     Raises:

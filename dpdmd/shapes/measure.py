@@ -153,13 +153,13 @@ def check(args: argparse.Namespace) -> list[str]:
         check_size(find_model(model, None))
     if args.out:
         check_writable_file("--out", args.out)
-        check_replaced(
+        check_replaces_result(
             args.out, lambda found: all(isinstance(each, dict) and "mean" in each for each in found.values())
         )
     return captions
 
 
-def check_replaced(out: Path, is_result: Callable[[dict[str, Any]], bool]) -> None:
+def check_replaces_result(out: Path, is_result: Callable[[dict[str, Any]], bool]) -> None:
     """Check that the result replaces no other file than an earlier result, such as RUN/metrics.jsonl.
 
     Raises:

@@ -19,7 +19,7 @@ from dpdmd.evaluation.scorer_files import check_scorer_paths
 from dpdmd.evaluation.scorers import build_scorer
 from dpdmd.evaluation.scorers.base import Sample, Scorer
 from dpdmd.evaluation.scoring import score_batch
-from dpdmd.shapes.measure import check_replaced, write_result
+from dpdmd.shapes.measure import check_replaces_result, write_result
 from dpdmd.shapes.oracle import read_images, variety
 from dpdmd.shapes.world import ATTRIBUTES, Scene, caption, render, sample_scene
 from dpdmd.utils.image_grid import to_pil
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(root: Path, out: Path | None) -> None:
     if out:
         check_writable_file("--out", out)
-        check_replaced(out, lambda found: all(isinstance(each, float) for each in found.values()))
+        check_replaces_result(out, lambda found: all(isinstance(each, float) for each in found.values()))
     scorers = load(root)
     metrics = {
         f"{name}: true against false images": pair_accuracy(scorers[name])

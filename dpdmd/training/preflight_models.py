@@ -17,7 +17,7 @@ from dpdmd.models.layout import Layout
 from dpdmd.models.noise_schedule import Schedule
 from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.models.sampling_defaults import read_sampling_defaults
-from dpdmd.sampling.model_source import check_no_run
+from dpdmd.sampling.model_source import check_is_pipeline
 from dpdmd.utils.paths import SCHEDULER_CONFIG
 from dpdmd.utils.precision import compute_dtype
 
@@ -59,7 +59,7 @@ def _check_networks(config: Config) -> None:
         folder = Path(getattr(model, flag))
         # `os.path` takes a folder that cannot be read for none, which a later check reports.
         if not os.path.isdir(folder / layout.network):
-            check_no_run(f"--{flag}", folder)
+            check_is_pipeline(f"--{flag}", folder)
     check_folder(layout, teacher, "--teacher_id", no_t5=model.no_t5)
     defaults = read_sampling_defaults(teacher, layout.defaults)
     text_length = layout.text_length(teacher, data.max_sequence_length, defaults)
