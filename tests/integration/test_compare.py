@@ -207,8 +207,8 @@ def test_the_launch_scripts_wait_for_it_too(tmp_path, script, given, expected):
 
 def test_a_measure_reads_the_result_of_an_earlier_one(values, tmp_path):
     """The path {out}/../oracle resolves only if {out} exists."""
-    copy = "cp {out}/../oracle/figures.json {out}/../again.json"
-    values["measure"]["second"] = {"command": copy, "result": "../again.json", "metrics": {"again": "accuracy"}}
+    copy = "cp {out}/../oracle/figures.json {out}/again.json"
+    values["measure"]["second"] = {"command": copy, "result": "again.json", "metrics": {"again": "accuracy"}}
     assert main(call(values, tmp_path, "--only", "teacher")) == 0
     assert "| teacher | 0.900 | 0.900 | 0.900 |" in (tmp_path / "out" / "table.md").read_text()
 
