@@ -90,19 +90,23 @@ def read_yaml(path: Path, onto: Config | None = None) -> Config:
     Raises:
         ValueError: a missing file, not a YAML mapping, an unknown key or a wrong type; the message names the file.
     """
+    return from_dict(_read_values(path), f"--config {path}", onto)
+
+
+def _read_values(path: Path) -> dict[str, Any]:
     values = strict_yaml.read(path, f"--config {path}")
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold keys and values, such as 'k_anchor: 5'")
-    return from_dict(values, f"--config {path}", onto)
+    return values
 
 
-def _check_one_size(path: Path, config: Config) -> None:
-    """Check that a file, which was read, gives no size twice. A run's config.yaml with several sizes also has a height.
+def _check_one_size(values: dict[str, Any], place: str, config: Config) -> None:
+    """Check that a file's `values` in `config` give no size twice. With several sizes, a run's file also has a height.
 
     Raises:
         ValueError: height or width is not that of `sizes`.
     """
-    given = {name for name, _, _ in _pairs(strict_yaml.read(path, f"--config {path}"), "", group_of_each_option())}
+    given = {name for name, _, _ in _pairs(values, place, group_of_each_option())}
     data = config.data
     try:
         (size,) = data.image_sizes if "sizes" in given else ()
@@ -110,9 +114,7 @@ def _check_one_size(path: Path, config: Config) -> None:
         return
     for name, side in size._asdict().items():
         if name in given and getattr(data, name) != side:
-            raise ValueError(
-                f"--config {path}: {name} {getattr(data, name)} and sizes {data.sizes}: leave out one of both"
-            )
+            raise ValueError(f"{place}: {name} {getattr(data, name)} and sizes {data.sizes}: leave out one of both")
 
 
 def write_yaml(config: Config, path: Path) -> None:
@@ -312,8 +314,10 @@ def _layered(config: Config, values: Mapping[str, Any], preset: str | None, path
         config = from_dict(dict(values), f"--preset {preset}", config)
     for path in paths:
         teacher, config.model.teacher_id = config.model.teacher_id, None
-        config = read_yaml(file := Path(_expanded("config", path)), config)
-        _check_one_size(file, config)
+        file = Path(_expanded("config", path))
+        in_file, place = _read_values(file), f"--config {file}"
+        config = from_dict(in_file, place, config)
+        _check_one_size(in_file, place, config)
         if config.model.teacher_id is None:
             config.model.teacher_id = teacher
             continue

@@ -29,8 +29,8 @@ from dpdmd.models.hub_models import Located, Source, locate_all
 from dpdmd.sampling.given_images import GivenImages, find_images, is_table
 from dpdmd.sampling.image_folder import GRIDS, PER_IMAGE, PICTURES, SUMMARY, TABLE, grid_files, read_settings
 from dpdmd.sampling.model_source import locate_model
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.paths import check_replaced, check_writable, user_path
+from dpdmd.utils.programs import run_program
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,12 @@ class Program:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the program and return its exit status: 2 on wrong input, 1 if it had to stop."""
-        try:
-            self._run(self.check(self.parser().parse_args(argv)))
-        except (ValueError, OSError, MemoryError) as error:
-            status, kind = (2, "error") if isinstance(error, ValueError) else (1, "stopped")
-            print(f"{self.name}: {kind}: {one_line(error)}", file=sys.stderr)
-            if COLLECTIVES in sys.modules:  # else there is no process group yet
-                from dpdmd.distributed import collectives
+        status = run_program(self.name, lambda: self._run(self.check(self.parser().parse_args(argv))))
+        if status and COLLECTIVES in sys.modules:  # else there is no process group yet
+            from dpdmd.distributed import collectives
 
-                collectives.exit_without_peers(status)
-            return status
-        return 0
+            collectives.exit_without_peers(status)
+        return status
 
     def _run(self, job: Job) -> None:
         """Run a checked job.

@@ -33,7 +33,7 @@ def estimate_memory(
     return max(estimates, key=lambda estimate: estimate.total)
 
 
-def host_warnings(config: Config, local_processes: int) -> list[str]:
+def machine_warnings(config: Config, local_processes: int) -> list[str]:
     """Compare this machine's memory with what a run on GPUs needs of it, beside that of the GPUs.
 
     Every process loads networks on the CPU before they are sharded or moved: the trained ones in fp32, with LoRA their

@@ -24,7 +24,7 @@ from dpdmd.models.registry import LAYOUTS, adapters
 from dpdmd.run_folder import RunFolder
 from dpdmd.training import checkpoint, resume
 from dpdmd.training.lr_schedules import lr_share
-from dpdmd.training.memory_estimate import estimate_memory, fewest_recomputed_blocks, host_warnings
+from dpdmd.training.memory_estimate import estimate_memory, fewest_recomputed_blocks, machine_warnings
 from dpdmd.training.memory_items import Topology
 from dpdmd.training.model_sources import locate_models
 from dpdmd.training.preflight_folder import check_folder, unreadable_named
@@ -94,7 +94,7 @@ def check(config: Config, *, saves: bool = True) -> RunSetup:
     memory = estimate_of_process(config, evaluation, Topology.from_environment(), on_gpu=on_gpu)
     sides = "--sizes" if memory.size else "--height, --width"
     if on_gpu:
-        memory_warnings = memory.warnings() + host_warnings(config, read_launch().local_processes)
+        memory_warnings = memory.warnings() + machine_warnings(config, read_launch().local_processes)
     else:
         memory_warnings = memory.host_warnings(f"--batch_size, {sides}")
     warnings = [*_warnings(config, folder, point, evaluation, steps), *memory_warnings]

@@ -147,7 +147,7 @@ def check_writable(flag: str, path: Path) -> None:
 
 def _is_model(folder: Path) -> bool:
     """Return whether a folder holds a pipeline, or one network: a component of a pipeline, or a scorer."""
-    network = any(has_key(folder / "config.json", key) for key in NETWORK_KEYS) and any(folder.glob("*.safetensors"))
+    network = has_key(folder / "config.json", *NETWORK_KEYS) and any(folder.glob("*.safetensors"))
     return network or (folder / MODEL_INDEX).is_file()
 
 

@@ -18,8 +18,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from dpdmd.utils.atomic_files import delete_unfinished
-from dpdmd.utils.error_lines import one_line
 from dpdmd.utils.library_settings import check_import, check_torch_variables
+from dpdmd.utils.programs import print_error
 
 STDERR = 2
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable of processes that torch's launcher starts
@@ -75,8 +75,7 @@ def _check_imports(program: str) -> None:
         check_import("TQDM_", "tqdm")
         check_torch_variables()
     except ValueError as error:
-        sys.stderr.write(f"{program}: error: {one_line(error)}\n")
-        sys.exit(2)
+        sys.exit(print_error(program, error))
 
 
 def _handled_signals() -> list[signal.Signals]:

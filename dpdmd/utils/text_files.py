@@ -114,10 +114,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def has_key(path: Path, key: str) -> bool:
-    """Return whether a file holds a JSON object with this key."""
+def has_key(path: Path, *keys: str) -> bool:
+    """Return whether a file holds a JSON object with one of these keys."""
     try:
-        return key in read_json(path)
+        return not read_json(path).keys().isdisjoint(keys)
     except ValueError:
         return False
 

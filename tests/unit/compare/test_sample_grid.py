@@ -27,7 +27,7 @@ class GreySampler:
 
 @pytest.mark.parametrize(("on_gpu", "sizes"), [(True, [4, 4, 1]), (False, [9])])
 def test_the_grid_fits_a_gpu_and_a_screen(tmp_path, monkeypatch, on_gpu, sizes):
-    """A GPU, unless accelerate is told to use the CPU, samples in bf16 and small batches. Tiles have <= 256 pixels."""
+    """A GPU samples in bf16 and small batches, unless accelerate is told to use the CPU. Tiles have <= 256 pixels."""
     model, asked = GreySampler(600), []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", str(not on_gpu))

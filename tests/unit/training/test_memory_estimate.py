@@ -18,7 +18,7 @@ from dpdmd.models.layout import count_numbers
 from dpdmd.models.registry import LAYOUTS
 from dpdmd.models.sd35.official import OFFICIAL
 from dpdmd.training import checkpoint
-from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks, host_warnings
+from dpdmd.training.memory_estimate import MemoryEstimate, estimate_memory, fewest_recomputed_blocks, machine_warnings
 from dpdmd.training.memory_items import (
     ENCODING,
     FAKE,
@@ -270,7 +270,7 @@ def test_a_machine_too_small_for_what_its_processes_load_or_copy_gives_a_warning
     needed = each * LAYOUTS["sd35"].count_parameters(medium)
     for part, warns in ((0.9, True), (1.01, False)):
         monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": int(part * needed), "SC_PAGE_SIZE": 1}.get)
-        found = host_warnings(medium_config(medium, *flags), processes)
+        found = machine_warnings(medium_config(medium, *flags), processes)
         assert bool(found) == warns and all("the system may kill the run" in line for line in found)
 
 
